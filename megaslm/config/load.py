@@ -1,0 +1,69 @@
+"""A YAML file, its bases and the command line's overrides, as one checked and frozen configuration."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from megaslm.config.layers import Layers, gather
+from megaslm.config.problems import describe_booleans_for_numbers, describe_problems
+from megaslm.config.source import KeyPath, dotted_key
+from megaslm.errors import ConfigError
+
+M = TypeVar("M", bound=BaseModel)
+
+DEFAULT = "default"
+"""The origin of a value that nobody set."""
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[M]):
+    """A checked configuration, and where each of its settings came from."""
+
+    value: M
+    provenance: Mapping[str, str]
+    """Dotted key to origin: `FILE:LINE`, `--set` or `default`."""
+
+
+def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[M]:
+    """Read `path` with what it is based on, lay `overrides` (`train.lr=2e-5`) over it, and check the whole.
+
+    All problems are reported in one ConfigError: each with its dotted key, the value, what is allowed, and its origin.
+    """
+    layers = gather(Path(path), overrides)
+    problems = layers.mistakes + describe_booleans_for_numbers(model_class, layers)
+    try:
+        value = model_class.model_validate(layers.settings)
+    except ValidationError as error:
+        problems += describe_problems(error, model_class, layers)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    return Loaded(value, _provenance(value, layers))
+
+
+def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:
+    """The way to each single setting of a configuration, and its value; sections and their collections are opened up."""
+    for name in type(value).model_fields:
+        yield from _opened((name,), getattr(value, name))
+
+
+def _opened(path: KeyPath, value: object) -> Iterator[tuple[KeyPath, object]]:
+    if isinstance(value, BaseModel):
+        children: list[tuple[str | int, object]] = [(name, getattr(value, name)) for name in type(value).model_fields]
+    elif isinstance(value, Mapping):
+        children = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, list | tuple) and any(isinstance(entry, BaseModel) for entry in value):
+        children = list(enumerate(value))
+    else:
+        children = []
+    if not children:
+        yield path, value
+    for part, child in children:
+        yield from _opened((*path, part), child)
+
+
+def _provenance(value: BaseModel, layers: Layers) -> dict[str, str]:
+    return {dotted_key(path): layers.origin_of(path) or DEFAULT for path, _ in settings_of(value)}

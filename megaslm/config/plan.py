@@ -1,0 +1,117 @@
+"""What a configuration means on a given number of ranks: rows, micro-steps, steps and parameters, by arithmetic alone."""
+
+import math
+from dataclasses import dataclass
+
+from megaslm.config.schema import Architecture, RunConfig
+from megaslm.errors import ConfigError
+
+MOST_CANONICAL_NODES = 64
+"""The order of rows stays the same on any number of nodes that divides the canonical one."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one run's batches are cut over ranks and micro-steps."""
+
+    world_size: int
+    """Ranks that train."""
+    seq_len: int
+    """Targets per row."""
+    global_batch_rows: int
+    """Rows per optimiser step, over all ranks."""
+    rows_per_rank: int
+    """Rows per optimiser step on each rank."""
+    micro_batch_rows: int
+    """Rows that go through the model at once: the largest divisor of `rows_per_rank` that the configuration allows."""
+    micro_steps: int
+    """Forward and backward passes per optimiser step."""
+    total_steps: int
+    """Optimiser steps of the whole run: as many as fit into `train.total_tokens`, and at least one."""
+    canonical_nodes: int
+    """Parts into which the order of rows is divided, whatever the number of nodes."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets per optimiser step."""
+        return self.global_batch_rows * self.seq_len
+
+    def steps_of(self, tokens: int) -> int:
+        """An interval of `tokens` targets in whole steps: never longer than asked, and at least one step."""
+        return max(1, tokens // self.tokens_per_step)
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """How many parameters a model has, and where."""
+
+    embedding: int
+    """The table of input embeddings."""
+    decoder: int
+    """All decoder layers and the last norm."""
+    head: int
+    """The head's own matrix; 0 where it shares the embedding table."""
+
+    @property
+    def total(self) -> int:
+        """All parameters, a shared one counted once."""
+        return self.embedding + self.decoder + self.head
+
+    @property
+    def without_embedding(self) -> int:
+        """Decoder and head, whether the head is shared or not: what takes part in matrix products."""
+        return self.decoder + (self.head or self.embedding)
+
+
+def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
+    """Divide the run's batches over `world_size` ranks."""
+    seq_len = config.data.seq_len
+    global_batch_rows = config.train.global_batch_tokens // seq_len
+    if world_size < 1 or global_batch_rows % world_size:
+        raise ConfigError(_uneven(global_batch_rows, world_size, seq_len))
+    rows_per_rank = global_batch_rows // world_size
+    micro_batch_rows = max(n for n in _divisors(rows_per_rank) if n <= config.train.micro_batch_rows)
+    return BatchPlan(
+        world_size=world_size,
+        seq_len=seq_len,
+        global_batch_rows=global_batch_rows,
+        rows_per_rank=rows_per_rank,
+        micro_batch_rows=micro_batch_rows,
+        micro_steps=rows_per_rank // micro_batch_rows,
+        total_steps=max(1, config.train.total_tokens // config.train.global_batch_tokens),
+        canonical_nodes=math.gcd(MOST_CANONICAL_NODES, global_batch_rows),
+    )
+
+
+def parameter_count(architecture: Architecture) -> ParameterCounts:
+    """The exact number of parameters; llama and mistral have the same, no biases."""
+    width = architecture.hidden_size
+    head_size = width // architecture.num_heads
+    key_value_width = (architecture.num_kv_heads or architecture.num_heads) * head_size
+    attention = 2 * width * width + 2 * width * key_value_width
+    feed_forward = 3 * width * architecture.intermediate_size
+    norms = 2 * width
+    table = architecture.vocab_size * width
+    return ParameterCounts(
+        embedding=table,
+        decoder=architecture.num_layers * (attention + feed_forward + norms) + width,
+        head=0 if architecture.tie_embeddings else table,
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
+
+
+def _uneven(rows: int, world_size: int, seq_len: int) -> str:
+    if world_size < 1:
+        return f"the world size is {world_size}; it must be at least 1"
+    below = rows // world_size * world_size * seq_len
+    above = (rows // world_size + 1) * world_size * seq_len
+    batches = f"{below} or {above}" if below else f"{above}"
+    world_sizes = ", ".join(str(n) for n in _divisors(rows))
+    return (
+        f"train.global_batch_tokens = {rows * seq_len} is {rows} rows of {seq_len}, which do not divide by {world_size} ranks; "
+        f"use {world_sizes} ranks, or train.global_batch_tokens = {batches}"
+    )

@@ -1,0 +1,258 @@
+"""The configuration of one training run, as frozen sections.
+
+Every field carries its meaning and its unit in the docstring below it; `megaslm config explain` prints them. Nothing
+here imports torch, reads a file or looks at the machine, so that a configuration can be checked anywhere.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Ratio = Annotated[Decimal, Field(gt=0, le=1)]
+Precision = Literal["auto", "bf16", "fp32"]
+Split = Literal["train", "heldout"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+
+class Architecture(Section):
+    """The shape of a model that starts from random weights."""
+
+    family: Literal["llama", "mistral"] = "llama"
+    """Which Hugging Face architecture to build."""
+    vocab_size: Positive
+    """Rows of the embedding table; at least the tokenizer's vocabulary."""
+    hidden_size: Positive
+    """Width of the residual stream."""
+    intermediate_size: Positive
+    """Width of the gated feed-forward layer."""
+    num_layers: Positive
+    """Number of decoder layers."""
+    num_heads: Positive
+    """Number of attention heads; must divide `hidden_size`."""
+    num_kv_heads: Positive | None = None
+    """Number of key and value heads; null means `num_heads`."""
+    max_position_embeddings: Positive = 4096
+    """Longest row, in tokens, that the model is built for."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary position embedding."""
+    rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
+    """Epsilon of the RMS normalisations."""
+    tie_embeddings: bool = False
+    """Whether the head shares the embedding table."""
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the random weights."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Architecture":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size = {self.hidden_size} is not a multiple of num_heads = {self.num_heads}")
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads = {self.num_heads} is not a multiple of num_kv_heads = {self.num_kv_heads}")
+        return self
+
+
+class ModelSection(Section):
+    """Where the weights come from and how the model is run. Exactly one of the three origins is set."""
+
+    from_pretrained: str | None = None
+    """A Hugging Face folder (safetensors, config, tokenizer)."""
+    from_run: str | None = None
+    """Another run's folder: its newest complete checkpoint gives the weights, not the optimiser."""
+    from_scratch: Architecture | None = None
+    """A shape; the weights are drawn at random from `seed`."""
+    precision: Precision = "auto"
+    """Arithmetic of forward and backward; auto is bf16 on GPUs and fp32 on CPUs. Losses are float32 in any case."""
+    gradient_checkpointing: bool = False
+    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    document_isolation: bool = True
+    """Whether attention and positions start afresh at every document of a packed row."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelSection":
+        origins = {
+            "from_pretrained": self.from_pretrained,
+            "from_run": self.from_run,
+            "from_scratch": self.from_scratch,
+        }
+        chosen = [name for name, value in origins.items() if value is not None]
+        if len(chosen) != 1:
+            found = " and ".join(chosen) or "none"
+            raise ValueError(f"exactly one of from_pretrained, from_run, from_scratch must be set; found {found}")
+        return self
+
+
+class DataSection(Section):
+    """What the run reads."""
+
+    train: str
+    """The dataset folder whose `train` split is read; under `objective: slm` a scored one."""
+    seq_len: Positive
+    """Targets per row; the dataset's rows hold seq_len + 1 tokens."""
+    domains: tuple[str, ...] | None = None
+    """Which domains to read; null means all."""
+    shuffle_seed: NonNegative = 0
+    """Seed of the order of rows. With equal seed and batch the order is the same for any number of ranks."""
+    loader_workers: NonNegative = 1
+    """Loader processes per rank; 0 reads in the training process."""
+
+
+class TrainSection(Section):
+    """The objective, the batch and the optimiser."""
+
+    objective: Literal["clm", "slm"]
+    """clm trains on every target; slm on those whose excess loss is among the top `slm.keep_ratio`."""
+    total_tokens: Positive
+    """Targets to read in all; may be raised when a run is resumed."""
+    global_batch_tokens: Positive
+    """Targets per optimiser step over all ranks; a multiple of `data.seq_len`."""
+    micro_batch_rows: Positive
+    """Most rows that one rank puts through the model at once; accumulation steps follow from the world size."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up; wsd stays constant, then falls linearly over `decay_tokens`."""
+    warmup_tokens: NonNegative = 0
+    """Targets over which the learning rate rises linearly from 0."""
+    decay_tokens: NonNegative = 0
+    """Targets of the final decay under `schedule: wsd`."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Learning rate at the end, as a part of `lr`."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's decay of matrices; embeddings are decayed, norms and biases are not."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the first moment, per step."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the second moment, per step."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this global norm; 0 switches clipping off."""
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainSection":
+        if self.warmup_tokens >= self.total_tokens:
+            raise ValueError(
+                f"warmup_tokens = {self.warmup_tokens} must be below total_tokens = {self.total_tokens}"
+            )
+        if self.schedule == "wsd" and not 0 < self.decay_tokens <= self.total_tokens - self.warmup_tokens:
+            raise ValueError(
+                f"schedule wsd needs 0 < decay_tokens <= total_tokens - warmup_tokens; found {self.decay_tokens}"
+            )
+        return self
+
+
+class SlmSection(Section):
+    """Selective language modeling (Rho-1, section 2.2). Read under `objective: slm` only."""
+
+    keep_ratio: Ratio = Decimal("0.6")
+    """The share k of targets that are trained on, as a decimal."""
+    scope: Literal["batch", "sequence", "microbatch"] = "batch"
+    """Among which targets a target must rank in the top k: the whole optimiser step, its row, or one rank's micro-batch."""
+    reference: str | None = None
+    """The reference model's Hugging Face folder, where it is at hand; used by `verify_rows` alone."""
+    verify_rows: NonNegative = 8
+    """Rows to score again before the first step where `reference` is set; 0 trusts the stored losses."""
+
+
+class ValidationSet(Section):
+    """One held-out set."""
+
+    dataset: str
+    """The dataset folder."""
+    split: Split = "heldout"
+    """Which split of it."""
+    domains: tuple[str, ...] | None = None
+    """Which domains; null means all. Losses are reported for each and for all together."""
+    max_rows: Positive | None = None
+    """At most so many rows of each domain, spread evenly over it; null means all."""
+
+
+class ValidationSection(Section):
+    """Losses on held-out text, over all tokens."""
+
+    sets: dict[str, ValidationSet] = {}
+    """Named held-out sets."""
+    every_tokens: Positive | None = None
+    """Targets between two validations; null validates at the end only. The first happens before the first step."""
+    batch_rows: Positive = 8
+    """Rows per rank and forward pass."""
+
+
+class ZeroSection(Section):
+    """How DeepSpeed divides the training state over ranks."""
+
+    stage: Literal[0, 1, 2, 3] = 3
+    """0 replicates everything; 1 divides optimiser states, 2 gradients too, 3 parameters too."""
+    offload_optimizer: bool = False
+    """Keep optimiser states and their step on the host."""
+    overlap_comm: bool = True
+    """Reduce gradients while the backward pass still runs (GPUs only)."""
+    reduce_bucket_size: Positive = 200_000_000
+    """Gradient elements per reduction."""
+    prefetch_bucket_size: Positive = 300_000_000
+    """Stage 3: parameter elements gathered ahead of their use."""
+    param_persistence_threshold: NonNegative = 1_000_000
+    """Stage 3: parameters with fewer elements stay whole on every rank."""
+    max_live_parameters: Positive = 2_000_000_000
+    """Stage 3: most parameter elements gathered at once on a rank."""
+    max_reuse_distance: Positive = 2_000_000_000
+    """Stage 3: a parameter used again within so many elements is not released in between."""
+
+
+class CheckpointSection(Section):
+    """When the state is written."""
+
+    every_tokens: Positive | None = None
+    """Targets between two checkpoints; null writes at the end only."""
+    keep_last: Positive = 2
+    """Older complete checkpoints are deleted."""
+
+
+class LogSection(Section):
+    """What the run says."""
+
+    every_steps: Positive = 10
+    """Steps between two lines; each line reads the device once. metrics.jsonl gets every step all the same."""
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    run_dir: str
+    """The run folder: checkpoints, TensorBoard events, metrics.jsonl, the resolved configuration."""
+    seed: NonNegative = 0
+    """Seed of random weights and of any dropout."""
+    model: ModelSection
+    data: DataSection
+    train: TrainSection
+    slm: SlmSection = SlmSection()
+    validation: ValidationSection = ValidationSection()
+    zero: ZeroSection = ZeroSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+    deepspeed_extra: dict[str, object] = {}
+    """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is refused."""
+
+    @model_validator(mode="after")
+    def _batch_is_whole_rows(self) -> "RunConfig":
+        batch, seq_len = self.train.global_batch_tokens, self.data.seq_len
+        if batch % seq_len:
+            raise ValueError(
+                f"train.global_batch_tokens = {batch} is not a multiple of data.seq_len = {seq_len}; "
+                f"the nearest are {max(1, batch // seq_len) * seq_len} and {(batch // seq_len + 1) * seq_len}"
+            )
+        return self

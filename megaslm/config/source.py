@@ -1,0 +1,197 @@
+"""YAML text to plain values, each with the place it was written at.
+
+PyYAML follows YAML 1.1, where `2e-5` is text, `no` is false, `0123` is octal and a key may be given twice. Here numbers
+are what they look like, only `true` and `false` are booleans, and a repeated key is a mistake.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from megaslm.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+"""The way from the top of a file to a value: names of mappings, indices of lists."""
+
+FLOAT_PATTERN = re.compile(
+    r"""^[-+]?(?:
+        [0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+      | \.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+      | [0-9][0-9_]*[eE][-+]?[0-9]+
+      | \.(?:inf|Inf|INF)
+    )$|^\.(?:nan|NaN|NAN)$""",
+    re.VERBOSE,
+)
+INTEGER_PATTERN = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+FLOAT_STARTS = list("-+0123456789.")
+
+
+class _Resolver(yaml.SafeLoader):
+    """PyYAML's parser with the scalar rules of this module."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (PyYAML declares it as an instance attribute)
+
+
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Resolver.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:int", INTEGER_PATTERN, list("-+0123456789"))
+_Resolver.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_PATTERN, FLOAT_STARTS)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A parsed text: its value and the origin, such as `runs/a.yaml:7`, of every scalar, list and empty mapping in it."""
+
+    value: object
+    origins: Mapping[KeyPath, str]
+
+
+def read_source(path: Path) -> Source:
+    """Parse the file at `path`, whose top must be a mapping; every mistake is one ConfigError that names the file."""
+    text = _read_text(path)
+    source = parse_source(text, str(path))
+    if source.value is None:
+        raise ConfigError(f"{path}: the file is empty; it must hold a mapping of settings")
+    if not isinstance(source.value, dict):
+        raise ConfigError(f"{path}: the file must hold a mapping of settings; found {type_name(source.value)}")
+    return source
+
+
+def parse_source(text: str, name: str, *, with_lines: bool = True) -> Source:
+    """Parse one YAML document; `name` stands for it in origins and messages."""
+    try:
+        loader = _Resolver(text)
+        try:
+            node = loader.get_single_node()
+            return _Reader(loader, name, with_lines).read(node)
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_describe_syntax_error(error, text, name)) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {error}") from None
+
+
+def type_name(value: object) -> str:
+    """What a YAML author calls the type of `value`."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+        case list():
+            return "a list"
+        case _:
+            return "a mapping"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file{_files_beside(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: this is a folder; name one YAML file{_files_in(path)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _files_beside(path: Path) -> str:
+    return _files_in(path.parent) if path.parent.is_dir() else f"; nor is there a folder {path.parent}"
+
+
+def _files_in(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.glob("*.y*ml"))
+    return f"; {folder} has {', '.join(names[:12])}" if names else ""
+
+
+def _describe_syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    problem = ", ".join(part for part in (error.context, error.problem) if part)
+    if mark is None:
+        return f"{name}: not valid YAML: {problem}"
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    pointer = " " * mark.column + "^"
+    return (
+        f"{name}: not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}\n"
+        f"    {line}\n"
+        f"    {pointer}"
+    )
+
+
+@dataclass
+class _Reader:
+    """Turns one document's nodes into values and remembers where they stood."""
+
+    loader: _Resolver
+    name: str
+    with_lines: bool
+    origins: dict[KeyPath, str] = field(default_factory=dict)
+    mistakes: list[str] = field(default_factory=list)
+    open_nodes: set[int] = field(default_factory=set)
+
+    def read(self, document: yaml.Node | None) -> Source:
+        value = None if document is None else self._value(document, ())
+        if self.mistakes:
+            raise ConfigError("\n".join(self.mistakes))
+        return Source(value, self.origins)
+
+    def _value(self, node: yaml.Node, path: KeyPath) -> object:
+        if id(node) in self.open_nodes:
+            self.mistakes.append(f"{self._place(node)}: an alias refers to what contains it")
+            return None
+        self.open_nodes.add(id(node))
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            self.origins[path] = self._place(node)
+            if isinstance(node, yaml.SequenceNode):
+                return [self._value(child, (*path, index)) for index, child in enumerate(node.value)]
+            return self._scalar(node)
+        finally:
+            self.open_nodes.discard(id(node))
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, object]:
+        if not node.value:
+            self.origins[path] = self._place(node)
+        values: dict[str, object] = {}
+        first_places: dict[str, str] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.mistakes.append(f"{self._place(key_node)}: a key must be text")
+                continue
+            key = key_node.value
+            if key in values:
+                dotted = dotted_key((*path, key))
+                self.mistakes.append(f"{self._place(key_node)}: {dotted} is set twice; first at {first_places[key]}")
+                continue
+            first_places[key] = self._place(key_node)
+            values[key] = self._value(value_node, (*path, key))
+        return values
+
+    def _scalar(self, node: yaml.Node) -> object:
+        try:
+            return self.loader.construct_object(node)
+        except (yaml.YAMLError, ValueError):
+            self.mistakes.append(f"{self._place(node)}: {node.value!r} cannot be read as {node.tag}")
+            return None
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self.name}:{node.start_mark.line + 1}" if self.with_lines else self.name
+
+
+def dotted_key(path: KeyPath) -> str:
+    """`("sources", 1, "name")` as `sources.1.name`."""
+    return ".".join(str(part) for part in path)

@@ -1,0 +1,100 @@
+"""Ranks and what they tell one another. One process without a launcher is a world of one."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megaslm.errors import MegaSLMError, PeerFailed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what is written once."""
+        return self.rank == 0
+
+
+def join_world() -> World:
+    """Joins the process group that the launcher described in the environment; alone, makes one of a single process.
+
+    The `deepspeed` and `torchrun` launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+    """
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # device_id lets NCCL connect at once, so that a bad link shows here and not in the first step.
+        dist.init_process_group(backend="nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def leave_world() -> None:
+    """Leaves the process group; silences the warnings that an abandoned one prints at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, on every rank. Works in place and gives the tensor back."""
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def wait_for_all() -> None:
+    """Returns when every rank has come here."""
+    dist.barrier()
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's value, in rank order, on every rank."""
+    gathered: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """Runs `action` on the first rank alone and gives its result to all.
+
+    Raises:
+        MegaSLMError: what `action` raised, on the first rank; `PeerFailed` with the same message on the others.
+    """
+    outcome: list[object] = [None, None]
+    failure: MegaSLMError | None = None
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except MegaSLMError as error:
+            failure = error
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1] is not None:
+        raise PeerFailed(str(outcome[1]))
+    return outcome[0]  # type: ignore[return-value]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

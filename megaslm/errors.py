@@ -1,0 +1,41 @@
+"""Everything that MegaSLM raises on purpose.
+
+A message names the thing, what was found, what was expected and what to do. `UserMistake` and its children mean that
+the command was asked for something impossible (exit status 2); the others are faults (exit status 1).
+"""
+
+
+class MegaSLMError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+class UserMistake(MegaSLMError):
+    """The command, its files or its data ask for something impossible; nothing was changed."""
+
+
+class ConfigError(UserMistake):
+    """A configuration file, a recipe or an override is wrong."""
+
+
+class DataError(UserMistake):
+    """A dataset, a corpus or a tokenizer is missing, damaged or does not fit."""
+
+
+class ReferenceMismatch(DataError):
+    """Stored reference losses are not those of the named reference on the named rows."""
+
+
+class ModelError(UserMistake):
+    """A model folder is missing, incomplete or does not fit the run."""
+
+
+class CheckpointError(UserMistake):
+    """A checkpoint is missing, incomplete or belongs to another run."""
+
+
+class NonFiniteLoss(MegaSLMError):
+    """A loss or a score became NaN or infinite."""
+
+
+class PeerFailed(MegaSLMError):
+    """Another rank failed and has said why; this one only follows."""
