@@ -65,8 +65,7 @@ def deepspeed_settings(
     load_universal: bool = False,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for a client torch AdamW, `deepspeed_extra` merged last."""
-    if config.zero.offload_optimizer and config.zero.stage == 0:
-        raise ConfigError("zero.offload_optimizer = true: needs zero.stage 1, 2 or 3; found zero.stage = 0")
+    _refuse_what_needs_zero(config, precision)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
         "gradient_accumulation_steps": plan.micro_steps,
@@ -77,14 +76,26 @@ def deepspeed_settings(
         # DeepSpeed's throughput timer waits for the device twice a micro-step.
         "timers": {"throughput": {"enabled": False}},
         "checkpoint": {"load_universal": load_universal},
+        "data_types": {"grad_accum_dtype": "fp32"},
     }
-    if precision == "fp32" or config.zero.stage > 0:
-        # Without ZeRO, DeepSpeed accumulates bf16 gradients in bf16 and refuses to be told otherwise.
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.zero.offload_optimizer:
         settings["zero_force_ds_cpu_optimizer"] = False
     _refuse_governed_keys(config.deepspeed_extra)
     return _merged(settings, copy.deepcopy(config.deepspeed_extra))
+
+
+def _refuse_what_needs_zero(config: RunConfig, precision: str) -> None:
+    if config.zero.stage > 0:
+        return
+    if config.zero.offload_optimizer:
+        raise ConfigError("zero.offload_optimizer = true: needs zero.stage 1, 2 or 3; found zero.stage = 0")
+    if precision == "bf16":
+        # There DeepSpeed accumulates gradients in bf16, and its optimiser takes a step with zero gradients before the
+        # first, which spoils Adam's bias correction.
+        raise ConfigError(
+            "zero.stage = 0: with bf16 DeepSpeed accumulates gradients in bf16; "
+            "use zero.stage 1, 2 or 3, or model.precision = fp32"
+        )
 
 
 def _zero_optimization(config: RunConfig, *, on_gpu: bool) -> dict[str, Any]:

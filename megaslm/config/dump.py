@@ -40,6 +40,13 @@ def _represent_tuple(dumper: yaml.SafeDumper, value: tuple[object, ...]) -> yaml
     return dumper.represent_list(value)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
+    """Rare line ends survive in double quotes only."""
+    style = '"' if any(mark in value for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(Decimal, _represent_decimal)
 _Dumper.add_representer(tuple, _represent_tuple)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_PATTERN, FLOAT_STARTS)

@@ -1,4 +1,4 @@
-"""The layers of one configuration: the files that others are based on, the file itself, the command line's overrides."""
+"""The layers of one configuration: a file, the files it is based on, and the overrides of the command line."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -45,7 +45,7 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:
-    """The way to each single setting of a configuration, and its value; sections and their collections are opened up."""
+    """The way to each single setting of a configuration, and its value; sections and collections of them are opened."""
     for name in type(value).model_fields:
         yield from _opened((name,), getattr(value, name))
 

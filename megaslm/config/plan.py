@@ -1,4 +1,4 @@
-"""What a configuration means on a given number of ranks: rows, micro-steps, steps and parameters, by arithmetic alone."""
+"""What a configuration means on a number of ranks: rows, micro-steps, steps and parameters, by arithmetic alone."""
 
 import math
 from dataclasses import dataclass
@@ -112,6 +112,6 @@ def _uneven(rows: int, world_size: int, seq_len: int) -> str:
     batches = f"{below} or {above}" if below else f"{above}"
     world_sizes = ", ".join(str(n) for n in _divisors(rows))
     return (
-        f"train.global_batch_tokens = {rows * seq_len} is {rows} rows of {seq_len}, which do not divide by {world_size} ranks; "
-        f"use {world_sizes} ranks, or train.global_batch_tokens = {batches}"
+        f"train.global_batch_tokens = {rows * seq_len} is {rows} rows of {seq_len}, "
+        f"which do not divide by {world_size} ranks; use {world_sizes} ranks, or train.global_batch_tokens = {batches}"
     )

@@ -45,7 +45,7 @@ _Resolver.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT_PATTERN, FLOAT_
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed text: its value and the origin, such as `runs/a.yaml:7`, of every scalar, list and empty mapping in it."""
+    """A parsed text: its value, and the origin (`runs/a.yaml:7`) of every scalar, list and empty mapping in it."""
 
     value: object
     origins: Mapping[KeyPath, str]

@@ -1,0 +1,44 @@
+# `make help` lists what there is. Everything runs in .venv, which is made when first needed.
+PYTHON ?= python3
+INSTALLED := .venv/.installed
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all bench lint clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
+
+demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
+	.venv/bin/megaslm demo
+
+test: $(INSTALLED)  ## the quick tests
+	.venv/bin/python -m pytest -m "not slow"
+
+test-all: $(INSTALLED)  ## all tests, the slow ones too
+	.venv/bin/python -m pytest
+
+bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench
+	@mkdir -p runs/bench
+	@for script in benchmarks/*.py; do \
+	    .venv/bin/python "$$script" --json "runs/bench/$$(basename "$$script" .py).json" || exit 1; \
+	done
+
+lint: $(INSTALLED)  ## style, format and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean:  ## remove caches and build outputs; .venv and runs stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# The stamp comes last, so that an interrupted installation is taken up again. uv reads the overrides of pyproject.toml
+# only in this folder, and looks for local wheels where pip does.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("MegaSLM needs Python 3.11 or newer; $(PYTHON) is %d.%d.%d. Name another one: make PYTHON=python3.12 ..." % sys.version_info[:3])'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet uv
+	env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} \
+	    .venv/bin/uv pip install --python .venv -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Starts a verb of MegaSLM on this host, one process a GPU. See --help.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+usage: launcher/local.sh VERB [ARGUMENT ...]
+
+  launcher/local.sh train configs/demo/slm.yaml --set train.lr=1e-3
+  launcher/local.sh score --reference models/reference datasets/tokens datasets/scored
+
+Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and exits with the status of the job.
+
+  RANKS                 number of ranks; default: every GPU that CUDA_VISIBLE_DEVICES leaves, or 2 without a GPU
+  CUDA_VISIBLE_DEVICES  the GPUs to use, by number; the first RANKS of them
+  MASTER_PORT           the port at which the ranks meet; default 29500
+  OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
+
+SIGTERM, SIGINT or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
+A second one ends it at once.
+HELP
+}
+
+case "${1:-}" in
+    -h | --help) usage; exit 0 ;;
+    "") usage >&2; exit 2 ;;
+esac
+
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
+
+gpus="${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, || true)}"
+if [[ -n "$gpus" ]]; then
+    ranks="${RANKS:-$(tr ',' '\n' <<<"$gpus" | wc -l)}"
+    placement=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$gpus")")
+else
+    ranks="${RANKS:-2}"
+    placement=(--num_gpus "$ranks")
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+    cores="$(nproc)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}"
+fi
+
+# A hostfile in DeepSpeed's default place would take the job to other hosts; /dev/null is none.
+# setsid: signals from the terminal come to this script alone, which hands them on in order.
+setsid deepspeed --quiet --hostfile /dev/null "${placement[@]}" --master_port "${MASTER_PORT:-29500}" \
+    --no_local_rank --module megaslm "$@" &
+job=$!
+
+# The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
+stop() {
+    trap 'kill -KILL -- "-$job" 2>/dev/null || true' TERM INT USR1
+    local node_launcher told=no
+    for node_launcher in $(pgrep -P "$job"); do
+        if pkill -TERM -P "$node_launcher"; then told=yes; fi
+    done
+    # Before there are ranks nothing is lost.
+    if [[ "$told" == no ]]; then kill -TERM -- "-$job" 2>/dev/null || true; fi
+}
+trap stop TERM INT USR1
+
+# `wait` returns early, with more than 128, when a signal was handled.
+status=128
+while kill -0 "$job" 2>/dev/null; do
+    status=0
+    wait "$job" || status=$?
+done
+exit "$status"

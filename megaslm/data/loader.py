@@ -1,0 +1,130 @@
+"""The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from megaslm.config.plan import BatchPlan
+from megaslm.data.manifest import Manifest
+from megaslm.data.stream import Stream, StreamingDataset
+from megaslm.errors import DataError
+
+_SPLIT = "train"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B rows of one rank.
+
+    `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers in the dataset. `domain`: (B,) int64.
+    `ref_loss`: (B, L) float32, or None where the dataset is not scored. `visit`: how often the dataset was read before.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    domain: Tensor
+    ref_loss: Tensor | None
+    visit: int
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same micro-batch on another device, copied without waiting for it."""
+        return MicroBatch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            rows=self.rows.to(device, non_blocking=True),
+            domain=self.domain.to(device, non_blocking=True),
+            ref_loss=None if self.ref_loss is None else self.ref_loss.to(device, non_blocking=True),
+            visit=self.visit,
+        )
+
+
+class _NumberedRows(StreamingDataset):  # type: ignore[misc]
+    """Rows that know their number: selection breaks ties by it."""
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, np.ndarray | int]:
+        return {**super().get_item(sample_id, retry), "row": sample_id}
+
+
+class TrainingStream:
+    """The `train` split of a dataset, epoch after epoch, cut into this rank's micro-batches."""
+
+    def __init__(
+        self,
+        dataset: Path,
+        manifest: Manifest,
+        plan: BatchPlan,
+        *,
+        domains: tuple[str, ...],
+        shuffle_seed: int,
+        workers: int,
+    ) -> None:
+        """Opens the stream; called on all ranks, contains barriers.
+
+        An epoch holds whole global batches only: at its end fewer rows than one batch wait for the next shuffle.
+
+        Raises:
+            DataError: the split has fewer rows than one global batch.
+        """
+        rows = sum(manifest.splits[_SPLIT][domain].rows for domain in domains)
+        self._rows_per_epoch = rows // plan.global_batch_rows * plan.global_batch_rows
+        if self._rows_per_epoch == 0:
+            raise DataError(
+                f"{dataset}: {rows} training rows in {', '.join(domains)}, fewer than the {plan.global_batch_rows} of one "
+                f"global batch; lower train.global_batch_tokens or prepare more text"
+            )
+        self._identity = {"num_canonical_nodes": plan.canonical_nodes, "shuffle_seed": shuffle_seed}
+        self._workers = workers
+        self._micro_batch_rows = plan.micro_batch_rows
+        self._dataset = _NumberedRows(
+            streams=[Stream(local=str(dataset / _SPLIT / domain)) for domain in domains],
+            epoch_size=self._rows_per_epoch,
+            batch_size=plan.micro_batch_rows,
+            shuffle=True,
+            **self._identity,
+        )
+
+    def micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches without end, from where a run stands that has read `rows_seen` rows on all ranks."""
+        epoch, rows_into_epoch = divmod(rows_seen, self._rows_per_epoch)
+        while True:
+            self._dataset.load_state_dict(
+                {
+                    "epoch": epoch,
+                    "sample_in_epoch": rows_into_epoch,
+                    "initial_physical_nodes": None,
+                    **self._identity,
+                }
+            )
+            loader = DataLoader(
+                self._dataset,
+                batch_size=self._micro_batch_rows,
+                num_workers=self._workers,
+                collate_fn=_Collate(visit=epoch),
+                drop_last=True,
+                pin_memory=torch.cuda.is_available(),
+            )
+            yield from loader
+            epoch, rows_into_epoch = epoch + 1, 0
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Stacks rows; a class, so that loader processes can be handed one."""
+
+    visit: int
+
+    def __call__(self, rows: list[Mapping[str, np.ndarray | int]]) -> MicroBatch:
+        scored = "ref_loss" in rows[0]
+        return MicroBatch(
+            tokens=torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64)),
+            rows=torch.tensor([int(row["row"]) for row in rows], dtype=torch.int64),
+            domain=torch.tensor([int(row["domain"]) for row in rows], dtype=torch.int64),
+            ref_loss=torch.from_numpy(np.stack([row["ref_loss"] for row in rows]).astype(np.float32))
+            if scored
+            else None,
+            visit=self.visit,
+        )

@@ -1,0 +1,161 @@
+"""What a dataset is and where it came from: DATASET/manifest.json, written last."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from megaslm.config.schema import Split
+from megaslm.data.durable import write_file
+from megaslm.errors import DataError
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+"""The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Part(_Record):
+    """The rows that one task wrote: a folder of shards."""
+
+    name: str
+    """Its folder in DATASET/<split>/<domain>, `part-` and five digits."""
+    rows: int
+    """Rows of seq_len + 1 tokens."""
+    tokens_sha256: str
+    """Of the column `tokens`, row after row, as little-endian integers of the stored width."""
+    ref_loss_sha256: str | None
+    """Of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
+    bytes: int
+    """Size of its shard files."""
+
+
+class DomainSplit(_Record):
+    """One domain's share of one split."""
+
+    rows: int
+    """Rows over all parts."""
+    tokens: int
+    """Valid targets over all parts: a token that follows EOS is none."""
+    documents: int
+    """Documents over all parts."""
+    parts: tuple[Part, ...]
+    """In the order of their rows."""
+
+
+class SourceFile(_Record):
+    """One file that text was read from."""
+
+    path: str
+    """As the recipe's paths led to it; files of the standard library begin with the Python version."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its bytes."""
+
+
+class Packing(_Record):
+    """How documents became rows."""
+
+    after_document: Literal["eos"] = "eos"
+    """What follows each document."""
+    overlap_tokens: Literal[1] = 1
+    """Tokens that a row shares with the one before it in its part."""
+    padding: Literal["eos"] = "eos"
+    """What fills the last row of a part."""
+    special_tokens_in_text: Literal["as text"] = "as text"
+    """How a text that spells a special token was encoded."""
+
+
+class Reference(_Record):
+    """The model whose losses a scored dataset holds, and how it was run."""
+
+    weights_sha256: str
+    """Fingerprint of its weights."""
+    name: str
+    """What it was called."""
+    precision: str
+    """Arithmetic of its forward pass."""
+    document_isolation: bool
+    """Whether attention and positions started afresh at every document."""
+    window: int
+    """Tokens that it saw at once."""
+    stride: int
+    """Tokens between the starts of two windows."""
+
+
+class Manifest(_Record):
+    """A finished dataset."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    """Of this file."""
+    kind: Literal["tokens", "scored"]
+    """scored datasets have `ref_loss` beside the tokens."""
+    name: str
+    """What the corpus is called."""
+    megaslm_version: str
+    """What wrote it."""
+    recipe_sha256: str
+    """Fingerprint of the recipe that the text was prepared by."""
+    seq_len: int
+    """Targets per row; rows hold seq_len + 1 tokens."""
+    vocab_size: int
+    """One more than the largest token id."""
+    tokenizer_sha256: str
+    """Fingerprint of the tokenizer's meaning; `megaslm.data.tokenizer.tokenizer_sha256`."""
+    eos_id: int
+    """Ends every document and fills rows."""
+    bos_id: int | None
+    """The tokenizer's, for information: it is never added."""
+    packing: Packing = Packing()
+    """How documents became rows."""
+    domains: tuple[str, ...]
+    """Names; a domain's place is its number in the column `domain`."""
+    licences: dict[str, str]
+    """Licence of each domain."""
+    splits: dict[Split, dict[str, DomainSplit]]
+    """Split to domain to what is there; what has no rows is left out."""
+    sources: tuple[SourceFile, ...]
+    """Every file that was read, in order."""
+    skipped: tuple[str, ...] = ()
+    """Files left out because they are not UTF-8."""
+    absent: tuple[str, ...] = ()
+    """What this machine's Python lacks of the standard library."""
+    reference: Reference | None = None
+    """Of a scored dataset."""
+
+
+def write_manifest(dataset: Path, manifest: Manifest) -> None:
+    """Declare `dataset` finished."""
+    write_file(dataset / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def read_manifest(dataset: Path) -> Manifest:
+    """The manifest of a finished dataset.
+
+    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read.
+    """
+    path = dataset / MANIFEST
+    if not dataset.is_dir():
+        raise DataError(f"{dataset}: there is no such dataset folder; `megaslm prepare` makes one")
+    if not path.is_file():
+        raise DataError(f"{dataset}: no {MANIFEST}: not a dataset, or unfinished: run `megaslm prepare` again")
+    text = path.read_text(encoding="utf-8")
+    try:
+        found = _Version.model_validate_json(text).schema_version
+        if found != SCHEMA_VERSION:
+            raise DataError(
+                f"{path}: schema version {found}; this MegaSLM reads version {SCHEMA_VERSION}: "
+                "prepare the dataset again, or use the MegaSLM that wrote it"
+            )
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise DataError(f"{path}: damaged, prepare the dataset again: {error}") from error
+
+
+class _Version(BaseModel):
+    schema_version: int

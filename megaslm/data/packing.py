@@ -1,0 +1,45 @@
+"""Documents into rows: joined by EOS, cut every L tokens, neighbours sharing one token."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int64]
+
+
+class RowPacker:
+    """Packs the documents of one part. Every token but the part's first is a target exactly once."""
+
+    def __init__(self, seq_len: int, eos_id: int) -> None:
+        """Rows will hold `seq_len` + 1 tokens."""
+        self._seq_len = seq_len
+        self._eos_id = eos_id
+        self._pending: Tokens = np.empty(0, dtype=np.int64)
+
+    def add(self, documents: Sequence[Sequence[int]]) -> Tokens:
+        """Appends token ids of whole documents, an EOS after each.
+
+        Returns:
+            The rows that are now full, (n, seq_len + 1) int64; n may be 0.
+        """
+        pieces = [self._pending]
+        for document in documents:
+            pieces += [np.asarray(document, dtype=np.int64), np.array([self._eos_id], dtype=np.int64)]
+        stream = np.concatenate(pieces)
+        full = max(0, len(stream) - 1) // self._seq_len
+        self._pending = stream[full * self._seq_len :]
+        return self._rows(stream, full)
+
+    def finish(self) -> Tokens:
+        """The last row, padded with EOS: (1, seq_len + 1), or (0, seq_len + 1) where nothing is left to predict."""
+        if len(self._pending) < 2:
+            return self._rows(self._pending, 0)
+        row = np.full(self._seq_len + 1, self._eos_id, dtype=np.int64)
+        row[: len(self._pending)] = self._pending
+        return row[None]
+
+    def _rows(self, stream: Tokens, count: int) -> Tokens:
+        if count == 0:
+            return np.empty((0, self._seq_len + 1), dtype=np.int64)
+        return np.lib.stride_tricks.sliding_window_view(stream, self._seq_len + 1)[:: self._seq_len][:count]

@@ -1,0 +1,99 @@
+"""Rows of a dataset in their order, by number: for validation and scoring.
+
+Shards are mapped into memory (compressed ones unpacked, two at a time); there is no shared memory and no barrier, so a
+reader costs nothing to open and any process may have its own.
+"""
+
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.config.schema import Split
+from megaslm.data.manifest import read_manifest
+from megaslm.data.shard_index import PREPARE_AGAIN, Shard, check_files, read_index
+from megaslm.errors import DataError
+
+Rows = dict[str, NDArray[np.generic]]
+"""Column name to values; the first axis counts rows."""
+
+# A shard begins with its number of rows and the offset of each; all are 32-bit.
+_OFFSET_DTYPE = np.dtype("<u4")
+
+
+class RowReader:
+    """The rows of one domain of one split, or of one part of it, in order."""
+
+    def __init__(self, dataset: Path, split: Split, domain: str, part: str | None = None) -> None:
+        """Open the rows. Raises DataError where the dataset has no such split, domain or part, or lacks a shard."""
+        self._folder = _folder_of(dataset, split, domain, part)
+        index = read_index(self._folder)
+        check_files(self._folder, index)
+        self._shards = index.shards
+        self._ends = list(accumulate(shard.samples for shard in index.shards))
+        self._shard_rows = lru_cache(maxsize=2)(self._load_shard)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: int) -> Rows:
+        """One row: `tokens` (seq_len + 1,), `domain` () and, scored, `ref_loss` (seq_len,)."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self._folder} has rows 0 to {len(self) - 1}, not {row}")
+        return {name: values[0] for name, values in self.rows(row, row + 1).items()}
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop` (excluded), stacked: `tokens` (n, seq_len + 1), `domain` (n,) and so on, copied."""
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"{self._folder} has {len(self)} rows; cannot read rows {start} to {stop}")
+        first, last = bisect_right(self._ends, start), bisect_right(self._ends, stop - 1)
+        pieces = []
+        for number in range(first, last + 1):
+            begin = self._ends[number] - self._shards[number].samples
+            pieces.append(self._shard_rows(number)[max(0, start - begin) : stop - begin])
+        joined = np.concatenate(pieces)
+        return {name: np.ascontiguousarray(joined[name]) for name in joined.dtype.names or ()}
+
+    def _load_shard(self, number: int) -> NDArray[np.void]:
+        shard = self._shards[number]
+        path = self._folder / shard.stored.basename
+        data = _map(path) if shard.zip_data is None else _unpack(path, shard)
+        return _rows_of(path, data, shard)
+
+
+def _folder_of(dataset: Path, split: Split, domain: str, part: str | None) -> Path:
+    splits = read_manifest(dataset).splits
+    domains = splits.get(split)
+    if domains is None:
+        raise DataError(f"{dataset} has no split {split}; it has {', '.join(splits)}")
+    if domain not in domains:
+        raise DataError(f"{dataset} has no domain {domain} in split {split}; it has {', '.join(domains)}")
+    if part is None:
+        return dataset / split / domain
+    names = [known.name for known in domains[domain].parts]
+    if part not in names:
+        raise DataError(f"{dataset}/{split}/{domain} has no {part}; it has {', '.join(names)}")
+    return dataset / split / domain / part
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    return np.memmap(path, dtype=np.uint8, mode="r")
+
+
+def _unpack(path: Path, shard: Shard) -> NDArray[np.uint8]:
+    from megaslm.data.stream import decompress
+
+    return np.frombuffer(decompress(shard.compression, path.read_bytes()), dtype=np.uint8)
+
+
+def _rows_of(path: Path, data: NDArray[np.uint8], shard: Shard) -> NDArray[np.void]:
+    """The rows of a shard as a structured array (samples,), after a check that they lie side by side."""
+    dtype = shard.row_dtype()
+    offsets = data[4 : 4 * (shard.samples + 2)].view(_OFFSET_DTYPE)
+    expected = offsets[0] + np.arange(shard.samples + 1, dtype=np.int64) * dtype.itemsize
+    if data[:4].view(_OFFSET_DTYPE)[0] != shard.samples or not np.array_equal(offsets, expected):
+        raise DataError(f"{path} does not hold {shard.samples} rows of {dtype.itemsize} bytes; {PREPARE_AGAIN}")
+    return data[expected[0] : expected[-1]].view(dtype)

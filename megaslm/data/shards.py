@@ -1,0 +1,223 @@
+"""Writing parts, joining them into one index, and checking a dataset's layout."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.data.durable import abandon_folder, finish_folder, start_folder
+from megaslm.data.manifest import Part, read_manifest
+from megaslm.data.packing import token_dtype
+from megaslm.data.row_reader import RowReader
+from megaslm.data.shard_index import INDEX, PREPARE_AGAIN, ShardIndex, check_files, read_index, write_index
+from megaslm.errors import DataError
+
+__all__ = ["PartWriter", "RowFormat", "RowReader", "check_layout", "merge_index", "part_name", "part_writer"]
+
+_PART_NAME = re.compile(r"part-\d{5,}")
+
+
+def part_name(number: int) -> str:
+    """The folder name of a part."""
+    return f"part-{number:05d}"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """The columns of a dataset's rows and how its shards are cut."""
+
+    seq_len: int
+    """Targets per row."""
+    vocab_size: int
+    """Decides the width of `tokens`."""
+    scored: bool = False
+    """Whether rows carry `ref_loss`."""
+    shard_bytes: int = 64 * 2**20
+    """Most bytes of one shard before compression."""
+    compression: str | None = None
+    """What shards are compressed with."""
+
+    @property
+    def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The type of the column `tokens`."""
+        return token_dtype(self.vocab_size)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column name to MDS encoding."""
+        columns = {"tokens": f"ndarray:{self.tokens_dtype.name}:{self.seq_len + 1}", "domain": "uint16"}
+        if self.scored:
+            columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
+        return columns
+
+
+class PartWriter:
+    """Receives the rows of one part; see `part_writer`."""
+
+    def __init__(self, folder: Path, row_format: RowFormat) -> None:
+        # Importing streaming takes seconds, which those who only read rows should not pay.
+        from megaslm.data.stream import MDSWriter
+
+        self._folder = folder
+        self._format = row_format
+        self._tokens_hash = hashlib.sha256()
+        self._ref_loss_hash = hashlib.sha256() if row_format.scored else None
+        self._rows = 0
+        self._part: Part | None = None
+        self._writer = MDSWriter(
+            columns=row_format.columns,
+            out=str(start_folder(folder)),
+            compression=row_format.compression,
+            hashes=["xxh3_64"],
+            size_limit=row_format.shard_bytes,
+            max_workers=1,
+        )
+
+    @property
+    def part(self) -> Part:
+        """What was written; there once `part_writer` has been left without an exception."""
+        if self._part is None:
+            raise RuntimeError(f"{self._folder} is not finished")
+        return self._part
+
+    def write(
+        self, tokens: NDArray[np.unsignedinteger], domain: int, ref_loss: NDArray[np.float16] | None = None
+    ) -> None:
+        """Append rows of one domain: tokens (n, seq_len + 1) and, scored, ref_loss float16 (n, seq_len).
+
+        Raises DataError for another shape or type, and for a reference loss that is not finite and at least 0.
+        """
+        self._check_tokens(tokens)
+        self._check_ref_loss(ref_loss, len(tokens))
+        number = np.uint16(domain)
+        self._tokens_hash.update(np.ascontiguousarray(tokens).data)
+        if self._ref_loss_hash is not None and ref_loss is not None:
+            self._ref_loss_hash.update(np.ascontiguousarray(ref_loss).data)
+            for row, losses in zip(tokens, ref_loss, strict=True):
+                self._writer.write({"tokens": row, "domain": number, "ref_loss": losses})
+        else:
+            for row in tokens:
+                self._writer.write({"tokens": row, "domain": number})
+        self._rows += len(tokens)
+
+    def finish(self) -> None:
+        """Give the part its name, after everything has reached the disk."""
+        self._writer.finish()
+        finish_folder(self._folder)
+        self._part = Part(
+            name=self._folder.name,
+            rows=self._rows,
+            tokens_sha256=self._tokens_hash.hexdigest(),
+            ref_loss_sha256=self._ref_loss_hash.hexdigest() if self._ref_loss_hash else None,
+            bytes=sum(shard.stored.bytes for shard in read_index(self._folder).shards),
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._writer.cancel_future_jobs()
+        abandon_folder(self._folder)
+
+    def _check_tokens(self, tokens: NDArray[np.unsignedinteger]) -> None:
+        width, dtype = self._format.seq_len + 1, self._format.tokens_dtype
+        if tokens.ndim != 2 or tokens.shape[1] != width or tokens.dtype != dtype:
+            raise DataError(
+                f"{self._folder}: tokens are {tokens.dtype} of shape {tokens.shape}; expected {dtype} (rows, {width})"
+            )
+
+    def _check_ref_loss(self, ref_loss: NDArray[np.float16] | None, rows: int) -> None:
+        if not self._format.scored:
+            if ref_loss is not None:
+                raise DataError(f"{self._folder}: reference losses were given for a dataset that has none")
+            return
+        expected = (rows, self._format.seq_len)
+        if ref_loss is None or ref_loss.shape != expected or ref_loss.dtype != np.float16:
+            found = "missing" if ref_loss is None else f"{ref_loss.dtype} of shape {ref_loss.shape}"
+            raise DataError(f"{self._folder}: reference losses are {found}; expected float16 {expected}")
+        if not np.isfinite(ref_loss).all() or (ref_loss < 0).any():
+            raise DataError(f"{self._folder}: a reference loss is NaN, infinite or negative; clamp to [0, 65504] first")
+
+
+@contextmanager
+def part_writer(folder: Path, row_format: RowFormat) -> Iterator[PartWriter]:
+    """Write one part as `folder` (DATASET/<split>/<domain>/part-00000); `writer.part` describes it afterwards.
+
+    The folder appears, whole and synced, when the block ends; an exception in the block leaves nothing behind.
+    """
+    writer = PartWriter(folder, row_format)
+    try:
+        yield writer
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+
+
+def merge_index(domain_folder: Path, part_names: Sequence[str]) -> int:
+    """Join the parts' indices into `domain_folder`/index.json, in the order of their numbers; gives the rows in all.
+
+    Raises DataError for a name that is not a part's, one named twice, a part that is missing or not named, and a shard
+    that is missing or of another size than its index says.
+    """
+    names = _in_order(domain_folder, part_names)
+    shards = []
+    for name in names:
+        index = read_index(domain_folder / name)
+        check_files(domain_folder / name, index)
+        shards += [shard.inside(name) for shard in index.shards]
+    merged = ShardIndex(shards=tuple(shards))
+    write_index(domain_folder, merged)
+    return merged.rows
+
+
+def _in_order(domain_folder: Path, part_names: Sequence[str]) -> list[str]:
+    strange = [name for name in part_names if not _PART_NAME.fullmatch(name)]
+    if strange:
+        raise DataError(f"{domain_folder}: {', '.join(strange)}: not the name of a part, such as part-00000")
+    if len(set(part_names)) != len(part_names):
+        twice = sorted({name for name in part_names if list(part_names).count(name) > 1})
+        raise DataError(f"{domain_folder}: {', '.join(twice)} is named twice")
+    there = {path.name for path in domain_folder.glob("part-*")}
+    missing, unnamed = sorted(set(part_names) - there), sorted(there - set(part_names))
+    if missing:
+        raise DataError(f"{domain_folder}: {', '.join(missing)} of {len(part_names)} parts is missing; run it again")
+    if unnamed:
+        raise DataError(f"{domain_folder}: {', '.join(unnamed)} belongs to another dataset; remove it")
+    return sorted(part_names, key=lambda name: int(name.removeprefix("part-")))
+
+
+def check_layout(dataset: Path) -> None:
+    """Raise DataError unless every shard of the dataset is there, with its size, and the rows add up.
+
+    Reads indices and file sizes only; the content is covered by the manifest's hashes.
+    """
+    for split, domains in read_manifest(dataset).splits.items():
+        for domain, share in domains.items():
+            folder = dataset / split / domain
+            _check_rows(folder, share.rows)
+            merged = read_index(folder)
+            check_files(folder, merged)
+            for part in share.parts:
+                _check_rows(folder / part.name, part.rows)
+            _check_order(folder, merged, [part.name for part in share.parts])
+
+
+def _check_rows(folder: Path, expected: int) -> None:
+    found = read_index(folder).rows
+    if found != expected:
+        raise DataError(f"{folder / INDEX} counts {found} rows, the manifest {expected}; {PREPARE_AGAIN}")
+
+
+def _check_order(folder: Path, merged: ShardIndex, names: list[str]) -> None:
+    expected = [shard.inside(name) for name in names for shard in read_index(folder / name).shards]
+    if list(merged.shards) != expected:
+        raise DataError(
+            f"{folder / INDEX} does not list the {len(expected)} shards of its {len(names)} parts in order, "
+            f"but {len(merged.shards)} shards; {PREPARE_AGAIN}"
+        )
+

@@ -1,0 +1,65 @@
+"""mosaicml-streaming: the only file that imports it, and what that import needs.
+
+Importing streaming imports its vision readers, and these torchvision, which MegaSLM never calls and its installation
+leaves out. Stand-ins take torchvision's place for the length of the import, after transformers, which would else take
+them for the real one.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import transformers  # noqa: F401
+
+from megaslm.errors import DataError
+
+_STAND_INS = {
+    "torchvision": {},
+    "torchvision.datasets": {"VisionDataset": object},
+    "torchvision.transforms": {},
+    "torchvision.transforms.functional": {"to_tensor": None},
+}
+
+
+@contextmanager
+def _torchvision_or_stand_in() -> Iterator[None]:
+    if importlib.util.find_spec("torchvision") is not None:
+        _check_torchvision()
+        yield
+        return
+    for name, attributes in _STAND_INS.items():
+        module = ModuleType(name)
+        vars(module).update(attributes)
+        sys.modules[name] = module
+    try:
+        yield
+    finally:
+        for name in _STAND_INS:
+            del sys.modules[name]
+
+
+def _check_torchvision() -> None:
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        from importlib.metadata import version
+
+        raise DataError(
+            f"torchvision {version('torchvision')} does not fit torch {version('torch')} ({error}); MegaSLM needs no "
+            f"torchvision: `pip uninstall torchvision`, or install the release made for this torch"
+        ) from error
+
+
+# The deepspeed launcher calls it LOCAL_SIZE; without the name that torchrun uses, ranks disagree and wait for ever.
+if "LOCAL_SIZE" in os.environ:
+    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
+
+with _torchvision_or_stand_in():
+    from streaming import MDSWriter, Stream, StreamingDataset
+    from streaming.base.format import reader_from_json
+    from streaming.base.format.mds.reader import MDSReader
+
+__all__ = ["MDSReader", "MDSWriter", "Stream", "StreamingDataset", "reader_from_json"]

@@ -1,0 +1,131 @@
+"""Losses on held-out text, over all tokens, the same on any number of ranks."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megaslm.config.schema import ValidationSection, ValidationSet
+from megaslm.data.manifest import Manifest, read_manifest
+from megaslm.data.shards import RowReader
+from megaslm.engine.distributed import World, all_reduce_sum
+from megaslm.engine.zero import ZeroEngine
+from megaslm.errors import DataError
+from megaslm.observe.records import ValidationRecord
+from megaslm.slm.objective import valid_targets
+
+ALL_DOMAINS = "all"
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """One domain of one set: the tokens of this rank, (rows, L+1) int64, and which of its rows count."""
+
+    name: str
+    domain: str
+    tokens: Tensor
+    counts: Tensor
+
+
+class Validation:
+    """The held-out sets of a run, read once."""
+
+    def __init__(self, section: ValidationSection, world: World, training: Manifest) -> None:
+        """Reads this rank's rows.
+
+        Raises:
+            DataError: a set is no dataset, was tokenised otherwise than the training data, or lacks a domain.
+        """
+        self._world = world
+        self._batch_rows = section.batch_rows
+        self._eos_id = training.eos_id
+        self._held_out = [
+            _read(name, domain, chosen, world)
+            for name, chosen in section.sets.items()
+            for domain in _domains(name, chosen, training)
+        ]
+
+    def run(self, engine: ZeroEngine, *, step: int, tokens: int) -> list[ValidationRecord]:
+        """Measures every set; called on all ranks, each of which puts equally many batches through the model."""
+        if not self._held_out:
+            return []
+        with engine.evaluating():
+            sums = torch.stack([self._measure(engine, held_out) for held_out in self._held_out])
+        totals: list[list[float]] = all_reduce_sum(sums).tolist()
+        measured = {
+            (held_out.name, held_out.domain): (loss_sum, targets)
+            for held_out, (loss_sum, targets) in zip(self._held_out, totals, strict=True)
+        }
+        return [
+            _record(name, domain, loss_sum, targets, step=step, tokens=tokens)
+            for (name, domain), (loss_sum, targets) in _with_totals(measured).items()
+        ]
+
+    def _measure(self, engine: ZeroEngine, held_out: _HeldOut) -> Tensor:
+        """The sum of losses and the number of valid targets of this rank's rows, (2,) float64."""
+        total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
+        batches = zip(held_out.tokens.split(self._batch_rows), held_out.counts.split(self._batch_rows), strict=True)
+        for tokens, counts in batches:
+            tokens, counts = tokens.to(self._world.device), counts.to(self._world.device)
+            losses = engine.measure(tokens)
+            valid = valid_targets(tokens, self._eos_id) & counts[:, None]
+            total += torch.stack([losses.double().where(valid, 0.0).sum(), valid.sum().double()])
+        return total
+
+
+def _domains(name: str, chosen: ValidationSet, training: Manifest) -> Iterator[str]:
+    manifest = read_manifest(Path(chosen.dataset))
+    if manifest.tokenizer_sha256 != training.tokenizer_sha256 or manifest.seq_len != training.seq_len:
+        raise DataError(
+            f"validation.sets.{name}: {chosen.dataset} has tokenizer {manifest.tokenizer_sha256[:12]} and rows of "
+            f"{manifest.seq_len}; the training data has tokenizer {training.tokenizer_sha256[:12]} and rows of {training.seq_len}"
+        )
+    present = manifest.splits.get(chosen.split, {})
+    for domain in chosen.domains if chosen.domains is not None else present:
+        if domain not in present:
+            raise DataError(
+                f"validation.sets.{name}: {chosen.dataset} has no domain {domain!r} in its split {chosen.split!r}; "
+                f"it has {', '.join(present) or 'none'}"
+            )
+        yield domain
+
+
+def _read(name: str, domain: str, chosen: ValidationSet, world: World) -> _HeldOut:
+    reader = RowReader(Path(chosen.dataset), chosen.split, domain)
+    count = min(len(reader), chosen.max_rows or len(reader))
+    rows = np.linspace(0, len(reader), count, endpoint=False, dtype=np.int64)
+    # Every rank gets equally many rows, or ZeRO-3 would wait for ever: the last ones repeat and do not count.
+    per_rank = math.ceil(count / world.size)
+    places = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
+    mine = rows[np.minimum(places, count - 1)]
+    tokens = np.stack([reader[int(row)]["tokens"] for row in mine]).astype(np.int64)
+    return _HeldOut(name, domain, torch.from_numpy(tokens), torch.from_numpy(places < count))
+
+
+def _with_totals(measured: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], tuple[float, float]]:
+    """The sums of each domain, and after a set's several domains those of all of them."""
+    complete: dict[tuple[str, str], tuple[float, float]] = {}
+    for name in dict.fromkeys(name for name, _ in measured):
+        domains = {key: sums for key, sums in measured.items() if key[0] == name}
+        complete |= domains
+        if len(domains) > 1:
+            losses, targets = zip(*domains.values(), strict=True)
+            complete[name, ALL_DOMAINS] = (sum(losses), sum(targets))
+    return complete
+
+
+def _record(name: str, domain: str, loss_sum: float, targets: float, *, step: int, tokens: int) -> ValidationRecord:
+    loss = loss_sum / max(1.0, targets)
+    return ValidationRecord(
+        step=step,
+        tokens=tokens,
+        name=name,
+        domain=domain,
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        targets=int(targets),
+    )

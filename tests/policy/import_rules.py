@@ -1,0 +1,131 @@
+"""Who may import what in MegaSLM, read off the syntax trees; imports inside functions count too."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("errors",),
+    ("config",),
+    ("slm",),
+    ("data",),
+    ("model",),
+    ("engine",),
+    ("observe",),
+    ("scoring", "training", "evaluation"),
+    ("cli", "demo", "__main__", "__init__"),
+)
+"""From the bottom to the top: a layer imports itself and what is below it."""
+APART = {"scoring", "training", "evaluation"}
+"""Layers that do not import one another although they are of one height."""
+
+OWNERS = {
+    "deepspeed": "megaslm/engine/zero.py",
+    "streaming": "megaslm/data/stream.py",
+    "tensorboard": "megaslm/observe/tensorboard.py",
+    "tensorboardX": "megaslm/observe/tensorboard.py",
+    "torch.utils.tensorboard": "megaslm/observe/tensorboard.py",
+}
+"""The one file that imports a library."""
+
+HEAVY = ("torch", "deepspeed", "transformers", "streaming", "accelerate")
+"""Libraries that import torch."""
+MODEL_CLASS = re.compile(
+    r"^transformers\.(?:AutoModel\w*|AutoConfig|PreTrainedModel|PretrainedConfig|PreTrainedConfig"
+    r"|\w+For[A-Z]\w+|Llama(?!Tokenizer)\w*|Mistral(?!Tokenizer)\w*|models|modeling_\w+)(?:\.|$)"
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a file imports, fully dotted."""
+
+    file: str
+    line: int
+    module: str
+
+    @property
+    def layer(self) -> str:
+        """The layer that the importing file belongs to."""
+        return self.file.removesuffix(".py").split("/")[1]
+
+    def is_of(self, library: str) -> bool:
+        """Whether the name is `library` or something in it."""
+        return f"{self.module}.".startswith(f"{library}.")
+
+
+def violations(root: Path) -> list[str]:
+    """Every broken rule under `root`/megaslm as `file:line: what, and the rule`."""
+    return [
+        f"{found.file}:{found.line}: imports {found.module}; {rule}"
+        for path in sorted((root / "megaslm").rglob("*.py"))
+        for found in imports_of(path, root)
+        if (rule := broken_rule(found)) is not None
+    ]
+
+
+def imports_of(path: Path, root: Path) -> Iterator[Import]:
+    """Every import of a file, in statements, in `import_module("...")`, and by attribute of bare transformers."""
+    file = path.relative_to(root).as_posix()
+    package = file.split("/")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        for module in _modules(node, package):
+            yield Import(file, getattr(node, "lineno", 1), module)
+
+
+def broken_rule(found: Import) -> str | None:
+    """The rule that an import breaks, in words; None where it breaks none."""
+    for library, owner in OWNERS.items():
+        if found.is_of(library) and found.file != owner:
+            return f"only {owner} may import {library}"
+    if found.layer == "config" and any(found.is_of(library) for library in HEAVY):
+        return "config never imports torch, nor what imports it"
+    if found.layer == "slm" and not _may_slm_import(found):
+        return "slm imports torch and megaslm.errors only"
+    if found.layer != "model" and MODEL_CLASS.match(found.module):
+        return "transformers' model classes belong to megaslm/model"
+    if found.is_of("megaslm") and found.module != "megaslm":
+        return _broken_direction(found.layer, found.module.split(".")[1])
+    return None
+
+
+def _broken_direction(importer: str, imported: str) -> str | None:
+    heights = {layer: height for height, layers in enumerate(LAYERS) for layer in layers}
+    order = " -> ".join("/".join(layers) for layers in LAYERS)
+    if importer not in heights:
+        return f"megaslm/{importer} has no place in the order {order}"
+    if imported not in heights:
+        return None if imported.startswith("__") else f"megaslm.{imported} has no place in the order {order}"
+    if heights[imported] > heights[importer]:
+        return f"imports run one way: {order}"
+    if importer != imported and {importer, imported} <= APART:
+        return "scoring, training and evaluation do not import one another"
+    return None
+
+
+def _may_slm_import(found: Import) -> bool:
+    own = any(found.is_of(module) for module in ("torch", "megaslm.errors", "megaslm.slm"))
+    return own or found.module.split(".")[0] in sys.stdlib_module_names
+
+
+def _modules(node: ast.AST, package: list[str]) -> list[str]:
+    match node:
+        case ast.Import(names=names):
+            return [alias.name for alias in names]
+        case ast.ImportFrom(module=module, names=names, level=level):
+            parents = package[: len(package) - level + 1] if level else []
+            start = ".".join([*parents, *([module] if module else [])])
+            # `from megaslm import data` imports a layer, `from megaslm import __version__` does not.
+            return [f"{start}.{alias.name}" for alias in names]
+        case ast.Call(
+            func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+            args=[ast.Constant(value=str(module)), *_],
+        ):
+            return [module]
+        case ast.Attribute(value=ast.Name(id="transformers"), attr=attribute):
+            return [f"transformers.{attribute}"]
+        case _:
+            return []

@@ -1,0 +1,129 @@
+"""The scripts that start a job, tried with a job that only looks around."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
+
+JOB = """
+import json, os, pathlib, signal, sys, time
+rank, verb = os.environ["RANK"], sys.argv[1]
+told = []
+if verb in ("stop", "stay"):
+    signal.signal(signal.SIGTERM, lambda *_: told.append(rank))
+pathlib.Path(f"rank-{rank}.json").write_text(json.dumps([sys.argv[1:], os.environ["WORLD_SIZE"]]))
+if verb == "exit":
+    sys.exit(int(sys.argv[2]) if rank == "1" else 0)
+if verb == "die" and rank == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+deadline = time.monotonic() + 120
+while time.monotonic() < deadline:
+    time.sleep(0.05)
+    if told and verb == "stop":
+        time.sleep(1)
+        pathlib.Path(f"saved-{rank}").touch()
+        sys.exit(75)
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder whose `megaslm` is the job above; `python -m` looks there first."""
+    (tmp_path / "megaslm").mkdir()
+    (tmp_path / "megaslm" / "__init__.py").touch()
+    (tmp_path / "megaslm" / "__main__.py").write_text(JOB, encoding="utf-8")
+    return tmp_path
+
+
+def start(workplace: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    environment = {**os.environ, "MASTER_PORT": port, "RANKS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    pipe = subprocess.PIPE
+    command = [str(LAUNCHER / script), *arguments]
+    return subprocess.Popen(command, cwd=workplace, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def status_of(workplace: Path, script: str, *arguments: str) -> int:
+    with start(workplace, script, *arguments) as job:
+        job.communicate(timeout=120)
+        return job.returncode
+
+
+@pytest.mark.parametrize("script", ["local.sh", "hostfile.sh"])
+def test_help_is_instant_and_no_arguments_are_a_mistake(workplace: Path, script: str) -> None:
+    with start(workplace, script, "--help") as job:
+        output, _ = job.communicate(timeout=20)
+    assert job.returncode == 0
+    assert output.startswith(f"usage: launcher/{script}")
+    assert status_of(workplace, script) == 2
+
+
+def test_a_hostfile_must_exist(workplace: Path) -> None:
+    assert status_of(workplace, "hostfile.sh", "absent", "train", "run.yaml") == 2
+
+
+@pytest.mark.parametrize("argument", ["--set=a b", "run_dir=$HOME", "a;b", "data={a}"])
+def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path, argument: str) -> None:
+    (workplace / "hosts").write_text("localhost slots=1\n", encoding="utf-8")
+    with start(workplace, "hostfile.sh", "hosts", "train", argument) as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    assert "put such a value into the YAML" in errors
+
+
+@pytest.mark.slow
+def test_every_rank_gets_the_arguments_unchanged(workplace: Path) -> None:
+    arguments = ["exit", "0", "--set", "run_dir=a b;*$HOME", "{x: [1]}"]
+    assert status_of(workplace, "local.sh", *arguments) == 0
+    for rank in (0, 1):
+        assert json.loads((workplace / f"rank-{rank}.json").read_text()) == [arguments, "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [1, 2, 75])
+def test_the_status_is_the_jobs(workplace: Path, status: int) -> None:
+    assert status_of(workplace, "local.sh", "exit", str(status)) == status
+
+
+@pytest.mark.slow
+def test_a_killed_rank_fails_the_job(workplace: Path) -> None:
+    assert status_of(workplace, "local.sh", "die") not in (0, 75)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_lets_every_rank_save(workplace: Path, told: signal.Signals) -> None:
+    with start(workplace, "local.sh", "stop") as job:
+        _wait_for_ranks(workplace)
+        job.send_signal(told)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert sorted(path.name for path in workplace.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_a_job_that_does_not_stop(workplace: Path) -> None:
+    with start(workplace, "local.sh", "stay") as job:
+        _wait_for_ranks(workplace)
+        job.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert job.poll() is None
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=20)
+    assert job.returncode not in (0, 75)
+
+
+def _wait_for_ranks(workplace: Path) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(workplace.glob("rank-*.json"))) < 2:
+        assert time.monotonic() < deadline, "the ranks did not start"
+        time.sleep(0.1)
