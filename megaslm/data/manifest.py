@@ -1,5 +1,7 @@
 """What a dataset is and where it came from: DATASET/manifest.json, written last."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +88,8 @@ class Reference(_Record):
     """Tokens that it saw at once."""
     stride: int
     """Tokens between the starts of two windows."""
+    dataset_sha256: str
+    """`Manifest.tokens_fingerprint` of the rows that it scored."""
 
 
 class Manifest(_Record):
@@ -127,6 +131,16 @@ class Manifest(_Record):
     """What this machine's Python lacks of the standard library."""
     reference: Reference | None = None
     """Of a scored dataset."""
+
+    def tokens_fingerprint(self) -> str:
+        """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in the same places."""
+        places = [
+            [split, domain, part.name, part.rows, part.tokens_sha256]
+            for split, domains in sorted(self.splits.items())
+            for domain, share in sorted(domains.items())
+            for part in share.parts
+        ]
+        return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
 
 def write_manifest(dataset: Path, manifest: Manifest) -> None:

@@ -1,0 +1,1 @@
+"""The training verb and what surrounds its loop."""

@@ -1,0 +1,46 @@
+"""Weights, configuration and tokenizer as a Hugging Face folder that any `transformers` script loads."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from megaslm.data.durable import finish_folder, start_folder
+from megaslm.errors import ModelError
+
+_WRAPPER = "lm."
+
+
+def save_hugging_face(
+    weights: Mapping[str, Tensor], model_description: Path, output: Path, *, beside: Sequence[Path] = ()
+) -> None:
+    """Writes `output` whole or not at all.
+
+    Args:
+        weights: of a `SelectiveLM`, on the host.
+        model_description: a folder with config.json, whose dtype the weights are saved in, and the tokenizer's files.
+        output: the folder to write.
+        beside: files to put into it as they are.
+
+    Raises:
+        ModelError: the weights are not those of the described model.
+    """
+    config = AutoConfig.from_pretrained(model_description, local_files_only=True)
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    state = {name.removeprefix(_WRAPPER): tensor.to(config.dtype) for name, tensor in weights.items()}
+    expected = set(lm.state_dict())
+    if expected != set(state):
+        different = ", ".join(sorted(expected ^ set(state))[:5])
+        raise ModelError(f"{output}: the checkpoint's weights are not those of its model configuration: {different}")
+    lm.load_state_dict(state, assign=True)
+    lm.tie_weights()
+    folder = start_folder(output)
+    lm.save_pretrained(folder)
+    tokenizer = [path for path in model_description.iterdir() if path.name != "config.json"]
+    for path in (*tokenizer, *beside):
+        shutil.copyfile(path, folder / path.name)
+    finish_folder(output)

@@ -1,0 +1,42 @@
+"""Whether a model and a dataset belong together."""
+
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from megaslm.data.manifest import Manifest
+from megaslm.data.tokenizer import TOKENIZER_FILE, tokenizer_sha256
+from megaslm.errors import DataError, ModelError
+
+
+def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: Path) -> None:
+    """Compares a model's shape with a dataset's rows.
+
+    Raises:
+        ModelError: the model has fewer embeddings than the tokenizer has ids, or was built for shorter rows.
+    """
+    if config.vocab_size < manifest.vocab_size:
+        raise ModelError(
+            f"{model} has a vocabulary of {config.vocab_size}; {dataset} was tokenised with one of {manifest.vocab_size}"
+        )
+    if config.max_position_embeddings < manifest.seq_len:
+        raise ModelError(
+            f"{model} was built for rows of {config.max_position_embeddings} tokens; the rows of {dataset} have "
+            f"{manifest.seq_len} targets"
+        )
+
+
+def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: Path) -> None:
+    """Compares the tokenizer in a model's folder, where it has one, with that of a dataset.
+
+    Raises:
+        DataError: they give other ids.
+    """
+    if not (model_folder / TOKENIZER_FILE).is_file():
+        return
+    found = tokenizer_sha256(model_folder)
+    if found != manifest.tokenizer_sha256:
+        raise DataError(
+            f"{model_folder} has the tokenizer {found[:12]}; {dataset} was tokenised with {manifest.tokenizer_sha256[:12]}: "
+            f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
+        )

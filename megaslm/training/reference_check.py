@@ -1,0 +1,88 @@
+"""Whether stored reference losses are those of the reference: hashes cannot see a scorer's own mistake."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from megaslm.data.manifest import Manifest, Reference
+from megaslm.data.row_reader import RowReader
+from megaslm.errors import DataError, ReferenceMismatch
+from megaslm.model.load import load_pretrained, weights_sha256
+from megaslm.model.precision import ChosenPrecision, dtype_of
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.objective import valid_targets
+
+# Losses are stored with 11 significant bits; bf16 arithmetic on another device moves them further. A shift by one, or
+# another packing, moves most of them by whole nats.
+_TOLERANCE_NATS = {"fp32": 0.01, "bf16": 0.2}
+_MOST_OUTSIDE = 0.02
+
+
+def check_reference(
+    manifest: Manifest, dataset: Path, *, document_isolation: bool, reference: Path | None, rows: int, device: torch.device
+) -> None:
+    """Checks what a dataset says of its reference, and where the model is at hand scores a few training rows again.
+
+    Args:
+        manifest: of `dataset`.
+        dataset: a scored dataset.
+        document_isolation: of the run that is to use the losses.
+        reference: the model's folder, or None.
+        rows: how many rows to score again, evenly spread; 0 for none.
+        device: where to score.
+
+    Raises:
+        DataError: the dataset is not scored.
+        ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens, or by another model.
+    """
+    found = manifest.reference
+    if manifest.kind != "scored" or found is None:
+        raise DataError(f"{dataset} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm")
+    if found.dataset_sha256 != manifest.tokens_fingerprint():
+        raise ReferenceMismatch(
+            f"{dataset}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds the rows "
+            f"{manifest.tokens_fingerprint()[:12]}; score the dataset again"
+        )
+    if found.document_isolation != document_isolation:
+        raise ReferenceMismatch(
+            f"{dataset} was scored with document_isolation = {found.document_isolation}; the run has "
+            f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
+        )
+    if reference is not None:
+        _check_weights(found, dataset, reference)
+        if rows:
+            _check_rows(manifest, found, dataset, reference, rows, device)
+
+
+def _check_weights(found: Reference, dataset: Path, reference: Path) -> None:
+    at_hand = weights_sha256(reference)
+    if at_hand != found.weights_sha256:
+        raise ReferenceMismatch(
+            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; slm.reference = {reference} "
+            f"has weights {at_hand[:12]}; name the right folder or score the dataset again"
+        )
+
+
+def _check_rows(
+    manifest: Manifest, found: Reference, dataset: Path, reference: Path, rows: int, device: torch.device
+) -> None:
+    precision = cast(ChosenPrecision, found.precision)
+    lm = load_pretrained(reference, dtype=dtype_of(precision)).to(device).eval()
+    model = SelectiveLM(lm, eos_id=manifest.eos_id, document_isolation=found.document_isolation)
+    for domain in manifest.splits["train"]:
+        reader = RowReader(dataset, "train", domain)
+        for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
+            row = reader[int(number)]
+            tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(device)
+            valid = valid_targets(tokens, manifest.eos_id)[0].cpu()
+            stored = torch.from_numpy(row["ref_loss"].astype(np.float32))[valid]
+            again = model.measure(tokens)[0].cpu()[valid]
+            outside = ((stored - again).abs() > _TOLERANCE_NATS[precision]).float().mean().item() if len(stored) else 0.0
+            if outside > _MOST_OUTSIDE:
+                raise ReferenceMismatch(
+                    f"{dataset}, train/{domain}, row {number}: {outside:.0%} of its stored reference losses differ from what "
+                    f"{reference} gives, by {(stored - again).abs().median():.3g} nats in the median (mean stored "
+                    f"{stored.mean():.4f}, computed {again.mean():.4f}); score the dataset again"
+                )

@@ -1,0 +1,92 @@
+"""From steps on the device to records: one read of the device a report, however many steps it covers."""
+
+import time
+
+import torch
+
+from megaslm.config.plan import BatchPlan
+from megaslm.engine.distributed import World
+from megaslm.errors import NonFiniteLoss
+from megaslm.observe.console import RunConsole
+from megaslm.observe.records import MetricsFile, Record, StepRecord
+from megaslm.observe.tensorboard import TensorBoard
+from megaslm.training.run_folder import RunFolder
+from megaslm.training.step import StepResult
+
+
+class Reporter:
+    """Collects steps, checks them, and writes what the first rank has to say."""
+
+    def __init__(self, run: RunFolder, plan: BatchPlan, world: World, *, last_step: int) -> None:
+        """Goes on after `last_step`."""
+        self.selected_tokens = 0
+        self._plan = plan
+        self._waiting: list[StepResult] = []
+        self._since = time.monotonic()
+        self._sinks: list[MetricsFile | TensorBoard] = []
+        self._console: RunConsole | None = None
+        if world.is_first:
+            self._sinks = [
+                MetricsFile(run.metrics, last_step=last_step),
+                TensorBoard(run.tensorboard, last_step=last_step),
+            ]
+            self._console = RunConsole(run.path.name, total_steps=plan.total_steps, done_steps=last_step)
+
+    def say(self, line: str) -> None:
+        """Prints a line, once."""
+        if self._console is not None:
+            self._console.say(line)
+
+    def add(self, result: StepResult) -> None:
+        """Keeps a step for the next flush."""
+        self._waiting.append(result)
+
+    def flush(self) -> None:
+        """Reads the waiting steps from the device and writes them.
+
+        Raises:
+            NonFiniteLoss: on all ranks, where a step had a loss or a reference loss that is NaN or infinite.
+        """
+        if not self._waiting:
+            return
+        sums: list[list[float]] = torch.stack([result.sums for result in self._waiting]).tolist()
+        norms = [float(result.gradient_norm) for result in self._waiting]
+        now = time.monotonic()
+        tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
+        records: list[Record] = []
+        for result, (selected_sum, loss_sum, selected, valid, bad), norm in zip(self._waiting, sums, norms, strict=True):
+            if bad:
+                raise NonFiniteLoss(
+                    f"step {result.step}: {bad:.0f} of {valid:.0f} targets have a loss or reference loss that is not finite; "
+                    f"the run stopped before it was saved: lower train.lr, or verify the dataset and the starting weights"
+                )
+            self.selected_tokens += int(selected)
+            records.append(
+                StepRecord(
+                    step=result.step,
+                    tokens=result.step * self._plan.tokens_per_step,
+                    loss=selected_sum / max(1.0, selected),
+                    all_loss=loss_sum / max(1.0, valid),
+                    selected_ratio=selected / max(1.0, valid),
+                    learning_rate=result.learning_rate,
+                    gradient_norm=norm,
+                    tokens_per_second=tokens_per_second,
+                )
+            )
+        self._waiting = []
+        self.write(records)
+
+    def write(self, records: list[Record]) -> None:
+        """Writes records; the time they took to make is not the steps'."""
+        for sink in self._sinks:
+            sink.write(records)
+        if self._console is not None:
+            self._console.show(records)
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        """Closes files and the progress bar."""
+        for sink in self._sinks:
+            sink.close()
+        if self._console is not None:
+            self._console.close()

@@ -1,0 +1,112 @@
+"""Everything that happens once before the first step: checks, the run folder, the model under its engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import RunConfig
+from megaslm.data.manifest import Manifest, read_manifest
+from megaslm.data.shards import check_layout
+from megaslm.engine.distributed import World, on_first_rank
+from megaslm.engine.zero import ZeroEngine, ZeroSharding
+from megaslm.errors import DataError
+from megaslm.model.fit import check_model_fits, check_tokenizer_fits
+from megaslm.model.load import build_from_shape, draw_weights, load_pretrained
+from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
+from megaslm.model.selective_lm import CausalLM, SelectiveLM
+from megaslm.training.export import newest_weights
+from megaslm.training.reference_check import check_reference
+from megaslm.training.run_folder import RunFolder, describe_model
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The dataset of a run."""
+
+    dataset: Path
+    manifest: Manifest
+    domains: tuple[str, ...]
+
+
+def open_training_data(config: RunConfig, world: World) -> TrainingData:
+    """Checks that the dataset is whole and is what the run needs; called on all ranks, done on the first.
+
+    Raises:
+        DataError: it is not; the message names both sides.
+    """
+    return on_first_rank(lambda: _checked_training_data(config, world))
+
+
+def _checked_training_data(config: RunConfig, world: World) -> TrainingData:
+    dataset = Path(config.data.train)
+    manifest = read_manifest(dataset)
+    if manifest.seq_len != config.data.seq_len:
+        raise DataError(
+            f"{dataset} has rows of {manifest.seq_len} targets; data.seq_len = {config.data.seq_len}; set one to the other"
+        )
+    present = manifest.splits.get("train", {})
+    domains = config.data.domains or tuple(present)
+    missing = [domain for domain in domains if domain not in present]
+    if missing or not domains:
+        raise DataError(
+            f"data.domains: {dataset} has no training rows of {', '.join(missing) or 'any domain'}; it has "
+            f"{', '.join(present) or 'none'}"
+        )
+    check_layout(dataset)
+    if config.train.objective == "slm":
+        check_reference(
+            manifest,
+            dataset,
+            document_isolation=config.model.document_isolation,
+            reference=None if config.slm.reference is None else Path(config.slm.reference),
+            rows=config.slm.verify_rows,
+            device=world.device,
+        )
+    return TrainingData(dataset, manifest, domains)
+
+
+def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World) -> ZeroEngine:
+    """Builds the model of the run and hands it to DeepSpeed; called on all ranks.
+
+    Raises:
+        ModelError, DataError: the model does not fit the data.
+    """
+    precision = choose_precision(config.model.precision, world.device)
+    settings = deepspeed_settings(config, plan, precision=precision, on_gpu=world.device.type == "cuda")
+    origin = _pretrained_folder(config)
+    if origin is not None:
+        on_first_rank(lambda: check_tokenizer_fits(origin, data.manifest, dataset=data.dataset))
+    sharding = ZeroSharding(settings)
+    lm = _build(config, precision, data.manifest, sharding, origin)
+    check_model_fits(lm.config, data.manifest, model=str(origin or "model.from_scratch"), dataset=data.dataset)
+    on_first_rank(lambda: describe_model(RunFolder(Path(config.run_dir)), lm.config, data.dataset, dtype_of(precision)))
+    if config.model.gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.train()
+    model = SelectiveLM(lm, eos_id=data.manifest.eos_id, document_isolation=config.model.document_isolation)
+    return ZeroEngine(model, settings, config.train)
+
+
+def _build(
+    config: RunConfig, precision: ChosenPrecision, manifest: Manifest, sharding: ZeroSharding, origin: Path | None
+) -> CausalLM:
+    if origin is not None:
+        return load_pretrained(origin, dtype=dtype_of(precision))
+    architecture = config.model.from_scratch
+    assert architecture is not None, "the schema lets exactly one origin through"
+    lm = build_from_shape(architecture, eos_id=manifest.eos_id, dtype=dtype_of(precision))
+    draw_weights(
+        lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding
+    )
+    return lm
+
+
+def _pretrained_folder(config: RunConfig) -> Path | None:
+    """The Hugging Face folder that the run starts from: given, or made from another run's newest checkpoint."""
+    if config.model.from_pretrained is not None:
+        return Path(config.model.from_pretrained)
+    if config.model.from_run is not None:
+        other = RunFolder(Path(config.model.from_run))
+        return on_first_rank(lambda: newest_weights(other))
+    return None
