@@ -8,9 +8,13 @@ the command was asked for something impossible (exit status 2); the others are f
 class MegaSLMError(Exception):
     """The root of all errors raised on purpose."""
 
+    exit_status = 1
+
 
 class UserMistake(MegaSLMError):
     """The command, its files or its data ask for something impossible; nothing was changed."""
+
+    exit_status = 2
 
 
 class ConfigError(UserMistake):
@@ -38,4 +42,9 @@ class NonFiniteLoss(MegaSLMError):
 
 
 class PeerFailed(MegaSLMError):
-    """Another rank failed and has said why; this one only follows."""
+    """The first rank failed and has said why; this one only follows."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        """Ends with the exit status of the rank that failed."""
+        super().__init__(message)
+        self.exit_status = exit_status

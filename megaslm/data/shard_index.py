@@ -62,7 +62,7 @@ class Shard(BaseModel):
         }
         return self.model_copy(update=moved)
 
-    def _columns(self) -> zip[tuple[str, str]]:
+    def _columns(self) -> "zip[tuple[str, str]]":
         return zip(self.column_names, self.column_encodings, strict=True)
 
 

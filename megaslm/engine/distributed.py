@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -85,13 +85,13 @@ def on_first_rank(action: Callable[[], T]) -> T:
             outcome[0] = action()
         except MegaSLMError as error:
             failure = error
-            outcome[1] = str(error)
+            outcome[1] = (str(error), error.exit_status)
     dist.broadcast_object_list(outcome)
     if failure is not None:
         raise failure
     if outcome[1] is not None:
-        raise PeerFailed(str(outcome[1]))
-    return outcome[0]  # type: ignore[return-value]
+        raise PeerFailed(*cast(tuple[str, int], outcome[1]))
+    return cast(T, outcome[0])
 
 
 def _free_port() -> int:

@@ -1,13 +1,22 @@
 """DeepSpeed ZeRO: the only file that knows it. The rest of MegaSLM sees an engine that steps, saves and loads."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
-import deepspeed
 import torch
+
+# Without a GPU DeepSpeed would warn that it has found none.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+import deepspeed
 from deepspeed.ops import __compatible_ops__ as compatible_ops
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
@@ -22,6 +31,8 @@ from megaslm.slm.token_loss import Select
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, with a compiler that a user need not have,
 # and leave its segments behind; gloo does the same work.
 compatible_ops["deepspeed_shm_comm"] = False
+# torch 2.13 warns DeepSpeed at every collective of a new name for it.
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 class ZeroSharding:
@@ -143,18 +154,19 @@ class _EvaluationMode(AbstractContextManager[None]):
         self._engine.train()
 
 
-def consolidated_weights(checkpoint: Path, *, on_missing: Callable[[str], Exception] = CheckpointError) -> dict[str, Tensor]:
+def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The whole model's weights of a checkpoint, in float32 on the host, from the files of all ranks.
 
     The files are DeepSpeed's own and are unpickled: read checkpoints of your own runs only.
     """
     if any(checkpoint.glob("*_optim_states.pt")):
-        return cast(
-            dict[str, Tensor], get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        )
+        # DeepSpeed's converter tells its story on both streams; what goes wrong it raises.
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        return cast(dict[str, Tensor], weights)
     states = checkpoint / "mp_rank_00_model_states.pt"
     if not states.is_file():
-        raise on_missing(f"{checkpoint}: holds no model states of DeepSpeed")
+        raise CheckpointError(f"{checkpoint}: holds no model states of DeepSpeed")
     return cast(dict[str, Tensor], torch.load(states, map_location="cpu", weights_only=False)["module"])
 
 

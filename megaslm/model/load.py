@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig
 
 from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
 from megaslm.model.selective_lm import CausalLM
+
+# Loading and saving draw bars of their own, one a rank, into the lines of the run.
+transformers.utils.logging.disable_progress_bar()
 
 SUPPORTED_FAMILIES = ("llama", "mistral")
 # Masks of document borders are given explicitly, which this implementation takes on every device.

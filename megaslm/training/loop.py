@@ -17,9 +17,9 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
 from megaslm.training.cost import write_cost
 from megaslm.training.reporting import Reporter
-from megaslm.training.run_folder import RunFolder, open_run
+from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
-from megaslm.training.start import TrainingData, open_training_data, start_engine
+from megaslm.training.start import TrainingData, check_scored, open_training_data, start_engine
 from megaslm.training.step import train_step
 from megaslm.training.validation import Validation
 
@@ -38,8 +38,9 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     """
     world = join_world()
     plan = plan_batches(config, world.size)
-    data = open_training_data(config, world)
-    differences = on_first_rank(lambda: open_run(config, data.manifest, resume=resume))
+    data = on_first_rank(lambda: open_training_data(config))
+    differences = on_first_rank(lambda: check_run(config, data.manifest, resume=resume))
+    on_first_rank(lambda: check_scored(config, data, world))
     run = RunFolder(Path(config.run_dir))
     engine = start_engine(config, plan, data, world)
     progress = _resume(run, engine, plan, world)

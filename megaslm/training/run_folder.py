@@ -80,8 +80,8 @@ class RunFolder:
         return load(RunConfig, self.path / CONFIG).value
 
 
-def open_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> list[str]:
-    """Makes the run folder, or checks that the run in it may go on under `config`.
+def check_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> list[str]:
+    """Whether a run may begin, or go on, in its folder; nothing is written.
 
     Returns:
         The settings that differ from those the run had so far, one line each.
@@ -90,26 +90,28 @@ def open_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> lis
         ConfigError: there is a run and `resume` is false, or what makes it this run has changed.
     """
     run = RunFolder(Path(config.run_dir))
-    differences: list[str] = []
-    if (run.path / CONFIG).exists():
-        if not resume:
-            raise ConfigError(
-                f"run_dir = {run.path}: holds a run already; go on with it by --resume, or choose another run_dir"
-            )
-        differences = _differences(run.config(), config)
-        _check_same_data(run, training_data)
+    if not (run.path / CONFIG).exists():
+        return []
+    if not resume:
+        raise ConfigError(
+            f"run_dir = {run.path}: holds a run already; go on with it by --resume, or choose another run_dir"
+        )
+    _check_same_data(run, training_data)
+    return _differences(run.config(), config)
+
+
+def open_run(
+    config: RunConfig, training_data: Manifest, model_config: PretrainedConfig, dtype: torch.dtype
+) -> None:
+    """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
+    run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    write_file(run.path / "manifest.json", json.dumps(_provenance(config, training_data), indent=1) + "\n")
-    write_file(run.path / CONFIG, dump(config))
-    return differences
-
-
-def describe_model(run: RunFolder, model_config: PretrainedConfig, dataset: Path, dtype: torch.dtype) -> None:
-    """Keeps what an export needs beside weights, so that it does not depend on the dataset's place."""
     shutil.rmtree(run.model_description, ignore_errors=True)
-    shutil.copytree(dataset / TOKENIZER, run.model_description)
+    shutil.copytree(Path(config.data.train) / TOKENIZER, run.model_description)
     model_config.dtype = dtype
     model_config.save_pretrained(run.model_description)
+    write_file(run.path / "manifest.json", json.dumps(_provenance(config, training_data), indent=1) + "\n")
+    write_file(run.path / CONFIG, dump(config))
 
 
 def _differences(before: RunConfig, now: RunConfig) -> list[str]:

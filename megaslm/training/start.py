@@ -17,7 +17,7 @@ from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.training.export import newest_weights
 from megaslm.training.reference_check import check_reference
-from megaslm.training.run_folder import RunFolder, describe_model
+from megaslm.training.run_folder import RunFolder, open_run
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,12 @@ class TrainingData:
     domains: tuple[str, ...]
 
 
-def open_training_data(config: RunConfig, world: World) -> TrainingData:
-    """Checks that the dataset is whole and is what the run needs; called on all ranks, done on the first.
+def open_training_data(config: RunConfig) -> TrainingData:
+    """Checks that the dataset is whole and is what the run needs, as far as can be seen without a model.
 
     Raises:
         DataError: it is not; the message names both sides.
     """
-    return on_first_rank(lambda: _checked_training_data(config, world))
-
-
-def _checked_training_data(config: RunConfig, world: World) -> TrainingData:
     dataset = Path(config.data.train)
     manifest = read_manifest(dataset)
     if manifest.seq_len != config.data.seq_len:
@@ -54,20 +50,28 @@ def _checked_training_data(config: RunConfig, world: World) -> TrainingData:
             f"{', '.join(present) or 'none'}"
         )
     check_layout(dataset)
+    return TrainingData(dataset, manifest, domains)
+
+
+def check_scored(config: RunConfig, data: TrainingData, world: World) -> None:
+    """Checks the reference losses of a run under `slm`, on one rank, before the model takes its memory.
+
+    Raises:
+        DataError: there are none, or not those that the run needs.
+    """
     if config.train.objective == "slm":
         check_reference(
-            manifest,
-            dataset,
+            data.manifest,
+            data.dataset,
             document_isolation=config.model.document_isolation,
             reference=None if config.slm.reference is None else Path(config.slm.reference),
             rows=config.slm.verify_rows,
             device=world.device,
         )
-    return TrainingData(dataset, manifest, domains)
 
 
 def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World) -> ZeroEngine:
-    """Builds the model of the run and hands it to DeepSpeed; called on all ranks.
+    """Builds the model of the run, hands it to DeepSpeed and makes the run folder; called on all ranks.
 
     Raises:
         ModelError, DataError: the model does not fit the data.
@@ -80,7 +84,7 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data.manifest, sharding, origin)
     check_model_fits(lm.config, data.manifest, model=str(origin or "model.from_scratch"), dataset=data.dataset)
-    on_first_rank(lambda: describe_model(RunFolder(Path(config.run_dir)), lm.config, data.dataset, dtype_of(precision)))
+    on_first_rank(lambda: open_run(config, data.manifest, lm.config, dtype_of(precision)))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()

@@ -1,0 +1,198 @@
+"""The verbs. Everything heavy is imported by the verb that needs it, so that --help answers at once."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+
+app = typer.Typer(
+    help="Selective Language Modeling: train on the tokens worth learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+def main() -> None:
+    """Runs a verb: exit status 0 on success, 2 on the user's mistake, 1 on a fault."""
+    try:
+        app()
+    except PeerFailed as error:
+        sys.exit(error.exit_status)
+    except MegaSLMError as error:
+        _complain(error)
+        sys.exit(error.exit_status)
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="The corpus recipe, a YAML file.")],
+    output: Annotated[Path, typer.Argument(help="The dataset folder to write.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Make a dataset of packed token rows from text."""
+    from rich.console import Console
+
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+
+    loaded = load(Recipe, recipe, overrides or [])
+
+    from megaslm.data.prepare import prepare as prepare_dataset
+
+    console = Console(highlight=False)
+    manifest = prepare_dataset(
+        loaded.value,
+        output,
+        workers=workers,
+        on_progress=lambda done, total, text_bytes, targets: console.print(
+            f"prepare · task {done}/{total} · {text_bytes / 1e6:,.1f} MB of text · {targets:,} targets"
+        ),
+    )
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+@app.command()
+def score(
+    dataset: Annotated[Path, typer.Argument(help="The dataset to score.")],
+    output: Annotated[Path, typer.Argument(help="The scored dataset to write.")],
+    reference: Annotated[Path, typer.Option(help="The reference model, a Hugging Face folder.")],
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
+    ] = "auto",
+    document_isolation: Annotated[
+        bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
+    ] = True,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    json_file: JsonFile = None,
+) -> None:
+    """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks."""
+    import time
+
+    from rich.console import Console
+
+    from megaslm.engine.distributed import leave_world
+    from megaslm.scoring.job import ScoreSettings
+    from megaslm.scoring.job import score as score_dataset
+
+    console = Console(highlight=False)
+    said = started = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= 5 or done == total:
+            said = now
+            console.print(f"score · first rank · {done:,}/{total:,} rows · {done / (now - started):,.1f} rows/s")
+
+    settings = ScoreSettings(precision=precision, document_isolation=document_isolation, batch_rows=batch_rows)
+    manifest = score_dataset(reference, dataset, output, settings, on_progress=show)
+    leave_world()
+    if _is_first_rank():
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The run, a YAML file.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, where there is one.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model: causal or selective. Start it with a launcher for many ranks."""
+    from megaslm.config.load import load
+    from megaslm.config.schema import RunConfig
+
+    run = load(RunConfig, config, overrides or []).value
+
+    from megaslm.engine.distributed import leave_world
+    from megaslm.training.loop import train as train_model
+
+    train_model(run, resume=resume)
+    leave_world()
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, for its newest checkpoint, or one checkpoint.")],
+    output: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder that AutoModelForCausalLM loads."""
+    from megaslm.training.export import export as export_checkpoint
+
+    checkpoint = export_checkpoint(source, output)
+    typer.echo(f"{checkpoint} → {output}")
+    _write_json(json_file, {"checkpoint": str(checkpoint), "output": str(output)})
+
+
+@app.command()
+def demo(
+    configs: Annotated[Path, typer.Option(help="The demo's configurations.")] = Path("configs/demo"),
+    json_file: JsonFile = None,
+) -> None:
+    """The whole way on a small corpus: prepare, base, reference, scoring, CLM, SLM, export, comparison."""
+    from megaslm.demo import run_demo
+
+    summary = run_demo(configs)
+    _write_json(json_file, summary)
+
+
+@config_app.command("explain")
+def explain(
+    config: Annotated[Path, typer.Argument(help="A run or, with --recipe, a corpus recipe.")],
+    overrides: Overrides = None,
+    recipe: Annotated[bool, typer.Option("--recipe", help="The file is a corpus recipe.")] = False,
+) -> None:
+    """Print each setting, its meaning and where its value came from."""
+    from rich.console import Console
+
+    from megaslm.config.explain import explain as explain_settings
+    from megaslm.config.explain import render
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+    from megaslm.config.schema import RunConfig
+
+    loaded = load(Recipe, config, overrides or []) if recipe else load(RunConfig, config, overrides or [])
+    Console().print(render(explain_settings(loaded)))
+
+
+def _say_dataset(folder: Path, manifest: dict[str, object], json_file: Path | None) -> None:
+    splits: dict[str, dict[str, dict[str, int]]] = manifest["splits"]  # type: ignore[assignment]
+    for split, domains in splits.items():
+        for domain, share in domains.items():
+            typer.echo(f"{folder} · {split}/{domain}: {share['rows']:,} rows, {share['tokens']:,} targets")
+    _write_json(json_file, manifest)
+
+
+def _write_json(path: Path | None, value: object) -> None:
+    if path is not None:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _complain(error: MegaSLMError) -> None:
+    """Prints the message, a configuration's once: every rank finds the same in it."""
+    if _is_first_rank():
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+    elif not isinstance(error, ConfigError):
+        typer.echo(f"rank {os.environ['RANK']}: {type(error).__name__}: {error}", err=True)
