@@ -14,7 +14,7 @@ from megaslm.errors import DataError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 """The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 
 class _Record(BaseModel):

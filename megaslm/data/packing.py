@@ -3,9 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Tokens = NDArray[np.int64]
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """What rows are stored as: uint16 where it holds every id below `vocab_size`, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def count_targets(rows: Tokens, eos_id: int) -> int:
+    """Valid targets of `rows` (n, seq_len + 1): a token that follows EOS opens another document and is not one."""
+    return int(np.count_nonzero(rows[:, :-1] != eos_id))
 
 
 class RowPacker:
@@ -17,8 +27,8 @@ class RowPacker:
         self._eos_id = eos_id
         self._pending: Tokens = np.empty(0, dtype=np.int64)
 
-    def add(self, documents: Sequence[Sequence[int]]) -> Tokens:
-        """Appends token ids of whole documents, an EOS after each.
+    def add(self, documents: Sequence[ArrayLike]) -> Tokens:
+        """Appends token ids of whole documents, each (length,) with length > 0, an EOS after each.
 
         Returns:
             The rows that are now full, (n, seq_len + 1) int64; n may be 0.

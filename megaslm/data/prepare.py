@@ -32,7 +32,7 @@ def prepare(
 ) -> Manifest:
     """Make the dataset of a recipe in `output`, and give its manifest.
 
-    The dataset is the same, byte for byte, for any number of `workers` (null: one a core this process may use). A run
+    The dataset is the same, byte for byte, for any number of `workers` (null: one a core). A run
     that was interrupted goes on where it stopped; a finished dataset of the same recipe and files is left as it is.
     With more than one worker, a script that calls this needs the usual `if __name__ == "__main__":`.
 
@@ -47,7 +47,7 @@ def prepare(
             make_tokenizer(recipe, tasks, output / TOKENIZER)
         facts = tokenizer_facts(output / TOKENIZER)
         jobs = [Job(task, recipe, facts, output / TOKENIZER, output) for task in tasks]
-        outcomes = _run_all(jobs, workplace, workers or len(os.sched_getaffinity(0)), on_progress)
+        outcomes = _run_all(jobs, workplace, workers or os.cpu_count() or 1, on_progress)
         manifest = _manifest(recipe, facts, outcomes)
         _require_enough(recipe, manifest)
         _merge(output, manifest)

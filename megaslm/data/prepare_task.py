@@ -13,7 +13,7 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.documents import Document, sha256_of_file
 from megaslm.data.manifest import Part, SourceFile
-from megaslm.data.packing import RowPacker, count_targets
+from megaslm.data.packing import RowPacker, Tokens, count_targets
 from megaslm.data.shards import PartWriter, RowFormat, part_name, part_writer
 from megaslm.data.tasks import Task, kept_documents, split_of
 from megaslm.data.tokenizer import FolderEncoder, TokenizerFacts
@@ -101,6 +101,7 @@ class _PartBuilder:
 
     writer: PartWriter
     packer: RowPacker
+    dtype: np.dtype[np.unsignedinteger]
     domain: int
     eos_id: int
     tokens: int = 0
@@ -118,7 +119,8 @@ class _PartBuilder:
         folder = job.dataset / split / domain / part_name(job.task.part)
         return cls(
             writer=open_parts.enter_context(part_writer(folder, row_format)),
-            packer=RowPacker(recipe.seq_len, facts.eos_id, row_format.tokens_dtype),
+            packer=RowPacker(recipe.seq_len, facts.eos_id),
+            dtype=row_format.tokens_dtype,
             domain=recipe.domains.index(domain),
             eos_id=facts.eos_id,
         )
@@ -133,9 +135,9 @@ class _PartBuilder:
     def written(self) -> WrittenPart:
         return WrittenPart(part=self.writer.part, tokens=self.tokens, documents=self.documents)
 
-    def _write(self, rows: NDArray[np.unsignedinteger]) -> None:
+    def _write(self, rows: Tokens) -> None:
         self.tokens += count_targets(rows, self.eos_id)
-        self.writer.write(rows, self.domain)
+        self.writer.write(rows.astype(self.dtype), self.domain)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:

@@ -13,22 +13,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from megaslm.data.documents import InputFile
 from megaslm.errors import DataError
 
 _NOT_OURS = {"site-packages", "dist-packages", "__pycache__", "_bundled", "lib-dynload"}
-_BUILT_ON_THIS_MACHINE = re.compile(r"config-.*|_sysconfigdata.*|_sysconfig_vars.*|EXTERNALLY-MANAGED|build-details.json")
+_BUILT_ON_THIS_MACHINE = re.compile(r"config-.*|_sysconfigdata.*|_sysconfig_vars.*|build-details\.json")
 _TEXT_SUFFIXES = (".py", ".txt", ".rst", ".toml", ".json", ".xml", ".html", ".cfg", ".def", ".decTest")
 _TOPICS = "pydoc_data/topics.py"
 _SHORTEST_PREFIX = 4
 
 # What distributions are known to leave out or to put into packages of their own.
-_OFTEN_STRIPPED = ("test", "distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo", "venv")
+_OFTEN_STRIPPED = ("test", "distutils", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo", "venv")
 
 
-def standard_library_files(reader: Literal["python-source", "python-docs"] | str) -> list[InputFile]:
+def standard_library_files(reader: str) -> list[InputFile]:
     """The text files of the standard library in sorted order; for python-docs only modules that are not tests."""
     root = _root()
     paths = [PurePosixPath(path.relative_to(root).as_posix()) for path in _walk(root)]
@@ -38,7 +37,7 @@ def standard_library_files(reader: Literal["python-source", "python-docs"] | str
     for path in wanted:
         status = (root / path).stat()
         label = f"python-{'.'.join(map(str, sys.version_info[:3]))}/{path}"
-        files.append(InputFile(Path(root / path), label, status.st_size, status.st_mtime_ns, group_of(path)))
+        files.append(InputFile(root / path, label, status.st_size, status.st_mtime_ns, group_of(path)))
     return files
 
 

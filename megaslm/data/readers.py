@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import zstandard
 
@@ -66,7 +65,8 @@ def _read_jsonl(file: InputFile, source: Source) -> Iterator[Document]:
     with _readable_errors(file), _open(file.path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.isspace():
-                yield _document_of(_parse_line(line, f"{file.path}, line {number}"), f"{file.path}, line {number}", source)
+                place = f"{file.path}, line {number}"
+                yield _document_of(_parse_line(line, place), place, source)
 
 
 def _parse_line(line: bytes, place: str) -> dict[str, object]:
@@ -90,8 +90,10 @@ def _read_parquet(file: InputFile, source: Source) -> Iterator[Document]:
         with parquet.ParquetFile(file.path) as table:
             missing = [field for field in fields if field not in table.schema_arrow.names]
             if missing:
-                names = ", ".join(table.schema_arrow.names)
-                raise DataError(f"{file.path} has no column {missing[0]!r}; it has {names}: set text_field, group_field")
+                there = ", ".join(table.schema_arrow.names)
+                raise DataError(
+                    f"{file.path} has no column {missing[0]!r}; it has {there}: set text_field or group_field"
+                )
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=list(dict.fromkeys(fields))):
                 for record in batch.to_pylist():
@@ -119,9 +121,9 @@ def _field(record: dict[str, object], name: str, place: str) -> object:
     return record[name]
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedIOBase:
     if path.name.endswith(".gz"):
-        return gzip.open(path, "rb")
+        return gzip.GzipFile(path, "rb")
     if path.name.endswith(".zst"):
         unpacked = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
         return io.BufferedReader(unpacked, buffer_size=2**20)

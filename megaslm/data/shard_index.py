@@ -51,7 +51,8 @@ class Shard(BaseModel):
 
     def row_dtype(self) -> np.dtype[np.void]:
         """The columns of one row as a structured type. Raises DataError for columns without a fixed shape."""
-        return np.dtype([(name, *_dtype_of(name, code)) for name, code in self._columns()])
+        columns = zip(self.column_names, self.column_encodings, strict=True)
+        return np.dtype([(name, *_dtype_of(name, encoding)) for name, encoding in columns])
 
     def inside(self, folder: str) -> "Shard":
         """The same shard, seen from the folder above `folder`."""
@@ -61,9 +62,6 @@ class Shard(BaseModel):
             if file is not None
         }
         return self.model_copy(update=moved)
-
-    def _columns(self) -> "zip[tuple[str, str]]":
-        return zip(self.column_names, self.column_encodings, strict=True)
 
 
 class ShardIndex(BaseModel):

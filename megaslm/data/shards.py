@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,4 +219,3 @@ def _check_order(folder: Path, merged: ShardIndex, names: list[str]) -> None:
             f"{folder / INDEX} does not list the {len(expected)} shards of its {len(names)} parts in order, "
             f"but {len(merged.shards)} shards; {PREPARE_AGAIN}"
         )
-

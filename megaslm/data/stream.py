@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import ModuleType
 
 import transformers  # noqa: F401
 
 from megaslm.errors import DataError
 
-_STAND_INS = {
+_STAND_INS: dict[str, dict[str, object]] = {
     "torchvision": {},
     "torchvision.datasets": {"VisionDataset": object},
     "torchvision.transforms": {},
@@ -43,10 +44,9 @@ def _torchvision_or_stand_in() -> Iterator[None]:
 
 def _check_torchvision() -> None:
     try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        from importlib.metadata import version
-
+        importlib.import_module("torchvision.datasets")
+        importlib.import_module("torchvision.transforms.functional")
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(
             f"torchvision {version('torchvision')} does not fit torch {version('torch')} ({error}); MegaSLM needs no "
             f"torchvision: `pip uninstall torchvision`, or install the release made for this torch"
@@ -59,7 +59,6 @@ if "LOCAL_SIZE" in os.environ:
 
 with _torchvision_or_stand_in():
     from streaming import MDSWriter, Stream, StreamingDataset
-    from streaming.base.format import reader_from_json
-    from streaming.base.format.mds.reader import MDSReader
+    from streaming.base.compression import decompress
 
-__all__ = ["MDSReader", "MDSWriter", "Stream", "StreamingDataset", "reader_from_json"]
+__all__ = ["MDSWriter", "Stream", "StreamingDataset", "decompress"]

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from megaslm.config.recipe import Recipe, Source
+from megaslm.config.schema import Split
 from megaslm.data.documents import Document, InputFile, InvalidUtf8, falls_within
 from megaslm.data.files import find_files
 from megaslm.data.readers import read_documents, skips_invalid_utf8
-from megaslm.config.schema import Split
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def _without_defaults(value: object) -> object:
     """The same value without what is null, false or empty: releases differ in whether they write it."""
     if isinstance(value, dict):
         cleaned = {key: _without_defaults(entry) for key, entry in value.items()}
-        return {key: entry for key, entry in cleaned.items() if entry is not None and entry is not False and entry != ""}
+        return {key: entry for key, entry in cleaned.items() if not (entry is None or entry is False or entry == "")}
     if isinstance(value, list):
         return [_without_defaults(entry) for entry in value]
     return value

@@ -54,7 +54,7 @@ class Workplace:
         """Remove the notes of a finished dataset."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, plan: Plan) -> None:
+    def start(self, plan: Plan) -> None:
         """Go on with the same plan; begin anew where the files have changed since."""
         path = self._folder / _PLAN
         if path.is_file():
@@ -96,5 +96,5 @@ def claimed(output: Path, plan: Plan) -> Iterator[Workplace]:
         except BlockingIOError as error:
             raise DataError(f"{output}: another process is preparing this dataset; wait for it or stop it") from error
         workplace = Workplace(output)
-        workplace._start(plan)
+        workplace.start(plan)
         yield workplace
