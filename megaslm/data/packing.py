@@ -53,7 +53,3 @@ class RowPacker:
         if count == 0:
             return np.empty((0, self._seq_len + 1), dtype=np.int64)
         return np.lib.stride_tricks.sliding_window_view(stream, self._seq_len + 1)[:: self._seq_len][:count]
-
-
-def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import zstandard
-
 from megaslm.config.recipe import Source
 from megaslm.data.documents import Document, InputFile, InvalidUtf8
 from megaslm.data.python_stdlib import documentation
@@ -125,8 +123,10 @@ def _open(path: Path) -> io.BufferedIOBase:
     if path.name.endswith(".gz"):
         return gzip.GzipFile(path, "rb")
     if path.name.endswith(".zst"):
-        unpacked = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.BufferedReader(unpacked, buffer_size=2**20)
+        import pyarrow
+
+        # Not the package zstandard, whose reader takes a truncated file for a finished one.
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd"), buffer_size=2**20)
     return path.open("rb")
 
 
@@ -134,5 +134,5 @@ def _open(path: Path) -> io.BufferedIOBase:
 def _readable_errors(file: InputFile) -> Iterator[None]:
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file.path} is damaged or not compressed as its name says: {error}") from error

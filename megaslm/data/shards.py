@@ -75,7 +75,6 @@ class PartWriter:
             compression=row_format.compression,
             hashes=["xxh3_64"],
             size_limit=row_format.shard_bytes,
-            max_workers=1,
         )
 
     @property

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer
 
 from megaslm.errors import DataError
@@ -17,6 +17,7 @@ from megaslm.errors import DataError
 TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _MODEL_CONFIG_FILES = ("config.json", "generation_config.json")
+_FLOAT32_ROUNDING = 2.0**-23
 _MEANING = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
@@ -59,6 +60,9 @@ class SentencePieceEncoder:
             self._processor = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise DataError(f"not a SentencePiece model: {error}") from error
+        description = sentencepiece_model_pb2.ModelProto.FromString(model)
+        self._is_unigram = description.trainer_spec.model_type == description.trainer_spec.UNIGRAM
+        self._scores = np.array([piece.score for piece in description.pieces])
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, one-dimensional; a control symbol's name in a text is text."""
@@ -67,6 +71,20 @@ class SentencePieceEncoder:
     def decode(self, ids: NDArray[np.uint32]) -> str:
         """The text of ids."""
         return str(self._processor.decode(ids.tolist()))
+
+    def has_unknown(self, ids: NDArray[np.uint32]) -> bool:
+        """Whether part of the text is lost in `ids`."""
+        return bool((ids == self._processor.unk_id()).any())
+
+    def is_tie(self, ids: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
+        """Whether two ways to cut a text are equally likely to a Unigram model, as far as SentencePiece can tell.
+
+        It adds up a whole document in float32 and so decides near ties by rounding.
+        """
+        if not self._is_unigram:
+            return False
+        likelihood, other_likelihood = float(self._scores[ids].sum()), float(self._scores[other].sum())
+        return abs(likelihood - other_likelihood) <= _FLOAT32_ROUNDING * abs(likelihood)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage:
     compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(content if damage == "not compressed" else compress(content)[:-20])
-    with pytest.raises(DataError, match="a.jsonl.* is damaged or not compressed as its name says"):
+    with pytest.raises(DataError, match=r"a.jsonl.* is damaged or not compressed as its name says"):
         read(path)
 
 
@@ -104,7 +104,7 @@ def test_a_null_in_a_parquet_column_is_named(tmp_path: Path) -> None:
 
 def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="a.parquet is not a readable parquet file"):
+    with pytest.raises(DataError, match=r"a.parquet is not a readable parquet file"):
         read(tmp_path / "a.parquet", reader="parquet")
 
 

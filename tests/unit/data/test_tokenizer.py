@@ -28,7 +28,9 @@ def test_nothing_is_added_cut_or_filled(folder: Path) -> None:
     tokenizer = Tokenizer.from_file(path)
     tokenizer.enable_truncation(2)
     tokenizer.enable_padding(length=50)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $0 </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $0 </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
     tokenizer.save(path)
     found = FolderEncoder(folder).encode(["one two three", "four"])
     assert [ids.tolist() for ids in found] == [ids.tolist() for ids in plain]
@@ -94,7 +96,7 @@ def test_an_eos_outside_the_vocabulary_is_refused(folder: Path) -> None:
 
 
 def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no tokenizer.json; .* tokenizer.sentencepiece"):
+    with pytest.raises(DataError, match=r"no tokenizer.json; .*`tokenizer.sentencepiece`"):
         FolderEncoder(tmp_path)
 
 
