@@ -167,10 +167,10 @@ def explain(
     from megaslm.config.explain import render
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
-    from megaslm.config.schema import RunConfig
+    from megaslm.config.schema import RunConfig, Section
 
-    loaded = load(Recipe, config, overrides or []) if recipe else load(RunConfig, config, overrides or [])
-    Console().print(render(explain_settings(loaded)))
+    model_class: type[Section] = Recipe if recipe else RunConfig
+    Console().print(render(explain_settings(load(model_class, config, overrides or []))))
 
 
 def _say_dataset(folder: Path, manifest: dict[str, object], json_file: Path | None) -> None:

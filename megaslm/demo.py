@@ -93,7 +93,9 @@ def run_demo(configs: Path) -> dict[str, object]:
     """
     if not LAUNCHER.is_file() or not configs.is_dir():
         raise ConfigError(f"{LAUNCHER} or {configs}: not here; start the demo in MegaSLM's repository")
-    runs = _Runs(configs, *(load(RunConfig, configs / f"{name}.yaml").value for name in ("base", "reference", "clm", "slm")))
+    runs = _Runs(
+        configs, *(load(RunConfig, configs / f"{name}.yaml").value for name in ("base", "reference", "clm", "slm"))
+    )
     console = Console(highlight=False)
     _start_afresh(runs.folder)
     stages = list(_stages(runs))

@@ -11,7 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_ranks(
-    world_size: int, arguments: Sequence[str], *, cwd: Path | None = None, expect_status: int = 0, timeout_seconds: int = 180
+    world_size: int,
+    arguments: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    expect_status: int = 0,
+    timeout_seconds: int = 180,
 ) -> str:
     """Runs `python ARGUMENTS` on each rank and gives what all of them printed, the first rank's output first."""
     with socket.socket() as probe:

@@ -145,9 +145,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainSection":
         if self.warmup_tokens >= self.total_tokens:
-            raise ValueError(
-                f"warmup_tokens = {self.warmup_tokens} must be below total_tokens = {self.total_tokens}"
-            )
+            raise ValueError(f"warmup_tokens = {self.warmup_tokens} must be below total_tokens = {self.total_tokens}")
         if self.schedule == "wsd" and not 0 < self.decay_tokens <= self.total_tokens - self.warmup_tokens:
             raise ValueError(
                 f"schedule wsd needs 0 < decay_tokens <= total_tokens - warmup_tokens; found {self.decay_tokens}"
@@ -161,7 +159,7 @@ class SlmSection(Section):
     keep_ratio: Ratio = Decimal("0.6")
     """The share k of targets that are trained on, as a decimal."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
-    """Among which targets a target must rank in the top k: the whole optimiser step, its row, or one rank's micro-batch."""
+    """Among which targets a target has to rank: the whole optimiser step, its row, or one rank's micro-batch."""
     reference: str | None = None
     """The reference model's Hugging Face folder, where it is at hand; used by `verify_rows` alone."""
     verify_rows: NonNegative = 8

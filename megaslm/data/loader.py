@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import Split
 from megaslm.data.manifest import Manifest
 from megaslm.data.stream import Stream, StreamingDataset
 from megaslm.errors import DataError
 
-_SPLIT = "train"
+_SPLIT: Split = "train"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class MicroBatch:
         )
 
 
-class _NumberedRows(StreamingDataset):  # type: ignore[misc]
+class _NumberedRows(StreamingDataset):
     """Rows that know their number: selection breaks ties by it."""
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, np.ndarray | int]:
@@ -88,7 +89,7 @@ class TrainingStream:
         )
 
     def micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches without end, from where a run stands that has read `rows_seen` rows on all ranks."""
+        """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far."""
         epoch, rows_into_epoch = divmod(rows_seen, self._rows_per_epoch)
         while True:
             self._dataset.load_state_dict(
@@ -99,7 +100,7 @@ class TrainingStream:
                     **self._identity,
                 }
             )
-            loader = DataLoader(
+            loader: DataLoader[MicroBatch] = DataLoader(
                 self._dataset,
                 batch_size=self._micro_batch_rows,
                 num_workers=self._workers,

@@ -133,7 +133,7 @@ class Manifest(_Record):
     """Of a scored dataset."""
 
     def tokens_fingerprint(self) -> str:
-        """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in the same places."""
+        """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in one order."""
         places = [
             [split, domain, part.name, part.rows, part.tokens_sha256]
             for split, domains in sorted(self.splits.items())

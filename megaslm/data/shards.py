@@ -75,6 +75,7 @@ class PartWriter:
             compression=row_format.compression,
             hashes=["xxh3_64"],
             size_limit=row_format.shard_bytes,
+            max_workers=1,
         )
 
     @property
@@ -106,6 +107,7 @@ class PartWriter:
 
     def finish(self) -> None:
         """Give the part its name, after everything has reached the disk."""
+        self._wait_for_idle_writer()
         self._writer.finish()
         finish_folder(self._folder)
         self._part = Part(
@@ -120,6 +122,13 @@ class PartWriter:
         """Remove what was written."""
         self._writer.cancel_future_jobs()
         abandon_folder(self._folder)
+
+    def _wait_for_idle_writer(self) -> None:
+        """MDSWriter.finish sleeps a second where its thread, which has nothing to upload, has not said so at once."""
+        if self._writer.new_samples:
+            self._writer.flush_shard()
+            self._writer.new_samples = []
+        self._writer.executor.submit(int).result()
 
     def _check_tokens(self, tokens: NDArray[np.unsignedinteger]) -> None:
         width, dtype = self._format.seq_len + 1, self._format.tokens_dtype

@@ -88,7 +88,9 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
             found = ", ".join(str(key) for key in sorted(report[problem], key=str)[:5])
-            raise ModelError(f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}")
+            raise ModelError(
+                f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}"
+            )
     return lm
 
 

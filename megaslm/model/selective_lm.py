@@ -21,10 +21,10 @@ CausalLM = Any
 class SelectiveHead(nn.Linear):
     """The language model's head. With targets it gives losses; without, logits, as the layer it replaces."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, hidden: Tensor, targets: Tensor | None = None, select: Select | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Losses of (T, D) hidden states and (T,) targets; with `select` also the differentiable sum of the selected."""
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Losses of (T, D) hidden states and (T,) targets; with `select`, before them the sum of the selected."""
         if targets is None:
             return super().forward(hidden)
         if select is None:

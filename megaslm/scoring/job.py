@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,16 @@ from numpy.typing import NDArray
 from megaslm import __version__
 from megaslm.config.schema import Precision, Split
 from megaslm.data.durable import write_file
-from megaslm.data.manifest import MANIFEST, TOKENIZER, DomainSplit, Manifest, Part, Reference, read_manifest, write_manifest
+from megaslm.data.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    DomainSplit,
+    Manifest,
+    Part,
+    Reference,
+    read_manifest,
+    write_manifest,
+)
 from megaslm.data.row_reader import RowReader
 from megaslm.data.shards import RowFormat, check_layout, merge_index, part_writer
 from megaslm.engine.distributed import World, all_reduce_sum, join_world, on_first_rank
@@ -56,7 +66,7 @@ def score(
     *,
     on_progress: OnProgress | None = None,
 ) -> Manifest:
-    """Writes `output`: the rows of `dataset`, in order, with `ref_loss`. Called by every rank that the launcher started.
+    """Writes `output`: the rows of `dataset`, in order, with `ref_loss`. Called by every rank.
 
     Parts are shared out over the ranks; those that an earlier attempt finished are not scored again.
 
@@ -102,12 +112,16 @@ def _claim(output: Path, described: Reference) -> None:
     if (output / MANIFEST).is_file():
         found = read_manifest(output).reference
         if found != described:
-            raise DataError(f"{output}: holds a dataset scored otherwise ({found}); this job is {described}; choose another folder")
+            raise DataError(
+                f"{output}: holds a dataset scored otherwise ({found}); this job is {described}; choose another folder"
+            )
         return
     claim = _unfinished(output) / "reference.json"
     if claim.is_file():
         if claim.read_text(encoding="utf-8") != described.model_dump_json():
-            raise DataError(f"{output}: holds an unfinished dataset of another scoring job; choose another folder or remove it")
+            raise DataError(
+                f"{output}: holds an unfinished dataset of another scoring job; choose another folder or remove it"
+            )
         return
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output}: is not empty and holds no unfinished scoring job; choose another folder")
@@ -126,9 +140,7 @@ def _marker(output: Path, item: _PartToScore) -> Path:
 
 def _share(manifest: Manifest, world: World, output: Path) -> list[_PartToScore]:
     """This rank's unfinished parts: the largest first, each to the rank that has the fewest rows so far."""
-    waiting = [
-        item for item in _all_parts(manifest) if not _marker(output, item).is_file()
-    ]
+    waiting = [item for item in _all_parts(manifest) if not _marker(output, item).is_file()]
     rows = [0] * world.size
     mine: list[_PartToScore] = []
     for item in sorted(waiting, key=lambda item: -item.part.rows):
@@ -175,8 +187,9 @@ class _Job:
             with part_writer(folder, self._format) as writer:
                 for start in range(0, len(reader), self._settings.batch_rows):
                     rows = reader.rows(start, min(len(reader), start + self._settings.batch_rows))
-                    losses = self._losses(model, rows["tokens"], f"{item.split}/{item.domain}/{item.part.name}", start)
-                    writer.write(rows["tokens"], int(rows["domain"][0]), losses)
+                    tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
+                    losses = self._losses(model, tokens, f"{item.split}/{item.domain}/{item.part.name}", start)
+                    writer.write(tokens, int(rows["domain"][0]), losses)
                     rows_done += len(losses)
                     if on_progress is not None and self._world.is_first:
                         on_progress(rows_done, rows_to_do)
@@ -188,7 +201,7 @@ class _Job:
             write_file(_marker(self._output, item), writer.part.model_dump_json())
 
     def _losses(
-        self, model: SelectiveLM, stored: NDArray[np.generic], part: str, start: int
+        self, model: SelectiveLM, stored: NDArray[np.unsignedinteger], part: str, start: int
     ) -> NDArray[np.float16]:
         """(n, L) float16 of (n, L+1) tokens: clamped to [0, 65504], and 0 where the target is not valid."""
         count = len(stored)

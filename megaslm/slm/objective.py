@@ -80,6 +80,7 @@ class CausalObjective:
     def plan_step(
         self, micro_batches: Sequence[Targets], measure_losses: MeasureLosses, all_reduce_sum: AllReduceSum
     ) -> StepSelection:
+        """Selects every valid target."""
         count = _target_count(micro_batches, all_reduce_sum)
         return StepSelection(tuple(_known(targets.valid) for targets in micro_batches), count, count)
 
@@ -94,6 +95,7 @@ class SelectiveObjective:
     def plan_step(
         self, micro_batches: Sequence[Targets], measure_losses: MeasureLosses, all_reduce_sum: AllReduceSum
     ) -> StepSelection:
+        """Selects the top of each group of the scope."""
         target_count = _target_count(micro_batches, all_reduce_sum)
         if self.scope == "batch":
             selected_count = keep_count(target_count, self.keep_ratio)

@@ -6,10 +6,11 @@ In units of T·D·V multiply-adds that is 2 for the forward and 6k for the backw
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 Select = Callable[[Tensor], Tensor]
 """Takes all losses, (T,) float32 and detached, and marks the selected ones, (T,) bool. Called once, under no_grad."""
@@ -62,7 +63,7 @@ def selective_loss(
 class _SelectiveLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -79,10 +80,10 @@ class _SelectiveLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, grad_total: Tensor, _grad_losses: Tensor | None
+    def backward(
+        ctx: Any, grad_total: Tensor, _grad_losses: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, bias, targets, row_weight, log_norms, rows = ctx.saved_tensors  # type: ignore[attr-defined]
+        hidden, weight, bias, targets, row_weight, log_norms, rows = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden)
         accumulation = _accumulation_dtype(hidden)
         grad_weight = torch.zeros(weight.shape, dtype=accumulation, device=weight.device)

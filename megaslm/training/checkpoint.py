@@ -30,9 +30,7 @@ class Progress:
     """Ranks that wrote the checkpoint."""
 
 
-def save_checkpoint(
-    checkpoints: Path, engine: ZeroEngine, progress: Progress, world: World, *, keep_last: int
-) -> Path:
+def save_checkpoint(checkpoints: Path, engine: ZeroEngine, progress: Progress, world: World, *, keep_last: int) -> Path:
     """Writes a checkpoint; called on all ranks. Older ones than the newest `keep_last` go once it is complete."""
     folder = checkpoints / f"step-{progress.step:08d}"
     on_first_rank(lambda: _start(folder))
@@ -66,7 +64,9 @@ def load_checkpoint(folder: Path, engine: ZeroEngine, world: World) -> Progress:
 def complete_checkpoints(checkpoints: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     return sorted(
-        folder for folder in checkpoints.glob("step-*") if _STEP_FOLDER.fullmatch(folder.name) and (folder / COMPLETE).is_file()
+        folder
+        for folder in checkpoints.glob("step-*")
+        if _STEP_FOLDER.fullmatch(folder.name) and (folder / COMPLETE).is_file()
     )
 
 
@@ -84,7 +84,9 @@ def check_files(folder: Path, world: World) -> None:
     listed: dict[str, list[object]] = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     missing = [name for name in listed if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder}: {', '.join(missing)} is missing; remove this checkpoint to use the one before")
+        raise CheckpointError(
+            f"{folder}: {', '.join(missing)} is missing; remove this checkpoint to use the one before"
+        )
     found = _described_by_all(folder, [folder / name for name in listed], world)
     wrong = [name for name in listed if list(found[name]) != listed[name]]
     if wrong:

@@ -21,7 +21,13 @@ _MOST_OUTSIDE = 0.02
 
 
 def check_reference(
-    manifest: Manifest, dataset: Path, *, document_isolation: bool, reference: Path | None, rows: int, device: torch.device
+    manifest: Manifest,
+    dataset: Path,
+    *,
+    document_isolation: bool,
+    reference: Path | None,
+    rows: int,
+    device: torch.device,
 ) -> None:
     """Checks what a dataset says of its reference, and where the model is at hand scores a few training rows again.
 
@@ -35,11 +41,13 @@ def check_reference(
 
     Raises:
         DataError: the dataset is not scored.
-        ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens, or by another model.
+        ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens or by others.
     """
     found = manifest.reference
     if manifest.kind != "scored" or found is None:
-        raise DataError(f"{dataset} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm")
+        raise DataError(
+            f"{dataset} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm"
+        )
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
             f"{dataset}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds the rows "
@@ -79,7 +87,9 @@ def _check_rows(
             valid = valid_targets(tokens, manifest.eos_id)[0].cpu()
             stored = torch.from_numpy(row["ref_loss"].astype(np.float32))[valid]
             again = model.measure(tokens)[0].cpu()[valid]
-            outside = ((stored - again).abs() > _TOLERANCE_NATS[precision]).float().mean().item() if len(stored) else 0.0
+            outside = (
+                ((stored - again).abs() > _TOLERANCE_NATS[precision]).float().mean().item() if len(stored) else 0.0
+            )
             if outside > _MOST_OUTSIDE:
                 raise ReferenceMismatch(
                     f"{dataset}, train/{domain}, row {number}: {outside:.0%} of its stored reference losses differ from what "

@@ -54,7 +54,9 @@ class Reporter:
         now = time.monotonic()
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
         records: list[Record] = []
-        for result, (selected_sum, loss_sum, selected, valid, bad), norm in zip(self._waiting, sums, norms, strict=True):
+        for result, (selected_sum, loss_sum, selected, valid, bad), norm in zip(
+            self._waiting, sums, norms, strict=True
+        ):
             if bad:
                 raise NonFiniteLoss(
                     f"step {result.step}: {bad:.0f} of {valid:.0f} targets have a loss or reference loss that is not finite; "

@@ -100,9 +100,7 @@ def check_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> li
     return _differences(run.config(), config)
 
 
-def open_run(
-    config: RunConfig, training_data: Manifest, model_config: PretrainedConfig, dtype: torch.dtype
-) -> None:
+def open_run(config: RunConfig, training_data: Manifest, model_config: PretrainedConfig, dtype: torch.dtype) -> None:
     """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)

@@ -100,9 +100,7 @@ def _build(
     architecture = config.model.from_scratch
     assert architecture is not None, "the schema lets exactly one origin through"
     lm = build_from_shape(architecture, eos_id=manifest.eos_id, dtype=dtype_of(precision))
-    draw_weights(
-        lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding
-    )
+    draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)
     return lm
 
 

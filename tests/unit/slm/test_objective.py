@@ -59,9 +59,7 @@ def test_microbatch_keeps_k_of_each_micro_batch() -> None:
     plan = SelectiveObjective(Decimal("0.3"), "microbatch").plan_step(
         [targets for targets, _ in batches], never_measured, on_this_rank_alone
     )
-    counts = [
-        int(select(losses.flatten()).sum()) for (_, losses), select in zip(batches, plan.selects, strict=True)
-    ]
+    counts = [int(select(losses.flatten()).sum()) for (_, losses), select in zip(batches, plan.selects, strict=True)]
     assert counts == [int(Decimal("0.3") * int(targets.valid.sum()) + Decimal("0.5")) for targets, _ in batches]
     assert int(plan.selected_count) == sum(counts)
 

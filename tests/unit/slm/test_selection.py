@@ -21,9 +21,7 @@ def by_sorting(scores: Tensor, keys: Tensor, eligible: Tensor, count: int) -> se
     return {key for _, key in sorted(candidates)[:count]}
 
 
-def select_over_ranks(
-    scores: list[Tensor], keys: list[Tensor], eligible: list[Tensor], count: int
-) -> set[int]:
+def select_over_ranks(scores: list[Tensor], keys: list[Tensor], eligible: list[Tensor], count: int) -> set[int]:
     """The keys that all ranks select together; the all-reduce is the sum over ranks that run in step."""
     import threading
 
@@ -75,9 +73,7 @@ def test_the_set_does_not_depend_on_the_ranks(ranks: int, count: int) -> None:
     scores = torch.randint(-4, 4, (64,), generator=generator).float()
     keys = torch.randperm(64, generator=generator)
     eligible = torch.ones(64, dtype=torch.bool)
-    found = select_over_ranks(
-        list(scores.chunk(ranks)), list(keys.chunk(ranks)), list(eligible.chunk(ranks)), count
-    )
+    found = select_over_ranks(list(scores.chunk(ranks)), list(keys.chunk(ranks)), list(eligible.chunk(ranks)), count)
     assert found == by_sorting(scores, keys, eligible, count)
 
 

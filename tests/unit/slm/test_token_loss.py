@@ -15,7 +15,9 @@ def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return int(request.param)
 
 
-def inputs(dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+def inputs(
+    dtype: torch.dtype = torch.float32, bias: bool = True
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(VOCAB, WIDTH, generator=generator).to(dtype).requires_grad_()
@@ -75,7 +77,9 @@ def test_unselected_rows_get_no_gradient() -> None:
 
 def test_an_empty_selection_runs_its_backward() -> None:
     hidden, weight, targets, _, row_weight = inputs()
-    total, _ = selective_loss(hidden, weight, targets, row_weight, lambda losses: torch.zeros_like(losses, dtype=torch.bool))
+    total, _ = selective_loss(
+        hidden, weight, targets, row_weight, lambda losses: torch.zeros_like(losses, dtype=torch.bool)
+    )
     assert total.item() == 0.0
     assert all((grad == 0).all() for grad in torch.autograd.grad(total, [hidden, weight]))
 

@@ -1,0 +1,77 @@
+"""The scoring job: exact, the same on any number of ranks, readable without MegaSLM."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from megaslm.data.manifest import read_manifest
+from megaslm.data.row_reader import RowReader
+from tests.integration.conftest import Chain
+from tests.ranks import run_megaslm
+from tests.toy import EOS_ID, SEQ_LEN
+
+PLACES = [("train", "a"), ("train", "b"), ("heldout", "a")]
+
+# torchvision is not installed beside MegaSLM; where it is, the stand-ins are not needed.
+PLAIN_STREAMING = """
+import sys, types, transformers
+for name in ("", ".datasets", ".transforms", ".transforms.functional"):
+    sys.modules["torchvision" + name] = types.ModuleType(name)
+sys.modules["torchvision.datasets"].VisionDataset = object
+sys.modules["torchvision.transforms.functional"].to_tensor = None
+from streaming import StreamingDataset
+rows = StreamingDataset(local=sys.argv[1], batch_size=1, shuffle=False)
+row = rows[0]
+assert "megaslm" not in sys.modules
+tokens, ref_loss = row["tokens"], row["ref_loss"]
+print(len(rows), tokens.dtype, tokens.shape, ref_loss.dtype, ref_loss.shape, int(row["domain"]))
+"""
+
+
+def test_one_rank_writes_what_two_wrote(chain: Chain, tmp_path: Path) -> None:
+    alone = tmp_path / "scored"
+    run_megaslm("score", "--reference", chain.reference, chain.tokens, alone)
+    assert read_manifest(alone).splits == read_manifest(chain.scored).splits
+    for split, domain in PLACES:
+        ours, theirs = RowReader(alone, split, domain), RowReader(chain.scored, split, domain)  # type: ignore[arg-type]
+        assert np.array_equal(ours.rows(0, len(ours))["ref_loss"], theirs.rows(0, len(theirs))["ref_loss"])
+
+
+def test_rows_are_copied_in_order_with_the_losses_of_an_independent_loop(chain: Chain) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(chain.reference).double()
+    for split, domain in PLACES:
+        tokens = RowReader(chain.tokens, split, domain)  # type: ignore[arg-type]
+        scored = RowReader(chain.scored, split, domain)  # type: ignore[arg-type]
+        assert len(tokens) == len(scored)
+        for number in range(len(tokens)):
+            row, stored = tokens[number]["tokens"], scored[number]
+            assert np.array_equal(row, stored["tokens"])
+            expected = np.zeros(SEQ_LEN)
+            start = 0
+            for place in range(SEQ_LEN):
+                if row[place] == EOS_ID:
+                    start = place + 1
+                    continue
+                with torch.no_grad():
+                    logits = lm(torch.tensor(row[None, start : place + 1].astype(np.int64))).logits[0, -1]
+                expected[place] = -torch.log_softmax(logits, -1)[int(row[place + 1])]
+            assert stored["ref_loss"].dtype == np.float16
+            np.testing.assert_allclose(stored["ref_loss"], expected, rtol=2e-3, atol=1e-5)
+
+
+def test_a_plain_streaming_script_reads_it(chain: Chain) -> None:
+    script = [sys.executable, "-c", PLAIN_STREAMING, str(chain.scored / "train" / "a")]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "35 uint16 (17,) float16 (16,) 0"
+
+
+def test_the_manifest_names_the_reference(chain: Chain) -> None:
+    manifest = read_manifest(chain.scored)
+    assert manifest.kind == "scored"
+    assert manifest.reference is not None
+    assert manifest.reference.name == "reference"
+    assert manifest.reference.dataset_sha256 == read_manifest(chain.tokens).tokens_fingerprint()
