@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from megaslm import __version__
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 app = typer.Typer(
-    help="Selective Language Modeling: train on the tokens worth learning.",
+    invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,11 +31,29 @@ def main() -> None:
     """Runs a verb: exit status 0 on success, 2 on the user's mistake, 1 on a fault."""
     try:
         app()
+        status = 0
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
     except PeerFailed as error:
-        sys.exit(error.exit_status)
+        status = error.exit_status
     except MegaSLMError as error:
         _complain(error)
-        sys.exit(error.exit_status)
+        status = error.exit_status
+    if "megaslm.engine.distributed" in sys.modules:
+        from megaslm.engine.distributed import end_process
+
+        end_process(status)
+    sys.exit(status)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Selective Language Modeling: train on the tokens worth learning."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.command()
@@ -170,7 +189,9 @@ def explain(
     from megaslm.config.schema import RunConfig, Section
 
     model_class: type[Section] = Recipe if recipe else RunConfig
-    Console().print(render(explain_settings(load(model_class, config, overrides or []))))
+    # In a file or a pipe there is no edge to fold the columns at.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(render(explain_settings(load(model_class, config, overrides or []))))
 
 
 def _say_dataset(folder: Path, manifest: dict[str, object], json_file: Path | None) -> None:

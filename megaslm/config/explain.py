@@ -37,7 +37,10 @@ def explain(loaded: Loaded[BaseModel]) -> list[ExplainedSetting]:
 
 def render(settings: Sequence[ExplainedSetting]) -> Table:
     """The settings as a table for a terminal; what was left at its default is dimmed."""
-    table = Table("setting", "value", "from", "meaning", pad_edge=False, box=None)
+    table = Table(pad_edge=False, box=None)
+    table.add_column("setting", overflow="fold", min_width=max(len(setting.key) for setting in settings))
+    for name in ("value", "from", "meaning"):
+        table.add_column(name, overflow="fold")
     for setting in settings:
         style = "dim" if setting.origin == DEFAULT else ""
         cells = (setting.key, show(setting.value), setting.origin, setting.meaning)

@@ -1,11 +1,16 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
 
+import fcntl
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -16,6 +21,7 @@ from megaslm.data.stream import Stream, StreamingDataset
 from megaslm.errors import DataError
 
 _SPLIT: Split = "train"
+_HOST_LOCK = Path(tempfile.gettempdir()) / f"megaslm-stream-{os.getuid()}.lock"
 
 
 @dataclass(frozen=True)
@@ -74,19 +80,21 @@ class TrainingStream:
         self._rows_per_epoch = rows // plan.global_batch_rows * plan.global_batch_rows
         if self._rows_per_epoch == 0:
             raise DataError(
-                f"{dataset}: {rows} training rows in {', '.join(domains)}, fewer than the {plan.global_batch_rows} of one "
+                f"{dataset}: {rows} training rows in {', '.join(domains)}, fewer than the "
+                f"{plan.global_batch_rows} of one "
                 f"global batch; lower train.global_batch_tokens or prepare more text"
             )
         self._identity = {"num_canonical_nodes": plan.canonical_nodes, "shuffle_seed": shuffle_seed}
         self._workers = workers
         self._micro_batch_rows = plan.micro_batch_rows
-        self._dataset = _NumberedRows(
-            streams=[Stream(local=str(dataset / _SPLIT / domain)) for domain in domains],
-            epoch_size=self._rows_per_epoch,
-            batch_size=plan.micro_batch_rows,
-            shuffle=True,
-            **self._identity,
-        )
+        with _alone_on_this_host():
+            self._dataset = _NumberedRows(
+                streams=[Stream(local=str(dataset / _SPLIT / domain)) for domain in domains],
+                epoch_size=self._rows_per_epoch,
+                batch_size=plan.micro_batch_rows,
+                shuffle=True,
+                **self._identity,
+            )
 
     def micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far."""
@@ -110,6 +118,26 @@ class TrainingStream:
             )
             yield from loader
             epoch, rows_into_epoch = epoch + 1, 0
+
+
+@contextmanager
+def _alone_on_this_host() -> Iterator[None]:
+    """Lets one job at a time open its stream on a host.
+
+    Streaming numbers a job's shared memory by what is free when each of its ranks looks: of two jobs that start in the
+    same moment, one would find the other's.
+    """
+    together = dist.is_initialized()
+    lock = _HOST_LOCK.open("w") if int(os.environ.get("LOCAL_RANK", "0")) == 0 else None
+    if lock is not None:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    if together:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.close()
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.data.durable import finish_folder, start_folder
 from megaslm.errors import ModelError
+from megaslm.model.selective_lm import CausalLM
 
 _WRAPPER = "lm."
+
+
+def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path) -> None:
+    """Keeps in `folder` what an export needs beside weights: config.json with their dtype, and the tokenizer."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(tokenizer, folder)
+    lm.config.dtype = dtype
+    lm.config.save_pretrained(folder)
 
 
 def save_hugging_face(

@@ -17,7 +17,8 @@ def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str
     """
     if config.vocab_size < manifest.vocab_size:
         raise ModelError(
-            f"{model} has a vocabulary of {config.vocab_size}; {dataset} was tokenised with one of {manifest.vocab_size}"
+            f"{model} has a vocabulary of {config.vocab_size}; {dataset} was tokenised with one of "
+            f"{manifest.vocab_size}"
         )
     if config.max_position_embeddings < manifest.seq_len:
         raise ModelError(
@@ -37,6 +38,7 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: Pat
     found = tokenizer_sha256(model_folder)
     if found != manifest.tokenizer_sha256:
         raise DataError(
-            f"{model_folder} has the tokenizer {found[:12]}; {dataset} was tokenised with {manifest.tokenizer_sha256[:12]}: "
+            f"{model_folder} has the tokenizer {found[:12]}; {dataset} was tokenised with "
+            f"{manifest.tokenizer_sha256[:12]}: "
             f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
         )

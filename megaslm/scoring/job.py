@@ -196,7 +196,8 @@ class _Job:
             if writer.part.tokens_sha256 != item.part.tokens_sha256:
                 raise DataError(
                     f"{self._dataset}/{item.split}/{item.domain}/{item.part.name}: its tokens have the hash "
-                    f"{writer.part.tokens_sha256[:12]}, its manifest says {item.part.tokens_sha256[:12]}; prepare it again"
+                    f"{writer.part.tokens_sha256[:12]}, its manifest says {item.part.tokens_sha256[:12]}; "
+                    "prepare it again"
                 )
             write_file(_marker(self._output, item), writer.part.model_dump_json())
 

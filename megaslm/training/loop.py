@@ -60,7 +60,8 @@ def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World) -
     progress = load_checkpoint(complete[-1], engine, world)
     if progress.step > plan.total_steps:
         raise CheckpointError(
-            f"{complete[-1]}: the run has made {progress.step} steps; train.total_tokens asks for {plan.total_steps} in all"
+            f"{complete[-1]}: the run has made {progress.step} steps; train.total_tokens asks for "
+            f"{plan.total_steps} in all"
         )
     return progress
 

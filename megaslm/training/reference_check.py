@@ -50,7 +50,8 @@ def check_reference(
         )
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
-            f"{dataset}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds the rows "
+            f"{dataset}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
+            "the rows "
             f"{manifest.tokens_fingerprint()[:12]}; score the dataset again"
         )
     if found.document_isolation != document_isolation:
@@ -68,7 +69,8 @@ def _check_weights(found: Reference, dataset: Path, reference: Path) -> None:
     at_hand = weights_sha256(reference)
     if at_hand != found.weights_sha256:
         raise ReferenceMismatch(
-            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; slm.reference = {reference} "
+            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; slm.reference = "
+            f"{reference} "
             f"has weights {at_hand[:12]}; name the right folder or score the dataset again"
         )
 
@@ -92,7 +94,8 @@ def _check_rows(
             )
             if outside > _MOST_OUTSIDE:
                 raise ReferenceMismatch(
-                    f"{dataset}, train/{domain}, row {number}: {outside:.0%} of its stored reference losses differ from what "
+                    f"{dataset}, train/{domain}, row {number}: {outside:.0%} of its stored reference losses "
+                    "differ from what "
                     f"{reference} gives, by {(stored - again).abs().median():.3g} nats in the median (mean stored "
                     f"{stored.mean():.4f}, computed {again.mean():.4f}); score the dataset again"
                 )

@@ -59,8 +59,10 @@ class Reporter:
         ):
             if bad:
                 raise NonFiniteLoss(
-                    f"step {result.step}: {bad:.0f} of {valid:.0f} targets have a loss or reference loss that is not finite; "
-                    f"the run stopped before it was saved: lower train.lr, or verify the dataset and the starting weights"
+                    f"step {result.step}: {bad:.0f} of {valid:.0f} targets have a loss or reference loss that "
+                    "is not finite; "
+                    "the run stopped before it was saved: lower train.lr, or verify the dataset and the "
+                    "starting weights"
                 )
             self.selected_tokens += int(selected)
             records.append(

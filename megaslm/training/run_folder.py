@@ -1,13 +1,11 @@
 """A run's folder: what is in it, and whether a run may go on in it."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
 from megaslm import __version__
 from megaslm.config.dump import dump
@@ -16,6 +14,8 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.durable import write_file
 from megaslm.data.manifest import TOKENIZER, Manifest
 from megaslm.errors import CheckpointError, ConfigError
+from megaslm.model.export import describe_model
+from megaslm.model.selective_lm import CausalLM
 
 CONFIG = "config.yaml"
 # What a run is. The rest (length, logging, layout over ranks) may change when it is resumed.
@@ -100,14 +100,11 @@ def check_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> li
     return _differences(run.config(), config)
 
 
-def open_run(config: RunConfig, training_data: Manifest, model_config: PretrainedConfig, dtype: torch.dtype) -> None:
+def open_run(config: RunConfig, training_data: Manifest, lm: CausalLM, dtype: torch.dtype) -> None:
     """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(run.model_description, ignore_errors=True)
-    shutil.copytree(Path(config.data.train) / TOKENIZER, run.model_description)
-    model_config.dtype = dtype
-    model_config.save_pretrained(run.model_description)
+    describe_model(lm, dtype, Path(config.data.train) / TOKENIZER, run.model_description)
     write_file(run.path / "manifest.json", json.dumps(_provenance(config, training_data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
 

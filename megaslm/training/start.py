@@ -39,7 +39,8 @@ def open_training_data(config: RunConfig) -> TrainingData:
     manifest = read_manifest(dataset)
     if manifest.seq_len != config.data.seq_len:
         raise DataError(
-            f"{dataset} has rows of {manifest.seq_len} targets; data.seq_len = {config.data.seq_len}; set one to the other"
+            f"{dataset} has rows of {manifest.seq_len} targets; data.seq_len = {config.data.seq_len}; set one "
+            "to the other"
         )
     present = manifest.splits.get("train", {})
     domains = config.data.domains or tuple(present)
@@ -84,7 +85,7 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data.manifest, sharding, origin)
     check_model_fits(lm.config, data.manifest, model=str(origin or "model.from_scratch"), dataset=data.dataset)
-    on_first_rank(lambda: open_run(config, data.manifest, lm.config, dtype_of(precision)))
+    on_first_rank(lambda: open_run(config, data.manifest, lm, dtype_of(precision)))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()

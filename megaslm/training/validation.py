@@ -82,7 +82,8 @@ def _domains(name: str, chosen: ValidationSet, training: Manifest) -> Iterator[s
     if manifest.tokenizer_sha256 != training.tokenizer_sha256 or manifest.seq_len != training.seq_len:
         raise DataError(
             f"validation.sets.{name}: {chosen.dataset} has tokenizer {manifest.tokenizer_sha256[:12]} and rows of "
-            f"{manifest.seq_len}; the training data has tokenizer {training.tokenizer_sha256[:12]} and rows of {training.seq_len}"
+            f"{manifest.seq_len}; the training data has tokenizer {training.tokenizer_sha256[:12]} and rows of "
+            f"{training.seq_len}"
         )
     present = manifest.splits.get(chosen.split, {})
     for domain in chosen.domains if chosen.domains is not None else present:

@@ -1,0 +1,116 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megaslm.config.load import load
+from megaslm.config.plan import parameter_count as planned_count
+from megaslm.config.schema import Architecture, RunConfig
+from megaslm.errors import ModelError
+from megaslm.model.load import (
+    Unsharded,
+    build_from_shape,
+    check_model_folder,
+    draw_weights,
+    load_pretrained,
+    parameter_count,
+    weights_sha256,
+)
+from megaslm.model.selective_lm import SelectiveLM
+from tests.ranks import ROOT
+from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE
+
+
+def toy(seed: int = 0, tied: bool = False) -> torch.nn.Module:
+    architecture = Architecture.model_validate({**SHAPE, "tie_embeddings": tied})
+    lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+    draw_weights(lm, seed=seed, standard_deviation=0.02, sharding=Unsharded())
+    return lm
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    toy().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        ("demo/base.yaml", 1_262_720),
+        ("shapes/tinyllama-1b.yaml", 1_100_048_384),
+        ("shapes/mistral-7b.yaml", 7_241_732_096),
+    ],
+)
+def test_models_have_the_right_number_of_parameters(config: str, count: int) -> None:
+    architecture = load(RunConfig, ROOT / "configs" / config).value.model.from_scratch
+    assert architecture is not None
+    with torch.device("meta"):
+        lm = build_from_shape(architecture, eos_id=2, dtype=torch.bfloat16)
+    assert parameter_count(lm) == planned_count(architecture).total == count
+
+
+def test_random_weights_know_nothing() -> None:
+    rows = torch.randint(3, VOCAB_SIZE, (8, 33), generator=torch.Generator().manual_seed(0))
+    losses = SelectiveLM(toy().eval(), eos_id=EOS_ID, document_isolation=True).measure(rows)
+    assert abs(float(losses.mean()) - math.log(VOCAB_SIZE)) < 0.02
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), toy().parameters(), strict=True))
+    assert not torch.equal(next(toy(seed=1).parameters()), next(toy(seed=2).parameters()))
+
+
+def test_a_folder_gives_back_its_weights(folder: Path) -> None:
+    lm = load_pretrained(folder, dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), lm.parameters(), strict=True))
+
+
+def test_a_missing_weight_is_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 missing keys.*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_pretrained(folder, dtype=torch.float32)
+
+
+def test_a_weight_of_another_size_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": VOCAB_SIZE + 1}))
+    with pytest.raises(ModelError, match=r"cannot be loaded: .*mismatched_sizes"):
+        load_pretrained(folder, dtype=torch.float32)
+
+
+def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        check_model_folder(tmp_path / "nowhere")
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
+        check_model_folder(bare)
+    (bare / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(ModelError, match=r"'gpt2'; MegaSLM computes the loss of llama, mistral"):
+        check_model_folder(bare)
+
+
+def test_the_hash_sees_one_changed_byte(folder: Path) -> None:
+    before = weights_sha256(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert weights_sha256(folder) != before
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_takes_over_its_parameters(tied: bool) -> None:
+    lm = toy(tied=tied)
+    names = dict(lm.named_parameters())
+    rows = torch.randint(3, VOCAB_SIZE, (2, 9))
+    logits = lm(rows).logits
+    model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=False)
+    assert {f"lm.{name}" for name in names} == {name for name, _ in model.named_parameters()}
+    assert torch.equal(lm(rows).logits, logits)
+    assert (lm.lm_head.weight is lm.model.embed_tokens.weight) == tied

@@ -1,0 +1,47 @@
+"""What a user sees of mistakes: one clear message, exit status 2, no traceback, no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import ROOT
+
+
+def megaslm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "megaslm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
+    probe = "import sys; from megaslm import cli; print([m for m in ('torch', 'pydantic', 'yaml') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "[]\n"
+    done = megaslm("--help")
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("prepare", "score", "train", "export", "demo", "config"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.yaml"), "ConfigError: nowhere.yaml"),
+        (("train", "configs/demo/slm.yaml", "--set", "slm.keep_ratio=1.4"), "slm.keep_ratio = 1.4: must be"),
+        (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
+        (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
+        (("export", "nowhere", "out"), "CheckpointError: nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message(arguments: tuple[str, ...], message: str) -> None:
+    done = megaslm(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_explain_says_where_a_value_comes_from() -> None:
+    done = megaslm("config", "explain", "configs/demo/slm.yaml", "--set", "train.lr=5e-4")
+    assert done.returncode == 0
+    assert "0.0005" in done.stdout
+    assert "--set" in done.stdout
+    assert "configs/demo/base.yaml" in done.stdout
