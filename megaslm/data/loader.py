@@ -38,6 +38,16 @@ class MicroBatch:
     ref_loss: Tensor | None
     visit: int
 
+    def pin_memory(self) -> "MicroBatch":
+        """The same micro-batch in page-locked memory, from which copies need not be waited for."""
+        return MicroBatch(
+            tokens=self.tokens.pin_memory(),
+            rows=self.rows.pin_memory(),
+            domain=self.domain.pin_memory(),
+            ref_loss=None if self.ref_loss is None else self.ref_loss.pin_memory(),
+            visit=self.visit,
+        )
+
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied without waiting for it."""
         return MicroBatch(

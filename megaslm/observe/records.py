@@ -50,7 +50,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, last_step: int) -> None:
         """Opens the file to append; lines of steps after `last_step`, from a run that was cut off, are taken out."""
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= last_step]
+            kept = [line for line in path.read_text().splitlines() if last_step and _step_of(line) <= last_step]
             path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 

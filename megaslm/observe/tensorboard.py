@@ -12,7 +12,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
         """Opens a new event file; what an interrupted run wrote after `last_step` is hidden."""
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else 0)
 
     def write(self, records: list[Record]) -> None:
         """Adds the records' scalars."""

@@ -27,7 +27,7 @@ from megaslm.data.manifest import (
 )
 from megaslm.data.row_reader import RowReader
 from megaslm.data.shards import RowFormat, check_layout, merge_index, part_writer
-from megaslm.engine.distributed import World, all_reduce_sum, join_world, on_first_rank
+from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.errors import DataError, NonFiniteLoss
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.load import check_model_folder, load_pretrained, weights_sha256
@@ -81,7 +81,7 @@ def score(
         return read_manifest(output)
     job = _Job(dataset, output, manifest, described, settings, world)
     job.score_parts(_share(manifest, world, output), reference, on_progress)
-    all_reduce_sum(torch.zeros(1, device=world.device))  # Every rank has finished its parts.
+    wait_for_all()
     seconds = time.monotonic() - started
     return on_first_rank(lambda: job.finish(reference, seconds))
 

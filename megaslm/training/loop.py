@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -42,15 +43,27 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     differences = on_first_rank(lambda: check_run(config, data.manifest, resume=resume))
     on_first_rank(lambda: check_scored(config, data, world))
     run = RunFolder(Path(config.run_dir))
+    validation = Validation(config.validation, world, data.manifest)
+    stream = TrainingStream(
+        data.dataset,
+        data.manifest,
+        plan,
+        domains=data.domains,
+        shuffle_seed=config.data.shuffle_seed,
+        workers=config.data.loader_workers,
+    )
     engine = start_engine(config, plan, data, world)
     progress = _resume(run, engine, plan, world)
-    session = _Session(config, plan, data, run, engine, world, progress)
+    reporter = Reporter(run, plan, world, last_step=progress.step)
     for line in differences:
-        session.reporter.say(f"changed since the run began: {line}")
+        reporter.say(f"changed since the run began: {line}")
+    session = _Session(
+        config, plan, data, stream, validation, run, engine, world, progress, _objective(config), reporter
+    )
     try:
         session.go_on()
     finally:
-        session.reporter.close()
+        reporter.close()
 
 
 def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World) -> Progress:
@@ -66,97 +79,81 @@ def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World) -
     return progress
 
 
+@dataclass(frozen=True)
 class _Session:
-    """The loop of one process over one run."""
+    """The loop of one process over one run, from what `before` says of it."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        plan: BatchPlan,
-        data: TrainingData,
-        run: RunFolder,
-        engine: ZeroEngine,
-        world: World,
-        progress: Progress,
-    ) -> None:
-        self._config = config
-        self._plan = plan
-        self._data = data
-        self._run = run
-        self._engine = engine
-        self._world = world
-        self._before = progress
-        self._saved_step = progress.step
-        self._objective = _objective(config)
-        self._validation = Validation(config.validation, world, data.manifest)
-        self.reporter = Reporter(run, plan, world, last_step=progress.step)
+    config: RunConfig
+    plan: BatchPlan
+    data: TrainingData
+    stream: TrainingStream
+    validation: Validation
+    run: RunFolder
+    engine: ZeroEngine
+    world: World
+    before: Progress
+    objective: Objective
+    reporter: Reporter
 
     def go_on(self) -> None:
         """From where the run stands to its end."""
         started = time.monotonic()
-        step = self._before.step
+        step = self.before.step
         if step == 0:
             self._validate(step)
         micro_batches = self._micro_batches()
-        while step < self._plan.total_steps:
+        while step < self.plan.total_steps:
             step += 1
-            self._train(step, list(islice(micro_batches, self._plan.micro_steps)))
-            last = step == self._plan.total_steps
-            if last or step % self._config.log.every_steps == 0:
+            self._train(step, list(islice(micro_batches, self.plan.micro_steps)))
+            last = step == self.plan.total_steps
+            if last or step % self.config.log.every_steps == 0:
                 self.reporter.flush()
-            if last or self._is_due(self._config.validation.every_tokens, step):
+            if last or self._is_due(self.config.validation.every_tokens, step):
                 self._validate(step)
-            if last or self._is_due(self._config.checkpoint.every_tokens, step):
+            if last or self._is_due(self.config.checkpoint.every_tokens, step):
                 self._save(step, time.monotonic() - started)
 
     def _train(self, step: int, micro_batches: list[MicroBatch]) -> None:
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
-        torch.manual_seed(hash((self._config.seed, step, self._world.rank)))
+        torch.manual_seed(hash((self.config.seed, step, self.world.rank)))
         result = train_step(
-            self._engine,
-            self._objective,
+            self.engine,
+            self.objective,
             micro_batches,
-            self._world,
-            eos_id=self._data.manifest.eos_id,
+            self.world,
+            eos_id=self.data.manifest.eos_id,
             step=step,
-            learning_rate=learning_rate(self._config.train, step * self._plan.tokens_per_step),
+            learning_rate=learning_rate(self.config.train, step * self.plan.tokens_per_step),
         )
         self.reporter.add(result)
 
     def _micro_batches(self) -> Iterator[MicroBatch]:
-        stream = TrainingStream(
-            self._data.dataset,
-            self._data.manifest,
-            self._plan,
-            domains=self._data.domains,
-            shuffle_seed=self._config.data.shuffle_seed,
-            workers=self._config.data.loader_workers,
-        )
-        for micro_batch in stream.micro_batches(self._before.step * self._plan.global_batch_rows):
-            yield micro_batch.to(self._world.device)
+        rows_seen = self.before.step * self.plan.global_batch_rows
+        for micro_batch in self.stream.micro_batches(rows_seen):
+            yield micro_batch.to(self.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
-        return every_tokens is not None and step % self._plan.steps_of(every_tokens) == 0
+        return every_tokens is not None and step % self.plan.steps_of(every_tokens) == 0
 
     def _validate(self, step: int) -> None:
         self.reporter.flush()
-        records = self._validation.run(self._engine, step=step, tokens=step * self._plan.tokens_per_step)
+        records = self.validation.run(self.engine, step=step, tokens=step * self.plan.tokens_per_step)
         self.reporter.write(list(records))
 
     def _save(self, step: int, seconds: float) -> None:
         self.reporter.flush()
         progress = Progress(
             step=step,
-            selected_tokens=self._before.selected_tokens + self.reporter.selected_tokens,
-            seconds=self._before.seconds + seconds,
-            world_size=self._world.size,
+            selected_tokens=self.before.selected_tokens + self.reporter.selected_tokens,
+            seconds=self.before.seconds + seconds,
+            world_size=self.world.size,
         )
-        checkpoints, keep_last = self._run.checkpoints, self._config.checkpoint.keep_last
-        folder = save_checkpoint(checkpoints, self._engine, progress, self._world, keep_last=keep_last)
-        scored = self._data.dataset if self._data.manifest.kind == "scored" else None
-        tokens_seen = step * self._plan.tokens_per_step
-        on_first_rank(lambda: write_cost(self._run.cost, progress, tokens_seen, self._world, scored_dataset=scored))
-        self.reporter.say(f"{self._run.path.name} · step {step} · saved {folder}")
+        checkpoints, keep_last = self.run.checkpoints, self.config.checkpoint.keep_last
+        folder = save_checkpoint(checkpoints, self.engine, progress, self.world, keep_last=keep_last)
+        scored = self.data.dataset if self.config.train.objective == "slm" else None
+        tokens_seen = step * self.plan.tokens_per_step
+        on_first_rank(lambda: write_cost(self.run.cost, progress, tokens_seen, self.world, scored_dataset=scored))
+        self.reporter.say(f"{self.run.path.name} · step {step} · saved {folder}")
 
 
 def _objective(config: RunConfig) -> Objective:

@@ -15,7 +15,10 @@ from megaslm.data.manifest import read_manifest
 from tests.ranks import ROOT, run_megaslm
 from tests.toy import make_dataset
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; this machine has none")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; this machine has none"),
+]
 
 SEQ_LEN = 64
 SHAPE = {"vocab_size": 64, "max_position_embeddings": SEQ_LEN}

@@ -67,7 +67,8 @@ def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain:
     for number in range(len(reader)):
         row = torch.tensor(reader[number]["tokens"].astype("int64"))
         starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
-        for start, end in zip(starts, [*starts[1:], SEQ_LEN], strict=True):
+        ends = [*(start - 1 for start in starts[1:]), SEQ_LEN]  # What an EOS would predict is another document.
+        for start, end in zip(starts, ends, strict=True):
             if start < end:
                 with torch.no_grad():
                     logits = lm(row[None, start:end]).logits[0]
