@@ -183,6 +183,7 @@ def _show(summary: Summary, runs: _Runs, console: Console) -> None:
     console.print(_model_table(summary))
     console.print(_verdict(summary), soft_wrap=True)
     console.print(_time_table(summary))
+    console.print(_cost(summary), soft_wrap=True)
     folder = runs.folder
     console.print(
         f"numbers      {folder / 'summary.json'}\n"
@@ -194,7 +195,7 @@ def _show(summary: Summary, runs: _Runs, console: Console) -> None:
 
 
 def _model_table(summary: Summary) -> Table:
-    table = Table(title="Held-out text of the target domain, over all its tokens", title_justify="left")
+    table = Table(title="Held-out target domain, all tokens", title_justify="left")
     table.add_column("model")
     for name in ("tokens read", "loss (nats)", "perplexity"):
         table.add_column(name, justify="right")
@@ -218,6 +219,12 @@ def _verdict(summary: Summary) -> str:
         f"tokens ({share:.0%}), "
         f"the reference's training and the scoring not counted."
     )
+
+
+def _cost(summary: Summary) -> str:
+    seconds = {stage.name: stage.seconds for stage in summary.stages}
+    whole = seconds["reference"] + seconds["export reference"] + seconds["score"] + seconds["slm"]
+    return f"CLM took {seconds['clm']:.0f} s; SLM took {whole:.0f} s with its reference and the scoring, {seconds['slm']:.0f} s without."
 
 
 def _time_table(summary: Summary) -> Table:
