@@ -225,8 +225,8 @@ def _cost(summary: Summary) -> str:
     seconds = {stage.name: stage.seconds for stage in summary.stages}
     whole = seconds["reference"] + seconds["export reference"] + seconds["score"] + seconds["slm"]
     return (
-        f"CLM took {seconds['clm']:.0f} s; SLM took {seconds['slm']:.0f} s, and {whole:.0f} s with its reference and the "
-        f"scoring counted in."
+        f"CLM took {seconds['clm']:.0f} s; SLM took {seconds['slm']:.0f} s, and {whole:.0f} s with its reference and "
+        f"the scoring counted in."
     )
 
 
