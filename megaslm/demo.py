@@ -19,6 +19,7 @@ from megaslm.errors import ConfigError, MegaSLMError
 from megaslm.observe.records import ValidationRecord, read_validations
 
 LAUNCHER = Path("launcher/local.sh")
+RECIPE = Path("data/demo.yaml")
 TARGET = "target"
 """The held-out set of the domain that the reference was trained on."""
 _MARKER = ".demo"
@@ -91,8 +92,9 @@ def run_demo(configs: Path) -> dict[str, object]:
         ConfigError: not started where the launcher and the configurations are.
         StageFailed: a stage failed.
     """
-    if not LAUNCHER.is_file() or not configs.is_dir():
-        raise ConfigError(f"{LAUNCHER} or {configs}: not here; start the demo in MegaSLM's repository")
+    for needed in (LAUNCHER, RECIPE, configs):
+        if not needed.exists():
+            raise ConfigError(f"{needed}: not here; start the demo in MegaSLM's repository")
     runs = _Runs(
         configs, *(load(RunConfig, configs / f"{name}.yaml").value for name in ("base", "reference", "clm", "slm"))
     )
@@ -120,7 +122,7 @@ def _start_afresh(folder: Path) -> None:
 def _stages(runs: _Runs) -> Iterator[Stage]:
     tokens, scored = runs.clm.data.train, runs.slm.data.train
     reference_model = str(runs.folder / "reference-model")
-    yield Stage("prepare", _alone("prepare", str(runs.configs / "corpus.yaml"), tokens))
+    yield Stage("prepare", _alone("prepare", str(RECIPE), tokens))
     yield Stage("base", _launched("train", str(runs.configs / "base.yaml")))
     yield Stage("reference", _launched("train", str(runs.configs / "reference.yaml")))
     yield Stage("export reference", _alone("export", runs.reference.run_dir, reference_model))

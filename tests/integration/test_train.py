@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,6 +36,14 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
     assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
+
+
+def test_one_rank_trains_on_what_two_trained_on(chain: Chain, tmp_path: Path) -> None:
+    config = chain.slm_config(tmp_path / "slm")
+    run_megaslm("train", write_config(tmp_path / "slm.yaml", config))
+    for alone, together in zip(steps_of(tmp_path / "slm"), steps_of(chain.slm_run), strict=True):
+        assert alone["selected_ratio"] == together["selected_ratio"]
+        assert alone == pytest.approx(together, rel=1e-4)
 
 
 def test_slm_that_keeps_everything_is_clm_bit_for_bit(chain: Chain, tmp_path: Path) -> None:
