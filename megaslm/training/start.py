@@ -12,7 +12,7 @@ from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.errors import DataError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
-from megaslm.model.load import build_from_shape, draw_weights, load_pretrained
+from megaslm.model.load import build_from_shape, check_model_folder, draw_weights, load_pretrained
 from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.training.export import newest_weights
@@ -81,10 +81,9 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     settings = deepspeed_settings(config, plan, precision=precision, on_gpu=world.device.type == "cuda")
     origin = _pretrained_folder(config)
     if origin is not None:
-        on_first_rank(lambda: check_tokenizer_fits(origin, data.manifest, dataset=data.dataset))
+        on_first_rank(lambda: _check_origin(origin, data))
     sharding = ZeroSharding(settings)
-    lm = _build(config, precision, data.manifest, sharding, origin)
-    check_model_fits(lm.config, data.manifest, model=str(origin or "model.from_scratch"), dataset=data.dataset)
+    lm = _build(config, precision, data, sharding, origin)
     on_first_rank(lambda: open_run(config, data.manifest, lm, dtype_of(precision)))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -93,14 +92,21 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     return ZeroEngine(model, settings, config.train)
 
 
+def _check_origin(folder: Path, data: TrainingData) -> None:
+    """What can be seen of a model without its weights."""
+    check_model_fits(check_model_folder(folder), data.manifest, model=str(folder), dataset=data.dataset)
+    check_tokenizer_fits(folder, data.manifest, dataset=data.dataset)
+
+
 def _build(
-    config: RunConfig, precision: ChosenPrecision, manifest: Manifest, sharding: ZeroSharding, origin: Path | None
+    config: RunConfig, precision: ChosenPrecision, data: TrainingData, sharding: ZeroSharding, origin: Path | None
 ) -> CausalLM:
     if origin is not None:
         return load_pretrained(origin, dtype=dtype_of(precision))
     architecture = config.model.from_scratch
     assert architecture is not None, "the schema lets exactly one origin through"
-    lm = build_from_shape(architecture, eos_id=manifest.eos_id, dtype=dtype_of(precision))
+    lm = build_from_shape(architecture, eos_id=data.manifest.eos_id, dtype=dtype_of(precision))
+    check_model_fits(lm.config, data.manifest, model="model.from_scratch", dataset=data.dataset)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)
     return lm
 
