@@ -16,7 +16,7 @@ from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
 from megaslm.model.selective_lm import CausalLM
 
-# Loading and saving draw bars and tables of their own, one a rank, into the lines of the run; what is wrong is raised here.
+# Loading and saving draw bars and tables, one a rank, into the lines of the run; what is wrong is raised here.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 

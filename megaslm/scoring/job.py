@@ -1,5 +1,6 @@
 """The `score` verb: the reference's loss of every target, computed once and stored beside the tokens."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -36,6 +37,7 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import valid_targets
 
 _LARGEST_FLOAT16 = 65504.0
+_ROWS_HASHED_AT_ONCE = 1024
 
 OnProgress = Callable[[int, int], None]
 """Called on the first rank with the rows that it has scored and those that it has to score."""
@@ -183,6 +185,7 @@ class _Job:
         rows_done, rows_to_do = 0, sum(item.part.rows for item in mine)
         for item in mine:
             reader = RowReader(self._dataset, item.split, item.domain, item.part.name)
+            self._check_tokens(reader, item)
             folder = self._output / item.split / item.domain / item.part.name
             with part_writer(folder, self._format) as writer:
                 for start in range(0, len(reader), self._settings.batch_rows):
@@ -193,13 +196,18 @@ class _Job:
                     rows_done += len(losses)
                     if on_progress is not None and self._world.is_first:
                         on_progress(rows_done, rows_to_do)
-            if writer.part.tokens_sha256 != item.part.tokens_sha256:
-                raise DataError(
-                    f"{self._dataset}/{item.split}/{item.domain}/{item.part.name}: its tokens have the hash "
-                    f"{writer.part.tokens_sha256[:12]}, its manifest says {item.part.tokens_sha256[:12]}; "
-                    "prepare it again"
-                )
             write_file(_marker(self._output, item), writer.part.model_dump_json())
+
+    def _check_tokens(self, reader: RowReader, item: _PartToScore) -> None:
+        """Before a model sees them: a damaged id may lie outside its vocabulary."""
+        found = hashlib.sha256()
+        for start in range(0, len(reader), _ROWS_HASHED_AT_ONCE):
+            found.update(reader.rows(start, min(len(reader), start + _ROWS_HASHED_AT_ONCE))["tokens"].data)
+        if found.hexdigest() != item.part.tokens_sha256:
+            raise DataError(
+                f"{self._dataset}/{item.split}/{item.domain}/{item.part.name}: its tokens have the hash "
+                f"{found.hexdigest()[:12]}, its manifest says {item.part.tokens_sha256[:12]}; prepare it again"
+            )
 
     def _losses(
         self, model: SelectiveLM, stored: NDArray[np.unsignedinteger], part: str, start: int

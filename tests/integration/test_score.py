@@ -1,5 +1,6 @@
 """The scoring job: exact, the same on any number of ranks, readable without MegaSLM."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,28 @@ def test_rows_are_copied_in_order_with_the_losses_of_an_independent_loop(chain: 
                 expected[place] = -torch.log_softmax(logits, -1)[int(row[place + 1])]
             assert stored["ref_loss"].dtype == np.float16
             np.testing.assert_allclose(stored["ref_loss"], expected, rtol=2e-3, atol=1e-5)
+
+
+def test_changed_tokens_are_refused_and_the_job_goes_on_once_they_are_mended(chain: Chain, tmp_path: Path) -> None:
+    tokens = Path(shutil.copytree(chain.tokens, tmp_path / "tokens"))
+    shard = next((tokens / "train" / "a" / "part-00001").glob("*.mds"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    scored = tmp_path / "scored"
+    command = ("score", "--reference", chain.reference, tokens, scored)
+
+    said = run_megaslm(*command, expect_status=2)
+    assert "train/a/part-00001: its tokens have the hash" in said
+    assert not (scored / "manifest.json").exists()
+    assert not list((scored / ".score").glob("train--a--part-00001*"))
+    finished = next((scored / "train" / "b" / "part-00000").glob("*.mds"))
+    written = finished.stat().st_mtime_ns
+
+    shard.write_bytes(content)
+    run_megaslm(*command)
+    assert finished.stat().st_mtime_ns == written
+    assert read_manifest(scored).splits == read_manifest(chain.scored).splits
+    assert not (scored / ".score").exists()
 
 
 def test_a_plain_streaming_script_reads_it(chain: Chain) -> None:
