@@ -1,11 +1,14 @@
 """Small datasets, models and configurations for tests, made from nothing in a moment."""
 
 import json
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models
+from torch import nn
 
 from megaslm.config.schema import RunConfig, Split
 from megaslm.data.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
@@ -24,6 +27,13 @@ SHAPE = {
     "num_kv_heads": 2,
     "max_position_embeddings": 64,
 }
+
+
+class Unsharded:
+    """A model that every rank holds whole."""
+
+    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 def make_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:

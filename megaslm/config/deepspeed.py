@@ -62,7 +62,6 @@ def deepspeed_settings(
     *,
     precision: Literal["bf16", "fp32"],
     on_gpu: bool,
-    load_universal: bool = False,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for a client torch AdamW, `deepspeed_extra` merged last."""
     _refuse_what_needs_zero(config, precision)
@@ -75,7 +74,6 @@ def deepspeed_settings(
         "steps_per_print": NEVER,
         # DeepSpeed's throughput timer waits for the device twice a micro-step.
         "timers": {"throughput": {"enabled": False}},
-        "checkpoint": {"load_universal": load_universal},
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     if config.zero.offload_optimizer:

@@ -57,11 +57,6 @@ class ParameterCounts:
         """All parameters, a shared one counted once."""
         return self.embedding + self.decoder + self.head
 
-    @property
-    def without_embedding(self) -> int:
-        """Decoder and head, whether the head is shared or not: what takes part in matrix products."""
-        return self.decoder + (self.head or self.embedding)
-
 
 def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
     """Divide the run's batches over `world_size` ranks."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -31,14 +31,6 @@ class Sharding(Protocol):
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
         """Within the context the parameters are whole, and what the first rank writes reaches all ranks."""
         ...
-
-
-class Unsharded:
-    """Every rank holds the whole model."""
-
-    def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
-        """Nothing to gather."""
-        return nullcontext()
 
 
 def build_from_shape(architecture: Architecture, *, eos_id: int, dtype: torch.dtype) -> CausalLM:

@@ -17,11 +17,11 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
-from megaslm.model.load import Unsharded, build_from_shape, draw_weights
+from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import Scope, SelectiveObjective
 from megaslm.training.step import train_step
-from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
+from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 8
 

@@ -114,4 +114,3 @@ def test_the_count_is_that_of_the_model_built(family: str, num_kv_heads: int | N
     assert counts.total == sum(parameter.numel() for parameter in model.parameters())
     assert counts.embedding == model.get_input_embeddings().weight.numel()
     assert counts.head == (0 if tied else model.get_output_embeddings().weight.numel())
-    assert counts.without_embedding == counts.decoder + model.get_output_embeddings().weight.numel()

@@ -3,9 +3,9 @@ import torch
 
 from megaslm.config.schema import Architecture
 from megaslm.model.documents import attention_within_documents, document_positions
-from megaslm.model.load import Unsharded, build_from_shape, draw_weights
+from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from tests.toy import EOS_ID, SHAPE
+from tests.toy import EOS_ID, SHAPE, Unsharded
 
 
 def model(family: str, *, document_isolation: bool) -> SelectiveLM:

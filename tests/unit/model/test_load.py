@@ -12,7 +12,6 @@ from megaslm.config.plan import parameter_count as planned_count
 from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ModelError
 from megaslm.model.load import (
-    Unsharded,
     build_from_shape,
     check_model_folder,
     draw_weights,
@@ -22,7 +21,7 @@ from megaslm.model.load import (
 )
 from megaslm.model.selective_lm import SelectiveLM
 from tests.ranks import ROOT
-from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE
+from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE, Unsharded
 
 
 def toy(seed: int = 0, tied: bool = False) -> torch.nn.Module:
