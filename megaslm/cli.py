@@ -98,6 +98,12 @@ def score(
         bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
     ] = True,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy", help="Store the entropy of the reference's predictions as well; slm.score entropy needs it."
+        ),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks."""
@@ -119,7 +125,9 @@ def score(
             said = now
             console.print(f"score · first rank · {done:,}/{total:,} rows · {done / (now - started):,.1f} rows/s")
 
-    settings = ScoreSettings(precision=precision, document_isolation=document_isolation, batch_rows=batch_rows)
+    settings = ScoreSettings(
+        precision=precision, document_isolation=document_isolation, batch_rows=batch_rows, entropy=entropy
+    )
     manifest = score_dataset(reference, dataset, output, settings, on_progress=show)
     leave_world()
     if _is_first_rank():

@@ -41,6 +41,15 @@ class NonFiniteLoss(MegaSLMError):
     """A loss or a score became NaN or infinite."""
 
 
+class NonFiniteScore(MegaSLMError):
+    """Targets cannot be ranked: their score is NaN or infinite."""
+
+    def __init__(self, places: list[int]) -> None:
+        """Names the targets by their places in the call; none where they are another rank's."""
+        super().__init__(f"the scores of the targets {places} are NaN or infinite")
+        self.places = places
+
+
 class PeerFailed(MegaSLMError):
     """The first rank failed and has said why; this one only follows."""
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
-Ratio = Annotated[Decimal, Field(gt=0, le=1)]
+# With nine places k·N stays exact in 64 bits for a billion targets a step.
+Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
 
@@ -158,12 +159,48 @@ class SlmSection(Section):
 
     keep_ratio: Ratio = Decimal("0.6")
     """The share k of targets that are trained on, as a decimal."""
+    keep_ratio_warmup_tokens: NonNegative = 0
+    """Targets over which the share falls in a straight line from 1 to `keep_ratio`."""
+    score: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
+    """What is ranked: the model's loss less the reference's; the reference's loss or entropy, smallest first, known
+    before the forward pass; the intersection of these two; or, as controls, chance and the model's own loss."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """Among which targets a target has to rank: the whole optimiser step, its row, or one rank's micro-batch."""
+    mode: Literal["exact", "running"] = "exact"
+    """Under scope batch: exact keeps K targets of each step, with several micro-steps after a first forward pass over
+    all of them; running keeps those above the cut of the steps before, in one pass, K of them on average."""
+    max_ref_loss: Annotated[float, Field(gt=0)] | None = None
+    """Targets whose reference loss is larger, in nats, are never selected; null has no cap."""
+    measure_unselected: bool = True
+    """Whether to compute losses of unselected targets where the score does not need them, for the reports alone."""
+    head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
+    """How the loss head comes by its gradient: cache keeps two bytes a logit, bracket forecasts the cut, recompute
+    computes selected logits twice; auto is cache in bf16 where it fits into `head_cache_gib`, else bracket."""
+    head_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Most memory, in GiB, that head cache may hold for one micro-batch."""
     reference: str | None = None
     """The reference model's Hugging Face folder, where it is at hand; used by `verify_rows` alone."""
     verify_rows: NonNegative = 8
     """Rows to score again before the first step where `reference` is set; 0 trusts the stored losses."""
+
+    @property
+    def needs_ref_loss(self) -> bool:
+        """Whether the dataset has to hold the reference's losses."""
+        return self.score in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
+
+    @property
+    def needs_ref_entropy(self) -> bool:
+        """Whether the dataset has to hold the entropies of the reference's predictions."""
+        return self.score in ("entropy", "reference_and_entropy")
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> "SlmSection":
+        if self.mode == "running" and (self.scope != "batch" or self.score not in ("excess", "loss")):
+            raise ValueError(
+                f"mode running needs scope batch and score excess or loss; found scope {self.scope} and score "
+                f"{self.score}, whose choice is exact at no cost"
+            )
+        return self
 
 
 class ValidationSet(Section):

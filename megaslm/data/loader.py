@@ -3,9 +3,9 @@
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,32 +29,32 @@ class MicroBatch:
     """B rows of one rank.
 
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers in the dataset. `domain`: (B,) int64.
-    `ref_loss`: (B, L) float32, or None where the dataset is not scored. `visit`: how often the dataset was read before.
+    `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored. `ref_entropy`: likewise, or None where
+    the dataset holds none. `visit`: how often the dataset was read before.
     """
 
     tokens: Tensor
     rows: Tensor
     domain: Tensor
     ref_loss: Tensor | None
+    ref_entropy: Tensor | None = field(default=None, kw_only=True)
     visit: int
 
     def pin_memory(self) -> "MicroBatch":
         """The same micro-batch in page-locked memory, from which copies need not be waited for."""
-        return MicroBatch(
-            tokens=self.tokens.pin_memory(),
-            rows=self.rows.pin_memory(),
-            domain=self.domain.pin_memory(),
-            ref_loss=None if self.ref_loss is None else self.ref_loss.pin_memory(),
-            visit=self.visit,
-        )
+        return self._moved(Tensor.pin_memory)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied without waiting for it."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "MicroBatch":
         return MicroBatch(
-            tokens=self.tokens.to(device, non_blocking=True),
-            rows=self.rows.to(device, non_blocking=True),
-            domain=self.domain.to(device, non_blocking=True),
-            ref_loss=None if self.ref_loss is None else self.ref_loss.to(device, non_blocking=True),
+            tokens=move(self.tokens),
+            rows=move(self.rows),
+            domain=move(self.domain),
+            ref_loss=None if self.ref_loss is None else move(self.ref_loss),
+            ref_entropy=None if self.ref_entropy is None else move(self.ref_entropy),
             visit=self.visit,
         )
 
@@ -157,13 +157,18 @@ class _Collate:
     visit: int
 
     def __call__(self, rows: list[Mapping[str, np.ndarray | int]]) -> MicroBatch:
-        scored = "ref_loss" in rows[0]
         return MicroBatch(
             tokens=torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64)),
             rows=torch.tensor([int(row["row"]) for row in rows], dtype=torch.int64),
             domain=torch.tensor([int(row["domain"]) for row in rows], dtype=torch.int64),
-            ref_loss=torch.from_numpy(np.stack([row["ref_loss"] for row in rows]).astype(np.float32))
-            if scored
-            else None,
+            ref_loss=_nats(rows, "ref_loss"),
+            ref_entropy=_nats(rows, "ref_entropy"),
             visit=self.visit,
         )
+
+
+def _nats(rows: list[Mapping[str, np.ndarray | int]], column: str) -> Tensor | None:
+    """(B, L) float32 of a column that the dataset may lack."""
+    if column not in rows[0]:
+        return None
+    return torch.from_numpy(np.stack([row[column] for row in rows]).astype(np.float32))

@@ -32,6 +32,8 @@ class Part(_Record):
     """Of the column `tokens`, row after row, as little-endian integers of the stored width."""
     ref_loss_sha256: str | None
     """Of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
+    ref_entropy_sha256: str | None = None
+    """Of the column `ref_entropy`, likewise."""
     bytes: int
     """Size of its shard files."""
 
@@ -90,6 +92,8 @@ class Reference(_Record):
     """Tokens between the starts of two windows."""
     dataset_sha256: str
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
+    entropy: bool = False
+    """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
 
 
 class Manifest(_Record):

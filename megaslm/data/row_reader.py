@@ -40,7 +40,7 @@ class RowReader:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, row: int) -> Rows:
-        """One row: `tokens` (seq_len + 1,), `domain` () and, scored, `ref_loss` (seq_len,)."""
+        """One row: `tokens` (seq_len + 1,), `domain` () and, scored, `ref_loss` and maybe `ref_entropy` (seq_len,)."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self._folder} has rows 0 to {len(self) - 1}, not {row}")
         return {name: values[0] for name, values in self.rows(row, row + 1).items()}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
-from megaslm.data.manifest import Part, read_manifest
+from megaslm.data.manifest import Manifest, Part, read_manifest
 from megaslm.data.packing import token_dtype
 from megaslm.data.row_reader import RowReader
 from megaslm.data.shard_index import INDEX, PREPARE_AGAIN, ShardIndex, check_files, read_index, write_index
@@ -37,10 +37,22 @@ class RowFormat:
     """Decides the width of `tokens`."""
     scored: bool = False
     """Whether rows carry `ref_loss`."""
+    entropy: bool = False
+    """Whether scored rows carry `ref_entropy` too."""
     shard_bytes: int = 64 * 2**20
     """Most bytes of one shard before compression."""
     compression: str | None = None
     """What shards are compressed with."""
+
+    def __post_init__(self) -> None:
+        if self.entropy and not self.scored:
+            raise ValueError("entropy stands beside ref_loss: only rows that are scored can have it")
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "RowFormat":
+        """The columns that a dataset has by its manifest; how its shards are cut is not known."""
+        entropy = manifest.reference is not None and manifest.reference.entropy
+        return cls(manifest.seq_len, manifest.vocab_size, scored=manifest.kind == "scored", entropy=entropy)
 
     @property
     def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -53,6 +65,8 @@ class RowFormat:
         columns = {"tokens": f"ndarray:{self.tokens_dtype.name}:{self.seq_len + 1}", "domain": "uint16"}
         if self.scored:
             columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
+        if self.entropy:
+            columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
         return columns
 
 
@@ -65,8 +79,7 @@ class PartWriter:
 
         self._folder = folder
         self._format = row_format
-        self._tokens_hash = hashlib.sha256()
-        self._ref_loss_hash = hashlib.sha256() if row_format.scored else None
+        self._hashes = {name: hashlib.sha256() for name in row_format.columns if name != "domain"}
         self._rows = 0
         self._part: Part | None = None
         self._writer = MDSWriter(
@@ -86,23 +99,33 @@ class PartWriter:
         return self._part
 
     def write(
-        self, tokens: NDArray[np.unsignedinteger], domain: int, ref_loss: NDArray[np.float16] | None = None
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        domain: int,
+        ref_loss: NDArray[np.float16] | None = None,
+        ref_entropy: NDArray[np.float16] | None = None,
     ) -> None:
-        """Append rows of one domain: tokens (n, seq_len + 1) and, scored, ref_loss float16 (n, seq_len).
+        """Append rows of one domain.
 
-        Raises DataError for another shape or type, and for a reference loss that is not finite and at least 0.
+        Args:
+            tokens: (n, seq_len + 1) of the format's `tokens_dtype`.
+            domain: its number.
+            ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; just where rows are scored.
+            ref_entropy: likewise; just where the format has entropy.
+
+        Raises:
+            DataError: another shape or type, a column that the format lacks or misses, or a value out of range.
         """
         self._check_tokens(tokens)
-        self._check_ref_loss(ref_loss, len(tokens))
+        self._check_nats("ref_loss", ref_loss, len(tokens))
+        self._check_nats("ref_entropy", ref_entropy, len(tokens))
+        columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy}
+        given = {name: values for name, values in columns.items() if values is not None}
+        for name, values in given.items():
+            self._hashes[name].update(np.ascontiguousarray(values).data)
         number = np.uint16(domain)
-        self._tokens_hash.update(np.ascontiguousarray(tokens).data)
-        if self._ref_loss_hash is not None and ref_loss is not None:
-            self._ref_loss_hash.update(np.ascontiguousarray(ref_loss).data)
-            for row, losses in zip(tokens, ref_loss, strict=True):
-                self._writer.write({"tokens": row, "domain": number, "ref_loss": losses})
-        else:
-            for row in tokens:
-                self._writer.write({"tokens": row, "domain": number})
+        for row in range(len(tokens)):
+            self._writer.write({"domain": number, **{name: values[row] for name, values in given.items()}})
         self._rows += len(tokens)
 
     def finish(self) -> None:
@@ -113,8 +136,9 @@ class PartWriter:
         self._part = Part(
             name=self._folder.name,
             rows=self._rows,
-            tokens_sha256=self._tokens_hash.hexdigest(),
-            ref_loss_sha256=self._ref_loss_hash.hexdigest() if self._ref_loss_hash else None,
+            tokens_sha256=self._hashes["tokens"].hexdigest(),
+            ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
+            ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
             bytes=sum(shard.stored.bytes for shard in read_index(self._folder).shards),
         )
 
@@ -137,17 +161,17 @@ class PartWriter:
                 f"{self._folder}: tokens are {tokens.dtype} of shape {tokens.shape}; expected {dtype} (rows, {width})"
             )
 
-    def _check_ref_loss(self, ref_loss: NDArray[np.float16] | None, rows: int) -> None:
-        if not self._format.scored:
-            if ref_loss is not None:
-                raise DataError(f"{self._folder}: reference losses were given for a dataset that has none")
+    def _check_nats(self, name: str, values: NDArray[np.float16] | None, rows: int) -> None:
+        if name not in self._format.columns:
+            if values is not None:
+                raise DataError(f"{self._folder}: {name} was given for a dataset that has none; write to one with it")
             return
         expected = (rows, self._format.seq_len)
-        if ref_loss is None or ref_loss.shape != expected or ref_loss.dtype != np.float16:
-            found = "missing" if ref_loss is None else f"{ref_loss.dtype} of shape {ref_loss.shape}"
-            raise DataError(f"{self._folder}: reference losses are {found}; expected float16 {expected}")
-        if not np.isfinite(ref_loss).all() or (ref_loss < 0).any():
-            raise DataError(f"{self._folder}: a reference loss is NaN, infinite or negative; clamp to [0, 65504] first")
+        if values is None or values.shape != expected or values.dtype != np.float16:
+            found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
+            raise DataError(f"{self._folder}: {name} is {found}; expected float16 {expected}")
+        if not np.isfinite(values).all() or (values < 0).any():
+            raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
 
 
 @contextmanager
@@ -199,16 +223,19 @@ def _in_order(domain_folder: Path, part_names: Sequence[str]) -> list[str]:
 
 
 def check_layout(dataset: Path) -> None:
-    """Raise DataError unless every shard of the dataset is there, with its size, and the rows add up.
+    """Raise DataError unless every shard is there, with its size and the manifest's columns, and the rows add up.
 
     Reads indices and file sizes only; the content is covered by the manifest's hashes.
     """
-    for split, domains in read_manifest(dataset).splits.items():
+    manifest = read_manifest(dataset)
+    columns = RowFormat.of(manifest).columns
+    for split, domains in manifest.splits.items():
         for domain, share in domains.items():
             folder = dataset / split / domain
             _check_rows(folder, share.rows)
             merged = read_index(folder)
             check_files(folder, merged)
+            _check_columns(folder, merged, columns)
             for part in share.parts:
                 _check_rows(folder / part.name, part.rows)
             _check_order(folder, merged, [part.name for part in share.parts])
@@ -218,6 +245,20 @@ def _check_rows(folder: Path, expected: int) -> None:
     found = read_index(folder).rows
     if found != expected:
         raise DataError(f"{folder / INDEX} counts {found} rows, the manifest {expected}; {PREPARE_AGAIN}")
+
+
+def _check_columns(folder: Path, merged: ShardIndex, expected: dict[str, str]) -> None:
+    for shard in merged.shards:
+        found = dict(zip(shard.column_names, shard.column_encodings, strict=True))
+        if found != expected:
+            raise DataError(
+                f"{folder / shard.stored.basename} has the columns {_listed(found)}; "
+                f"its manifest says {_listed(expected)}; {PREPARE_AGAIN}"
+            )
+
+
+def _listed(columns: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({encoding})" for name, encoding in sorted(columns.items()))
 
 
 def _check_order(folder: Path, merged: ShardIndex, names: list[str]) -> None:

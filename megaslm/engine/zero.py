@@ -26,7 +26,7 @@ from megaslm.config.schema import TrainSection
 from megaslm.errors import CheckpointError, ModelError
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.token_loss import Select
+from megaslm.slm.choice import Choice
 
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, with a compiler that a user need not have,
 # and leave its segments behind; gloo does the same work.
@@ -79,27 +79,31 @@ class ParameterGroups:
         return groups
 
 
+def adamw(model: nn.Module, settings: Mapping[str, Any], train: TrainSection) -> torch.optim.AdamW:
+    """AdamW on the model's two decay groups."""
+    groups = ParameterGroups.of(model)
+    return torch.optim.AdamW(
+        [
+            {"params": groups.decayed, "weight_decay": train.weight_decay},
+            {"params": groups.undecayed, "weight_decay": 0.0},
+        ],
+        lr=train.lr,
+        betas=(train.beta1, train.beta2),
+        eps=train.eps,
+        fused=_optimizer_is_on_gpu(settings),
+    )
+
+
 class ZeroEngine:
     """A model and its optimiser under DeepSpeed."""
 
-    def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], train: TrainSection) -> None:
-        """Hands the model over to DeepSpeed, with AdamW on two decay groups; the learning rate is set at each step."""
-        groups = ParameterGroups.of(model)
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": groups.decayed, "weight_decay": train.weight_decay},
-                {"params": groups.undecayed, "weight_decay": 0.0},
-            ],
-            lr=train.lr,
-            betas=(train.beta1, train.beta2),
-            eps=train.eps,
-            fused=_optimizer_is_on_gpu(settings),
-        )
+    def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Hands the model and its optimiser over to DeepSpeed; the learning rate is set at each step."""
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
 
-    def forward(self, tokens: Tensor, select: Select) -> tuple[Tensor, Tensor]:
-        """The differentiable sum of the selected losses and all losses; see `SelectiveLM.forward`."""
-        return cast(tuple[Tensor, Tensor], self._engine(tokens, select))
+    def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+        """The differentiable sum of the chosen losses and all losses; see `SelectiveLM.forward`."""
+        return cast(tuple[Tensor, Tensor], self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) losses of a micro-batch without gradients; called on all ranks equally often."""

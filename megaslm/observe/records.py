@@ -1,7 +1,7 @@
 """What a run says about itself, as plain values, and metrics.jsonl that keeps them."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 
@@ -15,8 +15,8 @@ class StepRecord:
     """Targets read so far, over all ranks."""
     loss: float
     """Mean loss of the selected targets, in nats: what was trained on."""
-    all_loss: float
-    """Mean loss of all valid targets, in nats."""
+    all_loss: float | None
+    """Mean loss of all valid targets, in nats; null where `slm.measure_unselected` is off."""
     selected_ratio: float
     """Selected targets by valid ones."""
     learning_rate: float
@@ -24,6 +24,12 @@ class StepRecord:
     """Global norm before clipping."""
     tokens_per_second: float
     """Over the steps since the last report, all ranks together."""
+    threshold: float | None = None
+    """Score of the last target that was selected (under scopes of smaller groups, the mean of theirs)."""
+    excess_quantiles: dict[str, float] = field(default_factory=dict)
+    """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
+    domain_ratio: dict[str, float] = field(default_factory=dict)
+    """Selected targets by valid ones, in each domain."""
 
 
 @dataclass(frozen=True)

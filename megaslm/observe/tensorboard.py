@@ -28,7 +28,7 @@ class TensorBoard:
 
 def _scalars(record: Record) -> dict[str, float]:
     if isinstance(record, StepRecord):
-        return {
+        scalars = {
             "train/loss_selected": record.loss,
             "train/loss_all": record.all_loss,
             "train/selected_ratio": record.selected_ratio,
@@ -36,6 +36,10 @@ def _scalars(record: Record) -> dict[str, float]:
             "train/gradient_norm": record.gradient_norm,
             "train/tokens": record.tokens,
             "speed/tokens_per_second": record.tokens_per_second,
+            "selection/threshold": record.threshold,
+            **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
+            **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
         }
+        return {tag: value for tag, value in scalars.items() if value is not None}
     place = f"{record.name}/{record.domain}"
     return {f"validation_loss/{place}": record.loss, f"validation_perplexity/{place}": record.perplexity}

@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from megaslm import __version__
 from megaslm.config.schema import Precision, Split
@@ -34,7 +35,7 @@ from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.load import check_model_folder, load_pretrained, weights_sha256
 from megaslm.model.precision import choose_precision, dtype_of
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.objective import valid_targets
+from megaslm.slm.targets import valid_targets
 
 _LARGEST_FLOAT16 = 65504.0
 _ROWS_HASHED_AT_ONCE = 1024
@@ -51,6 +52,8 @@ class ScoreSettings:
     document_isolation: bool = True
     batch_rows: int = 16
     """Rows per forward pass. Every pass has as many, so that a row's losses do not depend on the number of ranks."""
+    entropy: bool = False
+    """Whether `ref_entropy` is stored too: of the reference's predictions, from the pass that gives the losses."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ def score(
     *,
     on_progress: OnProgress | None = None,
 ) -> Manifest:
-    """Writes `output`: the rows of `dataset`, in order, with `ref_loss`. Called by every rank.
+    """Writes `output`: the rows of `dataset`, in order, with `ref_loss` and, if asked, `ref_entropy`.
 
-    Parts are shared out over the ranks; those that an earlier attempt finished are not scored again.
+    Called by every rank. Parts are shared out over the ranks; those that an earlier attempt finished are not scored
+    again.
 
     Raises:
         UserMistake: the reference does not fit the dataset, or `output` holds something else.
-        NonFiniteLoss: the reference gives a loss that is NaN or infinite.
+        NonFiniteLoss: the reference gives a loss or an entropy that is NaN or infinite.
     """
     world = join_world()
     started = time.monotonic()
@@ -104,6 +108,7 @@ def _checked(
         window=manifest.seq_len,
         stride=manifest.seq_len,
         dataset_sha256=manifest.tokens_fingerprint(),
+        entropy=settings.entropy,
     )
     _claim(output, described)
     return manifest, described
@@ -120,9 +125,11 @@ def _claim(output: Path, described: Reference) -> None:
         return
     claim = _unfinished(output) / "reference.json"
     if claim.is_file():
-        if claim.read_text(encoding="utf-8") != described.model_dump_json():
+        begun = Reference.model_validate_json(claim.read_text(encoding="utf-8"))
+        if begun != described:
             raise DataError(
-                f"{output}: holds an unfinished dataset of another scoring job; choose another folder or remove it"
+                f"{output}: holds an unfinished dataset of another scoring job ({begun}); this job is {described}; "
+                "choose another folder or remove it"
             )
         return
     if output.exists() and any(output.iterdir()):
@@ -175,7 +182,7 @@ class _Job:
         self._described = described
         self._settings = settings
         self._world = world
-        self._format = RowFormat(manifest.seq_len, manifest.vocab_size, scored=True)
+        self._format = RowFormat(manifest.seq_len, manifest.vocab_size, scored=True, entropy=settings.entropy)
 
     def score_parts(self, mine: list[_PartToScore], reference: Path, on_progress: OnProgress | None) -> None:
         """Scores this rank's parts."""
@@ -191,9 +198,10 @@ class _Job:
                 for start in range(0, len(reader), self._settings.batch_rows):
                     rows = reader.rows(start, min(len(reader), start + self._settings.batch_rows))
                     tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
-                    losses = self._losses(model, tokens, f"{item.split}/{item.domain}/{item.part.name}", start)
-                    writer.write(tokens, int(rows["domain"][0]), losses)
-                    rows_done += len(losses)
+                    place = f"{item.split}/{item.domain}/{item.part.name}"
+                    losses, entropies = self._measure(model, tokens, place, start)
+                    writer.write(tokens, int(rows["domain"][0]), losses, entropies)
+                    rows_done += len(tokens)
                     if on_progress is not None and self._world.is_first:
                         on_progress(rows_done, rows_to_do)
             write_file(_marker(self._output, item), writer.part.model_dump_json())
@@ -209,20 +217,20 @@ class _Job:
                 f"{found.hexdigest()[:12]}, its manifest says {item.part.tokens_sha256[:12]}; prepare it again"
             )
 
-    def _losses(
+    def _measure(
         self, model: SelectiveLM, stored: NDArray[np.unsignedinteger], part: str, start: int
-    ) -> NDArray[np.float16]:
-        """(n, L) float16 of (n, L+1) tokens: clamped to [0, 65504], and 0 where the target is not valid."""
-        count = len(stored)
-        padding = np.repeat(stored[-1:], self._settings.batch_rows - count, axis=0)
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16] | None]:
+        """The losses of (n, L+1) tokens and, if asked, the entropies: (n, L) each, see `_as_stored`."""
+        padding = np.repeat(stored[-1:], self._settings.batch_rows - len(stored), axis=0)
         tokens = torch.from_numpy(np.concatenate([stored, padding]).astype(np.int64)).to(self._world.device)
-        valid = valid_targets(tokens, self._manifest.eos_id)
-        losses = model.measure(tokens).where(valid, 0.0)[:count].cpu()
-        if not torch.isfinite(losses).all():
-            row = int((~torch.isfinite(losses)).any(1).nonzero()[0])
-            raise NonFiniteLoss(f"{part}, row {start + row}: the reference gives a loss that is NaN or infinite")
-        clamped: NDArray[np.float16] = losses.clamp(0.0, _LARGEST_FLOAT16).to(torch.float16).numpy()
-        return clamped
+        valid = valid_targets(tokens, self._manifest.eos_id)[: len(stored)]
+        if not self._settings.entropy:
+            return _as_stored(model.measure(tokens), valid, "a loss", part, start), None
+        losses, entropies = model.measure_with_entropy(tokens)
+        return (
+            _as_stored(losses, valid, "a loss", part, start),
+            _as_stored(entropies, valid, "an entropy", part, start),
+        )
 
     def finish(self, reference: Path, seconds: float) -> Manifest:
         """Joins the parts and declares the dataset finished."""
@@ -260,3 +268,13 @@ class _Job:
         if training.is_file():
             cost["reference_training"] = json.loads(training.read_text(encoding="utf-8"))["training"]
         write_file(self._output / "cost.json", json.dumps(cost, indent=1) + "\n")
+
+
+def _as_stored(nats: Tensor, valid: Tensor, what: str, part: str, start: int) -> NDArray[np.float16]:
+    """(n, L) float16 of the first n rows' values: clamped to [0, 65504], and 0 where the target is not valid."""
+    kept = nats[: len(valid)].where(valid, 0.0).cpu()
+    if not torch.isfinite(kept).all():
+        row = int((~torch.isfinite(kept)).any(1).nonzero()[0])
+        raise NonFiniteLoss(f"{part}, row {start + row}: the reference gives {what} that is NaN or infinite")
+    clamped: NDArray[np.float16] = kept.clamp(0.0, _LARGEST_FLOAT16).to(torch.float16).numpy()
+    return clamped

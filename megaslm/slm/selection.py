@@ -1,50 +1,41 @@
 """Which targets are trained on: the K of largest score, ties to the lower key (Rho-1, section 2.2, equation 4).
 
-Selection is a pure function of (score, key). A key is a property of the data (which row, at which visit, which
-position), never of the layout over ranks, so that the selected set does not depend on how many ranks there are.
+Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The cut is
+found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance, nothing is
+read by the host; each pass all-reduces 256 counters a group.
 """
 
 from collections.abc import Callable
 from decimal import Decimal
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from megaslm.slm.keys import KEY_BITS
+
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums an int64 tensor over all ranks; every rank gets the sum."""
 
-_DIGIT_BITS = 11
+SCORE_BITS = 32
+_DIGIT_BITS = 8
 _BINS = 1 << _DIGIT_BITS
-_SCORE_BITS = 32
-_KEY_BITS = 63
-_LARGEST_KEY = (1 << _KEY_BITS) - 1
+_LARGEST_KEY = (1 << KEY_BITS) - 1
 
-_POSITION_BITS = 16
-_VISIT_BITS = 8
-_ROW_BITS = 32
+
+class Top(NamedTuple):
+    """What `select_top` found.
+
+    `mask`: (G, n) bool. `cut`: (G,) int64, the ordered image of the smallest selected score of each group.
+    """
+
+    mask: Tensor
+    cut: Tensor
 
 
 def on_this_rank_alone(tensor: Tensor) -> Tensor:
     """The all-reduce of scopes that end at this rank: nothing to add."""
     return tensor
-
-
-def target_keys(rows: Tensor, visit: int, seq_len: int) -> Tensor:
-    """Unique keys of the targets of `rows`, ordered by (row, visit, position).
-
-    Args:
-        rows: (B,) int64, row numbers in the dataset, below 2^32.
-        visit: how often the dataset was read before; below 2^8 (later visits share the last key range).
-        seq_len: targets per row, L; at most 2^16.
-
-    Returns:
-        (B, L) int64, non-negative.
-    """
-    if seq_len > 1 << _POSITION_BITS:
-        raise ValueError(f"seq_len = {seq_len}: rows of more than {1 << _POSITION_BITS} targets have no unique keys")
-    visit = min(visit, (1 << _VISIT_BITS) - 1)
-    first = (rows.to(torch.int64) << (_VISIT_BITS + _POSITION_BITS)) | (visit << _POSITION_BITS)
-    return first[:, None] + torch.arange(seq_len, device=rows.device)
 
 
 def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
@@ -67,51 +58,70 @@ def select_top(
     eligible: Tensor,
     count: Tensor,
     all_reduce_sum: AllReduceSum = on_this_rank_alone,
-) -> Tensor:
+) -> Top:
     """Marks, in each group, exactly `count` eligible elements of largest score; among equal scores, of lowest key.
-
-    The cut is found by histogram refinement, 11 bits at a time: first over the ordered integer image of the float32
-    scores (3 passes), then over the keys of those that tie at the cut (6 passes). Nothing is gathered, nothing is
-    compared with a tolerance, nothing is read by the host; each pass all-reduces 2048 counters a group.
 
     Args:
         scores: (G, n) float32. With an all-reduce, each rank holds its own n elements of the same G groups.
-        keys: (G, n) int64, non-negative, unique over a group and over all ranks.
+        keys: (G, n) int64 in [0, 2^56), unique over a group and over all ranks.
         eligible: (G, n) bool.
         count: (G,) int64, the same on every rank; more than there are eligible elements selects them all.
-        all_reduce_sum: sums over the ranks among which a group is spread.
+        all_reduce_sum: sums over the ranks among which a group is spread; called 4 + 7 times with G·256 counters.
 
     Returns:
-        (G, n) bool.
+        The marks, and the cut; where a group's count is 0 its cut means nothing.
     """
-    undecided = eligible
+    images = ordered_image(scores)
+    cut, left = find_cut(images, SCORE_BITS, eligible, count, all_reduce_sum)
+    ties = eligible & (images == cut[:, None])
+    mirrored_keys = _LARGEST_KEY - keys
+    key_cut, _ = find_cut(mirrored_keys, KEY_BITS, ties, left, all_reduce_sum)
+    above = (eligible & (images > cut[:, None])) | (ties & (mirrored_keys >= key_cut[:, None]))
+    return Top(above & (count > 0)[:, None], cut)
+
+
+def find_cut(
+    values: Tensor, bits: int, counted: Tensor, count: Tensor, all_reduce_sum: AllReduceSum
+) -> tuple[Tensor, Tensor]:
+    """The `count`-th largest counted value of each group.
+
+    Args:
+        values: (G, n) int64 in [0, 2^bits).
+        bits: how many bits the values have; each 8 of them cost one all-reduce.
+        counted: (G, n) bool.
+        count: (G,) int64.
+        all_reduce_sum: as in `select_top`.
+
+    Returns:
+        (G,) int64: the cut. (G,) int64: how many of those equal to the cut are among the `count` largest. With fewer
+        than `count` values the cut is 0, with a count of 0 it is 2^bits - 1 or more.
+    """
+    weights = counted.to(torch.int64)
+    prefix = torch.zeros_like(count)
     remaining = count
-    selected = torch.zeros_like(eligible)
-    for values, bits in ((_ordered_image(scores), _SCORE_BITS), (_LARGEST_KEY - keys, _KEY_BITS)):
-        for shift in reversed(range(0, bits, _DIGIT_BITS)):
-            digits = (values >> shift) & (_BINS - 1)
-            above_cut, at_cut, taken = _split_at_cut(digits, undecided, remaining, all_reduce_sum)
-            selected = selected | above_cut
-            undecided = at_cut
-            remaining = remaining - taken
-    return selected | (undecided & (remaining > 0)[:, None])
+    for shift in reversed(range(0, bits, _DIGIT_BITS)):
+        # Below the bits that are settled: the digit of what still ties with the cut, out of range for all else.
+        digits = (values >> shift) - (prefix << _DIGIT_BITS)[:, None]
+        undecided = (digits >= 0) & (digits < _BINS)
+        histogram = torch.zeros(len(values), _BINS + 1, dtype=torch.int64, device=values.device)
+        histogram.scatter_add_(1, digits.where(undecided, _BINS), weights)
+        histogram = all_reduce_sum(histogram[:, :_BINS].contiguous())
+        at_least = histogram.flip(1).cumsum(1).flip(1)
+        # at_least falls with the digit: the cut is the largest digit that still leaves `remaining` at or above it.
+        digit = ((at_least >= remaining[:, None]).sum(1, keepdim=True) - 1).clamp(min=0)
+        remaining = remaining - (at_least.gather(1, digit) - histogram.gather(1, digit)).squeeze(1)
+        prefix = (prefix << _DIGIT_BITS) | digit.squeeze(1)
+    return prefix, remaining
 
 
-def _split_at_cut(
-    digits: Tensor, undecided: Tensor, remaining: Tensor, all_reduce_sum: AllReduceSum
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One refinement: those surely selected, those still tied, and how many were selected over all ranks."""
-    histogram = torch.zeros(digits.shape[0], _BINS, dtype=torch.int64, device=digits.device)
-    histogram.scatter_add_(1, digits, undecided.to(torch.int64))
-    histogram = all_reduce_sum(histogram)
-    at_least = histogram.flip(1).cumsum(1).flip(1)
-    # at_least falls with the digit: the cut is the largest digit that still leaves `remaining` at or above it.
-    cut = ((at_least >= remaining[:, None]).sum(1, keepdim=True) - 1).clamp(min=0)
-    taken = (at_least.gather(1, cut) - histogram.gather(1, cut)).squeeze(1)
-    return undecided & (digits > cut), undecided & (digits == cut), taken
-
-
-def _ordered_image(scores: Tensor) -> Tensor:
+def ordered_image(scores: Tensor) -> Tensor:
     """Maps float32 to integers in [0, 2^32) in the same order; -0.0 and 0.0 are equal, as they are as numbers."""
     bits = (scores + 0.0).view(torch.int32).to(torch.int64) & 0xFFFF_FFFF
     return torch.where(bits >= 1 << 31, 0xFFFF_FFFF - bits, bits + (1 << 31))
+
+
+def score_of_image(images: Tensor) -> Tensor:
+    """The float32 scores whose ordered image is given."""
+    bits = torch.where(images >= 1 << 31, images - (1 << 31), 0xFFFF_FFFF - images)
+    # The upper half of the unsigned range are the negative int32.
+    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)

@@ -1,25 +1,46 @@
 """The head: per-token losses and the sum of the selected ones, without ever holding the T×V logits.
 
-Both the scoring job and the trainer call this file and nothing else for a token's loss. Forward goes over chunks of
-rows and keeps only the float32 log-normaliser of each row; backward recomputes the logits of selected rows alone.
-In units of T·D·V multiply-adds that is 2 for the forward and 6k for the backward.
+Both the scoring job and the trainer call this file and nothing else for a token's loss. Gradients are computed in the
+forward pass, where the logits are, and wait for the scalar from above; under ZeRO-3 the weight is gathered once.
+
+In units of T·D·V floating-point operations, k being the share of rows selected: every row 6, known rows 6k and 2(1-k)
+for the losses of the others, and for a choice that depends on the losses, by `HeadMethod`:
+
+- `recompute`: 2 + 6k. The logits of selected rows are computed again.
+- `cache`: 2 + 4k. The exponentials of all rows are kept, in bf16, until the choice is made.
+- `bracket`: 2 + 4k where the forecast is right. Rows surely above the cut get their gradient at once; what the choice
+  comes to beyond that is computed again, a wrong guess is taken away again: exact in every case, no T×V memory.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Select = Callable[[Tensor], Tensor]
-"""Takes all losses, (T,) float32 and detached, and marks the selected ones, (T,) bool. Called once, under no_grad."""
+from megaslm.errors import NonFiniteScore
+from megaslm.slm.choice import ByLoss, Forecast, Selected
+from megaslm.slm.exponentials import exponentials_and_entropy
+from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax
 
-_LOGIT_BYTES_ON_GPU = 512 << 20
-_LOGIT_BYTES_ON_CPU = 16 << 20
+HeadMethod = Literal["cache", "bracket", "recompute"]
+
+_CACHE_DTYPE = torch.bfloat16
 
 
-def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None) -> Tensor:
+def cache_bytes(rows: int, vocab_size: int) -> int:
+    """What `cache` holds between choosing and the gradient: 2·T·V bytes."""
+    return rows * vocab_size * _CACHE_DTYPE.itemsize
+
+
+def token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    transform: LogitTransform = PLAIN_LOGITS,
+) -> Tensor:
     """-ln p(target) of every row, in nats (Rho-1, equation 2). No gradient flows.
 
     Args:
@@ -27,12 +48,59 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor |
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
         bias: (V,) or None.
+        transform: of the logits.
 
     Returns:
         (T,) float32.
     """
     with torch.no_grad():
-        return _losses_and_log_norms(hidden, weight, bias, targets)[0]
+        head = HeadPass(hidden, weight, bias, targets, transform)
+        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
+        for rows in head.chunks():
+            losses[rows] = head.softmax(rows).losses
+        return losses
+
+
+def token_losses_and_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    transform: LogitTransform = PLAIN_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """The losses of `token_losses`, and the entropy of every row's distribution, in nats; (T,) float32 each."""
+    with torch.no_grad():
+        head = HeadPass(hidden, weight, bias, targets, transform)
+        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
+        entropies = torch.empty_like(losses)
+        for rows in head.chunks():
+            losses[rows], entropies[rows] = exponentials_and_entropy(head.logits(rows), targets[rows])
+        return losses, entropies
+
+
+def weighted_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    row_weight: Tensor,
+    bias: Tensor | None = None,
+    transform: LogitTransform = PLAIN_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of all losses, for rows that are known to count: 6·T·D·V operations, no T×V memory.
+
+    Args:
+        hidden: (T, D) float32 or bfloat16.
+        weight: (V, D), the head's matrix, of the same dtype.
+        targets: (T,) int64.
+        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, whatever its loss.
+        bias: (V,) or None.
+        transform: of the logits.
+
+    Returns:
+        A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
+    """
+    total, losses = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", transform)
+    return total, losses
 
 
 def selective_loss(
@@ -40,27 +108,37 @@ def selective_loss(
     weight: Tensor,
     targets: Tensor,
     row_weight: Tensor,
-    select: Select,
+    select: ByLoss,
     bias: Tensor | None = None,
+    *,
+    method: HeadMethod = "bracket",
+    transform: LogitTransform = PLAIN_LOGITS,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the selected losses, and all losses (the numerator of Rho-1's equation 4).
+
+    The host reads the device once, after the choice.
 
     Args:
         hidden: (T, D) float32 or bfloat16.
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
         row_weight: (T,) float32; no gradient flows to it.
-        select: which rows count; see `Select`.
+        select: which rows count.
         bias: (V,) or None.
+        method: how the gradient is come by; the result is the same, with `cache` up to the rounding of bf16.
+        transform: of the logits.
 
     Returns:
-        A float32 scalar, differentiable in hidden, weight and bias, and the losses, (T,) float32, detached.
+        A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
+
+    Raises:
+        NonFiniteScore: a row cannot be ranked.
     """
-    total, losses = _SelectiveLoss.apply(hidden, weight, bias, targets, row_weight, select)
+    total, losses = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, transform)
     return total, losses
 
 
-class _SelectiveLoss(torch.autograd.Function):
+class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -69,85 +147,105 @@ class _SelectiveLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         row_weight: Tensor,
-        select: Select,
+        select: ByLoss | None,
+        method: HeadMethod,
+        transform: LogitTransform,
     ) -> tuple[Tensor, Tensor]:
-        losses, log_norms = _losses_and_log_norms(hidden, weight, bias, targets)
-        # The only read by the host: how many rows the backward pass has to visit.
-        rows = select(losses).nonzero().squeeze(1)
-        ctx.save_for_backward(hidden, weight, bias, targets, row_weight, log_norms, rows)
+        head = HeadPass(hidden, weight, bias, targets, transform)
+        of_hidden, of_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        gradient = HeadGradient(head, hidden.dtype, of_hidden=of_hidden, of_weight=of_weight)
+        if select is None:
+            losses = _add_every_row(head, gradient, row_weight)
+            mask = row_weight != 0
+        elif method == "cache":
+            losses, mask = _add_from_cache(head, gradient, row_weight, select)
+        else:
+            forecast = select.forecast if method == "bracket" else None
+            losses, mask = _add_around_cut(head, gradient, row_weight, select, forecast)
+        ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
+        ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
-        return (losses[rows] * row_weight[rows]).sum(), losses
+        return (losses * row_weight).where(mask, 0.0).sum(), losses
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_total: Tensor, _grad_losses: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, bias, targets, row_weight, log_norms, rows = ctx.saved_tensors
-        grad_hidden = torch.zeros_like(hidden)
-        accumulation = _accumulation_dtype(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=accumulation, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=accumulation, device=bias.device)
-        for chunk in rows.split(_chunk_rows(weight)):
-            hidden_chunk = hidden[chunk]
-            grad_logits = _logits(hidden_chunk, weight, bias).sub_(log_norms[chunk, None]).exp_()
-            grad_logits[torch.arange(len(chunk), device=chunk.device), targets[chunk]] -= 1.0
-            grad_logits *= (row_weight[chunk] * grad_total)[:, None]
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(0)
-            grad_logits = grad_logits.to(hidden.dtype)
-            grad_hidden[chunk] = _product(grad_logits, weight).to(hidden.dtype)
-            _accumulate_product(grad_weight, grad_logits.t(), hidden_chunk)
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
+        # In place: these are the largest tensors of the pass. A second backward finds them changed and raises.
+        hidden, weight, bias = (
+            None if gradient is None else gradient.mul_(grad_total) for gradient in ctx.saved_tensors
+        )
         return (
-            grad_hidden,
-            grad_weight.to(weight.dtype),
-            None if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
+            hidden,
+            None if weight is None else weight.to(ctx.weight_dtype),
+            None if bias is None else bias.to(ctx.weight_dtype),
+            None,
+            None,
             None,
             None,
             None,
         )
 
 
-def _losses_and_log_norms(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -> Tensor:
+    losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
+    for rows in head.chunks():
+        softmax = head.softmax(rows)
+        losses[rows] = softmax.losses
+        gradient.add(rows, softmax, row_weight[rows])
+    return losses
+
+
+def _add_from_cache(
+    head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss
 ) -> tuple[Tensor, Tensor]:
-    losses = torch.empty(targets.shape, dtype=_accumulation_dtype(hidden), device=hidden.device)
-    log_norms = torch.empty_like(losses)
-    rows_at_once = _chunk_rows(weight)
-    for start in range(0, len(targets), rows_at_once):
-        chunk = slice(start, start + rows_at_once)
-        logits = _logits(hidden[chunk], weight, bias)
-        log_norms[chunk] = torch.logsumexp(logits, dim=1)
-        losses[chunk] = log_norms[chunk] - logits.gather(1, targets[chunk, None]).squeeze(1)
-    return losses, log_norms
+    shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
+    cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
+    losses, norms, peaks = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
+    first = 0
+    for rows in head.chunks():
+        # Chunks lie one after another in the cache, so that each is written in one piece.
+        softmax = head.softmax(rows, out=cached[first : first + len(rows)])
+        first += len(rows)
+        losses[rows], norms[rows] = softmax.losses, softmax.norms
+        if softmax.peaks is not None:
+            peaks[rows] = softmax.peaks
+    place = torch.empty(shape[0], dtype=torch.int64, device=device)
+    place[torch.cat(head.chunks())] = torch.arange(shape[0], device=device)
+    selected = select(losses)
+    for rows in _read_rows(selected, selected.mask).split(head.chunk_rows()):
+        kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])
+        gradient.add(rows, kept, row_weight[rows])
+    return losses, selected.mask
 
 
-def _accumulation_dtype(hidden: Tensor) -> torch.dtype:
-    """float32, and float64 where the input is float64: what losses and weight gradients are kept in."""
-    return torch.promote_types(hidden.dtype, torch.float32)
+def _add_around_cut(
+    head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss, forecast: Forecast | None
+) -> tuple[Tensor, Tensor]:
+    losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
+    added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
+    for rows in head.chunks():
+        softmax = head.softmax(rows)
+        losses[rows] = softmax.losses
+        if forecast is not None:
+            # The host must not wait for the number of rows that are sure: a fixed number of places, by merit.
+            places = min(len(rows), math.ceil(forecast.share * len(rows)))
+            margin, best = forecast.margin(softmax.losses, rows).topk(places, sorted=False)
+            sure = margin > 0
+            gradient.add(rows[best], softmax.take(best), row_weight[rows[best]] * sure)
+            added[rows[best]] = sure
+    selected = select(losses)
+    for rows in _read_rows(selected, selected.mask ^ added).split(head.chunk_rows()):
+        missing = selected.mask[rows]
+        weights = row_weight[rows].where(missing, -row_weight[rows])
+        gradient.add(rows, head.softmax(rows), weights, keep=missing)
+    return losses, selected.mask
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    budget = _LOGIT_BYTES_ON_GPU if weight.is_cuda else _LOGIT_BYTES_ON_CPU
-    return max(1, budget // (4 * weight.shape[0]))
-
-
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    logits = _product(hidden, weight.t())
-    return logits if bias is None else logits.add_(bias)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in at least float32: bf16 products rounded to bf16 would move an eighth of the selected set."""
-    if left.dtype == _accumulation_dtype(left):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += _product(left, right)
+def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:
+    """The numbers of the wanted rows. Here alone does the host read what the device has computed, and but once."""
+    count, stop = torch.stack([wanted.sum(), selected.stop]).tolist()
+    if stop:
+        raise NonFiniteScore(selected.non_finite.nonzero().squeeze(1).tolist())
+    return wanted.nonzero_static(size=count).squeeze(1)

@@ -11,6 +11,7 @@ from megaslm.data.durable import write_file
 from megaslm.engine.distributed import World, gather_objects, on_first_rank, wait_for_all
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError
+from megaslm.slm.recent_cuts import AT_START, SelectionState
 
 COMPLETE = "COMPLETE"
 PROGRESS = "progress.json"
@@ -28,6 +29,8 @@ class Progress:
     """Wall time of training, over all attempts that count."""
     world_size: int = 0
     """Ranks that wrote the checkpoint."""
+    selection: SelectionState = AT_START
+    """What the objective remembers of the steps before."""
 
 
 def save_checkpoint(checkpoints: Path, engine: ZeroEngine, progress: Progress, world: World, *, keep_last: int) -> Path:
@@ -72,7 +75,9 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
 
 def read_progress(folder: Path) -> Progress:
     """Where the run stood when the checkpoint was written."""
-    return Progress(**json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+    stored = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    selection = stored.pop("selection")
+    return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))
 
 
 def check_files(folder: Path, world: World) -> None:

@@ -14,13 +14,15 @@ from megaslm.data.loader import MicroBatch, TrainingStream
 from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError
+from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.planning import Moment, SelectionRule
 from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
 from megaslm.training.cost import write_cost
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
-from megaslm.training.start import TrainingData, check_scored, open_training_data, start_engine
+from megaslm.training.start import TrainingData, check_scored, open_training_data, reads_reference, start_engine
 from megaslm.training.step import train_step
 from megaslm.training.validation import Validation
 
@@ -54,11 +56,11 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     )
     engine = start_engine(config, plan, data, world)
     progress = _resume(run, engine, plan, world)
-    reporter = Reporter(run, plan, world, last_step=progress.step)
+    reporter = Reporter(run, plan, world, domains=data.manifest.domains, last_step=progress.step)
     for line in differences:
         reporter.say(f"changed since the run began: {line}")
     session = _Session(
-        config, plan, data, stream, validation, run, engine, world, progress, _objective(config), reporter
+        config, plan, data, stream, validation, run, engine, world, progress, _objective(config, progress), reporter
     )
     try:
         session.go_on()
@@ -122,7 +124,8 @@ class _Session:
             micro_batches,
             self.world,
             eos_id=self.data.manifest.eos_id,
-            step=step,
+            domain_count=len(self.data.manifest.domains),
+            moment=Moment(step, (step - 1) * self.plan.tokens_per_step),
             learning_rate=learning_rate(self.config.train, step * self.plan.tokens_per_step),
         )
         self.reporter.add(result)
@@ -147,16 +150,27 @@ class _Session:
             selected_tokens=self.before.selected_tokens + self.reporter.selected_tokens,
             seconds=self.before.seconds + seconds,
             world_size=self.world.size,
+            selection=self.objective.state(),
         )
         checkpoints, keep_last = self.run.checkpoints, self.config.checkpoint.keep_last
         folder = save_checkpoint(checkpoints, self.engine, progress, self.world, keep_last=keep_last)
-        scored = self.data.dataset if self.config.train.objective == "slm" else None
+        scored = self.data.dataset if reads_reference(self.config) else None
         tokens_seen = step * self.plan.tokens_per_step
         on_first_rank(lambda: write_cost(self.run.cost, progress, tokens_seen, self.world, scored_dataset=scored))
         self.reporter.say(f"{self.run.path.name} · step {step} · saved {folder}")
 
 
-def _objective(config: RunConfig) -> Objective:
+def _objective(config: RunConfig, progress: Progress) -> Objective:
     if config.train.objective == "clm":
         return CausalObjective()
-    return SelectiveObjective(config.slm.keep_ratio, config.slm.scope)
+    slm = config.slm
+    rule = SelectionRule(
+        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
+        score=slm.score,
+        scope=slm.scope,
+        mode=slm.mode,
+        max_ref_loss=slm.max_ref_loss,
+        measure_rest=slm.measure_unselected,
+        seed=config.seed,
+    )
+    return SelectiveObjective(rule, progress.selection)

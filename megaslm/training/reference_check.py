@@ -12,7 +12,7 @@ from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.load import load_pretrained, weights_sha256
 from megaslm.model.precision import ChosenPrecision, dtype_of
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.objective import valid_targets
+from megaslm.slm.targets import valid_targets
 
 # Losses are stored with 11 significant bits; bf16 arithmetic on another device moves them further. A shift by one, or
 # another packing, moves most of them by whole nats.
@@ -25,6 +25,7 @@ def check_reference(
     dataset: Path,
     *,
     document_isolation: bool,
+    needs_entropy: bool,
     reference: Path | None,
     rows: int,
     device: torch.device,
@@ -35,18 +36,23 @@ def check_reference(
         manifest: of `dataset`.
         dataset: a scored dataset.
         document_isolation: of the run that is to use the losses.
+        needs_entropy: whether the run ranks by the entropy of the reference's predictions.
         reference: the model's folder, or None.
         rows: how many rows to score again, evenly spread; 0 for none.
         device: where to score.
 
     Raises:
-        DataError: the dataset is not scored.
+        DataError: the dataset is not scored, or has no entropies.
         ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens or by others.
     """
     found = manifest.reference
     if manifest.kind != "scored" or found is None:
         raise DataError(
             f"{dataset} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm"
+        )
+    if needs_entropy and not found.entropy:
+        raise DataError(
+            f"{dataset} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another folder"
         )
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
@@ -83,19 +89,31 @@ def _check_rows(
     model = SelectiveLM(lm, eos_id=manifest.eos_id, document_isolation=found.document_isolation)
     for domain in manifest.splits["train"]:
         reader = RowReader(dataset, "train", domain)
+        where = f"{dataset}, train/{domain}, row"
         for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
             row = reader[int(number)]
             tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(device)
             valid = valid_targets(tokens, manifest.eos_id)[0].cpu()
-            stored = torch.from_numpy(row["ref_loss"].astype(np.float32))[valid]
-            again = model.measure(tokens)[0].cpu()[valid]
-            outside = (
-                ((stored - again).abs() > _TOLERANCE_NATS[precision]).float().mean().item() if len(stored) else 0.0
-            )
-            if outside > _MOST_OUTSIDE:
-                raise ReferenceMismatch(
-                    f"{dataset}, train/{domain}, row {number}: {outside:.0%} of its stored reference losses "
-                    "differ from what "
-                    f"{reference} gives, by {(stored - again).abs().median():.3g} nats in the median (mean stored "
-                    f"{stored.mean():.4f}, computed {again.mean():.4f}); score the dataset again"
-                )
+            for column, again in _measured(model, tokens, found).items():
+                stored = torch.from_numpy(row[column].astype(np.float32))[valid]
+                _check_column(stored, again[0].cpu()[valid], precision, f"{where} {number}", column)
+
+
+def _measured(model: SelectiveLM, tokens: torch.Tensor, found: Reference) -> dict[str, torch.Tensor]:
+    """What the dataset stores of its reference, computed again; (1, L) float32 each."""
+    if not found.entropy:
+        return {"ref_loss": model.measure(tokens)}
+    losses, entropies = model.measure_with_entropy(tokens)
+    return {"ref_loss": losses, "ref_entropy": entropies}
+
+
+def _check_column(
+    stored: torch.Tensor, again: torch.Tensor, precision: ChosenPrecision, where: str, column: str
+) -> None:
+    outside = ((stored - again).abs() > _TOLERANCE_NATS[precision]).float().mean().item() if len(stored) else 0.0
+    if outside > _MOST_OUTSIDE:
+        raise ReferenceMismatch(
+            f"{where}: {outside:.0%} of its stored {column} differ from what the reference gives, by "
+            f"{(stored - again).abs().median():.3g} nats in the median (mean stored {stored.mean():.4f}, computed "
+            f"{again.mean():.4f}); score the dataset again"
+        )

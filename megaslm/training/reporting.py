@@ -10,6 +10,7 @@ from megaslm.errors import NonFiniteLoss
 from megaslm.observe.console import RunConsole
 from megaslm.observe.records import MetricsFile, Record, StepRecord
 from megaslm.observe.tensorboard import TensorBoard
+from megaslm.slm.telemetry import summarise
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
 
@@ -17,10 +18,13 @@ from megaslm.training.step import StepResult
 class Reporter:
     """Collects steps, checks them, and writes what the first rank has to say."""
 
-    def __init__(self, run: RunFolder, plan: BatchPlan, world: World, *, last_step: int) -> None:
+    def __init__(
+        self, run: RunFolder, plan: BatchPlan, world: World, *, domains: tuple[str, ...], last_step: int
+    ) -> None:
         """Goes on after `last_step`."""
         self.selected_tokens = 0
         self._plan = plan
+        self._domains = domains
         self._waiting: list[StepResult] = []
         self._since = time.monotonic()
         self._sinks: list[MetricsFile | TensorBoard] = []
@@ -51,30 +55,33 @@ class Reporter:
             return
         sums: list[list[float]] = torch.stack([result.sums for result in self._waiting]).tolist()
         norms = [float(result.gradient_norm) for result in self._waiting]
+        thresholds = [None if result.threshold is None else float(result.threshold) for result in self._waiting]
         now = time.monotonic()
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
         records: list[Record] = []
-        for result, (selected_sum, loss_sum, selected, valid, bad), norm in zip(
-            self._waiting, sums, norms, strict=True
+        for result, summary, norm, threshold in zip(
+            self._waiting, map(summarise, sums), norms, thresholds, strict=True
         ):
-            if bad:
+            if summary.not_finite:
                 raise NonFiniteLoss(
-                    f"step {result.step}: {bad:.0f} of {valid:.0f} targets have a loss or reference loss that "
-                    "is not finite; "
-                    "the run stopped before it was saved: lower train.lr, or verify the dataset and the "
-                    "starting weights"
+                    f"step {result.step}: {summary.not_finite} of {summary.valid} targets have a loss or reference "
+                    "loss that is not finite; the run stopped before it was saved: lower train.lr, or verify the "
+                    "dataset and the starting weights"
                 )
-            self.selected_tokens += int(selected)
+            self.selected_tokens += summary.selected
             records.append(
                 StepRecord(
                     step=result.step,
                     tokens=result.step * self._plan.tokens_per_step,
-                    loss=selected_sum / max(1.0, selected),
-                    all_loss=loss_sum / max(1.0, valid),
-                    selected_ratio=selected / max(1.0, valid),
+                    loss=summary.selected_loss,
+                    all_loss=summary.all_loss,
+                    selected_ratio=summary.selected / max(1, summary.valid),
                     learning_rate=result.learning_rate,
                     gradient_norm=norm,
                     tokens_per_second=tokens_per_second,
+                    threshold=threshold,
+                    excess_quantiles=summary.excess_quantiles,
+                    domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
                 )
             )
         self._waiting = []

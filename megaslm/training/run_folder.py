@@ -27,7 +27,11 @@ _IDENTITY = (
     "train.objective",
     "train.global_batch_tokens",
     "slm.keep_ratio",
+    "slm.keep_ratio_warmup_tokens",
+    "slm.score",
     "slm.scope",
+    "slm.mode",
+    "slm.max_ref_loss",
     "seed",
 )
 _MAY_DIFFER = ("model.gradient_checkpointing",)

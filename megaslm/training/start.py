@@ -9,12 +9,13 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.manifest import Manifest, read_manifest
 from megaslm.data.shards import check_layout
 from megaslm.engine.distributed import World, on_first_rank
-from megaslm.engine.zero import ZeroEngine, ZeroSharding
-from megaslm.errors import DataError
+from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.load import build_from_shape, check_model_folder, draw_weights, load_pretrained
 from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
-from megaslm.model.selective_lm import CausalLM, SelectiveLM
+from megaslm.model.selective_lm import CausalLM, HeadSettings, SelectiveLM
+from megaslm.slm.token_loss import cache_bytes
 from megaslm.training.export import newest_weights
 from megaslm.training.reference_check import check_reference
 from megaslm.training.run_folder import RunFolder, open_run
@@ -60,15 +61,21 @@ def check_scored(config: RunConfig, data: TrainingData, world: World) -> None:
     Raises:
         DataError: there are none, or not those that the run needs.
     """
-    if config.train.objective == "slm":
+    if reads_reference(config):
         check_reference(
             data.manifest,
             data.dataset,
             document_isolation=config.model.document_isolation,
+            needs_entropy=config.slm.needs_ref_entropy,
             reference=None if config.slm.reference is None else Path(config.slm.reference),
             rows=config.slm.verify_rows,
             device=world.device,
         )
+
+
+def reads_reference(config: RunConfig) -> bool:
+    """Whether the run selects by what a reference model says."""
+    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
 
 
 def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World) -> ZeroEngine:
@@ -88,8 +95,20 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
-    model = SelectiveLM(lm, eos_id=data.manifest.eos_id, document_isolation=config.model.document_isolation)
-    return ZeroEngine(model, settings, config.train)
+    head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
+    _check_cache_fits(head, plan, lm.config.vocab_size)
+    model = SelectiveLM(lm, eos_id=data.manifest.eos_id, document_isolation=config.model.document_isolation, head=head)
+    return ZeroEngine(model, settings, adamw(model, settings, config.train))
+
+
+def _check_cache_fits(head: HeadSettings, plan: BatchPlan, vocab_size: int) -> None:
+    needed = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size)
+    if head.method == "cache" and needed > head.cache_bytes:
+        raise ConfigError(
+            f"slm.head = cache: holds {needed / (1 << 30):.2f} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} "
+            f"targets and a vocabulary of {vocab_size}, more than slm.head_cache_gib = "
+            f"{head.cache_bytes / (1 << 30):.2f}; raise that, lower train.micro_batch_rows, or use slm.head = bracket"
+        )
 
 
 def _check_origin(folder: Path, data: TrainingData) -> None:

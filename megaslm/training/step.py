@@ -1,6 +1,7 @@
-"""One optimiser step: choose, forward, backward, update. Nothing in it waits for the device."""
+"""One optimiser step: choose, forward, backward, update. The host reads the device at most once a micro-step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,21 +10,29 @@ from torch import Tensor
 from megaslm.data.loader import MicroBatch
 from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
-from megaslm.slm.objective import Objective, Targets, valid_targets
-from megaslm.slm.selection import target_keys
+from megaslm.errors import NonFiniteLoss, NonFiniteScore
+from megaslm.slm.choice import Choice, Known
+from megaslm.slm.keys import row_of, target_keys
+from megaslm.slm.objective import Objective
+from megaslm.slm.planning import Moment
+from megaslm.slm.targets import Targets, valid_targets
+from megaslm.slm.telemetry import selection_sums, sums_of_nothing
+
+_MOST_ROWS_NAMED = 10
 
 
 @dataclass(frozen=True)
 class StepResult:
     """What a step did, still on the device.
 
-    `sums`: (5,) float64 over all ranks: selected losses, all valid losses, selected targets, valid targets, and valid
-    targets whose loss or reference loss is not finite. `gradient_norm`: before clipping.
+    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score at which the step was
+    cut, None where nothing was. `gradient_norm`: before clipping.
     """
 
     step: int
     learning_rate: float
     sums: Tensor
+    threshold: Tensor | None
     gradient_norm: Tensor | float
 
 
@@ -34,26 +43,47 @@ def train_step(
     world: World,
     *,
     eos_id: int,
-    step: int,
+    domain_count: int,
+    moment: Moment,
     learning_rate: float,
 ) -> StepResult:
-    """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many."""
+    """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
+
+    Raises:
+        NonFiniteLoss: a target cannot be ranked, because its loss or what the reference says of it is not finite.
+    """
     targets = [_targets(micro_batch, eos_id) for micro_batch in micro_batches]
-    plan = objective.plan_step(targets, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum)
+    with _naming_rows(targets, moment):
+        plan = objective.plan_step(
+            targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
+        )
     # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
     averaged_over = world.size * len(micro_batches)
-    scale = averaged_over / plan.selected_count.clamp(min=1)
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for micro_batch, chosen, select in zip(micro_batches, targets, plan.selects, strict=True):
-        selected_sum, losses = engine.forward(micro_batch.tokens, select)
+    scale = averaged_over / plan.denominator.clamp(min=1)
+    sums = sums_of_nothing(domain_count, world.device)
+    for number, micro_batch in enumerate(micro_batches):
+        choice = plan.choices[number]
+        with _naming_rows([targets[number]], moment):
+            selected_sum, losses = engine.forward(micro_batch.tokens, choice)
         engine.backward(selected_sum * scale)
         engine.step(learning_rate)
-        sums += _observed(selected_sum.detach(), losses, chosen)
-    selected_sum_all, loss_sum_all, bad_targets = all_reduce_sum(sums)
+        measured = _measured(choice, targets[number])
+        if plan.losses is not None:
+            losses, measured = plan.losses[number], targets[number].valid
+        sums += selection_sums(
+            selected_sum.detach(),
+            losses,
+            measured,
+            choice.mask.view_as(losses),
+            targets[number],
+            micro_batch.domain,
+            domain_count,
+        )
     return StepResult(
-        step=step,
+        step=moment.step,
         learning_rate=learning_rate,
-        sums=torch.stack([selected_sum_all, loss_sum_all, plan.selected_count, plan.target_count, bad_targets]),
+        sums=all_reduce_sum(sums),
+        threshold=objective.end_step(plan),
         gradient_norm=engine.gradient_norm(),
     )
 
@@ -63,10 +93,25 @@ def _targets(micro_batch: MicroBatch, eos_id: int) -> Targets:
         valid=valid_targets(micro_batch.tokens, eos_id),
         keys=target_keys(micro_batch.rows, micro_batch.visit, micro_batch.tokens.shape[1] - 1),
         ref_loss=micro_batch.ref_loss,
+        ref_entropy=micro_batch.ref_entropy,
     )
 
 
-def _observed(selected_sum: Tensor, losses: Tensor, targets: Targets) -> Tensor:
-    scores = losses if targets.ref_loss is None else losses - targets.ref_loss
-    bad = targets.valid & ~torch.isfinite(scores)
-    return torch.stack([selected_sum.double(), losses.double().where(targets.valid, 0.0).sum(), bad.sum().double()])
+def _measured(choice: Choice, targets: Targets) -> Tensor:
+    return choice.measured.view_as(targets.valid) if isinstance(choice, Known) else targets.valid
+
+
+@contextmanager
+def _naming_rows(targets: Sequence[Targets], moment: Moment) -> Iterator[None]:
+    """Where a target cannot be ranked, its rows are named."""
+    try:
+        yield
+    except NonFiniteScore as error:
+        keys = torch.cat([part.keys.flatten() for part in targets])
+        rows: list[int] = row_of(keys[error.places]).unique().tolist()
+        named = ", ".join(str(row) for row in rows[:_MOST_ROWS_NAMED]) + (", …" if len(rows) > _MOST_ROWS_NAMED else "")
+        where = f"in the dataset's rows {named}" if rows else "on another rank, which names their rows"
+        raise NonFiniteLoss(
+            f"step {moment.step}: {len(error.places) or 'some'} targets have a score that is NaN or infinite, {where}; "
+            "the run stopped before the step: lower train.lr, or verify these rows and the starting weights"
+        ) from error

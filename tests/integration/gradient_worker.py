@@ -3,8 +3,9 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -16,14 +17,25 @@ from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.zero import ZeroEngine, ZeroSharding
+from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
-from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.objective import Scope, SelectiveObjective
+from megaslm.model.selective_lm import HeadSettings, SelectiveLM
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
+from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.planning import Mode, Moment, Scope, SelectionRule
+from megaslm.slm.recent_cuts import AT_START, SelectionState
+from megaslm.slm.selection import ordered_image
+from megaslm.slm.targets import Score
+from megaslm.slm.token_loss import HeadMethod
 from megaslm.training.step import train_step
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 8
+STEP = 3
+# Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
+EXPECTED_CUT = {"excess": -0.7, "loss": 3.1}
+HELD_METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,10 @@ class Case:
     scope: Scope
     micro_steps: int
     tied: bool
+    score: Score = "excess"
+    mode: Mode = "exact"
+    method: HeadMethod = "bracket"
+    max_ref_loss: float | None = None
     starved_rank: bool = False
     checkpointing: bool = False
 
@@ -39,43 +55,155 @@ class Case:
         """Less than half where one of two ranks is to come away empty."""
         return Decimal("0.4" if self.starved_rank else "0.6")
 
+    @property
+    def state(self) -> SelectionState:
+        """The cuts of the steps before."""
+        if self.score not in EXPECTED_CUT:
+            return AT_START
+        return SelectionState((int(ordered_image(torch.tensor(EXPECTED_CUT[self.score]))) << HASH_BITS,))
 
-CASES = [
-    *(Case(scope, steps, tied) for tied in (False, True) for scope, steps in
-      (("sequence", 1), ("sequence", 2), ("batch", 1), ("batch", 2), ("microbatch", 2))),
-    Case("batch", 1, tied=True, starved_rank=True),
-    Case("sequence", 2, tied=False, starved_rank=True),
-    Case("batch", 1, tied=True, checkpointing=True),
-]  # fmt: skip
+    @property
+    def data(self) -> object:
+        """What decides the losses: cases that share it share their float64 model."""
+        return self.tied, self.starved_rank and self.scope
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the gradient comes from exponentials kept in bf16: where the choice waits for the losses."""
+        measured_before = self.scope == "batch" and self.mode == "exact" and self.micro_steps > 1
+        return self.method == "cache" and self.score in EXPECTED_CUT and not measured_before
+
+
+def every_case() -> Iterator[Case]:
+    """Every scope × score × method, on each engine; further ones for what they leave out."""
+    scopes: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
+    for tied, micro_steps in product((False, True), (1, 4)):
+        for score, scope, method in product(("excess", "loss"), scopes, HELD_METHODS):
+            yield Case(scope, micro_steps, tied, score=score, method=method)
+        for score, method in product(("excess", "loss"), HELD_METHODS):
+            yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
+        for score, scope, method in product(
+            ("reference", "entropy", "reference_and_entropy", "random"), scopes, HELD_METHODS
+        ):
+            yield Case(scope, micro_steps, tied, score=score, method=method)
+        for scope, method in product(scopes, HELD_METHODS):
+            yield Case(scope, micro_steps, tied, method=method, max_ref_loss=4.5)
+    yield Case("batch", 1, tied=True, starved_rank=True)
+    yield Case("sequence", 4, tied=False, starved_rank=True)
+    yield Case("batch", 4, tied=False, starved_rank=True)
+    yield Case("batch", 1, tied=True, checkpointing=True)
 
 
 class RecordingEngine(ZeroEngine):
     """Keeps the whole gradients of the step's end, before they are used up."""
 
     def __init__(self, model: SelectiveLM, settings: dict[str, object], config: RunConfig) -> None:
-        super().__init__(model, settings, config.train)
-        self._model = model
+        super().__init__(model, settings, adamw(model, settings, config.train))
+        self.model = model
         self.gradients: dict[str, Tensor] = {}
 
     def step(self, lr: float) -> None:
         if self._engine.is_gradient_accumulation_boundary():
             self.gradients = {
-                name: safe_get_full_grad(parameter).double() for name, parameter in self._model.named_parameters()
+                name: safe_get_full_grad(parameter).double() for name, parameter in self.model.named_parameters()
             }
         super().step(lr)
 
 
-def rows_of_batch(case: Case) -> tuple[Tensor, Tensor]:
-    """Tokens (8, L+1) and reference losses (8, L); the second half goes to the second of two ranks."""
-    generator = torch.Generator().manual_seed(7)
-    tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
-    tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
-    ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
-    if case.starved_rank and case.scope == "batch":
-        ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
-    elif case.starved_rank:
-        tokens[GLOBAL_ROWS // 2 :] = EOS_ID
-    return tokens, ref_loss
+@dataclass(frozen=True)
+class Batch:
+    """Tokens (8, L+1), and (8, L) of the others; the second half of the rows goes to the second of two ranks."""
+
+    tokens: Tensor
+    ref_loss: Tensor
+    ref_entropy: Tensor
+
+    @classmethod
+    def of(cls, case: Case) -> "Batch":
+        generator = torch.Generator().manual_seed(7)
+        tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
+        tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
+        ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
+        ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
+        if case.starved_rank and case.scope == "batch":
+            ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
+        elif case.starved_rank:
+            tokens[GLOBAL_ROWS // 2 :] = EOS_ID
+        return cls(tokens, ref_loss, ref_entropy)
+
+    @property
+    def valid(self) -> Tensor:
+        return self.tokens[:, :-1] != EOS_ID
+
+    @property
+    def keys(self) -> Tensor:
+        return target_keys(torch.arange(GLOBAL_ROWS), 0, SEQ_LEN)
+
+    def share(self, world: World, micro_batch_rows: int) -> Iterator[MicroBatch]:
+        mine = torch.arange(GLOBAL_ROWS).chunk(world.size)[world.rank]
+        for rows in mine.split(micro_batch_rows):
+            yield MicroBatch(
+                self.tokens[rows],
+                rows,
+                rows % 2,
+                self.ref_loss[rows],
+                ref_entropy=self.ref_entropy[rows],
+                visit=0,
+            )
+
+
+class Definition:
+    """The definition, in float64: rank by sorting, sum, divide once by the global count."""
+
+    def __init__(self, case: Case, config: RunConfig) -> None:
+        architecture = config.model.from_scratch
+        assert architecture is not None
+        lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+        draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
+        self.batch = Batch.of(case)
+        self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
+        self.losses = torch.stack([documents_apart(lm, row) for row in self.batch.tokens])
+
+    def gradients(self, case: Case, world: World) -> dict[str, Tensor]:
+        selected = self.selected(case, world)
+        if case.starved_rank:
+            assert not selected[GLOBAL_ROWS // 2 :].any()
+        denominator = max(1, int(selected.sum()))
+        if case.mode == "running":
+            denominator = float(case.keep_ratio) * int(self.batch.valid.sum())
+        found = torch.autograd.grad(
+            self.losses[selected].sum() / denominator, list(self.parameters.values()), retain_graph=True
+        )
+        return dict(zip(self.parameters, found, strict=True))
+
+    def selected(self, case: Case, world: World) -> Tensor:
+        batch, losses = self.batch, self.losses.detach()
+        eligible = batch.valid & (batch.ref_loss <= (case.max_ref_loss or float("inf")))
+        scores = {
+            "excess": losses - batch.ref_loss,
+            "loss": losses,
+            "reference": -batch.ref_loss.double(),
+            "entropy": -batch.ref_entropy.double(),
+            "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
+        }
+        if case.score == "reference_and_entropy":
+            return self.selected(replace(case, score="reference"), world) & self.selected(
+                replace(case, score="entropy"), world
+            )
+        if case.mode == "running":
+            return eligible & (scores[case.score] >= EXPECTED_CUT[case.score])
+        return top_of_groups(case, groups(case, world), scores[case.score], batch.valid, eligible)
+
+
+def top_of_groups(case: Case, row_groups: list[list[int]], scores: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
+    selected = torch.zeros_like(valid)
+    for group in row_groups:
+        places = [(row, place) for row in group for place in range(SEQ_LEN)]
+        keep = int(case.keep_ratio * sum(bool(valid[place]) for place in places) + Decimal("0.5"))
+        candidates = sorted((-float(scores[place]), *place) for place in places if eligible[place])
+        for _, row, place in candidates[:keep]:
+            selected[row, place] = True
+    return selected
 
 
 def groups(case: Case, world: World) -> list[list[int]]:
@@ -85,33 +213,6 @@ def groups(case: Case, world: World) -> list[list[int]]:
         return [rows]
     size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world.size // case.micro_steps
     return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
-
-
-def exact_gradients(case: Case, config: RunConfig, world: World) -> dict[str, Tensor]:
-    """The definition, in float64: rank by sorting, sum, divide once by the global count."""
-    architecture = config.model.from_scratch
-    assert architecture is not None
-    lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
-    draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
-    lm = lm.double()
-    tokens, ref_loss = rows_of_batch(case)
-    losses = torch.stack([documents_apart(lm, row) for row in tokens])
-    valid = tokens[:, :-1] != EOS_ID
-    selected = torch.zeros_like(valid)
-    for group in groups(case, world):
-        candidates = [
-            (-float(losses.detach()[row, place] - ref_loss[row, place]), row, place)
-            for row in group
-            for place in range(SEQ_LEN)
-            if valid[row, place]
-        ]
-        keep = int(case.keep_ratio * len(candidates) + Decimal("0.5"))
-        for _, row, place in sorted(candidates)[:keep]:
-            selected[row, place] = True
-    (losses[selected].sum() / max(1, int(selected.sum()))).backward()
-    if case.starved_rank:
-        assert not selected[GLOBAL_ROWS // 2 :].any()
-    return {f"lm.{name}": parameter.grad for name, parameter in lm.named_parameters()}
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> Tensor:
@@ -126,7 +227,7 @@ def documents_apart(lm: torch.nn.Module, row: Tensor) -> Tensor:
     return torch.cat(losses)
 
 
-def zero_gradients(case: Case, config: RunConfig, world: World) -> dict[str, Tensor]:
+def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
     plan = plan_batches(config, world.size)
     assert plan.micro_steps == case.micro_steps
     settings = deepspeed_settings(config, plan, precision="fp32", on_gpu=False)
@@ -138,40 +239,64 @@ def zero_gradients(case: Case, config: RunConfig, world: World) -> dict[str, Ten
     if case.checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
-    engine = RecordingEngine(SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True), settings, config)
-    micro_batches = list(shares(case, world, plan.micro_batch_rows))
-    objective = SelectiveObjective(case.keep_ratio, case.scope)
-    train_step(engine, objective, micro_batches, world, eos_id=EOS_ID, step=1, learning_rate=1e-3)
+    return RecordingEngine(SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True), settings, config)
+
+
+def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[str, Tensor]:
+    """The gradients of one step that moves nothing: its learning rate is 0."""
+    engine.model.lm.lm_head.settings = HeadSettings(case.method)
+    micro_batches = list(Batch.of(case).share(world, GLOBAL_ROWS // world.size // case.micro_steps))
+    rule = SelectionRule(
+        KeepRatio(case.keep_ratio),
+        score=case.score,
+        scope=case.scope,
+        mode=case.mode,
+        max_ref_loss=case.max_ref_loss,
+    )
+    train_step(
+        engine,
+        SelectiveObjective(rule, case.state),
+        micro_batches,
+        world,
+        eos_id=EOS_ID,
+        domain_count=2,
+        moment=Moment(STEP, 0),
+        learning_rate=0.0,
+    )
     return engine.gradients
 
 
-def shares(case: Case, world: World, micro_batch_rows: int) -> Iterator[MicroBatch]:
-    tokens, ref_loss = rows_of_batch(case)
-    mine = torch.arange(GLOBAL_ROWS).chunk(world.size)[world.rank]
-    for rows in mine.split(micro_batch_rows):
-        yield MicroBatch(tokens[rows], rows, torch.zeros_like(rows), ref_loss[rows], visit=0)
+def config_of(case: Case, world: World) -> RunConfig:
+    return run_config(
+        Path("unused"),
+        Path("unused"),
+        model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
+        train={"micro_batch_rows": GLOBAL_ROWS // world.size // case.micro_steps},
+    )
 
 
 def main(output: Path) -> None:
     torch.set_num_threads(1)
     world = join_world()
-    errors: dict[str, dict[str, float]] = {}
-    for case in CASES:
-        config = run_config(
-            Path("unused"),
-            Path("unused"),
-            model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
-            train={"micro_batch_rows": GLOBAL_ROWS // world.size // case.micro_steps},
-        )
-        # Before the engine announces itself: from then on transformers divides every model it builds.
-        expected = exact_gradients(case, config, world)
-        found = zero_gradients(case, config, world)
+    cases = list(every_case())
+    # Before the first engine announces itself: from then on transformers divides every model it builds.
+    definitions: dict[object, Definition] = {}
+    for case in cases:
+        if case.data not in definitions:
+            definitions[case.data] = Definition(case, config_of(case, world))
+    engines: dict[object, RecordingEngine] = {}
+    results: list[dict[str, object]] = []
+    for case in cases:
+        expected = definitions[case.data].gradients(case, world)
+        kind = (case.tied, case.micro_steps, case.checkpointing)
+        if kind not in engines:
+            engines[kind] = start_engine(case, config_of(case, world), world)
+        found = step_gradients(engines[kind], case, world)
         assert set(found) == set(expected)
-        errors[str(case)] = {
-            name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected
-        }
+        errors = {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
+        results.append({"case": str(case), "in_bf16": case.is_cached, "errors": errors})
     if world.is_first:
-        output.write_text(json.dumps(errors))
+        output.write_text(json.dumps(results))
     leave_world()
 
 

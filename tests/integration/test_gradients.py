@@ -11,13 +11,15 @@ from tests.ranks import ROOT, run_ranks
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_parameter_gets_the_gradient_of_the_definition(world_size: int, tmp_path: Path) -> None:
     output = tmp_path / "errors.json"
-    run_ranks(world_size, [str(ROOT / "tests/integration/gradient_worker.py"), str(output)])
+    worker = str(ROOT / "tests/integration/gradient_worker.py")
+    run_ranks(world_size, [worker, str(output)], timeout_seconds=280)
     cases = json.loads(output.read_text())
-    assert len(cases) == 13
+    assert len(cases) == 280
     wrong = [
-        f"{case} {name}: {error:.1e}"
-        for case, errors in cases.items()
-        for name, error in errors.items()
-        if not error < 1e-5
+        f"{case['case']} {name}: {error:.1e}"
+        for case in cases
+        for name, error in case["errors"].items()
+        # The cache of a loss-dependent choice is kept in bf16.
+        if not error < (1e-3 if case["in_bf16"] else 1e-5)
     ]
     assert not wrong, "\n".join(wrong)

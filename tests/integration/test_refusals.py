@@ -20,11 +20,19 @@ from tests.integration.conftest import Chain
 from tests.toy import make_tokenizer, run_config
 
 
-def check(chain: Chain, dataset: Path, *, reference: Path | None = None, document_isolation: bool = True) -> None:
+def check(
+    chain: Chain,
+    dataset: Path,
+    *,
+    reference: Path | None = None,
+    document_isolation: bool = True,
+    needs_entropy: bool = False,
+) -> None:
     check_reference(
         read_manifest(dataset),
         dataset,
         document_isolation=document_isolation,
+        needs_entropy=needs_entropy,
         reference=reference or chain.reference,
         rows=8,
         device=torch.device("cpu"),
@@ -59,12 +67,15 @@ def test_what_was_scored_passes(chain: Chain, copy: Path) -> None:
     check(chain, copy)
 
 
+def test_a_dataset_without_entropies_is_refused_where_they_are_needed(chain: Chain, copy: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no ref_entropy.*score --entropy"):
+        check(chain, copy, needs_entropy=True)
+
+
 @pytest.mark.parametrize("change", ["shift", "other rows"])
 def test_misplaced_losses(chain: Chain, copy: Path, change: str) -> None:
     rewrite(copy, change)
-    with pytest.raises(
-        ReferenceMismatch, match=r"row 0: .*reference losses differ from what .*reference gives"
-    ) as error:
+    with pytest.raises(ReferenceMismatch, match=r"row 0: .*ref_loss differ from what the reference gives") as error:
         check(chain, copy)
     assert str(copy) in str(error.value)
 

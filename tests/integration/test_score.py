@@ -1,16 +1,19 @@
 """The scoring job: exact, the same on any number of ranks, readable without MegaSLM."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megaslm.data.manifest import read_manifest
 from megaslm.data.row_reader import RowReader
+from megaslm.data.shards import check_layout
 from tests.integration.conftest import Chain
 from tests.ranks import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN
@@ -33,6 +36,18 @@ print(len(rows), tokens.dtype, tokens.shape, ref_loss.dtype, ref_loss.shape, int
 """
 
 
+def predictions(lm: PreTrainedModel, row: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each valid target's place in a row and the log-probabilities (V,) there, from its document's tokens alone."""
+    start = 0
+    for place in range(SEQ_LEN):
+        if row[place] == EOS_ID:
+            start = place + 1
+            continue
+        with torch.no_grad():
+            logits = lm(torch.tensor(row[None, start : place + 1].astype(np.int64))).logits[0, -1]
+        yield place, torch.log_softmax(logits, -1)
+
+
 def test_one_rank_writes_what_two_wrote(chain: Chain, tmp_path: Path) -> None:
     alone = tmp_path / "scored"
     run_megaslm("score", "--reference", chain.reference, chain.tokens, alone)
@@ -52,16 +67,51 @@ def test_rows_are_copied_in_order_with_the_losses_of_an_independent_loop(chain: 
             row, stored = tokens[number]["tokens"], scored[number]
             assert np.array_equal(row, stored["tokens"])
             expected = np.zeros(SEQ_LEN)
-            start = 0
-            for place in range(SEQ_LEN):
-                if row[place] == EOS_ID:
-                    start = place + 1
-                    continue
-                with torch.no_grad():
-                    logits = lm(torch.tensor(row[None, start : place + 1].astype(np.int64))).logits[0, -1]
-                expected[place] = -torch.log_softmax(logits, -1)[int(row[place + 1])]
+            for place, log_probabilities in predictions(lm, row):
+                expected[place] = -log_probabilities[int(row[place + 1])]
             assert stored["ref_loss"].dtype == np.float16
             np.testing.assert_allclose(stored["ref_loss"], expected, rtol=2e-3, atol=1e-5)
+
+
+def test_entropies_are_those_of_an_independent_loop(chain: Chain, tmp_path: Path) -> None:
+    scored = tmp_path / "scored"
+    run_megaslm("score", "--entropy", "--reference", chain.reference, chain.tokens, scored)
+    manifest = read_manifest(scored)
+    assert manifest.reference is not None
+    assert manifest.reference.entropy
+    check_layout(scored)
+    lm = AutoModelForCausalLM.from_pretrained(chain.reference).double()
+    for split, domain in PLACES:
+        rows = RowReader(scored, split, domain)  # type: ignore[arg-type]
+        for part in manifest.splits[split][domain].parts:  # type: ignore[index]
+            column = RowReader(scored, split, domain, part.name).rows(0, part.rows)["ref_entropy"]  # type: ignore[arg-type]
+            assert part.ref_entropy_sha256 == hashlib.sha256(column.tobytes()).hexdigest()
+        for number in range(len(rows)):
+            row = rows[number]
+            expected = np.zeros(SEQ_LEN)
+            for place, log_probabilities in predictions(lm, row["tokens"]):
+                expected[place] = -(log_probabilities.exp() * log_probabilities).sum()
+            assert row["ref_entropy"].dtype == np.float16
+            np.testing.assert_allclose(row["ref_entropy"], expected, rtol=6e-4, atol=1e-5)
+
+
+def test_entropies_do_not_join_what_was_scored_without(chain: Chain, tmp_path: Path) -> None:
+    scored = Path(shutil.copytree(chain.scored, tmp_path / "scored"))
+    command = ("score", "--entropy", "--reference", chain.reference, chain.tokens, scored)
+    said = run_megaslm(*command, expect_status=2)
+    assert "holds a dataset scored otherwise" in said
+    assert "entropy=False" in said
+    assert "entropy=True" in said
+
+    described = read_manifest(scored).reference
+    assert described is not None
+    (scored / ".score").mkdir()
+    (scored / ".score" / "reference.json").write_text(described.model_dump_json())
+    (scored / "manifest.json").unlink()
+    said = run_megaslm(*command, expect_status=2)
+    assert "holds an unfinished dataset of another scoring job" in said
+    assert "entropy=False" in said
+    assert "entropy=True" in said
 
 
 def test_changed_tokens_are_refused_and_the_job_goes_on_once_they_are_mended(chain: Chain, tmp_path: Path) -> None:

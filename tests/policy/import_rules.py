@@ -28,6 +28,7 @@ OWNERS = {
     "tensorboard": "megaslm/observe/tensorboard.py",
     "tensorboardX": "megaslm/observe/tensorboard.py",
     "torch.utils.tensorboard": "megaslm/observe/tensorboard.py",
+    "triton": "megaslm/slm/triton_exponentials.py",
 }
 """The one file that imports a library."""
 
@@ -108,7 +109,8 @@ def _broken_direction(importer: str, imported: str) -> str | None:
 
 def _may_slm_import(found: Import) -> bool:
     own = any(found.is_of(module) for module in ("torch", "megaslm.errors", "megaslm.slm"))
-    return own or found.module.split(".")[0] in sys.stdlib_module_names
+    kernel = found.is_of("triton") and found.file == OWNERS["triton"]
+    return own or kernel or found.module.split(".")[0] in sys.stdlib_module_names
 
 
 def _modules(node: ast.AST, package: list[str]) -> list[str]:

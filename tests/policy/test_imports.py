@@ -21,6 +21,9 @@ PLANTED = [
         "megaslm/slm/a.py:2: imports megaslm.config.schema; slm",
     ),
     ("slm/a.py", "import numpy", "slm imports torch and megaslm.errors only"),
+    ("slm/a.py", "import triton.language as tl", f"only {OWNERS['triton']} may import triton"),
+    ("model/a.py", "def f():\n    import triton", f"megaslm/model/a.py:2: imports triton; only {OWNERS['triton']} may"),
+    ("slm/triton_exponentials.py", "import triton\nimport tritonclient", "2: imports tritonclient; slm imports torch"),
     ("slm/a.py", "from ..data import stream", "imports megaslm.data.stream; slm imports"),
     (
         "config/a.py",
@@ -60,6 +63,8 @@ ALLOWED = [
     ("model/load.py", "from transformers import LlamaForCausalLM\nfrom megaslm.slm.objective import loss"),
     ("observe/tensorboard.py", "from torch.utils.tensorboard import SummaryWriter"),
     ("slm/a.py", "import math\nimport torch\nfrom . import b\nfrom megaslm.errors import ConfigError"),
+    ("slm/triton_exponentials.py", "import torch\nimport triton\nimport triton.language as tl"),
+    ("slm/exponentials.py", "def f():\n    from megaslm.slm.triton_exponentials import fused_exponentials"),
     ("config/deepspeed.py", "from megaslm.config.deepspeed import deepspeed_settings"),
     ("cli.py", "from megaslm import __version__, demo\nimport megaslm.training.loop"),
 ]

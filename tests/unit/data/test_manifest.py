@@ -43,6 +43,14 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
+def test_one_written_before_there_was_entropy(tmp_path: Path) -> None:
+    content = manifest().model_dump(mode="json")
+    del content["reference"]["entropy"]
+    del content["splits"]["train"]["a"]["parts"][0]["ref_entropy_sha256"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert read_manifest(tmp_path) == manifest()
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such dataset folder"):
         read_manifest(tmp_path / "nowhere")

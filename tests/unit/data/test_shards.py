@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.manifest import DomainSplit, Manifest, Part, write_manifest
+from megaslm.data.manifest import DomainSplit, Manifest, Part, Reference, read_manifest, write_manifest
 from megaslm.data.shards import RowFormat, RowReader, check_layout, merge_index, part_name, part_writer
 from megaslm.errors import DataError
 
@@ -23,12 +23,17 @@ def losses_of(part: int) -> np.ndarray:
     return np.random.default_rng(part).uniform(0, 20, (ROWS + part, SEQ_LEN)).astype(np.float16)
 
 
+def entropies_of(part: int) -> np.ndarray:
+    return np.random.default_rng(1000 + part).uniform(0, 11, (ROWS + part, SEQ_LEN)).astype(np.float16)
+
+
 def write(folder: Path, part: int, row_format: RowFormat) -> Part:
     tokens = tokens_of(part, row_format.tokens_dtype.name)
     with part_writer(folder / part_name(part), row_format) as writer:
         for start in range(0, len(tokens), 7):
             losses = losses_of(part)[start : start + 7] if row_format.scored else None
-            writer.write(tokens[start : start + 7], 3, losses)
+            entropies = entropies_of(part)[start : start + 7] if row_format.entropy else None
+            writer.write(tokens[start : start + 7], 3, losses, entropies)
     return writer.part
 
 
@@ -37,10 +42,15 @@ def make(dataset: Path, row_format: RowFormat, parts: tuple[int, ...] = (0, 1, 1
     written = tuple(write(folder, part, row_format) for part in parts)
     rows = merge_index(folder, [part.name for part in written])
     share = DomainSplit(rows=rows, tokens=0, documents=0, parts=written)
+    reference = Reference(
+        weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
+        dataset_sha256="", entropy=row_format.entropy,
+    )  # fmt: skip
     manifest = Manifest(
         kind="scored" if row_format.scored else "tokens", name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=row_format.vocab_size, tokenizer_sha256="", eos_id=2, bos_id=None,
         domains=("a",), licences={}, splits={"train": {"a": share}}, sources=(),
+        reference=reference if row_format.scored else None,
     )  # fmt: skip
     write_manifest(dataset, manifest)
 
@@ -50,6 +60,7 @@ FORMATS = {
     "narrow": RowFormat(SEQ_LEN, 65_536, shard_bytes=700),
     "wide": RowFormat(SEQ_LEN, 65_537, shard_bytes=700),
     "scored": RowFormat(SEQ_LEN, 65_536, scored=True, shard_bytes=700),
+    "entropy": RowFormat(SEQ_LEN, 65_536, scored=True, entropy=True, shard_bytes=700),
     "compressed": RowFormat(SEQ_LEN, 65_536, scored=True, shard_bytes=700, compression="zstd"),
 }
 
@@ -71,6 +82,11 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, row_format: RowForm
         losses = np.concatenate([losses_of(part) for part in (0, 1, 12)])
         assert everything["ref_loss"].dtype == np.float16
         assert np.array_equal(everything["ref_loss"], losses)
+    assert ("ref_entropy" in everything) == row_format.entropy
+    if row_format.entropy:
+        entropies = np.concatenate([entropies_of(part) for part in (0, 1, 12)])
+        assert everything["ref_entropy"].dtype == np.float16
+        assert np.array_equal(everything["ref_entropy"], entropies)
 
 
 def test_what_is_read_may_be_changed(tmp_path: Path) -> None:
@@ -97,7 +113,7 @@ def test_streaming_reads_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_part_knows_its_content(tmp_path: Path) -> None:
-    part = write(tmp_path, 1, FORMATS["scored"])
+    part = write(tmp_path, 1, FORMATS["entropy"])
     files = [path for path in (tmp_path / "part-00001").iterdir() if path.name != "index.json"]
     assert len(files) > 1
     assert part == Part(
@@ -105,8 +121,10 @@ def test_a_part_knows_its_content(tmp_path: Path) -> None:
         rows=ROWS + 1,
         tokens_sha256=hashlib.sha256(tokens_of(1).tobytes()).hexdigest(),
         ref_loss_sha256=hashlib.sha256(losses_of(1).tobytes()).hexdigest(),
+        ref_entropy_sha256=hashlib.sha256(entropies_of(1).tobytes()).hexdigest(),
         bytes=sum(path.stat().st_size for path in files),
     )
+    assert write(tmp_path, 1, FORMATS["scored"]).ref_entropy_sha256 is None
     assert write(tmp_path, 1, FORMATS["narrow"]).ref_loss_sha256 is None
 
 
@@ -144,11 +162,11 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path: Path) -> None:
     [
         (tokens_of(0, "int64"), losses_of(0), r"tokens are int64 of shape \(40, 7\); expected uint16 \(rows, 7\)"),
         (tokens_of(0)[:, 1:], losses_of(0), r"tokens are uint16 of shape \(40, 6\)"),
-        (tokens_of(0), None, r"reference losses are missing; expected float16 \(40, 6\)"),
-        (tokens_of(0), losses_of(0).astype("float32"), "reference losses are float32"),
-        (tokens_of(0), losses_of(0)[:-1], r"reference losses are float16 of shape \(39, 6\)"),
-        (tokens_of(0), losses_of(0) * np.nan, "NaN, infinite or negative"),
-        (tokens_of(0), -losses_of(0), "NaN, infinite or negative"),
+        (tokens_of(0), None, r"ref_loss is missing; expected float16 \(40, 6\)"),
+        (tokens_of(0), losses_of(0).astype("float32"), "ref_loss is float32"),
+        (tokens_of(0), losses_of(0)[:-1], r"ref_loss is float16 of shape \(39, 6\)"),
+        (tokens_of(0), losses_of(0) * np.nan, "ref_loss has NaN, infinite or negative"),
+        (tokens_of(0), -losses_of(0), "ref_loss has NaN, infinite or negative"),
     ],
 )
 def test_rows_of_another_form_are_refused(
@@ -162,12 +180,55 @@ def test_rows_of_another_form_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_losses_without_a_column_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("entropies", "message"),
+    [
+        (None, r"ref_entropy is missing; expected float16 \(40, 6\)"),
+        (entropies_of(0)[:, 1:], r"ref_entropy is float16 of shape \(40, 5\); expected float16 \(40, 6\)"),
+        (entropies_of(0) + np.float16(np.inf), "ref_entropy has NaN, infinite or negative"),
+    ],
+)
+def test_entropies_of_another_form_are_refused(tmp_path: Path, entropies: np.ndarray | None, message: str) -> None:
     with (
-        pytest.raises(DataError, match="reference losses were given"),
-        part_writer(tmp_path / "part-00000", FORMATS["narrow"]) as writer,
+        pytest.raises(DataError, match=message),
+        part_writer(tmp_path / "part-00000", FORMATS["entropy"]) as writer,
     ):
-        writer.write(tokens_of(0), 0, losses_of(0))
+        writer.write(tokens_of(0), 0, losses_of(0), entropies)
+
+
+@pytest.mark.parametrize(("row_format", "column"), [("narrow", "ref_loss"), ("scored", "ref_entropy")])
+def test_values_without_a_column_are_refused(tmp_path: Path, row_format: str, column: str) -> None:
+    with (
+        pytest.raises(DataError, match=f"{column} was given for a dataset that has none"),
+        part_writer(tmp_path / "part-00000", FORMATS[row_format]) as writer,
+    ):
+        writer.write(tokens_of(0), 0, losses_of(0), entropies_of(0))
+
+
+def test_there_is_no_entropy_without_losses() -> None:
+    with pytest.raises(ValueError, match="only rows that are scored"):
+        RowFormat(SEQ_LEN, 65_536, entropy=True)
+
+
+SCORED_COLUMNS = "domain (uint16), ref_loss (ndarray:float16:6), tokens (ndarray:uint16:7)"
+ENTROPY_COLUMNS = SCORED_COLUMNS.replace("ref_loss", "ref_entropy (ndarray:float16:6), ref_loss")
+
+
+@pytest.mark.parametrize(
+    ("row_format", "found", "expected"),
+    [("scored", SCORED_COLUMNS, ENTROPY_COLUMNS), ("entropy", ENTROPY_COLUMNS, SCORED_COLUMNS)],
+)
+def test_columns_that_are_not_the_manifests_are_named(
+    tmp_path: Path, row_format: str, found: str, expected: str
+) -> None:
+    make(tmp_path, FORMATS[row_format])
+    manifest = read_manifest(tmp_path)
+    assert manifest.reference is not None
+    other = manifest.reference.model_copy(update={"entropy": not manifest.reference.entropy})
+    write_manifest(tmp_path, manifest.model_copy(update={"reference": other}))
+    with pytest.raises(DataError) as error:
+        check_layout(tmp_path)
+    assert f"shard.00000.mds has the columns {found}; its manifest says {expected}; remove" in str(error.value)
 
 
 def test_parts_are_joined_by_number(tmp_path: Path) -> None:

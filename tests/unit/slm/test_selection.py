@@ -7,10 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.slm.selection import keep_count, select_top, target_keys
+from megaslm.slm.selection import (
+    AllReduceSum,
+    find_cut,
+    keep_count,
+    on_this_rank_alone,
+    ordered_image,
+    score_of_image,
+    select_top,
+)
+from tests.threads import run_together
 
 few_values = st.sampled_from([-3.5, -0.0, 0.0, 1e-30, 0.25, 2.0])
 any_values = st.floats(width=32, allow_nan=False, allow_infinity=False)
+negative_values = st.floats(max_value=-0.5, width=32, allow_nan=False, allow_infinity=False)
+keys_of_rows = st.integers(0, 2**56 - 1)
 
 
 def by_sorting(scores: Tensor, keys: Tensor, eligible: Tensor, count: int) -> set[int]:
@@ -22,48 +33,40 @@ def by_sorting(scores: Tensor, keys: Tensor, eligible: Tensor, count: int) -> se
 
 
 def select_over_ranks(scores: list[Tensor], keys: list[Tensor], eligible: list[Tensor], count: int) -> set[int]:
-    """The keys that all ranks select together; the all-reduce is the sum over ranks that run in step."""
-    import threading
+    """The keys that all ranks select together."""
 
-    ranks = len(scores)
-    barrier = threading.Barrier(ranks)
-    shared: list[Tensor | None] = [None] * ranks
-    selected: list[set[int]] = [set() for _ in range(ranks)]
-
-    def rank(number: int) -> None:
-        def all_reduce_sum(tensor: Tensor) -> Tensor:
-            shared[number] = tensor
-            barrier.wait()
-            total = sum(part for part in shared if part is not None)
-            barrier.wait()
-            assert isinstance(total, Tensor)
-            return total
-
-        mask = select_top(
+    def rank(number: int, all_reduce_sum: AllReduceSum) -> tuple[set[int], int]:
+        top = select_top(
             scores[number][None], keys[number][None], eligible[number][None], torch.tensor([count]), all_reduce_sum
-        )[0]
-        selected[number] = set(keys[number][mask].tolist())
+        )
+        return set(keys[number][top.mask[0]].tolist()), int(top.cut)
 
-    threads = [threading.Thread(target=rank, args=(number,)) for number in range(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    selected, cuts = zip(*run_together(len(scores), rank), strict=True)
     assert sum(map(len, selected)) == len(set().union(*selected))
+    assert len(set(cuts)) == 1
     return set().union(*selected)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.one_of(few_values, any_values), st.booleans()), min_size=1, max_size=40), st.data())
+@given(
+    st.one_of(
+        st.lists(st.tuples(st.one_of(few_values, any_values), st.booleans()), min_size=1, max_size=40),
+        st.lists(st.tuples(negative_values, st.booleans()), min_size=1, max_size=40),
+    ),
+    st.data(),
+)
 def test_selects_what_sorting_selects(elements: list[tuple[float, bool]], data: st.DataObject) -> None:
     scores = torch.tensor([score for score, _ in elements], dtype=torch.float32)
     eligible = torch.tensor([ok for _, ok in elements])
-    some_keys = st.lists(st.integers(0, 2**63 - 1), min_size=len(elements), max_size=len(elements), unique=True)
+    some_keys = st.lists(keys_of_rows, min_size=len(elements), max_size=len(elements), unique=True)
     keys = torch.tensor(data.draw(some_keys))
     count = data.draw(st.integers(0, int(eligible.sum())))
-    mask = select_top(scores[None], keys[None], eligible[None], torch.tensor([count]))[0]
+    top = select_top(scores[None], keys[None], eligible[None], torch.tensor([count]))
+    mask = top.mask[0]
     assert int(mask.sum()) == count
     assert set(keys[mask].tolist()) == by_sorting(scores, keys, eligible, count)
+    if count:
+        assert float(score_of_image(top.cut)) == float(scores[mask].min())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -86,21 +89,53 @@ def test_a_rank_without_eligible_targets_takes_part() -> None:
 
 def test_all_equal_scores_go_to_the_lowest_keys() -> None:
     keys = torch.tensor([[5, 1, 9, 0, 7]])
-    mask = select_top(torch.full((1, 5), -2.0), keys, torch.ones(1, 5, dtype=torch.bool), torch.tensor([3]))
+    mask = select_top(torch.full((1, 5), -2.0), keys, torch.ones(1, 5, dtype=torch.bool), torch.tensor([3])).mask
     assert sorted(keys[mask].tolist()) == [0, 1, 5]
 
 
 def test_groups_are_independent() -> None:
-    scores = torch.tensor([[1.0, 2.0, 3.0], [30.0, 20.0, 10.0]])
-    keys = torch.arange(6).view(2, 3)
-    mask = select_top(scores, keys, torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, 2]))
-    assert mask.tolist() == [[False, False, True], [True, True, False]]
+    scores = torch.tensor([[1.0, 2.0, 3.0], [30.0, 20.0, 10.0], [5.0, 5.0, 5.0]])
+    keys = torch.arange(9).view(3, 3)
+    counts = torch.tensor([1, 2, 0])
+    mask = select_top(scores, keys, torch.ones(3, 3, dtype=torch.bool), counts).mask
+    assert mask.tolist() == [[False, False, True], [True, True, False], [False, False, False]]
 
 
 def test_more_than_there_are_selects_all_eligible() -> None:
     eligible = torch.tensor([[True, False, True]])
-    mask = select_top(torch.zeros(1, 3), torch.arange(3)[None], eligible, torch.tensor([7]))
+    mask = select_top(torch.zeros(1, 3), torch.arange(3)[None], eligible, torch.tensor([7])).mask
     assert mask.tolist() == eligible.tolist()
+
+
+def test_a_selection_moves_a_few_kilobytes() -> None:
+    moved: list[Tensor] = []
+
+    def all_reduce_sum(tensor: Tensor) -> Tensor:
+        moved.append(tensor)
+        return tensor
+
+    scores = torch.randn(1, 10_000)
+    select_top(scores, torch.arange(10_000)[None], scores < 2.0, torch.tensor([6000]), all_reduce_sum)
+    assert len(moved) == 11
+    assert sum(tensor.nbytes for tensor in moved) == 11 * 256 * 8
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=30), st.data())
+def test_the_cut_is_the_element_of_its_rank(values: list[int], data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(values)))
+    everything = torch.ones(1, len(values), dtype=torch.bool)
+    cut, left = find_cut(torch.tensor([values]), 63, everything, torch.tensor([count]), on_this_rank_alone)
+    assert int(cut) == sorted(values, reverse=True)[count - 1]
+    assert int(left) == count - sum(value > int(cut) for value in values)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=20))
+def test_images_are_ordered_as_the_scores_are_and_give_them_back(values: list[float]) -> None:
+    scores = torch.tensor(values, dtype=torch.float32)
+    images = ordered_image(scores)
+    assert ((scores[:, None] < scores[None]) == (images[:, None] < images[None])).all()
+    assert ((images >= 0) & (images < 2**32)).all()
+    assert (score_of_image(images) == scores).all()
 
 
 @given(st.integers(0, 10**9), st.decimals("0.0001", 1, places=4))
@@ -112,11 +147,3 @@ def test_keep_count_rounds_half_up_exactly(target_count: int, keep_ratio: Decima
 def test_keep_count_takes_the_decimal_at_its_word() -> None:
     # In binary floating point 0.15 · 10 + 0.5 is below 2.
     assert int(keep_count(torch.tensor(10), Decimal("0.15"))) == 2
-
-
-def test_keys_are_unique_and_ordered_by_row_visit_position() -> None:
-    first = target_keys(torch.tensor([3, 4]), visit=0, seq_len=5)
-    again = target_keys(torch.tensor([3, 4]), visit=1, seq_len=5)
-    ordered = torch.cat([first[0], again[0], first[1], again[1]])
-    assert (ordered.diff() > 0).all()
-    assert int(target_keys(torch.tensor([2**32 - 1]), visit=400, seq_len=2**16).max()) < 2**63 - 1

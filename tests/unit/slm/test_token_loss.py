@@ -1,18 +1,69 @@
+"""The one parity test that every way through the head passes, and what is particular to each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaslm.slm import token_loss
-from megaslm.slm.token_loss import selective_loss, token_losses
+from megaslm.errors import NonFiniteScore
+from megaslm.slm import head_pass
+from megaslm.slm.choice import Selected
+from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
+from megaslm.slm.token_loss import (
+    HeadMethod,
+    cache_bytes,
+    selective_loss,
+    token_losses,
+    token_losses_and_entropies,
+    weighted_loss,
+)
 
 ROWS, WIDTH, VOCAB = 37, 24, 50
+TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(scale=2.0, softcap=3.0)]
+METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
 
 
 @pytest.fixture(params=[1, 8, 1000], ids=lambda rows: f"chunks-of-{rows}")
 def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(token_loss, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB * request.param)
+    monkeypatch.setattr(head_pass, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB * request.param)
     return int(request.param)
+
+
+@dataclass(frozen=True)
+class LossesAbove:
+    """A forecast that takes the rows whose loss is above `cut`."""
+
+    cut: float
+    share: float
+
+    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+        return losses - self.cut
+
+
+@dataclass
+class Larger:
+    """Chooses the rows whose loss is above `cut`."""
+
+    cut: float
+    forecast: LossesAbove | None = None
+
+    def __call__(self, losses: Tensor) -> Selected:
+        assert not losses.requires_grad
+        assert not torch.is_grad_enabled()
+        bad = ~torch.isfinite(losses)
+        return Selected(losses > self.cut, bad, bad.sum())
+
+
+FORECASTS = {
+    "right": LossesAbove(5.0, 0.6),
+    "too many": LossesAbove(1.0, 0.9),
+    "too few": LossesAbove(8.0, 0.3),
+    "no places": LossesAbove(5.0, 0.0),
+    "none": None,
+}
 
 
 def inputs(
@@ -23,94 +74,211 @@ def inputs(
     weight = torch.randn(VOCAB, WIDTH, generator=generator).to(dtype).requires_grad_()
     targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
     offset = torch.randn(VOCAB, generator=generator).to(dtype).requires_grad_() if bias else None
-    row_weight = torch.rand(ROWS, generator=generator)
+    row_weight = torch.rand(ROWS, generator=generator) + 0.1
     return hidden, weight, targets, offset, row_weight
 
 
-def every_third(losses: Tensor) -> Tensor:
-    return torch.arange(len(losses)) % 3 == 0
-
-
-def exact(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+def exact(
+    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, transform: LogitTransform = PLAIN_LOGITS
+) -> Tensor:
     logits = hidden.double() @ weight.double().t()
-    return F.cross_entropy(logits if bias is None else logits + bias.double(), targets, reduction="none")
+    logits = (logits if bias is None else logits + bias.double()) * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
-@pytest.mark.usefixtures("chunk_rows")
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3)])
-def test_losses_and_gradients_are_those_of_float64(bias: bool, dtype: torch.dtype, tolerance: float) -> None:
+def assert_parity(
+    loss: Callable[..., tuple[Tensor, Tensor]],
+    mask_of: Callable[[Tensor], Tensor],
+    *,
+    dtype: torch.dtype,
+    bias: bool,
+    transform: LogitTransform,
+    tolerance: float,
+) -> None:
+    """Losses, weighted sum and gradients against float64, under non-uniform weights and an upstream factor."""
     hidden, weight, targets, offset, row_weight = inputs(dtype, bias)
     parameters = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
-
-    total, losses = selective_loss(hidden, weight, targets, row_weight, every_third, offset)
+    total, losses = loss(hidden, weight, targets, row_weight, offset, transform)
     found = torch.autograd.grad(total * 3.0, parameters)
-    expected_losses = exact(hidden, weight, targets, offset)
-    selected = every_third(losses)
-    expected_total = (expected_losses * row_weight)[selected].sum()
+    expected_losses = exact(hidden, weight, targets, offset, transform)
+    mask = mask_of(losses)
+    expected_total = (expected_losses * row_weight)[mask].sum()
     expected = torch.autograd.grad(expected_total * 3.0, parameters)
 
     assert losses.dtype == torch.float32
+    assert not losses.requires_grad
     torch.testing.assert_close(losses.double(), expected_losses.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(total.double(), expected_total.detach(), rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.double() - theirs.double()).norm() <= tolerance * theirs.double().norm()
+    assert (found[0][~mask] == 0).all()
 
 
-def test_gradients_by_finite_differences() -> None:
-    hidden, weight, targets, offset, row_weight = inputs(torch.float64)
-
-    def total(*parameters: Tensor) -> Tensor:
-        return selective_loss(parameters[0], parameters[1], targets, row_weight, every_third, parameters[2])[0]
-
-    assert offset is not None
-    assert torch.autograd.gradcheck(total, (hidden, weight, offset))
+def tolerance_of(dtype: torch.dtype, method: HeadMethod | None = None) -> float:
+    """Where the inputs are bf16, so are the gradients: 8 significant bits."""
+    if dtype == torch.bfloat16:
+        return 5e-3
+    return 1e-3 if method == "cache" else 1e-5
 
 
-def test_unselected_rows_get_no_gradient() -> None:
-    hidden, weight, targets, _, row_weight = inputs()
-    total, losses = selective_loss(hidden, weight, targets, row_weight, every_third)
-    (grad_hidden,) = torch.autograd.grad(total, [hidden])
-    assert (grad_hidden[~every_third(losses)] == 0).all()
-    assert (grad_hidden[every_third(losses)] != 0).any(1).all()
+@pytest.mark.usefixtures("chunk_rows")
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_the_gradients_of_float64(
+    method: HeadMethod, dtype: torch.dtype, bias: bool, transform: LogitTransform
+) -> None:
+    cut = 1.5 if transform.softcap is None and transform.scale < 1 else 4.0
 
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor, offset: Tensor | None, _: LogitTransform
+    ) -> tuple[Tensor, Tensor]:
+        select = Larger(cut, LossesAbove(cut + 0.5, 0.5))
+        return selective_loss(hidden, weight, targets, row_weight, select, offset, method=method, transform=transform)
 
-def test_an_empty_selection_runs_its_backward() -> None:
-    hidden, weight, targets, _, row_weight = inputs()
-    total, _ = selective_loss(
-        hidden, weight, targets, row_weight, lambda losses: torch.zeros_like(losses, dtype=torch.bool)
+    assert_parity(
+        loss,
+        lambda losses: losses > cut,
+        dtype=dtype,
+        bias=bias,
+        transform=transform,
+        tolerance=tolerance_of(dtype, method),
     )
+
+
+@pytest.mark.usefixtures("chunk_rows")
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_row_gives_the_gradients_of_float64(dtype: torch.dtype, transform: LogitTransform) -> None:
+    assert_parity(
+        weighted_loss,
+        lambda losses: torch.ones_like(losses, dtype=torch.bool),
+        dtype=dtype,
+        bias=True,
+        transform=transform,
+        tolerance=tolerance_of(dtype),
+    )
+
+
+@pytest.mark.usefixtures("chunk_rows")
+@pytest.mark.parametrize("forecast", FORECASTS.values(), ids=FORECASTS)
+def test_a_bracket_is_exact_whatever_was_forecast(forecast: LossesAbove | None) -> None:
+    assert_parity(
+        lambda hidden, weight, targets, row_weight, offset, transform: selective_loss(
+            hidden, weight, targets, row_weight, Larger(5.0, forecast), offset, method="bracket"
+        ),
+        lambda losses: losses > 5.0,
+        dtype=torch.float32,
+        bias=True,
+        transform=LogitTransform(),
+        tolerance=1e-5,
+    )
+
+
+def test_float64_agrees_with_float64_to_its_last_digits() -> None:
+    hidden, weight, targets, offset, row_weight = inputs(torch.float64)
+    assert offset is not None
+    for transform in TRANSFORMS:
+        total, losses = weighted_loss(hidden, weight, targets, row_weight.double(), offset, transform)
+        expected = exact(hidden, weight, targets, offset, transform)
+        torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=1e-13)
+        found = torch.autograd.grad(total, [hidden, weight, offset])
+        theirs = torch.autograd.grad((expected * row_weight.double()).sum(), [hidden, weight, offset])
+        torch.testing.assert_close(found, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_a_bf16_head_multiplies_to_float32() -> None:
+    hidden, weight, targets, _, _ = inputs(torch.bfloat16, bias=False)
+    expected = exact(hidden, weight, targets, None)
+    assert (token_losses(hidden, weight, targets) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_selection_runs_its_backward(method: HeadMethod) -> None:
+    hidden, weight, targets, _, row_weight = inputs()
+    select = Larger(1000.0, LossesAbove(8.0, 0.5))
+    total, _ = selective_loss(hidden, weight, targets, row_weight, select, method=method)
     assert total.item() == 0.0
+    grad_hidden, grad_weight = torch.autograd.grad(total, [hidden, weight])
+    assert (grad_hidden == 0).all()
+    # A wrong guess is taken away by its own recomputation.
+    assert grad_weight.abs().max() < 1e-5
+
+
+def test_no_rows_at_all_run_their_backward() -> None:
+    hidden, weight, targets, offset, row_weight = inputs()
+    none = torch.empty(0, dtype=torch.int64)
+    total, losses = weighted_loss(hidden[none], weight, targets[none], row_weight[none], offset)
+    assert len(losses) == 0
     assert all((grad == 0).all() for grad in torch.autograd.grad(total, [hidden, weight]))
 
 
-def test_the_choice_sees_every_loss_and_no_gradient() -> None:
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+    hidden, weight, targets, _, row_weight = inputs(bias=False)
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    trained = weight if frozen == "hidden" else hidden
+    total, _ = selective_loss(hidden, weight, targets, row_weight, Larger(5.0))
+    expected = (exact(hidden, weight, targets, None) * row_weight)[token_losses(hidden, weight, targets) > 5.0].sum()
+    (ours,), (theirs,) = torch.autograd.grad(total, [trained]), torch.autograd.grad(expected, [trained])
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_a_second_backward_is_refused() -> None:
+    hidden, weight, targets, _, row_weight = inputs(bias=False)
+    total, _ = weighted_loss(hidden, weight, targets, row_weight)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_not_finite_names_its_row(method: HeadMethod) -> None:
     hidden, weight, targets, _, row_weight = inputs()
-    seen: list[Tensor] = []
-
-    def select(losses: Tensor) -> Tensor:
-        seen.append(losses)
-        return every_third(losses)
-
-    _, losses = selective_loss(hidden, weight, targets, row_weight, select)
-    assert len(seen) == 1
-    assert not seen[0].requires_grad
-    assert not losses.requires_grad
-    torch.testing.assert_close(seen[0], token_losses(hidden, weight, targets), rtol=0, atol=0)
+    with torch.no_grad():
+        hidden[5], hidden[20] = float("nan"), float("inf")
+    with pytest.raises(NonFiniteScore) as raised:
+        selective_loss(hidden, weight, targets, row_weight, Larger(5.0, LossesAbove(5.0, 0.6)), method=method)
+    assert raised.value.places == [5, 20]
 
 
-def test_no_tensor_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_loss, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB * 4)
-    largest = 0
-    product = token_loss._product
+def test_entropies_come_with_the_losses() -> None:
+    hidden, weight, targets, offset, _ = inputs()
+    losses, entropies = token_losses_and_entropies(hidden, weight, targets, offset)
+    assert offset is not None
+    probabilities = torch.softmax(hidden.double() @ weight.double().t() + offset.double(), 1)
+    expected = -(probabilities * probabilities.log()).sum(1)
+    torch.testing.assert_close(entropies.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses, token_losses(hidden, weight, targets, offset), rtol=1e-6, atol=1e-6)
 
-    def measured(left: Tensor, right: Tensor) -> Tensor:
-        nonlocal largest
-        result = product(left, right)
-        largest = max(largest, result.numel() if result.shape[-1] == VOCAB else 0)
+
+@pytest.mark.parametrize("method", ["bracket", "recompute"])
+def test_no_tensor_of_all_logits(method: HeadMethod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_pass, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB * 4)
+    hidden, weight, targets, _, row_weight = inputs()
+    with LargestTensor(VOCAB) as seen:
+        select = Larger(5.0, LossesAbove(5.0, 0.6))
+        selective_loss(hidden, weight, targets, row_weight, select, method=method)[0].backward()
+    assert seen.rows == 4
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most rows of any tensor as wide as the vocabulary."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] == self.width:
+            self.rows = max(self.rows, result.shape[0] if result.shape[0] != WIDTH else 0)
         return result
 
-    monkeypatch.setattr(token_loss, "_product", measured)
-    hidden, weight, targets, _, row_weight = inputs()
-    selective_loss(hidden, weight, targets, row_weight, every_third)[0].backward()
-    assert largest == 4 * VOCAB
+
+def test_the_cache_is_two_bytes_a_logit() -> None:
+    assert cache_bytes(4096, 32_000) == 2 * 4096 * 32_000

@@ -1,0 +1,101 @@
+"""The softmax of a chunk of logits, kept as unnormalised exponentials: losses, norms and entropies of its rows.
+
+A row's exponentials are exp(z - max z), its norm is their sum, and its loss is ln(norm) + max z - z of the target. Not
+to divide by the norm saves a pass over the logits; whoever needs the probabilities scales the row afterwards.
+"""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from shutil import which
+
+import torch
+from torch import Tensor
+
+Exponentials = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""What `exponentials` takes and gives."""
+
+
+def exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes exp(z - max z) of every row into `out`; gives the losses and the norms. No gradient flows.
+
+    NaN and infinite logits are never clamped: where a row holds NaN or +inf, or nothing but -inf, its loss and its norm
+    are NaN and its exponentials mean nothing; -inf at the target alone makes its loss +inf. Other rows are as ever.
+
+    Args:
+        logits: (C, V) float32 or float64; scratch, overwritten unless the kernel runs.
+        targets: (C,) int64, in [0, V).
+        out: (C, V), `logits` itself or a tensor apart from it, of any floating dtype; rows are contiguous.
+
+    Returns:
+        Losses, -ln p(target) in nats, and norms, each (C,) in the dtype of `logits`. The norm sums the exponentials
+        as they are before `out` rounds them.
+
+    Raises:
+        RuntimeError: from torch, for a target outside [0, V); the kernel gives that row a NaN loss instead.
+        ValueError: from the kernel, where rows are not contiguous.
+    """
+    fused = _fused() if logits.is_cuda and logits.dtype == torch.float32 else None
+    return (fused or torch_exponentials)(logits, targets, out)
+
+
+def torch_exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """`exponentials` in torch alone, on any device; allocates nothing of the size of `logits`.
+
+    Args:
+        logits: (C, V) float32 or float64; scratch, overwritten.
+        targets: (C,) int64, in [0, V).
+        out: (C, V), `logits` itself or a tensor apart from it, of any floating dtype.
+
+    Returns:
+        Losses and norms, each (C,) in the dtype of `logits`.
+
+    Raises:
+        RuntimeError: from torch, for a target outside [0, V).
+    """
+    target_shifts = _shift_by_maximum(logits, targets)
+    norms = logits.exp_().sum(1)
+    if out is not logits:
+        out.copy_(logits)
+    return norms.log() - target_shifts, norms
+
+
+def exponentials_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row's loss and the entropy of its distribution, -Σ p ln p. No gradient flows.
+
+    Args:
+        logits: (C, V) float32 or float64; scratch, overwritten. One more tensor of this size is allocated.
+        targets: (C,) int64, in [0, V).
+
+    Returns:
+        Losses and entropies in nats, each (C,) in the dtype of `logits`; NaN where a row holds NaN or +inf, or nothing
+        but -inf.
+
+    Raises:
+        RuntimeError: from torch, for a target outside [0, V).
+    """
+    target_shifts = _shift_by_maximum(logits, targets)
+    weights = logits.exp()
+    norms = weights.sum(1)
+    log_norms = norms.log()
+    # exp(-inf) · (-inf) would be NaN where p ln p tends to 0: a finite factor leaves the 0, and NaN passes the clamp.
+    weights *= logits.clamp_(min=torch.finfo(logits.dtype).min)
+    return log_norms - target_shifts, log_norms - weights.sum(1) / norms
+
+
+def _shift_by_maximum(logits: Tensor, targets: Tensor) -> Tensor:
+    """Takes each row's maximum off the row, in place; gives z - max z of the targets, (C,)."""
+    logits.sub_(logits.amax(1, keepdim=True))
+    return logits.gather(1, targets[:, None]).squeeze(1)
+
+
+@cache
+def _fused() -> Exponentials | None:
+    """The Triton kernel; None where Triton is not installed, or has no C compiler to build its launcher with."""
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    if find_spec("triton") is None or not any(which(compiler) for compiler in compilers):
+        return None
+    from megaslm.slm.triton_exponentials import fused_exponentials
+
+    return fused_exponentials

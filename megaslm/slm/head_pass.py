@@ -1,0 +1,168 @@
+"""The arithmetic of the head over a chunk of rows: logits, exponentials, and what they add to the gradients.
+
+With z the logits of a row, E = exp(z − max z) and s = ΣE, the gradient of its loss by z is E/s, less one at the target.
+The division stays outside of the two matrix products: they run on E itself, and 1/s goes to the narrow side. The
+target's entry becomes s·expm1(−loss) first, which is (p − 1)·s, exact to float32 also where E is kept in bf16.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.exponentials import exponentials
+
+_LOGIT_BYTES_ON_GPU = 512 << 20
+_LOGIT_BYTES_ON_CPU = 32 << 20
+_FEWEST_ROWS_ON_GPU = 1024
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What an architecture does with the matrix product: z = softcap · tanh(scale · product / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+PLAIN_LOGITS = LogitTransform()
+
+
+class Softmax(NamedTuple):
+    """The softmax of n rows before its division by the norms.
+
+    `exponentials`: (n, V), exp(z − max z). `losses`, `norms`: (n,) float32; norms are the exponentials' sums. `peaks`:
+    (n,) float32, max z, where logits are capped.
+    """
+
+    exponentials: Tensor
+    losses: Tensor
+    norms: Tensor
+    peaks: Tensor | None
+
+    def take(self, places: Tensor) -> "Softmax":
+        """Some of the rows, (m,) int64 places among them, copied."""
+        peaks = None if self.peaks is None else self.peaks[places]
+        return Softmax(self.exponentials.index_select(0, places), self.losses[places], self.norms[places], peaks)
+
+
+class HeadPass:
+    """One call's inputs, in the precision in which they are multiplied.
+
+    bf16 stays bf16 on a GPU, whose products give float32; a CPU multiplies float32. float64 stays as it is.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+    ) -> None:
+        """Takes (T, D) hidden states, the (V, D) weight, the (V,) bias and (T,) int64 targets."""
+        self.targets = targets
+        self.transform = transform
+        self.loss_dtype = torch.promote_types(hidden.dtype, torch.float32)
+        dtype = hidden.dtype if hidden.is_cuda else self.loss_dtype
+        self.hidden = hidden.to(dtype)
+        self.weight = weight.to(dtype)
+        self.bias = None if bias is None else bias.to(self.loss_dtype)
+        self._logits = torch.empty(0, dtype=self.loss_dtype, device=hidden.device)
+
+    def chunk_rows(self) -> int:
+        """How many rows' logits are held at once."""
+        row_bytes = self.weight.shape[0] * self.loss_dtype.itemsize
+        if self.hidden.is_cuda:
+            return max(_FEWEST_ROWS_ON_GPU, _LOGIT_BYTES_ON_GPU // row_bytes)
+        return max(1, _LOGIT_BYTES_ON_CPU // row_bytes)
+
+    def chunks(self) -> list[Tensor]:
+        """All rows in chunks, (n,) int64 each. A chunk takes every so manieth row: a fair sample of the call."""
+        total = len(self.targets)
+        count = max(1, -(-total // self.chunk_rows()))
+        return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
+
+    def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
+        """The softmax of the given rows, its exponentials in `out` or in a buffer that the next call uses again."""
+        logits = self.logits(rows)
+        if out is None:
+            out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
+        peaks = None if self.transform.softcap is None else logits.amax(1)
+        return Softmax(out, *exponentials(logits, self.targets[rows], out), peaks)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """(n, V) float32 logits, as the product emits them, in a buffer that the next call uses again."""
+        logits = self._buffer(len(rows))
+        if self.hidden.dtype == self.loss_dtype:
+            torch.mm(self.hidden[rows], self.weight.t(), out=logits)
+        else:
+            logits = torch.mm(self.hidden[rows], self.weight.t(), out_dtype=self.loss_dtype)
+        if self.bias is not None:
+            logits += self.bias
+        if self.transform.scale != 1.0:
+            logits *= self.transform.scale
+        if self.transform.softcap is not None:
+            logits.div_(self.transform.softcap).tanh_().mul_(self.transform.softcap)
+        return logits
+
+    def _buffer(self, rows: int) -> Tensor:
+        vocab_size = self.weight.shape[0]
+        if self._logits.numel() < rows * vocab_size:
+            self._logits = self._logits.new_empty(rows * vocab_size)
+        return self._logits[: rows * vocab_size].view(rows, vocab_size)
+
+
+class HeadGradient:
+    """The gradient of a weighted sum of losses, collected chunk by chunk; weights and biases in float32."""
+
+    def __init__(self, head: HeadPass, hidden_dtype: torch.dtype, *, of_hidden: bool, of_weight: bool) -> None:
+        """Starts at zero; what is not asked for is not computed."""
+        self._head = head
+        self.hidden = torch.zeros_like(head.hidden, dtype=hidden_dtype) if of_hidden else None
+        self.weight = torch.zeros_like(head.weight, dtype=head.loss_dtype) if of_weight else None
+        self.bias = torch.zeros_like(head.bias) if of_weight and head.bias is not None else None
+
+    def add(self, rows: Tensor, softmax: Softmax, row_weight: Tensor, keep: Tensor | None = None) -> None:
+        """Adds the gradient of Σ row_weight·loss over the given rows. Uses the exponentials up.
+
+        Args:
+            rows: (n,) int64, without repetition.
+            softmax: of these rows.
+            row_weight: (n,) float32; negative takes away what was added before.
+            keep: (n,) bool, where the hidden state's gradient is to stand; None is everywhere.
+        """
+        head = self._head
+        derivative = self._by_product(rows, softmax)
+        coefficient = (row_weight.to(head.loss_dtype) * head.transform.scale / softmax.norms)[:, None]
+        if self.hidden is not None:
+            by_hidden = _product(derivative, head.weight) * coefficient
+            if keep is not None:
+                by_hidden = by_hidden.where(keep[:, None], 0.0)
+            self.hidden[rows] = by_hidden.to(self.hidden.dtype)
+        if self.weight is not None:
+            scaled = (head.hidden[rows] * coefficient).to(head.hidden.dtype)
+            if derivative.dtype == self.weight.dtype:
+                self.weight.addmm_(derivative.t(), scaled)
+            else:
+                self.weight += _product(derivative.t(), scaled)
+        if self.bias is not None:
+            self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
+
+    def _by_product(self, rows: Tensor, softmax: Softmax) -> Tensor:
+        """norm / scale times the derivative of the losses by the matrix product, (n, V), in the exponentials' place."""
+        derivative = softmax.exponentials.to(self._head.hidden.dtype)
+        targets = self._head.targets[rows][:, None]
+        at_target = (softmax.norms * torch.expm1(-softmax.losses))[:, None].to(derivative.dtype)
+        softcap = self._head.transform.softcap
+        if softcap is None or softmax.peaks is None:
+            return derivative.scatter_(1, targets, at_target)
+        # d tanh is 1 - tanh²; the capped logits are read back from their exponentials, the target's from its loss.
+        smallest = torch.finfo(torch.float32).tiny
+        capped = softmax.exponentials.to(softmax.norms.dtype).clamp(min=smallest).log_().add_(softmax.peaks[:, None])
+        target_logit = softmax.norms.log() + softmax.peaks - softmax.losses
+        slope = capped.scatter_(1, targets, target_logit[:, None]).div_(softcap).square_().neg_().add_(1.0)
+        return derivative.scatter_(1, targets, at_target).mul_(slope)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in at least float32: bf16 products rounded to bf16 would move an eighth of the selected set."""
+    if left.dtype == torch.promote_types(left.dtype, torch.float32):
+        return left @ right
+    return torch.mm(left, right, out_dtype=torch.float32)

@@ -1,0 +1,66 @@
+"""The key of a target: a property of the data, never of the layout over ranks. Ties are broken by it."""
+
+import torch
+from torch import Tensor
+
+POSITION_BITS = 16
+VISIT_BITS = 8
+ROW_BITS = 32
+KEY_BITS = ROW_BITS + VISIT_BITS + POSITION_BITS
+HASH_BITS = 31
+
+# The mixing constants of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+_INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
+_MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
+_SHIFTS = (30, 27, 31)
+
+
+def target_keys(rows: Tensor, visit: int, seq_len: int) -> Tensor:
+    """Unique keys of the targets of `rows`, ordered by (row, visit, position).
+
+    Args:
+        rows: (B,) int64, row numbers in the dataset, below 2^32; streams follow one another in them.
+        visit: how often the dataset was read before; below 2^8 (later visits share the last key range).
+        seq_len: targets per row, L; at most 2^16.
+
+    Returns:
+        (B, L) int64 in [0, 2^56).
+
+    Raises:
+        ValueError: rows are longer than keys can tell apart.
+    """
+    if seq_len > 1 << POSITION_BITS:
+        raise ValueError(f"seq_len = {seq_len}: rows of more than {1 << POSITION_BITS} targets have no unique keys")
+    visit = min(visit, (1 << VISIT_BITS) - 1)
+    first = (rows.to(torch.int64) << (VISIT_BITS + POSITION_BITS)) | (visit << POSITION_BITS)
+    return first[:, None] + torch.arange(seq_len, device=rows.device)
+
+
+def row_of(keys: Tensor) -> Tensor:
+    """The dataset rows that keys belong to; int64 of the same shape."""
+    return keys >> (VISIT_BITS + POSITION_BITS)
+
+
+def hash_of(keys: Tensor, *salt: int) -> Tensor:
+    """A hash of each key that looks uniform and is independent from one salt to the next.
+
+    Returns:
+        int64 of the same shape, in [0, 2^31).
+    """
+    mixed = keys
+    for word in (0, *salt):
+        mixed = _mix(mixed ^ word)
+    return mixed & ((1 << HASH_BITS) - 1)
+
+
+def _mix(words: Tensor) -> Tensor:
+    """SplitMix64's output function; int64 wraps around as the unsigned words would."""
+    words = words + _INCREMENT
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        words = (words ^ _shifted_right(words, shift)) * multiplier
+    return words ^ _shifted_right(words, _SHIFTS[-1])
+
+
+def _shifted_right(words: Tensor, bits: int) -> Tensor:
+    """A shift that brings in zeros, as unsigned words have it."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)

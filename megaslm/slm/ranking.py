@@ -1,0 +1,104 @@
+"""Choices that wait for the model's losses: the top of each group, or what lies above a threshold."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.choice import Selected
+from megaslm.slm.recent_cuts import RecentCuts, ranks_of, score_of_rank
+from megaslm.slm.selection import AllReduceSum, select_top
+from megaslm.slm.targets import LossScore, Targets, loss_scores
+
+
+@dataclass(frozen=True)
+class RankedTargets:
+    """Targets in groups, (G, n), and what is ranked in them. `eligible`: (G, n) bool."""
+
+    targets: Targets
+    eligible: Tensor
+    score: LossScore
+
+    def scores(self, losses: Tensor) -> Tensor:
+        """(G, n) float32 of as many losses."""
+        return loss_scores(self.score, losses, self.targets)
+
+    def unrankable(self, scores: Tensor) -> Tensor:
+        """(G, n) bool: eligible targets whose score is NaN or infinite."""
+        return self.eligible & ~torch.isfinite(scores)
+
+
+@dataclass(frozen=True)
+class CutForecast:
+    """Rows are surely chosen where they lie above the recent cuts by more than those lie apart.
+
+    `cut`: float32 scalar, the score above which a row is surely chosen.
+    """
+
+    ranked: RankedTargets
+    share: float
+    cut: Tensor
+
+    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+        """See `Forecast`."""
+        scores = losses
+        if self.ranked.score == "excess":
+            scores = losses - self.ranked.targets.needed_ref_loss().flatten()[rows]
+        return (scores - self.cut).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+
+
+class TopOfGroups:
+    """The `count` largest scores of each group, over the ranks among which the groups are spread."""
+
+    def __init__(
+        self, ranked: RankedTargets, count: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
+    ) -> None:
+        """Takes (G,) int64 counts, the same on every rank."""
+        self.forecast = forecast
+        self._ranked = ranked
+        self._count = count
+        self._all_reduce_sum = all_reduce_sum
+
+    def __call__(self, losses: Tensor) -> Selected:
+        """See `ByLoss`."""
+        self.scores = self._ranked.scores(losses)
+        top = select_top(
+            self.scores, self._ranked.targets.keys, self._ranked.eligible, self._count, self._all_reduce_sum
+        )
+        self.mask, self.cut = top.mask.flatten(), top.cut
+        unrankable = self._ranked.unrankable(self.scores).flatten()
+        return Selected(self.mask, unrankable, self._all_reduce_sum(unrankable.sum()))
+
+
+class AboveThreshold:
+    """The eligible targets whose (score, hash of key) is at or above a rank."""
+
+    def __init__(self, ranked: RankedTargets, threshold: Tensor, forecast: CutForecast | None) -> None:
+        """Takes the threshold as an int64 scalar."""
+        self.forecast = forecast
+        self._ranked = ranked
+        self._threshold = threshold
+
+    def __call__(self, losses: Tensor) -> Selected:
+        """See `ByLoss`."""
+        self.scores = self._ranked.scores(losses)
+        above = ranks_of(self.scores, self._ranked.targets.keys) >= self._threshold
+        self.mask = (self._ranked.eligible & above).flatten()
+        unrankable = self._ranked.unrankable(self.scores).flatten()
+        return Selected(self.mask, unrankable, unrankable.sum())
+
+
+def forecast_from(cuts: RecentCuts, ranked: RankedTargets, share: float, *, surely: bool) -> CutForecast | None:
+    """What the steps before say of this one; None before the first.
+
+    Args:
+        cuts: of the steps before.
+        ranked: the targets to choose among.
+        share: the part of them that is to be chosen.
+        surely: whether the median of the cuts is the threshold itself, and not a guess of it.
+    """
+    if not cuts:
+        return None
+    device = ranked.eligible.device
+    cut = score_of_rank(cuts.threshold(device))
+    return CutForecast(ranked, share, cut if surely else cut + cuts.spread(device))

@@ -1,0 +1,92 @@
+"""The cuts of the steps before: the threshold of `running` selection, and the forecast of any other."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.keys import HASH_BITS, hash_of
+from megaslm.slm.selection import SCORE_BITS, ordered_image, score_of_image
+
+RANK_BITS = SCORE_BITS + HASH_BITS
+HIGHEST_RANK = (1 << RANK_BITS) - 1
+_WINDOW = 3
+_STEPS_TO_BALANCE = 10
+# Half a step's targets: after a jump the balance is not sought for longer than some twenty steps.
+_LARGEST_SURPLUS = 0.5
+
+
+def ranks_of(scores: Tensor, keys: Tensor) -> Tensor:
+    """(score, hash of key) as one integer of the same order, which tells equal scores apart; int64 in [0, 2^63)."""
+    return (ordered_image(scores) << HASH_BITS) | hash_of(keys)
+
+
+def score_of_rank(rank: Tensor) -> Tensor:
+    """The float32 score in a rank."""
+    return score_of_image(rank >> HASH_BITS)
+
+
+@dataclass(frozen=True)
+class SelectionState:
+    """What a resumed run has to know of the steps before, equal on all ranks.
+
+    `cuts`: the ranks at which the last steps were cut, oldest first. `surplus`: what steps under a threshold selected
+    beyond K, by the valid targets of one step.
+    """
+
+    cuts: tuple[int, ...] = ()
+    surplus: float = 0.0
+
+
+AT_START = SelectionState()
+
+
+class RecentCuts:
+    """The ranks at which the last steps were cut; kept on the device.
+
+    The threshold is their median: one step that is unlike the others does not move it, a lasting change reaches it at
+    the second step. What a threshold selects beyond K is taken back over the steps that follow, so that also under a
+    steady drift K are selected on average.
+    """
+
+    def __init__(self, state: SelectionState = AT_START) -> None:
+        """Goes on from what `state` gave."""
+        self._cuts: deque[Tensor] = deque((torch.tensor(cut) for cut in state.cuts), maxlen=_WINDOW)
+        self._surplus = torch.tensor(state.surplus, dtype=torch.float64)
+
+    def __bool__(self) -> bool:
+        """Whether there was any step yet."""
+        return bool(self._cuts)
+
+    def add(self, cut: Tensor) -> None:
+        """Keeps the cut of a step, an int64 scalar."""
+        self._cuts.append(cut)
+
+    def add_surplus(self, selected: Tensor, count: Tensor, valid: Tensor) -> None:
+        """Takes note of a step under a threshold: how many it selected, K, and its valid targets, over all ranks."""
+        surplus = self._surplus.to(valid.device) + (selected - count) / valid.clamp(min=1)
+        self._surplus = surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
+
+    def corrected(self, count: Tensor, valid: Tensor) -> Tensor:
+        """How many of the `valid` targets to cut at, for K to come out on average; int64."""
+        correction = (self._surplus.to(valid.device) * valid / _STEPS_TO_BALANCE).round().to(torch.int64)
+        return torch.minimum((count - correction).clamp(min=0), valid)
+
+    def threshold(self, device: torch.device) -> Tensor:
+        """The median of the cuts, an int64 scalar."""
+        return self._on(device).median()
+
+    def spread(self, device: torch.device) -> Tensor:
+        """How far the scores of the cuts lie apart, their mean distance from the median; a float32 scalar."""
+        scores = score_of_rank(self._on(device))
+        return (scores - scores.median()).abs().mean()
+
+    def state(self) -> SelectionState:
+        """What `__init__` takes; waits for the device."""
+        cuts = tuple(int(cut) for cut in torch.stack(list(self._cuts)).tolist()) if self._cuts else ()
+        return SelectionState(cuts, float(self._surplus))
+
+    def _on(self, device: torch.device) -> Tensor:
+        self._cuts = deque((cut.to(device) for cut in self._cuts), maxlen=_WINDOW)
+        return torch.stack(list(self._cuts))

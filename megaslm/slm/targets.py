@@ -1,0 +1,108 @@
+"""The targets of a micro-batch: which count, what is known of them, and by what they are ranked."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.keys import HASH_BITS, hash_of
+
+Score = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+StaticScore = Literal["reference", "entropy", "random"]
+LossScore = Literal["excess", "loss"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of one micro-batch of B rows, or of several groups of n.
+
+    `valid`: (B, L) bool. `keys`: (B, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (B, L) float32 in
+    nats, or None where the dataset has none.
+    """
+
+    valid: Tensor
+    keys: Tensor
+    ref_loss: Tensor | None = None
+    ref_entropy: Tensor | None = None
+
+    def eligible(self, max_ref_loss: float | None) -> Tensor:
+        """Valid targets that may be selected: those whose reference loss does not exceed the cap. (B, L) bool.
+
+        A reference loss that is NaN is left in, so that whoever ranks it finds it.
+        """
+        return self.valid if max_ref_loss is None else self.valid & ~(self.needed_ref_loss() > max_ref_loss)
+
+    def needed_ref_loss(self) -> Tensor:
+        """The reference's losses.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.ref_loss is None:
+            raise ValueError("this selection needs the reference's losses of every micro-batch")
+        return self.ref_loss
+
+    def needed_ref_entropy(self) -> Tensor:
+        """The entropies of the reference's predictions.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.ref_entropy is None:
+            raise ValueError("this selection needs the reference's entropies of every micro-batch")
+        return self.ref_entropy
+
+
+def valid_targets(tokens: Tensor, eos_id: int) -> Tensor:
+    """Where a target counts: what follows EOS opens another document, or is padding. EOS itself is a target.
+
+    Args:
+        tokens: (B, L+1) int64.
+
+    Returns:
+        (B, L) bool.
+    """
+    return tokens[:, :-1] != eos_id
+
+
+def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
+    """How much worse the model is than the reference, signed, in nats (Rho-1, equation 3). Any equal shapes."""
+    return losses - ref_loss
+
+
+def joined(micro_batches: list[Targets]) -> Targets:
+    """The targets of all micro-batches as one group, (1, n)."""
+
+    def one_group(parts: list[Tensor | None]) -> Tensor | None:
+        present = [part.flatten() for part in parts if part is not None]
+        return torch.cat(present)[None] if len(present) == len(parts) else None
+
+    return Targets(
+        valid=torch.cat([targets.valid.flatten() for targets in micro_batches])[None],
+        keys=torch.cat([targets.keys.flatten() for targets in micro_batches])[None],
+        ref_loss=one_group([targets.ref_loss for targets in micro_batches]),
+        ref_entropy=one_group([targets.ref_entropy for targets in micro_batches]),
+    )
+
+
+def static_scores(score: StaticScore, targets: Targets, *, seed: int, step: int) -> Tensor:
+    """The scores that do not depend on the model: −ref_loss, −ref_entropy (Rho-1, section 3.5) or a hash of the key.
+
+    Returns:
+        float32, of the targets' shape.
+    """
+    match score:
+        case "reference":
+            return -targets.needed_ref_loss()
+        case "entropy":
+            return -targets.needed_ref_entropy()
+        case "random":
+            # float32 holds 24 bits; the ties that this makes go by key.
+            return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
+
+
+def loss_scores(score: LossScore, losses: Tensor, targets: Targets) -> Tensor:
+    """The scores that depend on the model's losses; float32, of the targets' shape."""
+    losses = losses.view_as(targets.valid)
+    return losses if score == "loss" else excess_loss(losses, targets.needed_ref_loss())

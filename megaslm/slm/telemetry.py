@@ -1,0 +1,111 @@
+"""What a step's selection looked like, summed on the device: one vector a step, read when the run reports."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.targets import Targets, excess_loss
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_EXCESS_LIMIT_NATS = 16.0
+_EXCESS_BINS = 1024
+_SUMS = 4
+
+
+@dataclass(frozen=True)
+class SelectionSummary:
+    """One step, over all ranks and micro-steps.
+
+    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured.
+    `excess_quantiles`: of the valid targets, to within 1/32 nat and cut off at ±16 nats; empty where no reference is
+    known or unselected targets were not measured. `domain_ratio`: selected by valid targets of each domain with any.
+    """
+
+    selected_loss: float
+    all_loss: float | None
+    selected: int
+    valid: int
+    not_finite: int
+    excess_quantiles: dict[str, float]
+    domain_ratio: dict[int, float]
+
+
+def sums_of_nothing(domain_count: int, device: torch.device) -> Tensor:
+    """The sums of no micro-batch, (n,) float64; those of `selection_sums` add up on it."""
+    return torch.zeros(_SUMS + _EXCESS_BINS + 2 * domain_count, dtype=torch.float64, device=device)
+
+
+def selection_sums(
+    selected_sum: Tensor,
+    losses: Tensor,
+    measured: Tensor,
+    selected: Tensor,
+    targets: Targets,
+    domain: Tensor,
+    domain_count: int,
+) -> Tensor:
+    """What one micro-batch adds. Nothing is read by the host.
+
+    Args:
+        selected_sum: float32 scalar, the sum of the selected losses.
+        losses: (B, L) float32.
+        measured: (B, L) bool, where `losses` holds a loss.
+        selected: (B, L) bool.
+        targets: the B·L targets.
+        domain: (B,) int64, below `domain_count`.
+        domain_count: domains of the dataset.
+    """
+    measured = measured & targets.valid
+    scores = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
+    totals = torch.stack(
+        [
+            selected_sum.double(),
+            losses.double().where(measured, 0.0).sum(),
+            measured.sum().double(),
+            (measured & ~torch.isfinite(scores)).sum().double(),
+        ]
+    )
+    histogram = torch.zeros(_EXCESS_BINS, dtype=torch.float64, device=losses.device)
+    if targets.ref_loss is not None:
+        place = (scores / _EXCESS_LIMIT_NATS + 1.0) * (_EXCESS_BINS / 2)
+        place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
+        # Whole numbers add up to the same sum in any order, also on a GPU.
+        histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
+    by_domain = torch.zeros(2, domain_count, dtype=torch.float64, device=losses.device)
+    by_domain[0].scatter_add_(0, domain, selected.sum(1).double())
+    by_domain[1].scatter_add_(0, domain, targets.valid.sum(1).double())
+    return torch.cat([totals, histogram, by_domain.flatten()])
+
+
+def summarise(sums: Sequence[float]) -> SelectionSummary:
+    """Reads the sums of a step, on the host."""
+    selected_loss, all_loss, measured, not_finite = sums[:_SUMS]
+    histogram = sums[_SUMS : _SUMS + _EXCESS_BINS]
+    by_domain = sums[_SUMS + _EXCESS_BINS :]
+    selected, valid = by_domain[: len(by_domain) // 2], by_domain[len(by_domain) // 2 :]
+    complete = measured == sum(valid)
+    return SelectionSummary(
+        selected_loss=selected_loss / max(1.0, sum(selected)),
+        all_loss=all_loss / max(1.0, measured) if complete else None,
+        selected=int(sum(selected)),
+        valid=int(sum(valid)),
+        not_finite=int(not_finite),
+        excess_quantiles={f"p{round(100 * part):02d}": _quantile(histogram, part) for part in QUANTILES}
+        if complete and any(histogram)
+        else {},
+        domain_ratio={number: selected[number] / count for number, count in enumerate(valid) if count},
+    )
+
+
+def _quantile(histogram: Sequence[float], part: float) -> float:
+    """By linear interpolation within the bin."""
+    wanted = part * math.fsum(histogram)
+    below, width = 0.0, 2 * _EXCESS_LIMIT_NATS / _EXCESS_BINS
+    for place, count in enumerate(histogram):
+        if count and below + count >= wanted:
+            return (place + (wanted - below) / count) * width - _EXCESS_LIMIT_NATS
+        below += count
+    return _EXCESS_LIMIT_NATS

@@ -1,0 +1,182 @@
+"""Running selection: what a threshold keeps while the distribution changes under it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaslm.slm.choice import Every, Known
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.keys import target_keys
+from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.planning import Moment, SelectionRule
+from megaslm.slm.recent_cuts import RecentCuts, SelectionState, ranks_of, score_of_rank
+from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
+from megaslm.slm.targets import Targets
+from tests.threads import run_together
+
+ROWS, LENGTH = 256, 256
+RULE = SelectionRule(KeepRatio(Decimal("0.6")), score="loss", mode="running")
+CHANGE = 40
+
+Draw = Callable[[int, torch.Generator], Tensor]
+
+
+def normal(generator: torch.Generator) -> Tensor:
+    return torch.randn(ROWS, LENGTH, generator=generator)
+
+
+def equal(_: torch.Generator) -> Tensor:
+    return torch.full((ROWS, LENGTH), 3.0)
+
+
+DISTRIBUTIONS: dict[str, Draw] = {
+    "a jump": lambda step, generator: normal(generator) * (7.0 if step > CHANGE else 1.0) + 5.0 * (step > CHANGE),
+    "a collapse": lambda step, generator: normal(generator) * (0.01 if step > CHANGE else 1.0),
+    "a drift": lambda step, generator: normal(generator) - 0.01 * step,
+    "heavy tails": lambda step, generator: normal(generator) / (normal(generator) if step > CHANGE else 1.0),
+    "all equal": lambda step, generator: equal(generator) if step > CHANGE else normal(generator),
+    "no longer equal": lambda step, generator: normal(generator) if step > CHANGE else equal(generator),
+    "a lattice": lambda step, generator: (2.0 * normal(generator)).round() if step > CHANGE else normal(generator),
+    "one strange step": lambda step, generator: equal(generator) if step == CHANGE else normal(generator),
+}
+
+
+def one_step(
+    objective: SelectiveObjective,
+    losses: Tensor,
+    step: int,
+    all_reduce_sum: AllReduceSum = on_this_rank_alone,
+    first_row: int = 0,
+    micro_steps: int = 1,
+) -> list[Tensor]:
+    """The masks of a step in which every target is valid."""
+    keys = target_keys(torch.arange(len(losses)) + first_row + step * ROWS, 0, losses.shape[1])
+    parts = list(zip(losses.chunk(micro_steps), keys.chunk(micro_steps), strict=True))
+    targets = [Targets(torch.ones_like(part, dtype=torch.bool), key) for part, key in parts]
+    plan = objective.plan_step(targets, Moment(step, 0), lambda number: parts[number][0], all_reduce_sum)
+    masks = []
+    for (part, _), choice in zip(parts, plan.choices, strict=True):
+        if not isinstance(choice, Every | Known):
+            choice(part.flatten())
+        masks.append(choice.mask.view_as(part))
+    objective.end_step(plan)
+    return masks
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_after_any_change_the_ratio_returns_within_fifty_steps(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    objective = SelectiveObjective(RULE)
+    ratios = []
+    for step in range(1, CHANGE + 81):
+        (mask,) = one_step(objective, DISTRIBUTIONS[name](step, generator), step)
+        ratios.append(float(mask.double().mean()))
+    settled = torch.tensor(ratios[CHANGE + 50 :])
+    # 65,536 targets a step: the ratio of a single step has a standard deviation of 0.002 to itself.
+    assert (settled - 0.6).abs().max() < 0.01
+    assert abs(float(settled.mean()) - 0.6) < 0.002
+
+
+def test_over_a_whole_run_k_are_selected_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    objective = SelectiveObjective(RULE)
+    steps = [one_step(objective, normal(generator)[:16] - 0.02 * step, step) for step in range(1, 201)]
+    ratio = float(torch.stack([masks[0].double().mean() for masks in steps]).mean())
+    # The threshold lags by a step or more, in a drift that alone would make it 0.607 to 0.615.
+    assert abs(ratio - 0.6) < 0.003
+
+
+def test_the_first_step_is_exact_and_the_denominator_is_k_n() -> None:
+    generator = torch.Generator().manual_seed(0)
+    objective = SelectiveObjective(RULE)
+    (mask,) = one_step(objective, normal(generator), 1)
+    assert int(mask.sum()) == round(0.6 * ROWS * LENGTH)
+    targets = Targets(torch.ones(2, 7, dtype=torch.bool), target_keys(torch.arange(2), 0, 7))
+    plan = objective.plan_step([targets], Moment(2, 0), lambda number: torch.zeros(0), on_this_rank_alone)
+    assert float(plan.denominator) == pytest.approx(0.6 * 14, rel=1e-12)
+
+
+def test_ranks_and_micro_steps_share_one_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    losses = [normal(generator)[:32] for _ in range(5)]
+
+    def selected(ranks: int, micro_steps: int) -> tuple[set[SelectionState], Tensor]:
+        def rank(number: int, all_reduce_sum: AllReduceSum) -> tuple[SelectionState, Tensor]:
+            objective = SelectiveObjective(RULE)
+            rows = 32 // ranks
+            masks = [
+                torch.cat(
+                    one_step(
+                        objective,
+                        step_losses.chunk(ranks)[number],
+                        step,
+                        all_reduce_sum,
+                        first_row=number * rows,
+                        micro_steps=micro_steps,
+                    )
+                )
+                for step, step_losses in enumerate(losses, 1)
+            ]
+            return objective.state(), torch.stack(masks)
+
+        states, masks = zip(*run_together(ranks, rank), strict=True)
+        return set(states), torch.cat(masks, dim=1)
+
+    states, alone = selected(1, 1)
+    for ranks, micro_steps in ((1, 4), (2, 1), (2, 2), (4, 2)):
+        others, divided = selected(ranks, micro_steps)
+        assert others == states
+        assert torch.equal(alone, divided)
+
+
+def test_a_resumed_run_goes_on_alike() -> None:
+    def run(objective: SelectiveObjective, steps: range) -> list[Tensor]:
+        return [
+            one_step(objective, torch.randn(16, 64, generator=torch.Generator().manual_seed(step)), step)[0]
+            for step in steps
+        ]
+
+    undisturbed = SelectiveObjective(RULE)
+    first, then = run(undisturbed, range(1, 8)), run(undisturbed, range(8, 12))
+    interrupted = SelectiveObjective(RULE)
+    run(interrupted, range(1, 8))
+    state = interrupted.state()
+    assert len(first) == 7
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(run(SelectiveObjective(RULE, state), range(8, 12)), then, strict=True)
+    )
+    assert not torch.equal(run(SelectiveObjective(RULE, replace(state, surplus=0.4)), range(8, 12))[-1], then[-1])
+
+
+def test_ranks_order_by_score_and_tell_equal_scores_apart() -> None:
+    scores = torch.tensor([-1.0, 0.5, 0.5, 2.0])
+    ranks = ranks_of(scores, torch.arange(4))
+    assert ranks[0] < min(ranks[1], ranks[2])
+    assert max(ranks[1], ranks[2]) < ranks[3]
+    assert ranks[1] != ranks[2]
+    assert torch.equal(score_of_rank(ranks), scores)
+
+
+def test_the_threshold_is_the_median_of_the_last_three_cuts() -> None:
+    cuts = RecentCuts()
+    assert not cuts
+    for cut in (5, 1, 100, 7, 3):
+        cuts.add(torch.tensor(cut))
+    assert cuts.state().cuts == (100, 7, 3)
+    assert int(cuts.threshold(torch.device("cpu"))) == 7
+
+
+def test_a_step_that_selects_nothing_leaves_the_next_one_sound() -> None:
+    objective = SelectiveObjective(RULE)
+    empty = Targets(torch.zeros(2, 8, dtype=torch.bool), target_keys(torch.arange(2), 0, 8))
+    plan = objective.plan_step([empty], Moment(1, 0), lambda number: torch.zeros(2, 8), on_this_rank_alone)
+    plan.choices[0](torch.zeros(16))  # type: ignore[operator]
+    objective.end_step(plan)
+    generator = torch.Generator().manual_seed(0)
+    ratios = [float(one_step(objective, normal(generator), step)[0].double().mean()) for step in range(2, 40)]
+    assert abs(ratios[-1] - 0.6) < 0.01
