@@ -88,7 +88,7 @@ def _phrase(node: SchemaNode) -> str:
     if kind is int:
         return "a whole number" + _range(node.limits)
     if kind in (float, Decimal):
-        return "a number" + _range(node.limits) + _decimals(node.limits)
+        return "a number" + _range(node.limits)
     if kind is str:
         return "text" + _length(node.limits, "characters")
     if kind in (tuple, list):
@@ -118,11 +118,6 @@ def _range(limits: Sequence[object]) -> str:
     if has_ceiling:
         return f" below {below}" if below is not None else f" of at most {at_most}"
     return ""
-
-
-def _decimals(limits: Sequence[object]) -> str:
-    places = next((getattr(limit, "decimal_places", None) for limit in limits), None)
-    return "" if places is None else f" of at most {places} decimal places"
 
 
 def _length(limits: Sequence[object], of_what: str) -> str:

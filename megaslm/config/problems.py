@@ -53,6 +53,9 @@ def _describe(details: ErrorDetails, schema: SchemaNode, layers: Layers) -> str:
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")
             return f"{_subject(path, node, details)}{message}{suffix}"
+        case "decimal_max_places":
+            places = details["ctx"]["decimal_places"]
+            return f"{key} = {show(details['input'])}: {allowed(node)} with at most {places} decimal places{suffix}"
         case _:
             value = show(details["input"])
             return f"{key} = {value}: {allowed(node) or details['msg']}{suffix}"

@@ -20,7 +20,7 @@ from megaslm.model.selective_lm import CausalLM
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
-SUPPORTED_FAMILIES = ("llama", "mistral")
+SUPPORTED_FAMILIES = ("llama", "mistral", "qwen2", "granite")
 # Masks of document borders are given explicitly, which this implementation takes on every device.
 _ATTENTION = "sdpa"
 
@@ -101,6 +101,10 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
     if config.model_type not in SUPPORTED_FAMILIES:
         raise ModelError(
             f"{folder}: model type {config.model_type!r}; MegaSLM computes the loss of {', '.join(SUPPORTED_FAMILIES)}"
+        )
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:
+        raise ModelError(
+            f"{folder}: some of its layers attend within a window and some do not; MegaSLM gives all one mask"
         )
     if not weight_files(folder):
         raise ModelError(f"{folder}: holds no *.safetensors; convert the weights with save_pretrained first")

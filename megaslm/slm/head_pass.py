@@ -80,7 +80,7 @@ class HeadPass:
         return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
 
     def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
-        """The softmax of the given rows, its exponentials in `out` or in a buffer that the next call uses again."""
+        """The softmax of the given rows, its exponentials in `out`, or where the next call may overwrite them."""
         logits = self.logits(rows)
         if out is None:
             out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
@@ -88,12 +88,11 @@ class HeadPass:
         return Softmax(out, *exponentials(logits, self.targets[rows], out), peaks)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """(n, V) float32 logits, as the product emits them, in a buffer that the next call uses again."""
-        logits = self._buffer(len(rows))
+        """(n, V) float32 logits, as the product emits them; the next call may overwrite them."""
         if self.hidden.dtype == self.loss_dtype:
-            torch.mm(self.hidden[rows], self.weight.t(), out=logits)
+            logits = torch.mm(self.hidden[rows], self.weight.t(), out=self._buffer(len(rows)))
         else:
-            logits = torch.mm(self.hidden[rows], self.weight.t(), out_dtype=self.loss_dtype)
+            logits = _product(self.hidden[rows], self.weight.t())
         if self.bias is not None:
             logits += self.bias
         if self.transform.scale != 1.0:

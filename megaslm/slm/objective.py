@@ -30,7 +30,10 @@ class Objective(Protocol):
         ...
 
     def end_step(self, plan: StepPlan) -> Tensor | None:
-        """Takes note of the choices. Gives the score of the cut, a float32 scalar. Called on every rank."""
+        """Takes note of the choices. Gives the score from which targets were selected, a float32 scalar.
+
+        Called on every rank; contains collectives.
+        """
         ...
 
     def state(self) -> SelectionState:
@@ -99,7 +102,7 @@ class SelectiveObjective:
             return None
         cut = plan.cut()
         self._cuts.add(cut)
-        return score_of_rank(cut)
+        return score_of_rank(cut if plan.threshold is None else plan.threshold)
 
     def state(self) -> SelectionState:
         """The recent cuts."""

@@ -46,12 +46,15 @@ class StepPlan:
 
     `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
     `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
-    `cut`: to be called when the choices are made: the rank of the step's cut, an int64 scalar; contains collectives.
+    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: to be
+    called when the choices are made: the rank at which the next steps are to be cut, an int64 scalar; without a
+    `threshold` also that of this step. It contains collectives.
     """
 
     choices: tuple[Choice, ...]
     denominator: Tensor
     losses: tuple[Tensor, ...] | None = None
+    threshold: Tensor | None = None
     cut: Callable[[], Tensor] | None = None
 
 
@@ -122,7 +125,7 @@ class StepPlanner:
             return self._rank_at(scores, everything, cuts.corrected(count, valid))
 
         denominator = (valid.double() * float(self.ratio)).minimum(self._eligible_count().double())
-        return StepPlan(tuple(choices), denominator, cut=cut)
+        return StepPlan(tuple(choices), denominator, threshold=threshold, cut=cut)
 
     def within_micro_batches(self, cuts: RecentCuts) -> StepPlan:
         """The top of each row, or of each rank's micro-batch."""

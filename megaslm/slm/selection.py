@@ -2,7 +2,7 @@
 
 Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The cut is
 found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance, nothing is
-read by the host; each pass all-reduces 256 counters a group.
+read by the host; each pass all-reduces 256 counters of 4 bytes a group.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from megaslm.slm.keys import KEY_BITS
 
 AllReduceSum = Callable[[Tensor], Tensor]
-"""Sums an int64 tensor over all ranks; every rank gets the sum."""
+"""Sums a tensor over all ranks; every rank gets the sum."""
 
 SCORE_BITS = 32
 _DIGIT_BITS = 8
@@ -96,16 +96,16 @@ def find_cut(
         (G,) int64: the cut. (G,) int64: how many of those equal to the cut are among the `count` largest. With fewer
         than `count` values the cut is 0, with a count of 0 it is 2^bits - 1 or more.
     """
-    weights = counted.to(torch.int64)
+    # 4 bytes a counter: no step has two thousand million targets.
+    weights = counted.to(torch.int32)
     prefix = torch.zeros_like(count)
     remaining = count
     for shift in reversed(range(0, bits, _DIGIT_BITS)):
-        # Below the bits that are settled: the digit of what still ties with the cut, out of range for all else.
-        digits = (values >> shift) - (prefix << _DIGIT_BITS)[:, None]
-        undecided = (digits >= 0) & (digits < _BINS)
-        histogram = torch.zeros(len(values), _BINS + 1, dtype=torch.int64, device=values.device)
-        histogram.scatter_add_(1, digits.where(undecided, _BINS), weights)
-        histogram = all_reduce_sum(histogram[:, :_BINS].contiguous())
+        # The next digit, from 1 on, of what still ties with the cut; what is settled falls into a bin on either side.
+        digits = (values >> shift).sub_((prefix << _DIGIT_BITS)[:, None] - 1).clamp_(0, _BINS + 1)
+        counters = torch.zeros(len(values), _BINS + 2, dtype=torch.int32, device=values.device)
+        counters.scatter_add_(1, digits, weights)
+        histogram = all_reduce_sum(counters[:, 1:-1].contiguous()).to(torch.int64)
         at_least = histogram.flip(1).cumsum(1).flip(1)
         # at_least falls with the digit: the cut is the largest digit that still leaves `remaining` at or above it.
         digit = ((at_least >= remaining[:, None]).sum(1, keepdim=True) - 1).clamp(min=0)

@@ -14,7 +14,8 @@ from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.load import build_from_shape, check_model_folder, draw_weights, load_pretrained
 from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
-from megaslm.model.selective_lm import CausalLM, HeadSettings, SelectiveLM
+from megaslm.model.selective_head import HeadSettings
+from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.token_loss import cache_bytes
 from megaslm.training.export import newest_weights
 from megaslm.training.reference_check import check_reference

@@ -25,8 +25,8 @@ _MOST_ROWS_NAMED = 10
 class StepResult:
     """What a step did, still on the device.
 
-    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score at which the step was
-    cut, None where nothing was. `gradient_norm`: before clipping.
+    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score from which targets
+    were selected, None where all were. `gradient_norm`: before clipping.
     """
 
     step: int

@@ -19,7 +19,8 @@ from megaslm.data.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
-from megaslm.model.selective_lm import HeadSettings, SelectiveLM
+from megaslm.model.selective_head import HeadSettings
+from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective

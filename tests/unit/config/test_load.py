@@ -112,6 +112,15 @@ def test_provenance_names_file_and_line_override_or_default(run_file: Path) -> N
 
 BAD_SETTINGS = [
     ("slm.keep_ratio=1.4", "slm.keep_ratio = 1.4: must be a number in (0, 1] (--set)"),
+    (
+        "slm.keep_ratio=0.1234567891",
+        "slm.keep_ratio = 0.1234567891: must be a number in (0, 1] with at most 9 decimal places (--set)",
+    ),
+    (
+        "slm={mode: running, scope: sequence}",
+        "slm: mode running needs scope batch and score excess or loss; found scope sequence and score excess, whose "
+        "choice is exact at no cost (--set)",
+    ),
     ("train.lr=fast", "train.lr = fast: must be a number above 0 (--set)"),
     ("train.lr=true", "train.lr = true: must be a number above 0 (--set)"),
     ("train.lr=.inf", "train.lr = .inf: must be a number above 0 (--set)"),

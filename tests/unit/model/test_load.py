@@ -96,6 +96,14 @@ def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
         check_model_folder(bare)
 
 
+def test_layers_that_differ_in_their_window_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    mixed = {**config, "model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}
+    (folder / "config.json").write_text(json.dumps(mixed))
+    with pytest.raises(ModelError, match="some of its layers attend within a window"):
+        check_model_folder(folder)
+
+
 def test_the_hash_sees_one_changed_byte(folder: Path) -> None:
     before = weights_sha256(folder)
     weights = folder / "model.safetensors"

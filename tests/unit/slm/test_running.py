@@ -67,6 +67,21 @@ def one_step(
     return masks
 
 
+def test_the_reported_threshold_is_the_one_that_chose() -> None:
+    generator = torch.Generator().manual_seed(0)
+    objective = SelectiveObjective(RULE)
+    one_step(objective, normal(generator), 1)
+    losses = normal(generator)
+    keys = target_keys(torch.arange(ROWS), 0, LENGTH)
+    targets = Targets(torch.ones_like(losses, dtype=torch.bool), keys)
+    plan = objective.plan_step([targets], Moment(2, 0), lambda number: losses, on_this_rank_alone)
+    plan.choices[0](losses.flatten())  # type: ignore[operator]
+    threshold = objective.end_step(plan)
+    assert threshold is not None
+    selected = plan.choices[0].mask.view_as(losses)
+    assert losses[selected].min() >= threshold >= losses[~selected].max()
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_after_any_change_the_ratio_returns_within_fifty_steps(name: str) -> None:
     generator = torch.Generator().manual_seed(0)

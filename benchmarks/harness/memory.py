@@ -1,0 +1,30 @@
+"""The peak of a process's resident memory over what it held before, as Linux counts it."""
+
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+
+
+def peak_bytes(task: Callable[[str], None], name: str, repetitions: int = 3) -> float:
+    """What `task(name)` adds to the peak memory of a fresh process, over `task("nothing")`: the median of several."""
+    return median(_peak(task, name) - _peak(task, "nothing") for _ in range(repetitions))
+
+
+def _peak(task: Callable[[str], None], name: str) -> int:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(task, name, sender))
+    process.start()
+    sender.close()
+    found = int(receiver.recv())
+    process.join()
+    return found
+
+
+def _measure(task: Callable[[str], None], name: str, sender: Connection) -> None:
+    task(name)
+    # Not ru_maxrss, which a process inherits from the one that started it.
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    sender.send(1024 * int(line.split()[1]))

@@ -1,0 +1,100 @@
+"""What every benchmark prints and writes: its question, a table, and the bars it is held against."""
+
+import argparse
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Options:
+    """`quick`: smaller and fewer, to see that it runs. `json_file`: where the numbers go, if anywhere."""
+
+    quick: bool
+    json_file: Path | None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A claim as a number and its limit."""
+
+    name: str
+    value: float
+    limit: float
+    better: Literal["lower", "higher"] = "lower"
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.limit if self.better == "lower" else self.value >= self.limit
+
+
+def options(description: str | None) -> Options:
+    """The options of the command line, the same for every benchmark."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer, to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
+    arguments = parser.parse_args()
+    return Options(arguments.quick, arguments.json)
+
+
+def report(
+    question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar], chosen: Options
+) -> None:
+    """Prints the table and the bars, and writes both. A bar that does not hold is said to, and no more."""
+    console = Console(width=120, highlight=False)
+    console.print(question, style="bold")
+    if rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+        console.print(table)
+    for bar in bars:
+        relation = "≤" if bar.better == "lower" else "≥"
+        verdict = "holds" if bar.holds else "[bold red]does not hold[/]"
+        console.print(f"{bar.name}: {bar.value:.3f} {relation} {bar.limit}: {verdict}")
+    if chosen.json_file is not None:
+        chosen.json_file.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "question": question,
+            "commit": _commit(),
+            "machine": _machine(),
+            "rows": [dict(row) for row in rows],
+            "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
+        }
+        chosen.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def _machine() -> dict[str, str | int]:
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()

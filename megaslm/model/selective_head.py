@@ -1,0 +1,118 @@
+"""The head of a language model as a module of its own, in which alone its weight is whole under ZeRO-3."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from megaslm.errors import ModelError
+from megaslm.slm.choice import Choice, Every, Known
+from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
+from megaslm.slm.token_loss import (
+    HeadMethod,
+    cache_bytes,
+    selective_loss,
+    token_losses,
+    token_losses_and_entropies,
+    weighted_loss,
+)
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """How the head comes by the gradient of a choice that depends on the losses; see `megaslm.slm.token_loss`.
+
+    `method`: auto takes `cache` where the model computes in bf16 and the cache fits, else `bracket`. `cache_bytes`: the
+    most that `cache` may hold.
+    """
+
+    method: Literal["auto", "cache", "bracket", "recompute"] = "auto"
+    cache_bytes: int = 1 << 30
+
+    def method_for(self, hidden: Tensor, vocab_size: int) -> HeadMethod:
+        """The method for (T, D) hidden states."""
+        if self.method != "auto":
+            return self.method
+        fits = cache_bytes(len(hidden), vocab_size) <= self.cache_bytes
+        return "cache" if fits and hidden.dtype == torch.bfloat16 else "bracket"
+
+
+AUTO_HEAD = HeadSettings()
+
+
+class SelectiveHead(nn.Linear):
+    """The language model's head. With targets it gives losses; without, logits, as the layer it replaces.
+
+    Under ZeRO-3 the weight is whole inside `forward` alone, and gathered once for it.
+    """
+
+    transform = PLAIN_LOGITS
+    settings = AUTO_HEAD
+
+    @classmethod
+    def taking_over(cls, lm: Any, settings: HeadSettings) -> "SelectiveHead":
+        """A head that owns the very parameters of `lm.lm_head`, and does to logits what `lm` does.
+
+        Raises:
+            ModelError: the model's head is not a linear layer.
+        """
+        if not isinstance(lm.lm_head, nn.Linear):
+            raise ModelError(
+                f"the model's head is a {type(lm.lm_head).__name__}; MegaSLM trains models with a linear lm_head"
+            )
+        head = cls(lm.lm_head.in_features, lm.lm_head.out_features, bias=lm.lm_head.bias is not None, device="meta")
+        head.weight = lm.lm_head.weight
+        head.bias = lm.lm_head.bias
+        head.settings = settings
+        head.transform = logit_transform(lm.config)
+        return head
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, targets: Tensor | None = None, choice: Choice | None = None, *, entropies: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Losses of (T, D) hidden states and (T,) targets.
+
+        With `choice`, before them the sum of the chosen ones; with `entropies`, after them those of the predictions.
+        """
+        if targets is None:
+            return super().forward(hidden)
+        if entropies:
+            return token_losses_and_entropies(hidden, self.weight, targets, self.bias, self.transform)
+        match choice:
+            case None:
+                return token_losses(hidden, self.weight, targets, self.bias, self.transform)
+            case Every(mask):
+                return weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
+            case Known():
+                return self._known(hidden, targets, choice)
+            case _:
+                ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
+                method = self.settings.method_for(hidden, self.weight.shape[0])
+                return selective_loss(
+                    hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
+                )
+
+    def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+        """Runs over the rows that are wanted, and no others; the losses of those are 0."""
+        ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
+        total, chosen = weighted_loss(
+            hidden[known.rows], self.weight, targets[known.rows], ones, self.bias, self.transform
+        )
+        losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
+        losses[known.rows] = chosen
+        losses[known.rest] = token_losses(
+            hidden[known.rest].detach(), self.weight, targets[known.rest], self.bias, self.transform
+        )
+        return total, losses
+
+
+def logit_transform(config: PretrainedConfig) -> LogitTransform:
+    """What the architecture does with the head's product, by the names that transformers gives it."""
+    multiplied = getattr(config, "logit_scale", None)
+    divided = getattr(config, "logits_scaling", None)
+    return LogitTransform(
+        scale=float(multiplied or 1.0) / float(divided or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )

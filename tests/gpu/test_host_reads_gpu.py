@@ -1,0 +1,135 @@
+"""On a GPU the head makes the host wait once, after a choice that depends on the losses, and never otherwise."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaslm.slm import head_pass, token_loss
+from megaslm.slm.choice import Selected
+from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
+from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.ranking import RankedTargets, TopOfGroups, forecast_from
+from megaslm.slm.recent_cuts import RecentCuts
+from megaslm.slm.selection import on_this_rank_alone, ordered_image
+from megaslm.slm.targets import Targets
+from megaslm.slm.token_loss import (
+    HeadMethod,
+    selective_loss,
+    token_losses,
+    token_losses_and_entropies,
+    weighted_loss,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; this machine has none"),
+]
+
+ROWS, WIDTH, VOCAB = 1000, 64, 512
+CHUNK_ROWS = 200
+KEPT_ROWS = 600
+METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
+TRANSFORMS = [PLAIN_LOGITS, LogitTransform(scale=2.0, softcap=3.0)]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@contextmanager
+def when_the_host_waits(mode: Literal["default", "error"]) -> Iterator[None]:
+    """Within the context torch lets the host wait for the GPU, or raises where it does."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.fixture(autouse=True)
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_pass, "_LOGIT_BYTES_ON_GPU", 1)
+    monkeypatch.setattr(head_pass, "_FEWEST_ROWS_ON_GPU", CHUNK_ROWS)
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, the head's weight and targets."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    hidden = torch.randn(ROWS, WIDTH, generator=generator, device="cuda") / WIDTH**0.5
+    weight = torch.randn(VOCAB, WIDTH, generator=generator, device="cuda").to(dtype).requires_grad_()
+    targets = torch.randint(0, VOCAB, (ROWS,), generator=generator, device="cuda")
+    return hidden.to(dtype).requires_grad_(), weight, targets
+
+
+def top_rows() -> TopOfGroups:
+    """The rows of largest loss, forecast from a cut that is near theirs."""
+    keys = torch.arange(ROWS, device="cuda")[None]
+    targets = Targets(torch.ones_like(keys, dtype=torch.bool), keys)
+    ranked = RankedTargets(targets, targets.valid, "loss")
+    cuts = RecentCuts()
+    cuts.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
+    forecast = forecast_from(cuts, ranked, KEPT_ROWS / ROWS, surely=False)
+    return TopOfGroups(ranked, torch.tensor([KEPT_ROWS], device="cuda"), on_this_rank_alone, forecast)
+
+
+def run_twice(run: Callable[[], object]) -> None:
+    """Kernels are built and libraries set up in the first run, which may wait; the second may not."""
+    run()
+    torch.cuda.synchronize()
+    with when_the_host_waits("error"):
+        run()
+
+
+def test_a_read_is_an_error() -> None:
+    number = torch.ones(1, device="cuda")
+    with when_the_host_waits("error"), pytest.raises(RuntimeError, match="synchronizing"):
+        number.item()
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("measure", [token_losses, token_losses_and_entropies])
+def test_measuring_never_waits(measure: Callable[..., object], dtype: torch.dtype, transform: LogitTransform) -> None:
+    hidden, weight, targets = inputs(dtype)
+    run_twice(lambda: measure(hidden, weight, targets, None, transform))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_training_on_every_row_never_waits(dtype: torch.dtype, transform: LogitTransform) -> None:
+    hidden, weight, targets = inputs(dtype)
+    row_weight = torch.ones(ROWS, device="cuda")
+
+    def run() -> None:
+        total, _ = weighted_loss(hidden, weight, targets, row_weight, None, transform)
+        torch.autograd.grad(total, [hidden, weight])
+
+    run_twice(run)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_training_on_chosen_rows_waits_once(
+    monkeypatch: pytest.MonkeyPatch, method: HeadMethod, dtype: torch.dtype, transform: LogitTransform
+) -> None:
+    hidden, weight, targets = inputs(dtype)
+    row_weight = torch.ones(ROWS, device="cuda")
+    select = top_rows()
+    reads: list[int] = []
+    read_rows = token_loss._read_rows
+
+    def counted(selected: Selected, wanted: Tensor) -> Tensor:
+        with when_the_host_waits("default"):
+            reads.append(1)
+            return read_rows(selected, wanted)
+
+    def run() -> None:
+        total, _ = selective_loss(hidden, weight, targets, row_weight, select, method=method, transform=transform)
+        torch.autograd.grad(total, [hidden, weight])
+
+    monkeypatch.setattr(token_loss, "_read_rows", counted)
+    run_twice(run)
+    assert len(reads) == 2

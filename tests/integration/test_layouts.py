@@ -1,0 +1,100 @@
+"""Training does not depend on how a step's rows are laid out over ranks and micro-steps, up to floating point."""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ranks import ROOT, run_ranks
+
+SCORE_TOLERANCE = 1e-5
+PARAMETER_TOLERANCE = 1e-4
+LAYOUTS = ("1x4", "2x2", "1x1")
+"""Ranks x micro-steps."""
+RULES = ["batch exact", "batch running", "sequence"]
+
+Layouts = dict[str, list[dict[str, Any]]]
+"""Of each layout what its ranks recorded: by rule, a `layout_worker.Run`."""
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
+    folder = tmp_path_factory.mktemp("layouts")
+    arguments = [str(ROOT / "tests/integration/layout_worker.py"), str(folder)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda world_size: run_ranks(world_size, arguments), (1, 2)))
+    return {layout: recorded(folder, layout) for layout in LAYOUTS}
+
+
+def recorded(folder: Path, layout: str) -> list[dict[str, Any]]:
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{layout}-rank-*.pt"))]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_step_selects_the_same_targets(layouts: Layouts, rule: str) -> None:
+    by_layout = {layout: global_steps(ranks, rule) for layout, ranks in layouts.items()}
+    for one, other in combinations(LAYOUTS, 2):
+        for number, steps in enumerate(zip(by_layout[one], by_layout[other], strict=True), start=1):
+            differing = selected_by_one_alone(*steps)
+            assert not differing, f"step {number}: {one} and {other} choose differently of keys {differing}"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_parameter_ends_where_it_does_on_other_layouts(layouts: Layouts, rule: str) -> None:
+    for one, other in combinations(LAYOUTS, 2):
+        distances = parameter_distances(layouts[one][0][rule]["after"], layouts[other][0][rule]["after"])
+        assert {name: far for name, far in distances.items() if not far < PARAMETER_TOLERANCE} == {}, (one, other)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_there_was_something_to_tell_apart(layouts: Layouts, rule: str) -> None:
+    """Every step left targets out, and every parameter moved by far more than layouts may differ."""
+    run = layouts["1x4"][0][rule]
+    assert len(run["steps"]) == 10
+    assert all(0.4 < step["selected"].double().mean() < 0.8 for step in run["steps"])
+    moved = parameter_distances(run["before"], run["after"])
+    assert {name: far for name, far in moved.items() if far < 50 * PARAMETER_TOLERANCE} == {}
+
+
+def test_a_threshold_did_choose(layouts: Layouts) -> None:
+    """From the second step on: it keeps K on average alone."""
+    exact, running = (
+        [int(step["selected"].sum()) for step in layouts["1x4"][0][rule]["steps"]]
+        for rule in ("batch exact", "batch running")
+    )
+    assert running[0] == exact[0]
+    assert running != exact
+
+
+def test_the_scope_microbatch_does_depend_on_the_layout(layouts: Layouts) -> None:
+    """As its documentation says; and so the comparison of layouts can tell."""
+    (small,), (large,) = layouts["1x4"], layouts["1x1"]
+    assert selected_by_one_alone(small["microbatch"]["steps"][0], large["microbatch"]["steps"][0])
+    distances = parameter_distances(small["microbatch"]["after"], large["microbatch"]["after"])
+    assert min(distances.values()) > PARAMETER_TOLERANCE
+
+
+def global_steps(ranks: list[dict[str, Any]], rule: str) -> list[dict[str, Tensor]]:
+    """Of each step the valid targets of all ranks, by ascending key."""
+    return [by_key(parts) for parts in zip(*(rank[rule]["steps"] for rank in ranks), strict=True)]
+
+
+def by_key(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+    order = torch.cat([part["keys"] for part in parts]).argsort()
+    return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def selected_by_one_alone(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[int]:
+    """Keys of targets that one layout selects and the other does not, but for those at the cut in both."""
+    assert one["keys"].equal(other["keys"])
+    at_cut = [(step["scores"] - step["cuts"]).abs() < SCORE_TOLERANCE for step in (one, other)]
+    return one["keys"][(one["selected"] != other["selected"]) & ~(at_cut[0] & at_cut[1])].tolist()
+
+
+def parameter_distances(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
+    assert one.keys() == other.keys()
+    return {name: float((one[name] - other[name]).norm() / other[name].norm()) for name in other}

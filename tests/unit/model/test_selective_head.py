@@ -1,0 +1,142 @@
+"""The head that takes over a model's own: the same parameters, the same losses, whatever is done to logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
+
+from megaslm.errors import ModelError
+from megaslm.model.selective_head import HeadSettings
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.choice import Every, Known, Selected
+from tests.toy import EOS_ID
+
+# A vocabulary that is no multiple of anything, of which texts use a part: the rest is padding.
+VOCAB_SIZE, USED = 67, 50
+SHAPE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "eos_token_id": EOS_ID,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+ARCHITECTURES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=False),
+    "llama, tied": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "mistral": MistralConfig(**SHAPE, sliding_window=None),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
+    "granite, divided logits": GraniteConfig(**SHAPE, logits_scaling=8.0, embedding_multiplier=3.0),
+    "cohere, multiplied logits": CohereConfig(**SHAPE, logit_scale=0.25),
+    "gemma2, capped logits": Gemma2Config(**SHAPE, final_logit_softcapping=0.5, query_pre_attn_scalar=8),
+}
+
+
+def drawn(config: PretrainedConfig) -> nn.Module:
+    # Attention with capped scores is there in plain code only.
+    attention = "eager" if config.model_type == "gemma2" else "sdpa"
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lm.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+    return lm.eval()
+
+
+def rows() -> Tensor:
+    return torch.randint(3, USED, (2, 13), generator=torch.Generator().manual_seed(1))
+
+
+class Hardest:
+    """The targets of a loss above 4 nats."""
+
+    forecast = None
+    mask: Tensor
+
+    def __call__(self, losses: Tensor) -> Selected:
+        self.mask = losses > 4.0
+        return Selected(self.mask, torch.zeros_like(self.mask), torch.zeros((), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_and_gradients_are_those_of_the_models_own_logits(name: str) -> None:
+    tokens = rows()
+    plain, ours = drawn(ARCHITECTURES[name]), drawn(ARCHITECTURES[name])
+    logits = plain(tokens[:, :-1]).logits
+    losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    losses[losses.detach() > 4.0].sum().backward()
+
+    isolated = ours.config.model_type != "gemma2"  # Its plain attention takes no mask of truth values.
+    model = SelectiveLM(ours, eos_id=EOS_ID, document_isolation=isolated, head=HeadSettings("bracket"))
+    assert (model.measure(tokens).flatten() - losses).abs().max() < 1e-5
+    total, _ = model(tokens, Hardest())
+    total.backward()
+    theirs = dict(plain.named_parameters())
+    for parameter_name, parameter in ours.named_parameters():
+        expected = theirs[parameter_name].grad
+        assert (parameter.grad - expected).norm() <= 1e-5 * expected.norm(), parameter_name
+
+
+def test_every_choice_of_the_same_rows_gives_the_same_gradient() -> None:
+    tokens = rows()
+    targets = tokens[:, 1:].numel()
+    gradients, totals = [], []
+    mask = SelectiveLM(drawn(ARCHITECTURES["llama"]), eos_id=EOS_ID, document_isolation=True).measure(tokens) > 4.0
+    mask = mask.flatten()
+    known = Known(mask, mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)[:3])
+    for choice in (Hardest(), Every(mask), known):
+        lm = drawn(ARCHITECTURES["llama"])
+        total, losses = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)(tokens, choice)
+        total.backward()
+        totals.append(total.detach())
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in lm.parameters()]))
+        if isinstance(choice, Known):
+            assert int(choice.measured.sum()) == int(mask.sum()) + 3
+            assert ((losses.flatten() != 0) == choice.measured).all()
+    assert losses.numel() == targets
+    for total, gradient in zip(totals, gradients, strict=True):
+        torch.testing.assert_close(total, totals[0], rtol=1e-5, atol=1e-5)
+        assert (gradient - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
+
+
+def test_without_targets_the_head_gives_the_logits_of_the_layer_it_replaced() -> None:
+    plain, ours = drawn(ARCHITECTURES["llama"]), drawn(ARCHITECTURES["llama"])
+    SelectiveLM(ours, eos_id=EOS_ID, document_isolation=True)
+    assert torch.equal(plain(rows()).logits, ours(rows()).logits)
+
+
+def test_a_tied_head_stays_tied() -> None:
+    lm = drawn(ARCHITECTURES["llama, tied"])
+    SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
+    assert lm.lm_head.weight is lm.model.embed_tokens.weight
+
+
+def test_a_head_that_is_no_linear_layer_is_refused() -> None:
+    lm = drawn(ARCHITECTURES["llama"])
+    lm.lm_head = nn.Sequential(lm.lm_head)
+    with pytest.raises(ModelError, match="head is a Sequential"):
+        SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
+
+
+def test_auto_caches_in_bf16_within_its_budget() -> None:
+    settings = HeadSettings("auto", cache_bytes=2 * 8 * 100)
+    hidden = torch.zeros(8, 4)
+    assert settings.method_for(hidden.bfloat16(), 100) == "cache"
+    assert settings.method_for(hidden.bfloat16(), 101) == "bracket"
+    assert settings.method_for(hidden, 100) == "bracket"
+    assert HeadSettings("recompute").method_for(hidden.bfloat16(), 100) == "recompute"

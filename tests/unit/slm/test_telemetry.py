@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import Tensor
+
+from megaslm.slm.keys import target_keys
+from megaslm.slm.targets import Targets
+from megaslm.slm.telemetry import SelectionSummary, selection_sums, summarise, sums_of_nothing
+
+ROWS, LENGTH, DOMAINS = 40, 50, 3
+
+
+def targets_and_losses(seed: int, *, scored: bool = True) -> tuple[Targets, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
+    ref_loss = 3.0 + torch.randn(ROWS, LENGTH, generator=generator)
+    losses = 3.5 + torch.randn(ROWS, LENGTH, generator=generator)
+    return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), ref_loss if scored else None), losses
+
+
+def sums_of(targets: Targets, losses: Tensor, measured: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    selected = targets.valid & (losses > 3.2)
+    domain = torch.arange(ROWS) % 2  # The third domain has no row.
+    measured = targets.valid if measured is None else measured
+    sums = selection_sums(losses[selected].sum(), losses, measured, selected, targets, domain, DOMAINS)
+    return sums, selected, domain
+
+
+def test_micro_batches_add_up_to_the_step() -> None:
+    total = sums_of_nothing(DOMAINS, torch.device("cpu"))
+    all_losses, all_selected, all_valid, all_excess, all_domains = [], [], [], [], []
+    for seed in range(3):
+        targets, losses = targets_and_losses(seed)
+        sums, selected, domain = sums_of(targets, losses)
+        total += sums
+        assert targets.ref_loss is not None
+        all_losses.append(losses)
+        all_selected.append(selected)
+        all_valid.append(targets.valid)
+        all_excess.append((losses - targets.ref_loss)[targets.valid])
+        all_domains.append(domain[:, None].expand_as(losses))
+    losses, selected, valid, domain = map(torch.cat, (all_losses, all_selected, all_valid, all_domains))
+    found = summarise(total.tolist())
+
+    assert (found.selected, found.valid, found.not_finite) == (int(selected.sum()), int(valid.sum()), 0)
+    assert found.selected_loss == pytest.approx(float(losses[selected].double().mean()), rel=1e-6)
+    assert found.all_loss == pytest.approx(float(losses[valid].double().mean()), rel=1e-6)
+    assert found.domain_ratio == {
+        number: pytest.approx(float(selected[domain == number].sum() / valid[domain == number].sum()))
+        for number in (0, 1)
+    }
+    excess = torch.cat(all_excess)
+    for name, part in (("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95)):
+        assert found.excess_quantiles[name] == pytest.approx(float(torch.quantile(excess, part)), abs=1 / 32)
+
+
+def test_what_was_not_measured_is_not_reported() -> None:
+    targets, losses = targets_and_losses(0)
+    sums, selected, _ = sums_of(targets, losses, measured=targets.valid & (losses > 3.2))
+    found = summarise(sums.tolist())
+    assert found.all_loss is None
+    assert found.excess_quantiles == {}
+    assert found.selected == int(selected.sum())
+    assert found.selected_loss > 3.2
+
+
+def test_without_a_reference_there_is_no_excess() -> None:
+    found = summarise(sums_of(*targets_and_losses(0, scored=False))[0].tolist())
+    assert found.excess_quantiles == {}
+    assert found.all_loss is not None
+
+
+def test_excess_beyond_the_limits_counts_at_the_limits() -> None:
+    targets, losses = targets_and_losses(0)
+    assert targets.ref_loss is not None
+    found = summarise(sums_of(targets, targets.ref_loss + 1000.0)[0].tolist())
+    assert all(value == pytest.approx(16.0, abs=1 / 32) for value in found.excess_quantiles.values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_are_counted_where_they_matter(value: float) -> None:
+    targets, losses = targets_and_losses(0)
+    for where in (targets.valid, ~targets.valid):
+        losses[tuple(where.nonzero()[0].tolist())] = value
+    assert summarise(sums_of(targets, losses)[0].tolist()).not_finite == 1
+
+
+def test_a_step_without_targets_is_all_zeros() -> None:
+    assert summarise(sums_of_nothing(DOMAINS, torch.device("cpu")).tolist()) == SelectionSummary(
+        selected_loss=0.0,
+        all_loss=0.0,
+        selected=0,
+        valid=0,
+        not_finite=0,
+        excess_quantiles={},
+        domain_ratio={},
+    )
