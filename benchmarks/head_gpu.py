@@ -13,9 +13,10 @@ from harness.timing import in_turns
 from torch import Tensor
 
 from megaslm.slm.choice import Selected
-from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss
+from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, token_losses
 
 KEEP_RATIO = 0.6
+OURS = "ours"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -54,7 +55,11 @@ class TopByLoss:
 
 
 def kept_above(losses: Tensor) -> Tensor:
-    return losses.float().kthvalue(len(losses) - round(KEEP_RATIO * len(losses)) + 1).values
+    return (
+        losses.to(torch.promote_types(losses.dtype, torch.float32))
+        .kthvalue(len(losses) - round(KEEP_RATIO * len(losses)) + 1)
+        .values
+    )
 
 
 class Head:
@@ -87,7 +92,9 @@ class Head:
 
 
 def naive_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy((hidden @ weight.t()).float(), targets, reduction="none")
+    return F.cross_entropy(
+        (hidden @ weight.t()).to(torch.promote_types(hidden.dtype, torch.float32)), targets, reduction="none"
+    )
 
 
 def peers() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
@@ -122,6 +129,15 @@ def peak_gib(run: Callable[[], None]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / (1 << 30)
 
 
+def loss_errors(head: Head) -> dict[str, float]:
+    """The largest error of each head's losses against float64, in nats."""
+    with torch.no_grad():
+        exact = torch.cat([naive_losses(h.double(), head.weight.double(), t) for h, t in chunks(head)])
+        found = {name: losses_of(head.hidden, head.weight, head.targets) for name, losses_of in peers().items()}
+        found[OURS] = token_losses(head.hidden, head.weight, head.targets)
+    return {name: float((losses - exact).abs().max()) for name, losses in found.items()}
+
+
 def measure(size: Size, *, quick: bool) -> tuple[list[dict[str, str | float]], list[Bar]]:
     head = Head(size)
     forecast = Forecast(kept_above(torch.cat([naive_losses(h, head.weight, t) for h, t in chunks(head)])))
@@ -130,6 +146,7 @@ def measure(size: Size, *, quick: bool) -> tuple[list[dict[str, str | float]], l
         "bracket": lambda: head.ours("bracket", forecast),
         "recompute": lambda: head.ours("recompute"),
     }
+    errors = loss_errors(head)
     theirs: dict[str, Callable[[], None]] = {name: partial(head.peer, losses) for name, losses in peers().items()}
     times = in_turns(ours | theirs, repetitions=3 if quick else 15, clock=clock)
     peaks = {name: peak_gib(run) for name, run in (ours | theirs).items()}
@@ -142,10 +159,14 @@ def measure(size: Size, *, quick: bool) -> tuple[list[dict[str, str | float]], l
             "to best peer": taken.over(best_peer),
             "from – to": taken.spread(best_peer),
             "peak GiB": peaks[name],
+            "loss error, nats": errors.get(name, errors[OURS]),
         }
         for name, taken in times.items()
     ]
-    bars = [Bar(f"V={size.vocab_size}: better of cache and bracket, to the best peer", best.over(best_peer), 0.75)]
+    bars = [
+        Bar(f"V={size.vocab_size}: better of cache and bracket, to {name}", best.over(times[name]), 0.75)
+        for name in theirs
+    ]
     if DEVICE.type == "cuda":
         budget_gib = cache_bytes(size.rows, size.vocab_size) / (1 << 30)
         bars.append(

@@ -54,7 +54,7 @@ def report(
     if rows:
         table = Table(*rows[0])
         for row in rows:
-            table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+            table.add_row(*map(_shown, row.values()))
         console.print(table)
     for bar in bars:
         relation = "≤" if bar.better == "lower" else "≥"
@@ -70,6 +70,12 @@ def report(
             "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
         }
         chosen.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _shown(value: str | float | int) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
 def _commit() -> str:

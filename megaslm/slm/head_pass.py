@@ -15,7 +15,7 @@ from megaslm.slm.exponentials import exponentials
 
 _LOGIT_BYTES_ON_GPU = 512 << 20
 _LOGIT_BYTES_ON_CPU = 32 << 20
-_FEWEST_ROWS_ON_GPU = 1024
+_FEWEST_ROWS_ON_GPU = 2048
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,23 @@ class HeadPass:
         self.bias = None if bias is None else bias.to(self.loss_dtype)
         self._logits = torch.empty(0, dtype=self.loss_dtype, device=hidden.device)
 
-    def chunk_rows(self) -> int:
-        """How many rows' logits are held at once."""
-        row_bytes = self.weight.shape[0] * self.loss_dtype.itemsize
-        if self.hidden.is_cuda:
-            return max(_FEWEST_ROWS_ON_GPU, _LOGIT_BYTES_ON_GPU // row_bytes)
-        return max(1, _LOGIT_BYTES_ON_CPU // row_bytes)
-
     def chunks(self) -> list[Tensor]:
         """All rows in chunks, (n,) int64 each. A chunk takes every so manieth row: a fair sample of the call."""
         total = len(self.targets)
-        count = max(1, -(-total // self.chunk_rows()))
+        count = self._chunk_count(total, self.loss_dtype)
         return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
+
+    def chunks_of(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """The given rows in chunks, of which (n, V) elements of a dtype are held at once."""
+        return rows.tensor_split(self._chunk_count(len(rows), dtype))
+
+    def _chunk_count(self, rows: int, dtype: torch.dtype) -> int:
+        row_bytes = self.weight.shape[0] * dtype.itemsize
+        if self.hidden.is_cuda:
+            most_rows = max(_FEWEST_ROWS_ON_GPU, _LOGIT_BYTES_ON_GPU // row_bytes)
+        else:
+            most_rows = max(1, _LOGIT_BYTES_ON_CPU // row_bytes)
+        return max(1, -(-rows // most_rows))
 
     def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
         """The softmax of the given rows, its exponentials in `out`, or where the next call may overwrite them."""
@@ -137,10 +142,7 @@ class HeadGradient:
             self.hidden[rows] = by_hidden.to(self.hidden.dtype)
         if self.weight is not None:
             scaled = (head.hidden[rows] * coefficient).to(head.hidden.dtype)
-            if derivative.dtype == self.weight.dtype:
-                self.weight.addmm_(derivative.t(), scaled)
-            else:
-                self.weight += _product(derivative.t(), scaled)
+            _accumulate_product(self.weight, derivative.t(), scaled)
         if self.bias is not None:
             self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
 
@@ -158,6 +160,14 @@ class HeadGradient:
         target_logit = softmax.norms.log() + softmax.peaks - softmax.losses
         slope = capped.scatter_(1, targets, target_logit[:, None]).div_(softcap).square_().neg_().add_(1.0)
         return derivative.scatter_(1, targets, at_target).mul_(slope)
+
+
+def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in at least float32."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

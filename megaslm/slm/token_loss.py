@@ -172,20 +172,25 @@ class _HeadLoss(torch.autograd.Function):
     def backward(
         ctx: Any, grad_total: Tensor, _grad_losses: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
-        # In place: these are the largest tensors of the pass. A second backward finds them changed and raises.
-        hidden, weight, bias = (
-            None if gradient is None else gradient.mul_(grad_total) for gradient in ctx.saved_tensors
-        )
+        hidden, weight, bias = ctx.saved_tensors
         return (
-            hidden,
-            None if weight is None else weight.to(ctx.weight_dtype),
-            None if bias is None else bias.to(ctx.weight_dtype),
+            None if hidden is None else _scaled(hidden, grad_total, hidden.dtype),
+            None if weight is None else _scaled(weight, grad_total, ctx.weight_dtype),
+            None if bias is None else _scaled(bias, grad_total, ctx.weight_dtype),
             None,
             None,
             None,
             None,
             None,
         )
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient times a scalar, in place: these are the largest tensors of the pass.
+
+    A second backward pass finds them changed, and torch raises.
+    """
+    return gradient.mul_(factor).to(dtype)
 
 
 def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -> Tensor:
@@ -214,7 +219,7 @@ def _add_from_cache(
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(head.chunks())] = torch.arange(shape[0], device=device)
     selected = select(losses)
-    for rows in _read_rows(selected, selected.mask).split(head.chunk_rows()):
+    for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])
         gradient.add(rows, kept, row_weight[rows])
     return losses, selected.mask
@@ -236,7 +241,7 @@ def _add_around_cut(
             gradient.add(rows[best], softmax.take(best), row_weight[rows[best]] * sure)
             added[rows[best]] = sure
     selected = select(losses)
-    for rows in _read_rows(selected, selected.mask ^ added).split(head.chunk_rows()):
+    for rows in head.chunks_of(_read_rows(selected, selected.mask ^ added), head.loss_dtype):
         missing = selected.mask[rows]
         weights = row_weight[rows].where(missing, -row_weight[rows])
         gradient.add(rows, head.softmax(rows), weights, keep=missing)

@@ -70,7 +70,7 @@ def test_without_a_reference_there_is_no_excess() -> None:
 
 
 def test_excess_beyond_the_limits_counts_at_the_limits() -> None:
-    targets, losses = targets_and_losses(0)
+    targets, _ = targets_and_losses(0)
     assert targets.ref_loss is not None
     found = summarise(sums_of(targets, targets.ref_loss + 1000.0)[0].tolist())
     assert all(value == pytest.approx(16.0, abs=1 / 32) for value in found.excess_quantiles.values())
