@@ -49,7 +49,7 @@ def render(settings: Sequence[ExplainedSetting]) -> Table:
 
 
 def _meaning(section: BaseModel, path: KeyPath) -> str:
-    """The docstring of the innermost field on the way to `path` that has one."""
+    """The docstring of the innermost field on the way to `path` that has one, in one line."""
     meaning = ""
     current: object = section
     for part in path:
@@ -58,4 +58,4 @@ def _meaning(section: BaseModel, path: KeyPath) -> str:
             current = getattr(current, str(part))
         elif isinstance(current, dict | list | tuple):
             current = current[part]  # type: ignore[index]
-    return meaning
+    return " ".join(meaning.split())

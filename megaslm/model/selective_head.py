@@ -98,7 +98,7 @@ class SelectiveHead(nn.Linear):
         """Runs over the rows that are wanted, and no others; the losses of those are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
         total, chosen = weighted_loss(
-            hidden[known.rows], self.weight, targets[known.rows], ones, self.bias, self.transform
+            hidden.index_select(0, known.rows), self.weight, targets[known.rows], ones, self.bias, self.transform
         )
         losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
         losses[known.rows] = chosen

@@ -1,1 +1,1 @@
-"""The method: pure torch, tensors in, tensors out. Collectives reach it as callables."""
+"""The method: tensors in, tensors out, torch alone but for one kernel. Collectives reach it as callables."""

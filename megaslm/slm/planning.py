@@ -111,7 +111,8 @@ class StepPlanner:
     def above_threshold(self, cuts: RecentCuts) -> StepPlan:
         """What lies above the cut that the steps before lead one to expect; k·N stands for the number of selected."""
         everything = self._ranked(joined(self.micro_batches))
-        valid, count = self._valid_count(), self._counts(everything.targets, self.all_reduce_sum)[0]
+        valid, eligible = self._population(everything.targets, self.all_reduce_sum)[:, 0]
+        count = keep_count(valid, self.ratio).minimum(eligible)
         threshold = cuts.threshold(valid.device)
         choices = []
         for targets in self.micro_batches:
@@ -124,7 +125,7 @@ class StepPlanner:
             scores = torch.cat([choice.scores.flatten() for choice in choices])
             return self._rank_at(scores, everything, cuts.corrected(count, valid))
 
-        denominator = (valid.double() * float(self.ratio)).minimum(self._eligible_count().double())
+        denominator = (valid.double() * float(self.ratio)).minimum(eligible.double())
         return StepPlan(tuple(choices), denominator, threshold=threshold, cut=cut)
 
     def within_micro_batches(self, cuts: RecentCuts) -> StepPlan:
@@ -209,15 +210,12 @@ class StepPlanner:
 
     def _counts(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
         """K of each group: ⌊k·N + ½⌋ of its N valid targets, or what is eligible where that is less; (G,) int64."""
-        counts = torch.stack([groups.valid.sum(1), groups.eligible(self.rule.max_ref_loss).sum(1)])
-        valid, eligible = all_reduce_sum(counts)
+        valid, eligible = self._population(groups, all_reduce_sum)
         return keep_count(valid, self.ratio).minimum(eligible)
 
-    def _valid_count(self) -> Tensor:
-        return self._sum([targets.valid.sum() for targets in self.micro_batches])
-
-    def _eligible_count(self) -> Tensor:
-        return self._sum([targets.eligible(self.rule.max_ref_loss).sum() for targets in self.micro_batches])
+    def _population(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
+        """How many targets of each group are valid, and how many eligible; (2, G) int64."""
+        return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(self.rule.max_ref_loss).sum(1)]))
 
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
         return self.all_reduce_sum(torch.stack(list(parts)).sum())

@@ -48,7 +48,14 @@ class CutForecast:
 
 
 class TopOfGroups:
-    """The `count` largest scores of each group, over the ranks among which the groups are spread."""
+    """The `count` largest scores of each group, over the ranks among which the groups are spread.
+
+    Once chosen, `scores` are (G, n) float32, `mask` is (G·n,) bool, and `cut` (G,) int64, see `select_top`.
+    """
+
+    scores: Tensor
+    mask: Tensor
+    cut: Tensor
 
     def __init__(
         self, ranked: RankedTargets, count: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
@@ -71,7 +78,13 @@ class TopOfGroups:
 
 
 class AboveThreshold:
-    """The eligible targets whose (score, hash of key) is at or above a rank."""
+    """The eligible targets whose (score, hash of key) is at or above a rank.
+
+    Once chosen, `scores` are (G, n) float32 and `mask` is (G·n,) bool.
+    """
+
+    scores: Tensor
+    mask: Tensor
 
     def __init__(self, ranked: RankedTargets, threshold: Tensor, forecast: CutForecast | None) -> None:
         """Takes the threshold as an int64 scalar."""

@@ -1,4 +1,4 @@
-"""Which targets are trained on: the K of largest score, ties to the lower key (Rho-1, section 2.2, equation 4).
+"""Which targets are trained on: the K of largest score, ties to the lower key (Rho-1, section 2.2, equation 5).
 
 Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The cut is
 found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance, nothing is

@@ -41,7 +41,7 @@ def token_losses(
     bias: Tensor | None = None,
     transform: LogitTransform = PLAIN_LOGITS,
 ) -> Tensor:
-    """-ln p(target) of every row, in nats (Rho-1, equation 2). No gradient flows.
+    """-ln p(target) of every row, in nats (Rho-1, equations 1 and 2). No gradient flows.
 
     Args:
         hidden: (T, D) float32 or bfloat16.
