@@ -87,7 +87,7 @@ def joined(micro_batches: list[Targets]) -> Targets:
 
 
 def static_scores(score: StaticScore, targets: Targets, *, seed: int, step: int) -> Tensor:
-    """The scores that do not depend on the model: −ref_loss and −ref_entropy (Rho-1's self-reference), or a hash of the key.
+    """Scores that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference) or a hash of the key.
 
     Returns:
         float32, of the targets' shape.
