@@ -99,7 +99,9 @@ def naive_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 def peers() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
     """Exact heads of others that are installed here."""
-    found: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"compiled CE": torch.compile(naive_losses)}
+    # Compiling for a CPU would need a compiler, and tell nothing here.
+    compiled = torch.compile(naive_losses) if DEVICE.type == "cuda" else naive_losses
+    found: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"compiled CE": compiled}
     if find_spec("liger_kernel"):
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 

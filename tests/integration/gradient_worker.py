@@ -21,6 +21,7 @@ from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm import head_pass
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
@@ -279,6 +280,8 @@ def config_of(case: Case, world: World) -> RunConfig:
 def main(output: Path) -> None:
     torch.set_num_threads(1)
     world = join_world()
+    # Several chunks a call, and not equally many on the two ranks: no rank waits for another inside the head.
+    head_pass._LOGIT_BYTES_ON_CPU = 4 * VOCAB_SIZE * (10 + 20 * world.rank)
     cases = list(every_case())
     # Before the first engine announces itself: from then on transformers divides every model it builds.
     definitions: dict[object, Definition] = {}
