@@ -25,7 +25,7 @@ class StepRecord:
     tokens_per_second: float
     """Over the steps since the last report, all ranks together."""
     threshold: float | None = None
-    """Score of the last target that was selected (under scopes of smaller groups, the mean of theirs)."""
+    """Score from which targets were selected; where each row or micro-batch has its own, their mean; null where all were."""
     excess_quantiles: dict[str, float] = field(default_factory=dict)
     """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
     domain_ratio: dict[str, float] = field(default_factory=dict)

@@ -76,7 +76,8 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
 def read_progress(folder: Path) -> Progress:
     """Where the run stood when the checkpoint was written."""
     stored = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
-    selection = stored.pop("selection")
+    # Version 0.1.0 remembered nothing of the steps before.
+    selection = stored.pop("selection", asdict(AT_START))
     return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))
 
 

@@ -1,5 +1,6 @@
 """From steps on the device to records: one read of the device a report, however many steps it covers."""
 
+import math
 import time
 
 import torch
@@ -55,7 +56,7 @@ class Reporter:
             return
         sums: list[list[float]] = torch.stack([result.sums for result in self._waiting]).tolist()
         norms = [float(result.gradient_norm) for result in self._waiting]
-        thresholds = [None if result.threshold is None else float(result.threshold) for result in self._waiting]
+        thresholds: list[float] = torch.stack([result.threshold for result in self._waiting]).tolist()
         now = time.monotonic()
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
         records: list[Record] = []
@@ -79,7 +80,7 @@ class Reporter:
                     learning_rate=result.learning_rate,
                     gradient_norm=norm,
                     tokens_per_second=tokens_per_second,
-                    threshold=threshold,
+                    threshold=None if math.isnan(threshold) else threshold,
                     excess_quantiles=summary.excess_quantiles,
                     domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
                 )

@@ -26,13 +26,13 @@ class StepResult:
     """What a step did, still on the device.
 
     `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score from which targets
-    were selected, None where all were. `gradient_norm`: before clipping.
+    were selected, NaN where all were or none. `gradient_norm`: before clipping.
     """
 
     step: int
     learning_rate: float
     sums: Tensor
-    threshold: Tensor | None
+    threshold: Tensor
     gradient_norm: Tensor | float
 
 
@@ -79,11 +79,12 @@ def train_step(
             micro_batch.domain,
             domain_count,
         )
+    threshold = objective.end_step(plan)
     return StepResult(
         step=moment.step,
         learning_rate=learning_rate,
         sums=all_reduce_sum(sums),
-        threshold=objective.end_step(plan),
+        threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
         gradient_norm=engine.gradient_norm(),
     )
 
