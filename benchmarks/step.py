@@ -1,8 +1,8 @@
 """A whole optimiser step of SLM against one of CLM, and against a reference model that runs beside the training."""
 
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from megaslm.model.load import Sharding, build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.planning import Moment, SelectionRule
+from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.step import train_step
 
 ROOT = Path(__file__).parents[1]
@@ -33,8 +33,8 @@ K60 = KeepRatio(Decimal("0.6"))
 class Whole:
     """A model that no one divides."""
 
-    def whole(self, parameters: object) -> tempfile.TemporaryDirectory[str]:
-        return tempfile.TemporaryDirectory()
+    def whole(self, parameters: object) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 class Trainer:
@@ -56,6 +56,7 @@ class Trainer:
         self.vocab_size = lm.config.vocab_size
         self.generator = torch.Generator().manual_seed(0)
         self.steps = 0
+        self.rows_read = 0
 
     def step(self, objective: Objective, reference: Callable[[Tensor], Tensor] | None = None) -> None:
         """One step; with `reference`, its losses are computed first and not read."""
@@ -77,7 +78,8 @@ class Trainer:
         shape = (self.plan.micro_batch_rows, self.seq_len + 1)
         # Frequent and rare tokens, as text has them.
         tokens = (self.vocab_size * torch.rand(shape, generator=self.generator) ** 3).long()
-        rows = torch.arange(shape[0]) + self.steps * shape[0]
+        rows = torch.arange(shape[0]) + self.rows_read
+        self.rows_read += shape[0]
         ref_loss = 8.3 + 0.5 * torch.randn(shape[0], self.seq_len, generator=self.generator)
         if reference is not None:
             ref_loss = reference(tokens) + ref_loss - 8.3

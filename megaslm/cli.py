@@ -101,7 +101,8 @@ def score(
     entropy: Annotated[
         bool,
         typer.Option(
-            "--entropy", help="Store the entropy of the reference's predictions as well; slm.score entropy needs it."
+            "--entropy",
+            help="Also store the entropies of its predictions, for the scores entropy and reference_and_entropy.",
         ),
     ] = False,
     json_file: JsonFile = None,

@@ -23,12 +23,13 @@ def run_together(world_size: int, rank: Callable[[int, AllReduceSum], T]) -> lis
 
     def run(number: int) -> None:
         def all_reduce_sum(tensor: Tensor) -> Tensor:
-            shared[number] = tensor
+            shared[number] = tensor.clone()
             barrier.wait()
             total = sum(part for part in shared if part is not None)
             barrier.wait()
             assert isinstance(total, Tensor)
-            return total
+            # In place, as the collective works.
+            return tensor.copy_(total)
 
         try:
             results[number] = rank(number, all_reduce_sum)

@@ -115,7 +115,7 @@ class TrainSection(Section):
     """The objective, the batch and the optimiser."""
 
     objective: Literal["clm", "slm"]
-    """clm trains on every target; slm on those whose excess loss is among the top `slm.keep_ratio`."""
+    """clm trains on every target; slm on those whose `slm.score` is among the top `slm.keep_ratio`."""
     total_tokens: Positive
     """Targets to read in all; may be raised when a run is resumed."""
     global_batch_tokens: Positive
@@ -198,7 +198,7 @@ class SlmSection(Section):
         if self.mode == "running" and (self.scope != "batch" or self.score not in ("excess", "loss")):
             raise ValueError(
                 f"mode running needs scope batch and score excess or loss; found scope {self.scope} and score "
-                f"{self.score}, whose choice is exact at no cost"
+                f"{self.score}, whose choice is exact in one pass: use mode exact"
             )
         return self
 

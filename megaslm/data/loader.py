@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,16 @@ class MicroBatch:
     """B rows of one rank.
 
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers in the dataset. `domain`: (B,) int64.
-    `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored. `ref_entropy`: likewise, or None where
-    the dataset holds none. `visit`: how often the dataset was read before.
+    `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored. `visit`: how often the dataset was read
+    before. `ref_entropy`: (B, L) float32 in nats, or None where the dataset holds none.
     """
 
     tokens: Tensor
     rows: Tensor
     domain: Tensor
     ref_loss: Tensor | None
-    ref_entropy: Tensor | None = field(default=None, kw_only=True)
     visit: int
+    ref_entropy: Tensor | None = None
 
     def pin_memory(self) -> "MicroBatch":
         """The same micro-batch in page-locked memory, from which copies need not be waited for."""

@@ -103,7 +103,7 @@ class SelectiveHead(nn.Linear):
         losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
         losses[known.rows] = chosen
         losses[known.rest] = token_losses(
-            hidden[known.rest].detach(), self.weight, targets[known.rest], self.bias, self.transform
+            hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.transform
         )
         return total, losses
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Every:
-    """All rows that `mask` marks, nearly all there are: the head runs over every row and counts nothing.
+    """All valid rows: the head runs over every row and need not know how many `mask` leaves out.
 
     `mask`: (T,) bool.
     """
@@ -38,7 +38,7 @@ class Selected(NamedTuple):
     """What a choice by loss comes to.
 
     `mask`: (T,) bool. `non_finite`: (T,) bool, the rows that cannot be ranked because their score is NaN or infinite.
-    `stop`: int64 scalar, how many such rows there are; where several ranks choose together, over all of them.
+    `stop`: int64 scalar, how many such rows there are on all ranks: they have to stop together.
     """
 
     mask: Tensor

@@ -8,7 +8,9 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from shutil import which
+from sysconfig import get_path
 
 import torch
 from torch import Tensor
@@ -92,9 +94,10 @@ def _shift_by_maximum(logits: Tensor, targets: Tensor) -> Tensor:
 
 @cache
 def _fused() -> Exponentials | None:
-    """The Triton kernel; None where Triton is not installed, or has no C compiler to build its launcher with."""
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    if find_spec("triton") is None or not any(which(compiler) for compiler in compilers):
+    """The Triton kernel; None where Triton is not installed, or has no C compiler and headers to build its launcher."""
+    has_compiler = any(which(compiler) for compiler in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    has_headers = Path(get_path("include"), "Python.h").is_file()
+    if find_spec("triton") is None or not has_compiler or not has_headers:
         return None
     from megaslm.slm.triton_exponentials import fused_exponentials
 

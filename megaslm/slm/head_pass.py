@@ -67,7 +67,7 @@ class HeadPass:
         self._logits = torch.empty(0, dtype=self.loss_dtype, device=hidden.device)
 
     def chunks(self) -> list[Tensor]:
-        """All rows in chunks, (n,) int64 each. A chunk takes every so manieth row: a fair sample of the call."""
+        """All rows in chunks, (n,) int64 each. Each of c chunks takes every c-th row: a fair sample."""
         total = len(self.targets)
         count = self._chunk_count(total, self.loss_dtype)
         return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
@@ -114,12 +114,12 @@ class HeadPass:
 
 
 class HeadGradient:
-    """The gradient of a weighted sum of losses, collected chunk by chunk; weights and biases in float32."""
+    """The gradient of a weighted sum of losses, collected chunk by chunk, in float32."""
 
-    def __init__(self, head: HeadPass, hidden_dtype: torch.dtype, *, of_hidden: bool, of_weight: bool) -> None:
+    def __init__(self, head: HeadPass, *, of_hidden: bool, of_weight: bool) -> None:
         """Starts at zero; what is not asked for is not computed."""
         self._head = head
-        self.hidden = torch.zeros_like(head.hidden, dtype=hidden_dtype) if of_hidden else None
+        self.hidden = torch.zeros_like(head.hidden, dtype=head.loss_dtype) if of_hidden else None
         self.weight = torch.zeros_like(head.weight, dtype=head.loss_dtype) if of_weight else None
         self.bias = torch.zeros_like(head.bias) if of_weight and head.bias is not None else None
 
@@ -139,7 +139,7 @@ class HeadGradient:
             by_hidden = _product(derivative, head.weight) * coefficient
             if keep is not None:
                 by_hidden = by_hidden.where(keep[:, None], 0.0)
-            self.hidden[rows] = by_hidden.to(self.hidden.dtype)
+            self.hidden[rows] = by_hidden
         if self.weight is not None:
             scaled = (head.hidden[rows] * coefficient).to(head.hidden.dtype)
             _accumulate_product(self.weight, derivative.t(), scaled)

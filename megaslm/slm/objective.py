@@ -8,11 +8,13 @@ it is known before the first backward pass.
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from megaslm.slm.planning import MeasureLosses, Moment, SelectionRule, StepPlan, StepPlanner, plan_for_all
-from megaslm.slm.recent_cuts import AT_START, RecentCuts, SelectionState, score_of_rank
+from megaslm.slm.planning import StepPlanner, plan_for_all
+from megaslm.slm.recent_cuts import AT_START, NOTHING_CUT, RecentCuts, SelectionState, score_of_rank
 from megaslm.slm.selection import AllReduceSum
+from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets
 
 
@@ -30,7 +32,8 @@ class Objective(Protocol):
         ...
 
     def end_step(self, plan: StepPlan) -> Tensor | None:
-        """Takes note of the choices. Gives the score from which targets were selected, a float32 scalar.
+        """Takes note of the choices. Gives the score from which targets were selected, a float32 scalar, NaN where
+        there were none to select.
 
         Called on every rank; contains collectives.
         """
@@ -84,7 +87,7 @@ class SelectiveObjective:
             NonFiniteScore: a target cannot be ranked.
         """
         step = StepPlanner(self._rule, list(micro_batches), moment, measure_losses, all_reduce_sum)
-        if step.ratio == 1 and self._rule.max_ref_loss is None and self._rule.score != "reference_and_entropy":
+        if self._rule.keep_ratio.at(moment.tokens) == 1 and self._rule.max_ref_loss is None:
             return plan_for_all(micro_batches, all_reduce_sum)
         if self._rule.score == "reference_and_entropy":
             return step.in_intersection()
@@ -102,7 +105,8 @@ class SelectiveObjective:
             return None
         cut = plan.cut()
         self._cuts.add(cut)
-        return score_of_rank(cut if plan.threshold is None else plan.threshold)
+        selected_from = cut if plan.threshold is None else plan.threshold
+        return score_of_rank(selected_from).where(selected_from != NOTHING_CUT, torch.nan)
 
     def state(self) -> SelectionState:
         """The recent cuts."""

@@ -1,18 +1,16 @@
 """How one step of selective language modeling is planned, for each kind of score, scope and mode."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Choice, Every, Known
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.ranking import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
-from megaslm.slm.recent_cuts import HIGHEST_RANK, RANK_BITS, RecentCuts, ranks_of
+from megaslm.slm.recent_cuts import NOTHING_CUT, RANK_BITS, RecentCuts, ranks_of
 from megaslm.slm.selection import (
     AllReduceSum,
     Top,
@@ -23,55 +21,8 @@ from megaslm.slm.selection import (
     score_of_image,
     select_top,
 )
-from megaslm.slm.targets import LossScore, Score, StaticScore, Targets, joined, static_scores
-
-Scope = Literal["batch", "sequence", "microbatch"]
-Mode = Literal["exact", "running"]
-
-MeasureLosses = Callable[[int], Tensor]
-"""Runs the model over one micro-batch, named by its number, without gradients: (B, L) float32 losses."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """When a step happens: its number, counted from 1, and the targets read before it."""
-
-    step: int
-    tokens: int
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """How to choose in each micro-batch, and by what to divide.
-
-    `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
-    `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
-    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: to be
-    called when the choices are made: the rank at which the next steps are to be cut, an int64 scalar; without a
-    `threshold` also that of this step. It contains collectives.
-    """
-
-    choices: tuple[Choice, ...]
-    denominator: Tensor
-    losses: tuple[Tensor, ...] | None = None
-    threshold: Tensor | None = None
-    cut: Callable[[], Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class SelectionRule:
-    """What is ranked, among what, and how much of it is kept."""
-
-    keep_ratio: KeepRatio
-    score: Score = "excess"
-    scope: Scope = "batch"
-    mode: Mode = "exact"
-    max_ref_loss: float | None = None
-    """Targets of a larger reference loss are never selected, in nats."""
-    measure_rest: bool = True
-    """Whether losses of unselected targets are computed where the choice does not need them."""
-    seed: int = 0
-    """Of the score `random`."""
+from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.targets import LossScore, StaticScore, Targets, joined, static_scores
 
 
 class StepPlanner:
@@ -86,68 +37,74 @@ class StepPlanner:
         all_reduce_sum: AllReduceSum,
     ) -> None:
         """Takes what `Objective.plan_step` is given."""
-        self.rule = rule
-        self.micro_batches = micro_batches
-        self.moment = moment
-        self.measure_losses = measure_losses
-        self.all_reduce_sum = all_reduce_sum
-        self.ratio = rule.keep_ratio.at(moment.tokens)
+        self._rule = rule
+        self._micro_batches = micro_batches
+        self._moment = moment
+        self._measure_losses = measure_losses
+        self._all_reduce_sum = all_reduce_sum
+        self._ratio = rule.keep_ratio.at(moment.tokens)
 
     def over_all(self, cuts: RecentCuts) -> StepPlan:
         """The top of the whole step, exactly."""
-        ranked = self._ranked(joined(self.micro_batches))
-        count = self._counts(ranked.targets, self.all_reduce_sum)
-        if len(self.micro_batches) == 1:
-            forecast = forecast_from(cuts, ranked, float(self.ratio), surely=False)
-            choice = TopOfGroups(ranked, count, self.all_reduce_sum, forecast)
+        ranked = self._ranked(joined(self._micro_batches))
+        count = self._counts(ranked.targets, self._all_reduce_sum)
+        if len(self._micro_batches) == 1:
+            forecast = forecast_from(cuts, ranked, float(self._ratio), surely=False)
+            choice = TopOfGroups(ranked, count, self._all_reduce_sum, self._all_reduce_sum, forecast)
             return StepPlan((choice,), count[0], cut=lambda: self._cut_rank(choice.cut, choice.scores, ranked, count))
         # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
-        losses = tuple(self.measure_losses(number) for number in range(len(self.micro_batches)))
+        losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
         scores = ranked.scores(torch.cat([part.flatten() for part in losses]))
-        top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self.all_reduce_sum)
+        top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
         choices = self._known(self._split(top.mask), self._split(ranked.unrankable(scores)), measure_rest=False)
         return StepPlan(choices, count[0], losses=losses, cut=lambda: self._cut_rank(top.cut, scores, ranked, count))
 
     def above_threshold(self, cuts: RecentCuts) -> StepPlan:
         """What lies above the cut that the steps before lead one to expect; k·N stands for the number of selected."""
-        everything = self._ranked(joined(self.micro_batches))
-        valid, eligible = self._population(everything.targets, self.all_reduce_sum)[:, 0]
-        count = keep_count(valid, self.ratio).minimum(eligible)
+        everything = self._ranked(joined(self._micro_batches))
+        valid, eligible = self._population(everything.targets, self._all_reduce_sum)[:, 0]
+        count = keep_count(valid, self._ratio).minimum(eligible)
         threshold = cuts.threshold(valid.device)
         choices = []
-        for targets in self.micro_batches:
+        for targets in self._micro_batches:
             ranked = self._ranked(targets)
-            forecast = forecast_from(cuts, ranked, float(self.ratio), surely=True)
-            choices.append(AboveThreshold(ranked, threshold, forecast))
+            forecast = forecast_from(cuts, ranked, float(self._ratio), surely=True)
+            choices.append(AboveThreshold(ranked, threshold, self._all_reduce_sum, forecast))
 
         def cut() -> Tensor:
-            cuts.add_surplus(self._sum([choice.mask.sum() for choice in choices]), count, valid)
+            cuts.add_surplus(self._sum([choice.mask.sum() for choice in choices]), count)
             scores = torch.cat([choice.scores.flatten() for choice in choices])
             return self._rank_at(scores, everything, cuts.corrected(count, valid))
 
-        denominator = (valid.double() * float(self.ratio)).minimum(eligible.double())
+        denominator = (valid.double() * float(self._ratio)).minimum(eligible.double())
         return StepPlan(tuple(choices), denominator, threshold=threshold, cut=cut)
 
     def within_micro_batches(self, cuts: RecentCuts) -> StepPlan:
         """The top of each row, or of each rank's micro-batch."""
-        ranked = [self._ranked(self._in_groups(targets)) for targets in self.micro_batches]
+        ranked = [self._ranked(self._in_groups(targets)) for targets in self._micro_batches]
         counts = [self._counts(groups.targets, on_this_rank_alone) for groups in ranked]
         choices = tuple(
-            TopOfGroups(groups, count, on_this_rank_alone, forecast_from(cuts, groups, float(self.ratio), surely=False))
+            TopOfGroups(
+                groups,
+                count,
+                on_this_rank_alone,
+                self._all_reduce_sum,
+                forecast_from(cuts, groups, float(self._ratio), surely=False),
+            )
             for groups, count in zip(ranked, counts, strict=True)
         )
         return StepPlan(
             choices,
-            self.all_reduce_sum(torch.stack([count.sum() for count in counts]).sum()),
+            self._all_reduce_sum(torch.stack([count.sum() for count in counts]).sum()),
             cut=lambda: self._mean_cut([choice.cut for choice in choices], counts),
         )
 
     def by_static_score(self) -> StepPlan:
         """The top by a score that the model has no part in."""
-        score = cast(StaticScore, self.rule.score)
+        score = cast(StaticScore, self._rule.score)
         tops, unrankable, counts = self._static_tops(score)
-        choices = self._known([top.mask for top in tops], unrankable, measure_rest=self.rule.measure_rest)
-        total = counts[0][0] if self.rule.scope == "batch" else self._sum([count.sum() for count in counts])
+        choices = self._known([top.mask for top in tops], unrankable, measure_rest=self._rule.measure_rest)
+        total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
         return StepPlan(choices, total, cut=lambda: self._mean_cut([top.cut for top in tops], counts))
 
     def in_intersection(self) -> StepPlan:
@@ -158,19 +115,21 @@ class StepPlanner:
         choices = self._known(
             masks,
             [one | other for one, other in zip(unrankable, as_well, strict=True)],
-            measure_rest=self.rule.measure_rest,
+            measure_rest=self._rule.measure_rest,
         )
         return StepPlan(choices, self._sum([mask.sum() for mask in masks]))
 
     def _static_tops(self, score: StaticScore) -> tuple[list[Top], list[Tensor], list[Tensor]]:
         """Of each micro-batch the top, what cannot be ranked, and the counts of its groups."""
-        whole_step = self.rule.scope == "batch"
-        all_reduce_sum = self.all_reduce_sum if whole_step else on_this_rank_alone
-        groups = [joined(self.micro_batches)] if whole_step else [self._in_groups(part) for part in self.micro_batches]
+        whole_step = self._rule.scope == "batch"
+        all_reduce_sum = self._all_reduce_sum if whole_step else on_this_rank_alone
+        groups = [self._in_groups(part) for part in self._micro_batches]
+        if whole_step:
+            groups = [joined(self._micro_batches)]
         tops, unrankable, counts = [], [], []
         for targets in groups:
-            scores = static_scores(score, targets, seed=self.rule.seed, step=self.moment.step)
-            eligible = targets.eligible(self.rule.max_ref_loss)
+            scores = static_scores(score, targets, seed=self._rule.seed, step=self._moment.step)
+            eligible = targets.eligible(self._rule.max_ref_loss)
             counts.append(self._counts(targets, all_reduce_sum))
             tops.append(select_top(scores, targets.keys, eligible, counts[-1], all_reduce_sum))
             unrankable.append(eligible & ~torch.isfinite(scores))
@@ -185,11 +144,11 @@ class StepPlanner:
         """The choices that the masks make. The host reads how many rows each has: once a step."""
         rest = [
             targets.valid.flatten() & ~mask.flatten() if measure_rest else torch.zeros_like(mask.flatten())
-            for targets, mask in zip(self.micro_batches, masks, strict=True)
+            for targets, mask in zip(self._micro_batches, masks, strict=True)
         ]
         bad = torch.stack([part.sum() for part in unrankable])
         sizes = [torch.stack([mask.sum(), others.sum()]) for mask, others in zip(masks, rest, strict=True)]
-        stop, *counts = torch.cat([self.all_reduce_sum(bad.sum())[None], *sizes]).tolist()
+        stop, *counts = torch.cat([self._all_reduce_sum(bad.sum())[None], *sizes]).tolist()
         if stop:
             raise NonFiniteScore(torch.cat([part.flatten() for part in unrankable]).nonzero().squeeze(1).tolist())
         return tuple(
@@ -202,45 +161,46 @@ class StepPlanner:
         )
 
     def _ranked(self, targets: Targets) -> RankedTargets:
-        return RankedTargets(targets, targets.eligible(self.rule.max_ref_loss), cast(LossScore, self.rule.score))
+        return RankedTargets(targets, targets.eligible(self._rule.max_ref_loss), cast(LossScore, self._rule.score))
 
     def _in_groups(self, targets: Targets) -> Targets:
         """The targets as (G, n): a group is a row under `sequence` and all of them under the other scopes."""
-        return targets if self.rule.scope == "sequence" else joined([targets])
+        return targets if self._rule.scope == "sequence" else joined([targets])
 
     def _counts(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
         """K of each group: ⌊k·N + ½⌋ of its N valid targets, or what is eligible where that is less; (G,) int64."""
         valid, eligible = self._population(groups, all_reduce_sum)
-        return keep_count(valid, self.ratio).minimum(eligible)
+        return keep_count(valid, self._ratio).minimum(eligible)
 
     def _population(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
         """How many targets of each group are valid, and how many eligible; (2, G) int64."""
-        return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(self.rule.max_ref_loss).sum(1)]))
+        return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(self._rule.max_ref_loss).sum(1)]))
 
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
-        return self.all_reduce_sum(torch.stack(list(parts)).sum())
+        return self._all_reduce_sum(torch.stack(list(parts)).sum())
 
     def _split(self, step: Tensor) -> list[Tensor]:
-        return list(step.flatten().split([targets.valid.numel() for targets in self.micro_batches]))
+        return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
 
     def _cut_rank(self, cut: Tensor, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
         """The rank of an exact cut; only a threshold needs to tell equal scores apart."""
-        if self.rule.mode == "running":
+        if self._rule.mode == "running":
             return self._rank_at(scores, ranked, count[0])
-        return cut[0] << HASH_BITS
+        return (cut << HASH_BITS).where(count > 0, NOTHING_CUT)[0]
 
     def _rank_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
-        """The rank of the last of the `count` largest over all ranks; the highest there is where that is none."""
+        """The rank of the last of the `count` largest over all ranks."""
         values = ranks_of(scores.view_as(ranked.eligible), ranked.targets.keys)
-        cut, _ = find_cut(values, RANK_BITS, ranked.eligible, count[None], self.all_reduce_sum)
-        return cut[0].where(count > 0, HIGHEST_RANK)
+        cut, _ = find_cut(values, RANK_BITS, ranked.eligible, count[None], self._all_reduce_sum)
+        return cut[0].where(count > 0, NOTHING_CUT)
 
     def _mean_cut(self, cuts: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
         """The rank of the mean score at which groups were cut, over those that were."""
         was_cut = torch.cat(list(counts)) > 0
         scores = score_of_image(torch.cat(list(cuts))).double().where(was_cut, 0.0)
-        total, groups = self.all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
-        return ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
+        total, groups = self._all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
+        mean = ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
+        return mean.where(groups > 0, NOTHING_CUT)
 
 
 def plan_for_all(micro_batches: Sequence[Targets], all_reduce_sum: AllReduceSum) -> StepPlan:

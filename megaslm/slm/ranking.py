@@ -50,6 +50,8 @@ class CutForecast:
 class TopOfGroups:
     """The `count` largest scores of each group, over the ranks among which the groups are spread.
 
+    `rank_sum` sums over those ranks, `all_reduce_sum` over all: whatever the groups, all ranks have to stop together.
+
     Once chosen, `scores` are (G, n) float32, `mask` is (G·n,) bool, and `cut` (G,) int64, see `select_top`.
     """
 
@@ -58,20 +60,24 @@ class TopOfGroups:
     cut: Tensor
 
     def __init__(
-        self, ranked: RankedTargets, count: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
+        self,
+        ranked: RankedTargets,
+        count: Tensor,
+        rank_sum: AllReduceSum,
+        all_reduce_sum: AllReduceSum,
+        forecast: CutForecast | None,
     ) -> None:
-        """Takes (G,) int64 counts, the same on every rank."""
+        """Takes (G,) int64 counts, the same on every rank among which the groups are spread."""
         self.forecast = forecast
         self._ranked = ranked
         self._count = count
+        self._rank_sum = rank_sum
         self._all_reduce_sum = all_reduce_sum
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
         self.scores = self._ranked.scores(losses)
-        top = select_top(
-            self.scores, self._ranked.targets.keys, self._ranked.eligible, self._count, self._all_reduce_sum
-        )
+        top = select_top(self.scores, self._ranked.targets.keys, self._ranked.eligible, self._count, self._rank_sum)
         self.mask, self.cut = top.mask.flatten(), top.cut
         unrankable = self._ranked.unrankable(self.scores).flatten()
         return Selected(self.mask, unrankable, self._all_reduce_sum(unrankable.sum()))
@@ -86,11 +92,14 @@ class AboveThreshold:
     scores: Tensor
     mask: Tensor
 
-    def __init__(self, ranked: RankedTargets, threshold: Tensor, forecast: CutForecast | None) -> None:
-        """Takes the threshold as an int64 scalar."""
+    def __init__(
+        self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
+    ) -> None:
+        """Takes the threshold as an int64 scalar, the same on every rank."""
         self.forecast = forecast
         self._ranked = ranked
         self._threshold = threshold
+        self._all_reduce_sum = all_reduce_sum
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
@@ -98,7 +107,7 @@ class AboveThreshold:
         above = ranks_of(self.scores, self._ranked.targets.keys) >= self._threshold
         self.mask = (self._ranked.eligible & above).flatten()
         unrankable = self._ranked.unrankable(self.scores).flatten()
-        return Selected(self.mask, unrankable, unrankable.sum())
+        return Selected(self.mask, unrankable, self._all_reduce_sum(unrankable.sum()))
 
 
 def forecast_from(cuts: RecentCuts, ranked: RankedTargets, share: float, *, surely: bool) -> CutForecast | None:

@@ -10,11 +10,12 @@ from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.selection import SCORE_BITS, ordered_image, score_of_image
 
 RANK_BITS = SCORE_BITS + HASH_BITS
-HIGHEST_RANK = (1 << RANK_BITS) - 1
+NOTHING_CUT = -1
+"""In the place of a rank: the step had nothing to select."""
 _WINDOW = 3
 _STEPS_TO_BALANCE = 10
-# Half a step's targets: after a jump the balance is not sought for longer than some twenty steps.
-_LARGEST_SURPLUS = 0.5
+# One step's K: after a jump the balance is not sought for longer than some twenty steps, nor by more than K/10 a step.
+_LARGEST_SURPLUS = 1.0
 
 
 def ranks_of(scores: Tensor, keys: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ class SelectionState:
     """What a resumed run has to know of the steps before, equal on all ranks.
 
     `cuts`: the ranks at which the last steps were cut, oldest first. `surplus`: what steps under a threshold selected
-    beyond K, by the valid targets of one step.
+    beyond K, as a part of K.
     """
 
     cuts: tuple[int, ...] = ()
@@ -60,27 +61,32 @@ class RecentCuts:
         return bool(self._cuts)
 
     def add(self, cut: Tensor) -> None:
-        """Keeps the cut of a step, an int64 scalar."""
+        """Keeps the cut of a step, an int64 scalar, or `NOTHING_CUT`."""
         self._cuts.append(cut)
 
-    def add_surplus(self, selected: Tensor, count: Tensor, valid: Tensor) -> None:
-        """Takes note of a step under a threshold: how many it selected, K, and its valid targets, over all ranks."""
-        surplus = self._surplus.to(valid.device) + (selected - count) / valid.clamp(min=1)
+    def add_surplus(self, selected: Tensor, count: Tensor) -> None:
+        """Takes note of a step under a threshold: how many it selected, and K, over all ranks; int64 scalars."""
+        surplus = self._surplus.to(count.device, non_blocking=True) + (selected - count) / count.clamp(min=1)
         self._surplus = surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
 
     def corrected(self, count: Tensor, valid: Tensor) -> Tensor:
-        """How many of the `valid` targets to cut at, for K to come out on average; int64."""
-        correction = (self._surplus.to(valid.device) * valid / _STEPS_TO_BALANCE).round().to(torch.int64)
-        return torch.minimum((count - correction).clamp(min=0), valid)
+        """At which of the `valid` targets to cut, for K to come out on average; int64 scalar."""
+        surplus = self._surplus.to(count.device, non_blocking=True)
+        return torch.minimum(count - (surplus * count / _STEPS_TO_BALANCE).round().to(torch.int64), valid)
 
     def threshold(self, device: torch.device) -> Tensor:
-        """The median of the cuts, an int64 scalar."""
-        return self._on(device).median()
+        """The median of the cuts (of two, the lower), an int64 scalar; `NOTHING_CUT`, below any rank, without one."""
+        cuts = self._on(device).sort().values
+        missing = (cuts == NOTHING_CUT).sum()
+        middle = (missing + len(cuts) - 1) // 2
+        return cuts.gather(0, middle[None])[0]
 
     def spread(self, device: torch.device) -> Tensor:
         """How far the scores of the cuts lie apart, their mean distance from the median; a float32 scalar."""
-        scores = score_of_rank(self._on(device))
-        return (scores - scores.median()).abs().mean()
+        cuts = self._on(device)
+        there = cuts != NOTHING_CUT
+        distances = (score_of_rank(cuts) - score_of_rank(self.threshold(device))).abs()
+        return distances.where(there, 0.0).sum() / there.sum().clamp(min=1)
 
     def state(self) -> SelectionState:
         """What `__init__` takes; waits for the device."""
@@ -88,5 +94,5 @@ class RecentCuts:
         return SelectionState(cuts, float(self._surplus))
 
     def _on(self, device: torch.device) -> Tensor:
-        self._cuts = deque((cut.to(device) for cut in self._cuts), maxlen=_WINDOW)
+        self._cuts = deque((cut.to(device, non_blocking=True) for cut in self._cuts), maxlen=_WINDOW)
         return torch.stack(list(self._cuts))

@@ -94,7 +94,7 @@ def find_cut(
 
     Returns:
         (G,) int64: the cut. (G,) int64: how many of those equal to the cut are among the `count` largest. With fewer
-        than `count` values the cut is 0, with a count of 0 it is 2^bits - 1 or more.
+        than `count` values the cut is 0; with a count of 0 both mean nothing.
     """
     # 4 bytes a counter: no step has two thousand million targets.
     weights = counted.to(torch.int32)

@@ -92,7 +92,8 @@ def weighted_loss(
         hidden: (T, D) float32 or bfloat16.
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
-        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, whatever its loss.
+        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, unless its hidden
+            state is not finite.
         bias: (V,) or None.
         transform: of the logits.
 
@@ -153,7 +154,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = HeadPass(hidden, weight, bias, targets, transform)
         of_hidden, of_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
-        gradient = HeadGradient(head, hidden.dtype, of_hidden=of_hidden, of_weight=of_weight)
+        gradient = HeadGradient(head, of_hidden=of_hidden, of_weight=of_weight)
         if select is None:
             losses = _add_every_row(head, gradient, row_weight)
             mask = row_weight != 0
@@ -163,7 +164,7 @@ class _HeadLoss(torch.autograd.Function):
             forecast = select.forecast if method == "bracket" else None
             losses, mask = _add_around_cut(head, gradient, row_weight, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
-        ctx.weight_dtype = weight.dtype
+        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(losses)
         return (losses * row_weight).where(mask, 0.0).sum(), losses
 
@@ -174,7 +175,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = ctx.saved_tensors
         return (
-            None if hidden is None else _scaled(hidden, grad_total, hidden.dtype),
+            None if hidden is None else _scaled(hidden, grad_total, ctx.hidden_dtype),
             None if weight is None else _scaled(weight, grad_total, ctx.weight_dtype),
             None if bias is None else _scaled(bias, grad_total, ctx.weight_dtype),
             None,
@@ -186,9 +187,9 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times a scalar, in place: these are the largest tensors of the pass.
+    """The gradient times a scalar, rounded once.
 
-    A second backward pass finds them changed, and torch raises.
+    In place: these are the largest tensors of the pass. A second backward pass finds them changed, and torch raises.
     """
     return gradient.mul_(factor).to(dtype)
 

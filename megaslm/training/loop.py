@@ -16,7 +16,7 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.planning import Moment, SelectionRule
+from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
 from megaslm.training.cost import write_cost
 from megaslm.training.reporting import Reporter

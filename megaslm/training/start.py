@@ -92,23 +92,27 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
         on_first_rank(lambda: _check_origin(origin, data))
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, origin)
+    on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
     on_first_rank(lambda: open_run(config, data.manifest, lm, dtype_of(precision)))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
-    _check_cache_fits(head, plan, lm.config.vocab_size)
     model = SelectiveLM(lm, eos_id=data.manifest.eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train))
 
 
-def _check_cache_fits(head: HeadSettings, plan: BatchPlan, vocab_size: int) -> None:
-    needed = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size)
-    if head.method == "cache" and needed > head.cache_bytes:
+def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> None:
+    """Whether `slm.head: cache` fits its budget, in a run whose choices wait for the losses."""
+    slm = config.slm
+    measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
+    waits_for_losses = config.train.objective == "slm" and slm.score in ("excess", "loss") and not measured_first
+    needed_gib = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size) / (1 << 30)
+    if slm.head == "cache" and waits_for_losses and needed_gib > slm.head_cache_gib:
         raise ConfigError(
-            f"slm.head = cache: holds {needed / (1 << 30):.2f} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} "
-            f"targets and a vocabulary of {vocab_size}, more than slm.head_cache_gib = "
-            f"{head.cache_bytes / (1 << 30):.2f}; raise that, lower train.micro_batch_rows, or use slm.head = bracket"
+            f"slm.head = cache: holds {needed_gib:.3g} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} targets "
+            f"and a vocabulary of {vocab_size}, more than slm.head_cache_gib = {slm.head_cache_gib:.3g}; raise that, "
+            "lower train.micro_batch_rows, or use slm.head = bracket"
         )
 
 

@@ -14,7 +14,7 @@ from megaslm.errors import NonFiniteLoss, NonFiniteScore
 from megaslm.slm.choice import Choice, Known
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import Objective
-from megaslm.slm.planning import Moment
+from megaslm.slm.step_plan import Moment
 from megaslm.slm.targets import Targets, valid_targets
 from megaslm.slm.telemetry import selection_sums, sums_of_nothing
 

@@ -25,9 +25,9 @@ from megaslm.slm import head_pass
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.planning import Mode, Moment, Scope, SelectionRule
 from megaslm.slm.recent_cuts import AT_START, SelectionState
 from megaslm.slm.selection import ordered_image
+from megaslm.slm.step_plan import Mode, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.training.step import train_step
@@ -37,7 +37,7 @@ GLOBAL_ROWS = 8
 STEP = 3
 # Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
 EXPECTED_CUT = {"excess": -0.7, "loss": 3.1}
-HELD_METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
+METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ def every_case() -> Iterator[Case]:
     """Every scope × score × method, on each engine; further ones for what they leave out."""
     scopes: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
     for tied, micro_steps in product((False, True), (1, 4)):
-        for score, scope, method in product(("excess", "loss"), scopes, HELD_METHODS):
+        for score, scope, method in product(("excess", "loss"), scopes, METHODS):
             yield Case(scope, micro_steps, tied, score=score, method=method)
-        for score, method in product(("excess", "loss"), HELD_METHODS):
+        for score, method in product(("excess", "loss"), METHODS):
             yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
         for score, scope, method in product(
-            ("reference", "entropy", "reference_and_entropy", "random"), scopes, HELD_METHODS
+            ("reference", "entropy", "reference_and_entropy", "random"), scopes, METHODS
         ):
             yield Case(scope, micro_steps, tied, score=score, method=method)
-        for scope, method in product(scopes, HELD_METHODS):
+        for scope, method in product(scopes, METHODS):
             yield Case(scope, micro_steps, tied, method=method, max_ref_loss=4.5)
     yield Case("batch", 1, tied=True, starved_rank=True)
     yield Case("sequence", 4, tied=False, starved_rank=True)

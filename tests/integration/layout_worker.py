@@ -21,10 +21,10 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.planning import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.ranking import AboveThreshold, TopOfGroups
 from megaslm.slm.recent_cuts import score_of_rank
 from megaslm.slm.selection import AllReduceSum, score_of_image
+from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
 from megaslm.training.step import train_step
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config

@@ -30,7 +30,7 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.planning import Moment, Scope, SelectionRule
+from megaslm.slm.step_plan import Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.training.step import train_step

@@ -88,6 +88,8 @@ def test_weights_that_give_no_numbers_stop_the_first_step_by_name(chain: Chain, 
 
 def test_a_cache_that_does_not_fit_is_refused(chain: Chain, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = changed(chain.slm_config(run), run, slm={"head": "cache", "head_cache_gib": 1e-6})
+    config = changed(chain.slm_config(run), run, slm={"head": "cache", "head_cache_gib": 1e-6, "mode": "running"})
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), expect_status=2)
-    assert f"slm.head = cache: holds 0.00 GiB for 2 rows of {SEQ_LEN} targets" in said
+    assert f"slm.head = cache: holds 3.81e-06 GiB for 2 rows of {SEQ_LEN} targets" in said
+    assert "more than slm.head_cache_gib = 1e-06" in said
+    assert not run.exists()

@@ -119,7 +119,7 @@ BAD_SETTINGS = [
     (
         "slm={mode: running, scope: sequence}",
         "slm: mode running needs scope batch and score excess or loss; found scope sequence and score excess, whose "
-        "choice is exact at no cost (--set)",
+        "choice is exact in one pass: use mode exact (--set)",
     ),
     ("train.lr=fast", "train.lr = fast: must be a number above 0 (--set)"),
     ("train.lr=true", "train.lr = true: must be a number above 0 (--set)"),

@@ -15,8 +15,8 @@ from megaslm.slm.choice import Every, Known
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.planning import Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
+from megaslm.slm.step_plan import Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.targets import Score, Targets, valid_targets
 from tests.threads import run_together
 
@@ -84,7 +84,7 @@ def test_what_follows_eos_is_no_target_and_eos_is_one() -> None:
     assert valid_targets(tokens, EOS).tolist() == [[True, False, True, True, False, False]]
 
 
-@pytest.mark.parametrize("score", ["excess", "reference", "entropy", "random", "loss"])
+@pytest.mark.parametrize("score", ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"])
 @pytest.mark.parametrize("scope", SCOPES)
 def test_k_1_is_causal_language_modeling(scope: Scope, score: Score) -> None:
     batches = [Rows.drawn(seed) for seed in range(2)]
@@ -156,31 +156,51 @@ def test_every_division_selects_the_set_of_a_naive_sort(step: Rows, keep_ratio: 
             assert set(selected) == expected
 
 
+RULES = {
+    **{scope: SelectionRule(K60, scope=scope) for scope in SCOPES},
+    "running": SelectionRule(K60, mode="running"),
+    "loss": SelectionRule(K60, score="loss"),
+}
+
+
 @pytest.mark.parametrize("micro_steps", [1, 2])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_cannot_be_ranked_stops_every_rank_and_is_named(value: float, micro_steps: int) -> None:
-    rows = Rows.drawn(3, rows=8)
-    place = rows.targets.valid[:, 4].nonzero()[0, 0]
+def test_what_cannot_be_ranked_stops_every_rank_and_is_named(
+    value: float, rule: SelectionRule, micro_steps: int
+) -> None:
+    sound, rows = Rows.drawn(2, rows=8), Rows.drawn(3, rows=8)
+    place = int(rows.targets.valid[:, 4].nonzero()[0, 0])
     rows.losses[place, 4] = value
 
     def rank(number: int, all_reduce_sum: AllReduceSum) -> list[int]:
-        mine = rows[slice(4 * number, 4 * number + 4)]
-        parts = [mine[slice(part, None, micro_steps)] for part in range(micro_steps)]
-        keys = torch.cat([part.targets.keys.flatten() for part in parts])
+        """The dataset's rows that this rank names, in a step after a sound one; every rank has to stop."""
+
+        def parts_of(step: Rows) -> list[Rows]:
+            mine = step[slice(4 * number, 4 * number + 4)]
+            return [mine[slice(part, None, micro_steps)] for part in range(micro_steps)]
+
+        objective = SelectiveObjective(rule)
+        choose(objective, parts_of(sound), all_reduce_sum)
+        parts = parts_of(rows)
         try:
-            plan = SelectiveObjective(SelectionRule(K60)).plan_step(
+            plan = objective.plan_step(
                 [part.targets for part in parts], START, lambda number: parts[number].losses, all_reduce_sum
             )
         except NonFiniteScore as error:
+            keys = torch.cat([part.targets.keys.flatten() for part in parts])
             return row_of(keys[error.places]).tolist()
-        (choice,) = plan.choices
-        assert not isinstance(choice, Every | Known)
-        selected = choice(parts[0].losses.flatten())
-        assert int(selected.stop) == 1
-        return row_of(keys[selected.non_finite]).tolist()
+        named, stops = [], 0
+        for part, choice in zip(parts, plan.choices, strict=True):
+            assert not isinstance(choice, Every | Known)
+            selected = choice(part.losses.flatten())
+            stops += int(selected.stop)
+            named += row_of(part.targets.keys.flatten()[selected.non_finite]).tolist()
+        assert stops == 1
+        return named
 
-    found = run_together(2, rank)
-    assert found == [[300 + int(place)], []] if place < 4 else found == [[], [300 + int(place)]]
+    named = run_together(2, rank)
+    assert named == ([[300 + place], []] if place < 4 else [[], [300 + place]])
 
 
 def test_what_is_no_target_may_have_any_score() -> None:

@@ -1,0 +1,63 @@
+"""What the planning of a step takes and gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from megaslm.slm.choice import Choice
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.targets import Score
+
+Scope = Literal["batch", "sequence", "microbatch"]
+Mode = Literal["exact", "running"]
+
+MeasureLosses = Callable[[int], Tensor]
+"""Runs the model over one micro-batch, named by its number, without gradients: (B, L) float32 losses."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a step happens: its number, counted from 1, and the targets read before it."""
+
+    step: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How to choose in each micro-batch, and by what to divide.
+
+    `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
+    `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
+    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: to be
+    called when the choices are made: the rank at which the next steps are to be cut, an int64 scalar, `NOTHING_CUT`
+    where there is none; without a `threshold` also that of this step. It contains collectives.
+    """
+
+    choices: tuple[Choice, ...]
+    denominator: Tensor
+    losses: tuple[Tensor, ...] | None = None
+    threshold: Tensor | None = None
+    cut: Callable[[], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """What is ranked, among what, and how much of it is kept."""
+
+    keep_ratio: KeepRatio
+    """k, over the tokens read."""
+    score: Score = "excess"
+    """What is ranked, largest first."""
+    scope: Scope = "batch"
+    """Among which targets a target has to rank."""
+    mode: Mode = "exact"
+    """Under scope batch: K of each step, or what lies above a threshold that follows the steps before."""
+    max_ref_loss: float | None = None
+    """Targets of a larger reference loss are never selected, in nats."""
+    measure_rest: bool = True
+    """Whether losses of unselected targets are computed where the choice does not need them."""
+    seed: int = 0
+    """Of the score `random`."""

@@ -1,0 +1,136 @@
+"""A whole step on a GPU waits for the device at most once a micro-step, where it reads how many targets were chosen."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaslm.model.selective_head import HeadSettings, SelectiveHead
+from megaslm.slm import planning, token_loss
+from megaslm.slm.choice import Choice, Selected
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.keys import target_keys
+from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.selection import on_this_rank_alone
+from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.targets import Targets
+from megaslm.slm.telemetry import selection_sums
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; this machine has none"),
+]
+
+ROWS, LENGTH, WIDTH, VOCAB = 16, 256, 64, 1000
+K60 = KeepRatio(Decimal("0.6"))
+RULES = {
+    "exact": SelectionRule(K60),
+    "running": SelectionRule(K60, mode="running"),
+    "sequence": SelectionRule(K60, scope="sequence"),
+    "reference": SelectionRule(K60, score="reference"),
+    "intersection": SelectionRule(K60, score="reference_and_entropy"),
+    "random": SelectionRule(K60, score="random"),
+    "capped": SelectionRule(K60, max_ref_loss=7.5),
+}
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The reads that are allowed, as they happen: in the head after the choice, in planning where it is known."""
+    happened: list[str] = []
+    read_rows, known = token_loss._read_rows, planning.StepPlanner._known
+
+    def allowed(name: str) -> Iterator[None]:
+        happened.append(name)
+        torch.cuda.set_sync_debug_mode("default")
+        yield
+        torch.cuda.set_sync_debug_mode("error")
+
+    def head_reads(selected: Selected, wanted: Tensor) -> Tensor:
+        with contextmanager(allowed)("head"):
+            return read_rows(selected, wanted)
+
+    def plan_reads(self: planning.StepPlanner, *args: object, **kwargs: object) -> tuple[Choice, ...]:
+        with contextmanager(allowed)("plan"):
+            return known(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(token_loss, "_read_rows", head_reads)
+    monkeypatch.setattr(planning.StepPlanner, "_known", plan_reads)
+    return happened
+
+
+def drawn(step: int, micro_steps: int) -> list[tuple[Targets, Tensor, Tensor]]:
+    generator = torch.Generator("cuda").manual_seed(step)
+    parts = []
+    for number in range(micro_steps):
+        shape = (ROWS // micro_steps, LENGTH)
+        rows = torch.arange(shape[0], device="cuda") + (step * micro_steps + number) * shape[0]
+        nats = [7.0 + torch.randn(shape, generator=generator, device="cuda") for _ in range(2)]
+        valid = torch.rand(shape, generator=generator, device="cuda") < 0.95
+        hidden = torch.randn(shape[0] * LENGTH, WIDTH, generator=generator, device="cuda").bfloat16()
+        labels = torch.randint(0, VOCAB, (shape[0] * LENGTH,), generator=generator, device="cuda")
+        parts.append((Targets(valid, target_keys(rows, 0, LENGTH), nats[0], nats[1]), hidden, labels))
+    return parts
+
+
+def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], weight: Tensor, step: int) -> Tensor:
+    """A step as training makes it, its trunk left out."""
+
+    def measure(number: int) -> Tensor:
+        return token_loss.token_losses(parts[number][1], weight.detach(), parts[number][2]).view(-1, LENGTH)
+
+    plan = objective.plan_step([part[0] for part in parts], Moment(step, 0), measure, on_this_rank_alone)
+    total = torch.zeros((), device="cuda")
+    for (targets, hidden, labels), choice in zip(parts, plan.choices, strict=True):
+        loss, losses = head(hidden, weight, labels, choice)
+        (loss / plan.denominator.clamp(min=1)).backward()
+        domain = torch.zeros(len(targets.valid), dtype=torch.int64, device="cuda")
+        mask = choice.mask.view_as(targets.valid)
+        sums = selection_sums(loss.detach(), losses.view_as(mask), mask, mask, targets, domain, 1)
+        total = total + sums.sum()
+    objective.end_step(plan)
+    return total
+
+
+def head(hidden: Tensor, weight: Tensor, labels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    module = SelectiveHead(WIDTH, VOCAB, bias=False, device="meta")
+    module.settings = HeadSettings("bracket")
+    module.weight = torch.nn.Parameter(weight.detach())
+    total, losses = module(hidden, labels, choice)
+    return total, losses
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2])
+@pytest.mark.parametrize("name", ["clm", *RULES])
+def test_a_step_waits_once_a_micro_step_at_most(name: str, micro_steps: int, reads: list[str]) -> None:
+    def objective(resumed: bool) -> Objective:
+        if name == "clm":
+            return CausalObjective()
+        before = SelectiveObjective(RULES[name])
+        run_step(before, drawn(0, micro_steps), weight, 1)
+        return SelectiveObjective(RULES[name], before.state()) if resumed else SelectiveObjective(RULES[name])
+
+    weight = torch.randn(VOCAB, WIDTH, device="cuda").bfloat16() * WIDTH**-0.5
+    for resumed in (False, True):
+        trained = objective(resumed)
+        # Kernels are built at their first call, which may wait.
+        run_step(objective(resumed), drawn(1, micro_steps), weight, 1)
+        for step in (1, 2, 3):
+            parts = drawn(step, micro_steps)
+            reads.clear()
+            with waiting_is_an_error():
+                run_step(trained, parts, weight, step)
+            assert len(reads) <= (0 if name == "clm" else micro_steps)
