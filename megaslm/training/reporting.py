@@ -55,7 +55,7 @@ class Reporter:
         if not self._waiting:
             return
         sums: list[list[float]] = torch.stack([result.sums for result in self._waiting]).tolist()
-        norms = [float(result.gradient_norm) for result in self._waiting]
+        norms: list[float] = torch.stack([result.gradient_norm for result in self._waiting]).tolist()
         thresholds: list[float] = torch.stack([result.threshold for result in self._waiting]).tolist()
         now = time.monotonic()
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)

@@ -26,14 +26,14 @@ class StepResult:
     """What a step did, still on the device.
 
     `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score from which targets
-    were selected, NaN where all were or none. `gradient_norm`: before clipping.
+    were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping.
     """
 
     step: int
     learning_rate: float
     sums: Tensor
     threshold: Tensor
-    gradient_norm: Tensor | float
+    gradient_norm: Tensor
 
 
 def train_step(
@@ -85,7 +85,7 @@ def train_step(
         learning_rate=learning_rate,
         sums=all_reduce_sum(sums),
         threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
-        gradient_norm=engine.gradient_norm(),
+        gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
     )
 
 

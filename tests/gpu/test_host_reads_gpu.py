@@ -1,8 +1,6 @@
 """On a GPU the head makes the host wait once, after a choice that depends on the losses, and never otherwise."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,6 +21,7 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
+from tests.waits import when_the_host_waits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,17 +34,6 @@ KEPT_ROWS = 600
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
 TRANSFORMS = [PLAIN_LOGITS, LogitTransform(scale=2.0, softcap=3.0)]
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-@contextmanager
-def when_the_host_waits(mode: Literal["default", "error"]) -> Iterator[None]:
-    """Within the context torch lets the host wait for the GPU, or raises where it does."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode(mode)
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +59,8 @@ def top_rows() -> TopOfGroups:
     cuts = RecentCuts()
     cuts.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
     forecast = forecast_from(cuts, ranked, KEPT_ROWS / ROWS, surely=False)
-    return TopOfGroups(ranked, torch.tensor([KEPT_ROWS], device="cuda"), on_this_rank_alone, forecast)
+    count = torch.tensor([KEPT_ROWS], device="cuda")
+    return TopOfGroups(ranked, count, on_this_rank_alone, on_this_rank_alone, forecast)
 
 
 def run_twice(run: Callable[[], object]) -> None:

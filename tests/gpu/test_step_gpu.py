@@ -1,7 +1,5 @@
 """A whole step on a GPU waits for the device at most once a micro-step, where it reads how many targets were chosen."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 
 import pytest
@@ -18,6 +16,7 @@ from megaslm.slm.selection import on_this_rank_alone
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
+from tests.waits import when_the_host_waits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,34 +36,20 @@ RULES = {
 }
 
 
-@contextmanager
-def waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The reads that are allowed, as they happen: in the head after the choice, in planning where it is known."""
     happened: list[str] = []
     read_rows, known = token_loss._read_rows, planning.StepPlanner._known
 
-    def allowed(name: str) -> Iterator[None]:
-        happened.append(name)
-        torch.cuda.set_sync_debug_mode("default")
-        yield
-        torch.cuda.set_sync_debug_mode("error")
-
     def head_reads(selected: Selected, wanted: Tensor) -> Tensor:
-        with contextmanager(allowed)("head"):
+        happened.append("head")
+        with when_the_host_waits("default"):
             return read_rows(selected, wanted)
 
     def plan_reads(self: planning.StepPlanner, *args: object, **kwargs: object) -> tuple[Choice, ...]:
-        with contextmanager(allowed)("plan"):
+        happened.append("plan")
+        with when_the_host_waits("default"):
             return known(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(token_loss, "_read_rows", head_reads)
@@ -131,6 +116,7 @@ def test_a_step_waits_once_a_micro_step_at_most(name: str, micro_steps: int, rea
         for step in (1, 2, 3):
             parts = drawn(step, micro_steps)
             reads.clear()
-            with waiting_is_an_error():
+            torch.cuda.synchronize()
+            with when_the_host_waits("error"):
                 run_step(trained, parts, weight, step)
             assert len(reads) <= (0 if name == "clm" else micro_steps)
