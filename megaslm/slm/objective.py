@@ -86,9 +86,9 @@ class SelectiveObjective:
         Raises:
             NonFiniteScore: a target cannot be ranked.
         """
-        step = StepPlanner(self._rule, list(micro_batches), moment, measure_losses, all_reduce_sum)
         if self._rule.keep_ratio.at(moment.tokens) == 1 and self._rule.max_ref_loss is None:
             return plan_for_all(micro_batches, all_reduce_sum)
+        step = StepPlanner(self._rule, list(micro_batches), moment, measure_losses, all_reduce_sum)
         if self._rule.score == "reference_and_entropy":
             return step.in_intersection()
         if self._rule.score in ("reference", "entropy", "random"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from megaslm.slm.choice import Selected
 from megaslm.slm.recent_cuts import RecentCuts, ranks_of, score_of_rank
 from megaslm.slm.selection import AllReduceSum, select_top
-from megaslm.slm.targets import LossScore, Targets, loss_scores
+from megaslm.slm.targets import LossScore, Targets, excess_loss, loss_scores
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CutForecast:
         """See `Forecast`."""
         scores = losses
         if self.ranked.score == "excess":
-            scores = losses - self.ranked.targets.needed_ref_loss().flatten()[rows]
+            scores = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
         return (scores - self.cut).where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 

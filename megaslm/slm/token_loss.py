@@ -1,7 +1,7 @@
 """The head: per-token losses and the sum of the selected ones, without ever holding the T×V logits.
 
 Both the scoring job and the trainer call this file and nothing else for a token's loss. Gradients are computed in the
-forward pass, where the logits are, and wait for the scalar from above; under ZeRO-3 the weight is gathered once.
+forward pass, where the logits are, and wait for the scalar from above: nothing but the forward pass reads the weight.
 
 In units of T·D·V floating-point operations, k being the share of rows selected: every row 6, known rows 6k and 2(1-k)
 for the losses of the others, and for a choice that depends on the losses, by `HeadMethod`:
@@ -209,8 +209,9 @@ def _add_from_cache(
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
     losses, norms, peaks = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
+    chunks = head.chunks()
     first = 0
-    for rows in head.chunks():
+    for rows in chunks:
         # Chunks lie one after another in the cache, so that each is written in one piece.
         softmax = head.softmax(rows, out=cached[first : first + len(rows)])
         first += len(rows)
@@ -218,7 +219,7 @@ def _add_from_cache(
         if softmax.peaks is not None:
             peaks[rows] = softmax.peaks
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
-    place[torch.cat(head.chunks())] = torch.arange(shape[0], device=device)
+    place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
     selected = select(losses)
     for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])

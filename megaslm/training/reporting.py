@@ -4,6 +4,7 @@ import math
 import time
 
 import torch
+from torch import Tensor
 
 from megaslm.config.plan import BatchPlan
 from megaslm.engine.distributed import World
@@ -54,15 +55,12 @@ class Reporter:
         """
         if not self._waiting:
             return
-        sums: list[list[float]] = torch.stack([result.sums for result in self._waiting]).tolist()
-        norms: list[float] = torch.stack([result.gradient_norm for result in self._waiting]).tolist()
-        thresholds: list[float] = torch.stack([result.threshold for result in self._waiting]).tolist()
+        numbers: list[list[float]] = torch.stack([_numbers(result) for result in self._waiting]).tolist()
         now = time.monotonic()
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
         records: list[Record] = []
-        for result, summary, norm, threshold in zip(
-            self._waiting, map(summarise, sums), norms, thresholds, strict=True
-        ):
+        for result, (*sums, threshold, norm) in zip(self._waiting, numbers, strict=True):
+            summary = summarise(sums)
             if summary.not_finite:
                 raise NonFiniteLoss(
                     f"step {result.step}: {summary.not_finite} of {summary.valid} targets have a loss or reference "
@@ -102,3 +100,8 @@ class Reporter:
             sink.close()
         if self._console is not None:
             self._console.close()
+
+
+def _numbers(result: StepResult) -> Tensor:
+    """All that a step has to say in one vector, so that a report reads the device once; float64."""
+    return torch.cat([result.sums, torch.stack([result.threshold, result.gradient_norm]).double()])
