@@ -69,6 +69,7 @@ class Trainer:
             self.world,
             eos_id=EOS_ID,
             domain_count=1,
+            may_repeat_rows=False,
             moment=Moment(self.steps, self.steps * self.plan.tokens_per_step),
             learning_rate=1e-6,
         )

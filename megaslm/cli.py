@@ -59,30 +59,43 @@ def options(
 @app.command()
 def prepare(
     recipe: Annotated[Path, typer.Argument(help="The corpus recipe, a YAML file.")],
-    output: Annotated[Path, typer.Argument(help="The dataset folder to write.")],
+    output: Annotated[str, typer.Argument(help="The dataset to write: a folder or a URL, such as s3://bucket/web.")],
+    work: Annotated[
+        Path | None, typer.Option(help="For a URL: a local folder in which parts are written before they are sent.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Do the N-th of COUNT shares of the work only."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Make the dataset of what all --part runs have done.")
+    ] = False,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Make a dataset of packed token rows from text."""
-    from rich.console import Console
-
+    """Make a dataset of packed token rows from text. What is interrupted goes on when it is started again."""
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
+    from megaslm.config.share import Share
 
-    loaded = load(Recipe, recipe, overrides or [])
+    share = None if part is None else Share.parse(part)
+    if share is not None and finish:
+        raise ConfigError("--part and --finish: one does a share of the work, the other follows when all are done")
+    loaded = load(Recipe, recipe, overrides or []).value
 
-    from megaslm.data.prepare import prepare as prepare_dataset
+    from megaslm.data import prepare as preparing
+    from megaslm.observe.prepare_console import PrepareConsole
 
-    console = Console(highlight=False)
-    manifest = prepare_dataset(
-        loaded.value,
-        output,
-        workers=workers,
-        on_progress=lambda done, total, text_bytes, targets: console.print(
-            f"prepare · task {done}/{total} · {text_bytes / 1e6:,.1f} MB of text · {targets:,} targets"
-        ),
-    )
+    if finish:
+        manifest = preparing.finish(loaded, output, working=work)
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+        return
+    with PrepareConsole() as console:
+        if share is not None:
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=console.show)
+            return
+        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=console.show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
@@ -171,6 +184,66 @@ def export(
 
 
 @app.command()
+def verify(
+    dataset: Annotated[Path, typer.Argument(help="The dataset to read.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Read every byte of a dataset and report everything that is not as it was written."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from megaslm.data.verify import verify as verify_dataset
+    from megaslm.errors import DataError
+    from megaslm.observe.verification import progress_bar, show_verification
+
+    console = Console(highlight=False)
+    with progress_bar(console, f"verify · {dataset}") as on_progress:
+        found = verify_dataset(dataset, workers=workers, on_progress=on_progress)
+    show_verification(console, found)
+    _write_json(json_file, asdict(found))
+    if found.problems:
+        raise DataError(f"{dataset}: {len(found.problems)} problems; mend or restore these files, or make it again")
+
+
+@app.command()
+def inspect(
+    dataset: Annotated[Path, typer.Argument(help="The dataset to look at.")],
+    split: Annotated[
+        Literal["train", "heldout"] | None, typer.Option(help="Only this split; of a row, train where none is named.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="Show this row; they are counted as in training, or in the domain, from 0 on.")
+    ] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Show what a dataset is, or one of its rows as text with, where it is scored, the losses of its tokens."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    # In a file or a pipe there is no edge to fold the columns at.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if row is None:
+        from megaslm.data.dataset_facts import dataset_facts
+        from megaslm.observe.dataset_view import show_dataset
+
+        facts = dataset_facts(dataset, split, domain)
+        show_dataset(console, facts)
+        shares = [asdict(share) for share in facts.shares]
+        _write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares})
+    else:
+        from megaslm.data.row_text import read_row
+        from megaslm.observe.row_view import show_row
+
+        found = read_row(dataset, split or "train", row, domain)
+        show_row(console, found)
+        _write_json(json_file, asdict(found))
+
+
+@app.command()
 def demo(
     configs: Annotated[Path, typer.Option(help="The demo's configurations.")] = Path("configs/demo"),
     json_file: JsonFile = None,
@@ -203,7 +276,7 @@ def explain(
     console.print(render(explain_settings(load(model_class, config, overrides or []))))
 
 
-def _say_dataset(folder: Path, manifest: dict[str, object], json_file: Path | None) -> None:
+def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Path | None) -> None:
     splits: dict[str, dict[str, dict[str, int]]] = manifest["splits"]  # type: ignore[assignment]
     for split, domains in splits.items():
         for domain, share in domains.items():

@@ -120,7 +120,7 @@ def _start_afresh(folder: Path) -> None:
 
 
 def _stages(runs: _Runs) -> Iterator[Stage]:
-    tokens, scored = runs.clm.data.train, runs.slm.data.train
+    tokens, scored = str(runs.clm.data.train), str(runs.slm.data.train)
     reference_model = str(runs.folder / "reference-model")
     yield Stage("prepare", _alone("prepare", str(RECIPE), tokens))
     yield Stage("base", _launched("train", str(runs.configs / "base.yaml")))

@@ -12,8 +12,10 @@ from torch import nn
 
 from megaslm.config.schema import RunConfig, Split
 from megaslm.data.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
-from megaslm.data.shards import RowFormat, merge_index, part_writer
+from megaslm.data.merged_index import merge_index
+from megaslm.data.shards import RowFormat, part_writer
 from megaslm.data.tokenizer import tokenizer_facts
+from megaslm.data.tokenizer_files import tokenizer_files
 
 VOCAB_SIZE = 64
 EOS_ID = 2
@@ -79,7 +81,7 @@ def make_dataset(
             with part_writer(folder / split / domain / f"part-{number:05d}", row_format) as writer:
                 writer.write(tokens.astype(row_format.tokens_dtype), domains.index(domain))
             parts.append(writer.part)
-        merge_index(folder / split / domain, [part.name for part in parts])
+        merge_index(folder / split / domain, parts)
         splits.setdefault(split, {})[domain] = DomainSplit(
             rows=sum(part_rows), tokens=targets, documents=1, parts=tuple(parts)
         )
@@ -93,6 +95,7 @@ def make_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
         tokenizer_sha256=facts.sha256,
+        tokenizer_files=tokenizer_files(folder / TOKENIZER),
         eos_id=facts.eos_id,
         bos_id=None,
         domains=domains,

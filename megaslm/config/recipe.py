@@ -1,13 +1,14 @@
 """A corpus recipe: what a dataset is made of. One YAML in `data/` each. Paths are relative to the working directory."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from megaslm.config.schema import NonNegative, Positive, Section
+from megaslm.config.schema import NAME_PATTERN, NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class TrainSentencePiece(Section):
@@ -45,20 +46,59 @@ class TokenizerSection(Section):
         return self
 
 
-class Source(Section):
-    """Some text of one domain."""
+class Filter(Section):
+    """A condition that a document has to meet: `length` in characters, or `regex`, a pattern that it has or lacks."""
 
-    domain: DomainName
+    name: Literal["length", "regex"]
+    """Which condition."""
+    min_characters: NonNegative = 0
+    """length: leave out shorter documents."""
+    max_characters: Positive | None = None
+    """length: leave out longer ones."""
+    keep: str | None = None
+    """regex: keep only documents in which this pattern, in Python's syntax, is found."""
+    drop: str | None = None
+    """regex: leave out documents in which this pattern is found."""
+
+    @model_validator(mode="after")
+    def _says_what_to_do(self) -> "Filter":
+        has_length = self.min_characters > 0 or self.max_characters is not None
+        patterns = [pattern for pattern in (self.keep, self.drop) if pattern is not None]
+        if self.name == "length" and (not has_length or patterns):
+            raise ValueError("filter length needs min_characters or max_characters, and nothing else")
+        if self.name == "regex" and (len(patterns) != 1 or has_length):
+            raise ValueError("filter regex needs exactly one of keep and drop, and nothing else")
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return self
+
+
+class Source(Section):
+    """Some text, of one domain or of several that a field tells apart."""
+
+    domain: DomainName | None = None
     """The domain's name; it becomes a folder. Several sources may share one."""
+    domain_field: str | None = None
+    """jsonl and parquet, instead of `domain`: the field whose value decides the domain by `domains`."""
+    domains: dict[str, DomainName | None] = Field(default_factory=dict)
+    """Value of `domain_field` to domain; null leaves its documents out. A value that is not named is a mistake."""
     reader: Literal["jsonl", "parquet", "text", "tree", "python-docs", "python-source"]
     """jsonl (also .gz, .zst) and parquet: one document a record · text, tree: one a file · python-docs: the prose
     documentation of the standard library of the Python that runs · python-source: its source tree."""
     paths: tuple[str, ...] = ()
-    """Files, folders and globs (`**` crosses folders). The standard library needs none."""
+    """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. The standard library needs
+    none."""
     text_field: str = "text"
-    """jsonl and parquet: the field that holds the text."""
+    """jsonl and parquet: the field that holds the text; `meta.text` is the field text of the object meta."""
     group_field: str | None = None
     """jsonl and parquet: documents with an equal value stay together in train or heldout; null: equal texts do."""
+    separator: str | None = None
+    """text: the line that stands between two documents of a file, such as `<|endoftext|>`; null: a file is one."""
+    filters: tuple[Filter, ...] = ()
+    """Conditions that documents have to meet, all of them; the manifest counts what each leaves out."""
     suffixes: tuple[str, ...] = ()
     """In folders, read files with these endings only; none means those usual for the reader, for `tree` all."""
     exclude: tuple[str, ...] = ()
@@ -80,6 +120,33 @@ class Source(Section):
         if not built_in and not self.paths:
             raise ValueError(f"reader {self.reader} needs paths")
         return self
+
+    @model_validator(mode="after")
+    def _fields_fit_reader(self) -> "Source":
+        has_records = self.reader in ("jsonl", "parquet")
+        for name in ("domain_field", "group_field"):
+            if getattr(self, name) is not None and not has_records:
+                raise ValueError(f"{name} needs a reader with fields, jsonl or parquet; found {self.reader}")
+        if self.separator is not None and (self.reader != "text" or not self.separator.strip()):
+            raise ValueError("separator is a line that is not blank, of reader text")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_the_domain(self) -> "Source":
+        if (self.domain is None) == (self.domain_field is None):
+            raise ValueError("exactly one of domain and domain_field must be set")
+        if (self.domain_field is None) != (not self.domains):
+            raise ValueError("domain_field and domains go together: the field, and the domain of each of its values")
+        if self.domain_field is not None and not self.domain_names:
+            raise ValueError("domains leaves out every value; name the domain of one at least")
+        return self
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Each domain that the source's documents may belong to, once."""
+        if self.domain is not None:
+            return (self.domain,)
+        return tuple(dict.fromkeys(name for name in self.domains.values() if name is not None))
 
     @property
     def reads_standard_library(self) -> bool:
@@ -106,7 +173,8 @@ class Recipe(Section):
     """Another number, another division into train and heldout."""
     part_bytes: Positive = 64_000_000
     """Files are joined into one part up to this size; a part is what is written, retried and resumed as one. A larger
-    file is a part of its own."""
+    file is divided into parts of about this size where it can be (jsonl and parquet, text with a separator), and is a
+    part of its own where it cannot (.gz, .zst, one document)."""
     shard_bytes: Annotated[int, Field(gt=0, lt=2**32)] = 64_000_000
     """Size, before compression, at which a part starts another shard file."""
     compression: Literal["zstd"] | None = None
@@ -114,7 +182,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _every_source_has_a_licence(self) -> "Recipe":
-        without = [source.domain for source in self.sources if self.licence_of(source) is None]
+        without = [name for source in self.sources if self.licence_of(source) is None for name in source.domain_names]
         if without:
             raise ValueError(f"no licence for {', '.join(without)}: set `licence` of the recipe or of each source")
         return self
@@ -133,7 +201,7 @@ class Recipe(Section):
     @property
     def domains(self) -> tuple[str, ...]:
         """Each domain once, in the order of the sources; a domain's place is its number in the dataset."""
-        return tuple(dict.fromkeys(source.domain for source in self.sources))
+        return tuple(dict.fromkeys(name for source in self.sources for name in source.domain_names))
 
     def licence_of(self, source: Source) -> str | None:
         """The licence of a source's text; never null in a checked recipe."""

@@ -4,6 +4,7 @@ Every field carries its meaning and its unit in the docstring below it; `megaslm
 here imports torch, reads a file or looks at the machine, so that a configuration can be checked anywhere.
 """
 
+import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -13,8 +14,11 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 # With nine places k·N stays exact in 64 bits for a billion targets a step.
 Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
+AboveZero = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+"""What domains and streams may be called: a name stands in folders and dotted keys."""
 
 
 class Section(BaseModel):
@@ -96,19 +100,68 @@ class ModelSection(Section):
         return self
 
 
-class DataSection(Section):
-    """What the run reads."""
+class StreamSection(Section):
+    """One dataset of a mixture."""
 
-    train: str
+    dataset: str
     """The dataset folder whose `train` split is read; under `objective: slm` a scored one."""
+    weight: AboveZero | None = None
+    """Its share of the rows of an epoch, relative to the other streams' weights; all streams have one, or none has."""
+    repeat: AboveZero | None = None
+    """How often its rows are read while those of a stream without `repeat` are read once; instead of weights."""
+    domains: tuple[str, ...] | None = None
+    """Which domains to read, each in proportion to its rows; null means all."""
+    reference: str | None = None
+    """The Hugging Face folder of the model that scored this dataset, where it is at hand; used by `slm.verify_rows`
+    alone."""
+
+
+class DataSection(Section):
+    """What the run reads: one dataset, or several. Exactly one of `train` and `streams` is set."""
+
+    train: str | None = None
+    """The dataset folder whose `train` split is read; under `objective: slm` a scored one."""
+    streams: dict[str, StreamSection] = {}
+    """Named datasets that are read side by side. With neither weights nor repeats every row comes once an epoch."""
     seq_len: Positive
     """Targets per row; the dataset's rows hold seq_len + 1 tokens."""
     domains: tuple[str, ...] | None = None
-    """Which domains to read; null means all."""
+    """Which domains of `train` to read; null means all."""
     shuffle_seed: NonNegative = 0
     """Seed of the order of rows. With equal seed and batch the order is the same for any number of ranks."""
     loader_workers: NonNegative = 1
     """Loader processes per rank; 0 reads in the training process."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_data(self) -> "DataSection":
+        if (self.train is None) == (not self.streams):
+            found = "none" if self.train is None else "both"
+            raise ValueError(f"exactly one of train and streams must be set; found {found}")
+        if self.streams and self.domains is not None:
+            raise ValueError("domains belongs to train; set domains of each stream")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_have_names(self) -> "DataSection":
+        for name in self.streams:
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise ValueError(
+                    f"the stream name {name!r} must begin with a letter or a digit and hold letters, digits, - and _"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_are_comparable(self) -> "DataSection":
+        without = [name for name, stream in self.streams.items() if stream.weight is None]
+        weighted = [name for name in self.streams if name not in without]
+        if weighted and without:
+            raise ValueError(
+                f"{', '.join(weighted)} has a weight and {', '.join(without)} has none; give all streams one, or none"
+            )
+        repeated = [name for name, stream in self.streams.items() if stream.repeat is not None]
+        if weighted and repeated:
+            raise ValueError(f"{', '.join(repeated)} has a repeat beside weights, which settle the shares; choose one")
+        return self
 
 
 class TrainSection(Section):
@@ -179,9 +232,11 @@ class SlmSection(Section):
     head_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Most memory, in GiB, that head cache may hold for one micro-batch."""
     reference: str | None = None
-    """The reference model's Hugging Face folder, where it is at hand; used by `verify_rows` alone."""
+    """The Hugging Face folder of the model that scored `data.train`, where it is at hand; used by `verify_rows` alone.
+    Streams name their own."""
     verify_rows: NonNegative = 8
-    """Rows to score again before the first step where `reference` is set; 0 trusts the stored losses."""
+    """Rows of each domain to score again before the first step where a reference is named; 0 trusts the stored
+    losses."""
 
     @property
     def needs_ref_loss(self) -> bool:
@@ -289,5 +344,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.global_batch_tokens = {batch} is not a multiple of data.seq_len = {seq_len}; "
                 f"the nearest are {max(1, batch // seq_len) * seq_len} and {(batch // seq_len + 1) * seq_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_named_beside_their_data(self) -> "RunConfig":
+        if self.data.streams and self.slm.reference is not None:
+            raise ValueError(
+                f"slm.reference = {self.slm.reference}: belongs to data.train; with data.streams set "
+                "data.streams.NAME.reference of each stream that it scored"
             )
         return self

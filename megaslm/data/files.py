@@ -7,6 +7,7 @@ from pathlib import Path
 from megaslm.config.recipe import Source
 from megaslm.data.documents import InputFile
 from megaslm.data.python_stdlib import standard_library_files
+from megaslm.data.remote import is_remote, list_remote
 from megaslm.errors import DataError
 
 USUAL_SUFFIXES: dict[str, tuple[str, ...]] = {
@@ -24,20 +25,35 @@ def find_files(source: Source) -> list[InputFile]:
     """
     if source.reads_standard_library:
         return standard_library_files(source.reader)
-    found: dict[Path, InputFile] = {}
+    found: dict[str, InputFile] = {}
     for pattern in source.paths:
-        matches = [path for place in _places(pattern) for path in _files_of(place, source)]
+        matches = _remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source)
         if not matches:
-            raise DataError(f"domain {source.domain}: {_why_nothing(pattern, source)}")
-        for path in matches:
-            found.setdefault(path, describe(path, label=path.as_posix()))
+            raise DataError(f"domain {', '.join(source.domain_names)}: {_why_nothing(pattern, source)}")
+        for file in matches:
+            found.setdefault(file.path, file)
     return list(found.values())
 
 
 def describe(path: Path, label: str, group: str | None = None) -> InputFile:
-    """A file as it is now."""
+    """A local file as it is now."""
     status = path.stat()
-    return InputFile(path, label, status.st_size, status.st_mtime_ns, group)
+    return InputFile(str(path), label, status.st_size, str(status.st_mtime_ns), group=group)
+
+
+def _local_files(pattern: str, source: Source) -> list[InputFile]:
+    paths = [path for place in _places(pattern) for path in _files_of(place, source)]
+    return [describe(path, label=path.as_posix()) for path in paths]
+
+
+def _remote_files(pattern: str, source: Source) -> list[InputFile]:
+    """Files of a URL; in a folder those that the source's endings and exclusions leave."""
+    found = list_remote(pattern)
+    return [
+        InputFile(file.url, file.url, file.size, file.version, is_remote=True)
+        for file in found
+        if file.url == pattern or _is_wanted(file.url.removeprefix(pattern.rstrip("/") + "/"), source)
+    ]
 
 
 def _places(pattern: str) -> list[Path]:
@@ -57,12 +73,15 @@ def _files_of(place: Path, source: Source) -> Iterable[Path]:
 
 
 def _walk(folder: Path, source: Source) -> Iterator[Path]:
-    suffixes = source.suffixes or USUAL_SUFFIXES[source.reader]
     for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder).as_posix()
-        excluded = any(fnmatchcase(inside, pattern) for pattern in source.exclude)
-        if path.name.endswith(suffixes) and not excluded and path.is_file():
+        if _is_wanted(path.relative_to(folder).as_posix(), source) and path.is_file():
             yield path
+
+
+def _is_wanted(inside: str, source: Source) -> bool:
+    """Whether a file of a folder is read, by its path inside the folder."""
+    suffixes = source.suffixes or USUAL_SUFFIXES[source.reader]
+    return inside.endswith(suffixes) and not any(fnmatchcase(inside, pattern) for pattern in source.exclude)
 
 
 def _why_nothing(pattern: str, source: Source) -> str:

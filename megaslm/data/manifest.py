@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from megaslm.config.schema import Split
+from megaslm.data.damage import Damaged
 from megaslm.data.durable import write_file
 from megaslm.errors import DataError
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 """The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
+
+_CHECKSUM = re.compile(rb'{\n "checksum": "([0-9a-f]{64})",')
+_NO_CHECKSUM = "0" * 64
 
 
 class _Record(BaseModel):
@@ -34,6 +39,8 @@ class Part(_Record):
     """Of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
     ref_entropy_sha256: str | None = None
     """Of the column `ref_entropy`, likewise."""
+    index_sha256: str
+    """Of its index.json, which in turn holds a checksum of each shard."""
     bytes: int
     """Size of its shard files."""
 
@@ -52,14 +59,20 @@ class DomainSplit(_Record):
 
 
 class SourceFile(_Record):
-    """One file that text was read from."""
+    """A file that text was read from, or the stretch of it that one part was made of."""
 
     path: str
     """As the recipe's paths led to it; files of the standard library begin with the Python version."""
     bytes: int
     """Its size."""
+    start: int
+    """The first byte of the stretch."""
+    stop: int
+    """The byte after its last; with `start` 0 and the file's size it is the whole file."""
     sha256: str
-    """Of its bytes."""
+    """Of the bytes of the stretch."""
+    version: str | None = None
+    """Of a remote file: what its store calls this content."""
 
 
 class Packing(_Record):
@@ -99,7 +112,7 @@ class Reference(_Record):
 class Manifest(_Record):
     """A finished dataset."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     """Of this file."""
     kind: Literal["tokens", "scored"]
     """scored datasets have `ref_loss` beside the tokens."""
@@ -115,6 +128,8 @@ class Manifest(_Record):
     """One more than the largest token id."""
     tokenizer_sha256: str
     """Fingerprint of the tokenizer's meaning; `megaslm.data.tokenizer.tokenizer_sha256`."""
+    tokenizer_files: dict[str, str]
+    """SHA-256 of each file in the dataset's folder `tokenizer`, by name."""
     eos_id: int
     """Ends every document and fills rows."""
     bos_id: int | None
@@ -128,9 +143,11 @@ class Manifest(_Record):
     splits: dict[Split, dict[str, DomainSplit]]
     """Split to domain to what is there; what has no rows is left out."""
     sources: tuple[SourceFile, ...]
-    """Every file that was read, in order."""
+    """Everything that was read, in order."""
     skipped: tuple[str, ...] = ()
     """Files left out because they are not UTF-8."""
+    left_out: dict[str, int] = {}
+    """Documents that the recipe left out, by the key of it that did so."""
     absent: tuple[str, ...] = ()
     """What this machine's Python lacks of the standard library."""
     reference: Reference | None = None
@@ -148,31 +165,55 @@ class Manifest(_Record):
 
 
 def write_manifest(dataset: Path, manifest: Manifest) -> None:
-    """Declare `dataset` finished."""
-    write_file(dataset / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+    """Declare `dataset` finished. The file begins with the SHA-256 of itself, written with zeros in its place."""
+    fields = manifest.model_dump_json(indent=1).removeprefix("{")
+    unsigned = f'{{\n "checksum": "{_NO_CHECKSUM}",{fields}\n'
+    checksum = hashlib.sha256(unsigned.encode("utf-8")).hexdigest()
+    write_file(dataset / MANIFEST, unsigned.replace(_NO_CHECKSUM, checksum, 1))
 
 
 def read_manifest(dataset: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read.
+    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read; Damaged
+    where the file was changed since it was written.
     """
     path = dataset / MANIFEST
     if not dataset.is_dir():
         raise DataError(f"{dataset}: there is no such dataset folder; `megaslm prepare` makes one")
     if not path.is_file():
         raise DataError(f"{dataset}: no {MANIFEST}: not a dataset, or unfinished: run `megaslm prepare` again")
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
+    begin = _CHECKSUM.match(content)
     try:
-        found = _Version.model_validate_json(text).schema_version
-        if found != SCHEMA_VERSION:
-            raise DataError(
-                f"{path}: schema version {found}; this MegaSLM reads version {SCHEMA_VERSION}: "
-                "prepare the dataset again, or use the MegaSLM that wrote it"
-            )
-        return Manifest.model_validate_json(text)
+        if begin is None:
+            _require_version(path, content)
+            raise Damaged(path, "does not begin with its checksum: it was changed since it was written")
+        _require_unchanged(path, content, begin)
+        fields = b"{" + content[begin.end() :]
+        _require_version(path, fields)
+        return Manifest.model_validate_json(fields)
     except ValidationError as error:
-        raise DataError(f"{path}: damaged, prepare the dataset again: {error}") from error
+        raise Damaged(path, f"is not the manifest of a dataset: {error}") from error
+
+
+def _require_unchanged(path: Path, content: bytes, begin: re.Match[bytes]) -> None:
+    stated = begin[1].decode()
+    found = hashlib.sha256(content.replace(begin[1], _NO_CHECKSUM.encode(), 1)).hexdigest()
+    if found != stated:
+        raise Damaged(
+            path,
+            f"was changed since it was written: its content has the checksum {found[:12]}, it states {stated[:12]}",
+        )
+
+
+def _require_version(path: Path, content: bytes) -> None:
+    found = _Version.model_validate_json(content).schema_version
+    if found != SCHEMA_VERSION:
+        raise DataError(
+            f"{path}: schema version {found}; this MegaSLM reads version {SCHEMA_VERSION}: "
+            "prepare the dataset again, or use the MegaSLM that wrote it"
+        )
 
 
 class _Version(BaseModel):

@@ -1,8 +1,9 @@
-"""One task of prepare: files to the parts that they become. A pure function of its job, run in any process."""
+"""One task of prepare: pieces of files to the parts that they become. A pure function of its job, run anywhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,20 @@ from pydantic import BaseModel, ConfigDict
 
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
-from megaslm.data.documents import Document, sha256_of_file
+from megaslm.data.documents import Document
 from megaslm.data.manifest import Part, SourceFile
+from megaslm.data.output import Output
 from megaslm.data.packing import RowPacker, Tokens, count_targets
 from megaslm.data.shards import PartWriter, RowFormat, part_name, part_writer
-from megaslm.data.tasks import Task, kept_documents, split_of
-from megaslm.data.tokenizer import FolderEncoder, TokenizerFacts
+from megaslm.data.task_reader import TaskReader
+from megaslm.data.tasks import Task, split_of
+from megaslm.data.tokenizer import TextEncoder, TokenizerFacts
+from megaslm.data.word_encoder import fastest_encoder
 
-_BATCH_CHARACTERS = 2_000_000
+_BATCH_CHARACTERS = 1_000_000
+
+Place = tuple[Split, str]
+"""A split and a domain: where a part belongs."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,9 @@ class Job:
     tokenizer: Path
     """The tokenizer's folder."""
     dataset: Path
-    """The dataset's folder."""
+    """The folder in which its parts are written."""
+    output: Output
+    """Where they go then."""
 
 
 class _Outcome(BaseModel):
@@ -41,6 +50,8 @@ class _Outcome(BaseModel):
 class WrittenPart(_Outcome):
     """One part and what it counts for."""
 
+    split: Split
+    domain: str
     part: Part
     tokens: int
     """Valid targets."""
@@ -50,78 +61,99 @@ class WrittenPart(_Outcome):
 class TaskOutcome(_Outcome):
     """What a task did."""
 
-    domain: str
-    parts: dict[Split, WrittenPart]
-    """A split that no document of the task belongs to is left out."""
+    parts: tuple[WrittenPart, ...]
+    """A split and domain that no document of the task belongs to has none."""
     sources: tuple[SourceFile, ...]
     skipped: tuple[str, ...]
     """Files left out because they are not UTF-8."""
+    left_out: dict[str, int]
+    """Documents left out, by the recipe's key that did it."""
     text_bytes: int
     """UTF-8 bytes of the documents kept."""
 
     @property
     def tokens(self) -> int:
         """Valid targets over all parts."""
-        return sum(written.tokens for written in self.parts.values())
+        return sum(written.tokens for written in self.parts)
 
 
-def run_task(job: Job) -> TaskOutcome:
-    """Read, encode, pack and write. Raises DataError for text that cannot be read."""
-    encoder = FolderEncoder(job.tokenizer)
-    skipped: list[str] = []
+@dataclass(frozen=True)
+class TaskProgress:
+    """How far a task has come."""
+
+    input_bytes: int = 0
+    """Read, as the files have them."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the documents kept."""
+    tokens: int = 0
+    """Valid targets written."""
+
+
+def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda progress: None) -> TaskOutcome:
+    """Read, encode, pack, write and hand over. Raises DataError for text that cannot be read."""
+    encoder = _encoder(job.tokenizer, job.facts.sha256)
+    reader = TaskReader(job.task)
+    building: dict[Place, _PartBuilder] = {}
     text_bytes = 0
     with ExitStack() as open_parts:
-        building: dict[Split, _PartBuilder] = {}
-        for batch in _batches(kept_documents(job.task, skipped)):
+        for batch in _batches(reader.documents()):
             text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
-            for split, texts in _by_split(batch, job.recipe).items():
+            for place, texts in _by_place(batch, job.recipe).items():
                 documents = [ids for ids in encoder.encode(texts) if ids.size]
-                if documents and split not in building:
-                    building[split] = _PartBuilder.open(job, split, open_parts)
+                if documents and place not in building:
+                    building[place] = _PartBuilder.open(job, place, open_parts)
                 if documents:
-                    building[split].add(documents)
+                    building[place].add(documents)
+            on_progress(TaskProgress(reader.input_bytes, text_bytes, sum(each.tokens for each in building.values())))
         for builder in building.values():
             builder.finish()
+    parts = tuple(builder.written() for _, builder in sorted(building.items()))
+    for written in parts:
+        job.output.keep_part(written.split, written.domain, written.part)
     return TaskOutcome(
-        domain=job.task.source.domain,
-        parts={split: builder.written() for split, builder in building.items()},
-        sources=tuple(
-            SourceFile(path=file.label, bytes=file.path.stat().st_size, sha256=sha256_of_file(file.path))
-            for file in job.task.files
-            if file.label not in skipped
-        ),
-        skipped=tuple(skipped),
+        parts=parts,
+        sources=tuple(reader.sources),
+        skipped=tuple(reader.skipped),
+        left_out=dict(sorted(reader.left_out.items())),
         text_bytes=text_bytes,
     )
 
 
+@lru_cache(maxsize=1)
+def _encoder(tokenizer: Path, sha256: str) -> TextEncoder:
+    """Kept from task to task, with what it remembers, as long as the folder holds the same tokenizer."""
+    return fastest_encoder(tokenizer)
+
+
 @dataclass
 class _PartBuilder:
-    """Documents of one split on their way into one part."""
+    """Documents of one split and domain on their way into one part."""
 
+    place: Place
     writer: PartWriter
     packer: RowPacker
     dtype: np.dtype[np.unsignedinteger]
-    domain: int
+    domain_number: int
     eos_id: int
     tokens: int = 0
     documents: int = 0
 
     @classmethod
-    def open(cls, job: Job, split: Split, open_parts: ExitStack) -> "_PartBuilder":
-        recipe, facts, domain = job.recipe, job.facts, job.task.source.domain
+    def open(cls, job: Job, place: Place, open_parts: ExitStack) -> "_PartBuilder":
+        recipe, facts, (split, domain) = job.recipe, job.facts, place
         row_format = RowFormat(
             seq_len=recipe.seq_len,
             vocab_size=facts.vocab_size,
             shard_bytes=recipe.shard_bytes,
             compression=recipe.compression,
         )
-        folder = job.dataset / split / domain / part_name(job.task.part)
+        folder = job.dataset / split / domain / part_name(job.task.number)
         return cls(
+            place=place,
             writer=open_parts.enter_context(part_writer(folder, row_format)),
             packer=RowPacker(recipe.seq_len, facts.eos_id),
             dtype=row_format.tokens_dtype,
-            domain=recipe.domains.index(domain),
+            domain_number=recipe.domains.index(domain),
             eos_id=facts.eos_id,
         )
 
@@ -133,11 +165,14 @@ class _PartBuilder:
         self._write(self.packer.finish())
 
     def written(self) -> WrittenPart:
-        return WrittenPart(part=self.writer.part, tokens=self.tokens, documents=self.documents)
+        split, domain = self.place
+        return WrittenPart(
+            split=split, domain=domain, part=self.writer.part, tokens=self.tokens, documents=self.documents
+        )
 
     def _write(self, rows: Tokens) -> None:
         self.tokens += count_targets(rows, self.eos_id)
-        self.writer.write(rows.astype(self.dtype), self.domain)
+        self.writer.write(rows.astype(self.dtype), self.domain_number)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -154,8 +189,9 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _by_split(documents: list[Document], recipe: Recipe) -> dict[Split, list[str]]:
-    texts: dict[Split, list[str]] = {}
+def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[str]]:
+    texts: dict[Place, list[str]] = {}
     for document in documents:
-        texts.setdefault(split_of(document, recipe), []).append(document.text)
+        assert document.domain is not None  # TaskReader gives each one
+        texts.setdefault((split_of(document, recipe), document.domain), []).append(document.text)
     return texts

@@ -37,7 +37,7 @@ def standard_library_files(reader: str) -> list[InputFile]:
     for path in wanted:
         status = (root / path).stat()
         label = f"python-{'.'.join(map(str, sys.version_info[:3]))}/{path}"
-        files.append(InputFile(root / path, label, status.st_size, status.st_mtime_ns, group_of(path)))
+        files.append(InputFile(str(root / path), label, status.st_size, str(status.st_mtime_ns), group=group_of(path)))
     return files
 
 

@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 from megaslm.config.schema import Split
 from megaslm.data.manifest import read_manifest
-from megaslm.data.shard_index import PREPARE_AGAIN, Shard, check_files, read_index
+from megaslm.data.shard_index import check_files, read_index
+from megaslm.data.shard_rows import rows_in, unpacked
 from megaslm.errors import DataError
 
 Rows = dict[str, NDArray[np.generic]]
 """Column name to values; the first axis counts rows."""
-
-# A shard begins with its number of rows and the offset of each; all are 32-bit.
-_OFFSET_DTYPE = np.dtype("<u4")
 
 
 class RowReader:
@@ -60,8 +58,9 @@ class RowReader:
     def _load_shard(self, number: int) -> NDArray[np.void]:
         shard = self._shards[number]
         path = self._folder / shard.stored.basename
-        data = _map(path) if shard.zip_data is None else _unpack(path, shard)
-        return _rows_of(path, data, shard)
+        if shard.zip_data is None:
+            return rows_in(path, np.memmap(path, dtype=np.uint8, mode="r"), shard)
+        return rows_in(path, unpacked(path, path.read_bytes(), shard), shard)
 
 
 def _folder_of(dataset: Path, split: Split, domain: str, part: str | None) -> Path:
@@ -77,23 +76,3 @@ def _folder_of(dataset: Path, split: Split, domain: str, part: str | None) -> Pa
     if part not in names:
         raise DataError(f"{dataset}/{split}/{domain} has no {part}; it has {', '.join(names)}")
     return dataset / split / domain / part
-
-
-def _map(path: Path) -> NDArray[np.uint8]:
-    return np.memmap(path, dtype=np.uint8, mode="r")
-
-
-def _unpack(path: Path, shard: Shard) -> NDArray[np.uint8]:
-    from megaslm.data.stream import decompress
-
-    return np.frombuffer(decompress(shard.compression, path.read_bytes()), dtype=np.uint8)
-
-
-def _rows_of(path: Path, data: NDArray[np.uint8], shard: Shard) -> NDArray[np.void]:
-    """The rows of a shard as a structured array (samples,), after a check that they lie side by side."""
-    dtype = shard.row_dtype()
-    offsets = data[4 : 4 * (shard.samples + 2)].view(_OFFSET_DTYPE)
-    expected = offsets[0] + np.arange(shard.samples + 1, dtype=np.int64) * dtype.itemsize
-    if data[:4].view(_OFFSET_DTYPE)[0] != shard.samples or not np.array_equal(offsets, expected):
-        raise DataError(f"{path} does not hold {shard.samples} rows of {dtype.itemsize} bytes; {PREPARE_AGAIN}")
-    return data[expected[0] : expected[-1]].view(dtype)

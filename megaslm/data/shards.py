@@ -1,8 +1,7 @@
-"""Writing parts, joining them into one index, and checking a dataset's layout."""
+"""The columns of a dataset's rows, and writing them, part by part."""
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
-from megaslm.data.manifest import Manifest, Part, read_manifest
+from megaslm.data.manifest import Manifest, Part
 from megaslm.data.packing import token_dtype
-from megaslm.data.row_reader import RowReader
-from megaslm.data.shard_index import INDEX, PREPARE_AGAIN, ShardIndex, check_files, read_index, write_index
+from megaslm.data.shard_index import CHECKSUM, parse_index, read_index_bytes
 from megaslm.errors import DataError
-
-__all__ = ["PartWriter", "RowFormat", "RowReader", "check_layout", "merge_index", "part_name", "part_writer"]
-
-_PART_NAME = re.compile(r"part-\d{5,}")
 
 
 def part_name(number: int) -> str:
@@ -86,7 +80,7 @@ class PartWriter:
             columns=row_format.columns,
             out=str(start_folder(folder)),
             compression=row_format.compression,
-            hashes=["xxh3_64"],
+            hashes=[CHECKSUM],
             size_limit=row_format.shard_bytes,
             max_workers=1,
         )
@@ -133,13 +127,15 @@ class PartWriter:
         self._wait_for_idle_writer()
         self._writer.finish()
         finish_folder(self._folder)
+        index = read_index_bytes(self._folder)
         self._part = Part(
             name=self._folder.name,
             rows=self._rows,
             tokens_sha256=self._hashes["tokens"].hexdigest(),
             ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
             ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
-            bytes=sum(shard.stored.bytes for shard in read_index(self._folder).shards),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            bytes=parse_index(self._folder, index).stored_bytes,
         )
 
     def abandon(self) -> None:
@@ -187,84 +183,3 @@ def part_writer(folder: Path, row_format: RowFormat) -> Iterator[PartWriter]:
     except BaseException:
         writer.abandon()
         raise
-
-
-def merge_index(domain_folder: Path, part_names: Sequence[str]) -> int:
-    """Join the parts' indices into `domain_folder`/index.json, in the order of their numbers; gives the rows in all.
-
-    Raises DataError for a name that is not a part's, one named twice, a part that is missing or not named, and a shard
-    that is missing or of another size than its index says.
-    """
-    names = _in_order(domain_folder, part_names)
-    shards = []
-    for name in names:
-        index = read_index(domain_folder / name)
-        check_files(domain_folder / name, index)
-        shards += [shard.inside(name) for shard in index.shards]
-    merged = ShardIndex(shards=tuple(shards))
-    write_index(domain_folder, merged)
-    return merged.rows
-
-
-def _in_order(domain_folder: Path, part_names: Sequence[str]) -> list[str]:
-    strange = [name for name in part_names if not _PART_NAME.fullmatch(name)]
-    if strange:
-        raise DataError(f"{domain_folder}: {', '.join(strange)}: not the name of a part, such as part-00000")
-    if len(set(part_names)) != len(part_names):
-        twice = sorted({name for name in part_names if list(part_names).count(name) > 1})
-        raise DataError(f"{domain_folder}: {', '.join(twice)} is named twice")
-    there = {path.name for path in domain_folder.glob("part-*")}
-    missing, unnamed = sorted(set(part_names) - there), sorted(there - set(part_names))
-    if missing:
-        raise DataError(f"{domain_folder}: {', '.join(missing)} of {len(part_names)} parts is missing; run it again")
-    if unnamed:
-        raise DataError(f"{domain_folder}: {', '.join(unnamed)} belongs to another dataset; remove it")
-    return sorted(part_names, key=lambda name: int(name.removeprefix("part-")))
-
-
-def check_layout(dataset: Path) -> None:
-    """Raise DataError unless every shard is there, with its size and the manifest's columns, and the rows add up.
-
-    Reads indices and file sizes only; the content is covered by the manifest's hashes.
-    """
-    manifest = read_manifest(dataset)
-    columns = RowFormat.of(manifest).columns
-    for split, domains in manifest.splits.items():
-        for domain, share in domains.items():
-            folder = dataset / split / domain
-            _check_rows(folder, share.rows)
-            merged = read_index(folder)
-            check_files(folder, merged)
-            _check_columns(folder, merged, columns)
-            for part in share.parts:
-                _check_rows(folder / part.name, part.rows)
-            _check_order(folder, merged, [part.name for part in share.parts])
-
-
-def _check_rows(folder: Path, expected: int) -> None:
-    found = read_index(folder).rows
-    if found != expected:
-        raise DataError(f"{folder / INDEX} counts {found} rows, the manifest {expected}; {PREPARE_AGAIN}")
-
-
-def _check_columns(folder: Path, merged: ShardIndex, expected: dict[str, str]) -> None:
-    for shard in merged.shards:
-        found = dict(zip(shard.column_names, shard.column_encodings, strict=True))
-        if found != expected:
-            raise DataError(
-                f"{folder / shard.stored.basename} has the columns {_listed(found)}; "
-                f"its manifest says {_listed(expected)}; {PREPARE_AGAIN}"
-            )
-
-
-def _listed(columns: dict[str, str]) -> str:
-    return ", ".join(f"{name} ({encoding})" for name, encoding in sorted(columns.items()))
-
-
-def _check_order(folder: Path, merged: ShardIndex, names: list[str]) -> None:
-    expected = [shard.inside(name) for name in names for shard in read_index(folder / name).shards]
-    if list(merged.shards) != expected:
-        raise DataError(
-            f"{folder / INDEX} does not list the {len(expected)} shards of its {len(names)} parts in order, "
-            f"but {len(merged.shards)} shards; {PREPARE_AGAIN}"
-        )

@@ -2,65 +2,66 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from megaslm.config.recipe import Recipe, Source
 from megaslm.config.schema import Split
-from megaslm.data.documents import Document, InputFile, InvalidUtf8, falls_within
+from megaslm.data.documents import Document, InputFile, Piece, falls_within
 from megaslm.data.files import find_files
-from megaslm.data.readers import read_documents, skips_invalid_utf8
+from megaslm.data.readers import is_divisible
 
 
 @dataclass(frozen=True)
 class Task:
-    """Files that are read together and become one part in each split."""
+    """Pieces of files that are read together and become one part in each split and domain."""
 
     number: int
-    """Its place among all tasks."""
-    part: int
-    """Its place among the tasks of its domain, the number of its parts."""
+    """Its place among all tasks, and the number of its parts."""
+    source_number: int
+    """The place of its source in the recipe."""
     source: Source
-    """How to read the files."""
-    files: tuple[InputFile, ...]
+    """How to read the pieces."""
+    pieces: tuple[Piece, ...]
     """What to read, in order."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Of the pieces, as the files have them."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
 
 
 def plan_tasks(recipe: Recipe) -> tuple[Task, ...]:
     """The tasks, in the order of the sources and of their files. Raises DataError where a path leads to no file."""
     tasks: list[Task] = []
-    parts = dict.fromkeys(recipe.domains, 0)
-    for source in recipe.sources:
-        for files in _batches(find_files(source), recipe.part_bytes):
-            tasks.append(Task(len(tasks), parts[source.domain], source, files))
-            parts[source.domain] += 1
+    for source_number, source in enumerate(recipe.sources):
+        pieces = [piece for file in find_files(source) for piece in _pieces(file, source, recipe.part_bytes)]
+        for together in _batches(pieces, recipe.part_bytes):
+            tasks.append(Task(len(tasks), source_number, source, together))
     return tuple(tasks)
 
 
-def _batches(files: list[InputFile], most_bytes: int) -> Iterator[tuple[InputFile, ...]]:
-    batch: list[InputFile] = []
+def _pieces(file: InputFile, source: Source, most_bytes: int) -> Iterator[Piece]:
+    """A file in one piece or, where it is too large and can be divided, in as few equal ones as will do."""
+    count = -(-file.bytes // most_bytes) if is_divisible(file.path, source) else 1
+    bounds = [number * file.bytes // max(1, count) for number in range(max(1, count) + 1)]
+    for start, stop in pairwise(bounds):
+        yield Piece(file, start, stop)
+
+
+def _batches(pieces: list[Piece], most_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    batch: list[Piece] = []
     size = 0
-    for file in files:
-        if batch and size + file.bytes > most_bytes:
+    for piece in pieces:
+        piece_bytes = piece.stop - piece.start
+        if batch and size + piece_bytes > most_bytes:
             yield tuple(batch)
             batch, size = [], 0
-        batch.append(file)
-        size += file.bytes
+        batch.append(piece)
+        size += piece_bytes
     if batch:
         yield tuple(batch)
-
-
-def kept_documents(task: Task, skipped: list[str]) -> Iterator[Document]:
-    """The documents of a task that its source keeps; files left out as not UTF-8 are added to `skipped`."""
-    for file in task.files:
-        try:
-            for document in read_documents(file, task.source):
-                if falls_within(task.source.keep_fraction, "keep", document.text):
-                    yield document
-        except InvalidUtf8:
-            if not skips_invalid_utf8(task.source):
-                raise
-            skipped.append(file.label)
 
 
 def split_of(document: Document, recipe: Recipe) -> Split:
@@ -74,9 +75,10 @@ def recipe_sha256(recipe: Recipe) -> str:
     return _sha256(recipe.model_dump(mode="json"))
 
 
-def files_sha256(tasks: tuple[Task, ...]) -> str:
-    """Fingerprint of the files' names, sizes and times, by which an interrupted run sees that they have changed."""
-    return _sha256([[file.label, file.bytes, file.modified_nanoseconds] for task in tasks for file in task.files])
+def files_sha256(tasks: Sequence[Task]) -> str:
+    """Fingerprint of the files' names, sizes and versions, by which a run that goes on sees that they have changed."""
+    files = [piece.file for task in tasks for piece in task.pieces]
+    return _sha256([[file.label, file.bytes, file.version] for file in files])
 
 
 def _sha256(value: object) -> str:

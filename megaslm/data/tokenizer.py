@@ -36,7 +36,7 @@ class FolderEncoder:
 
     def __init__(self, folder: Path) -> None:
         """Raises DataError where the folder has no tokenizer.json, or one that cannot be read."""
-        self._tokenizer = _load(folder)
+        self._tokenizer = load_tokenizer(folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
@@ -103,7 +103,7 @@ class TokenizerFacts:
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:
     """Read a Hugging Face tokenizer folder. Raises DataError where it names no EOS token that the vocabulary holds."""
-    tokenizer = _load(folder)
+    tokenizer = load_tokenizer(folder)
     eos_id = _special_id(folder, tokenizer, "eos")
     if eos_id is None:
         searched = ", ".join((*_CONFIG_FILES, *_MODEL_CONFIG_FILES))
@@ -125,12 +125,13 @@ def tokenizer_sha256(folder: Path) -> str:
     Padding, truncation, post-processor, decoder, order of keys and ways of writing a default do not count, so that
     saving a tokenizer again does not change it.
     """
-    state = json.loads(_load(folder).to_str())
+    state = json.loads(load_tokenizer(folder).to_str())
     meaning = {key: _without_defaults(state.get(key)) for key in _MEANING}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
-def _load(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer.json of a folder. Raises DataError where there is none, or one that cannot be read."""
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(

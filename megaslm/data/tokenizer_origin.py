@@ -10,9 +10,11 @@ from megaslm.config.recipe import Recipe
 from megaslm.data.documents import Document
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.sentencepiece_export import export_sentencepiece
-from megaslm.data.tasks import Task, kept_documents
-from megaslm.data.tokenizer import FolderEncoder, SentencePieceEncoder, TextEncoder, tokenizer_facts
+from megaslm.data.task_reader import TaskReader
+from megaslm.data.tasks import Task
+from megaslm.data.tokenizer import SentencePieceEncoder, TextEncoder, tokenizer_facts
 from megaslm.data.tokenizer_training import train_sentencepiece
+from megaslm.data.word_encoder import fastest_encoder
 from megaslm.errors import DataError
 
 _COPIED = (
@@ -24,6 +26,7 @@ _COPIED = (
     "generation_config.json",
 )
 _CHECKED_BYTES = 2_000_000
+_MOST_CHECKED_TASKS = 64
 _SHOWN_IDS = 8
 
 
@@ -50,7 +53,7 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     else:
         model = _read_model(Path(origin.sentencepiece or "").expanduser())
     export_sentencepiece(model, folder)
-    require_same_ids(SentencePieceEncoder(model), FolderEncoder(folder), _sample(tasks))
+    require_same_ids(SentencePieceEncoder(model), fastest_encoder(folder), _sample(tasks))
 
 
 def _copy(source: Path, folder: Path) -> None:
@@ -89,11 +92,12 @@ def _ids(ids: np.ndarray, first: int) -> list[int]:
 
 
 def _sample(tasks: Sequence[Task]) -> Iterator[Document]:
-    """The first documents of every task: at least one, together about so many bytes as are worth checking."""
-    for task in tasks:
+    """The first documents of tasks spread over all of them, together about as many bytes as are worth checking."""
+    chosen = tasks[:: -(-len(tasks) // _MOST_CHECKED_TASKS)]
+    for task in chosen:
         size = 0
-        for document in kept_documents(task, skipped=[]):
+        for document in TaskReader(task).documents():
             yield document
             size += len(document.text)
-            if size >= _CHECKED_BYTES // len(tasks):
+            if size >= _CHECKED_BYTES // len(chosen):
                 break

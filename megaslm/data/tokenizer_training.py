@@ -9,7 +9,8 @@ from sentencepiece import SentencePieceTrainer
 
 from megaslm.config.recipe import Recipe, TrainSentencePiece
 from megaslm.data.documents import hash_of
-from megaslm.data.tasks import Task, kept_documents, split_of
+from megaslm.data.task_reader import TaskReader
+from megaslm.data.tasks import Task, split_of
 from megaslm.errors import DataError
 
 _CHUNK_CHARACTERS = 2048
@@ -52,10 +53,11 @@ def train_sentencepiece(recipe: Recipe, settings: TrainSentencePiece, tasks: Ite
 
 
 def _training_texts(recipe: Recipe, settings: TrainSentencePiece, tasks: Iterable[Task]) -> Iterator[str]:
+    wanted = settings.domains or recipe.domains
     for task in tasks:
-        if settings.domains is None or task.source.domain in settings.domains:
-            for document in kept_documents(task, skipped=[]):
-                if split_of(document, recipe) == "train":
+        if not set(wanted).isdisjoint(task.source.domain_names):
+            for document in TaskReader(task).documents():
+                if document.domain in wanted and split_of(document, recipe) == "train":
                     yield document.text
 
 

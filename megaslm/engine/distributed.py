@@ -75,6 +75,13 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_gather(tensor: Tensor) -> Tensor:
+    """Every rank's tensor, in rank order, on every rank: (ranks, …). All have one shape."""
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return torch.stack(gathered)
+
+
 def wait_for_all() -> None:
     """Returns when every rank has come here."""
     dist.barrier()

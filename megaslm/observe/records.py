@@ -31,6 +31,10 @@ class StepRecord:
     """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
     domain_ratio: dict[str, float] = field(default_factory=dict)
     """Selected targets by valid ones, in each domain."""
+    domain_tokens: dict[str, int] = field(default_factory=dict)
+    """Targets read so far of each domain, over all ranks."""
+    domain_passes: dict[str, float] = field(default_factory=dict)
+    """How often each domain's rows were read so far, on average."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ def _scalars(record: Record) -> dict[str, float]:
             "selection/threshold": record.threshold,
             **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
             **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
+            **{f"domain_tokens/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
+            **{f"domain_passes/{domain}": passes for domain, passes in record.domain_passes.items()},
         }
         return {tag: value for tag, value in scalars.items() if value is not None}
     place = f"{record.name}/{record.domain}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from megaslm import __version__
 from megaslm.config.schema import Precision, Split
 from megaslm.data.durable import write_file
+from megaslm.data.layout import check_layout
 from megaslm.data.manifest import (
     MANIFEST,
     TOKENIZER,
@@ -27,8 +28,9 @@ from megaslm.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from megaslm.data.merged_index import merge_index
 from megaslm.data.row_reader import RowReader
-from megaslm.data.shards import RowFormat, check_layout, merge_index, part_writer
+from megaslm.data.shards import RowFormat, part_writer
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.errors import DataError, NonFiniteLoss
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
@@ -244,8 +246,8 @@ class _Job:
         for split, domains in self._manifest.splits.items():
             splits[split] = {}
             for domain, share in domains.items():
-                merge_index(self._output / split / domain, [part.name for part in share.parts])
                 scored = tuple(parts[split, domain, part.name] for part in share.parts)
+                merge_index(self._output / split / domain, scored)
                 splits[split][domain] = share.model_copy(update={"parts": scored})
         shutil.copytree(self._dataset / TOKENIZER, self._output / TOKENIZER, dirs_exist_ok=True)
         manifest = self._manifest.model_copy(

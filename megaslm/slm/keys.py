@@ -8,6 +8,8 @@ VISIT_BITS = 8
 ROW_BITS = 32
 KEY_BITS = ROW_BITS + VISIT_BITS + POSITION_BITS
 HASH_BITS = 31
+MOST_VISITS = 1 << VISIT_BITS
+"""How often a row may occur in one step."""
 
 # The mixing constants of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -15,12 +17,14 @@ _MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _SHIFTS = (30, 27, 31)
 
 
-def target_keys(rows: Tensor, visit: int, seq_len: int) -> Tensor:
-    """Unique keys of the targets of `rows`, ordered by (row, visit, position).
+def target_keys(rows: Tensor, visits: Tensor | int, seq_len: int) -> Tensor:
+    """Keys of the targets of `rows`, ordered by (row, visit, position).
+
+    They are unique where no (row, visit modulo 2^8) comes twice.
 
     Args:
-        rows: (B,) int64, row numbers in the dataset, below 2^32; streams follow one another in them.
-        visit: how often the dataset was read before; below 2^8 (later visits share the last key range).
+        rows: (B,) int64, row numbers in the data, below 2^32; streams follow one another in them.
+        visits: (B,) int64 or one for all rows: how often the row was met before.
         seq_len: targets per row, L; at most 2^16.
 
     Returns:
@@ -31,9 +35,8 @@ def target_keys(rows: Tensor, visit: int, seq_len: int) -> Tensor:
     """
     if seq_len > 1 << POSITION_BITS:
         raise ValueError(f"seq_len = {seq_len}: rows of more than {1 << POSITION_BITS} targets have no unique keys")
-    visit = min(visit, (1 << VISIT_BITS) - 1)
-    first = (rows.to(torch.int64) << (VISIT_BITS + POSITION_BITS)) | (visit << POSITION_BITS)
-    return first[:, None] + torch.arange(seq_len, device=rows.device)
+    visited = (rows.to(torch.int64) << VISIT_BITS) | (visits % MOST_VISITS)
+    return (visited << POSITION_BITS)[:, None] + torch.arange(seq_len, device=rows.device)
 
 
 def row_of(keys: Tensor) -> Tensor:

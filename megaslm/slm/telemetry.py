@@ -13,6 +13,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXCESS_LIMIT_NATS = 16.0
 _EXCESS_BINS = 1024
 _SUMS = 4
+_DOMAIN_SUMS = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SelectionSummary:
     `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured.
     `excess_quantiles`: of the valid targets, to within 1/32 nat and cut off at ±16 nats; empty where no reference is
     known or unselected targets were not measured. `domain_ratio`: selected by valid targets of each domain with any.
+    `domain_rows`: rows of each domain.
     """
 
     selected_loss: float
@@ -31,11 +33,12 @@ class SelectionSummary:
     not_finite: int
     excess_quantiles: dict[str, float]
     domain_ratio: dict[int, float]
+    domain_rows: tuple[int, ...]
 
 
 def sums_of_nothing(domain_count: int, device: torch.device) -> Tensor:
     """The sums of no micro-batch, (n,) float64; those of `selection_sums` add up on it."""
-    return torch.zeros(_SUMS + _EXCESS_BINS + 2 * domain_count, dtype=torch.float64, device=device)
+    return torch.zeros(_SUMS + _EXCESS_BINS + _DOMAIN_SUMS * domain_count, dtype=torch.float64, device=device)
 
 
 def selection_sums(
@@ -56,7 +59,7 @@ def selection_sums(
         selected: (B, L) bool.
         targets: the B·L targets.
         domain: (B,) int64, below `domain_count`.
-        domain_count: domains of the dataset.
+        domain_count: domains of the run.
     """
     measured = measured & targets.valid
     scores = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
@@ -74,9 +77,10 @@ def selection_sums(
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Whole numbers add up to the same sum in any order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
-    by_domain = torch.zeros(2, domain_count, dtype=torch.float64, device=losses.device)
+    by_domain = torch.zeros(_DOMAIN_SUMS, domain_count, dtype=torch.float64, device=losses.device)
     by_domain[0].scatter_add_(0, domain, selected.sum(1).double())
     by_domain[1].scatter_add_(0, domain, targets.valid.sum(1).double())
+    by_domain[2].scatter_add_(0, domain, torch.ones_like(domain, dtype=torch.float64))
     return torch.cat([totals, histogram, by_domain.flatten()])
 
 
@@ -85,7 +89,10 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
     selected_loss, all_loss, measured, not_finite = sums[:_SUMS]
     histogram = sums[_SUMS : _SUMS + _EXCESS_BINS]
     by_domain = sums[_SUMS + _EXCESS_BINS :]
-    selected, valid = by_domain[: len(by_domain) // 2], by_domain[len(by_domain) // 2 :]
+    domain_count = len(by_domain) // _DOMAIN_SUMS
+    selected, valid, rows = (
+        by_domain[start : start + domain_count] for start in range(0, len(by_domain), domain_count)
+    )
     complete = measured == sum(valid)
     return SelectionSummary(
         selected_loss=selected_loss / max(1.0, sum(selected)),
@@ -97,6 +104,7 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
         if complete and any(histogram)
         else {},
         domain_ratio={number: selected[number] / count for number, count in enumerate(valid) if count},
+        domain_rows=tuple(int(count) for count in rows),
     )
 
 

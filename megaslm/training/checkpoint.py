@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from megaslm.data.durable import write_file
@@ -31,6 +31,8 @@ class Progress:
     """Ranks that wrote the checkpoint."""
     selection: SelectionState = AT_START
     """What the objective remembers of the steps before."""
+    rows_read: dict[str, int] = field(default_factory=dict)
+    """Of each domain, over all ranks; version 0.1.0 did not count them."""
 
 
 def save_checkpoint(checkpoints: Path, engine: ZeroEngine, progress: Progress, world: World, *, keep_last: int) -> Path:

@@ -1,12 +1,18 @@
-"""What a run has cost: tokens, seconds and GPU-hours, for SLM with its reference's training and scoring."""
+"""What a run has cost: tokens, seconds and GPU-hours, for SLM with its references' training and scoring."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megaslm.data.durable import write_file
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoint import Progress
+from megaslm.training.domain_counts import DomainCounts
+from megaslm.training.training_data import TrainingDataset
+
+Costs = dict[str, dict[str, float]]
+"""Of `scoring` and `reference_training` what each took, as scoring left it beside the dataset."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +26,20 @@ class Cost:
     gpu_hours: float
 
 
-def write_cost(path: Path, progress: Progress, tokens_seen: int, world: World, *, scored_dataset: Path | None) -> None:
-    """Writes cost.json; `scored_dataset` adds what its scoring has cost, and the training of its reference."""
+def write_cost(
+    path: Path,
+    progress: Progress,
+    tokens_seen: int,
+    world: World,
+    *,
+    domains: DomainCounts,
+    scored: Sequence[TrainingDataset],
+) -> None:
+    """Writes cost.json; `scored` adds what the scoring of these datasets has cost, and the training of references.
+
+    `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several counts once;
+    `datasets` has what each dataset brought.
+    """
     gpus = world.size if world.device.type == "cuda" else 0
     cost = Cost(
         tokens_seen=tokens_seen,
@@ -30,6 +48,33 @@ def write_cost(path: Path, progress: Progress, tokens_seen: int, world: World, *
         ranks=world.size,
         gpu_hours=progress.seconds * gpus / 3600,
     )
-    scoring = None if scored_dataset is None else scored_dataset / "cost.json"
-    before = json.loads(scoring.read_text(encoding="utf-8")) if scoring is not None and scoring.is_file() else {}
-    write_file(path, json.dumps({"training": asdict(cost), **before}, indent=1) + "\n")
+    passes = domains.passes
+    content: dict[str, object] = {
+        "training": asdict(cost),
+        "domains": {name: {"tokens_seen": tokens, "passes": passes[name]} for name, tokens in domains.tokens.items()},
+    }
+    if scored:
+        content |= _before_training(scored)
+    write_file(path, json.dumps(content, indent=1) + "\n")
+
+
+def _before_training(scored: Sequence[TrainingDataset]) -> dict[str, object]:
+    costs = {dataset.setting: _costs_of(dataset.folder) for dataset in scored}
+    trained = {
+        dataset.manifest.reference.weights_sha256: costs[dataset.setting]["reference_training"]
+        for dataset in scored
+        if dataset.manifest.reference is not None and "reference_training" in costs[dataset.setting]
+    }
+    scoring = [cost["scoring"] for cost in costs.values() if "scoring" in cost]
+    return {"scoring": _total(scoring), "reference_training": _total(trained.values()), "datasets": costs}
+
+
+def _costs_of(dataset: Path) -> Costs:
+    path = dataset / "cost.json"
+    costs: Costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return costs
+
+
+def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
+    parts = list(costs)
+    return {name: sum(part[name] for part in parts) for name in ("seconds", "gpu_hours")}

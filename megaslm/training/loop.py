@@ -19,11 +19,13 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
 from megaslm.training.cost import write_cost
+from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
-from megaslm.training.start import TrainingData, check_scored, open_training_data, reads_reference, start_engine
+from megaslm.training.start import start_engine
 from megaslm.training.step import train_step
+from megaslm.training.training_data import TrainingData, check_scored, open_training_data, reads_reference
 from megaslm.training.validation import Validation
 
 
@@ -42,25 +44,36 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     world = join_world()
     plan = plan_batches(config, world.size)
     data = on_first_rank(lambda: open_training_data(config))
-    differences = on_first_rank(lambda: check_run(config, data.manifest, resume=resume))
-    on_first_rank(lambda: check_scored(config, data, world))
+    differences = on_first_rank(lambda: check_run(config, data, resume=resume))
+    on_first_rank(lambda: check_scored(config, data, world.device))
     run = RunFolder(Path(config.run_dir))
-    validation = Validation(config.validation, world, data.manifest)
+    validation = Validation(config.validation, world, data.first.manifest)
     stream = TrainingStream(
-        data.dataset,
-        data.manifest,
+        data.mixture.streams,
         plan,
-        domains=data.domains,
         shuffle_seed=config.data.shuffle_seed,
         workers=config.data.loader_workers,
+        fetch=None,
     )
     engine = start_engine(config, plan, data, world)
     progress = _resume(run, engine, plan, world)
-    reporter = Reporter(run, plan, world, domains=data.manifest.domains, last_step=progress.step)
+    counts = DomainCounts(data.mixture, plan.seq_len, progress.rows_read)
+    reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=progress.step)
     for line in differences:
         reporter.say(f"changed since the run began: {line}")
     session = _Session(
-        config, plan, data, stream, validation, run, engine, world, progress, _objective(config, progress), reporter
+        config,
+        plan,
+        data,
+        stream,
+        validation,
+        run,
+        engine,
+        world,
+        progress,
+        _objective(config, progress),
+        counts,
+        reporter,
     )
     try:
         session.go_on()
@@ -95,6 +108,7 @@ class _Session:
     world: World
     before: Progress
     objective: Objective
+    counts: DomainCounts
     reporter: Reporter
 
     def go_on(self) -> None:
@@ -123,10 +137,12 @@ class _Session:
             self.objective,
             micro_batches,
             self.world,
-            eos_id=self.data.manifest.eos_id,
-            domain_count=len(self.data.manifest.domains),
+            eos_id=self.data.eos_id,
+            domain_count=len(self.data.mixture.domains),
+            may_repeat_rows=self.data.mixture.may_repeat_rows(self.plan.global_batch_rows),
             moment=Moment(step, (step - 1) * self.plan.tokens_per_step),
             learning_rate=learning_rate(self.config.train, step * self.plan.tokens_per_step),
+            row_name=self.data.mixture.row_name,
         )
         self.reporter.add(result)
 
@@ -151,12 +167,15 @@ class _Session:
             seconds=self.before.seconds + seconds,
             world_size=self.world.size,
             selection=self.objective.state(),
+            rows_read=self.counts.rows_read,
         )
         checkpoints, keep_last = self.run.checkpoints, self.config.checkpoint.keep_last
         folder = save_checkpoint(checkpoints, self.engine, progress, self.world, keep_last=keep_last)
-        scored = self.data.dataset if reads_reference(self.config) else None
+        scored = self.data.datasets if reads_reference(self.config) else ()
         tokens_seen = step * self.plan.tokens_per_step
-        on_first_rank(lambda: write_cost(self.run.cost, progress, tokens_seen, self.world, scored_dataset=scored))
+        on_first_rank(
+            lambda: write_cost(self.run.cost, progress, tokens_seen, self.world, domains=self.counts, scored=scored)
+        )
         self.reporter.say(f"{self.run.path.name} · step {step} · saved {folder}")
 
 

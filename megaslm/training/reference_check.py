@@ -1,5 +1,7 @@
 """Whether stored reference losses are those of the reference: hashes cannot see a scorer's own mistake."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,13 +22,24 @@ _TOLERANCE_NATS = {"fp32": 0.01, "bf16": 0.2}
 _MOST_OUTSIDE = 0.02
 
 
+@dataclass(frozen=True)
+class NamedReference:
+    """A reference model that is at hand."""
+
+    setting: str
+    """The key that names it."""
+    folder: Path
+    """Its Hugging Face folder."""
+
+
 def check_reference(
     manifest: Manifest,
     dataset: Path,
     *,
+    domains: Sequence[str],
     document_isolation: bool,
     needs_entropy: bool,
-    reference: Path | None,
+    reference: NamedReference | None,
     rows: int,
     device: torch.device,
 ) -> None:
@@ -35,10 +48,11 @@ def check_reference(
     Args:
         manifest: of `dataset`.
         dataset: a scored dataset.
+        domains: those that the run trains on.
         document_isolation: of the run that is to use the losses.
         needs_entropy: whether the run ranks by the entropy of the reference's predictions.
-        reference: the model's folder, or None.
-        rows: how many rows to score again, evenly spread; 0 for none.
+        reference: the model, or None.
+        rows: how many rows of each domain to score again, evenly spread; 0 for none.
         device: where to score.
 
     Raises:
@@ -68,35 +82,40 @@ def check_reference(
     if reference is not None:
         _check_weights(found, dataset, reference)
         if rows:
-            _check_rows(manifest, found, dataset, reference, rows, device)
+            model = _load(manifest, found, reference.folder, device)
+            for domain in domains:
+                _check_rows(model, found, dataset, domain, rows)
 
 
-def _check_weights(found: Reference, dataset: Path, reference: Path) -> None:
-    at_hand = weights_sha256(reference)
+def _check_weights(found: Reference, dataset: Path, reference: NamedReference) -> None:
+    at_hand = weights_sha256(reference.folder)
     if at_hand != found.weights_sha256:
         raise ReferenceMismatch(
-            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; slm.reference = "
-            f"{reference} "
-            f"has weights {at_hand[:12]}; name the right folder or score the dataset again"
+            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; {reference.setting} = "
+            f"{reference.folder} has weights {at_hand[:12]}; name the right folder or score the dataset again"
         )
 
 
-def _check_rows(
-    manifest: Manifest, found: Reference, dataset: Path, reference: Path, rows: int, device: torch.device
-) -> None:
-    precision = cast(ChosenPrecision, found.precision)
-    lm = load_pretrained(reference, dtype=dtype_of(precision)).to(device).eval()
-    model = SelectiveLM(lm, eos_id=manifest.eos_id, document_isolation=found.document_isolation)
-    for domain in manifest.splits["train"]:
-        reader = RowReader(dataset, "train", domain)
-        where = f"{dataset}, train/{domain}, row"
-        for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
-            row = reader[int(number)]
-            tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(device)
-            valid = valid_targets(tokens, manifest.eos_id)[0].cpu()
-            for column, again in _measured(model, tokens, found).items():
-                stored = torch.from_numpy(row[column].astype(np.float32))[valid]
-                _check_column(stored, again[0].cpu()[valid], precision, f"{where} {number}", column)
+def _load(manifest: Manifest, found: Reference, folder: Path, device: torch.device) -> SelectiveLM:
+    lm = load_pretrained(folder, dtype=dtype_of(_precision_of(found))).to(device).eval()
+    return SelectiveLM(lm, eos_id=manifest.eos_id, document_isolation=found.document_isolation)
+
+
+def _check_rows(model: SelectiveLM, found: Reference, dataset: Path, domain: str, rows: int) -> None:
+    reader = RowReader(dataset, "train", domain)
+    where = f"{dataset}, train/{domain}, row"
+    device = next(model.parameters()).device
+    for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
+        row = reader[int(number)]
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(device)
+        valid = valid_targets(tokens, model.eos_id)[0].cpu()
+        for column, again in _measured(model, tokens, found).items():
+            stored = torch.from_numpy(row[column].astype(np.float32))[valid]
+            _check_column(stored, again[0].cpu()[valid], _precision_of(found), f"{where} {number}", column)
+
+
+def _precision_of(found: Reference) -> ChosenPrecision:
+    return cast(ChosenPrecision, found.precision)
 
 
 def _measured(model: SelectiveLM, tokens: torch.Tensor, found: Reference) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from megaslm.observe.console import RunConsole
 from megaslm.observe.records import MetricsFile, Record, StepRecord
 from megaslm.observe.tensorboard import TensorBoard
 from megaslm.slm.telemetry import summarise
+from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
 
@@ -21,12 +22,20 @@ class Reporter:
     """Collects steps, checks them, and writes what the first rank has to say."""
 
     def __init__(
-        self, run: RunFolder, plan: BatchPlan, world: World, *, domains: tuple[str, ...], last_step: int
+        self,
+        run: RunFolder,
+        plan: BatchPlan,
+        world: World,
+        *,
+        domains: tuple[str, ...],
+        counts: DomainCounts,
+        last_step: int,
     ) -> None:
-        """Goes on after `last_step`."""
+        """Goes on after `last_step`; what is read of each domain is added to `counts`."""
         self.selected_tokens = 0
         self._plan = plan
         self._domains = domains
+        self._counts = counts
         self._waiting: list[StepResult] = []
         self._since = time.monotonic()
         self._sinks: list[MetricsFile | TensorBoard] = []
@@ -68,6 +77,7 @@ class Reporter:
                     "dataset and the starting weights"
                 )
             self.selected_tokens += summary.selected
+            self._counts.add(summary.domain_rows)
             records.append(
                 StepRecord(
                     step=result.step,
@@ -81,6 +91,8 @@ class Reporter:
                     threshold=None if math.isnan(threshold) else threshold,
                     excess_quantiles=summary.excess_quantiles,
                     domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
+                    domain_tokens=self._counts.tokens,
+                    domain_passes=self._counts.passes,
                 )
             )
         self._waiting = []

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megaslm.data.manifest import TOKENIZER, Manifest
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
+from megaslm.training.training_data import TrainingData, TrainingDataset
 
 CONFIG = "config.yaml"
 # What a run is. The rest (length, logging, layout over ranks) may change when it is resumed.
@@ -23,6 +25,7 @@ _IDENTITY = (
     "model",
     "data.seq_len",
     "data.domains",
+    "data.streams",
     "data.shuffle_seed",
     "train.objective",
     "train.global_batch_tokens",
@@ -34,7 +37,8 @@ _IDENTITY = (
     "slm.max_ref_loss",
     "seed",
 )
-_MAY_DIFFER = ("model.gradient_checkpointing",)
+# Folders may move: what lies in them is compared by its fingerprints.
+_MAY_DIFFER = ("model.gradient_checkpointing", "data.streams.*.dataset", "data.streams.*.reference")
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class RunFolder:
         return load(RunConfig, self.path / CONFIG).value
 
 
-def check_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> list[str]:
+def check_run(config: RunConfig, data: TrainingData, *, resume: bool) -> list[str]:
     """Whether a run may begin, or go on, in its folder; nothing is written.
 
     Returns:
@@ -100,16 +104,16 @@ def check_run(config: RunConfig, training_data: Manifest, *, resume: bool) -> li
         raise ConfigError(
             f"run_dir = {run.path}: holds a run already; go on with it by --resume, or choose another run_dir"
         )
-    _check_same_data(run, training_data)
+    _check_same_data(run, data)
     return _differences(run.config(), config)
 
 
-def open_run(config: RunConfig, training_data: Manifest, lm: CausalLM, dtype: torch.dtype) -> None:
+def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype) -> None:
     """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    describe_model(lm, dtype, Path(config.data.train) / TOKENIZER, run.model_description)
-    write_file(run.path / "manifest.json", json.dumps(_provenance(config, training_data), indent=1) + "\n")
+    describe_model(lm, dtype, data.first.folder / TOKENIZER, run.model_description)
+    write_file(run.path / "manifest.json", json.dumps(_provenance(data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
 
 
@@ -128,31 +132,60 @@ def _differences(before: RunConfig, now: RunConfig) -> list[str]:
 
 
 def _is_identity(key: str) -> bool:
-    return key not in _MAY_DIFFER and any(f"{key}.".startswith(f"{identity}.") for identity in _IDENTITY)
+    return not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER) and any(
+        f"{key}.".startswith(f"{identity}.") for identity in _IDENTITY
+    )
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _check_same_data(run: RunFolder, training_data: Manifest) -> None:
-    before = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))["data"]
-    now = _data_identity(training_data)
-    if before != now:
-        lines = "\n".join(f"{key}: {before.get(key)} → {now.get(key)}" for key in now if before.get(key) != now[key])
-        raise ConfigError(f"{run.path}: the run read other training data so far\n{lines}")
+def _check_same_data(run: RunFolder, data: TrainingData) -> None:
+    before = _recorded_identity(run)
+    now = {dataset.setting: _identity(dataset.manifest) for dataset in data.datasets}
+    if list(before) != list(now):
+        raise ConfigError(
+            f"{run.path}: the run read {', '.join(before)} so far, in this order; now it would read {', '.join(now)}: "
+            "choose another run_dir, or take the change back"
+        )
+    changed = [
+        f"{setting}.{key}: {before[setting].get(key)} → {value}"
+        for setting, identity in now.items()
+        for key, value in identity.items()
+        if before[setting].get(key) != value
+    ]
+    if changed:
+        raise ConfigError(f"{run.path}: the run read other training data so far\n" + "\n".join(changed))
 
 
-def _provenance(config: RunConfig, training_data: Manifest) -> dict[str, object]:
+def _recorded_identity(run: RunFolder) -> dict[str, dict[str, str | None]]:
+    """The identity of each dataset that the run has read, by its setting."""
+    stored = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
+    # Version 0.1.0 read one dataset.
+    datasets: dict[str, dict[str, str | None]] = stored.get("datasets") or {"data.train": stored["data"]}
+    return datasets
+
+
+def _provenance(data: TrainingData) -> dict[str, object]:
     return {
         "megaslm": __version__,
         "versions": {name: version(name) for name in ("torch", "deepspeed", "transformers", "mosaicml-streaming")},
-        "dataset": config.data.train,
-        "data": _data_identity(training_data),
+        "datasets": {dataset.setting: _description(dataset) for dataset in data.datasets},
     }
 
 
-def _data_identity(manifest: Manifest) -> dict[str, str | None]:
+def _description(dataset: TrainingDataset) -> dict[str, str | None]:
+    reference = dataset.manifest.reference
+    return {
+        "folder": str(dataset.folder),
+        "name": dataset.manifest.name,
+        "reference": None if reference is None else reference.name,
+        **_identity(dataset.manifest),
+    }
+
+
+def _identity(manifest: Manifest) -> dict[str, str | None]:
     return {
         "tokens_sha256": manifest.tokens_fingerprint(),
         "tokenizer_sha256": manifest.tokenizer_sha256,

@@ -1,16 +1,13 @@
 """Everything that happens once before the first step: checks, the run folder, the model under its engine."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
-from megaslm.data.manifest import Manifest, read_manifest
-from megaslm.data.shards import check_layout
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
-from megaslm.errors import ConfigError, DataError
+from megaslm.errors import ConfigError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.load import build_from_shape, check_model_folder, draw_weights, load_pretrained
 from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
@@ -18,65 +15,8 @@ from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.token_loss import cache_bytes
 from megaslm.training.export import newest_weights
-from megaslm.training.reference_check import check_reference
 from megaslm.training.run_folder import RunFolder, open_run
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The dataset of a run."""
-
-    dataset: Path
-    manifest: Manifest
-    domains: tuple[str, ...]
-
-
-def open_training_data(config: RunConfig) -> TrainingData:
-    """Checks that the dataset is whole and is what the run needs, as far as can be seen without a model.
-
-    Raises:
-        DataError: it is not; the message names both sides.
-    """
-    dataset = Path(config.data.train)
-    manifest = read_manifest(dataset)
-    if manifest.seq_len != config.data.seq_len:
-        raise DataError(
-            f"{dataset} has rows of {manifest.seq_len} targets; data.seq_len = {config.data.seq_len}; set one "
-            "to the other"
-        )
-    present = manifest.splits.get("train", {})
-    domains = config.data.domains or tuple(present)
-    missing = [domain for domain in domains if domain not in present]
-    if missing or not domains:
-        raise DataError(
-            f"data.domains: {dataset} has no training rows of {', '.join(missing) or 'any domain'}; it has "
-            f"{', '.join(present) or 'none'}"
-        )
-    check_layout(dataset)
-    return TrainingData(dataset, manifest, domains)
-
-
-def check_scored(config: RunConfig, data: TrainingData, world: World) -> None:
-    """Checks the reference losses of a run under `slm`, on one rank, before the model takes its memory.
-
-    Raises:
-        DataError: there are none, or not those that the run needs.
-    """
-    if reads_reference(config):
-        check_reference(
-            data.manifest,
-            data.dataset,
-            document_isolation=config.model.document_isolation,
-            needs_entropy=config.slm.needs_ref_entropy,
-            reference=None if config.slm.reference is None else Path(config.slm.reference),
-            rows=config.slm.verify_rows,
-            device=world.device,
-        )
-
-
-def reads_reference(config: RunConfig) -> bool:
-    """Whether the run selects by what a reference model says."""
-    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
+from megaslm.training.training_data import TrainingData
 
 
 def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World) -> ZeroEngine:
@@ -93,12 +33,12 @@ def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: 
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, origin)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
-    on_first_rank(lambda: open_run(config, data.manifest, lm, dtype_of(precision)))
+    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision)))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
-    model = SelectiveLM(lm, eos_id=data.manifest.eos_id, document_isolation=config.model.document_isolation, head=head)
+    model = SelectiveLM(lm, eos_id=data.eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train))
 
 
@@ -118,8 +58,8 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
 
 def _check_origin(folder: Path, data: TrainingData) -> None:
     """What can be seen of a model without its weights."""
-    check_model_fits(check_model_folder(folder), data.manifest, model=str(folder), dataset=data.dataset)
-    check_tokenizer_fits(folder, data.manifest, dataset=data.dataset)
+    check_model_fits(check_model_folder(folder), data.first.manifest, model=str(folder), dataset=data.first.folder)
+    check_tokenizer_fits(folder, data.first.manifest, dataset=data.first.folder)
 
 
 def _build(
@@ -129,8 +69,8 @@ def _build(
         return load_pretrained(origin, dtype=dtype_of(precision))
     architecture = config.model.from_scratch
     assert architecture is not None, "the schema lets exactly one origin through"
-    lm = build_from_shape(architecture, eos_id=data.manifest.eos_id, dtype=dtype_of(precision))
-    check_model_fits(lm.config, data.manifest, model="model.from_scratch", dataset=data.dataset)
+    lm = build_from_shape(architecture, eos_id=data.eos_id, dtype=dtype_of(precision))
+    check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.folder)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)
     return lm
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megaslm.config.schema import ValidationSection, ValidationSet
 from megaslm.data.manifest import Manifest, read_manifest
-from megaslm.data.shards import RowReader
+from megaslm.data.row_reader import RowReader
 from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import DataError

@@ -1,4 +1,4 @@
-"""One small chain of real runs that the integration tests look at: tokens → reference → scored → SLM."""
+"""What integration tests share: a corpus and its dataset, and a chain of runs: tokens → reference → scored → SLM."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
+from megaslm.data.prepare import prepare
+from tests.corpus import recipe_of, write_corpus
 from tests.ranks import run_megaslm
 from tests.toy import make_dataset, run_config
 
@@ -76,3 +78,16 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     run_megaslm("score", "--reference", chain.reference, chain.tokens, chain.scored, world_size=2)
     run_megaslm("train", write_config(chain.root / "slm.yaml", chain.slm_config(chain.slm_run)), world_size=2)
     return chain
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run of one process makes of the corpus."""
+    output = tmp_path_factory.mktemp("prepared") / "dataset"
+    prepare(recipe_of(corpus), output, workers=1)
+    return output

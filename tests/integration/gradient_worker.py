@@ -262,6 +262,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         world,
         eos_id=EOS_ID,
         domain_count=2,
+        may_repeat_rows=False,
         moment=Moment(STEP, 0),
         learning_rate=0.0,
     )

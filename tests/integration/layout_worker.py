@@ -40,7 +40,10 @@ RULES = {
     "batch running": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="running"),
     "sequence": SelectionRule(KeepRatio(KEEP_RATIO), scope="sequence"),
     "microbatch": SelectionRule(KeepRatio(KEEP_RATIO), scope="microbatch"),
+    "repeated rows": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="exact"),
 }
+ROWS = {"repeated rows": (0, 3, 3, 1, 0, 5, 3, 0)}
+"""Which of its 8 rows a step has; without an entry each of them once."""
 
 
 Step = dict[str, Tensor]
@@ -107,13 +110,13 @@ class RecordingObjective(SelectiveObjective):
         return cut
 
 
-def micro_batches(step: int, world: World, micro_steps: int) -> Iterator[MicroBatch]:
+def micro_batches(step: int, world: World, micro_steps: int, chosen: Sequence[int]) -> Iterator[MicroBatch]:
     """This rank's rows of a step, which are the same 8 on every layout and others at every step."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
     ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
-    mine = torch.arange(GLOBAL_ROWS).chunk(world.size)[world.rank]
+    mine = torch.tensor(chosen).chunk(world.size)[world.rank]
     for rows in mine.chunk(micro_steps):
         yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, ref_loss[rows], visit=0)
 
@@ -134,7 +137,7 @@ def whole_parameters(model: SelectiveLM) -> dict[str, Tensor]:
     return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in model.named_parameters()}
 
 
-def train(rule: SelectionRule, world: World, micro_steps: int) -> Run:
+def train(name: str, world: World, micro_steps: int) -> Run:
     """Plain SGD from the same start: its steps are as far apart as the gradients are."""
     config = run_config(
         Path("unused"),
@@ -146,15 +149,17 @@ def train(rule: SelectionRule, world: World, micro_steps: int) -> Run:
     )
     model, engine = start_model(config, world)
     before = whole_parameters(model)
-    objective = RecordingObjective(rule)
+    objective = RecordingObjective(RULES[name])
+    rows = ROWS.get(name, range(GLOBAL_ROWS))
     for step in range(1, STEPS + 1):
         train_step(
             engine,
             objective,
-            list(micro_batches(step, world, micro_steps)),
+            list(micro_batches(step, world, micro_steps, rows)),
             world,
             eos_id=EOS_ID,
             domain_count=2,
+            may_repeat_rows=name in ROWS,
             moment=Moment(step, 0),
             learning_rate=LEARNING_RATE,
         )
@@ -165,7 +170,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     world = join_world()
     for micro_steps in MICRO_STEPS[world.size]:
-        runs = {name: train(rule, world, micro_steps) for name, rule in RULES.items()}
+        runs = {name: train(name, world, micro_steps) for name in RULES}
         torch.save(runs, folder / f"{world.size}x{micro_steps}-rank-{world.rank}.pt")
     leave_world()
 

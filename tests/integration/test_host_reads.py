@@ -216,6 +216,7 @@ def reads_of_steps(model: SelectiveLM, objective: Objective, micro_steps: int, w
                 world,
                 eos_id=EOS_ID,
                 domain_count=2,
+                may_repeat_rows=True,
                 moment=Moment(step, tokens=0),
                 learning_rate=0.01,
             )

@@ -1,6 +1,7 @@
 """Training does not depend on how a step's rows are laid out over ranks and micro-steps, up to floating point."""
 
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from megaslm.slm.keys import row_of
 from tests.ranks import ROOT, run_ranks
 
 SCORE_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 1e-4
+KEEP_RATIO = Decimal("0.6")
 LAYOUTS = ("1x4", "2x2", "1x1")
 """Ranks x micro-steps."""
-RULES = ["batch exact", "batch running", "sequence"]
+RULES = ["batch exact", "batch running", "sequence", "repeated rows"]
 
 Layouts = dict[str, list[dict[str, Any]]]
 """Of each layout what its ranks recorded: by rule, a `layout_worker.Run`."""
@@ -58,6 +61,15 @@ def test_there_was_something_to_tell_apart(layouts: Layouts, rule: str) -> None:
     assert all(0.4 < step["selected"].double().mean() < 0.8 for step in run["steps"])
     moved = parameter_distances(run["before"], run["after"])
     assert {name: far for name, far in moved.items() if far < 50 * PARAMETER_TOLERANCE} == {}
+
+
+def test_of_repeated_rows_exactly_k_targets_are_selected(layouts: Layouts) -> None:
+    for layout, ranks in layouts.items():
+        for step in global_steps(ranks, "repeated rows"):
+            assert len(step["keys"].unique()) == len(step["keys"])
+            assert len(row_of(step["keys"]).unique()) == 4
+            count = int(KEEP_RATIO * len(step["keys"]) + Decimal("0.5"))
+            assert int(step["selected"].sum()) == count, layout
 
 
 def test_a_threshold_did_choose(layouts: Layouts) -> None:

@@ -1,12 +1,10 @@
 """Text files to a dataset, from beginning to end."""
 
+import hashlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,75 +13,17 @@ import yaml
 
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
-from megaslm.data import prepare as prepare_module
-from megaslm.data.manifest import Manifest, read_manifest
+from megaslm.data import task_pool
+from megaslm.data.layout import check_layout
+from megaslm.data.manifest import read_manifest
 from megaslm.data.packing import count_targets
-from megaslm.data.prepare import prepare
+from megaslm.data.prepare import PrepareProgress, prepare
 from megaslm.data.python_stdlib import standard_library_files
-from megaslm.data.shards import RowReader, check_layout, part_name
-from megaslm.data.tokenizer import FolderEncoder, tokenizer_sha256
-from megaslm.errors import DataError, MegaSLMError
+from megaslm.data.row_reader import RowReader
+from megaslm.data.tokenizer import tokenizer_sha256
+from tests.corpus import content, documents_of, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]
-WORDS = ["the", "a", "loss", "token", "of", "reference", "model", "rho", "every", "corpus", "shard", "</s>", "é\n"]
-
-
-def text(seed: int) -> str:
-    random = np.random.default_rng(seed)
-    return " ".join(random.choice(WORDS, random.integers(5, 120)))
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight files of two domains; three documents share a book."""
-    folder = tmp_path_factory.mktemp("corpus")
-    for domain in ("clean", "noisy"):
-        (folder / domain).mkdir()
-        for file in range(4):
-            seeds = range(1000 * file, 1000 * file + (30 if domain == "clean" else 60))
-            records = [{"text": domain + " " + text(seed), "book": f"{domain} {seed // 3}"} for seed in seeds]
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            (folder / domain / f"{file}.jsonl").write_text(lines, encoding="utf-8")
-    return folder
-
-
-def recipe_of(corpus: Path, **changes: object) -> Recipe:
-    source = {"reader": "jsonl", "group_field": "book"}
-    given = {
-        "name": "words",
-        "licence": "CC0",
-        "seq_len": 32,
-        "tokenizer": {"train_sentencepiece": {"vocab_size": 330, "sample_bytes": 40_000}},
-        "sources": [{"domain": name, "paths": [str(corpus / name)], **source} for name in ("clean", "noisy")],
-        "heldout_fraction": 0.1,
-        "part_bytes": 20_000,
-        "shard_bytes": 4_000,
-    }
-    return Recipe.model_validate({**given, **changes})
-
-
-@pytest.fixture(scope="session")
-def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("prepared") / "dataset"
-    prepare(recipe_of(corpus), output, workers=1)
-    return output
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def documents_of(dataset: Path, manifest: Manifest, split: str, domain: str) -> list[str]:
-    """The texts that the rows of a domain hold."""
-    encoder, texts = FolderEncoder(dataset / "tokenizer"), []
-    for part in manifest.splits[split][domain].parts:  # type: ignore[index]
-        reader = RowReader(dataset, split, domain, part=part.name)  # type: ignore[arg-type]
-        tokens = reader.rows(0, len(reader))["tokens"]
-        stream = np.concatenate([tokens[0, :1], tokens[:, 1:].ravel()])
-        for ids in np.split(stream, np.flatnonzero(stream == manifest.eos_id) + 1):
-            if ids.size > 1:
-                texts.append(encoder.decode(ids[:-1]))
-    return texts
 
 
 def test_every_document_is_there_once_in_the_split_of_its_group(corpus: Path, dataset: Path) -> None:
@@ -112,9 +52,12 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
     assert manifest.domains == ("clean", "noisy")
     assert manifest.licences == {"clean": "CC0", "noisy": "CC0"}
     assert manifest.tokenizer_sha256 == tokenizer_sha256(dataset / "tokenizer")
-    assert [source.path for source in manifest.sources] == [
+    assert list(dict.fromkeys(source.path for source in manifest.sources)) == [
         str(corpus / domain / f"{file}.jsonl") for domain in ("clean", "noisy") for file in range(4)
     ]
+    for source in manifest.sources:
+        stretch = Path(source.path).read_bytes()[source.start : source.stop]
+        assert hashlib.sha256(stretch).hexdigest() == source.sha256
     for split, domains in manifest.splits.items():
         for domain, share in domains.items():
             reader = RowReader(dataset, split, domain)
@@ -128,13 +71,52 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
 
 
 def test_the_number_of_workers_does_not_matter(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    calls: list[tuple[int, int, int, int]] = []
-    prepare(recipe_of(corpus), tmp_path / "two", workers=2, on_progress=lambda *call: calls.append(call))
+    calls: list[PrepareProgress] = []
+    prepare(recipe_of(corpus), tmp_path / "two", workers=2, on_progress=calls.append)
     assert content(tmp_path / "two") == content(dataset)
     manifest = read_manifest(dataset)
-    tokens = sum(share.tokens for domains in manifest.splits.values() for share in domains.values())
-    assert [call[0] for call in calls] == list(range(1, calls[0][1] + 1))
-    assert calls[-1][3] == tokens
+    last = calls[-1]
+    assert last.tokens == sum(share.tokens for domains in manifest.splits.values() for share in domains.values())
+    assert last.tasks_done == last.tasks > 10
+    assert last.input_bytes_done == last.input_bytes == sum(path.stat().st_size for path in corpus.rglob("*.jsonl"))
+    assert [call.tasks_done for call in calls] == sorted(call.tasks_done for call in calls)
+
+
+def test_one_file_is_divided_among_parts(corpus: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    whole.write_bytes(b"".join(path.read_bytes() for path in sorted((corpus / "noisy").iterdir())))
+    source = {"domain": "noisy", "reader": "jsonl", "paths": [str(whole)], "group_field": "book"}
+    recipe = recipe_of(corpus, sources=[source], tokenizer={"train_sentencepiece": {"vocab_size": 330}})
+    manifest = prepare(recipe, tmp_path / "dataset", workers=1)
+    assert len(manifest.splits["train"]["noisy"].parts) == len(manifest.sources) == -(-whole.stat().st_size // 10_000)
+    assert [source.start for source in manifest.sources[1:]] == [source.stop for source in manifest.sources[:-1]]
+    records = [json.loads(line)["text"] for line in whole.read_text(encoding="utf-8").splitlines()]
+    found = [documents_of(tmp_path / "dataset", manifest, split, "noisy") for split in ("train", "heldout")]
+    assert sorted(found[0] + found[1]) == sorted(records)
+    assert found[0] == sorted(found[0], key=records.index)
+
+
+def test_domains_by_field_and_filters(corpus: Path, tmp_path: Path) -> None:
+    records = [
+        {"text": f"{name} {text(seed)}", "meta": {"set": name}} for seed in range(90) for name in ("A", "B", "C")
+    ]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    source = {
+        "domain_field": "meta.set",
+        "domains": {"A": "alpha", "B": "beta", "C": None},
+        "reader": "jsonl",
+        "paths": [str(tmp_path / "mixed.jsonl")],
+        "filters": [{"name": "length", "min_characters": 200}],
+    }
+    manifest = prepare(recipe_of(corpus, sources=[source]), tmp_path / "dataset", workers=1)
+    assert manifest.domains == ("alpha", "beta")
+    assert manifest.licences == {"alpha": "CC0", "beta": "CC0"}
+    for name, domain in (("A", "alpha"), ("B", "beta")):
+        expected = [each["text"] for each in records if each["meta"] == {"set": name} and len(str(each["text"])) >= 200]
+        found = [documents_of(tmp_path / "dataset", manifest, split, domain) for split in ("train", "heldout")]
+        assert sorted(found[0] + found[1]) == sorted(map(str, expected))
+    short = sum(len(str(each["text"])) < 200 for each in records if each["meta"] != {"set": "C"})
+    assert manifest.left_out == {"sources.0.domains.C": 90, "sources.0.filters.0": short}
 
 
 PLAIN_STREAMING = """
@@ -171,189 +153,11 @@ def test_streaming_alone_reads_it(corpus: Path, tmp_path: Path, compression: str
     assert result.stdout.splitlines() == expected, result.stderr
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(
-    corpus: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, ran = tmp_path / "dataset", []
-    run_task = prepare_module.run_task
-
-    def stop_at_third(job: prepare_module.Job) -> object:
-        ran.append(job.task.number)
-        if len(ran) == 3:
-            # As after a kill: a part that has its name and no marker, and one half written.
-            run_task(job)
-            folder = output / "train" / job.task.source.domain
-            shutil.copytree(folder / part_name(job.task.part), folder / f".unfinished-{part_name(job.task.part)}")
-            raise KeyboardInterrupt
-        return run_task(job)
-
-    monkeypatch.setattr(prepare_module, "run_task", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(recipe_of(corpus), output, workers=1)
-    with pytest.raises(DataError, match="not a dataset, or unfinished"):
-        read_manifest(output)
-    prepare(recipe_of(corpus), output, workers=1)
-    assert sorted(ran) == sorted([*range(ran[-1] + 1), 2])
-    assert content(output) == content(dataset)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_run_is_finished_by_the_next(corpus: Path, dataset: Path, tmp_path: Path, workers: int) -> None:
-    output = tmp_path / "dataset"
-    (tmp_path / "recipe.json").write_text(recipe_of(corpus).model_dump_json())
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from megaslm.config.recipe import Recipe; from megaslm.data.prepare import prepare\n"
-        "if __name__ == '__main__':\n"
-        "    recipe = Recipe.model_validate_json(Path('recipe.json').read_text())\n"
-        f"    prepare(recipe, Path('dataset'), workers={workers})\n"
-    )
-    (tmp_path / "run.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(output.glob(".prepare/task-*.json")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    prepare(recipe_of(corpus), output, workers=1)
-    assert content(output) == content(dataset)
-
-
 def test_a_finished_dataset_is_left_as_it_is(corpus: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
-    monkeypatch.setattr(prepare_module, "run_task", lambda job: pytest.fail("a task ran"))
+    monkeypatch.setattr(task_pool, "run_task", lambda *_: pytest.fail("a task ran"))
     assert prepare(recipe_of(corpus), dataset) == read_manifest(dataset)
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
-
-
-@pytest.mark.parametrize("change", ["size", "content", "gone"])
-def test_changed_files_are_noticed(corpus: Path, tmp_path: Path, change: str) -> None:
-    shutil.copytree(corpus, tmp_path / "corpus")
-    recipe = recipe_of(tmp_path / "corpus")
-    prepare(recipe, tmp_path / "dataset", workers=1)
-    path = tmp_path / "corpus" / "noisy" / "2.jsonl"
-    if change == "gone":
-        path.unlink()
-    else:
-        written = path.read_text(encoding="utf-8")
-        path.write_text(written.replace("noisy", "nosy" if change == "size" else "nasty"), encoding="utf-8")
-    with pytest.raises(DataError, match=r"noisy/2.jsonl (has changed|is gone) since .*dataset was prepared"):
-        prepare(recipe, tmp_path / "dataset", workers=1)
-
-
-def test_files_that_change_during_an_interruption_begin_it_anew(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(corpus, tmp_path / "corpus")
-    recipe = recipe_of(tmp_path / "corpus")
-    with monkeypatch.context() as patched:
-        patched.setattr(prepare_module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            prepare(recipe, tmp_path / "dataset", workers=1)
-    path = tmp_path / "corpus" / "noisy" / "2.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace("noisy", "nasty"), encoding="utf-8")
-    prepare(recipe, tmp_path / "dataset", workers=1)
-    prepare(recipe, tmp_path / "afresh", workers=1)
-    assert content(tmp_path / "dataset") == content(tmp_path / "afresh")
-
-
-def test_a_folder_of_another_recipe_is_refused(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    other = recipe_of(corpus, seq_len=16)
-    with pytest.raises(DataError, match="holds the finished dataset 'words' of another recipe"):
-        prepare(other, dataset, workers=1)
-    small = recipe_of(corpus, seq_len=100_000)
-    with pytest.raises(DataError, match="less than one row"):
-        prepare(small, tmp_path / "unfinished", workers=1)
-    with pytest.raises(DataError, match="holds the unfinished dataset of another recipe"):
-        prepare(other, tmp_path / "unfinished", workers=1)
-
-
-def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(DataError, match="is not empty and holds no dataset"):
-        prepare(recipe_of(corpus), tmp_path, workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
-
-
-def test_a_folder_that_another_process_works_in_is_refused(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run_task, refusals = prepare_module.run_task, []
-
-    def prepare_again(job: prepare_module.Job) -> object:
-        with pytest.raises(DataError, match="another process is preparing this dataset") as caught:
-            prepare(recipe_of(corpus), tmp_path / "dataset", workers=1)
-        refusals.append(caught)
-        return run_task(job)
-
-    monkeypatch.setattr(prepare_module, "run_task", prepare_again)
-    prepare(recipe_of(corpus), tmp_path / "dataset", workers=1)
-    assert refusals
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"seq_len": 100_000},
-            r"recipe words: the text to train on has \d+ targets, less than one row of seq_len = 100000",
-        ),
-        ({"source": {"keep_fraction": 1e-12}}, "cannot train a tokenizer of 330 pieces on 0 bytes"),
-        (
-            {"tokenizer": {"train_sentencepiece": {"vocab_size": 30_000}}},
-            "lower tokenizer.train_sentencepiece.vocab_size",
-        ),
-        ({"tokenizer": {"huggingface": "nowhere"}}, "tokenizer.huggingface: nowhere is not a folder"),
-        ({"tokenizer": {"huggingface": "."}}, r"no tokenizer.json; "),
-        ({"tokenizer": {"sentencepiece": "nowhere.model"}}, "tokenizer.sentencepiece: nowhere.model is not a file"),
-        ({"source": {"paths": ["nowhere/*.jsonl"]}}, r"domain noisy: no file matches 'nowhere/\*\.jsonl'"),
-        ({"source": {"text_field": "content"}}, r"noisy/0.jsonl, line 1 has no field 'content'; it has text, book"),
-    ],
-)
-def test_what_cannot_be_prepared_is_named(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = {"domain": "noisy", "reader": "jsonl", "paths": [str(corpus / "noisy")], **changes.pop("source", {})}  # type: ignore[dict-item]
-    with pytest.raises(DataError, match=message):
-        prepare(recipe_of(corpus, sources=[source], **changes), tmp_path / "dataset", workers=1)
-    with pytest.raises(DataError):
-        read_manifest(tmp_path / "dataset")
-
-
-def test_a_domain_without_text_is_named(corpus: Path, tmp_path: Path) -> None:
-    sources = [
-        {"domain": name, "reader": "jsonl", "paths": [str(corpus / name)], "keep_fraction": share}
-        for name, share in (("clean", 1e-12), ("noisy", 1.0))
-    ]
-    with pytest.raises(DataError, match="domain clean has no text to train on; look at its paths, keep_fraction"):
-        prepare(recipe_of(corpus, sources=sources), tmp_path / "dataset", workers=1)
-
-
-@pytest.mark.slow
-def test_a_bad_line_is_named_by_a_worker_process_too(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    shutil.copytree(corpus, tmp_path / "corpus")
-    with (tmp_path / "corpus" / "noisy" / "3.jsonl").open("a") as file:
-        file.write("{\n")
-    recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
-    with pytest.raises(DataError, match=r"noisy/3.jsonl, line 61 is not JSON"):
-        prepare(recipe, tmp_path / "dataset", workers=2)
-
-
-def test_a_worker_that_dies_is_told_apart_from_a_mistake(
-    corpus: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepare_module, "run_task", _die)
-    recipe = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")})
-    with pytest.raises(MegaSLMError, match="a worker process of prepare died") as caught:
-        prepare(recipe, tmp_path / "dataset", workers=2)
-    assert not isinstance(caught.value, DataError)
-
-
-def _die(job: object) -> None:
-    os._exit(9)
 
 
 def test_a_sentencepiece_file_and_a_huggingface_folder_serve_as_tokenizers(
@@ -393,7 +197,7 @@ def test_the_standard_library_holds_whole_modules_out(tmp_path: Path) -> None:
     recipe = load(Recipe, ROOT / "data" / "python-stdlib.yaml", ["sources.1.keep_fraction=0.1"]).value
     manifest = prepare(recipe, tmp_path / "dataset", workers=2)
     assert manifest.splits["heldout"]["docs"].tokens >= 40_000
-    group_of = {file.path.read_bytes(): file.group for file in standard_library_files("python-source")}
+    group_of = {Path(file.path).read_bytes(): file.group for file in standard_library_files("python-source")}
     texts = {split: documents_of(tmp_path / "dataset", manifest, split, "source") for split in manifest.splits}
     groups = {split: {group_of[each.encode()] for each in texts[split]} for split in texts}
     assert groups["train"]

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoConfig
 
 from megaslm.data.manifest import DomainSplit, Manifest, Part, read_manifest, write_manifest
+from megaslm.data.merged_index import merge_index
 from megaslm.data.row_reader import RowReader
-from megaslm.data.shards import RowFormat, merge_index, part_writer
+from megaslm.data.shards import RowFormat, part_writer
 from megaslm.errors import DataError, ModelError, ReferenceMismatch
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
-from megaslm.training.reference_check import check_reference
-from megaslm.training.start import open_training_data
+from megaslm.training.reference_check import NamedReference, check_reference
+from megaslm.training.training_data import open_training_data
 from tests.integration.conftest import Chain
 from tests.toy import make_tokenizer, run_config
 
@@ -28,12 +29,14 @@ def check(
     document_isolation: bool = True,
     needs_entropy: bool = False,
 ) -> None:
+    manifest = read_manifest(dataset)
     check_reference(
-        read_manifest(dataset),
+        manifest,
         dataset,
+        domains=tuple(manifest.splits["train"]),
         document_isolation=document_isolation,
         needs_entropy=needs_entropy,
-        reference=reference or chain.reference,
+        reference=NamedReference("slm.reference", reference or chain.reference),
         rows=8,
         device=torch.device("cpu"),
     )
@@ -58,7 +61,7 @@ def rewrite(dataset: Path, change: str) -> None:
             with part_writer(dataset / "train" / domain / part.name, row_format) as writer:
                 writer.write(rows["tokens"], int(rows["domain"][0]), losses[change])
             parts.append(writer.part)
-        merge_index(dataset / "train" / domain, [part.name for part in parts])
+        merge_index(dataset / "train" / domain, parts)
         train[domain] = share.model_copy(update={"parts": tuple(parts)})
     write_manifest(dataset, manifest.model_copy(update={"splits": {**manifest.splits, "train": train}}))
 

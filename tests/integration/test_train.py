@@ -90,9 +90,25 @@ def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain:
 
 def test_cost_counts_scoring_and_the_reference(chain: Chain) -> None:
     cost = json.loads((chain.slm_run / "cost.json").read_text())
-    assert set(cost) == {"training", "scoring", "reference_training"}
+    assert set(cost) == {"training", "domains", "scoring", "reference_training", "datasets"}
+    assert set(cost["datasets"]) == {"data.train"}
+    for stage in ("scoring", "reference_training"):
+        assert cost[stage]["seconds"] == cost["datasets"]["data.train"][stage]["seconds"] > 0
     assert cost["training"]["tokens_seen"] == 8 * 8 * SEQ_LEN
     assert cost["training"]["tokens_selected"] < cost["training"]["tokens_seen"]
+
+
+def test_what_was_read_of_each_domain_adds_up(chain: Chain) -> None:
+    domains = json.loads((chain.slm_run / "cost.json").read_text())["domains"]
+    assert set(domains) == {"a", "b"}
+    assert sum(domain["tokens_seen"] for domain in domains.values()) == 8 * 8 * SEQ_LEN
+    # 64 rows of 65 make an epoch of 8 steps.
+    assert 34 / 35 <= domains["a"]["passes"] <= 1
+    assert 29 / 30 <= domains["b"]["passes"] <= 1
+    lines = [json.loads(line) for line in (chain.slm_run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "step"][-1]
+    assert last["domain_tokens"] == {name: domain["tokens_seen"] for name, domain in domains.items()}
+    assert last["domain_passes"] == {name: domain["passes"] for name, domain in domains.items()}
 
 
 def test_the_model_of_another_vocabulary_is_refused_by_name(chain: Chain, tmp_path: Path) -> None:

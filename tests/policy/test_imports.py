@@ -39,6 +39,7 @@ PLANTED = [
     ("helpers/a.py", "import megaslm.errors", "megaslm/helpers has no place in the order"),
     ("engine/distributed.py", "import deepspeed.comm as dist", f"only {OWNERS['deepspeed']} may import deepspeed"),
     ("data/shards.py", "from streaming import MDSWriter", f"only {OWNERS['streaming']} may import streaming"),
+    ("data/readers.py", "def f():\n    import fsspec", f"only {OWNERS['fsspec']} may import fsspec"),
     ("training/loop.py", "from torch.utils.tensorboard import SummaryWriter", "only megaslm/observe/tensorboard.py"),
     ("training/loop.py", "from torch.utils import tensorboard", "only megaslm/observe/tensorboard.py"),
     ("cli.py", "import importlib\nimportlib.import_module('deepspeed')", "megaslm/cli.py:2: imports deepspeed"),
@@ -59,6 +60,7 @@ def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str, e
 ALLOWED = [
     ("engine/zero.py", "import deepspeed\nfrom transformers.integrations import HfDeepSpeedConfig"),
     ("data/stream.py", "import transformers\nimport streaming"),
+    ("data/file_systems.py", "def f():\n    from fsspec.utils import glob_translate"),
     ("data/tokenizer.py", "from transformers import AutoTokenizer, LlamaTokenizerFast"),
     ("model/load.py", "from transformers import LlamaForCausalLM\nfrom megaslm.slm.objective import loss"),
     ("observe/tensorboard.py", "from torch.utils.tensorboard import SummaryWriter"),

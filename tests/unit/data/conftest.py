@@ -29,7 +29,7 @@ def standard_library_texts() -> list[str]:
     """Some modules of the standard library, code and prose."""
     names = ("argparse.py", "json/decoder.py", "this.py", "turtle.py", "email/message.py")
     files = [file for file in standard_library_files("python-source") if file.label.split("/", 1)[1] in names]
-    return [file.path.read_text(encoding="utf-8") for file in files]
+    return [Path(file.path).read_text(encoding="utf-8") for file in files]
 
 
 def shared_texts() -> list[str]:

@@ -1,5 +1,6 @@
 """Micro-batches carry the columns that the dataset has, each row its own values."""
 
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 
 from megaslm.config.plan import BatchPlan
 from megaslm.data.loader import MicroBatch, TrainingStream
-from megaslm.data.manifest import DomainSplit, Manifest
-from megaslm.data.shards import RowFormat, merge_index, part_writer
+from megaslm.data.merged_index import merge_index
+from megaslm.data.mixture import MixtureStream
+from megaslm.data.shards import RowFormat, part_writer
 
 ROWS, SEQ_LEN = 12, 4
 TOKENS = np.arange(ROWS * (SEQ_LEN + 1), dtype=np.uint16).reshape(ROWS, SEQ_LEN + 1)
@@ -30,14 +32,9 @@ def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
         losses = LOSSES if row_format.scored else None
         entropies = ENTROPIES if row_format.entropy else None
         writer.write(TOKENS, 0, losses, entropies)
-    merge_index(folder, ["part-00000"])
-    share = DomainSplit(rows=ROWS, tokens=0, documents=0, parts=(writer.part,))
-    manifest = Manifest(
-        kind="tokens", name="n", megaslm_version="0", recipe_sha256="", seq_len=SEQ_LEN, vocab_size=100,
-        tokenizer_sha256="", eos_id=2, bos_id=None, domains=("a",), licences={}, splits={"train": {"a": share}},
-        sources=(),
-    )  # fmt: skip
-    stream = TrainingStream(dataset, manifest, PLAN, domains=("a",), shuffle_seed=1, workers=0)
+    merge_index(folder, [writer.part])
+    streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
+    stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, fetch=None)
     return next(stream.micro_batches(rows_seen=0))
 
 
@@ -67,3 +64,14 @@ def test_all_of_it_moves() -> None:
     moved = (there.tokens, there.rows, there.domain, there.ref_loss, there.ref_entropy)
     assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 5
     assert there.visit == 2
+
+
+def test_between_processes_it_travels_as_bytes(tmp_path: Path) -> None:
+    batch = first_micro_batch(tmp_path, ENTROPY)
+    sent = bytes(ForkingPickler.dumps(batch))
+    assert len(sent) > batch.tokens.nbytes
+    arrived = ForkingPickler.loads(sent)
+    for name, value in vars(batch).items():
+        assert torch.equal(getattr(arrived, name), value) if isinstance(value, torch.Tensor) else arrived.visit == value
+    assert arrived.tokens.dtype == torch.int64
+    arrived.tokens.add_(1)

@@ -106,7 +106,7 @@ def test_docstrings_in_order_cleaned_once_and_not_too_short(tmp_path: Path) -> N
 
 def test_docstrings_are_those_that_inspect_gives() -> None:
     (file,) = (file for file in standard_library_files("python-docs") if inside(file) == "json/__init__.py")
-    texts = list(documentation(file, file.path.read_text(encoding="utf-8"), min_characters=200))
+    texts = list(documentation(file, Path(file.path).read_text(encoding="utf-8"), min_characters=200))
     assert texts[0] == inspect.getdoc(json)
     assert inspect.getdoc(json.dumps) in texts
 
@@ -117,7 +117,7 @@ def test_topics_are_documentation() -> None:
         pytest.skip("this Python has no pydoc_data")
     from pydoc_data.topics import topics
 
-    texts = list(documentation(files[0], files[0].path.read_text(encoding="utf-8"), min_characters=0))
+    texts = list(documentation(files[0], Path(files[0].path).read_text(encoding="utf-8"), min_characters=0))
     assert texts == list(topics.values())
 
 

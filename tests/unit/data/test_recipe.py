@@ -35,6 +35,12 @@ def test_domains_are_numbered_in_order() -> None:
     assert recipe.domains == ("b", "a")
 
 
+def test_domains_of_a_field_are_numbered_in_order() -> None:
+    by_field = {"domain": None, "domain_field": "set", "domains": {"X": "b", "Y": "c", "Z": None, "V": "b"}}
+    recipe = Recipe.model_validate({**RECIPE, "sources": [SOURCE, {**SOURCE, **by_field}]})
+    assert recipe.domains == ("d", "b", "c")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -49,6 +55,17 @@ def test_domains_are_numbered_in_order() -> None:
         ({"sources": [{**SOURCE, "reader": "python-docs"}]}, "takes no paths"),
         ({"sources": [{**SOURCE, "domain": "../up"}]}, "should match pattern"),
         ({"sources": [{**SOURCE, "keep_fraction": 0}]}, "greater than 0"),
+        ({"sources": [{**SOURCE, "domain": None}]}, "exactly one of domain and domain_field"),
+        ({"sources": [{**SOURCE, "domain_field": "f"}]}, "exactly one of domain and domain_field"),
+        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f"}]}, "domain_field and domains go together"),
+        ({"sources": [{**SOURCE, "domains": {"a": "b"}}]}, "domain_field and domains go together"),
+        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f", "domains": {"a": None}}]}, "every value"),
+        ({"sources": [{**SOURCE, "reader": "text", "group_field": "f"}]}, "needs a reader with fields"),
+        ({"sources": [{**SOURCE, "separator": "-"}]}, "separator is a line"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "length"}]}]}, "needs min_characters or max_characters"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex"}]}]}, "exactly one of keep and drop"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "("}]}]}, "is not a regular expression"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "a", "drop": "b"}]}]}, "exactly one of keep"),
         ({"sources": []}, "at least 1 item"),
         ({"heldout_fraction": 1}, "less than 1"),
         ({"shard_bytes": 2**32}, "less than 4294967296"),

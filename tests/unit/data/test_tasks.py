@@ -6,8 +6,7 @@ import pytest
 
 from megaslm.config.recipe import Recipe
 from megaslm.data.documents import Document, falls_within
-from megaslm.data.tasks import files_sha256, kept_documents, plan_tasks, split_of
-from megaslm.errors import DataError
+from megaslm.data.tasks import files_sha256, plan_tasks, split_of
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -30,11 +29,29 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_batched_in_order_up_to_a_size(folder: Path) -> None:
     tasks = plan_tasks(recipe(folder, part_bytes=25))
-    assert [[file.path.name for file in task.files] for task in tasks[:3]] == [["0.txt", "1.txt"], ["2.txt"], ["3.txt"]]
+    names = [[Path(piece.file.path).name for piece in task.pieces] for task in tasks[:3]]
+    assert names == [["0.txt", "1.txt"], ["2.txt"], ["3.txt"]]
     assert [task.number for task in tasks] == list(range(9))
-    assert [(task.source.domain, task.part) for task in tasks] == [
-        ("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("b", 2), ("a", 3), ("a", 4), ("a", 5),
-    ]  # fmt: skip
+    assert [(task.source.domain, task.source_number) for task in tasks] == [("a", 0)] * 3 + [("b", 1)] * 3 + [
+        ("a", 2)
+    ] * 3
+
+
+def test_large_files_are_divided_where_they_can_be(tmp_path: Path) -> None:
+    for name, size in (("1.jsonl", 250), ("2.jsonl", 100), ("3.jsonl.gz", 250), ("4.jsonl", 0)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    source = {"domain": "a", "reader": "jsonl", "paths": [str(tmp_path)]}
+    tasks = plan_tasks(recipe(tmp_path, sources=[source], part_bytes=100))
+    pieces = [[(Path(piece.file.path).name, piece.start, piece.stop) for piece in task.pieces] for task in tasks]
+    assert pieces == [
+        [("1.jsonl", 0, 83)],
+        [("1.jsonl", 83, 166)],
+        [("1.jsonl", 166, 250)],
+        [("2.jsonl", 0, 100)],
+        [("3.jsonl.gz", 0, 250)],
+        [("4.jsonl", 0, 0)],
+    ]
+    assert [task.input_bytes for task in tasks] == [83, 83, 84, 100, 250, 0]
 
 
 def test_a_changed_file_changes_the_fingerprint(folder: Path) -> None:
@@ -44,19 +61,6 @@ def test_a_changed_file_changes_the_fingerprint(folder: Path) -> None:
     changed = files_sha256(plan_tasks(recipe(folder)))
     (folder / "second" / "1.txt").write_text("samey size")
     assert len({before, changed, files_sha256(plan_tasks(recipe(folder)))}) == 3
-
-
-def test_a_share_of_the_documents_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "document {number}"}}\n' for number in range(2000)))
-
-    def kept(fraction: float) -> set[str]:
-        source = {"domain": "a", "reader": "jsonl", "paths": [str(tmp_path / "t.jsonl")], "keep_fraction": fraction}
-        (task,) = plan_tasks(recipe(tmp_path, sources=[source]))
-        return {document.text for document in kept_documents(task, [])}
-
-    assert len(kept(1.0)) == 2000
-    assert 450 < len(kept(0.25)) < 550
-    assert kept(0.25) < kept(0.5)
 
 
 def test_what_is_kept_says_nothing_about_what_is_held_out() -> None:
@@ -74,13 +78,3 @@ def test_a_group_stays_together_and_the_seed_divides_otherwise(tmp_path: Path) -
     assert heldout(0, "one") == heldout(0, "another")
     assert 80 < len(heldout(0, "one")) < 160
     assert heldout(1, "one") != heldout(0, "one")
-
-
-def test_files_that_are_not_utf8_are_left_out_only_where_asked(folder: Path) -> None:
-    (folder / "second" / "bad.txt").write_bytes(b"\xff")
-    skipped: list[str] = []
-    with pytest.raises(DataError, match=r"bad.txt is not UTF-8"):
-        list(kept_documents(plan_tasks(recipe(folder))[1], skipped))
-    task = plan_tasks(recipe(folder, b={"skip_invalid_utf8": True}))[1]
-    assert len(list(kept_documents(task, skipped))) == 4
-    assert [Path(name).name for name in skipped] == ["bad.txt"]

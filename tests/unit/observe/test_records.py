@@ -18,7 +18,7 @@ def validation(number: int) -> ValidationRecord:
 
 def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> None:
     selective = replace(step(1), threshold=0.25, excess_quantiles={"p50": 0.5}, domain_ratio={"a": 0.7, "b": 0.4})
-    unmeasured = replace(step(2), all_loss=None)
+    unmeasured = replace(step(2), all_loss=None, domain_tokens={"web/a": 48}, domain_passes={"web/a": 1.5})
     writer = TensorBoard(tmp_path, last_step=0)
     writer.write([selective, unmeasured])
     writer.close()
@@ -28,6 +28,7 @@ def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> No
     assert tags["selection_ratio/a"] == tags["selection_ratio/b"] == [1]
     assert tags["train/loss_all"] == [1]
     assert tags["train/selected_ratio"] == [1, 2]
+    assert tags["domain_tokens/web/a"] == tags["domain_passes/web/a"] == [2]
 
 
 def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Path) -> None:

@@ -3,29 +3,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.slm.keys import KEY_BITS, hash_of, row_of, target_keys
+from megaslm.slm.keys import KEY_BITS, MOST_VISITS, hash_of, row_of, target_keys
 
 
 def test_keys_are_unique_and_ordered_by_row_visit_position() -> None:
-    first = target_keys(torch.tensor([3, 4]), visit=0, seq_len=5)
-    again = target_keys(torch.tensor([3, 4]), visit=1, seq_len=5)
+    first = target_keys(torch.tensor([3, 4]), 0, seq_len=5)
+    again = target_keys(torch.tensor([3, 4]), 1, seq_len=5)
     ordered = torch.cat([first[0], again[0], first[1], again[1]])
     assert (ordered.diff() > 0).all()
-    assert int(target_keys(torch.tensor([2**32 - 1]), visit=400, seq_len=2**16).max()) == 2**KEY_BITS - 1
+    assert int(target_keys(torch.tensor([2**32 - 1]), 255, seq_len=2**16).max()) == 2**KEY_BITS - 1
+
+
+def test_each_row_has_a_visit_of_its_own() -> None:
+    rows, visits = torch.tensor([3, 7, 3]), torch.tensor([0, 2, 1])
+    keys = target_keys(rows, visits, seq_len=5)
+    for row, visit, found in zip(rows, visits.tolist(), keys, strict=True):
+        assert torch.equal(found, target_keys(row[None], visit, seq_len=5)[0])
+
+
+def test_copies_of_a_row_have_keys_of_their_own_in_any_epoch() -> None:
+    for epoch in (0, 200, 255, 256, 1000):
+        keys = target_keys(torch.full((MOST_VISITS,), 9), epoch + torch.arange(MOST_VISITS), seq_len=3)
+        assert len(keys.unique()) == 3 * MOST_VISITS
+        assert (row_of(keys) == 9).all()
 
 
 def test_a_key_knows_its_row() -> None:
     rows = torch.tensor([0, 17, 2**32 - 1])
-    assert (row_of(target_keys(rows, visit=3, seq_len=4)) == rows[:, None]).all()
+    assert (row_of(target_keys(rows, 3, seq_len=4)) == rows[:, None]).all()
 
 
 def test_rows_too_long_for_their_keys_are_refused() -> None:
     with pytest.raises(ValueError, match="seq_len = 65537"):
-        target_keys(torch.tensor([0]), visit=0, seq_len=2**16 + 1)
+        target_keys(torch.tensor([0]), 0, seq_len=2**16 + 1)
 
 
 def test_hashes_look_uniform_and_independent() -> None:
-    keys = target_keys(torch.arange(64), visit=0, seq_len=1024).flatten()
+    keys = target_keys(torch.arange(64), 0, seq_len=1024).flatten()
     one, other = hash_of(keys, 0, 1).double() / 2**31, hash_of(keys, 0, 2).double() / 2**31
     for hashes in (one, other):
         counts = torch.histc(hashes, 16, 0.0, 1.0)

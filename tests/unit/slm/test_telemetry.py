@@ -48,6 +48,7 @@ def test_micro_batches_add_up_to_the_step() -> None:
         number: pytest.approx(float(selected[domain == number].sum() / valid[domain == number].sum()))
         for number in (0, 1)
     }
+    assert found.domain_rows == (60, 60, 0)
     excess = torch.cat(all_excess)
     for name, part in (("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95)):
         assert found.excess_quantiles[name] == pytest.approx(float(torch.quantile(excess, part)), abs=1 / 32)
@@ -93,4 +94,5 @@ def test_a_step_without_targets_is_all_zeros() -> None:
         not_finite=0,
         excess_quantiles={},
         domain_ratio={},
+        domain_rows=(0, 0, 0),
     )

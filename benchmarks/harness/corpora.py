@@ -1,0 +1,99 @@
+"""Real text to measure with, and a tokenizer for it.
+
+MEGASLM_SHARED_DATA names a folder with `text/*.jsonl.gz`; without it the sources of the running Python serve.
+"""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from sentencepiece import SentencePieceTrainer
+
+from megaslm.config.recipe import Recipe
+from megaslm.data.python_stdlib import standard_library_files
+from megaslm.data.sentencepiece_export import export_sentencepiece
+
+_TRAINED_ON_BYTES = 6_000_000
+_LONGEST_LINE_BYTES = 2000
+
+
+def texts(most_bytes: int) -> list[str]:
+    """Documents, about so many bytes of them or all there are."""
+    found, size = [], 0
+    for text in _all_texts():
+        found.append(text)
+        size += len(text.encode("utf-8"))
+        if size >= most_bytes:
+            break
+    return found
+
+
+def corpus_name() -> str:
+    """What `texts` gives."""
+    return "LaTeX and prose" if os.environ.get("MEGASLM_SHARED_DATA") else "the sources of Python"
+
+
+def write_jsonl(path: Path, documents: list[str], repetitions: int = 1) -> int:
+    """One document a line, all of them so many times; gives the bytes of text."""
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in documents).encode("utf-8")
+    with path.open("wb") as file:
+        for _ in range(repetitions):
+            file.write(lines)
+    return repetitions * sum(len(text.encode("utf-8")) for text in documents)
+
+
+def train_tokenizer(folder: Path, documents: list[str], vocab_size: int) -> bytes:
+    """A BPE tokenizer like those of the Llama family, exported to `folder`; gives the SentencePiece model."""
+    sample, size = [], 0
+    for line in chain.from_iterable(text.splitlines(keepends=True) for text in documents[::3]):
+        if size < _TRAINED_ON_BYTES and len(line.encode("utf-8")) < _LONGEST_LINE_BYTES:
+            sample.append(line)
+            size += len(line)
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(sample),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        minloglevel=2,
+    )
+    export_sentencepiece(model.getvalue(), folder)
+    return model.getvalue()
+
+
+def recipe_of(files: list[Path], tokenizer: Path, part_bytes: int) -> Recipe:
+    """One domain of JSON lines, in rows of 2048."""
+    return Recipe.model_validate(
+        {
+            "name": "benchmark",
+            "licence": "as its sources",
+            "seq_len": 2048,
+            "tokenizer": {"huggingface": str(tokenizer)},
+            "sources": [{"domain": "text", "reader": "jsonl", "paths": [str(path) for path in files]}],
+            "part_bytes": part_bytes,
+        }
+    )
+
+
+def _all_texts() -> Iterator[str]:
+    shared = os.environ.get("MEGASLM_SHARED_DATA")
+    if shared:
+        for path in sorted((Path(shared) / "text").glob("*.jsonl.gz")):
+            with gzip.open(path, "rt", encoding="utf-8") as lines:
+                yield from (json.loads(line)["text"] for line in lines)
+        return
+    for file in standard_library_files("python-source"):
+        try:
+            yield Path(file.path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # Python's tests hold some on purpose.

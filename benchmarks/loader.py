@@ -1,0 +1,170 @@
+"""Rows out of shards into micro-batches, in one process: the training stream against plain streaming."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness.report import Bar, options, report
+from harness.timing import Times, in_turns
+from torch.utils.data import DataLoader
+
+from megaslm.config.plan import BatchPlan
+from megaslm.data.loader import MicroBatch, TrainingStream
+from megaslm.data.merged_index import merge_index
+from megaslm.data.mixture import MixtureStream
+from megaslm.data.shards import RowFormat, part_writer
+from megaslm.data.stream import Stream, StreamingDataset
+
+SEQ_LEN = 2048
+VOCAB_SIZE = 32_000
+BATCH_ROWS = 8
+CANONICAL_NODES = 64
+SHARD_BYTES = 8 * 2**20
+FULL, QUICK = 4096, 128
+FEWEST_TOKENS_A_SECOND = 2.5e6
+CASES = {
+    "tokens only": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=SHARD_BYTES),
+    "with ref_loss": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES),
+    "with ref_loss, zstd": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES, compression="zstd"),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """The rows of every case."""
+
+    tokens: np.ndarray
+    """(rows, SEQ_LEN + 1) uint16."""
+    losses: np.ndarray
+    """(rows, SEQ_LEN) float16."""
+
+    @classmethod
+    def drawn(cls, rows: int) -> "Content":
+        generator = np.random.default_rng(0)
+        # Few tokens are frequent and most are rare, as in text, or zstd would find nothing.
+        tokens = np.minimum(generator.zipf(1.2, (rows, SEQ_LEN + 1)), VOCAB_SIZE - 1).astype(np.uint16)
+        return cls(tokens, generator.gamma(1.0, 2.0, (rows, SEQ_LEN)).astype(np.float16))
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    def write(self, folder: Path, row_format: RowFormat) -> MixtureStream:
+        with part_writer(folder / "part-00000", row_format) as writer:
+            writer.write(self.tokens, 0, self.losses if row_format.scored else None)
+        merge_index(folder, [writer.part])
+        return MixtureStream(folder, remote=None, rows=self.rows, domain=0, proportion=None)
+
+
+class Plain(StreamingDataset):
+    """Streaming as it is, but for the number of each row."""
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, np.ndarray | int]:
+        return {**super().get_item(sample_id, retry), "row": sample_id}
+
+
+def collate(rows: list[Mapping[str, np.ndarray | int]]) -> MicroBatch:
+    losses = np.stack([row["ref_loss"] for row in rows]).astype(np.float32) if "ref_loss" in rows[0] else None
+    return MicroBatch(
+        tokens=torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64)),
+        rows=torch.tensor([int(row["row"]) for row in rows]),
+        domain=torch.tensor([int(row["domain"]) for row in rows]),
+        ref_loss=None if losses is None else torch.from_numpy(losses),
+        visit=0,
+    )
+
+
+def plain_epochs(stream: MixtureStream) -> Callable[[], None]:
+    dataset = Plain(
+        streams=[Stream(local=str(stream.local))], batch_size=BATCH_ROWS, shuffle=True, shuffle_seed=1,
+        num_canonical_nodes=CANONICAL_NODES,
+    )  # fmt: skip
+    loader = DataLoader(dataset, batch_size=BATCH_ROWS, collate_fn=collate, drop_last=True)
+    return lambda: use(iter(loader), stream.rows // BATCH_ROWS)
+
+
+def training_epochs(training: TrainingStream, stream: MixtureStream) -> Callable[[], None]:
+    source = training.micro_batches(0)
+    return lambda: use(source, stream.rows // BATCH_ROWS)
+
+
+def conversions(content: Content, row_format: RowFormat) -> Callable[[], None]:
+    """What nobody can do without: the same values, widened, out of arrays in memory."""
+    order = np.random.default_rng(1).permutation(content.rows).reshape(-1, BATCH_ROWS)
+
+    def run() -> None:
+        for numbers in order:
+            torch.from_numpy(content.tokens[numbers].astype(np.int64))
+            if row_format.scored:
+                torch.from_numpy(content.losses[numbers].astype(np.float32))
+
+    return run
+
+
+def use(batches: Iterator[MicroBatch], count: int) -> None:
+    seen = sum(len(batch.rows) for batch in islice(batches, count))
+    assert seen == count * BATCH_ROWS
+
+
+def open_training(stream: MixtureStream) -> TrainingStream:
+    plan = BatchPlan(
+        world_size=1, seq_len=SEQ_LEN, global_batch_rows=BATCH_ROWS, rows_per_rank=BATCH_ROWS,
+        micro_batch_rows=BATCH_ROWS, micro_steps=1, total_steps=1, canonical_nodes=CANONICAL_NODES,
+    )  # fmt: skip
+    return TrainingStream([stream], plan, shuffle_seed=1, workers=0, fetch=None)
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    content = Content.drawn(QUICK if chosen.quick else FULL)
+    tokens = content.rows * SEQ_LEN
+    rows: list[dict[str, str | float | int]] = []
+    bars: list[Bar] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, row_format in CASES.items():
+            stream = content.write(Path(folder) / case, row_format)
+            training = open_training(stream)
+            alternatives = {
+                "the training stream": training_epochs(training, stream),
+                "plain streaming": plain_epochs(stream),
+                "conversions alone": conversions(content, row_format),
+            }
+            times = in_turns(alternatives, repetitions=3 if chosen.quick else 11)
+            rows += [row_of(case, name, taken, times["plain streaming"], tokens) for name, taken in times.items()]
+            rate = tokens / times["the training stream"].median / 1e6
+            bars.append(Bar(f"{case}: M tokens/s", rate, FEWEST_TOKENS_A_SECOND / 1e6, "higher"))
+            checked = training.checked()
+            rows.append(
+                {
+                    "case": case,
+                    "reader": f"{checked.files} checksums, once",
+                    "M tokens/s": tokens / checked.seconds / 1e6,
+                    "time, to plain": checked.seconds / times["plain streaming"].median,
+                    "from – to": "",
+                }
+            )
+    report(
+        f"How fast does one process read rows of {SEQ_LEN:,} tokens? {content.rows:,} rows, shuffled, micro-batches of "
+        f"{BATCH_ROWS}, int64 tokens and float32 losses, processor time",
+        rows,
+        bars,
+        chosen,
+    )
+
+
+def row_of(case: str, name: str, taken: Times, plain: Times, tokens: int) -> dict[str, str | float | int]:
+    return {
+        "case": case,
+        "reader": name,
+        "M tokens/s": tokens / taken.median / 1e6,
+        "time, to plain": taken.over(plain),
+        "from – to": taken.spread(plain),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Many jobs make one dataset: each a share of the tasks, and in the end one that joins them."""
+
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+
+import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.config.share import Share
+from megaslm.data.manifest import read_manifest
+from megaslm.data.prepare import finish, prepare, prepare_share
+from megaslm.errors import ConfigError, DataError
+from tests.corpus import content, recipe_of
+
+fork = multiprocessing.get_context("fork")
+
+
+def test_shares_done_at_the_same_time_make_the_same_bytes(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe, output = recipe_of(corpus), tmp_path / "dataset"
+    # The second share is asked for twice, as a scheduler does that takes a job for lost.
+    jobs = [
+        fork.Process(target=prepare_share, args=(recipe, output, Share(number, 3)), kwargs={"workers": 1})
+        for number in (1, 2, 2, 3)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0, 0]
+    with pytest.raises(DataError, match="unfinished"):
+        read_manifest(output)
+    manifest = finish(recipe, output)
+    assert content(output) == content(dataset)
+    assert finish(recipe, output) == manifest
+    prepare_share(recipe, output, Share(1, 3))
+
+
+def test_what_is_missing_is_named_and_can_be_done_by_a_plain_run(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe, output = recipe_of(corpus), tmp_path / "dataset"
+    prepare_share(recipe, output, Share(2, 2), workers=1)
+    with pytest.raises(DataError, match=r"\d+ of \d+ tasks are not done \(0, 2, 4, .* belongs to part n % COUNT \+ 1"):
+        finish(recipe, output)
+    prepare(recipe, output, workers=1)
+    assert content(output) == content(dataset)
+
+
+def test_shares_keep_out_whoever_would_do_everything(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
+    refusals = []
+
+    def meanwhile(_: object) -> None:
+        for everything in (prepare, finish):
+            with pytest.raises(DataError, match="another process is preparing this dataset") as caught:
+                everything(recipe, output)
+            refusals.append(caught)
+
+    prepare_share(recipe, output, Share(1, 20), workers=1, on_progress=meanwhile)
+    assert refusals
+
+
+def test_files_that_change_between_shares_are_noticed(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "corpus")
+    recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
+    prepare_share(recipe, tmp_path / "dataset", Share(1, 20), workers=1)
+    (tmp_path / "corpus" / "noisy" / "3.jsonl").touch()
+    with pytest.raises(DataError, match="the input files have changed since its first part was prepared"):
+        prepare_share(recipe, tmp_path / "dataset", Share(2, 20), workers=1)
+
+
+def test_shares_cover_everything_once() -> None:
+    shares = [Share.parse(f"{number}/4").of(list(range(10))) for number in range(1, 5)]
+    assert shares == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize("written", ["0/4", "5/4", "3", "a/b", "1/0", "-1/4"])
+def test_what_is_no_share_is_refused(written: str) -> None:
+    with pytest.raises(ConfigError, match=f"--part {written}: expected N/COUNT with 1 ≤ N ≤ COUNT"):
+        Share.parse(written)

@@ -1,0 +1,53 @@
+"""A dataset at a glance."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from megaslm.data.dataset_facts import dataset_facts
+from megaslm.data.manifest import read_manifest, write_manifest
+from megaslm.observe.dataset_view import show_dataset
+from megaslm.observe.units import size
+from tests.inspected import make_inspected
+
+
+def printed(dataset: Path) -> str:
+    output = io.StringIO()
+    show_dataset(Console(file=output, width=140, highlight=False), dataset_facts(dataset))
+    return output.getvalue()
+
+
+def test_it_says_what_the_dataset_is(tmp_path: Path) -> None:
+    make_inspected(tmp_path, scored=True)
+    text = printed(tmp_path)
+    assert "alphabet · scored" in text
+    assert "ref · weights abababababab · fp32 · documents read one by one · window 8, stride 8 · with entropies" in text
+    assert "CC0 (a); MIT (b)" in text
+    assert "perplexity" in text
+    assert [line.split()[:4] for line in text.splitlines() if line.split()[:1] == ["train"]] == [
+        ["train", "a", "6", "38"],
+        ["train", "a", "6", "38"],
+    ]
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    make_inspected(tmp_path, scored=True)
+    manifest = read_manifest(tmp_path)
+    write_manifest(tmp_path, manifest.model_copy(update={"name": "[/x]", "licences": {"a": "[red]CC0", "b": "[/y]"}}))
+    text = printed(tmp_path)
+    assert "[/x] · scored" in text
+    assert "[red]CC0 (a); [/y] (b)" in text
+
+
+def test_without_losses_it_says_nothing_of_them(tmp_path: Path) -> None:
+    make_inspected(tmp_path, scored=False)
+    assert "ref_loss" not in printed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_560_000_000_000, "2.6 TB")]
+)
+def test_sizes(count_bytes: int, text: str) -> None:
+    assert size(count_bytes) == text

@@ -1,0 +1,72 @@
+"""A row can be read with colours and without."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from megaslm.data.row_text import read_row
+from megaslm.observe.row_view import show_row
+from tests.inspected import make_inspected
+
+
+def printed(dataset: Path, row: int, **settings: object) -> str:
+    output = io.StringIO()
+    console = Console(file=output, width=90, highlight=False, **settings)  # type: ignore[arg-type]
+    show_row(console, read_row(dataset, "train", row))
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inspected(tmp_path_factory.mktemp("scored"), scored=True).folder
+
+
+def test_without_colours_it_is_plain_text_with_marks(scored: Path) -> None:
+    lines = printed(scored, 4).splitlines()
+    assert lines[0].startswith("train/a · row 4 of 6 · row 0 of part-00001 · 9 tokens")
+    assert lines[1] == "mean ref_loss 0.786 nats · perplexity 2.19 · 7 targets"
+    assert lines[2] == "[[…]] marks the 7 tokens of largest ref_loss"
+    assert lines[3].startswith("document begins ───")
+    assert lines[4:6] == ["a[[b]][[⇥   ]][[c]][[d]][[↵", "]][[⟨</s>⟩]]"]
+    assert lines[6].endswith("── document ends")
+
+
+def test_a_row_begins_and_ends_within_documents(tmp_path: Path) -> None:
+    make_inspected(tmp_path, scored=False)
+    lines = printed(tmp_path, 1).splitlines()
+    assert [line.strip("─ ") for line in lines[1:]] == [
+        "continues from the row before",
+        "ijkl⟨</s>⟩",
+        "document ends",
+        "document begins",
+        "mnop",
+        "continues in the next row",
+    ]
+    assert "padding × 4" in printed(tmp_path, 3)
+    assert "\x1b" not in printed(tmp_path, 1)
+
+
+def test_each_token_has_the_colour_of_its_loss(scored: Path) -> None:
+    """Row 1 begins at 2 nats and each token adds a quarter."""
+    text = printed(scored, 1, force_terminal=True, color_system="truecolor")
+    legend, coloured = text.splitlines()[2], text.splitlines()[4]
+    two_to_four = "\x1b[38;2;26;26;26;48;2;246;176;90m"
+    assert f"{two_to_four} 2–4 " in legend
+    assert coloured.startswith("i")
+    assert f"{two_to_four}j" in coloured
+    assert "[[" not in text
+
+
+def test_no_color_is_respected(scored: Path) -> None:
+    text = printed(scored, 1, force_terminal=True, color_system="truecolor", no_color=True)
+    assert "48;2;" not in text
+    assert "[[j]]" in text
+
+
+def test_the_hardest_tokens_are_listed_with_what_precedes_them(scored: Path) -> None:
+    lines = [line.strip() for line in printed(scored, 2).splitlines()]
+    table = lines[lines.index("hardest tokens") :]
+    first = next(line for line in table if line.split()[:1] == ["8"])
+    assert first.split() == ["8", "5.75", "1", "in", "314", "11.50", "qrstuv", "w"]

@@ -1,0 +1,98 @@
+"""`megaslm verify` and `megaslm inspect` as they are called: what they print, write and end with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.inspected import make_inspected
+from tests.ranks import ROOT
+
+
+def megaslm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "megaslm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inspected(tmp_path_factory.mktemp("scored"), scored=True).folder
+
+
+def test_a_whole_dataset_is_said_to_be_whole(scored: Path, tmp_path: Path) -> None:
+    done = megaslm("verify", scored, "--workers", "1", "--json", tmp_path / "found.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"verify · {scored} · 3 parts · 9 rows · " in done.stdout
+    assert "MB/s · 1 workers" in done.stdout
+    assert done.stdout.endswith("every byte is what was written\n")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["problems"], found["warnings"], found["rows"]) == ([], [], 9)
+
+
+def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path) -> None:
+    dataset = make_inspected(tmp_path / "dataset", scored=False).folder
+    shard = dataset / "train" / "b" / "part-00000" / "shard.00000.mds"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (dataset / "train" / "a" / "index.json").unlink()
+    (dataset / ".unfinished-train").mkdir()
+    done = megaslm("verify", dataset, "--json", tmp_path / "found.json")
+    assert done.returncode == 2
+    assert "problem · train/a/index.json is missing\n" in done.stdout
+    assert "problem · train/b/part-00000/shard.00000.mds has " in done.stdout
+    assert "warning · .unfinished-train was left by a run that was interrupted" in done.stdout
+    assert "every byte" not in done.stdout
+    assert f"DataError: {dataset}: 2 problems; " in done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [problem["path"] for problem in found["problems"]] == [
+        "train/a/index.json",
+        "train/b/part-00000/shard.00000.mds",
+    ]
+
+
+def test_a_manifest_that_was_edited_is_said_to_be(tmp_path: Path) -> None:
+    dataset = make_inspected(tmp_path, scored=False).folder
+    manifest = dataset / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("alphabet", "alphabets"))
+    done = megaslm("verify", dataset)
+    assert done.returncode == 2
+    assert "problem · manifest.json was changed since it was written" in done.stdout
+
+
+def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
+    done = megaslm("inspect", scored, "--domain", "a", "--json", tmp_path / "facts.json")
+    assert done.returncode == 0
+    assert "alphabet · scored" in done.stdout
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["manifest"]["name"] == "alphabet"
+    assert [(share["domain"], share["rows"]) for share in facts["shares"]] == [("a", 6)]
+
+
+def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:
+    done = megaslm("inspect", scored, "--row", "5", "--json", tmp_path / "row.json")
+    assert done.returncode == 0
+    assert "train/a · row 5 of 6 · row 1 of part-00001" in done.stdout
+    assert "\x1b" not in done.stdout
+    row = json.loads((tmp_path / "row.json").read_text())
+    assert [piece["text"] for document in row["documents"] for piece in document["pieces"]] == [
+        "\N{REPLACEMENT CHARACTER}",
+        "𝄞",
+    ]
+    assert len(row["ref_loss"]) == len(row["tokens"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--row", "9"), "has no row 9 in train; its rows are 0 to 8"),
+        (("--domain", "c"), "has nothing of any split/c; it has train/a, train/b"),
+        (("--split", "heldout", "--row", "0"), "has no split heldout; it has train"),
+    ],
+)
+def test_what_is_not_there_is_one_message(scored: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = megaslm("inspect", scored, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

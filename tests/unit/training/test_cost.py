@@ -1,0 +1,64 @@
+"""cost.json counts what came before training, each reference once."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from megaslm.config.schema import StreamSection
+from megaslm.data.manifest import Manifest, Reference
+from megaslm.data.mixture import Mixture, MixtureStream
+from megaslm.engine.distributed import World
+from megaslm.training.checkpoint import Progress
+from megaslm.training.cost import write_cost
+from megaslm.training.domain_counts import DomainCounts
+from megaslm.training.training_data import TrainingDataset
+
+WORLD = World(0, 2, torch.device("cpu"))
+COUNTS = DomainCounts(Mixture((MixtureStream(Path("a"), None, 4, 0, None),), ("a",)), seq_len=8, rows_read={"a": 6})
+
+
+def scored_dataset(folder: Path, weights: str, *, seconds: float, trained_seconds: float | None) -> TrainingDataset:
+    folder.mkdir()
+    cost = {"scoring": {"seconds": seconds, "ranks": 2, "gpu_hours": 0.5}}
+    if trained_seconds is not None:
+        cost["reference_training"] = {"seconds": trained_seconds, "ranks": 2, "gpu_hours": 0.25}
+    (folder / "cost.json").write_text(json.dumps(cost))
+    reference = Reference(
+        weights_sha256=weights, name="r", precision="fp32", document_isolation=True, window=4, stride=4,
+        dataset_sha256="",
+    )  # fmt: skip
+    manifest = Manifest.model_construct(reference=reference)
+    section = StreamSection(dataset=str(folder))
+    return TrainingDataset(f"data.streams.{folder.name}", folder.name, folder, manifest, ("a",), section, None)
+
+
+def written(tmp_path: Path, scored: list[TrainingDataset]) -> dict[str, dict[str, object]]:
+    path = tmp_path / "cost.json"
+    progress = Progress(step=3, selected_tokens=30, seconds=12.0)
+    write_cost(path, progress, 48, WORLD, domains=COUNTS, scored=scored)
+    content: dict[str, dict[str, object]] = json.loads(path.read_text())
+    return content
+
+
+def test_a_run_without_a_reference_has_its_own_cost_alone(tmp_path: Path) -> None:
+    assert written(tmp_path, []) == {
+        "training": {"tokens_seen": 48, "tokens_selected": 30, "seconds": 12.0, "ranks": 2, "gpu_hours": 0.0},
+        "domains": {"a": {"tokens_seen": 48, "passes": 1.5}},
+    }
+
+
+def test_a_reference_that_scored_two_datasets_was_trained_once(tmp_path: Path) -> None:
+    cost = written(
+        tmp_path,
+        [
+            scored_dataset(tmp_path / "web", "one", seconds=10.0, trained_seconds=100.0),
+            scored_dataset(tmp_path / "books", "one", seconds=20.0, trained_seconds=100.0),
+            scored_dataset(tmp_path / "code", "other", seconds=40.0, trained_seconds=1000.0),
+            scored_dataset(tmp_path / "bought", "untold", seconds=80.0, trained_seconds=None),
+        ],
+    )
+    assert cost["scoring"] == {"seconds": 150.0, "gpu_hours": 2.0}
+    assert cost["reference_training"] == {"seconds": 1100.0, "gpu_hours": 0.5}
+    assert list(cost["datasets"]) == [f"data.streams.{name}" for name in ("web", "books", "code", "bought")]
+    assert "reference_training" not in str(cost["datasets"]["data.streams.bought"])

@@ -1,0 +1,78 @@
+"""Datasets are opened under the settings that name them, and refused where they do not belong together."""
+
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.schema import RunConfig
+from megaslm.errors import DataError
+from megaslm.training.training_data import open_training_data
+from tests.toy import make_dataset, run_config
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    make_dataset(tmp_path / "web", {("train", "a"): [12], ("train", "b"): [8]})
+    return tmp_path / "web"
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    make_dataset(tmp_path / "code", {("train", "python"): [9], ("heldout", "c"): [3]}, seed=1)
+    return tmp_path / "code"
+
+
+def streams_config(web: Path, code: Path, **code_settings: object) -> RunConfig:
+    streams = {"web": {"dataset": str(web)}, "code": {"dataset": str(code), **code_settings}}
+    return run_config(Path("run"), web, data={"train": None, "streams": streams})
+
+
+def test_one_dataset_keeps_its_domains_names(web: Path) -> None:
+    config = run_config(Path("run"), web, slm={"reference": "models/ref"})
+    data = open_training_data(config)
+    (dataset,) = data.datasets
+    assert (dataset.setting, dataset.folder, dataset.domains) == ("data.train", web, ("a", "b"))
+    assert dataset.reference is not None
+    assert (dataset.reference.setting, dataset.reference.folder) == ("slm.reference", Path("models/ref"))
+    assert data.mixture.domains == ("a", "b")
+    assert {stream.proportion for stream in data.mixture.streams} == {None}
+
+
+def test_streams_have_settings_and_references_of_their_own(web: Path, code: Path) -> None:
+    data = open_training_data(streams_config(web, code, reference="models/code", repeat=2.0))
+    assert [dataset.setting for dataset in data.datasets] == ["data.streams.web", "data.streams.code"]
+    first, second = (dataset.reference for dataset in data.datasets)
+    assert first is None
+    assert second is not None
+    assert (second.setting, second.folder) == ("data.streams.code.reference", Path("models/code"))
+    assert data.mixture.domains == ("web/a", "web/b", "code")
+    # Twice its 9 rows beside the 20 of the web.
+    assert data.mixture.streams[-1].proportion == pytest.approx(18 / 38)
+
+
+def test_a_domain_without_training_rows_is_refused_by_its_setting(web: Path, code: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data\.streams\.code\.domains: .*code has no training rows of c; it has python"
+    ):
+        open_training_data(streams_config(web, code, domains=["c"]))
+
+
+def test_other_vocabularies_and_rows_are_refused(web: Path, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "large", {("train", "a"): [9]}, vocab_size=100)
+    with pytest.raises(DataError, match=r"web = .* has the tokenizer \w+ of 64 ids, .*large has \w+ of 100 ids"):
+        open_training_data(streams_config(web, tmp_path / "large"))
+    make_dataset(tmp_path / "long", {("train", "a"): [9]}, seq_len=32)
+    with pytest.raises(DataError, match=r"long has rows of 32 targets; data\.seq_len = 16"):
+        open_training_data(streams_config(web, tmp_path / "long"))
+
+
+def test_a_share_that_cannot_be_drawn_is_refused(web: Path, code: Path) -> None:
+    config = streams_config(web, code, repeat=1e-3)
+    with pytest.raises(DataError, match=r"^code: its 9 rows get 0.00045 of an epoch of 24 rows, less than one"):
+        open_training_data(config)
+
+
+def test_a_dataset_that_lacks_a_shard_is_refused(web: Path, code: Path) -> None:
+    next((code / "train").rglob("*.mds*")).unlink()
+    with pytest.raises(DataError, match="code/train/python"):
+        open_training_data(streams_config(web, code))
