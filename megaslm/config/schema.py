@@ -104,7 +104,7 @@ class StreamSection(Section):
     """One dataset of a mixture."""
 
     dataset: str
-    """The dataset folder whose `train` split is read; under `objective: slm` a scored one."""
+    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored one."""
     weight: AboveZero | None = None
     """Its share of the rows of an epoch, relative to the other streams' weights; all streams have one, or none has."""
     repeat: AboveZero | None = None
@@ -116,11 +116,24 @@ class StreamSection(Section):
     alone."""
 
 
+class FetchSection(Section):
+    """How datasets on object storage are read; local ones need none of it."""
+
+    cache: str = "~/.cache/megaslm"
+    """The folder, on each host's own disk, in which fetched datasets are kept."""
+    cache_limit_gib: AboveZero | None = None
+    """What a run's shards may take there: those that were read longest ago make room. null has no limit."""
+    retries: NonNegative = 5
+    """How often a failed download of a shard is tried again, after a pause that doubles each time."""
+    timeout_seconds: AboveZero = 300.0
+    """How long a process waits for a shard before the run gives up, all tries together."""
+
+
 class DataSection(Section):
     """What the run reads: one dataset, or several. Exactly one of `train` and `streams` is set."""
 
     train: str | None = None
-    """The dataset folder whose `train` split is read; under `objective: slm` a scored one."""
+    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored one."""
     streams: dict[str, StreamSection] = {}
     """Named datasets that are read side by side. With neither weights nor repeats every row comes once an epoch."""
     seq_len: Positive
@@ -131,6 +144,8 @@ class DataSection(Section):
     """Seed of the order of rows. With equal seed and batch the order is the same for any number of ranks."""
     loader_workers: NonNegative = 1
     """Loader processes per rank; 0 reads in the training process."""
+    fetch: FetchSection = FetchSection()
+    """How remote datasets are read."""
 
     @model_validator(mode="after")
     def _one_way_to_name_data(self) -> "DataSection":

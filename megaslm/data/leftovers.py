@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megaslm.data.durable import UNFINISHED
-from megaslm.data.manifest import MANIFEST
+from megaslm.data.manifest import COST, MANIFEST
 from megaslm.data.shard_index import INDEX, ShardIndex
 
 _OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score")
-_COST = "cost.json"
 
 
 def files_of_part(folder: Path, index: ShardIndex) -> Iterator[Path]:
@@ -24,7 +23,7 @@ def leftovers(dataset: Path, known: Iterable[Path]) -> Iterator[Path]:
 
     A folder in which nothing is known is given as one; into one that is known itself nobody looks.
     """
-    ours = {*known, dataset / MANIFEST, dataset / _COST}
+    ours = {*known, dataset / MANIFEST, dataset / COST}
     yield from _unknown(dataset, ours, holders={parent for path in ours for parent in path.parents})
 
 

@@ -16,6 +16,8 @@ from megaslm.errors import DataError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 """The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
+COST = "cost.json"
+"""The file in a scored dataset that says what its scoring has cost."""
 SCHEMA_VERSION: Literal[2] = 2
 
 _CHECKSUM = re.compile(rb'{\n "checksum": "([0-9a-f]{64})",')

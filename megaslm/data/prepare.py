@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from megaslm.config.recipe import Recipe
@@ -15,7 +16,7 @@ from megaslm.data.prepare_task import Job, TaskProgress
 from megaslm.data.provenance import manifest_of, require_enough, require_same
 from megaslm.data.task_pool import run_tasks
 from megaslm.data.tasks import Task, files_sha256, plan_tasks, recipe_sha256
-from megaslm.data.tokenizer import tokenizer_facts
+from megaslm.data.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.data.tokenizer_origin import make_tokenizer
 from megaslm.data.workplace import Plan, Workplace, claimed
 from megaslm.errors import DataError, MegaSLMError
@@ -161,20 +162,24 @@ class _Work:
             progress = _added(replace(progress, tasks_done=progress.tasks_done + len(done)), done)
             on_progress(replace(_added(progress, running), seconds=time.monotonic() - started))
 
-        facts = tokenizer_facts(self._folder / TOKENIZER)
         jobs = [
-            Job(task, self._recipe, facts, self._folder / TOKENIZER, self._folder, self._output) for task in waiting
+            Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
+            for task in waiting
         ]
         run_tasks(jobs, self._folder, workers or len(os.sched_getaffinity(0)), add_up)
 
     def assemble(self, workplace: Workplace) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.number)) is not None]
-        manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER)
+        manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts)
         require_enough(self._recipe, manifest)
         self._output.finish(manifest)
         self._tidy_up()
         return manifest
+
+    @cached_property
+    def _facts(self) -> TokenizerFacts:
+        return tokenizer_facts(self._folder / TOKENIZER)
 
     def _tidy_up(self) -> None:
         self._output.tidy_up()

@@ -91,7 +91,7 @@ class TaskProgress:
 
 def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda progress: None) -> TaskOutcome:
     """Read, encode, pack, write and hand over. Raises DataError for text that cannot be read."""
-    encoder = _encoder(job.tokenizer, job.facts.sha256)
+    encoder = encoder_of(job.tokenizer, job.facts.sha256)
     reader = TaskReader(job.task)
     building: dict[Place, _PartBuilder] = {}
     text_bytes = 0
@@ -120,7 +120,7 @@ def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda prog
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer: Path, sha256: str) -> TextEncoder:
+def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
     """Kept from task to task, with what it remembers, as long as the folder holds the same tokenizer."""
     return fastest_encoder(tokenizer)
 

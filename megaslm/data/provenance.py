@@ -12,7 +12,7 @@ from megaslm.data.manifest import DomainSplit, Manifest, SourceFile
 from megaslm.data.prepare_task import TaskOutcome
 from megaslm.data.python_stdlib import absent_packages
 from megaslm.data.tasks import Task, recipe_sha256
-from megaslm.data.tokenizer import tokenizer_facts
+from megaslm.data.tokenizer import TokenizerFacts
 from megaslm.data.tokenizer_files import tokenizer_files
 from megaslm.errors import DataError
 
@@ -55,9 +55,8 @@ def _has_changed(piece: Piece, record: SourceFile, written_at: int | None) -> bo
     return sha256_of_stretch(Path(file.path), piece.start, piece.stop) != record.sha256
 
 
-def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path) -> Manifest:
+def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path, facts: TokenizerFacts) -> Manifest:
     """The manifest of what all tasks of a recipe did, with the tokenizer in the folder `tokenizer`."""
-    facts = tokenizer_facts(tokenizer)
     reads_standard_library = any(source.reads_standard_library for source in recipe.sources)
     return Manifest(
         kind="tokens",

@@ -5,16 +5,18 @@ import math
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+import xxhash
+
 from megaslm.data.damage import PREPARE_AGAIN, Damaged
-from megaslm.data.durable import abandon_folder, finish_folder, start_folder
+from megaslm.data.durable import UNFINISHED, abandon_folder, finish_folder, start_folder
 from megaslm.data.locks import locked
-from megaslm.data.manifest import MANIFEST, TOKENIZER, Manifest, read_manifest
+from megaslm.data.manifest import COST, MANIFEST, TOKENIZER, Manifest, read_manifest
 from megaslm.data.merged_index import check_merged, joined, read_part_indices
-from megaslm.data.remote import DEFAULTS, NotThere, RemoteSettings, read_bytes
-from megaslm.data.shard_index import INDEX
+from megaslm.data.remote import DEFAULTS, NotThere, RemoteSettings, open_remote, read_bytes
+from megaslm.data.shard_index import CHECKSUM, INDEX, Shard
 from megaslm.data.tokenizer_files import check_tokenizer
 from megaslm.errors import DataError
 
@@ -41,6 +43,31 @@ def fetch_description(url: str, cache: Path, settings: RemoteSettings = DEFAULTS
         else:
             _fetch(folder, url, manifest, settings)
     return folder
+
+
+def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = DEFAULTS) -> None:
+    """Bring a shard to `path`, where it appears once it is whole and has the checksum of its index.
+
+    Raises DataError where it cannot be had, or is not what the index says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = xxhash.xxh3_64()
+    # Processes of one host may want the same shard; each writes its own copy, and the last name given wins.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as copy:
+        unfinished = Path(copy.name)
+        try:
+            with open_remote(url, shard.stored.bytes, settings) as remote:
+                while block := remote.read(settings.block_bytes):
+                    digest.update(block)
+                    copy.write(block)
+            if digest.hexdigest() != shard.stored.hashes[CHECKSUM]:
+                raise DataError(
+                    f"{url} has the {CHECKSUM} {digest.hexdigest()}, its index says {shard.stored.hashes[CHECKSUM]}; "
+                    "the stored shard is damaged: write the dataset again"
+                )
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def read_remote_manifest(url: str, settings: RemoteSettings = DEFAULTS) -> Manifest:
@@ -74,6 +101,8 @@ def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettin
     try:
         manifest = _take_manifest(building, url, manifest_bytes)
         _fetch_files(building, url, list(_described_files(manifest)), settings)
+        if manifest.kind == "scored":
+            _fetch_cost(building, url, settings)
         with _found_in(building, url):
             _check(building, manifest)
         finish_folder(folder)
@@ -115,6 +144,12 @@ def _fetch_files(folder: Path, url: str, names: list[str], settings: RemoteSetti
                 future.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch_cost(folder: Path, url: str, settings: RemoteSettings) -> None:
+    """What the scoring has cost, which a dataset may come without."""
+    with suppress(NotThere):
+        (folder / COST).write_bytes(read_bytes(f"{url}/{COST}", settings))
 
 
 def _check(folder: Path, manifest: Manifest) -> None:

@@ -5,6 +5,7 @@ reader costs nothing to open and any process may have its own.
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -14,22 +15,32 @@ from numpy.typing import NDArray
 
 from megaslm.config.schema import Split
 from megaslm.data.manifest import read_manifest
-from megaslm.data.shard_index import check_files, read_index
+from megaslm.data.shard_index import Shard, check_files, read_index
 from megaslm.data.shard_rows import rows_in, unpacked
 from megaslm.errors import DataError
 
 Rows = dict[str, NDArray[np.generic]]
 """Column name to values; the first axis counts rows."""
 
+FetchShard = Callable[[Path, Shard], None]
+"""Called with the path at which a shard is missing and the shard; brings it there."""
+
 
 class RowReader:
     """The rows of one domain of one split, or of one part of it, in order."""
 
-    def __init__(self, dataset: Path, split: Split, domain: str, part: str | None = None) -> None:
-        """Open the rows. Raises DataError where the dataset has no such split, domain or part, or lacks a shard."""
+    def __init__(
+        self, dataset: Path, split: Split, domain: str, part: str | None = None, *, fetch: FetchShard | None = None
+    ) -> None:
+        """Open the rows; with `fetch`, shards may be missing until they are read.
+
+        Raises DataError where the dataset has no such split, domain or part, or lacks a shard.
+        """
         self._folder = _folder_of(dataset, split, domain, part)
+        self._fetch = fetch
         index = read_index(self._folder)
-        check_files(self._folder, index)
+        if fetch is None:
+            check_files(self._folder, index)
         self._shards = index.shards
         self._ends = list(accumulate(shard.samples for shard in index.shards))
         self._shard_rows = lru_cache(maxsize=2)(self._load_shard)
@@ -58,6 +69,8 @@ class RowReader:
     def _load_shard(self, number: int) -> NDArray[np.void]:
         shard = self._shards[number]
         path = self._folder / shard.stored.basename
+        if self._fetch is not None and not path.is_file():
+            self._fetch(path, shard)
         if shard.zip_data is None:
             return rows_in(path, np.memmap(path, dtype=np.uint8, mode="r"), shard)
         return rows_in(path, unpacked(path, path.read_bytes(), shard), shard)

@@ -18,6 +18,8 @@ TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _MODEL_CONFIG_FILES = ("config.json", "generation_config.json")
 _FLOAT32_ROUNDING = 2.0**-23
+# Nothing in these is a default, and there is much of it.
+_LARGE = ("vocab", "merges")
 _MEANING = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
@@ -179,7 +181,7 @@ def _read_json(path: Path) -> dict[str, object]:
 def _without_defaults(value: object) -> object:
     """The same value without what is null, false or empty: releases differ in whether they write it."""
     if isinstance(value, dict):
-        cleaned = {key: _without_defaults(entry) for key, entry in value.items()}
+        cleaned = {key: entry if key in _LARGE else _without_defaults(entry) for key, entry in value.items()}
         return {key: entry for key, entry in cleaned.items() if not (entry is None or entry is False or entry == "")}
     if isinstance(value, list):
         return [_without_defaults(entry) for entry in value]

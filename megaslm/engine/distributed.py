@@ -30,6 +30,11 @@ class World:
         """Whether this rank writes what is written once."""
         return self.rank == 0
 
+    @property
+    def is_first_on_host(self) -> bool:
+        """Whether this rank does what is done once on each host."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
 
 def join_world() -> World:
     """Joins the process group that the launcher described in the environment; alone, makes one of a single process.

@@ -9,7 +9,7 @@ from megaslm.data.tokenizer import TOKENIZER_FILE, tokenizer_sha256
 from megaslm.errors import DataError, ModelError
 
 
-def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: Path) -> None:
+def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: str | Path) -> None:
     """Compares a model's shape with a dataset's rows.
 
     Raises:
@@ -27,7 +27,7 @@ def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str
         )
 
 
-def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: Path) -> None:
+def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
     """Compares the tokenizer in a model's folder, where it has one, with that of a dataset.
 
     Raises:

@@ -19,6 +19,7 @@ from megaslm.config.schema import Precision, Split
 from megaslm.data.durable import write_file
 from megaslm.data.layout import check_layout
 from megaslm.data.manifest import (
+    COST,
     MANIFEST,
     TOKENIZER,
     DomainSplit,
@@ -269,7 +270,7 @@ class _Job:
         training = reference / "cost.json"
         if training.is_file():
             cost["reference_training"] = json.loads(training.read_text(encoding="utf-8"))["training"]
-        write_file(self._output / "cost.json", json.dumps(cost, indent=1) + "\n")
+        write_file(self._output / COST, json.dumps(cost, indent=1) + "\n")
 
 
 def _as_stored(nats: Tensor, valid: Tensor, what: str, part: str, start: int) -> NDArray[np.float16]:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megaslm.data.durable import write_file
+from megaslm.data.manifest import COST
+from megaslm.data.shard_board import ShardChecks
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoint import Progress
 from megaslm.training.domain_counts import DomainCounts
@@ -33,12 +35,15 @@ def write_cost(
     world: World,
     *,
     domains: DomainCounts,
+    checks: ShardChecks,
     scored: Sequence[TrainingDataset],
 ) -> None:
-    """Writes cost.json; `scored` adds what the scoring of these datasets has cost, and the training of references.
+    """Writes cost.json.
 
-    `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several counts once;
-    `datasets` has what each dataset brought.
+    `checks` is what comparing shards with their checksums took on the first host since the run was last started, in
+    threads beside the training. `scored` adds what the scoring of these datasets has cost, and the training of their
+    references: `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several
+    counts once; `datasets` has what each dataset brought.
     """
     gpus = world.size if world.device.type == "cuda" else 0
     cost = Cost(
@@ -51,6 +56,7 @@ def write_cost(
     passes = domains.passes
     content: dict[str, object] = {
         "training": asdict(cost),
+        "shard_checks": asdict(checks),
         "domains": {name: {"tokens_seen": tokens, "passes": passes[name]} for name, tokens in domains.tokens.items()},
     }
     if scored:
@@ -59,7 +65,7 @@ def write_cost(
 
 
 def _before_training(scored: Sequence[TrainingDataset]) -> dict[str, object]:
-    costs = {dataset.setting: _costs_of(dataset.folder) for dataset in scored}
+    costs = {dataset.setting: _costs_of(dataset.source.path) for dataset in scored}
     trained = {
         dataset.manifest.reference.weights_sha256: costs[dataset.setting]["reference_training"]
         for dataset in scored
@@ -70,7 +76,7 @@ def _before_training(scored: Sequence[TrainingDataset]) -> dict[str, object]:
 
 
 def _costs_of(dataset: Path) -> Costs:
-    path = dataset / "cost.json"
+    path = dataset / COST
     costs: Costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return costs
 

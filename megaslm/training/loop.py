@@ -11,21 +11,27 @@ import torch
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loader import MicroBatch, TrainingStream
-from megaslm.engine.distributed import World, join_world, on_first_rank
+from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError
-from megaslm.slm.keep_ratio import KeepRatio
-from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.objective import Objective
+from megaslm.slm.step_plan import Moment
 from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
 from megaslm.training.cost import write_cost
 from megaslm.training.domain_counts import DomainCounts
+from megaslm.training.from_config import fetch_settings, objective_of
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
 from megaslm.training.start import start_engine
 from megaslm.training.step import train_step
-from megaslm.training.training_data import TrainingData, check_scored, open_training_data, reads_reference
+from megaslm.training.training_data import (
+    TrainingData,
+    check_scored,
+    fetch_descriptions,
+    open_training_data,
+    reads_reference,
+)
 from megaslm.training.validation import Validation
 
 
@@ -47,13 +53,16 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     differences = on_first_rank(lambda: check_run(config, data, resume=resume))
     on_first_rank(lambda: check_scored(config, data, world.device))
     run = RunFolder(Path(config.run_dir))
-    validation = Validation(config.validation, world, data.first.manifest)
+    if world.is_first_on_host:
+        fetch_descriptions(config, data)
+    wait_for_all()
+    validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
     stream = TrainingStream(
         data.mixture.streams,
         plan,
         shuffle_seed=config.data.shuffle_seed,
         workers=config.data.loader_workers,
-        fetch=None,
+        fetch=fetch_settings(config.data.fetch),
     )
     engine = start_engine(config, plan, data, world)
     progress = _resume(run, engine, plan, world)
@@ -71,7 +80,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         engine,
         world,
         progress,
-        _objective(config, progress),
+        objective_of(config, progress.selection),
         counts,
         reporter,
     )
@@ -171,25 +180,16 @@ class _Session:
         )
         checkpoints, keep_last = self.run.checkpoints, self.config.checkpoint.keep_last
         folder = save_checkpoint(checkpoints, self.engine, progress, self.world, keep_last=keep_last)
-        scored = self.data.datasets if reads_reference(self.config) else ()
-        tokens_seen = step * self.plan.tokens_per_step
-        on_first_rank(
-            lambda: write_cost(self.run.cost, progress, tokens_seen, self.world, domains=self.counts, scored=scored)
-        )
+        on_first_rank(lambda: self._write_cost(progress))
         self.reporter.say(f"{self.run.path.name} · step {step} · saved {folder}")
 
-
-def _objective(config: RunConfig, progress: Progress) -> Objective:
-    if config.train.objective == "clm":
-        return CausalObjective()
-    slm = config.slm
-    rule = SelectionRule(
-        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
-        score=slm.score,
-        scope=slm.scope,
-        mode=slm.mode,
-        max_ref_loss=slm.max_ref_loss,
-        measure_rest=slm.measure_unselected,
-        seed=config.seed,
-    )
-    return SelectiveObjective(rule, progress.selection)
+    def _write_cost(self, progress: Progress) -> None:
+        write_cost(
+            self.run.cost,
+            progress,
+            progress.step * self.plan.tokens_per_step,
+            self.world,
+            domains=self.counts,
+            checks=self.stream.checked(),
+            scored=self.data.datasets if reads_reference(self.config) else (),
+        )

@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import torch
 
+from megaslm.data.dataset_folder import DatasetFolder
 from megaslm.data.manifest import Manifest, Reference
-from megaslm.data.row_reader import RowReader
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.load import load_pretrained, weights_sha256
 from megaslm.model.precision import ChosenPrecision, dtype_of
@@ -34,7 +34,7 @@ class NamedReference:
 
 def check_reference(
     manifest: Manifest,
-    dataset: Path,
+    dataset: DatasetFolder,
     *,
     domains: Sequence[str],
     document_isolation: bool,
@@ -62,21 +62,23 @@ def check_reference(
     found = manifest.reference
     if manifest.kind != "scored" or found is None:
         raise DataError(
-            f"{dataset} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm"
+            f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for "
+            "train.objective slm"
         )
     if needs_entropy and not found.entropy:
         raise DataError(
-            f"{dataset} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another folder"
+            f"{dataset.place} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another "
+            "folder"
         )
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
-            f"{dataset}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
+            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
             "the rows "
             f"{manifest.tokens_fingerprint()[:12]}; score the dataset again"
         )
     if found.document_isolation != document_isolation:
         raise ReferenceMismatch(
-            f"{dataset} was scored with document_isolation = {found.document_isolation}; the run has "
+            f"{dataset.place} was scored with document_isolation = {found.document_isolation}; the run has "
             f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
         )
     if reference is not None:
@@ -87,12 +89,13 @@ def check_reference(
                 _check_rows(model, found, dataset, domain, rows)
 
 
-def _check_weights(found: Reference, dataset: Path, reference: NamedReference) -> None:
+def _check_weights(found: Reference, dataset: DatasetFolder, reference: NamedReference) -> None:
     at_hand = weights_sha256(reference.folder)
     if at_hand != found.weights_sha256:
         raise ReferenceMismatch(
-            f"{dataset} was scored by {found.name} with weights {found.weights_sha256[:12]}; {reference.setting} = "
-            f"{reference.folder} has weights {at_hand[:12]}; name the right folder or score the dataset again"
+            f"{dataset.place} was scored by {found.name} with weights {found.weights_sha256[:12]}; "
+            f"{reference.setting} = {reference.folder} has weights {at_hand[:12]}; name the right folder or score the "
+            "dataset again"
         )
 
 
@@ -101,9 +104,9 @@ def _load(manifest: Manifest, found: Reference, folder: Path, device: torch.devi
     return SelectiveLM(lm, eos_id=manifest.eos_id, document_isolation=found.document_isolation)
 
 
-def _check_rows(model: SelectiveLM, found: Reference, dataset: Path, domain: str, rows: int) -> None:
-    reader = RowReader(dataset, "train", domain)
-    where = f"{dataset}, train/{domain}, row"
+def _check_rows(model: SelectiveLM, found: Reference, dataset: DatasetFolder, domain: str, rows: int) -> None:
+    reader = dataset.reader("train", domain)
+    where = f"{dataset.place}, train/{domain}, row"
     device = next(model.parameters()).device
     for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
         row = reader[int(number)]

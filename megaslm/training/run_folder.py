@@ -112,7 +112,7 @@ def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.d
     """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    describe_model(lm, dtype, data.first.folder / TOKENIZER, run.model_description)
+    describe_model(lm, dtype, data.first.source.path / TOKENIZER, run.model_description)
     write_file(run.path / "manifest.json", json.dumps(_provenance(data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
 
@@ -178,7 +178,7 @@ def _provenance(data: TrainingData) -> dict[str, object]:
 def _description(dataset: TrainingDataset) -> dict[str, str | None]:
     reference = dataset.manifest.reference
     return {
-        "folder": str(dataset.folder),
+        "folder": dataset.source.place,
         "name": dataset.manifest.name,
         "reference": None if reference is None else reference.name,
         **_identity(dataset.manifest),

@@ -58,8 +58,10 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
 
 def _check_origin(folder: Path, data: TrainingData) -> None:
     """What can be seen of a model without its weights."""
-    check_model_fits(check_model_folder(folder), data.first.manifest, model=str(folder), dataset=data.first.folder)
-    check_tokenizer_fits(folder, data.first.manifest, dataset=data.first.folder)
+    check_model_fits(
+        check_model_folder(folder), data.first.manifest, model=str(folder), dataset=data.first.source.place
+    )
+    check_tokenizer_fits(folder, data.first.manifest, dataset=data.first.source.place)
 
 
 def _build(
@@ -70,7 +72,7 @@ def _build(
     architecture = config.model.from_scratch
     assert architecture is not None, "the schema lets exactly one origin through"
     lm = build_from_shape(architecture, eos_id=data.eos_id, dtype=dtype_of(precision))
-    check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.folder)
+    check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.source.place)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)
     return lm
 

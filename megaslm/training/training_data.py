@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from megaslm.config.schema import RunConfig, StreamSection
+from megaslm.config.schema import DataSection, RunConfig, StreamSection
+from megaslm.data.dataset_folder import DatasetFolder, open_dataset
 from megaslm.data.layout import check_layout
 from megaslm.data.manifest import Manifest, read_manifest
 from megaslm.data.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
@@ -24,7 +25,7 @@ class TrainingDataset:
     """The key that names it: data.train or data.streams.NAME."""
     stream: str | None
     """Its NAME among data.streams."""
-    folder: Path
+    source: DatasetFolder
     manifest: Manifest
     domains: tuple[str, ...]
     """Those that are read."""
@@ -37,8 +38,8 @@ class TrainingDataset:
         """What the mixture has to know of it."""
         return MixtureDataset(
             name=self.stream,
-            local=self.folder,
-            remote=None,
+            local=self.source.path,
+            remote=self.source.url,
             manifest=self.manifest,
             domains=self.domains,
             weight=self.section.weight,
@@ -76,8 +77,21 @@ def open_training_data(config: RunConfig) -> TrainingData:
     mixture = plan_mixture([dataset.share() for dataset in datasets])
     mixture.check_epoch(config.train.global_batch_tokens // config.data.seq_len)
     for dataset in datasets:
-        check_layout(dataset.folder)
+        check_layout(dataset.source.path, shards_are_here=dataset.source.url is None)
     return TrainingData(datasets, mixture)
+
+
+def fetch_descriptions(config: RunConfig, data: TrainingData) -> None:
+    """Brings what is needed of remote datasets beside their shards into this host's cache; called once on each host.
+
+    Raises:
+        DataError: a dataset cannot be fetched, or is not the one that the first rank has opened.
+    """
+    for dataset in data.datasets:
+        if dataset.source.url is not None:
+            here = open_dataset(dataset.source.url, config.data.fetch.cache)
+            if read_manifest(here.path) != dataset.manifest:
+                raise DataError(f"{dataset.source.url} has changed since the first rank has opened it; start again")
 
 
 def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:
@@ -91,7 +105,7 @@ def check_scored(config: RunConfig, data: TrainingData, device: torch.device) ->
     for dataset in data.datasets:
         check_reference(
             dataset.manifest,
-            dataset.folder,
+            dataset.source,
             domains=dataset.domains,
             document_isolation=config.model.document_isolation,
             needs_entropy=config.slm.needs_ref_entropy,
@@ -118,29 +132,30 @@ def _opened(config: RunConfig) -> Iterator[TrainingDataset]:
     data = config.data
     if data.train is not None:
         section = StreamSection(dataset=data.train, domains=data.domains, reference=config.slm.reference)
-        yield _open(section, None, _Keys("data.train", "data.domains", "slm.reference"), data.seq_len)
+        yield _open(section, None, _Keys("data.train", "data.domains", "slm.reference"), data)
     for name, section in data.streams.items():
         key = f"data.streams.{name}"
-        yield _open(section, name, _Keys(key, f"{key}.domains", f"{key}.reference"), data.seq_len)
+        yield _open(section, name, _Keys(key, f"{key}.domains", f"{key}.reference"), data)
 
 
-def _open(section: StreamSection, stream: str | None, keys: _Keys, seq_len: int) -> TrainingDataset:
-    folder = Path(section.dataset)
-    manifest = read_manifest(folder)
-    if manifest.seq_len != seq_len:
+def _open(section: StreamSection, stream: str | None, keys: _Keys, data: DataSection) -> TrainingDataset:
+    source = open_dataset(section.dataset, data.fetch.cache)
+    manifest = read_manifest(source.path)
+    if manifest.seq_len != data.seq_len:
         raise DataError(
-            f"{folder} has rows of {manifest.seq_len} targets; data.seq_len = {seq_len}; set one to the other"
+            f"{source.place} has rows of {manifest.seq_len} targets; data.seq_len = {data.seq_len}; set one to the "
+            "other"
         )
     present = manifest.splits.get(TRAINING, {})
     domains = section.domains or tuple(present)
     missing = [domain for domain in domains if domain not in present]
     if missing or not domains:
         raise DataError(
-            f"{keys.domains}: {folder} has no training rows of {', '.join(missing) or 'any domain'}; it has "
+            f"{keys.domains}: {source.place} has no training rows of {', '.join(missing) or 'any domain'}; it has "
             f"{', '.join(present) or 'none'}"
         )
     reference = None if section.reference is None else NamedReference(keys.reference, Path(section.reference))
-    return TrainingDataset(keys.dataset, stream, folder, manifest, domains, section, reference)
+    return TrainingDataset(keys.dataset, stream, source, manifest, domains, section, reference)
 
 
 def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
@@ -152,8 +167,8 @@ def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
     for here, there in zip(_traits(one), _traits(other), strict=True):
         if here.value != there.value:
             raise DataError(
-                f"{one.setting} = {one.folder} has {here.name} {here.value}, {other.setting} = {other.folder} has "
-                f"{there.value}: rows of both cannot be trained on together; {here.remedy}"
+                f"{one.setting} = {one.source.place} has {here.name} {here.value}, {other.setting} = "
+                f"{other.source.place} has {there.value}: rows of both cannot be trained on together; {here.remedy}"
             )
 
 

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megaslm.config.schema import ValidationSection, ValidationSet
+from megaslm.data.dataset_folder import DatasetFolder, open_dataset
 from megaslm.data.manifest import Manifest, read_manifest
-from megaslm.data.row_reader import RowReader
 from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import DataError
@@ -34,8 +33,8 @@ class _HeldOut:
 class Validation:
     """The held-out sets of a run, read once."""
 
-    def __init__(self, section: ValidationSection, world: World, training: Manifest) -> None:
-        """Reads this rank's rows.
+    def __init__(self, section: ValidationSection, world: World, training: Manifest, *, cache: str) -> None:
+        """Reads this rank's rows; those of remote datasets are fetched into a folder of `cache`.
 
         Raises:
             DataError: a set is no dataset, was tokenised otherwise than the training data, or lacks a domain.
@@ -44,9 +43,10 @@ class Validation:
         self._batch_rows = section.batch_rows
         self._eos_id = training.eos_id
         self._held_out = [
-            _read(name, domain, chosen, world)
+            _read(name, domain, chosen, dataset, world)
             for name, chosen in section.sets.items()
-            for domain in _domains(name, chosen, training)
+            for dataset in [open_dataset(chosen.dataset, cache)]
+            for domain in _domains(name, chosen, dataset, training)
         ]
 
     def run(self, engine: ZeroEngine, *, step: int, tokens: int) -> list[ValidationRecord]:
@@ -77,8 +77,8 @@ class Validation:
         return total
 
 
-def _domains(name: str, chosen: ValidationSet, training: Manifest) -> Iterator[str]:
-    manifest = read_manifest(Path(chosen.dataset))
+def _domains(name: str, chosen: ValidationSet, dataset: DatasetFolder, training: Manifest) -> Iterator[str]:
+    manifest = read_manifest(dataset.path)
     if manifest.tokenizer_sha256 != training.tokenizer_sha256 or manifest.seq_len != training.seq_len:
         raise DataError(
             f"validation.sets.{name}: {chosen.dataset} has tokenizer {manifest.tokenizer_sha256[:12]} and rows of "
@@ -95,8 +95,8 @@ def _domains(name: str, chosen: ValidationSet, training: Manifest) -> Iterator[s
         yield domain
 
 
-def _read(name: str, domain: str, chosen: ValidationSet, world: World) -> _HeldOut:
-    reader = RowReader(Path(chosen.dataset), chosen.split, domain)
+def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder, world: World) -> _HeldOut:
+    reader = dataset.reader(chosen.split, domain)
     count = min(len(reader), chosen.max_rows or len(reader))
     rows = np.linspace(0, len(reader), count, endpoint=False, dtype=np.int64)
     # Every rank gets equally many rows, or ZeRO-3 would wait for ever: the last ones repeat and do not count.

@@ -37,4 +37,7 @@ def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tm
 
 
 def test_there_are_benchmarks() -> None:
-    assert {script.stem for script in SCRIPTS} >= {"head", "head_gpu", "merge", "selection", "step", "verify"}
+    assert {script.stem for script in SCRIPTS} >= {
+        *("head", "head_gpu", "loader", "merge", "prepare", "prepare_memory", "prepare_scaling", "selection", "step"),
+        "verify",
+    }

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from megaslm.data.dataset_folder import DatasetFolder
 from megaslm.data.manifest import DomainSplit, Manifest, Part, read_manifest, write_manifest
 from megaslm.data.merged_index import merge_index
 from megaslm.data.row_reader import RowReader
@@ -32,7 +33,7 @@ def check(
     manifest = read_manifest(dataset)
     check_reference(
         manifest,
-        dataset,
+        DatasetFolder(dataset),
         domains=tuple(manifest.splits["train"]),
         document_isolation=document_isolation,
         needs_entropy=needs_entropy,

@@ -90,7 +90,7 @@ def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain:
 
 def test_cost_counts_scoring_and_the_reference(chain: Chain) -> None:
     cost = json.loads((chain.slm_run / "cost.json").read_text())
-    assert set(cost) == {"training", "domains", "scoring", "reference_training", "datasets"}
+    assert set(cost) == {"training", "shard_checks", "domains", "scoring", "reference_training", "datasets"}
     assert set(cost["datasets"]) == {"data.train"}
     for stage in ("scoring", "reference_training"):
         assert cost[stage]["seconds"] == cost["datasets"]["data.train"][stage]["seconds"] > 0

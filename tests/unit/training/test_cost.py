@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from megaslm.config.schema import StreamSection
+from megaslm.data.dataset_folder import DatasetFolder
 from megaslm.data.manifest import Manifest, Reference
 from megaslm.data.mixture import Mixture, MixtureStream
+from megaslm.data.shard_board import ShardChecks
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoint import Progress
 from megaslm.training.cost import write_cost
@@ -16,6 +18,7 @@ from megaslm.training.training_data import TrainingDataset
 
 WORLD = World(0, 2, torch.device("cpu"))
 COUNTS = DomainCounts(Mixture((MixtureStream(Path("a"), None, 4, 0, None),), ("a",)), seq_len=8, rows_read={"a": 6})
+CHECKS = ShardChecks(files=2, bytes=100, seconds=0.5)
 
 
 def scored_dataset(folder: Path, weights: str, *, seconds: float, trained_seconds: float | None) -> TrainingDataset:
@@ -30,13 +33,15 @@ def scored_dataset(folder: Path, weights: str, *, seconds: float, trained_second
     )  # fmt: skip
     manifest = Manifest.model_construct(reference=reference)
     section = StreamSection(dataset=str(folder))
-    return TrainingDataset(f"data.streams.{folder.name}", folder.name, folder, manifest, ("a",), section, None)
+    return TrainingDataset(
+        f"data.streams.{folder.name}", folder.name, DatasetFolder(folder), manifest, ("a",), section, None
+    )
 
 
 def written(tmp_path: Path, scored: list[TrainingDataset]) -> dict[str, dict[str, object]]:
     path = tmp_path / "cost.json"
     progress = Progress(step=3, selected_tokens=30, seconds=12.0)
-    write_cost(path, progress, 48, WORLD, domains=COUNTS, scored=scored)
+    write_cost(path, progress, 48, WORLD, domains=COUNTS, checks=CHECKS, scored=scored)
     content: dict[str, dict[str, object]] = json.loads(path.read_text())
     return content
 
@@ -44,6 +49,7 @@ def written(tmp_path: Path, scored: list[TrainingDataset]) -> dict[str, dict[str
 def test_a_run_without_a_reference_has_its_own_cost_alone(tmp_path: Path) -> None:
     assert written(tmp_path, []) == {
         "training": {"tokens_seen": 48, "tokens_selected": 30, "seconds": 12.0, "ranks": 2, "gpu_hours": 0.0},
+        "shard_checks": {"files": 2, "bytes": 100, "seconds": 0.5},
         "domains": {"a": {"tokens_seen": 48, "passes": 1.5}},
     }
 

@@ -31,7 +31,7 @@ def test_one_dataset_keeps_its_domains_names(web: Path) -> None:
     config = run_config(Path("run"), web, slm={"reference": "models/ref"})
     data = open_training_data(config)
     (dataset,) = data.datasets
-    assert (dataset.setting, dataset.folder, dataset.domains) == ("data.train", web, ("a", "b"))
+    assert (dataset.setting, dataset.source.path, dataset.domains) == ("data.train", web, ("a", "b"))
     assert dataset.reference is not None
     assert (dataset.reference.setting, dataset.reference.folder) == ("slm.reference", Path("models/ref"))
     assert data.mixture.domains == ("a", "b")
