@@ -13,10 +13,10 @@ from harness.timing import Times, in_turns
 from torch.utils.data import DataLoader
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.loader import MicroBatch, TrainingStream
-from megaslm.data.merged_index import merge_index
-from megaslm.data.mixture import MixtureStream
-from megaslm.data.shards import RowFormat, part_writer
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.loading.loader import MicroBatch, TrainingStream
+from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.stream import Stream, StreamingDataset
 
 SEQ_LEN = 2048

@@ -84,7 +84,7 @@ def prepare(
         raise ConfigError("--part and --finish: one does a share of the work, the other follows when all are done")
     loaded = load(Recipe, recipe, overrides or []).value
 
-    from megaslm.data import prepare as preparing
+    from megaslm.data.preparing import prepare as preparing
     from megaslm.observe.prepare_console import PrepareConsole
 
     if finish:
@@ -194,7 +194,7 @@ def verify(
 
     from rich.console import Console
 
-    from megaslm.data.verify import verify as verify_dataset
+    from megaslm.data.dataset.verify import verify as verify_dataset
     from megaslm.errors import DataError
     from megaslm.observe.verification import progress_bar, show_verification
 
@@ -227,7 +227,7 @@ def inspect(
     # In a file or a pipe there is no edge to fold the columns at.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     if row is None:
-        from megaslm.data.dataset_facts import dataset_facts
+        from megaslm.data.dataset.dataset_facts import dataset_facts
         from megaslm.observe.dataset_view import show_dataset
 
         facts = dataset_facts(dataset, split, domain)
@@ -235,7 +235,7 @@ def inspect(
         shares = [asdict(share) for share in facts.shares]
         _write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares})
     else:
-        from megaslm.data.row_text import read_row
+        from megaslm.data.dataset.row_text import read_row
         from megaslm.observe.row_view import show_row
 
         found = read_row(dataset, split or "train", row, domain)

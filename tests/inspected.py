@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megaslm.data.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
-from megaslm.data.merged_index import merge_index
-from megaslm.data.packing import RowPacker, count_targets
-from megaslm.data.shards import RowFormat, part_name, part_writer
-from megaslm.data.tokenizer import load_tokenizer, tokenizer_facts
-from megaslm.data.tokenizer_files import tokenizer_files
+from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.preparing.packing import RowPacker, count_targets
+from megaslm.data.tokenizing.tokenizer import load_tokenizer, tokenizer_facts
 
 SEQ_LEN, EOS_ID = 8, 2
 DOCUMENTS = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megaslm.data.manifest import DomainSplit, Manifest, Part, Reference, write_manifest
-from megaslm.data.merged_index import merge_index
-from megaslm.data.shards import RowFormat, part_name, part_writer
+from megaslm.data.dataset.manifest import DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
 
 SEQ_LEN, ROWS = 6, 40
 

@@ -8,11 +8,11 @@ import numpy as np
 from filelock import FileLock
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.loader import MicroBatch, TrainingStream
-from megaslm.data.merged_index import merge_index
-from megaslm.data.mixture import MixtureStream
-from megaslm.data.shard_index import Shard, read_index
-from megaslm.data.shards import RowFormat, part_writer
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shard_index import Shard, read_index
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.loading.loader import MicroBatch, TrainingStream
+from megaslm.data.loading.mixture import MixtureStream
 
 SEQ_LEN = 16
 BATCH_ROWS = 4

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models
 from torch import nn
 
 from megaslm.config.schema import RunConfig, Split
-from megaslm.data.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
-from megaslm.data.merged_index import merge_index
-from megaslm.data.shards import RowFormat, part_writer
-from megaslm.data.tokenizer import tokenizer_facts
-from megaslm.data.tokenizer_files import tokenizer_files
+from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 
 VOCAB_SIZE = 64
 EOS_ID = 2

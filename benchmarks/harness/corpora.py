@@ -14,8 +14,8 @@ from pathlib import Path
 from sentencepiece import SentencePieceTrainer
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.python_stdlib import standard_library_files
-from megaslm.data.sentencepiece_export import export_sentencepiece
+from megaslm.data.text.python_stdlib import standard_library_files
+from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
 
 _TRAINED_ON_BYTES = 6_000_000
 _LONGEST_LINE_BYTES = 2000

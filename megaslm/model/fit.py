@@ -4,8 +4,8 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from megaslm.data.manifest import Manifest
-from megaslm.data.tokenizer import TOKENIZER_FILE, tokenizer_sha256
+from megaslm.data.dataset.manifest import Manifest
+from megaslm.data.tokenizing.tokenizer import TOKENIZER_FILE, tokenizer_sha256
 from megaslm.errors import DataError, ModelError
 
 

@@ -8,8 +8,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.data.dataset_facts import DatasetFacts, ShareFacts
-from megaslm.data.manifest import Manifest
+from megaslm.data.dataset.dataset_facts import DatasetFacts, ShareFacts
+from megaslm.data.dataset.manifest import Manifest
 from megaslm.observe.units import size
 
 _HASH_DIGITS = 12

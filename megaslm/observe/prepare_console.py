@@ -5,7 +5,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from megaslm.data.prepare import PrepareProgress
+from megaslm.data.preparing.prepare import PrepareProgress
 
 _LINE_SECONDS = 10.0
 

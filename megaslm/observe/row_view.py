@@ -10,8 +10,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.data.dataset_facts import perplexity
-from megaslm.data.row_text import RowDocument, RowText
+from megaslm.data.dataset.dataset_facts import perplexity
+from megaslm.data.dataset.row_text import RowDocument, RowText
 from megaslm.observe.visible import visible
 
 _HARDEST = 10

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
-from megaslm.data.verify import Finding, OnProgress, Verification
+from megaslm.data.dataset.verify import Finding, OnProgress, Verification
 from megaslm.observe.units import size
 
 _SHOWN = 100

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from megaslm import __version__
 from megaslm.config.schema import Precision, Split
-from megaslm.data.durable import write_file
-from megaslm.data.layout import check_layout
-from megaslm.data.manifest import (
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import (
     COST,
     MANIFEST,
     TOKENIZER,
@@ -29,9 +28,10 @@ from megaslm.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from megaslm.data.merged_index import merge_index
-from megaslm.data.row_reader import RowReader
-from megaslm.data.shards import RowFormat, part_writer
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.durable import write_file
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.errors import DataError, NonFiniteLoss
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits

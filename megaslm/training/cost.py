@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megaslm.data.dataset.manifest import COST
 from megaslm.data.durable import write_file
-from megaslm.data.manifest import COST
-from megaslm.data.shard_board import ShardChecks
+from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoint import Progress
 from megaslm.training.domain_counts import DomainCounts

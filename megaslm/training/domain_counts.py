@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from megaslm.data.mixture import Mixture
+from megaslm.data.loading.mixture import Mixture
 
 
 class DomainCounts:

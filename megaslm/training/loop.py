@@ -10,7 +10,7 @@ import torch
 
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loader import MicroBatch, TrainingStream
+from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError

@@ -8,8 +8,8 @@ from typing import cast
 import numpy as np
 import torch
 
-from megaslm.data.dataset_folder import DatasetFolder
-from megaslm.data.manifest import Manifest, Reference
+from megaslm.data.dataset.manifest import Manifest, Reference
+from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.load import load_pretrained, weights_sha256
 from megaslm.model.precision import ChosenPrecision, dtype_of

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaslm.data.loader import MicroBatch
+from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, all_gather, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteLoss, NonFiniteScore

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.data.dataset_folder import DatasetFolder, open_dataset
-from megaslm.data.layout import check_layout
-from megaslm.data.manifest import Manifest, read_manifest
-from megaslm.data.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
-from megaslm.data.shards import RowFormat
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import Manifest, read_manifest
+from megaslm.data.dataset.shards import RowFormat
+from megaslm.data.loading.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
+from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
 from megaslm.errors import DataError
 from megaslm.training.reference_check import NamedReference, check_reference
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from megaslm.config.dump import dump
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
-from megaslm.data.manifest import read_manifest
+from megaslm.data.dataset.manifest import read_manifest
 from tests.ranks import ROOT, run_megaslm
 from tests.toy import make_dataset
 

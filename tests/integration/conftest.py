@@ -7,7 +7,7 @@ import pytest
 
 from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
-from megaslm.data.prepare import prepare
+from megaslm.data.preparing.prepare import prepare
 from tests.corpus import recipe_of, write_corpus
 from tests.ranks import run_megaslm
 from tests.toy import make_dataset, run_config

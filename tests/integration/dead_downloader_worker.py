@@ -9,10 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from megaslm.data.fetch import FetchSettings
-from megaslm.data.loader import TrainingStream
-from megaslm.data.mixture import MixtureStream
-from megaslm.data.shard_board import ShardBoard
+from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.loader import TrainingStream
+from megaslm.data.loading.mixture import MixtureStream
+from megaslm.data.loading.shard_board import ShardBoard
 from megaslm.engine.distributed import join_world
 from tests.forks import fork_two_ranks, wait_until
 from tests.streams import SHUFFLE_SEED, plan

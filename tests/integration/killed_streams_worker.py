@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import TypedDict
 
-from megaslm.data.fetch import FetchSettings
-from megaslm.data.loader import TrainingStream
-from megaslm.data.mixture import MixtureStream
+from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.loader import TrainingStream
+from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.stream import Stream, StreamingDataset
 from megaslm.engine.distributed import join_world
 from tests.forks import fork, fork_two_ranks, wait_until

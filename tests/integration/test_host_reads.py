@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megaslm.slm.head_pass
 import megaslm.slm.ranking
 import megaslm.training.step
-from megaslm.data.loader import MicroBatch
+from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights

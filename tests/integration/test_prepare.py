@@ -13,14 +13,14 @@ import yaml
 
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
-from megaslm.data import task_pool
-from megaslm.data.layout import check_layout
-from megaslm.data.manifest import read_manifest
-from megaslm.data.packing import count_targets
-from megaslm.data.prepare import PrepareProgress, prepare
-from megaslm.data.python_stdlib import standard_library_files
-from megaslm.data.row_reader import RowReader
-from megaslm.data.tokenizer import tokenizer_sha256
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.preparing import task_pool
+from megaslm.data.preparing.packing import count_targets
+from megaslm.data.preparing.prepare import PrepareProgress, prepare
+from megaslm.data.text.python_stdlib import standard_library_files
+from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
 from tests.corpus import content, documents_of, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]

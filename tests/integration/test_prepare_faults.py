@@ -18,9 +18,9 @@ import pytest
 
 import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
+from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.durable import UNFINISHED
-from megaslm.data.manifest import MANIFEST
-from megaslm.data.prepare import prepare
+from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import DataError, MegaSLMError
 from tests.corpus import content, recipe_of, text
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data import output as output_module
-from megaslm.data.manifest import read_manifest
-from megaslm.data.prepare import prepare
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.preparing import output as output_module
+from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import DataError
 from tests.corpus import content, recipe_of
 

@@ -11,8 +11,8 @@ import pytest
 import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
 from megaslm.config.share import Share
-from megaslm.data.manifest import read_manifest
-from megaslm.data.prepare import finish, prepare, prepare_share
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.preparing.prepare import finish, prepare, prepare_share
 from megaslm.errors import ConfigError, DataError
 from tests.corpus import content, recipe_of
 from tests.s3 import Answer, Bucket, FaultyS3, Rule, Truncate

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from megaslm.data.dataset_folder import DatasetFolder
-from megaslm.data.manifest import DomainSplit, Manifest, Part, read_manifest, write_manifest
-from megaslm.data.merged_index import merge_index
-from megaslm.data.row_reader import RowReader
-from megaslm.data.shards import RowFormat, part_writer
+from megaslm.data.dataset.manifest import DomainSplit, Manifest, Part, read_manifest, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ModelError, ReferenceMismatch
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.training.reference_check import NamedReference, check_reference

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.manifest import Manifest, read_manifest, write_manifest
-from megaslm.data.remote import NotThere, RemoteSettings
-from megaslm.data.remote_dataset import fetch_description, read_remote_manifest
-from megaslm.data.remote_output import RemoteOutput
-from megaslm.data.row_reader import RowReader
+from megaslm.data.dataset.manifest import Manifest, read_manifest, write_manifest
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.preparing.remote_output import RemoteOutput
+from megaslm.data.storage.remote import NotThere, RemoteSettings
+from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
 from megaslm.errors import DataError
 from tests.s3 import Answer, Bucket, FaultyS3, Rule, Stall, Truncate
 
@@ -110,8 +110,8 @@ def test_a_rerun_after_a_kill_sends_only_what_is_missing(faulty_s3: FaultyS3, da
     program = """
 import sys
 from pathlib import Path
-from megaslm.data.remote_output import RemoteOutput
-from megaslm.data.manifest import read_manifest
+from megaslm.data.preparing.remote_output import RemoteOutput
+from megaslm.data.dataset.manifest import read_manifest
 from tests.integration.test_remote_dataset import write_all
 url, working, dataset = sys.argv[1:]
 write_all(RemoteOutput(url, Path(working)), read_manifest(Path(dataset)))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.fetch import FetchSettings
-from megaslm.data.loader import TrainingStream
-from megaslm.data.mixture import MixtureStream
+from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.loader import TrainingStream
+from megaslm.data.loading.mixture import MixtureStream
 from megaslm.errors import DataError
 from tests.forks import wait_until
 from tests.ranks import ROOT

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megaslm.data.layout import check_layout
-from megaslm.data.manifest import read_manifest
-from megaslm.data.row_reader import RowReader
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.dataset.row_reader import RowReader
 from tests.integration.conftest import Chain
 from tests.ranks import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN

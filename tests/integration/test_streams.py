@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.config.schema import RunConfig
-from megaslm.data.manifest import read_manifest, write_manifest
+from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.errors import ConfigError, DataError, ReferenceMismatch
 from megaslm.training.run_folder import check_run
 from megaslm.training.training_data import check_scored, open_training_data

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megaslm.data.row_reader import RowReader
+from megaslm.data.dataset.row_reader import RowReader
 from megaslm.observe.records import read_validations
 from tests.integration.conftest import Chain, write_config
 from tests.ranks import run_megaslm

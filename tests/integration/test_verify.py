@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaslm.data.verify import verify
+from megaslm.data.dataset.verify import verify
 from tests.integration.conftest import Chain
 
 

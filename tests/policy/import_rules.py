@@ -24,7 +24,7 @@ APART = {"scoring", "training", "evaluation"}
 
 OWNERS = {
     "deepspeed": "megaslm/engine/zero.py",
-    "fsspec": "megaslm/data/file_systems.py",
+    "fsspec": "megaslm/data/storage/file_systems.py",
     "streaming": "megaslm/data/stream.py",
     "tensorboard": "megaslm/observe/tensorboard.py",
     "tensorboardX": "megaslm/observe/tensorboard.py",

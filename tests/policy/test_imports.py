@@ -60,7 +60,7 @@ def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str, e
 ALLOWED = [
     ("engine/zero.py", "import deepspeed\nfrom transformers.integrations import HfDeepSpeedConfig"),
     ("data/stream.py", "import transformers\nimport streaming"),
-    ("data/file_systems.py", "def f():\n    from fsspec.utils import glob_translate"),
+    ("data/storage/file_systems.py", "def f():\n    from fsspec.utils import glob_translate"),
     ("data/tokenizer.py", "from transformers import AutoTokenizer, LlamaTokenizerFast"),
     ("model/load.py", "from transformers import LlamaForCausalLM\nfrom megaslm.slm.objective import loss"),
     ("observe/tensorboard.py", "from torch.utils.tensorboard import SummaryWriter"),

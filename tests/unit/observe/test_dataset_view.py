@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.dataset_facts import dataset_facts
-from megaslm.data.manifest import read_manifest, write_manifest
+from megaslm.data.dataset.dataset_facts import dataset_facts
+from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.observe.dataset_view import show_dataset
 from megaslm.observe.units import size
 from tests.inspected import make_inspected

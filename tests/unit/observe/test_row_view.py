@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.row_text import read_row
+from megaslm.data.dataset.row_text import read_row
 from megaslm.observe.row_view import show_row
 from tests.inspected import make_inspected
 

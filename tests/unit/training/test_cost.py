@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from megaslm.config.schema import StreamSection
-from megaslm.data.dataset_folder import DatasetFolder
-from megaslm.data.manifest import Manifest, Reference
-from megaslm.data.mixture import Mixture, MixtureStream
-from megaslm.data.shard_board import ShardChecks
+from megaslm.data.dataset.manifest import Manifest, Reference
+from megaslm.data.loading.mixture import Mixture, MixtureStream
+from megaslm.data.loading.shard_board import ShardChecks
+from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoint import Progress
 from megaslm.training.cost import write_cost

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megaslm.data.mixture import Mixture, MixtureStream
+from megaslm.data.loading.mixture import Mixture, MixtureStream
 from megaslm.training.domain_counts import DomainCounts
 
 MIXTURE = Mixture(

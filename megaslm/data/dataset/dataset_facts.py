@@ -1,0 +1,143 @@
+"""What a dataset is, in numbers: from its manifest and, where it is scored, from a sample of its rows."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import DomainSplit, Manifest, read_manifest
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.errors import DataError
+
+_LARGEST_EXPONENT = 700
+SAMPLED_ROWS = 256
+"""Rows of each domain of each split whose losses are read: evenly spread, and all where there are no more."""
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """The reference's losses of sampled rows."""
+
+    rows: int
+    """How many were read."""
+    targets: int
+    """Their valid targets."""
+    mean: float
+    """In nats."""
+    median: float
+    """In nats."""
+    p95: float
+    """In nats; one target in twenty has more."""
+    perplexity: float
+    """exp(mean)."""
+
+
+@dataclass(frozen=True)
+class ShareFacts:
+    """One domain's share of one split."""
+
+    split: Split
+    domain: str
+    licence: str
+    rows: int
+    targets: int
+    documents: int
+    targets_per_document: float
+    parts: int
+    bytes: int
+    """On disk."""
+    bytes_per_target: float
+    """On disk; what is stored beside the tokens counts too."""
+    padding_share: float
+    """Of the places of its rows, those that padding fills."""
+    ref_loss: LossFacts | None
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """A dataset at a glance."""
+
+    dataset: str
+    manifest: Manifest
+    shares: tuple[ShareFacts, ...]
+
+
+def dataset_facts(dataset: Path, split: Split | None = None, domain: str | None = None) -> DatasetFacts:
+    """The facts of all of a dataset, or of one split or one domain of it.
+
+    Raises DataError where there is no such dataset, split or domain.
+    """
+    manifest = read_manifest(dataset)
+    chosen = [
+        (found_split, found_domain, share)
+        for found_split, domains in manifest.splits.items()
+        for found_domain, share in domains.items()
+        if split in (None, found_split) and domain in (None, found_domain)
+    ]
+    if not chosen:
+        there = ", ".join(f"{name}/{domain}" for name, domains in manifest.splits.items() for domain in domains)
+        raise DataError(f"{dataset} has nothing of {split or 'any split'}/{domain or 'any domain'}; it has {there}")
+    return DatasetFacts(
+        dataset=str(dataset),
+        manifest=manifest,
+        shares=tuple(_share_facts(dataset, manifest, *share) for share in chosen),
+    )
+
+
+def _share_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, share: DomainSplit) -> ShareFacts:
+    stored_bytes = sum(part.bytes for part in share.parts)
+    return ShareFacts(
+        split=split,
+        domain=domain,
+        licence=manifest.licences.get(domain, ""),
+        rows=share.rows,
+        targets=share.tokens,
+        documents=share.documents,
+        targets_per_document=share.tokens / share.documents,
+        parts=len(share.parts),
+        bytes=stored_bytes,
+        bytes_per_target=stored_bytes / share.tokens,
+        padding_share=padding_tokens(manifest, share) / (share.rows * manifest.seq_len + len(share.parts)),
+        ref_loss=_loss_facts(dataset, manifest, split, domain) if manifest.kind == "scored" else None,
+    )
+
+
+def padding_tokens(manifest: Manifest, share: DomainSplit) -> int:
+    """How many EOS fill the last rows of the parts.
+
+    A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens, which are its targets, an EOS
+    after each document, and the padding.
+    """
+    return share.rows * manifest.seq_len + len(share.parts) - share.tokens - share.documents
+
+
+def perplexity(mean_loss: float) -> float:
+    """exp of a mean loss in nats; infinite where that is more than a number can hold."""
+    return math.exp(mean_loss) if mean_loss < _LARGEST_EXPONENT else math.inf
+
+
+def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str) -> LossFacts:
+    reader = RowReader(dataset, split, domain)
+    sampled = np.unique(np.linspace(0, len(reader) - 1, min(len(reader), SAMPLED_ROWS)).round().astype(int))
+    losses = np.concatenate(list(_valid_losses(reader, sampled.tolist(), manifest.eos_id)))
+    mean = float(losses.mean())
+    return LossFacts(
+        rows=len(sampled),
+        targets=len(losses),
+        mean=mean,
+        median=float(np.median(losses)),
+        p95=float(np.quantile(losses, 0.95)),
+        perplexity=perplexity(mean),
+    )
+
+
+def _valid_losses(reader: RowReader, rows: list[int], eos_id: int) -> Iterator[NDArray[np.float64]]:
+    for number in rows:
+        row = reader[number]
+        losses = cast(NDArray[np.float16], row["ref_loss"]).astype(np.float64)
+        yield losses[row["tokens"][:-1] != eos_id]

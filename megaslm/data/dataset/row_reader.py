@@ -1,0 +1,91 @@
+"""Rows of a dataset in their order, by number: for validation and scoring.
+
+Shards are mapped into memory (compressed ones unpacked, two at a time); there is no shared memory and no barrier, so a
+reader costs nothing to open and any process may have its own.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.dataset.shard_index import Shard, check_files, read_index
+from megaslm.data.dataset.shard_rows import rows_in, unpacked
+from megaslm.errors import DataError
+
+Rows = dict[str, NDArray[np.generic]]
+"""Column name to values; the first axis counts rows."""
+
+FetchShard = Callable[[Path, Shard], None]
+"""Called with the path at which a shard is missing and the shard; brings it there."""
+
+
+class RowReader:
+    """The rows of one domain of one split, or of one part of it, in order."""
+
+    def __init__(
+        self, dataset: Path, split: Split, domain: str, part: str | None = None, *, fetch: FetchShard | None = None
+    ) -> None:
+        """Open the rows; with `fetch`, shards may be missing until they are read.
+
+        Raises DataError where the dataset has no such split, domain or part, or lacks a shard.
+        """
+        self._folder = _folder_of(dataset, split, domain, part)
+        self._fetch = fetch
+        index = read_index(self._folder)
+        if fetch is None:
+            check_files(self._folder, index)
+        self._shards = index.shards
+        self._ends = list(accumulate(shard.samples for shard in index.shards))
+        self._shard_rows = lru_cache(maxsize=2)(self._load_shard)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: int) -> Rows:
+        """One row: `tokens` (seq_len + 1,), `domain` () and, scored, `ref_loss` and maybe `ref_entropy` (seq_len,)."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self._folder} has rows 0 to {len(self) - 1}, not {row}")
+        return {name: values[0] for name, values in self.rows(row, row + 1).items()}
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows `start` to `stop` (excluded), stacked: `tokens` (n, seq_len + 1), `domain` (n,) and so on, copied."""
+        if not 0 <= start < stop <= len(self):
+            raise IndexError(f"{self._folder} has {len(self)} rows; cannot read rows {start} to {stop}")
+        first, last = bisect_right(self._ends, start), bisect_right(self._ends, stop - 1)
+        pieces = []
+        for number in range(first, last + 1):
+            begin = self._ends[number] - self._shards[number].samples
+            pieces.append(self._shard_rows(number)[max(0, start - begin) : stop - begin])
+        joined = np.concatenate(pieces)
+        return {name: np.ascontiguousarray(joined[name]) for name in joined.dtype.names or ()}
+
+    def _load_shard(self, number: int) -> NDArray[np.void]:
+        shard = self._shards[number]
+        path = self._folder / shard.stored.basename
+        if self._fetch is not None and not path.is_file():
+            self._fetch(path, shard)
+        if shard.zip_data is None:
+            return rows_in(path, np.memmap(path, dtype=np.uint8, mode="r"), shard)
+        return rows_in(path, unpacked(path, path.read_bytes(), shard), shard)
+
+
+def _folder_of(dataset: Path, split: Split, domain: str, part: str | None) -> Path:
+    splits = read_manifest(dataset).splits
+    domains = splits.get(split)
+    if domains is None:
+        raise DataError(f"{dataset} has no split {split}; it has {', '.join(splits)}")
+    if domain not in domains:
+        raise DataError(f"{dataset} has no domain {domain} in split {split}; it has {', '.join(domains)}")
+    if part is None:
+        return dataset / split / domain
+    names = [known.name for known in domains[domain].parts]
+    if part not in names:
+        raise DataError(f"{dataset}/{split}/{domain} has no {part}; it has {', '.join(names)}")
+    return dataset / split / domain / part

@@ -1,0 +1,186 @@
+"""The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from megaslm.config.plan import BatchPlan
+from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.mixture import MixtureStream
+from megaslm.data.loading.shard_board import ShardChecks
+from megaslm.data.loading.shared_memory import open_leased
+from megaslm.data.loading.training_rows import Row, RowOrder, TrainingRows
+from megaslm.errors import DataError, MegaSLMError
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B rows of one rank.
+
+    `tokens`: (B, L+1) int64. `rows`: (B,) int64, counted over the streams of the run, one after the other. `domain`:
+    (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored.
+    `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats, or None where the dataset holds none.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    domain: Tensor
+    ref_loss: Tensor | None
+    visit: int
+    ref_entropy: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., "MicroBatch"], tuple[dict[str, NDArray[np.generic]], int]]:
+        """Lets it pass between processes as bytes: of tensors, a killed process leaves files in shared memory."""
+        arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return _of_arrays, (arrays, self.visit)
+
+    def pin_memory(self) -> "MicroBatch":
+        """The same micro-batch in page-locked memory, from which copies need not be waited for."""
+        return self._moved(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same micro-batch on another device, copied without waiting for it."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "MicroBatch":
+        return MicroBatch(
+            tokens=move(self.tokens),
+            rows=move(self.rows),
+            domain=move(self.domain),
+            ref_loss=None if self.ref_loss is None else move(self.ref_loss),
+            ref_entropy=None if self.ref_entropy is None else move(self.ref_entropy),
+            visit=self.visit,
+        )
+
+
+def _of_arrays(arrays: dict[str, NDArray[np.generic]], visit: int) -> MicroBatch:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return MicroBatch(
+        tokens=tensors["tokens"],
+        rows=tensors["rows"],
+        domain=tensors["domain"],
+        ref_loss=tensors.get("ref_loss"),
+        ref_entropy=tensors.get("ref_entropy"),
+        visit=visit,
+    )
+
+
+class TrainingStream:
+    """The streams of a run, epoch after epoch, cut into this rank's micro-batches."""
+
+    def __init__(
+        self,
+        streams: Sequence[MixtureStream],
+        plan: BatchPlan,
+        *,
+        shuffle_seed: int,
+        workers: int,
+        fetch: FetchSettings | None,
+    ) -> None:
+        """Opens the streams; called on all ranks, contains barriers.
+
+        An epoch holds whole global batches only: at its end fewer rows than one batch wait for the next shuffle.
+
+        Args:
+            streams: what is read.
+            plan: how rows are cut into batches.
+            shuffle_seed: of the order of rows.
+            workers: processes that read ahead, for each rank; 0: the rank itself reads.
+            fetch: how shards are fetched; needed where a stream is remote.
+
+        Raises:
+            DataError: the streams have fewer rows than one global batch, an index is damaged, the cache is too small
+                or in use.
+        """
+        rows = sum(stream.rows for stream in streams)
+        self._rows_per_epoch = rows // plan.global_batch_rows * plan.global_batch_rows
+        if self._rows_per_epoch == 0:
+            raise DataError(
+                f"{rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
+                f"{plan.global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
+            )
+        self._workers = workers
+        self._plan = plan
+        order = RowOrder(self._rows_per_epoch, plan.micro_batch_rows, plan.canonical_nodes, shuffle_seed)
+        self._rows = open_leased(streams, lambda: TrainingRows(streams, order, fetch))
+
+    def micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
+
+        Raises:
+            DataError: a shard is damaged, cannot be fetched, or did not come in time.
+        """
+        epoch, rows_into_epoch = divmod(rows_seen, self._rows_per_epoch)
+        while True:
+            self._rows.start_at(epoch, rows_into_epoch)
+            loader: DataLoader[MicroBatch | DataError] = DataLoader(
+                _MicroBatches(self._rows, self._plan.micro_batch_rows, visit=epoch),
+                batch_size=None,
+                num_workers=self._workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+            expected = (self._rows_per_epoch - rows_into_epoch) // self._plan.world_size // self._plan.micro_batch_rows
+            found = 0
+            for item in loader:
+                if isinstance(item, DataError):
+                    raise item
+                found += 1
+                yield item
+            if found != expected:
+                raise MegaSLMError(f"epoch {epoch} ended after {found} micro-batches of this rank, not {expected}")
+            epoch, rows_into_epoch = epoch + 1, 0
+
+    def checked(self) -> ShardChecks:
+        """What checking shards at their first use has cost on this host so far, all processes counted."""
+        return self._rows.checks()
+
+
+class _MicroBatches(IterableDataset[MicroBatch | DataError]):
+    """A process's micro-batches of one epoch, and at last the error that ended it, if one did.
+
+    An error travels as a value: what a loader process raises arrives as the text of a traceback.
+    """
+
+    def __init__(self, rows: TrainingRows, batch_rows: int, visit: int) -> None:
+        self._rows = rows
+        self._batch_rows = batch_rows
+        self._visit = visit
+
+    def __iter__(self) -> Iterator[MicroBatch | DataError]:
+        rows = iter(self._rows)
+        try:
+            while batch := list(islice(rows, self._batch_rows)):
+                yield _stacked(batch, self._visit)
+        except DataError as error:
+            # Its children are made of more than a message, and so do not find their way between processes.
+            yield DataError(str(error))
+
+
+def _stacked(rows: list[Row], visit: int) -> MicroBatch:
+    return MicroBatch(
+        tokens=_column(rows, "tokens", np.int64),
+        rows=torch.tensor([row.number for row in rows]),
+        domain=torch.tensor([row.domain for row in rows]),
+        ref_loss=_nats(rows, "ref_loss"),
+        ref_entropy=_nats(rows, "ref_entropy"),
+        visit=visit,
+    )
+
+
+def _nats(rows: list[Row], column: str) -> Tensor | None:
+    """(B, L) float32 of a column that the dataset may lack."""
+    return _column(rows, column, np.float32) if column in (rows[0].columns.dtype.names or ()) else None
+
+
+def _column(rows: list[Row], column: str, dtype: type[np.generic]) -> Tensor:
+    """(B, width) of a column, each value converted on its way into place."""
+    stacked = np.empty((len(rows), *rows[0].columns.dtype[column].shape), dtype=dtype)
+    for place, row in enumerate(rows):
+        stacked[place] = row.columns[column]
+    return torch.from_numpy(stacked)

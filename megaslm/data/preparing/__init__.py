@@ -1,0 +1,1 @@
+"""Documents to a dataset: tasks, packing, parts."""

@@ -1,0 +1,197 @@
+"""One task of prepare: pieces of files to the parts that they become. A pure function of its job, run anywhere."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import Part, SourceFile
+from megaslm.data.dataset.shards import PartWriter, RowFormat, part_name, part_writer
+from megaslm.data.preparing.output import Output
+from megaslm.data.preparing.packing import RowPacker, Tokens, count_targets
+from megaslm.data.text.documents import Document
+from megaslm.data.text.task_reader import TaskReader
+from megaslm.data.text.tasks import Task, split_of
+from megaslm.data.tokenizing.tokenizer import TextEncoder, TokenizerFacts
+from megaslm.data.tokenizing.word_encoder import fastest_encoder
+
+_BATCH_CHARACTERS = 1_000_000
+
+Place = tuple[Split, str]
+"""A split and a domain: where a part belongs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task and all that it needs to be done anywhere."""
+
+    task: Task
+    recipe: Recipe
+    facts: TokenizerFacts
+    tokenizer: Path
+    """The tokenizer's folder."""
+    dataset: Path
+    """The folder in which its parts are written."""
+    output: Output
+    """Where they go then."""
+
+
+class _Outcome(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WrittenPart(_Outcome):
+    """One part and what it counts for."""
+
+    split: Split
+    domain: str
+    part: Part
+    tokens: int
+    """Valid targets."""
+    documents: int
+
+
+class TaskOutcome(_Outcome):
+    """What a task did."""
+
+    parts: tuple[WrittenPart, ...]
+    """A split and domain that no document of the task belongs to has none."""
+    sources: tuple[SourceFile, ...]
+    skipped: tuple[str, ...]
+    """Files left out because they are not UTF-8."""
+    left_out: dict[str, int]
+    """Documents left out, by the recipe's key that did it."""
+    text_bytes: int
+    """UTF-8 bytes of the documents kept."""
+
+    @property
+    def tokens(self) -> int:
+        """Valid targets over all parts."""
+        return sum(written.tokens for written in self.parts)
+
+
+@dataclass(frozen=True)
+class TaskProgress:
+    """How far a task has come."""
+
+    input_bytes: int = 0
+    """Read, as the files have them."""
+    text_bytes: int = 0
+    """UTF-8 bytes of the documents kept."""
+    tokens: int = 0
+    """Valid targets written."""
+
+
+def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda progress: None) -> TaskOutcome:
+    """Read, encode, pack, write and hand over. Raises DataError for text that cannot be read."""
+    encoder = encoder_of(job.tokenizer, job.facts.sha256)
+    reader = TaskReader(job.task)
+    building: dict[Place, _PartBuilder] = {}
+    text_bytes = 0
+    with ExitStack() as open_parts:
+        for batch in _batches(reader.documents()):
+            text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
+            for place, texts in _by_place(batch, job.recipe).items():
+                documents = [ids for ids in encoder.encode(texts) if ids.size]
+                if documents and place not in building:
+                    building[place] = _PartBuilder.open(job, place, open_parts)
+                if documents:
+                    building[place].add(documents)
+            on_progress(TaskProgress(reader.input_bytes, text_bytes, sum(each.tokens for each in building.values())))
+        for builder in building.values():
+            builder.finish()
+    parts = tuple(builder.written() for _, builder in sorted(building.items()))
+    for written in parts:
+        job.output.keep_part(written.split, written.domain, written.part)
+    return TaskOutcome(
+        parts=parts,
+        sources=tuple(reader.sources),
+        skipped=tuple(reader.skipped),
+        left_out=dict(sorted(reader.left_out.items())),
+        text_bytes=text_bytes,
+    )
+
+
+@lru_cache(maxsize=1)
+def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
+    """Kept from task to task, with what it remembers, as long as the folder holds the same tokenizer."""
+    return fastest_encoder(tokenizer)
+
+
+@dataclass
+class _PartBuilder:
+    """Documents of one split and domain on their way into one part."""
+
+    place: Place
+    writer: PartWriter
+    packer: RowPacker
+    dtype: np.dtype[np.unsignedinteger]
+    domain_number: int
+    eos_id: int
+    tokens: int = 0
+    documents: int = 0
+
+    @classmethod
+    def open(cls, job: Job, place: Place, open_parts: ExitStack) -> "_PartBuilder":
+        recipe, facts, (split, domain) = job.recipe, job.facts, place
+        row_format = RowFormat(
+            seq_len=recipe.seq_len,
+            vocab_size=facts.vocab_size,
+            shard_bytes=recipe.shard_bytes,
+            compression=recipe.compression,
+        )
+        folder = job.dataset / split / domain / part_name(job.task.number)
+        return cls(
+            place=place,
+            writer=open_parts.enter_context(part_writer(folder, row_format)),
+            packer=RowPacker(recipe.seq_len, facts.eos_id),
+            dtype=row_format.tokens_dtype,
+            domain_number=recipe.domains.index(domain),
+            eos_id=facts.eos_id,
+        )
+
+    def add(self, documents: Sequence[NDArray[np.unsignedinteger]]) -> None:
+        self.documents += len(documents)
+        self._write(self.packer.add(documents))
+
+    def finish(self) -> None:
+        self._write(self.packer.finish())
+
+    def written(self) -> WrittenPart:
+        split, domain = self.place
+        return WrittenPart(
+            split=split, domain=domain, part=self.writer.part, tokens=self.tokens, documents=self.documents
+        )
+
+    def _write(self, rows: Tokens) -> None:
+        self.tokens += count_targets(rows, self.eos_id)
+        self.writer.write(rows.astype(self.dtype), self.domain_number)
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists of bounded size, one document at least."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[str]]:
+    texts: dict[Place, list[str]] = {}
+    for document in documents:
+        assert document.domain is not None  # TaskReader gives each one
+        texts.setdefault((split_of(document, recipe), document.domain), []).append(document.text)
+    return texts

@@ -1,0 +1,125 @@
+"""What a recipe and its tasks make of a manifest, and whether a finished dataset is what they would make."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from megaslm import __version__
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import DomainSplit, Manifest, SourceFile
+from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.preparing.prepare_task import TaskOutcome
+from megaslm.data.text.documents import Piece, sha256_of_stretch
+from megaslm.data.text.python_stdlib import absent_packages
+from megaslm.data.text.tasks import Task, recipe_sha256
+from megaslm.data.tokenizing.tokenizer import TokenizerFacts
+from megaslm.errors import DataError
+
+_SPLITS: tuple[Split, ...] = ("train", "heldout")
+
+
+def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], place: str, written_at: int | None) -> None:
+    """Raise DataError unless a finished dataset is that of a recipe and of the files as they are now.
+
+    `written_at`, in nanoseconds, is when the dataset was finished, where that is known: only a file that was written
+    since can differ at equal size, and is hashed.
+    """
+    if manifest.recipe_sha256 != recipe_sha256(recipe) or manifest.kind != "tokens":
+        raise DataError(
+            f"{place} holds the finished dataset {manifest.name!r} of another recipe; remove it or choose another "
+            "output"
+        )
+    recorded = {(source.path, source.start): source for source in manifest.sources}
+    # Several sources of a recipe may read one file.
+    pieces = {(piece.file.label, piece.start): piece for task in tasks for piece in task.pieces}
+    for key, piece in pieces.items():
+        record = recorded.pop(key, None)
+        is_skipped = piece.file.label in manifest.skipped
+        if not is_skipped and (record is None or _has_changed(piece, record, written_at)):
+            raise DataError(
+                f"{piece.file.label} has changed since {place} was prepared; remove it or choose another output"
+            )
+    for gone, _ in recorded:
+        raise DataError(f"{gone} is gone since {place} was prepared; remove it or choose another output")
+
+
+def _has_changed(piece: Piece, record: SourceFile, written_at: int | None) -> bool:
+    file = piece.file
+    if file.bytes != record.bytes or piece.stop != record.stop:
+        return True
+    if file.is_remote:
+        return file.version != record.version
+    if written_at is not None and int(file.version) <= written_at:
+        return False
+    return sha256_of_stretch(Path(file.path), piece.start, piece.stop) != record.sha256
+
+
+def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path, facts: TokenizerFacts) -> Manifest:
+    """The manifest of what all tasks of a recipe did, with the tokenizer in the folder `tokenizer`."""
+    reads_standard_library = any(source.reads_standard_library for source in recipe.sources)
+    return Manifest(
+        kind="tokens",
+        name=recipe.name,
+        megaslm_version=__version__,
+        recipe_sha256=recipe_sha256(recipe),
+        seq_len=recipe.seq_len,
+        vocab_size=facts.vocab_size,
+        tokenizer_sha256=facts.sha256,
+        tokenizer_files=tokenizer_files(tokenizer),
+        eos_id=facts.eos_id,
+        bos_id=facts.bos_id,
+        domains=recipe.domains,
+        licences=_licences(recipe),
+        splits=_splits(recipe, outcomes),
+        sources=_each_once(source for outcome in outcomes for source in outcome.sources),
+        skipped=tuple(dict.fromkeys(name for outcome in outcomes for name in outcome.skipped)),
+        left_out=dict(sorted(sum((Counter(outcome.left_out) for outcome in outcomes), Counter()).items())),
+        absent=tuple(absent_packages()) if reads_standard_library else (),
+    )
+
+
+def _licences(recipe: Recipe) -> dict[str, str]:
+    licences: dict[str, dict[str, None]] = {domain: {} for domain in recipe.domains}
+    for source in recipe.sources:
+        for domain in source.domain_names:
+            licences[domain][recipe.licence_of(source) or ""] = None
+    return {domain: "; ".join(found) for domain, found in licences.items()}
+
+
+def _each_once(sources: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """A stretch that several sources of the recipe read is listed once."""
+    return tuple({(source.path, source.start): source for source in sources}.values())
+
+
+def _splits(recipe: Recipe, outcomes: Sequence[TaskOutcome]) -> dict[Split, dict[str, DomainSplit]]:
+    splits: dict[Split, dict[str, DomainSplit]] = {}
+    written = [part for outcome in outcomes for part in outcome.parts]
+    for split in _SPLITS:
+        for domain in recipe.domains:
+            parts = [part for part in written if (part.split, part.domain) == (split, domain)]
+            if parts:
+                splits.setdefault(split, {})[domain] = DomainSplit(
+                    rows=sum(each.part.rows for each in parts),
+                    tokens=sum(each.tokens for each in parts),
+                    documents=sum(each.documents for each in parts),
+                    parts=tuple(each.part for each in parts),
+                )
+    return splits
+
+
+def require_enough(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise DataError where a domain has no text to train on, or all together less than one row."""
+    train = manifest.splits.get("train", {})
+    for domain in manifest.domains:
+        if domain not in train:
+            raise DataError(
+                f"recipe {recipe.name}: domain {domain} has no text to train on; "
+                "look at its paths, keep_fraction, filters and heldout_fraction"
+            )
+    tokens = sum(share.tokens for share in train.values())
+    if tokens < recipe.seq_len:
+        raise DataError(
+            f"recipe {recipe.name}: the text to train on has {tokens} targets, less than one row of "
+            f"seq_len = {recipe.seq_len}; add text or lower seq_len"
+        )

@@ -1,0 +1,46 @@
+"""A dataset as runs read it: a local folder, or a remote one of which all but the shards lies in a cache."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaslm.config.schema import Split
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.shard_index import Shard
+
+
+@dataclass(frozen=True)
+class DatasetFolder:
+    """Where a dataset is."""
+
+    path: Path
+    """The local folder with manifest, tokenizer and indices."""
+    url: str | None = None
+    """Where its shards are fetched from; null where they are in the folder."""
+
+    @property
+    def place(self) -> str:
+        """What messages call it."""
+        return self.url or str(self.path)
+
+    def reader(self, split: Split, domain: str) -> RowReader:
+        """The rows of a domain; shards that are missing here are fetched when rows of them are asked for."""
+        return RowReader(self.path, split, domain, fetch=None if self.url is None else self._fetch)
+
+    def _fetch(self, path: Path, shard: Shard) -> None:
+        from megaslm.data.storage.remote_dataset import fetch_shard
+
+        fetch_shard(f"{self.url}/{path.relative_to(self.path).as_posix()}", path, shard)
+
+
+def open_dataset(place: str, cache: str) -> DatasetFolder:
+    """The dataset at a local folder or a URL, which is described in a folder of `cache`.
+
+    Raises DataError where a remote dataset is not there, is damaged, or is not the one that the cache holds.
+    """
+    from megaslm.data.storage.remote import is_remote
+
+    if not is_remote(place):
+        return DatasetFolder(Path(place))
+    from megaslm.data.storage.remote_dataset import fetch_description
+
+    return DatasetFolder(fetch_description(place, Path(cache).expanduser()), place.rstrip("/"))

@@ -1,0 +1,185 @@
+"""Remote files and files on object storage, by URL: listed, described and read."""
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megaslm.data.storage.file_systems import (
+    WEB,
+    FileSystem,
+    Info,
+    connect,
+    glob_pattern,
+    is_remote,
+    protocol_of,
+    time_limit,
+)
+from megaslm.data.storage.remote_file import RemoteFile
+from megaslm.data.storage.retries import NotThere, RemoteSettings, persistently
+from megaslm.errors import DataError
+
+__all__ = [
+    "DEFAULTS",
+    "NotThere",
+    "RemoteObject",
+    "RemoteSettings",
+    "describe_remote",
+    "info_of",
+    "is_remote",
+    "list_remote",
+    "open_remote",
+    "read_bytes",
+    "require_unchanged",
+]
+
+DEFAULTS = RemoteSettings()
+
+_VERSION_FIELDS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5", "Digest")
+_TIME_FIELDS = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created")
+_NO_RANGES = (
+    "the server does not serve ranges of bytes; copy the file to this machine's disk or to object storage, and read it "
+    "there"
+)
+
+
+@dataclass(frozen=True)
+class RemoteObject:
+    """A remote file as it was when it was looked at."""
+
+    url: str
+    """Where it is."""
+    size: int
+    """In bytes."""
+    version: str
+    """Changes when the content does: an entity tag or checksum, else a time; empty where the store tells neither."""
+
+
+def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObject]:
+    """The files that a URL means, by their URLs: one, all in a folder, or those of a glob (** for any depth).
+
+    A glob that fits nothing gives none. Raises DataError where there is no such file, folder or bucket, or no access.
+    """
+    files = connect(url, settings, inner_attempts=settings.attempts)
+    root, pattern = _split_glob(url)
+    if pattern is None and protocol_of(url) in WEB:
+        return [describe_remote(url, settings)]
+
+    def look() -> list[RemoteObject]:
+        inside = files.find(files._strip_protocol(root), detail=True)
+        if pattern is None and not inside:
+            raise FileNotFoundError(root)
+        return [_object(_url_of(name, url), info) for name, info in inside.items() if _is_file(name, info)]
+
+    found = persistently(url, look, settings)
+    return sorted((each for each in found if pattern is None or pattern.match(each.url)), key=lambda each: each.url)
+
+
+def describe_remote(url: str, settings: RemoteSettings = DEFAULTS) -> RemoteObject:
+    """One file as it is now. Raises DataError where it is not there, no file, or of unknown size."""
+    found = persistently(url, lambda: info_of(url, settings), settings)
+    if found.get("type") == "directory":
+        raise DataError(f"{url} is a folder; expected a file")
+    return _object(url, found)
+
+
+def require_unchanged(expected: RemoteObject, settings: RemoteSettings = DEFAULTS) -> None:
+    """Raise DataError where a file is not what it was: blocks that are read one by one do not tell."""
+    found = describe_remote(expected.url, settings)
+    if found != expected:
+        raise DataError(
+            f"{expected.url} was written while it was read (it had {expected.size} bytes, version {expected.version}; "
+            f"now {found.size} bytes, version {found.version}); do not change files meanwhile, and run it again"
+        )
+
+
+def open_remote(url: str, size: int, settings: RemoteSettings = DEFAULTS) -> io.BufferedReader:
+    """A file of `size` bytes for reading, forward or after seeks; one block and a small buffer are in memory.
+
+    Reading raises DataError with the URL and the range of bytes where the store does not give them, or others: every
+    answer's length is checked.
+    """
+
+    def read_range(start: int, stop: int) -> bytes:
+        return _read_range(url, start, stop, size, settings)
+
+    return io.BufferedReader(RemoteFile(url, size, read_range, settings.block_bytes), 64 * 2**10)
+
+
+def read_bytes(url: str, settings: RemoteSettings = DEFAULTS) -> bytes:
+    """All of a small file, in one request. Raises DataError where it cannot be had."""
+    files = connect(url, settings)
+    path = files._strip_protocol(url)
+    return persistently(url, lambda: files.cat_file(path, **time_limit(files, settings, 0)), settings)
+
+
+def _read_range(url: str, start: int, stop: int, size: int, settings: RemoteSettings) -> bytes:
+    files = connect(url, settings)
+    path = files._strip_protocol(url)
+    what = f"{url}, bytes {start} to {stop - 1} of {size}"
+    limit = time_limit(files, settings, stop - start)
+
+    def ask() -> bytes:
+        if protocol_of(url) in WEB:
+            content = _range_from_web(files, path, start, stop, size, limit)
+        else:
+            content = files.cat_file(path, start=start, end=stop, **limit)
+        if len(content) < stop - start:
+            raise _Shorter(f"{len(content)} of {stop - start} bytes came")
+        if len(content) > stop - start:
+            raise DataError(f"{what}: {len(content)} bytes came: {_NO_RANGES}")
+        return content
+
+    return persistently(what, ask, settings)
+
+
+def _range_from_web(
+    files: FileSystem, path: str, start: int, stop: int, size: int, limit: Mapping[str, float]
+) -> bytes:
+    """As `cat_file`, which would load the whole file into memory where the server does not know of ranges."""
+    with files.open(path, block_size=stop - start, size=size) as file:
+        try:
+            return file._fetch_range(start, stop, **limit)
+        except ValueError as error:
+            raise DataError(f"{path}: {_NO_RANGES}") from error
+
+
+class _Shorter(OSError):
+    """Fewer bytes came than were asked for."""
+
+
+def info_of(url: str, settings: RemoteSettings) -> Info:
+    """What the driver tells of a file, asked once."""
+    files = connect(url, settings)
+    return files.info(files._strip_protocol(url), **time_limit(files, settings, 0))
+
+
+def _object(url: str, info: Info) -> RemoteObject:
+    size = info.get("size")
+    if not isinstance(size, int):
+        raise DataError(f"{url}: the server does not say how large it is; copy it to this machine's disk first")
+    stated = next((info[field] for field in (*_VERSION_FIELDS, *_TIME_FIELDS) if info.get(field)), "")
+    return RemoteObject(url, size, str(stated).strip('"'))
+
+
+def _is_file(name: str, info: Info) -> bool:
+    """Object stores show folders as empty objects whose names end in a slash."""
+    return info.get("type") != "directory" and not name.endswith("/")
+
+
+def _split_glob(url: str) -> tuple[str, re.Pattern[str] | None]:
+    """The folder or file to look at, and what must fit its files' URLs."""
+    # On the web, a question mark opens a query.
+    magic = re.search(r"[*[]" if protocol_of(url) in WEB else r"[*?[]", url)
+    if magic is None:
+        return url.rstrip("/"), None
+    if protocol_of(url) in WEB:
+        raise DataError(f"{url}: web servers do not list their files; name each of them")
+    root = url[: magic.start()].rpartition("/")[0]
+    if root.endswith("/"):
+        raise DataError(f"{url}: expected the name of a bucket before the first of * ? [")
+    return root, glob_pattern(url)
+
+
+def _url_of(name: str, like: str) -> str:
+    return f"{protocol_of(like)}://{name.lstrip('/')}"

@@ -1,0 +1,172 @@
+"""Datasets on object storage, as those who read them need them: all but the shards lies in a local folder."""
+
+import hashlib
+import math
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from megaslm.data.dataset.damage import PREPARE_AGAIN, Damaged
+from megaslm.data.dataset.manifest import COST, MANIFEST, TOKENIZER, Manifest, read_manifest
+from megaslm.data.dataset.merged_index import check_merged, joined, read_part_indices
+from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard
+from megaslm.data.dataset.tokenizer_files import check_tokenizer
+from megaslm.data.durable import UNFINISHED, abandon_folder, finish_folder, start_folder
+from megaslm.data.locks import locked
+from megaslm.data.storage.remote import DEFAULTS, NotThere, RemoteSettings, open_remote, read_bytes
+from megaslm.errors import DataError
+
+_REQUESTS_AT_ONCE = 16
+
+
+def fetch_description(url: str, cache: Path, settings: RemoteSettings = DEFAULTS) -> Path:
+    """The folder in `cache` that holds a remote dataset's manifest, tokenizer and indices, fetched where it is missing.
+
+    It has the layout of a dataset whose shards are absent: FOLDER/<split>/<domain> is the `local` and
+    URL/<split>/<domain> the `remote` of a stream. Where it is there already, one request proves that the dataset is
+    still the same. Processes of one host may call it at the same time.
+
+    Raises:
+        DataError: no dataset at `url`, a damaged one, or another than the one that the folder was fetched from.
+    """
+    url = url.rstrip("/")
+    folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with locked(cache / f".{folder.name}.lock", patience_seconds=math.inf, busy=""):
+        manifest = _manifest_bytes(url, settings)
+        if folder.exists():
+            _require_same(folder, url, manifest)
+        else:
+            _fetch(folder, url, manifest, settings)
+    return folder
+
+
+def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = DEFAULTS) -> None:
+    """Bring a shard to `path`, where it appears once it is whole and has the checksum of its index.
+
+    Raises DataError where it cannot be had, or is not what the index says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = xxhash.xxh3_64()
+    # Processes of one host may want the same shard; each writes its own copy, and the last name given wins.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as copy:
+        unfinished = Path(copy.name)
+        try:
+            with open_remote(url, shard.stored.bytes, settings) as remote:
+                while block := remote.read(settings.block_bytes):
+                    digest.update(block)
+                    copy.write(block)
+            if digest.hexdigest() != shard.stored.hashes[CHECKSUM]:
+                raise DataError(
+                    f"{url} has the {CHECKSUM} {digest.hexdigest()}, its index says {shard.stored.hashes[CHECKSUM]}; "
+                    "the stored shard is damaged: write the dataset again"
+                )
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def read_remote_manifest(url: str, settings: RemoteSettings = DEFAULTS) -> Manifest:
+    """The manifest of a remote dataset. Raises NotThere where there is none, DataError where it cannot be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _take_manifest(Path(folder), url, _manifest_bytes(url, settings))
+
+
+def _manifest_bytes(url: str, settings: RemoteSettings) -> bytes:
+    try:
+        return read_bytes(f"{url}/{MANIFEST}", settings)
+    except NotThere as error:
+        raise NotThere(f"{url} is not a dataset, or an unfinished one: {error}") from error
+
+
+def _require_same(folder: Path, url: str, manifest: bytes) -> None:
+    path = folder / MANIFEST
+    if not path.is_file() or path.read_bytes() != manifest:
+        raise DataError(
+            f"{url} is not the dataset any more that {folder} was fetched from; if the new one is meant, remove that "
+            "folder, shards and all, or choose another cache"
+        )
+    try:
+        _check(folder, read_manifest(folder))
+    except Damaged as damage:
+        raise DataError(f"{damage.path} {damage.finding}; remove {folder}: it is fetched again") from damage
+
+
+def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettings) -> None:
+    building = start_folder(folder)
+    try:
+        manifest = _take_manifest(building, url, manifest_bytes)
+        _fetch_files(building, url, list(_described_files(manifest)), settings)
+        if manifest.kind == "scored":
+            _fetch_cost(building, url, settings)
+        with _found_in(building, url):
+            _check(building, manifest)
+        finish_folder(folder)
+    except BaseException:
+        abandon_folder(folder)
+        raise
+
+
+def _take_manifest(folder: Path, url: str, content: bytes) -> Manifest:
+    (folder / MANIFEST).write_bytes(content)
+    with _found_in(folder, url):
+        return read_manifest(folder)
+
+
+def _described_files(manifest: Manifest) -> Iterator[str]:
+    """The paths of all files but the shards, seen from the dataset."""
+    for name in manifest.tokenizer_files:
+        yield f"{TOKENIZER}/{name}"
+    for split, domains in manifest.splits.items():
+        for domain, share in domains.items():
+            yield f"{split}/{domain}/{INDEX}"
+            for part in share.parts:
+                yield f"{split}/{domain}/{part.name}/{INDEX}"
+
+
+def _fetch_files(folder: Path, url: str, names: list[str], settings: RemoteSettings) -> None:
+    def fetch(name: str) -> None:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{url}/{MANIFEST} names the file {name}, which is not inside the dataset")
+        content = read_bytes(f"{url}/{name}", settings)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
+        futures = [pool.submit(fetch, name) for name in names]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _fetch_cost(folder: Path, url: str, settings: RemoteSettings) -> None:
+    """What the scoring has cost, which a dataset may come without."""
+    with suppress(NotThere):
+        (folder / COST).write_bytes(read_bytes(f"{url}/{COST}", settings))
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    """Raise Damaged unless the files in `folder` are those of `manifest`, and agree with one another."""
+    for damage in check_tokenizer(folder / TOKENIZER, manifest):
+        raise damage
+    for split, domains in manifest.splits.items():
+        for domain, share in domains.items():
+            place = folder / split / domain
+            check_merged(place, joined(read_part_indices(place, share.parts)))
+
+
+@contextmanager
+def _found_in(folder: Path, url: str) -> Iterator[None]:
+    """Says of a damaged file where it came from, not where it was put."""
+    try:
+        yield
+    except Damaged as damage:
+        origin = f"{url}/{damage.path.relative_to(folder).as_posix()}"
+        raise DataError(f"{origin} {damage.finding}; {PREPARE_AGAIN}") from damage

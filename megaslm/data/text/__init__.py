@@ -1,0 +1,1 @@
+"""Text in: files, the pieces they are read in, and the documents in them."""

@@ -1,0 +1,103 @@
+"""The tokenizer folder of a dataset, from whichever origin the recipe names."""
+
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from megaslm.config.recipe import Recipe
+from megaslm.data.durable import abandon_folder, finish_folder, start_folder
+from megaslm.data.text.documents import Document
+from megaslm.data.text.task_reader import TaskReader
+from megaslm.data.text.tasks import Task
+from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, TextEncoder, tokenizer_facts
+from megaslm.data.tokenizing.tokenizer_training import train_sentencepiece
+from megaslm.data.tokenizing.word_encoder import fastest_encoder
+from megaslm.errors import DataError
+
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+)
+_CHECKED_BYTES = 2_000_000
+_MOST_CHECKED_TASKS = 64
+_SHOWN_IDS = 8
+
+
+def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
+    """Write the recipe's tokenizer to `folder`, which appears when it is complete.
+
+    Raises DataError where the tokenizer cannot be read, or where the exported one does not do as SentencePiece does.
+    """
+    try:
+        _fill(recipe, tasks, start_folder(folder))
+        finish_folder(folder)
+    except BaseException:
+        abandon_folder(folder)
+        raise
+
+
+def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
+    origin = recipe.tokenizer
+    if origin.huggingface is not None:
+        _copy(Path(origin.huggingface).expanduser(), folder)
+        return
+    if origin.train_sentencepiece is not None:
+        model = train_sentencepiece(recipe, origin.train_sentencepiece, tasks)
+    else:
+        model = _read_model(Path(origin.sentencepiece or "").expanduser())
+    export_sentencepiece(model, folder)
+    require_same_ids(SentencePieceEncoder(model), fastest_encoder(folder), _sample(tasks))
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if not source.is_dir():
+        raise DataError(f"tokenizer.huggingface: {source} is not a folder")
+    tokenizer_facts(source)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _read_model(path: Path) -> bytes:
+    if not path.is_file():
+        raise DataError(f"tokenizer.sentencepiece: {path} is not a file")
+    return path.read_bytes()
+
+
+def require_same_ids(expected: SentencePieceEncoder, exported: TextEncoder, documents: Iterable[Document]) -> None:
+    """Raise DataError, naming the first document, unless both give the same ids and decode them to the same text."""
+    for document in documents:
+        (wanted,), (found,) = expected.encode([document.text]), exported.encode([document.text])
+        if not np.array_equal(wanted, found) and not expected.is_tie(wanted, found):
+            common = min(wanted.size, found.size)
+            first = int(np.argmax(np.append(wanted[:common] != found[:common], True)))
+            raise DataError(
+                f"{document.origin}: the exported tokenizer gives {_ids(found, first)} from token {first} on, "
+                f"SentencePiece {_ids(wanted, first)}; this model cannot be exported exactly: "
+                "give a Hugging Face folder as `tokenizer.huggingface`"
+            )
+        if not expected.has_unknown(wanted) and expected.decode(wanted) != exported.decode(found):
+            raise DataError(f"{document.origin}: the exported tokenizer decodes the text otherwise than SentencePiece")
+
+
+def _ids(ids: np.ndarray, first: int) -> list[int]:
+    return ids[first : first + _SHOWN_IDS].tolist()
+
+
+def _sample(tasks: Sequence[Task]) -> Iterator[Document]:
+    """The first documents of tasks spread over all of them, together about as many bytes as are worth checking."""
+    chosen = tasks[:: -(-len(tasks) // _MOST_CHECKED_TASKS)]
+    for task in chosen:
+        size = 0
+        for document in TaskReader(task).documents():
+            yield document
+            size += len(document.text)
+            if size >= _CHECKED_BYTES // len(chosen):
+                break

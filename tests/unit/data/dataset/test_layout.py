@@ -1,0 +1,148 @@
+"""A dataset that is not whole is refused before a row of it is read."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import DomainSplit, Part, read_manifest, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.errors import DataError
+from tests.small_shards import FORMATS, ROWS, make, tokens_of
+
+SCORED_COLUMNS = "domain (uint16), ref_loss (ndarray:float16:6), tokens (ndarray:uint16:7)"
+ENTROPY_COLUMNS = SCORED_COLUMNS.replace("ref_loss", "ref_entropy (ndarray:float16:6), ref_loss")
+
+
+@pytest.mark.parametrize(
+    ("row_format", "found", "expected"),
+    [("scored", SCORED_COLUMNS, ENTROPY_COLUMNS), ("entropy", ENTROPY_COLUMNS, SCORED_COLUMNS)],
+)
+def test_columns_that_are_not_the_manifests_are_named(
+    tmp_path: Path, row_format: str, found: str, expected: str
+) -> None:
+    make(tmp_path, FORMATS[row_format])
+    manifest = read_manifest(tmp_path)
+    assert manifest.reference is not None
+    other = manifest.reference.model_copy(update={"entropy": not manifest.reference.entropy})
+    write_manifest(tmp_path, manifest.model_copy(update={"reference": other}))
+    with pytest.raises(DataError) as error:
+        check_layout(tmp_path)
+    assert f"shard.00000.mds has the columns {found}; its manifest says {expected}; remove" in str(error.value)
+
+
+def drop_shard(folder: Path) -> None:
+    (folder / "part-00001" / "shard.00001.mds").unlink()
+
+
+def cut_shard(folder: Path) -> None:
+    path = folder / "part-00001" / "shard.00001.mds"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def drop_part_index(folder: Path) -> None:
+    (folder / "part-00001" / "index.json").unlink()
+
+
+def drop_merged_index(folder: Path) -> None:
+    (folder / "index.json").unlink()
+
+
+def spoil_merged_index(folder: Path) -> None:
+    (folder / "index.json").write_text("{")
+
+
+def shorten_merged_index(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "shards": index["shards"][1:]}))
+
+
+def reorder_merged_index(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "shards": index["shards"][::-1]}))
+
+
+def reformat_merged_index(folder: Path) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index, indent=1))
+
+
+def change_part_index(folder: Path) -> None:
+    path = folder / "part-00001" / "index.json"
+    path.write_text(path.read_text() + "\n")
+
+
+def cut_part_index(folder: Path) -> None:
+    path = folder / "part-00001" / "index.json"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def drop_part(folder: Path) -> None:
+    shutil.rmtree(folder / "part-00001")
+
+
+def add_part(folder: Path) -> None:
+    shutil.copytree(folder / "part-00001", folder / "part-00002")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_shard, r"shard.00001.mds is missing, though index.json lists it with \d+ rows; remove"),
+        (cut_shard, r"shard.00001.mds has \d+ bytes, index.json says \d+; remove"),
+        (drop_part_index, r"part-00001/index.json is missing; remove"),
+        (drop_merged_index, r"a/index.json is missing; remove"),
+        (spoil_merged_index, r"a/index.json is not an index of MDS shards"),
+        (shorten_merged_index, r"a/index.json lists \d+ rows, its parts 133; remove"),
+        (reorder_merged_index, r"a/index.json does not list the \d+ shards of its parts in order"),
+        (reformat_merged_index, r"a/index.json was changed since it was written, though it still says the same"),
+        (change_part_index, r"part-00001/index.json is not the one that was written with this part: its SHA-256 is"),
+        (cut_part_index, r"part-00001/index.json is not an index of MDS shards"),
+        (drop_part, r"part-00001 is missing, a part of 41 rows"),
+        (add_part, r"part-00002 belongs to another dataset: it is none of the 3 parts"),
+    ],
+)
+def test_a_damaged_dataset_is_noticed_before_it_is_read(tmp_path: Path, damage: object, message: str) -> None:
+    make(tmp_path, FORMATS["narrow"])
+    check_layout(tmp_path)
+    damage(tmp_path / "train" / "a")  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        check_layout(tmp_path)
+
+
+def test_rows_that_the_manifest_does_not_count_are_noticed(tmp_path: Path) -> None:
+    make(tmp_path, FORMATS["narrow"])
+    manifest = read_manifest(tmp_path)
+    share = manifest.splits["train"]["a"].model_copy(update={"rows": 7})
+    write_manifest(tmp_path, manifest.model_copy(update={"splits": {"train": {"a": share}}}))
+    with pytest.raises(DataError, match=r"manifest.json counts 7 rows in train/a, its parts 133"):
+        check_layout(tmp_path)
+
+
+def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path) -> None:
+    from megaslm.data.stream import MDSWriter
+
+    make(tmp_path, FORMATS["narrow"], parts=(0,))
+    folder = tmp_path / "train" / "a" / "part-00000"
+    shutil.rmtree(folder)
+    columns = {**FORMATS["narrow"].columns, "extra": "pkl"}
+    with MDSWriter(columns=columns, out=str(folder), hashes=["xxh3_64"]) as writer:
+        for row in tokens_of(0):
+            writer.write({"tokens": row, "domain": np.uint16(3), "extra": {"any": "thing"}})
+    index = (folder / "index.json").read_bytes()
+    part = Part(
+        name="part-00000", rows=ROWS, tokens_sha256="", ref_loss_sha256=None,
+        index_sha256=hashlib.sha256(index).hexdigest(), bytes=(folder / "shard.00000.mds").stat().st_size,
+    )  # fmt: skip
+    merge_index(folder.parent, [part])
+    share = DomainSplit(rows=ROWS, tokens=0, documents=0, parts=(part,))
+    write_manifest(tmp_path, read_manifest(tmp_path).model_copy(update={"splits": {"train": {"a": share}}}))
+    with pytest.raises(DataError, match=r"part-00000/shard.00000.mds has the column extra as pkl \(Python pickle\)"):
+        check_layout(tmp_path)
+    with pytest.raises(DataError, match="column extra is stored as pkl; expected a number or ndarray"):
+        RowReader(tmp_path, "train", "a").rows(0, 1)

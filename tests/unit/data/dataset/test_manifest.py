@@ -1,0 +1,114 @@
+"""The manifest is read as it was written, or refused with a reason."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from megaslm.data.dataset.manifest import (
+    DomainSplit,
+    Manifest,
+    Part,
+    Reference,
+    SourceFile,
+    read_manifest,
+    write_manifest,
+)
+from megaslm.errors import DataError
+
+
+def manifest() -> Manifest:
+    part = Part(name="part-00000", rows=3, tokens_sha256="ab", ref_loss_sha256="cd", index_sha256="ef", bytes=100)
+    return Manifest(
+        kind="scored",
+        name="n",
+        megaslm_version="0",
+        recipe_sha256="r",
+        seq_len=8,
+        vocab_size=100,
+        tokenizer_sha256="t",
+        tokenizer_files={"tokenizer.json": "ab"},
+        eos_id=2,
+        bos_id=None,
+        domains=("a",),
+        licences={"a": "MIT"},
+        splits={"train": {"a": DomainSplit(rows=3, tokens=20, documents=4, parts=(part,))}},
+        sources=(SourceFile(path="é.txt", bytes=1, start=0, stop=1, sha256="00"),),
+        reference=Reference(
+            weights_sha256="w",
+            name="ref",
+            precision="fp32",
+            document_isolation=True,
+            window=8,
+            stride=8,
+            dataset_sha256="d",
+        ),
+    )
+
+
+def test_written_and_read(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    assert read_manifest(tmp_path) == manifest()
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_the_file_begins_with_the_checksum_of_the_rest(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    content = (tmp_path / "manifest.json").read_text(encoding="utf-8")
+    checksum = json.loads(content)["checksum"]
+    assert next(iter(json.loads(content))) == "checksum"
+    assert hashlib.sha256(content.replace(checksum, "0" * 64).encode()).hexdigest() == checksum
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"rows": 3', '"rows": 4'),
+        ('"name": "n"', '"name": "m"'),
+        ("\n", "\r"),
+        ("\n", "\r\n"),
+        ('"a"', "'a'"),
+        ("}", ""),
+    ],
+)
+def test_a_manifest_edited_by_hand(tmp_path: Path, before: str, after: str) -> None:
+    write_manifest(tmp_path, manifest())
+    path = tmp_path / "manifest.json"
+    head, _, tail = path.read_bytes().rpartition(before.encode())
+    path.write_bytes(head + after.encode() + tail)
+    with pytest.raises(DataError, match=r"manifest.json was changed since it was written: its content has"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_without_its_checksum(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    content = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    del content["checksum"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="does not begin with its checksum: it was changed"):
+        read_manifest(tmp_path)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such dataset folder"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a dataset, or unfinished: run `megaslm prepare` again"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 7])
+def test_another_schema_version(tmp_path: Path, version: int) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": version, "whatever": 1}))
+    with pytest.raises(DataError, match=f"schema version {version}; this MegaSLM reads version 2: prepare the dataset"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", ""])
+def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest.json is not the manifest of a dataset"):
+        read_manifest(tmp_path)

@@ -1,0 +1,52 @@
+"""The bytes of a shard are its rows, or refused with what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pytest
+
+from megaslm.data.dataset.damage import Damaged
+from megaslm.data.dataset.shard_index import Shard, read_index
+from megaslm.data.dataset.shard_rows import rows_in, unpacked
+from tests.small_shards import FORMATS, tokens_of, write
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[Path, Shard]:
+    write(tmp_path, 0, FORMATS["compressed"])
+    shard = read_index(tmp_path / "part-00000").shards[0]
+    return tmp_path / "part-00000" / shard.stored.basename, shard
+
+
+def test_what_was_compressed_is_unpacked(packed: tuple[Path, Shard]) -> None:
+    path, shard = packed
+    rows = rows_in(path, unpacked(path, path.read_bytes(), shard), shard)
+    assert np.array_equal(rows["tokens"], tokens_of(0)[: shard.samples])
+
+
+def test_what_is_not_zstd_is_refused(packed: tuple[Path, Shard]) -> None:
+    path, shard = packed
+    with pytest.raises(Damaged, match="cannot be unpacked"):
+        unpacked(path, path.read_bytes()[1:], shard)
+    with pytest.raises(Damaged, match=r"is compressed with gz by index.json; expected zstd"):
+        unpacked(path, path.read_bytes(), shard.model_copy(update={"compression": "gz"}))
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "other count", "other offset", "empty"])
+def test_bytes_of_other_rows_are_refused(packed: tuple[Path, Shard], change: str) -> None:
+    path, shard = packed
+    content = bytearray(pyarrow.decompress(path.read_bytes(), shard.raw_data.bytes, codec="zstd", asbytes=True))
+    match change:
+        case "longer":
+            content += b"\0"
+        case "shorter":
+            del content[-1]
+        case "other count":
+            content[0] ^= 1
+        case "other offset":
+            content[9] ^= 1
+        case "empty":
+            content.clear()
+    with pytest.raises(Damaged, match=f"does not hold {shard.samples} rows of 28 bytes"):
+        rows_in(path, np.frombuffer(bytes(content), dtype=np.uint8), shard)

@@ -1,0 +1,406 @@
+"""Whatever is not as it was written is found, named, and found with everything else."""
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaslm.data.dataset import row_check
+from megaslm.data.dataset.manifest import (
+    TOKENIZER,
+    DomainSplit,
+    Manifest,
+    Part,
+    Reference,
+    read_manifest,
+    write_manifest,
+)
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.dataset.verify import Verification, verify
+from megaslm.data.preparing.packing import count_targets
+from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.errors import DataError
+from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
+
+SEQ_LEN = 12
+FORMATS = {
+    "tokens": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=700),
+    "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
+    "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
+}
+
+Change = Callable[[np.ndarray, np.ndarray], None]
+"""Spoils the tokens and the losses of a part before they are written."""
+
+
+def make(dataset: Path, row_format: RowFormat, *, domain: int | None = None, spoil: Change | None = None) -> None:
+    """Two domains of two parts; `spoil` and `domain` change part 1 of domain `b`, and nothing else knows."""
+    generator = np.random.default_rng(0)
+    splits: dict[str, DomainSplit] = {}
+    for number, name in enumerate(("a", "b")):
+        parts: list[Part] = []
+        targets = 0
+        for place, count in enumerate((20, 20)):
+            tokens = random_rows(generator, count, SEQ_LEN, VOCAB_SIZE).astype(np.uint16)
+            losses = generator.uniform(0, 12, (count, SEQ_LEN)).astype(np.float16)
+            losses[tokens[:, :-1] == EOS_ID] = 0
+            last = (number, place) == (1, 1)
+            targets += count_targets(tokens, EOS_ID)
+            # The writer would refuse such losses: they come in after its look at them.
+            with part_writer(dataset / "train" / name / part_name(place), row_format) as writer:
+                writer._check_nats = lambda *_: None  # type: ignore[method-assign]
+                if spoil is not None and last:
+                    spoil(tokens, losses)
+                of_domain = number if domain is None or not last else domain
+                entropies = losses / 2 if row_format.entropy else None
+                writer.write(tokens, of_domain, losses if row_format.scored else None, entropies)
+            parts.append(writer.part)
+        rows = merge_index(dataset / "train" / name, parts)
+        splits[name] = DomainSplit(rows=rows, tokens=targets, documents=1, parts=tuple(parts))
+    make_tokenizer(dataset / TOKENIZER)
+    facts = tokenizer_facts(dataset / TOKENIZER)
+    reference = Reference(
+        weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
+        dataset_sha256="", entropy=row_format.entropy,
+    )  # fmt: skip
+    manifest = Manifest(
+        kind="scored" if row_format.scored else "tokens", name="n", megaslm_version="0", recipe_sha256="",
+        seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
+        tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
+        licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
+    )  # fmt: skip
+    write_manifest(dataset, manifest)
+
+
+@pytest.fixture(scope="module", params=FORMATS, ids=FORMATS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "dataset"
+    make(folder, FORMATS[request.param])
+    return folder
+
+
+@pytest.fixture
+def dataset(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "dataset"))
+
+
+def found_in(dataset: Path) -> list[str]:
+    return [f"{problem.path} {problem.finding}" for problem in verify(dataset, workers=1).problems]
+
+
+def files_of(dataset: Path) -> list[Path]:
+    return sorted(path for path in dataset.rglob("*") if path.is_file())
+
+
+def test_a_whole_dataset_passes(whole: Path) -> None:
+    moved: list[tuple[int, int]] = []
+    found = verify(whole, workers=2, on_progress=lambda done, total: moved.append((done, total)))
+    stored = sum(path.stat().st_size for path in files_of(whole) if ".mds" in path.name)
+    assert (found.problems, found.warnings) == ((), ())
+    assert (found.parts, found.rows, found.bytes, found.workers) == (4, 80, stored, 2)
+    assert moved[-1] == (stored, stored)
+
+
+def test_a_byte_flipped_anywhere_is_found_and_its_file_named(dataset: Path) -> None:
+    """A thousand places over all formats, in every file, the bytes of all files alike."""
+    generator = random.Random(0)
+    files = files_of(dataset)
+    sizes = [path.stat().st_size for path in files]
+    places = [(path, generator.randrange(path.stat().st_size)) for path in files]
+    chosen = generator.choices(files, sizes, k=334 - len(files))
+    for path, place in places + [(path, generator.randrange(path.stat().st_size)) for path in chosen]:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[place] ^= generator.randrange(1, 256)
+        path.write_bytes(flipped)
+        problems = found_in(dataset)
+        assert problems, f"{path} at {place}"
+        name = path.relative_to(dataset).as_posix()
+        assert any(problem.startswith(f"{name} ") for problem in problems), f"{name} at {place}: {problems}"
+        path.write_bytes(content)
+    assert found_in(dataset) == []
+
+
+def first_part(dataset: Path) -> Path:
+    return dataset / "train" / "a" / "part-00000"
+
+
+def first_shard(dataset: Path) -> Path:
+    return next(path for path in files_of(first_part(dataset)) if ".mds" in path.name)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_shard(dataset: Path) -> None:
+    cut(first_shard(dataset))
+
+
+def drop_shard(dataset: Path) -> None:
+    first_shard(dataset).unlink()
+
+
+def cut_part_index(dataset: Path) -> None:
+    cut(first_part(dataset) / "index.json")
+
+
+def cut_merged_index(dataset: Path) -> None:
+    cut(dataset / "train" / "a" / "index.json")
+
+
+def drop_part(dataset: Path) -> None:
+    shutil.rmtree(first_part(dataset))
+
+
+def add_part(dataset: Path) -> None:
+    shutil.copytree(first_part(dataset), first_part(dataset).with_name("part-00007"))
+
+
+def swap_parts(dataset: Path) -> None:
+    one, other, between = first_part(dataset), first_part(dataset).with_name("part-00001"), dataset / "between"
+    for source, target in ((one, between), (other, one), (between, other)):
+        source.rename(target)
+
+
+def edit_manifest(dataset: Path) -> None:
+    path = dataset / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": 40', '"rows": 41', 1))
+
+
+def drop_tokenizer_config(dataset: Path) -> None:
+    (dataset / TOKENIZER / "tokenizer_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (cut_shard, [r"train/a/part-00000/shard.00000.mds* has * bytes, index.json says *"]),
+        (drop_shard, [r"train/a/part-00000/shard.00000.mds* is missing, though index.json lists it with * rows"]),
+        (cut_part_index, ["train/a/part-00000/index.json is not an index of MDS shards: *"]),
+        (cut_merged_index, ["train/a/index.json is not an index of MDS shards: *"]),
+        (drop_part, ["train/a/part-00000 is missing, a part of 20 rows"]),
+        (add_part, ["train/a/part-00007 belongs to another dataset: it is none of the 2 parts of this one"]),
+        (
+            swap_parts,
+            [
+                "train/a/part-00000/index.json is not the one that was written with this part: its SHA-256 is *",
+                "train/a/part-00001/index.json is not the one that was written with this part: its SHA-256 is *",
+            ],
+        ),
+        (edit_manifest, ["manifest.json was changed since it was written: its content has the checksum *"]),
+        (drop_tokenizer_config, ["tokenizer/tokenizer_config.json is missing; the manifest lists it with *"]),
+    ],
+)
+def test_damage_is_named(dataset: Path, damage: Callable[[Path], None], expected: list[str]) -> None:
+    damage(dataset)
+    problems = found_in(dataset)
+    assert len(problems) == len(expected), problems
+    for problem, pattern in zip(problems, expected, strict=True):
+        assert fnmatchcase(problem, pattern), problem
+
+
+def test_the_manifest_of_another_dataset_is_found_out(dataset: Path, tmp_path: Path) -> None:
+    make(tmp_path / "other", RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=701))
+    shutil.copy(tmp_path / "other" / "manifest.json", dataset / "manifest.json")
+    problems = found_in(dataset)
+    for name in ("a", "b"):
+        for number in (0, 1):
+            expected = f"train/{name}/part-0000{number}/index.json is not the one that was written with this part"
+            assert any(problem.startswith(expected) for problem in problems), problems
+
+
+def test_all_problems_are_reported(dataset: Path) -> None:
+    for damage in (cut_shard, drop_tokenizer_config, add_part, cut_merged_index):
+        damage(dataset)
+    cut(dataset / "train" / "b" / "part-00001" / "index.json")
+    paths = [problem.path.removesuffix(".zstd") for problem in verify(dataset).problems]
+    assert paths == [
+        "tokenizer/tokenizer_config.json",
+        "train/a/part-00007",
+        "train/a/part-00000/shard.00000.mds",
+        "train/a/index.json",
+        "train/b/part-00001/index.json",
+    ]
+
+
+def put(row: int, place: int, *, token: int | None = None, loss: float | None = None) -> Change:
+    def change(tokens: np.ndarray, losses: np.ndarray) -> None:
+        if token is not None:
+            tokens[row, place] = token
+        if loss is not None:
+            losses[row, place] = loss
+
+    return change
+
+
+def fill_losses(value: float) -> Change:
+    def change(tokens: np.ndarray, losses: np.ndarray) -> None:
+        losses[3:5] = np.where(tokens[3:5, :-1] == EOS_ID, 0, value)
+
+    return change
+
+
+def losses_after_eos(tokens: np.ndarray, losses: np.ndarray) -> None:
+    losses[tokens[:, :-1] == EOS_ID] = 2.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (put(7, 12, token=64), "row 7 token id 64 at place 12, expected an id below 64"),
+        (put(7, 0, loss=np.nan), "row 7 ref_loss nan at place 0, expected 0 to 65504"),
+        (put(7, 11, loss=np.inf), "row 7 ref_loss inf at place 11, expected 0 to 65504"),
+        (put(7, 3, loss=-0.5), "row 7 ref_loss -0.5 at place 3, expected 0 to 65504"),
+        (fill_losses(np.inf), "row 3 ref_loss inf at place *, expected 0 to 65504; 1 more of its rows are like that"),
+        (losses_after_eos, "row * ref_loss after EOS 2.5 at place *, expected 0*"),
+    ],
+)
+def test_values_that_may_not_be_are_found(tmp_path: Path, spoil: Change, expected: str) -> None:
+    """All hashes are right: the part was written so."""
+    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=100_000), spoil=spoil)
+    problems = [problem for problem in found_in(tmp_path) if not problem.startswith("manifest.json")]
+    assert len(problems) == 1, problems
+    assert fnmatchcase(problems[0], f"train/b/part-00001/shard.00000.mds has in {expected}"), problems
+
+
+def test_rows_are_counted_over_the_stretches_that_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_check, "_CHUNK_BYTES", 100)
+    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=100_000), spoil=fill_losses(-1))
+    (problem,) = found_in(tmp_path)
+    assert "has in row 3 ref_loss -1.0 at place" in problem
+    assert problem.endswith("; 1 more of its rows are like that")
+
+
+def test_the_smallest_and_the_largest_loss_pass(tmp_path: Path) -> None:
+    make(tmp_path / "large", FORMATS["scored"], spoil=fill_losses(65504))
+    make(tmp_path / "zero", FORMATS["scored"], spoil=fill_losses(-0.0))
+    assert found_in(tmp_path / "large") == found_in(tmp_path / "zero") == []
+
+
+def test_rows_of_another_domain_are_found(tmp_path: Path) -> None:
+    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=100_000), domain=0)
+    assert found_in(tmp_path) == [
+        "train/b/part-00001/shard.00000.mds has in row 0 domain 0 at place 0, expected 1; "
+        "19 more of its rows are like that"
+    ]
+
+
+def rewrite_manifest(dataset: Path, change: Callable[[dict[str, object]], None]) -> None:
+    content = read_manifest(dataset).model_dump(mode="json")
+    change(content)
+    write_manifest(dataset, Manifest.model_validate(content))
+
+
+def miscount_targets(content: dict) -> None:
+    content["splits"]["train"]["a"]["tokens"] += 1
+
+
+def miscount_rows(content: dict) -> None:
+    content["splits"]["train"]["a"]["rows"] += 1
+
+
+def other_tokens(content: dict) -> None:
+    content["splits"]["train"]["b"]["parts"][0]["tokens_sha256"] = "0" * 64
+
+
+def other_eos(content: dict) -> None:
+    content["eos_id"] = 3
+
+
+def other_meaning(content: dict) -> None:
+    content["tokenizer_sha256"] = "0" * 64
+
+
+def larger_vocabulary(content: dict) -> None:
+    content["vocab_size"] = 65
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (miscount_targets, "manifest.json counts * targets in train/a, its rows have *"),
+        (miscount_rows, "manifest.json counts 41 rows in train/a, its parts 40"),
+        (other_tokens, "train/b/part-00000 holds a column tokens with the SHA-256 *, the manifest says 000000000000"),
+        (other_eos, "tokenizer/tokenizer.json has as its EOS id 2, the manifest says 3"),
+        (other_meaning, "tokenizer/tokenizer.json has as its meaning (SHA-256) *, the manifest says 000000000000"),
+        (larger_vocabulary, "tokenizer/tokenizer.json has as its vocabulary 64, the manifest says 65"),
+    ],
+)
+def test_what_the_manifest_says_is_compared(dataset: Path, change: Callable[[dict], None], expected: str) -> None:
+    rewrite_manifest(dataset, change)
+    assert any(fnmatchcase(problem, expected) for problem in found_in(dataset)), found_in(dataset)
+
+
+def test_what_is_no_part_of_it_is_a_warning(dataset: Path) -> None:
+    shutil.copytree(first_part(dataset), first_part(dataset).with_name(".unfinished-part-00009"))
+    (dataset / ".prepare").mkdir()
+    (dataset / "cost.json").write_text("{}")
+    for stray in (first_part(dataset) / "more.json", dataset / "train" / "notes", dataset / TOKENIZER / "extra.txt"):
+        stray.write_text("")
+    found = verify(dataset)
+    assert found.problems == ()
+    assert {warning.path: warning.finding.split()[0] for warning in found.warnings} == {
+        ".prepare": "was",
+        "tokenizer/extra.txt": "is",
+        "train/a/.unfinished-part-00009": "was",
+        "train/a/part-00000/more.json": "is",
+        "train/notes": "is",
+    }
+
+
+def test_a_shard_that_was_unpacked_beside_its_compressed_file_is_read_too(tmp_path: Path) -> None:
+    import pyarrow
+
+    make(tmp_path, FORMATS["compressed"])
+    packed = first_shard(tmp_path)
+    shard = json.loads((packed.parent / "index.json").read_text())["shards"][0]
+    unpacked = packed.with_name(shard["raw_data"]["basename"])
+    content = pyarrow.decompress(packed.read_bytes(), shard["raw_data"]["bytes"], codec="zstd", asbytes=True)
+    unpacked.write_bytes(content)
+    assert verify(tmp_path).problems == verify(tmp_path).warnings == ()
+    unpacked.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    (problem,) = found_in(tmp_path)
+    assert problem.startswith("train/a/part-00000/shard.00000.mds has the xxh3_64")
+    assert problem.endswith("it was unpacked from shard.00000.mds.zstd and may be removed")
+
+
+def test_shards_without_a_checksum_are_not_trusted(dataset: Path) -> None:
+    folder = first_part(dataset)
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        for file in (shard["raw_data"], shard["zip_data"]):
+            if file is not None:
+                file["hashes"] = {}
+    (folder / "index.json").write_text(json.dumps(index))
+    sha256 = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    rewrite_manifest(dataset, lambda content: content["splits"]["train"]["a"]["parts"][0].update(index_sha256=sha256))
+    merge_index(dataset / "train" / "a", read_manifest(dataset).splits["train"]["a"].parts)
+    problems = found_in(dataset)
+    assert problems
+    assert all("has no xxh3_64 in index.json" in problem for problem in problems)
+
+
+def test_without_a_dataset_there_is_nothing_to_verify(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such dataset folder"):
+        verify(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="not a dataset, or unfinished"):
+        verify(tmp_path)
+
+
+def test_a_damaged_manifest_ends_the_look(dataset: Path) -> None:
+    edit_manifest(dataset)
+    cut_shard(dataset)
+    found: Verification = verify(dataset)
+    assert [problem.path for problem in found.problems] == ["manifest.json"]
+    assert found.bytes == 0

@@ -1,0 +1,98 @@
+"""URLs, and what is said where a driver or a store cannot serve them; the stores themselves are in integration."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megaslm.data.storage.remote import (
+    describe_remote,
+    is_remote,
+    list_remote,
+    open_remote,
+    read_bytes,
+    require_unchanged,
+)
+from megaslm.data.storage.uploads import write_bytes
+from megaslm.errors import ConfigError, DataError
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("s3://b/k", True),
+        ("S3://b/k", False),
+        ("https://host/x.jsonl?download=1", True),
+        ("hf://datasets/a/b", True),
+        ("memory://x", True),
+        ("file:///x", False),
+        ("local://x", False),
+        ("/a/b", False),
+        ("a:b//c", False),
+        ("C:\\x", False),
+    ],
+)
+def test_what_is_remote(path: str, expected: bool) -> None:
+    assert is_remote(path) is expected
+
+
+def test_any_file_system_of_fsspec_serves() -> None:
+    write_bytes("memory://test-remote/a/x.txt", b"hello")
+    write_bytes("memory://test-remote/y.txt", b"")
+    found = describe_remote("memory://test-remote/a/x.txt")
+    assert found.version
+    assert read_bytes(found.url) == b"hello"
+    with open_remote(found.url, found.size) as file:
+        file.seek(-3, 2)
+        assert file.read() == b"llo"
+    assert [each.url for each in list_remote("memory://test-remote/**/*.txt")] == [
+        found.url,
+        "memory://test-remote/y.txt",
+    ]
+    write_bytes(found.url, b"HELLO")
+    with pytest.raises(DataError, match="was written while it was read"):
+        require_unchanged(found)
+    require_unchanged(describe_remote(found.url))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("https://host/folder/*.jsonl", "web servers do not list"),
+        ("s3://*/x", "the name of a bucket"),
+        ("s3://b*/x", "the name of a bucket"),
+        ("no/url", "is no URL"),
+    ],
+)
+def test_urls_that_cannot_be_listed(url: str, says: str) -> None:
+    with pytest.raises(DataError, match=says) as refused:
+        list_remote(url)
+    assert url in str(refused.value)
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(ConfigError, match="nosuch://"):
+        list_remote("nosuch://x")
+
+
+def test_a_missing_driver_names_the_extra() -> None:
+    program = """
+import sys
+sys.modules["s3fs"] = None
+from megaslm.data.storage.remote import describe_remote, read_bytes
+from megaslm.data.storage.uploads import write_bytes
+from megaslm.errors import ConfigError
+for ask in (describe_remote, read_bytes):
+    try:
+        ask("s3://bucket/x")
+    except ConfigError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.count("pip install 'megaslm[s3]'") == 2
+
+
+def test_importing_it_loads_no_driver() -> None:
+    program = "import sys, megaslm.data.storage.remote; print({'fsspec', 's3fs', 'aiohttp'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "set()"

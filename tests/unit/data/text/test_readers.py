@@ -1,0 +1,218 @@
+"""Every format gives the same documents, and says what is wrong with a file."""
+
+import gzip
+import hashlib
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from megaslm.config.recipe import Source
+from megaslm.data.text import records
+from megaslm.data.text.documents import Document, InvalidUtf8, Piece
+from megaslm.data.text.files import describe
+from megaslm.data.text.readers import is_divisible, read_documents
+from megaslm.data.text.source_bytes import ReadLog
+from megaslm.errors import DataError
+
+RECORDS = [{"text": "one\r\ntwo é", "book": "a"}, {"text": "", "book": "a"}, {"text": "three", "book": 7}]
+
+
+def source_of(path: Path, **settings: object) -> Source:
+    return Source.model_validate(
+        {"domain": "d", "reader": "jsonl", "paths": [str(path)], "licence": "none", **settings}
+    )
+
+
+def read(path: Path, **settings: object) -> list[Document]:
+    log, size = ReadLog(), path.stat().st_size
+    documents = read_documents(Piece(describe(path, label=path.name), 0, size), source_of(path, **settings), log)
+    found = list(documents)
+    assert log.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def read_in_pieces(path: Path, count: int, **settings: object) -> list[list[str]]:
+    """The texts of each of `count` equal pieces of a file, whose hashes are proved."""
+    file, source, content = describe(path, label=path.name), source_of(path, **settings), path.read_bytes()
+    bounds = [number * len(content) // count for number in range(count + 1)]
+    pieces, log = [], ReadLog()
+    for start, stop in pairwise(bounds):
+        pieces.append([document.text for document in read_documents(Piece(file, start, stop), source, log)])
+        assert log.sha256 == hashlib.sha256(content[start:stop]).hexdigest()
+    return pieces
+
+
+def lines(records: list[dict[str, object]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_jsonl(tmp_path: Path, suffix: str) -> None:
+    first, second = lines(RECORDS[:2]), b"\n" + lines(RECORDS[2:])
+    path = tmp_path / f"a.jsonl{suffix}"
+    # Two members or frames, as files joined by `cat` have them.
+    compress = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    path.write_bytes(compress(first) + compress(second))
+    assert [document.text for document in read(path)] == ["one\r\ntwo é", "", "three"]
+    assert [document.group for document in read(path, group_field="book")] == ["a", "a", "7"]
+    assert read(path)[2].origin.endswith("line 4")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = [f"text {number}" for number in range(600)]
+    parquet.write_table(pyarrow.table({"content": texts, "book": list(range(600)), "other": [0.5] * 600}), path)
+    documents = read(path, reader="parquet", text_field="content", group_field="book")
+    assert [document.text for document in documents] == texts
+    assert [document.group for document in documents] == [str(number) for number in range(600)]
+
+
+def test_a_text_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n")
+    (document,) = read(tmp_path / "a.txt", reader="text")
+    assert (document.text, document.group) == ("one\r\ntwo\n", "one\r\ntwo\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "b"\n', r"a.jsonl, line 2 is not JSON"),
+        (b'{"text": "a"}\n\n["b"]\n', r"a.jsonl, line 3 holds a JSON list; expected an object"),
+        (b'{"content": "a", "id": 1}\n', r"a.jsonl, line 1 has no field 'text'; it has content, id: set text_field"),
+        (b'{"text": null}\n', r"a.jsonl, line 1: field 'text' is a NoneType; expected a string"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', r"a.jsonl, line 2 is not UTF-8: byte 10 of it is 0xff"),
+        (b'{"text": "\\ud800"}\n', r"a.jsonl, line 1: character 0 of the text is half of a surrogate pair"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "a.jsonl")
+
+
+def test_a_missing_group_field_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n')
+    with pytest.raises(DataError, match="line 1 has no field 'book'"):
+        read(tmp_path / "a.jsonl", group_field="book")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("damage", ["truncated", "not compressed"])
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+    content = lines(RECORDS * 2000)
+    compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(content if damage == "not compressed" else compress(content)[:-20])
+    with pytest.raises(DataError, match=r"a.jsonl.* is damaged or not compressed as its name says"):
+        read(path)
+
+
+@pytest.mark.parametrize("ending", ["\n", ""])
+def test_pieces_share_out_the_lines_wherever_they_begin(tmp_path: Path, ending: str) -> None:
+    texts = ["", "é" * 7, "x", "a longer line, longer than a piece", "y", "z"] * 2
+    content = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts) + ending
+    (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
+    size = (tmp_path / "a.jsonl").stat().st_size
+    for count in (1, 2, 3, 7, size - 1, size):
+        pieces = read_in_pieces(tmp_path / "a.jsonl", count)
+        assert [text for piece in pieces for text in piece] == texts
+        assert count == 1 or sum(map(bool, pieces)) > 1
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_pieces_share_out_the_documents_between_separators(tmp_path: Path, line_end: str) -> None:
+    texts = ["one\ntwo\n\nthree", "x", "<|end|> inside", "long " * 9, "last"]
+    content = "\n<|end|>\n\n<|end|>\n".join(["", *texts]) + "\n<|end|>\n"
+    (tmp_path / "a.txt").write_bytes(content.replace("\n", line_end).encode())
+    size = (tmp_path / "a.txt").stat().st_size
+    for count in (1, 2, 3, 11, size):
+        pieces = read_in_pieces(tmp_path / "a.txt", count, reader="text", separator="<|end|>")
+        assert [text.replace(line_end, "\n") for piece in pieces for text in piece] == texts
+
+
+def test_pieces_share_out_row_groups(tmp_path: Path) -> None:
+    texts = [f"text {number} " * 50 for number in range(600)]
+    parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100)
+    for count in (1, 2, 5, 40):
+        pieces = read_in_pieces(tmp_path / "a.parquet", count, reader="parquet")
+        assert [text for piece in pieces for text in piece] == texts
+        assert count == 1 or sum(map(bool, pieces)) > 1
+
+
+def test_what_can_be_divided() -> None:
+    jsonl = source_of(Path("x"))
+    assert is_divisible("a.jsonl", jsonl)
+    assert not is_divisible("a.jsonl.gz", jsonl)
+    assert is_divisible("a.parquet", source_of(Path("x"), reader="parquet"))
+    assert not is_divisible("a.txt", source_of(Path("x"), reader="text"))
+    assert is_divisible("a.txt", source_of(Path("x"), reader="text", separator="-"))
+
+
+def test_a_bad_line_in_the_middle_of_a_file_is_named_by_its_byte(tmp_path: Path) -> None:
+    good = b'{"text": "a"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good * 10 + b"{\n" + good * 10)
+    with pytest.raises(DataError, match=r"a.jsonl, the line at byte 140 is not JSON"):
+        read_in_pieces(tmp_path / "a.jsonl", 4)
+
+
+def test_fields_of_objects_in_a_record(tmp_path: Path) -> None:
+    record = {"body": {"text": "a"}, "meta": {"set": {"name": "web"}}, "id.x": 1}
+    settings = {"text_field": "body.text", "group_field": "id.x"}
+    by_domain = {"domain": None, "domain_field": "meta.set.name", "domains": {"web": "d"}}
+    (tmp_path / "a.jsonl").write_bytes(lines([record]))
+    parquet.write_table(pyarrow.Table.from_pylist([record]), tmp_path / "a.parquet")
+    for path, reader in ((tmp_path / "a.jsonl", "jsonl"), (tmp_path / "a.parquet", "parquet")):
+        (document,) = read(path, reader=reader, **settings, **by_domain)
+        assert (document.text, document.group, document.domain) == ("a", "1", "web")
+        with pytest.raises(DataError, match=r"body.*has no (field|column).*txt"):
+            read(path, reader=reader, text_field="body.txt")
+
+
+def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines(RECORDS))
+    file = describe(path, label="a")
+    with path.open("ab") as more:
+        more.write(b"\n")
+    with pytest.raises(DataError, match=r"a.jsonl was written while it was prepared"):
+        list(read_documents(Piece(file, 0, file.bytes), source_of(path), ReadLog()))
+
+
+def test_a_record_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "LONGEST_RECORD_BYTES", 2000)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + b"x" * 5000)
+    with pytest.raises(DataError, match=r"a.jsonl, line 2 begins a record of more than"):
+        read(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="begins a record of more than"):
+        read(tmp_path / "a.jsonl", reader="text", separator="-")
+
+
+def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"content": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet has no column 'text'; it has content"):
+        read(tmp_path / "a.parquet", reader="parquet")
+
+
+def test_a_null_in_a_parquet_column_is_named(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet, row 2: field 'text' is a NoneType"):
+        read(tmp_path / "a.parquet", reader="parquet")
+
+
+def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"a.parquet is not a readable parquet file"):
+        read(tmp_path / "a.parquet", reader="parquet")
+
+
+def test_a_text_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InvalidUtf8, match=r"a.txt is not UTF-8: byte 3 is 0xe9; .*skip_invalid_utf8"):
+        read(tmp_path / "a.txt", reader="text")

@@ -1,0 +1,111 @@
+"""Encoders, special ids and the fingerprint."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, processors
+
+from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts, tokenizer_sha256
+from megaslm.errors import DataError
+
+
+@pytest.fixture
+def folder(train_model: Callable[..., bytes], tmp_path: Path) -> Path:
+    export_sentencepiece(train_model(vocab_size=600), tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_nothing_is_added_cut_or_filled(folder: Path) -> None:
+    path = str(folder / "tokenizer.json")
+    plain = FolderEncoder(folder).encode(["one two three", "four"])
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=50)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $0 </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save(path)
+    found = FolderEncoder(folder).encode(["one two three", "four"])
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in plain]
+
+
+def test_saving_again_does_not_change_the_fingerprint(folder: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    before = tokenizer_sha256(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer("some text", truncation=True, max_length=4)
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert tokenizer_sha256(tmp_path / "again") == before
+
+
+def test_what_does_not_decide_ids_does_not_count(folder: Path) -> None:
+    before = tokenizer_sha256(folder)
+    rewrite(folder / "tokenizer.json", truncation=None, decoder=None, post_processor=None)
+    assert tokenizer_sha256(folder) == before
+
+
+def test_what_decides_ids_counts(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    original = json.loads(path.read_text())
+    swapped = {**original, "model": {**original["model"], "merges": original["model"]["merges"][::-1]}}
+    prefixed = {**original, "normalizer": {"type": "Prepend", "prepend": "▁"}}
+    added = {"id": 600, "content": "<x>", "special": True}
+    added |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    with_token = {**original, "added_tokens": [*original["added_tokens"], added]}
+    fingerprints = {tokenizer_sha256(folder)}
+    for changed in (swapped, prefixed, with_token):
+        path.write_text(json.dumps(changed))
+        fingerprints.add(tokenizer_sha256(folder))
+    assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize("eos", ["</s>", {"content": "</s>", "__type": "AddedToken"}])
+def test_eos_is_found_by_name(folder: Path, eos: object) -> None:
+    rewrite(folder / "tokenizer_config.json", eos_token=eos)
+    assert tokenizer_facts(folder).eos_id == 2
+
+
+def test_eos_is_found_where_only_one_file_has_it(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert tokenizer_facts(folder).eos_id == 2
+    (folder / "special_tokens_map.json").unlink()
+    (folder / "config.json").write_text('{"eos_token_id": [7, 8], "bos_token_id": null}')
+    facts = tokenizer_facts(folder)
+    assert (facts.eos_id, facts.bos_id) == (7, None)
+
+
+def test_no_eos_is_refused(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "special_tokens_map.json").unlink()
+    with pytest.raises(DataError, match=r"no EOS token in .*tokenizer_config.json.*add \"eos_token\""):
+        tokenizer_facts(folder)
+
+
+def test_an_eos_outside_the_vocabulary_is_refused(folder: Path) -> None:
+    rewrite(folder / "tokenizer_config.json", eos_token="<|end|>")
+    with pytest.raises(DataError, match=r"eos_token '<\|end\|>' is not in the vocabulary"):
+        tokenizer_facts(folder)
+
+
+def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tokenizer.json; .*`tokenizer.sentencepiece`"):
+        FolderEncoder(tmp_path)
+
+
+def test_a_damaged_tokenizer_json_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0"')
+    with pytest.raises(DataError, match="is not a tokenizer that this version"):
+        FolderEncoder(folder)
+
+
+def test_what_is_not_a_sentencepiece_model_is_refused() -> None:
+    with pytest.raises(DataError, match="not a SentencePiece model"):
+        SentencePieceEncoder(b"nonsense")

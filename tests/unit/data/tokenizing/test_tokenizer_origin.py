@@ -1,0 +1,69 @@
+"""The check of an exported tokenizer can fail."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from megaslm.data.text.documents import Document
+from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
+from megaslm.data.tokenizing.tokenizer_origin import require_same_ids
+from megaslm.errors import DataError
+from tests.unit.data.conftest import standard_library_texts
+
+GOOD = Document("a text that agrees", "g", "a.jsonl, line 1")
+BAD = Document("another text", "g", "a.jsonl, line 2")
+
+
+class Altered:
+    """An exported tokenizer with a fault in `BAD`."""
+
+    def __init__(self, encoder: FolderEncoder, ids_too: bool) -> None:
+        self._encoder, self._ids_too = encoder, ids_too
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        (ids,) = self._encoder.encode(texts)
+        return [np.append(ids[:2], ids[1:])] if self._ids_too and texts == [BAD.text] else [ids]
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self._encoder.decode(ids).replace("another", "other")
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def encoders(
+    request: pytest.FixtureRequest, train_model: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SentencePieceEncoder, FolderEncoder]:
+    model, folder = train_model(model_type=request.param), tmp_path_factory.mktemp(request.param)
+    export_sentencepiece(model, folder)
+    return SentencePieceEncoder(model), FolderEncoder(folder)
+
+
+def test_the_first_other_id_is_named(encoders: tuple[SentencePieceEncoder, FolderEncoder]) -> None:
+    expected, exported = encoders
+    (ids,) = exported.encode([BAD.text])
+    with pytest.raises(
+        DataError, match=r"line 2: the exported tokenizer gives .* from token 2 on, SentencePiece"
+    ) as caught:
+        require_same_ids(expected, Altered(exported, ids_too=True), [GOOD, BAD])
+    assert str(ids[2:10].tolist()) in str(caught.value)
+
+
+def test_another_text_is_named(encoders: tuple[SentencePieceEncoder, FolderEncoder]) -> None:
+    expected, exported = encoders
+    with pytest.raises(DataError, match="line 2: the exported tokenizer decodes the text otherwise"):
+        require_same_ids(expected, Altered(exported, ids_too=False), [GOOD, BAD])
+
+
+def test_a_likelier_cut_is_no_tie(train_model: Callable[..., bytes]) -> None:
+    encoder = SentencePieceEncoder(train_model(model_type="unigram"))
+    text = standard_library_texts()[0]
+    (ids,) = encoder.encode([text])
+    assert encoder.is_tie(ids, ids[::-1])
+    assert not encoder.is_tie(ids, ids[1:])
+
+
+def test_bpe_knows_no_ties(train_model: Callable[..., bytes]) -> None:
+    encoder = SentencePieceEncoder(train_model(model_type="bpe"))
+    (ids,) = encoder.encode(["some text"])
+    assert not encoder.is_tie(ids, ids[::-1])
