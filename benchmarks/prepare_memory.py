@@ -13,6 +13,8 @@ from harness.report import Bar, options, report
 
 FULL_BYTES, QUICK_BYTES = 30_000_000, 300_000
 TIMES_AS_LARGE = 100
+# So that the small input, too, keeps both workers busy.
+PART_BYTES = 8_000_000
 LOOK_SECONDS = 0.05
 MIB = 2**20
 
@@ -55,7 +57,7 @@ def _row(name: str, size: int, peak: int, least: int) -> dict[str, str | float]:
 def _peak_bytes(folder: Path, path: Path, workers: int) -> int:
     """The most memory that a run and its workers held together."""
     recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipe_of([path], folder / "tokenizer", 64_000_000).model_dump(mode="json")))
+    recipe.write_text(yaml.safe_dump(recipe_of([path], folder / "tokenizer", PART_BYTES).model_dump(mode="json")))
     command = [
         sys.executable,
         "-m",

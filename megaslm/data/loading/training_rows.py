@@ -67,7 +67,7 @@ class TrainingRows(StreamingDataset):
         check_cache_limit(self._files, fetch)
         super().__init__(
             streams=opened,
-            epoch_size=order.epoch_rows,
+            epoch_size=_epoch_size(streams, order),
             batch_size=order.batch_rows,
             shuffle=True,
             num_canonical_nodes=order.canonical_nodes,
@@ -173,6 +173,16 @@ class TrainingRows(StreamingDataset):
             self._maps.popitem(last=False)
         self._maps[shard] = rows
         return rows
+
+
+def _epoch_size(streams: Sequence[MixtureStream], order: RowOrder) -> int | None:
+    """What streaming is told of an epoch's length; of whole datasets nothing.
+
+    From a number it derives how many rows of each stream to draw, and its rounding may leave one out and take another
+    twice.
+    """
+    takes_everything = all(stream.proportion is None for stream in streams)
+    return None if takes_everything and sum(stream.rows for stream in streams) == order.epoch_rows else order.epoch_rows
 
 
 def _refuse_repeated(streams: Sequence[MixtureStream]) -> None:

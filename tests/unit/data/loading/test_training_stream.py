@@ -89,6 +89,12 @@ def test_rows_count_over_the_streams_and_domains_are_the_runs(tmp_path: Path) ->
             assert batch.tokens[place][0] == number % 20 * 31
 
 
+def test_an_epoch_of_everything_has_every_row_once(tmp_path: Path) -> None:
+    """Shares of 14 and 30 rows are numbers that streaming, asked for 44 rows, rounds to 15 and 29."""
+    streams = [write_stream(tmp_path / str(rows), shards=1, rows_per_shard=rows) for rows in (14, 30)]
+    assert sorted(numbers(take(opened(*streams), 11))) == list(range(44))
+
+
 def test_an_epoch_has_the_proportions_of_its_streams(tmp_path: Path) -> None:
     many = write_stream(tmp_path / "a", shards=2)
     few = write_stream(tmp_path / "b", shards=2)
