@@ -91,6 +91,22 @@ def test_what_cannot_be_prepared_is_named(
         read_manifest(tmp_path / "dataset")
 
 
+def test_an_empty_file_has_no_documents_and_harms_nothing(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "corpus")
+    for name in ("00.jsonl", "99.jsonl"):
+        (tmp_path / "corpus" / "noisy" / name).touch()
+    recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
+    manifest = prepare(recipe, tmp_path / "dataset", workers=1)
+    whole = read_manifest(dataset)
+    for split, domains in whole.splits.items():
+        for domain, share in domains.items():
+            assert manifest.splits[split][domain].documents == share.documents
+    assert {Path(source.path).name for source in manifest.sources if source.bytes == 0} == {"00.jsonl", "99.jsonl"}
+    only_empty = {"domain": "noisy", "reader": "jsonl", "paths": [str(tmp_path / "corpus" / "noisy" / "00.jsonl")]}
+    with pytest.raises(DataError, match="domain noisy has no text to train on"):
+        prepare(recipe_of(corpus, sources=[only_empty], tokenizer=recipe.tokenizer), tmp_path / "none", workers=1)
+
+
 def test_a_domain_without_text_is_named(corpus: Path, tmp_path: Path) -> None:
     sources = [
         {"domain": name, "reader": "jsonl", "paths": [str(corpus / name)], "keep_fraction": share}
