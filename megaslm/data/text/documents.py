@@ -65,12 +65,6 @@ def hash_of(purpose: str, key: str) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def sha256_of_stretch(path: Path, start: int, stop: int) -> str:
     """SHA-256 of the bytes `start` to `stop` (excluded) of a file."""
     digest, left = hashlib.sha256(), stop - start
