@@ -4,21 +4,17 @@ MEGASLM_SHARED_DATA names a folder with `text/*.jsonl.gz`; without it the source
 """
 
 import gzip
-import io
 import json
 import os
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
-from sentencepiece import SentencePieceTrainer
-
-from megaslm.config.recipe import Recipe
+from megaslm.config.recipe import Recipe, TrainSentencePiece
 from megaslm.data.text.python_stdlib import standard_library_files
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.tokenizer_training import train_on
 
 _TRAINED_ON_BYTES = 6_000_000
-_LONGEST_LINE_BYTES = 2000
 
 
 def texts(most_bytes: int) -> list[str]:
@@ -48,27 +44,9 @@ def write_jsonl(path: Path, documents: list[str], repetitions: int = 1) -> int:
 
 def train_tokenizer(folder: Path, documents: list[str], vocab_size: int) -> bytes:
     """A BPE tokenizer like those of the Llama family, exported to `folder`; gives the SentencePiece model."""
-    sample, size = [], 0
-    for line in chain.from_iterable(text.splitlines(keepends=True) for text in documents[::3]):
-        if size < _TRAINED_ON_BYTES and len(line.encode("utf-8")) < _LONGEST_LINE_BYTES:
-            sample.append(line)
-            size += len(line)
-    model = io.BytesIO()
-    SentencePieceTrainer.train(
-        sentence_iterator=iter(sample),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
-        split_digits=True,
-        minloglevel=2,
-    )
-    export_sentencepiece(model.getvalue(), folder)
-    return model.getvalue()
+    model = train_on(documents, TrainSentencePiece(vocab_size=vocab_size, sample_bytes=_TRAINED_ON_BYTES))
+    export_sentencepiece(model, folder)
+    return model
 
 
 def recipe_of(files: list[Path], tokenizer: Path, part_bytes: int) -> Recipe:

@@ -18,12 +18,21 @@ _LONGEST_CHUNK_BYTES = 4 * _CHUNK_CHARACTERS
 
 
 def train_sentencepiece(recipe: Recipe, settings: TrainSentencePiece, tasks: Iterable[Task]) -> bytes:
+    """A model file's content, trained on the training text of a recipe.
+
+    Raises DataError where the text is too small for the vocabulary.
+    """
+    return train_on(_training_texts(recipe, settings, tasks), settings)
+
+
+def train_on(texts: Iterable[str], settings: TrainSentencePiece) -> bytes:
     """A model file's content: BPE that can encode any text and decode it back.
 
-    The same text gives the same model on any machine. Raises DataError where the text is too small for the vocabulary.
+    The same texts, in any order, give the same model on any machine. Raises DataError where they are too small for the
+    vocabulary.
     """
     sample = _Sample(settings.sample_bytes)
-    for text in _training_texts(recipe, settings, tasks):
+    for text in texts:
         sample.offer(text)
     model = io.BytesIO()
     try:
@@ -46,7 +55,7 @@ def train_sentencepiece(recipe: Recipe, settings: TrainSentencePiece, tasks: Ite
         )
     except RuntimeError as error:
         raise DataError(
-            f"recipe {recipe.name}: cannot train a tokenizer of {settings.vocab_size} pieces on {sample.bytes} bytes "
+            f"cannot train a tokenizer of {settings.vocab_size} pieces on {sample.bytes} bytes "
             f"of text: {error}; lower tokenizer.train_sentencepiece.vocab_size or add text"
         ) from error
     return model.getvalue()
