@@ -11,8 +11,8 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from sentencepiece import SentencePieceProcessor
 
-from megaslm.data.preparing.output import LocalOutput
 from megaslm.data.preparing.prepare_task import Job, run_task
+from megaslm.data.storage.output import LocalOutput
 from megaslm.data.text.tasks import plan_tasks
 from megaslm.data.tokenizing.tokenizer import load_tokenizer, tokenizer_facts
 from megaslm.data.tokenizing.word_encoder import fastest_encoder

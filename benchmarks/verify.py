@@ -49,7 +49,7 @@ def make(dataset: Path, row_format: RowFormat, row_bytes: int) -> None:
     make_tokenizer(dataset / TOKENIZER)
     reference = Reference(
         weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
-        dataset_sha256="",
+        batch_rows=8, dataset_sha256="",
     )  # fmt: skip
     manifest = Manifest(
         kind="scored" if row_format.scored else "tokens", name="", megaslm_version="", recipe_sha256="",

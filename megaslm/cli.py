@@ -101,8 +101,8 @@ def prepare(
 
 @app.command()
 def score(
-    dataset: Annotated[Path, typer.Argument(help="The dataset to score.")],
-    output: Annotated[Path, typer.Argument(help="The scored dataset to write.")],
+    dataset: Annotated[str, typer.Argument(help="The dataset to score: a folder or a URL.")],
+    output: Annotated[str, typer.Argument(help="The scored dataset to write: a folder or a URL.")],
     reference: Annotated[Path, typer.Option(help="The reference model, a Hugging Face folder.")],
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
@@ -110,7 +110,6 @@ def score(
     document_isolation: Annotated[
         bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
     ] = True,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
     entropy: Annotated[
         bool,
         typer.Option(
@@ -118,34 +117,103 @@ def score(
             help="Also store the entropies of its predictions, for the scores entropy and reference_and_entropy.",
         ),
     ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens it sees at once; by default a row, or as many as it has positions for."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
+    ] = None,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Score the N-th of COUNT shares of the parts only."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Make the dataset of what all --part jobs have scored.")
+    ] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="For an output at a URL: a local folder for parts on their way there.")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="For a dataset at a URL: the folder in which what is fetched is kept.")
+    ] = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks."""
-    import time
+    """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks.
 
-    from rich.console import Console
+    What is interrupted goes on when it is started again, on any number of ranks. Where the dataset has grown, only its
+    new parts are scored.
+    """
+    from megaslm.config.share import Share
+
+    share = None if part is None else Share.parse(part)
+    if share is not None and finish:
+        raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
 
     from megaslm.engine.distributed import leave_world
-    from megaslm.scoring.job import ScoreSettings
-    from megaslm.scoring.job import score as score_dataset
-
-    console = Console(highlight=False)
-    said = started = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said >= 5 or done == total:
-            said = now
-            console.print(f"score · first rank · {done:,}/{total:,} rows · {done / (now - started):,.1f} rows/s")
+    from megaslm.observe.score_console import ScoreConsole
+    from megaslm.scoring import job
+    from megaslm.scoring.task import ScoreSettings, ScoreTask
 
     settings = ScoreSettings(
-        precision=precision, document_isolation=document_isolation, batch_rows=batch_rows, entropy=entropy
+        precision=precision,
+        document_isolation=document_isolation,
+        batch_rows=batch_rows,
+        entropy=entropy,
+        window=window,
+        stride=stride,
     )
-    manifest = score_dataset(reference, dataset, output, settings, on_progress=show)
+    task = ScoreTask(reference, dataset, output, settings, working=work, cache=cache)
+    with ScoreConsole() as console:
+        if share is not None:
+            job.score_share(task, share, console.show)
+            leave_world()
+            return
+        manifest = job.finish(task) if finish else job.score(task, console.show)
     leave_world()
     if _is_first_rank():
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+@app.command()
+def mask(
+    dataset: Annotated[str, typer.Argument(help="The scored dataset: a folder or a URL.")],
+    output: Annotated[str, typer.Argument(help="The masked dataset to write: a folder or a URL.")],
+    score: Annotated[
+        Literal["reference", "entropy", "reference_and_entropy"],
+        typer.Option(help="What is ranked in each row, smallest first; as slm.score of the runs."),
+    ] = "reference",
+    keep_ratio: Annotated[str, typer.Option(help="The share of targets that is kept; as slm.keep_ratio.")] = "0.6",
+    max_ref_loss: Annotated[
+        float | None, typer.Option(help="Most nats of a target that may be kept; as slm.max_ref_loss.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="For an output at a URL: a local folder for parts on their way there.")
+    ] = None,
+    cache: Annotated[
+        Path, typer.Option(help="For a dataset at a URL: the folder in which what is fetched is kept.")
+    ] = Path("~/.cache/megaslm"),
+    json_file: JsonFile = None,
+) -> None:
+    """Turn reference losses and entropies into one bit a target, for runs with a static score and slm.scope sequence.
+
+    What is interrupted goes on when it is started again. Where the dataset has grown, only its new parts are masked.
+    """
+    from rich.console import Console
+
+    from megaslm.observe.verification import progress_bar
+    from megaslm.scoring.mask import mask_rule
+    from megaslm.scoring.mask_job import MaskTask
+    from megaslm.scoring.mask_job import mask as mask_dataset
+
+    rule = mask_rule(score, keep_ratio, max_ref_loss)
+    task = MaskTask(dataset, output, rule, workers=workers, working=work, cache=cache)
+    with progress_bar(Console(highlight=False), f"mask · {dataset}") as on_progress:
+        manifest = mask_dataset(task, on_progress)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
 @app.command()
@@ -219,7 +287,7 @@ def inspect(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show what a dataset is, or one of its rows as text with, where it is scored, the losses of its tokens."""
+    """Show what a dataset is, or one of its rows as text with, where there are any, losses or selected tokens."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -233,7 +301,8 @@ def inspect(
         facts = dataset_facts(dataset, split, domain)
         show_dataset(console, facts)
         shares = [asdict(share) for share in facts.shares]
-        _write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares})
+        scores = None if facts.scores is None else facts.scores.model_dump(mode="json")
+        _write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares, "scores": scores})
     else:
         from megaslm.data.dataset.row_text import read_row
         from megaslm.observe.row_view import show_row

@@ -1,7 +1,8 @@
 """Everything that MegaSLM raises on purpose.
 
 A message names the thing, what was found, what was expected and what to do. `UserMistake` and its children mean that
-the command was asked for something impossible (exit status 2); the others are faults (exit status 1).
+the command was asked for something impossible (exit status 2); `Stopped` that it was told to stop (75); the others are
+faults (exit status 1).
 """
 
 
@@ -48,6 +49,12 @@ class NonFiniteScore(MegaSLMError):
         """Names the targets by their places in the call; none where they are another rank's."""
         super().__init__(f"the scores of the targets {places} are NaN or infinite")
         self.places = places
+
+
+class Stopped(MegaSLMError):
+    """The process was told to stop, and did; it may be started again."""
+
+    exit_status = 75
 
 
 class PeerFailed(MegaSLMError):

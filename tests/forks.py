@@ -30,16 +30,28 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
     return child
 
 
-def fork_two_ranks(run: Callable[[], None]) -> list[int]:
-    """Runs `run` in two ranks of one host and one process group, that of the first."""
+def fork_ranks(world_size: int, run: Callable[[], None]) -> list[int]:
+    """Runs `run` in so many ranks of one host and one process group, that of the first."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    size = str(world_size)
+    shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     first = fork(run, RANK="0", LOCAL_RANK="0", **shared)
-    # The child does so too; whoever comes first, the second rank finds the group.
+    # The child does so too; whoever comes first, the other ranks find the group.
     os.setpgid(first, first)
-    return [first, fork(run, group=first, RANK="1", LOCAL_RANK="1", **shared)]
+    others = [fork(run, group=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(1, world_size)]
+    return [first, *others]
+
+
+def fork_two_ranks(run: Callable[[], None]) -> list[int]:
+    """Runs `run` in two ranks."""
+    return fork_ranks(2, run)
+
+
+def statuses_of(processes: list[int]) -> list[int]:
+    """The exit statuses, waited for; of a process that a signal ended, its number below 0."""
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

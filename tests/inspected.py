@@ -70,7 +70,7 @@ def make_inspected(folder: Path, *, scored: bool) -> Inspected:
         domains[domain] = DomainSplit(rows=rows_in_all, tokens=targets, documents=documents, parts=tuple(parts))
     reference = Reference(
         weights_sha256="ab" * 32, name="ref", precision="fp32", document_isolation=True, window=SEQ_LEN,
-        stride=SEQ_LEN, dataset_sha256="", entropy=True,
+        stride=SEQ_LEN, batch_rows=8, dataset_sha256="", entropy=True,
     )  # fmt: skip
     manifest = Manifest(
         kind="scored" if scored else "tokens", name="alphabet", megaslm_version="0", recipe_sha256="",

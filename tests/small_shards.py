@@ -1,6 +1,7 @@
 """Small datasets of known rows, in every format that shards have."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -23,13 +24,22 @@ def entropies_of(part: int) -> np.ndarray:
     return np.random.default_rng(1000 + part).uniform(0, 11, (ROWS + part, SEQ_LEN)).astype(np.float16)
 
 
+def bits_of(part: int) -> np.ndarray:
+    return np.random.default_rng(part).integers(0, 1 << SEQ_LEN, (ROWS + part, 1), dtype=np.uint8)
+
+
+def kind_of(row_format: RowFormat) -> Literal["tokens", "scored", "masked"]:
+    return "scored" if row_format.scored else "masked" if row_format.masked else "tokens"
+
+
 def write(folder: Path, part: int, row_format: RowFormat) -> Part:
     tokens = tokens_of(part, row_format.tokens_dtype.name)
     with part_writer(folder / part_name(part), row_format) as writer:
         for start in range(0, len(tokens), 7):
             losses = losses_of(part)[start : start + 7] if row_format.scored else None
             entropies = entropies_of(part)[start : start + 7] if row_format.entropy else None
-            writer.write(tokens[start : start + 7], 3, losses, entropies)
+            bits = bits_of(part)[start : start + 7] if row_format.masked else None
+            writer.write(tokens[start : start + 7], 3, losses, entropies, bits)
     return writer.part
 
 
@@ -40,10 +50,10 @@ def make(dataset: Path, row_format: RowFormat, parts: tuple[int, ...] = (0, 1, 1
     share = DomainSplit(rows=rows, tokens=0, documents=0, parts=written)
     reference = Reference(
         weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
-        dataset_sha256="", entropy=row_format.entropy,
+        batch_rows=8, dataset_sha256="", entropy=row_format.entropy,
     )  # fmt: skip
     manifest = Manifest(
-        kind="scored" if row_format.scored else "tokens", name="n", megaslm_version="0", recipe_sha256="",
+        kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=row_format.vocab_size, tokenizer_sha256="", tokenizer_files={}, eos_id=2,
         bos_id=None, domains=("a",), licences={}, splits={"train": {"a": share}}, sources=(),
         reference=reference if row_format.scored else None,
@@ -57,5 +67,6 @@ FORMATS = {
     "wide": RowFormat(SEQ_LEN, 65_537, shard_bytes=700),
     "scored": RowFormat(SEQ_LEN, 65_536, scored=True, shard_bytes=700),
     "entropy": RowFormat(SEQ_LEN, 65_536, scored=True, entropy=True, shard_bytes=700),
+    "masked": RowFormat(SEQ_LEN, 65_536, masked=True, shard_bytes=700),
     "compressed": RowFormat(SEQ_LEN, 65_536, scored=True, shard_bytes=700, compression="zstd"),
 }

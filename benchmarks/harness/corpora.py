@@ -49,13 +49,13 @@ def train_tokenizer(folder: Path, documents: list[str], vocab_size: int) -> byte
     return model
 
 
-def recipe_of(files: list[Path], tokenizer: Path, part_bytes: int) -> Recipe:
-    """One domain of JSON lines, in rows of 2048."""
+def recipe_of(files: list[Path], tokenizer: Path, part_bytes: int, seq_len: int = 2048) -> Recipe:
+    """One domain of JSON lines."""
     return Recipe.model_validate(
         {
             "name": "benchmark",
             "licence": "as its sources",
-            "seq_len": 2048,
+            "seq_len": seq_len,
             "tokenizer": {"huggingface": str(tokenizer)},
             "sources": [{"domain": "text", "reader": "jsonl", "paths": [str(path) for path in files]}],
             "part_bytes": part_bytes,

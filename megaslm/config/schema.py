@@ -104,7 +104,7 @@ class StreamSection(Section):
     """One dataset of a mixture."""
 
     dataset: str
-    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored one."""
+    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored or masked one."""
     weight: AboveZero | None = None
     """Its share of the rows of an epoch, relative to the other streams' weights; all streams have one, or none has."""
     repeat: AboveZero | None = None
@@ -133,7 +133,7 @@ class DataSection(Section):
     """What the run reads: one dataset, or several. Exactly one of `train` and `streams` is set."""
 
     train: str | None = None
-    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored one."""
+    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored or masked one."""
     streams: dict[str, StreamSection] = {}
     """Named datasets that are read side by side. With neither weights nor repeats every row comes once an epoch."""
     seq_len: Positive

@@ -9,8 +9,10 @@ from megaslm.data.tokenizing.tokenizer import TOKENIZER_FILE, tokenizer_sha256
 from megaslm.errors import DataError, ModelError
 
 
-def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: str | Path) -> None:
-    """Compares a model's shape with a dataset's rows.
+def check_model_fits(
+    config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: str | Path, window: int | None = None
+) -> None:
+    """Compares a model's shape with a dataset's rows, or with the windows in which it reads them.
 
     Raises:
         ModelError: the model has fewer embeddings than the tokenizer has ids, or was built for shorter rows.
@@ -20,7 +22,7 @@ def check_model_fits(config: PretrainedConfig, manifest: Manifest, *, model: str
             f"{model} has a vocabulary of {config.vocab_size}; {dataset} was tokenised with one of "
             f"{manifest.vocab_size}"
         )
-    if config.max_position_embeddings < manifest.seq_len:
+    if config.max_position_embeddings < (window or manifest.seq_len):
         raise ModelError(
             f"{model} was built for rows of {config.max_position_embeddings} tokens; the rows of {dataset} have "
             f"{manifest.seq_len} targets"

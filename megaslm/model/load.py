@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralC
 from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
 from megaslm.model.selective_lm import CausalLM
+from megaslm.model.weight_files import check_weight_files
 
 # Loading and saving draw bars and tables, one a rank, into the lines of the run; what is wrong is raised here.
 transformers.utils.logging.disable_progress_bar()
@@ -91,13 +92,17 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
     """Reads the folder's configuration without its weights.
 
     Raises:
-        ModelError: no such folder, no config.json, no safetensors, or an architecture that MegaSLM does not know.
+        ModelError: no such folder, no config.json, safetensors that are missing or incomplete, or an architecture that
+            MegaSLM does not know.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: holds no config.json; a Hugging Face model folder was expected")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: its config.json cannot be read: {error}") from error
     if config.model_type not in SUPPORTED_FAMILIES:
         raise ModelError(
             f"{folder}: model type {config.model_type!r}; MegaSLM computes the loss of {', '.join(SUPPORTED_FAMILIES)}"
@@ -106,23 +111,8 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
         raise ModelError(
             f"{folder}: some of its layers attend within a window and some do not; MegaSLM gives all one mask"
         )
-    if not weight_files(folder):
-        raise ModelError(f"{folder}: holds no *.safetensors; convert the weights with save_pretrained first")
+    check_weight_files(folder)
     return config
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors of a Hugging Face folder, by name."""
-    return sorted(folder.glob("*.safetensors"))
-
-
-def weights_sha256(folder: Path) -> str:
-    """One SHA-256 for all safetensors of a folder: over the lines "<sha256 of the file>  <name>"."""
-    total = hashlib.sha256()
-    for path in weight_files(folder):
-        with path.open("rb") as file:
-            total.update(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n".encode())
-    return total.hexdigest()
 
 
 def parameter_count(lm: nn.Module) -> int:

@@ -67,7 +67,7 @@ class SelectiveLM(nn.Module):
     def _hidden_states(self, inputs: Tensor) -> Tensor:
         if self.document_isolation:
             document, position = document_positions(inputs, self.eos_id)
-            mask = attention_within_documents(document, self.window)
+            mask = attention_within_documents(document, self.window, self.lm.dtype)
         else:
             position = torch.arange(inputs.shape[1], device=inputs.device)[None]
             mask = None

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from megaslm.data.dataset.dataset_facts import DatasetFacts, ShareFacts
-from megaslm.data.dataset.manifest import Manifest
+from megaslm.data.dataset.manifest import SCORES, Manifest
+from megaslm.observe.score_view import show_scores
 from megaslm.observe.units import size
 
 _HASH_DIGITS = 12
@@ -23,6 +24,8 @@ def show_dataset(console: Console, facts: DatasetFacts) -> None:
     console.print(_shares(facts))
     if any(share.ref_loss is not None for share in facts.shares):
         console.print(_losses(facts))
+    if facts.scores is not None:
+        show_scores(console, facts.shares, facts.scores)
 
 
 def _description(manifest: Manifest) -> Table:
@@ -56,6 +59,10 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
             + (" · with entropies" if reference.entropy else ""),
         )
+    if manifest.mask is not None:
+        mask = manifest.mask
+        cap = "" if mask.max_ref_loss is None else f" · none above {mask.max_ref_loss:g} nats"
+        yield "mask", f"slm.score {mask.score} · keep_ratio {mask.keep_ratio} · scope {mask.scope}{cap}"
     licences = dict.fromkeys(manifest.licences.values())
     yield (
         "licences",
@@ -70,7 +77,15 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _shares(facts: DatasetFacts) -> Table:
     table = _table(
-        "rows", "targets", "documents", "targets\nper document", "parts", "size", "bytes\nper target", "padding"
+        "rows",
+        "targets",
+        "documents",
+        "targets\nper document",
+        "parts",
+        "size",
+        "bytes\nper target",
+        "padding",
+        *(("selected",) if facts.manifest.mask is not None else ()),
     )
     for place, share in _places(facts):
         table.add_row(
@@ -83,13 +98,18 @@ def _shares(facts: DatasetFacts) -> Table:
             size(share.bytes),
             f"{share.bytes_per_target:.2f}",
             f"{share.padding_share:.2%}",
+            *(() if share.selected_share is None else (f"{share.selected_share:.2%}",)),
         )
     return table
 
 
 def _losses(facts: DatasetFacts) -> Table:
     table = _table("rows read", "targets read", "mean ref_loss", "median", "95% below", "perplexity")
-    table.caption = "ref_loss in nats; rows are read evenly spread over each domain, or all of them"
+    table.caption = "ref_loss in nats; " + (
+        "rows are read evenly spread over each domain, or all of them"
+        if facts.scores is None
+        else f"exact means; median and 95% to about 1% ({SCORES})"
+    )
     table.caption_justify = "left"
     for place, share in _places(facts):
         if share.ref_loss is not None:

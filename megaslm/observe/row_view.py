@@ -1,4 +1,4 @@
-"""What `megaslm inspect --row` shows: a row's text, document after document, coloured by the reference's losses."""
+"""What `megaslm inspect --row` shows: a row's text, document after document, coloured by losses or marked by a mask."""
 
 import math
 from collections.abc import Iterator
@@ -12,7 +12,8 @@ from rich.text import Text
 
 from megaslm.data.dataset.dataset_facts import perplexity
 from megaslm.data.dataset.row_text import RowDocument, RowText
-from megaslm.observe.visible import visible
+from megaslm.observe.selection_marks import SelectionMarks, ShownPiece
+from megaslm.observe.visible import visible, visible_on_one_line
 
 _HARDEST = 10
 _CONTEXT_CHARACTERS = 32
@@ -33,13 +34,15 @@ _CONTEXT = Style(dim=True)
 
 
 def show_row(console: Console, row: RowText) -> None:
-    """Prints it; where there is no colour, brackets mark the hardest tokens."""
+    """Prints it; where there is no colour, brackets mark the hardest tokens, or those that a mask selects."""
     view = _RowView(row, colours=console.color_system is not None and not console.no_color)
     width = min(console.width, _RULE_WIDTH)
     console.print(view.heading())
     if row.ref_loss is not None:
         console.print(view.mean_loss())
         console.print(view.legend())
+    if view.marks is not None:
+        console.print(view.marks.legend())
     for document in row.documents:
         console.print(_opening(document), width=width)
         # Outside of a terminal there is no edge to fold lines at.
@@ -55,6 +58,7 @@ class _RowView:
     """A row and what is to be marked in it."""
 
     def __init__(self, row: RowText, *, colours: bool) -> None:
+        self.marks = None if row.selected is None else SelectionMarks(row.selected, colours=colours)
         self._row = row
         self._colours = colours
         self._losses = row.ref_loss or (None,) * len(row.tokens)
@@ -87,13 +91,18 @@ class _RowView:
         return line
 
     def text_of(self, document: RowDocument) -> Text:
+        if self.marks is not None:
+            return self.marks.text_of(self._shown(document))
         text = Text(overflow="fold")
-        for piece in document.pieces:
-            places = range(piece.first, piece.first + piece.tokens)
-            text.append_text(self._marked(visible(piece.text), places, Style()))
-        if document.ends:
-            text.append_text(self._marked(f"⟨{self._row.eos}⟩", range(document.stop, document.stop + 1), _SIGN))
+        for piece in self._shown(document):
+            text.append_text(self._marked(*piece))
         return text
+
+    def _shown(self, document: RowDocument) -> Iterator[ShownPiece]:
+        for piece in document.pieces:
+            yield ShownPiece(visible(piece.text), range(piece.first, piece.first + piece.tokens), Style())
+        if document.ends:
+            yield ShownPiece(f"⟨{self._row.eos}⟩", range(document.stop, document.stop + 1), _SIGN)
 
     def hardest_table(self) -> Table:
         table = Table(title="hardest tokens", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
@@ -125,7 +134,7 @@ class _RowView:
         for document in self._row.documents:
             before = ""
             for piece in document.pieces:
-                shown = _on_one_line(piece.text)
+                shown = visible_on_one_line(piece.text)
                 for place in range(piece.first, piece.first + piece.tokens):
                     yield place, (before[-_CONTEXT_CHARACTERS:], shown)
                 before += shown
@@ -155,10 +164,6 @@ def _opening(document: RowDocument) -> Rule:
 def _closing(document: RowDocument) -> Rule:
     title = "document ends" if document.ends else "continues in the next row"
     return Rule(title, style=_BOUND, characters="─", align="right")
-
-
-def _on_one_line(text: str) -> str:
-    return visible(text).replace("\n", "")
 
 
 def _probability(loss: float) -> str:

@@ -14,6 +14,11 @@ def visible(text: str) -> str:
     return "".join(map(_visible_character, text))
 
 
+def visible_on_one_line(text: str) -> str:
+    """The same, with signs alone where a line ends."""
+    return visible(text).replace("\n", "")
+
+
 def _visible_character(character: str) -> str:
     code = ord(character)
     if character == "\n":

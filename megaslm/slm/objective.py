@@ -89,9 +89,10 @@ class SelectiveObjective:
         if self._rule.keep_ratio.at(moment.tokens) == 1 and self._rule.max_ref_loss is None:
             return plan_for_all(micro_batches, all_reduce_sum)
         step = StepPlanner(self._rule, list(micro_batches), moment, measure_losses, all_reduce_sum)
-        if self._rule.score == "reference_and_entropy":
-            return step.in_intersection()
-        if self._rule.score in ("reference", "entropy", "random"):
+        if self._rule.score in ("reference", "entropy", "reference_and_entropy"):
+            masks = [targets.selected for targets in micro_batches if targets.selected is not None]
+            return step.by_mask(masks) if masks else step.by_static_score()
+        if self._rule.score == "random":
             return step.by_static_score()
         if self._rule.scope != "batch":
             return step.within_micro_batches(self._cuts)

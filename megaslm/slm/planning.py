@@ -9,11 +9,11 @@ from torch import Tensor
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Choice, Every, Known
 from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.population import kept, population
 from megaslm.slm.ranking import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.recent_cuts import NOTHING_CUT, RANK_BITS, RecentCuts, ranks_of
 from megaslm.slm.selection import (
     AllReduceSum,
-    Top,
     find_cut,
     keep_count,
     on_this_rank_alone,
@@ -21,8 +21,9 @@ from megaslm.slm.selection import (
     score_of_image,
     select_top,
 )
+from megaslm.slm.static_selection import StaticRanking, StaticSelection, select_static
 from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
-from megaslm.slm.targets import LossScore, StaticScore, Targets, joined, static_scores
+from megaslm.slm.targets import LossScore, Targets, joined
 
 
 class StepPlanner:
@@ -62,7 +63,7 @@ class StepPlanner:
     def above_threshold(self, cuts: RecentCuts) -> StepPlan:
         """What lies above the cut that the steps before lead one to expect; k·N stands for the number of selected."""
         everything = self._ranked(joined(self._micro_batches))
-        valid, eligible = self._population(everything.targets, self._all_reduce_sum)[:, 0]
+        valid, eligible = population(everything.targets, self._rule.max_ref_loss, self._all_reduce_sum)[:, 0]
         count = keep_count(valid, self._ratio).minimum(eligible)
         threshold = cuts.threshold(valid.device)
         choices = []
@@ -101,42 +102,43 @@ class StepPlanner:
 
     def by_static_score(self) -> StepPlan:
         """The top by a score that the model has no part in."""
-        score = cast(StaticScore, self._rule.score)
-        tops, unrankable, counts = self._static_tops(score)
-        choices = self._known([top.mask for top in tops], unrankable, measure_rest=self._rule.measure_rest)
-        total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
-        return StepPlan(choices, total, cut=lambda: self._mean_cut([top.cut for top in tops], counts))
-
-    def in_intersection(self) -> StepPlan:
-        """What is among the top by −ref_loss and among the top by −ref_entropy; it has no count of its own."""
-        by_loss, unrankable, _ = self._static_tops("reference")
-        by_entropy, as_well, _ = self._static_tops("entropy")
-        masks = [one.mask & other.mask for one, other in zip(by_loss, by_entropy, strict=True)]
+        selections = self._static_selections(cast(StaticRanking, self._rule.score))
         choices = self._known(
-            masks,
-            [one | other for one, other in zip(unrankable, as_well, strict=True)],
+            [selection.mask for selection in selections],
+            [selection.unrankable for selection in selections],
             measure_rest=self._rule.measure_rest,
         )
-        return StepPlan(choices, self._sum([mask.sum() for mask in masks]))
+        counts = [selection.count for selection in selections]
+        cuts = [selection.cut for selection in selections if selection.cut is not None]
+        total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
+        return StepPlan(choices, total, cut=(lambda: self._mean_cut(cuts, counts)) if cuts else None)
 
-    def _static_tops(self, score: StaticScore) -> tuple[list[Top], list[Tensor], list[Tensor]]:
-        """Of each micro-batch the top, what cannot be ranked, and the counts of its groups."""
-        whole_step = self._rule.scope == "batch"
-        all_reduce_sum = self._all_reduce_sum if whole_step else on_this_rank_alone
-        groups = [self._in_groups(part) for part in self._micro_batches]
-        if whole_step:
-            groups = [joined(self._micro_batches)]
-        tops, unrankable, counts = [], [], []
-        for targets in groups:
-            scores = static_scores(score, targets, seed=self._rule.seed, step=self._moment.step)
-            eligible = targets.eligible(self._rule.max_ref_loss)
-            counts.append(self._counts(targets, all_reduce_sum))
-            tops.append(select_top(scores, targets.keys, eligible, counts[-1], all_reduce_sum))
-            unrankable.append(eligible & ~torch.isfinite(scores))
-        if whole_step:
-            masks, cut = self._split(tops[0].mask), tops[0].cut
-            return [Top(mask, cut) for mask in masks], self._split(unrankable[0]), counts * len(masks)
-        return tops, unrankable, counts
+    def by_mask(self, masks: Sequence[Tensor]) -> StepPlan:
+        """What was selected once for all runs; (B, L) bool of each micro-batch."""
+        selected = [mask & targets.valid for mask, targets in zip(masks, self._micro_batches, strict=True)]
+        rankable = [torch.zeros_like(mask) for mask in selected]
+        choices = self._known(selected, rankable, measure_rest=self._rule.measure_rest)
+        return StepPlan(choices, self._sum([mask.sum() for mask in selected]))
+
+    def _static_selections(self, score: StaticRanking) -> list[StaticSelection]:
+        """What is selected of each micro-batch; under scope batch all of them have the counts of the step."""
+
+        def select(groups: Targets, all_reduce_sum: AllReduceSum) -> StaticSelection:
+            return select_static(
+                score,
+                groups,
+                self._ratio,
+                self._rule.max_ref_loss,
+                seed=self._rule.seed,
+                step=self._moment.step,
+                all_reduce_sum=all_reduce_sum,
+            )
+
+        if self._rule.scope != "batch":
+            return [select(self._in_groups(targets), on_this_rank_alone) for targets in self._micro_batches]
+        step = select(joined(self._micro_batches), self._all_reduce_sum)
+        parts = zip(self._split(step.mask), self._split(step.unrankable), strict=True)
+        return [StaticSelection(mask, unrankable, step.count, step.cut) for mask, unrankable in parts]
 
     def _known(
         self, masks: Sequence[Tensor], unrankable: Sequence[Tensor], *, measure_rest: bool
@@ -168,13 +170,7 @@ class StepPlanner:
         return targets if self._rule.scope == "sequence" else joined([targets])
 
     def _counts(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
-        """K of each group: ⌊k·N + ½⌋ of its N valid targets, or what is eligible where that is less; (G,) int64."""
-        valid, eligible = self._population(groups, all_reduce_sum)
-        return keep_count(valid, self._ratio).minimum(eligible)
-
-    def _population(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
-        """How many targets of each group are valid, and how many eligible; (2, G) int64."""
-        return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(self._rule.max_ref_loss).sum(1)]))
+        return kept(groups, self._ratio, self._rule.max_ref_loss, all_reduce_sum)
 
     def _sum(self, parts: Sequence[Tensor]) -> Tensor:
         return self._all_reduce_sum(torch.stack(list(parts)).sum())

@@ -18,13 +18,15 @@ class Targets:
     """The targets of one micro-batch of B rows, or of several groups of n.
 
     `valid`: (B, L) bool. `keys`: (B, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (B, L) float32 in
-    nats, or None where the dataset has none.
+    nats, or None where the dataset has none. `selected`: (B, L) bool, what a mask selects that was made of
+    both before the run, or None.
     """
 
     valid: Tensor
     keys: Tensor
     ref_loss: Tensor | None = None
     ref_entropy: Tensor | None = None
+    selected: Tensor | None = None
 
     def eligible(self, max_ref_loss: float | None) -> Tensor:
         """Valid targets that may be selected: those whose reference loss does not exceed the cap. (B, L) bool.

@@ -23,15 +23,10 @@ from megaslm.training.from_config import fetch_settings, objective_of
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
+from megaslm.training.selection_check import check_scored, reads_reference
 from megaslm.training.start import start_engine
 from megaslm.training.step import train_step
-from megaslm.training.training_data import (
-    TrainingData,
-    check_scored,
-    fetch_descriptions,
-    open_training_data,
-    reads_reference,
-)
+from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
 

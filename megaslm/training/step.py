@@ -111,6 +111,7 @@ def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targ
         keys=target_keys(micro_batch.rows, visits, micro_batch.tokens.shape[1] - 1),
         ref_loss=micro_batch.ref_loss,
         ref_entropy=micro_batch.ref_entropy,
+        selected=micro_batch.selected,
     )
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import Manifest, read_manifest
@@ -14,7 +12,7 @@ from megaslm.data.dataset.shards import RowFormat
 from megaslm.data.loading.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
 from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
 from megaslm.errors import DataError
-from megaslm.training.reference_check import NamedReference, check_reference
+from megaslm.training.reference_check import NamedReference
 
 
 @dataclass(frozen=True)
@@ -94,32 +92,6 @@ def fetch_descriptions(config: RunConfig, data: TrainingData) -> None:
                 raise DataError(f"{dataset.source.url} has changed since the first rank has opened it; start again")
 
 
-def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:
-    """Checks the reference losses of a run under `slm`, on one rank, before the model takes its memory.
-
-    Raises:
-        DataError: there are none, or not those that the run needs.
-    """
-    if not reads_reference(config):
-        return
-    for dataset in data.datasets:
-        check_reference(
-            dataset.manifest,
-            dataset.source,
-            domains=dataset.domains,
-            document_isolation=config.model.document_isolation,
-            needs_entropy=config.slm.needs_ref_entropy,
-            reference=dataset.reference,
-            rows=config.slm.verify_rows,
-            device=device,
-        )
-
-
-def reads_reference(config: RunConfig) -> bool:
-    """Whether the run selects by what a reference model says."""
-    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
-
-
 class _Keys(NamedTuple):
     """Where the settings of a dataset stand in the configuration."""
 
@@ -192,6 +164,6 @@ def _traits(dataset: TrainingDataset) -> tuple[_Trait, ...]:
         _Trait(
             "the columns",
             " ".join(columns),
-            "score both, with or without --entropy alike, or name the datasets that are not scored",
+            "score both, with or without --entropy alike, mask both, or name the datasets that are not scored",
         ),
     )

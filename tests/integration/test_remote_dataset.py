@@ -12,9 +12,9 @@ import pytest
 
 from megaslm.data.dataset.manifest import Manifest, read_manifest, write_manifest
 from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing.remote_output import RemoteOutput
 from megaslm.data.storage.remote import NotThere, RemoteSettings
 from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
+from megaslm.data.storage.remote_output import RemoteOutput
 from megaslm.errors import DataError
 from tests.s3 import Answer, Bucket, FaultyS3, Rule, Stall, Truncate
 
@@ -110,7 +110,7 @@ def test_a_rerun_after_a_kill_sends_only_what_is_missing(faulty_s3: FaultyS3, da
     program = """
 import sys
 from pathlib import Path
-from megaslm.data.preparing.remote_output import RemoteOutput
+from megaslm.data.storage.remote_output import RemoteOutput
 from megaslm.data.dataset.manifest import read_manifest
 from tests.integration.test_remote_dataset import write_all
 url, working, dataset = sys.argv[1:]

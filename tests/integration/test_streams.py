@@ -14,7 +14,8 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.errors import ConfigError, DataError, ReferenceMismatch
 from megaslm.training.run_folder import check_run
-from megaslm.training.training_data import check_scored, open_training_data
+from megaslm.training.selection_check import check_scored
+from megaslm.training.training_data import open_training_data
 from tests.integration.conftest import Chain, write_config
 from tests.ranks import run_megaslm
 from tests.toy import SEQ_LEN, make_dataset, run_config

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.data.dataset.score_summary import ScoreSummary
 from tests.inspected import make_inspected
 from tests.ranks import ROOT
+from tests.scores import write_scores
 
 
 def megaslm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -68,6 +70,19 @@ def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["manifest"]["name"] == "alphabet"
     assert [(share["domain"], share["rows"]) for share in facts["shares"]] == [("a", 6)]
+
+
+def test_the_scoring_of_a_dataset_is_shown(tmp_path: Path) -> None:
+    dataset = make_inspected(tmp_path / "dataset", scored=True).folder
+    summary = write_scores(dataset, fewest_targets=4)
+    done = megaslm("inspect", dataset, "--json", tmp_path / "facts.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hardest and easiest documents" in done.stdout
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert ScoreSummary.model_validate(facts["scores"]) == summary
+    assert [share["scores"]["worst"][0]["excerpt"] for share in facts["shares"]] == ["qrstuvwxyz", "lkjihg"]
+    verified = megaslm("verify", dataset)
+    assert "warning" not in verified.stdout
 
 
 def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:

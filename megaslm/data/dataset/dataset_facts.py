@@ -1,4 +1,4 @@
-"""What a dataset is, in numbers: from its manifest and, where it is scored, from a sample of its rows."""
+"""What a dataset is, in numbers: from its manifest and, where it is scored, from its summary or a sample of rows."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import DomainSplit, Manifest, read_manifest
+from megaslm.data.dataset.mask_facts import selected_share
 from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.score_facts import ScoreFacts, score_facts, scores_of
+from megaslm.data.dataset.score_summary import DomainScores, ScoreSummary
 from megaslm.errors import DataError
 
 _LARGEST_EXPONENT = 700
@@ -21,10 +24,10 @@ SAMPLED_ROWS = 256
 
 @dataclass(frozen=True)
 class LossFacts:
-    """The reference's losses of sampled rows."""
+    """The reference's losses: of all rows where the dataset has a summary, else of sampled ones."""
 
     rows: int
-    """How many were read."""
+    """How many they are of."""
     targets: int
     """Their valid targets."""
     mean: float
@@ -32,7 +35,7 @@ class LossFacts:
     median: float
     """In nats."""
     p95: float
-    """In nats; one target in twenty has more."""
+    """In nats; one target in twenty has more. In a summary it is, as the median, interpolated within a bin."""
     perplexity: float
     """exp(mean)."""
 
@@ -56,6 +59,10 @@ class ShareFacts:
     padding_share: float
     """Of the places of its rows, those that padding fills."""
     ref_loss: LossFacts | None
+    scores: ScoreFacts | None
+    """Where the dataset has a summary of its scoring."""
+    selected_share: float | None
+    """Of the targets of sampled rows, those that a masked dataset selects."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class DatasetFacts:
     dataset: str
     manifest: Manifest
     shares: tuple[ShareFacts, ...]
+    scores: ScoreSummary | None
+    """Of the whole dataset, where it has one."""
 
 
 def dataset_facts(dataset: Path, split: Split | None = None, domain: str | None = None) -> DatasetFacts:
@@ -82,15 +91,20 @@ def dataset_facts(dataset: Path, split: Split | None = None, domain: str | None 
     if not chosen:
         there = ", ".join(f"{name}/{domain}" for name, domains in manifest.splits.items() for domain in domains)
         raise DataError(f"{dataset} has nothing of {split or 'any split'}/{domain or 'any domain'}; it has {there}")
+    scores = scores_of(dataset, manifest) if manifest.kind == "scored" else None
     return DatasetFacts(
         dataset=str(dataset),
         manifest=manifest,
-        shares=tuple(_share_facts(dataset, manifest, *share) for share in chosen),
+        shares=tuple(_share_facts(dataset, manifest, scores, *share) for share in chosen),
+        scores=scores,
     )
 
 
-def _share_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, share: DomainSplit) -> ShareFacts:
+def _share_facts(
+    dataset: Path, manifest: Manifest, scores: ScoreSummary | None, split: Split, domain: str, share: DomainSplit
+) -> ShareFacts:
     stored_bytes = sum(part.bytes for part in share.parts)
+    its_scores = None if scores is None else scores.of_domain(split, domain)
     return ShareFacts(
         split=split,
         domain=domain,
@@ -103,7 +117,9 @@ def _share_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, s
         bytes=stored_bytes,
         bytes_per_target=stored_bytes / share.tokens,
         padding_share=padding_tokens(manifest, share) / (share.rows * manifest.seq_len + len(share.parts)),
-        ref_loss=_loss_facts(dataset, manifest, split, domain) if manifest.kind == "scored" else None,
+        ref_loss=_loss_facts(dataset, manifest, split, domain, its_scores) if manifest.kind == "scored" else None,
+        scores=None if its_scores is None else score_facts(dataset, manifest, its_scores),
+        selected_share=_selected_share(dataset, manifest, split, domain) if manifest.kind == "masked" else None,
     )
 
 
@@ -121,10 +137,13 @@ def perplexity(mean_loss: float) -> float:
     return math.exp(mean_loss) if mean_loss < _LARGEST_EXPONENT else math.inf
 
 
-def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str) -> LossFacts:
+def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, scores: DomainScores | None) -> LossFacts:
+    if scores is not None:
+        rows = manifest.splits[split][domain].rows
+        return LossFacts(rows, scores.targets, scores.mean, scores.median, scores.p95, scores.perplexity)
     reader = RowReader(dataset, split, domain)
-    sampled = np.unique(np.linspace(0, len(reader) - 1, min(len(reader), SAMPLED_ROWS)).round().astype(int))
-    losses = np.concatenate(list(_valid_losses(reader, sampled.tolist(), manifest.eos_id)))
+    sampled = _sampled(reader)
+    losses = np.concatenate(list(_valid_losses(reader, sampled, manifest.eos_id)))
     mean = float(losses.mean())
     return LossFacts(
         rows=len(sampled),
@@ -134,6 +153,16 @@ def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str) ->
         p95=float(np.quantile(losses, 0.95)),
         perplexity=perplexity(mean),
     )
+
+
+def _selected_share(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
+    reader = RowReader(dataset, split, domain)
+    return selected_share(reader, _sampled(reader), manifest.eos_id)
+
+
+def _sampled(reader: RowReader) -> list[int]:
+    rows = np.linspace(0, len(reader) - 1, min(len(reader), SAMPLED_ROWS)).round().astype(int)
+    return [int(number) for number in np.unique(rows)]
 
 
 def _valid_losses(reader: RowReader, rows: list[int], eos_id: int) -> Iterator[NDArray[np.float64]]:

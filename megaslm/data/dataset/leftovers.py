@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from megaslm.data.dataset.manifest import COST, MANIFEST
+from megaslm.data.dataset.manifest import BESIDE_ROWS, MANIFEST
 from megaslm.data.dataset.shard_index import INDEX, ShardIndex
 from megaslm.data.durable import UNFINISHED
 
-_OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score")
+_OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask")
 
 
 def files_of_part(folder: Path, index: ShardIndex) -> Iterator[Path]:
@@ -23,7 +23,7 @@ def leftovers(dataset: Path, known: Iterable[Path]) -> Iterator[Path]:
 
     A folder in which nothing is known is given as one; into one that is known itself nobody looks.
     """
-    ours = {*known, dataset / MANIFEST, dataset / COST}
+    ours = {*known, dataset / MANIFEST, *(dataset / name for name in BESIDE_ROWS)}
     yield from _unknown(dataset, ours, holders={parent for path in ours for parent in path.parents})
 
 

@@ -4,11 +4,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from megaslm.config.schema import Split
+from megaslm.config.schema import Ratio, Split
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.durable import write_file
 from megaslm.errors import DataError
@@ -18,6 +18,10 @@ TOKENIZER = "tokenizer"
 """The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
 COST = "cost.json"
 """The file in a scored dataset that says what its scoring has cost."""
+SCORES = "scores.json"
+"""The file in a scored dataset that says how its losses are distributed, and who computed them."""
+BESIDE_ROWS = (COST, SCORES)
+"""Files that tell about the rows; a dataset is one without them."""
 SCHEMA_VERSION: Literal[2] = 2
 
 _CHECKSUM = re.compile(rb'{\n "checksum": "([0-9a-f]{64})",')
@@ -41,6 +45,8 @@ class Part(_Record):
     """Of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
     ref_entropy_sha256: str | None = None
     """Of the column `ref_entropy`, likewise."""
+    selected_sha256: str | None = None
+    """Of the column `selected`, row after row."""
     index_sha256: str
     """Of its index.json, which in turn holds a checksum of each shard."""
     bytes: int
@@ -104,11 +110,26 @@ class Reference(_Record):
     window: int
     """Tokens that it saw at once."""
     stride: int
-    """Tokens between the starts of two windows."""
+    """Tokens between the starts of two windows of a row; with `window`, where they do not overlap."""
+    batch_rows: int
+    """Rows per forward pass, on which the last bits of a loss depend."""
     dataset_sha256: str
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
     entropy: bool = False
     """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
+
+
+class Mask(_Record):
+    """The rule by which the targets of a masked dataset were selected, once for all runs."""
+
+    score: Literal["reference", "entropy", "reference_and_entropy"]
+    """What was ranked: the reference's losses, the entropies of its predictions, or both; smallest first."""
+    keep_ratio: Ratio
+    """The share of targets that was kept, as it was written."""
+    max_ref_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    """Targets of a larger reference loss were never selected, in nats; null has no cap."""
+    scope: Literal["sequence"] = "sequence"
+    """Among what a target had to rank: its row."""
 
 
 class Manifest(_Record):
@@ -116,8 +137,8 @@ class Manifest(_Record):
 
     schema_version: Literal[2] = SCHEMA_VERSION
     """Of this file."""
-    kind: Literal["tokens", "scored"]
-    """scored datasets have `ref_loss` beside the tokens."""
+    kind: Literal["tokens", "scored", "masked"]
+    """scored datasets have `ref_loss` beside the tokens, masked ones a bit a target."""
     name: str
     """What the corpus is called."""
     megaslm_version: str
@@ -153,7 +174,9 @@ class Manifest(_Record):
     absent: tuple[str, ...] = ()
     """What this machine's Python lacks of the standard library."""
     reference: Reference | None = None
-    """Of a scored dataset."""
+    """Of a scored dataset, and of one whose mask was made of such a dataset."""
+    mask: Mask | None = None
+    """Of a masked dataset."""
 
     def tokens_fingerprint(self) -> str:
         """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in one order."""

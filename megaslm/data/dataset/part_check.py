@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from megaslm.data.dataset.damage import Damaged
@@ -13,8 +12,8 @@ from megaslm.data.dataset.layout import check_columns
 from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.merged_index import read_part_index
 from megaslm.data.dataset.row_check import RowCheck, RowRules
-from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard, ShardFile, ShardIndex, check_size
-from megaslm.data.dataset.shard_rows import rows_in, unpacked
+from megaslm.data.dataset.shard_index import Shard, ShardIndex, check_size
+from megaslm.data.dataset.shard_rows import require_checksum, rows_in, unpacked
 
 OnBytes = Callable[[int], None]
 """Called with the bytes that were read since the last call, from any thread."""
@@ -64,7 +63,7 @@ def _read(path: Path, shard: Shard, rules: RowRules) -> NDArray[np.void]:
         content = path.read_bytes()
     except OSError as error:
         raise Damaged(path, f"cannot be read: {error.strerror}") from error
-    _require_checksum(path, content, shard.stored)
+    require_checksum(path, content, shard.stored)
     if shard.zip_data is None:
         return rows_in(path, np.frombuffer(content, dtype=np.uint8), shard)
     return rows_in(path, unpacked(path, content, shard), shard)
@@ -75,16 +74,6 @@ def _check_unpacked(folder: Path, shard: Shard) -> Iterator[Damaged]:
     path = folder / shard.raw_data.basename
     if shard.zip_data is not None and path.is_file():
         try:
-            _require_checksum(path, path.read_bytes(), shard.raw_data)
+            require_checksum(path, path.read_bytes(), shard.raw_data)
         except Damaged as damage:
             yield Damaged(path, f"{damage.finding}; it was unpacked from {shard.zip_data.basename} and may be removed")
-
-
-def _require_checksum(path: Path, content: bytes, expected: ShardFile) -> None:
-    stated = expected.hashes.get(CHECKSUM)
-    if stated is None:
-        raise Damaged(path, f"has no {CHECKSUM} in {INDEX}, by which it could be checked")
-    digest = xxhash.xxh3_64()
-    digest.update(content)
-    if digest.hexdigest() != stated:
-        raise Damaged(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}: its bytes have changed")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.shards import RowFormat
+from megaslm.data.dataset.target_bits import packed, unpacked
 
 _CHUNK_BYTES = 2**20
 """Rows are looked at so many bytes at a time, which stay in a core's cache from one check to the next."""
@@ -55,7 +56,7 @@ class RowCheck:
 
     def compare(self, path: Path, part: Part) -> Iterator[Damaged]:
         """Whether all rows of the part, stored at `path`, hash to what its record says."""
-        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS)}
+        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS, "selected")}
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
             if found.get(name) != expected:
@@ -80,6 +81,8 @@ class RowCheck:
         for name in _NATS:
             if name in columns:
                 yield from _nats_faults(name, columns[name], invalid)
+        if "selected" in columns:
+            yield from _bits_faults(columns["selected"], invalid)
 
 
 def _nats_faults(name: str, values: NDArray[np.float16], invalid: NDArray[np.bool_]) -> Iterator["_Fault"]:
@@ -90,6 +93,14 @@ def _nats_faults(name: str, values: NDArray[np.float16], invalid: NDArray[np.boo
         yield from _Fault.at(name, values, ~(np.isfinite(values) & (values >= 0)), "0 to 65504")
     if bits[invalid].any():
         yield from _Fault.at(f"{name} after EOS", values, (values != 0) & invalid, "0")
+
+
+def _bits_faults(bits: NDArray[np.uint8], invalid: NDArray[np.bool_]) -> Iterator["_Fault"]:
+    """What is wrong with `bits` (n, bytes) of the column `selected`: only of a target may one be set."""
+    wrong = bits & ~packed(~invalid)
+    if wrong.any():
+        places = unpacked(wrong, 8 * bits.shape[1])
+        yield from _Fault.at("a bit of selected", places.view(np.uint8), places, "0, as there is no target")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.shard_index import Shard, check_files, read_index
-from megaslm.data.dataset.shard_rows import rows_in, unpacked
+from megaslm.data.dataset.shard_rows import require_checksum, rows_in, unpacked
 from megaslm.errors import DataError
 
 Rows = dict[str, NDArray[np.generic]]
@@ -30,14 +30,23 @@ class RowReader:
     """The rows of one domain of one split, or of one part of it, in order."""
 
     def __init__(
-        self, dataset: Path, split: Split, domain: str, part: str | None = None, *, fetch: FetchShard | None = None
+        self,
+        dataset: Path,
+        split: Split,
+        domain: str,
+        part: str | None = None,
+        *,
+        fetch: FetchShard | None = None,
+        checked: bool = False,
     ) -> None:
         """Open the rows; with `fetch`, shards may be missing until they are read.
 
-        Raises DataError where the dataset has no such split, domain or part, or lacks a shard.
+        With `checked`, reading raises Damaged where a shard's bytes are not those that were written. Raises DataError
+        where the dataset has no such split, domain or part, or lacks a shard.
         """
         self._folder = _folder_of(dataset, split, domain, part)
         self._fetch = fetch
+        self._checked = checked
         index = read_index(self._folder)
         if fetch is None:
             check_files(self._folder, index)
@@ -72,8 +81,16 @@ class RowReader:
         if self._fetch is not None and not path.is_file():
             self._fetch(path, shard)
         if shard.zip_data is None:
-            return rows_in(path, np.memmap(path, dtype=np.uint8, mode="r"), shard)
-        return rows_in(path, unpacked(path, path.read_bytes(), shard), shard)
+            content = np.memmap(path, dtype=np.uint8, mode="r")
+            self._check(path, content.data, shard)
+            return rows_in(path, content, shard)
+        packed = path.read_bytes()
+        self._check(path, packed, shard)
+        return rows_in(path, unpacked(path, packed, shard), shard)
+
+    def _check(self, path: Path, content: bytes | memoryview, shard: Shard) -> None:
+        if self._checked:
+            require_checksum(path, content, shard.stored)
 
 
 def _folder_of(dataset: Path, split: Split, domain: str, part: str | None) -> Path:

@@ -12,6 +12,7 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import TOKENIZER, Manifest, Part, read_manifest
 from megaslm.data.dataset.merged_index import in_order
 from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.dataset.token_text import Piece, pieces
 from megaslm.data.tokenizing.tokenizer import load_tokenizer
 from megaslm.errors import DataError
@@ -66,6 +67,8 @@ class RowText:
     """For each token the reference's loss in nats; null where it is no target. Null where the dataset has none."""
     ref_entropy: tuple[float | None, ...] | None
     """Likewise the entropy of the reference's prediction."""
+    selected: tuple[bool, ...] | None
+    """For each token whether it is a target that the dataset's mask selects. Null where it has no mask."""
 
 
 def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -> RowText:
@@ -99,6 +102,7 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
         eos=str(tokenizer.id_to_token(manifest.eos_id)),
         ref_loss=_of_tokens(read.get("ref_loss"), tokens, manifest.eos_id),
         ref_entropy=_of_tokens(read.get("ref_entropy"), tokens, manifest.eos_id),
+        selected=_selected(read.get("selected"), len(tokens) - 1),
     )
 
 
@@ -155,3 +159,10 @@ def _of_tokens(
     valid = tokens[:-1] != eos_id
     of_targets = zip(cast(NDArray[np.float16], values).tolist(), valid.tolist(), strict=True)
     return (None, *(value if is_valid else None for value, is_valid in of_targets))
+
+
+def _selected(bits: NDArray[np.generic] | None, targets: int) -> tuple[bool, ...] | None:
+    """The bits of each token as a target; the first is none."""
+    if bits is None:
+        return None
+    return (False, *unpacked(cast(NDArray[np.uint8], bits)[None], targets)[0].tolist())

@@ -3,13 +3,25 @@
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from megaslm.data.dataset.damage import Damaged
-from megaslm.data.dataset.shard_index import INDEX, Shard
+from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard, ShardFile
 
 # A shard begins with its number of rows and the offset of each; all are 32-bit.
 _OFFSET_DTYPE = np.dtype("<u4")
+
+
+def require_checksum(path: Path, content: bytes | memoryview, expected: ShardFile) -> None:
+    """Raise Damaged unless `content`, the bytes of `path`, has the checksum that the index states."""
+    stated = expected.hashes.get(CHECKSUM)
+    if stated is None:
+        raise Damaged(path, f"has no {CHECKSUM} in {INDEX}, by which it could be checked")
+    digest = xxhash.xxh3_64()
+    digest.update(content)
+    if digest.hexdigest() != stated:
+        raise Damaged(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}: its bytes have changed")
 
 
 def unpacked(path: Path, packed: bytes, shard: Shard) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megaslm.data.dataset.manifest import Manifest, Part
 from megaslm.data.dataset.shard_index import CHECKSUM, parse_index, read_index_bytes
+from megaslm.data.dataset.target_bits import bytes_of
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.preparing.packing import token_dtype
 from megaslm.errors import DataError
@@ -33,6 +34,8 @@ class RowFormat:
     """Whether rows carry `ref_loss`."""
     entropy: bool = False
     """Whether scored rows carry `ref_entropy` too."""
+    masked: bool = False
+    """Whether rows carry `selected`, instead of what it was made of."""
     shard_bytes: int = 64 * 2**20
     """Most bytes of one shard before compression."""
     compression: str | None = None
@@ -41,12 +44,20 @@ class RowFormat:
     def __post_init__(self) -> None:
         if self.entropy and not self.scored:
             raise ValueError("entropy stands beside ref_loss: only rows that are scored can have it")
+        if self.masked and self.scored:
+            raise ValueError("rows carry either ref_loss or the mask that was made of it")
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RowFormat":
         """The columns that a dataset has by its manifest; how its shards are cut is not known."""
-        entropy = manifest.reference is not None and manifest.reference.entropy
-        return cls(manifest.seq_len, manifest.vocab_size, scored=manifest.kind == "scored", entropy=entropy)
+        scored = manifest.kind == "scored"
+        return cls(
+            manifest.seq_len,
+            manifest.vocab_size,
+            scored=scored,
+            entropy=scored and manifest.reference is not None and manifest.reference.entropy,
+            masked=manifest.kind == "masked",
+        )
 
     @property
     def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -61,6 +72,8 @@ class RowFormat:
             columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
         if self.entropy:
             columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
+        if self.masked:
+            columns["selected"] = f"ndarray:uint8:{bytes_of(self.seq_len)}"
         return columns
 
 
@@ -98,6 +111,7 @@ class PartWriter:
         domain: int,
         ref_loss: NDArray[np.float16] | None = None,
         ref_entropy: NDArray[np.float16] | None = None,
+        selected: NDArray[np.uint8] | None = None,
     ) -> None:
         """Append rows of one domain.
 
@@ -106,6 +120,7 @@ class PartWriter:
             domain: its number.
             ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; just where rows are scored.
             ref_entropy: likewise; just where the format has entropy.
+            selected: (n, bytes) uint8 of `target_bits.packed`; just where rows are masked.
 
         Raises:
             DataError: another shape or type, a column that the format lacks or misses, or a value out of range.
@@ -113,7 +128,8 @@ class PartWriter:
         self._check_tokens(tokens)
         self._check_nats("ref_loss", ref_loss, len(tokens))
         self._check_nats("ref_entropy", ref_entropy, len(tokens))
-        columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy}
+        self._check_form("selected", selected, (len(tokens), bytes_of(self._format.seq_len)), np.dtype(np.uint8))
+        columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy, "selected": selected}
         given = {name: values for name, values in columns.items() if values is not None}
         for name, values in given.items():
             self._hashes[name].update(np.ascontiguousarray(values).data)
@@ -134,6 +150,7 @@ class PartWriter:
             tokens_sha256=self._hashes["tokens"].hexdigest(),
             ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
             ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
+            selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,
             index_sha256=hashlib.sha256(index).hexdigest(),
             bytes=parse_index(self._folder, index).stored_bytes,
         )
@@ -158,16 +175,21 @@ class PartWriter:
             )
 
     def _check_nats(self, name: str, values: NDArray[np.float16] | None, rows: int) -> None:
+        self._check_form(name, values, (rows, self._format.seq_len), np.dtype(np.float16))
+        if values is not None and not (np.isfinite(values) & (values >= 0)).all():
+            raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
+
+    def _check_form(
+        self, name: str, values: NDArray[np.generic] | None, shape: tuple[int, int], dtype: np.dtype[np.generic]
+    ) -> None:
+        """Whether a column beside the tokens was given where the format has it, as (rows, width) of its type."""
         if name not in self._format.columns:
             if values is not None:
                 raise DataError(f"{self._folder}: {name} was given for a dataset that has none; write to one with it")
             return
-        expected = (rows, self._format.seq_len)
-        if values is None or values.shape != expected or values.dtype != np.float16:
+        if values is None or values.shape != shape or values.dtype != dtype:
             found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
-            raise DataError(f"{self._folder}: {name} is {found}; expected float16 {expected}")
-        if not np.isfinite(values).all() or (values < 0).any():
-            raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
+            raise DataError(f"{self._folder}: {name} is {found}; expected {dtype} {shape}")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,12 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from megaslm.config.plan import BatchPlan
+from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.loading.fetch import FetchSettings
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.loading.shared_memory import open_leased
 from megaslm.data.loading.training_rows import Row, RowOrder, TrainingRows
 from megaslm.errors import DataError, MegaSLMError
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class MicroBatch:
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, counted over the streams of the run, one after the other. `domain`:
     (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored.
     `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats, or None where the dataset holds none.
+    `selected`: (B, L) bool, the targets that the dataset's mask selects, or None where it has no mask.
     """
 
     tokens: Tensor
@@ -34,6 +39,7 @@ class MicroBatch:
     ref_loss: Tensor | None
     visit: int
     ref_entropy: Tensor | None = None
+    selected: Tensor | None = None
 
     def __reduce__(self) -> tuple[Callable[..., "MicroBatch"], tuple[dict[str, NDArray[np.generic]], int]]:
         """Lets it pass between processes as bytes: of tensors, a killed process leaves files in shared memory."""
@@ -55,6 +61,7 @@ class MicroBatch:
             domain=move(self.domain),
             ref_loss=None if self.ref_loss is None else move(self.ref_loss),
             ref_entropy=None if self.ref_entropy is None else move(self.ref_entropy),
+            selected=None if self.selected is None else move(self.selected),
             visit=self.visit,
         )
 
@@ -67,6 +74,7 @@ def _of_arrays(arrays: dict[str, NDArray[np.generic]], visit: int) -> MicroBatch
         domain=tensors["domain"],
         ref_loss=tensors.get("ref_loss"),
         ref_entropy=tensors.get("ref_entropy"),
+        selected=tensors.get("selected"),
         visit=visit,
     )
 
@@ -164,23 +172,36 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
 
 def _stacked(rows: list[Row], visit: int) -> MicroBatch:
     return MicroBatch(
-        tokens=_column(rows, "tokens", np.int64),
+        tokens=torch.from_numpy(_column(rows, "tokens", np.int64)),
         rows=torch.tensor([row.number for row in rows]),
         domain=torch.tensor([row.domain for row in rows]),
         ref_loss=_nats(rows, "ref_loss"),
         ref_entropy=_nats(rows, "ref_entropy"),
+        selected=_selected(rows),
         visit=visit,
     )
 
 
 def _nats(rows: list[Row], column: str) -> Tensor | None:
     """(B, L) float32 of a column that the dataset may lack."""
-    return _column(rows, column, np.float32) if column in (rows[0].columns.dtype.names or ()) else None
+    return torch.from_numpy(_column(rows, column, np.float32)) if _has(rows, column) else None
 
 
-def _column(rows: list[Row], column: str, dtype: type[np.generic]) -> Tensor:
+def _selected(rows: list[Row]) -> Tensor | None:
+    """(B, L) bool of the column `selected`, which the dataset may lack."""
+    if not _has(rows, "selected"):
+        return None
+    targets = rows[0].columns.dtype["tokens"].shape[0] - 1
+    return torch.from_numpy(unpacked(_column(rows, "selected", np.uint8), targets))
+
+
+def _has(rows: list[Row], column: str) -> bool:
+    return column in (rows[0].columns.dtype.names or ())
+
+
+def _column(rows: list[Row], column: str, dtype: type[Number]) -> NDArray[Number]:
     """(B, width) of a column, each value converted on its way into place."""
     stacked = np.empty((len(rows), *rows[0].columns.dtype[column].shape), dtype=dtype)
     for place, row in enumerate(rows):
         stacked[place] = row.columns[column]
-    return torch.from_numpy(stacked)
+    return stacked

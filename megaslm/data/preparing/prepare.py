@@ -11,11 +11,11 @@ from pathlib import Path
 from megaslm.config.recipe import Recipe
 from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import MANIFEST, TOKENIZER, Manifest
-from megaslm.data.preparing.output import output_at
 from megaslm.data.preparing.prepare_task import Job, TaskProgress
 from megaslm.data.preparing.provenance import manifest_of, require_enough, require_same
 from megaslm.data.preparing.task_pool import run_tasks
 from megaslm.data.preparing.workplace import Plan, Workplace, claimed
+from megaslm.data.storage.output import output_at
 from megaslm.data.text.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.data.tokenizing.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_origin import make_tokenizer
@@ -98,7 +98,7 @@ def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
-        missing = [task.number for task in work.tasks if not workplace.done(task.number)]
+        missing = [task.number for task in work.tasks if not workplace.is_done(task.name)]
         if missing:
             shown = ", ".join(str(number) for number in missing[:10]) + (" …" if len(missing) > 10 else "")
             raise DataError(
@@ -146,7 +146,7 @@ class _Work:
 
     def do(self, tasks: Sequence[Task], workplace: Workplace, workers: int | None, on_progress: OnProgress) -> None:
         """Those of the tasks that are not done."""
-        waiting = [task for task in tasks if not workplace.done(task.number)]
+        waiting = [task for task in tasks if not workplace.is_done(task.name)]
         before = _input_bytes(tasks) - _input_bytes(waiting)
         progress = PrepareProgress(
             tasks=len(tasks),
@@ -170,7 +170,7 @@ class _Work:
 
     def assemble(self, workplace: Workplace) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
-        outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.number)) is not None]
+        outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts)
         require_enough(self._recipe, manifest)
         self._output.finish(manifest)

@@ -14,8 +14,8 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Part, SourceFile
 from megaslm.data.dataset.shards import PartWriter, RowFormat, part_name, part_writer
-from megaslm.data.preparing.output import Output
 from megaslm.data.preparing.packing import RowPacker, Tokens, count_targets
+from megaslm.data.storage.output import Output
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task, split_of

@@ -41,7 +41,7 @@ def run_tasks(jobs: Sequence[Job], output: Path, workers: int, on_progress: OnPr
 
 def complete(job: Job, workplace: Workplace, report: Callable[[TaskProgress], None]) -> TaskProgress:
     """Do one task; gives how far it came in the end."""
-    outcome = workplace.complete(job.task.number, partial(run_task, job, report))
+    outcome = workplace.complete(job.task.name, partial(run_task, job, report))
     return TaskProgress(job.task.input_bytes, outcome.text_bytes, outcome.tokens)
 
 

@@ -1,12 +1,11 @@
 """The folder in which a dataset comes into being, and what of it is done already.
 
-OUTPUT/.prepare holds the plan and one marker a finished task, so that an interrupted run is taken up where it stopped
-and many processes can share the tasks. It is removed when the manifest has been written.
+OUTPUT/.prepare holds the plan and a note of each finished task, so that many processes can share the tasks. It is
+removed when the manifest has been written.
 """
 
-import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +15,12 @@ from megaslm.data.dataset.manifest import TOKENIZER
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
 from megaslm.data.preparing.prepare_task import TaskOutcome
+from megaslm.data.task_notes import TaskNotes
 from megaslm.errors import DataError
 
 _FOLDER = ".prepare"
 _PLAN = "plan.json"
 _OURS = (TOKENIZER, "train", "heldout")
-# A worker whose run was killed notices at once, but may first have to end a call into a library.
-_DYING_WORKER_SECONDS = 60.0
 
 
 class Plan(BaseModel):
@@ -36,41 +34,16 @@ class Plan(BaseModel):
     """Fingerprint of the files' names, sizes and versions."""
 
 
-class Workplace:
+class Workplace(TaskNotes[TaskOutcome]):
     """An output folder in which a dataset is being made."""
 
     def __init__(self, output: Path) -> None:
+        super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
         self._output = output
-        self._folder = output / _FOLDER
-
-    def outcome(self, task: int) -> TaskOutcome | None:
-        """What a task did; null where it is still to be done."""
-        marker = self._marker(task)
-        return TaskOutcome.model_validate_json(marker.read_text(encoding="utf-8")) if marker.is_file() else None
-
-    def done(self, task: int) -> bool:
-        """Whether a task is done."""
-        return self._marker(task).is_file()
-
-    def complete(self, task: int, run: Callable[[], TaskOutcome]) -> TaskOutcome:
-        """Do a task, unless it is done, and note what it did; one process at a time does one task."""
-        busy = f"{self._output}: task {task} is being done by another process; wait for it or stop it"
-        with locked(self._marker(task).with_suffix(".lock"), patience_seconds=_DYING_WORKER_SECONDS, busy=busy):
-            outcome = self.outcome(task)
-            if outcome is None:
-                outcome = run()
-                write_file(self._marker(task), outcome.model_dump_json())
-        return outcome
-
-    @contextmanager
-    def setting_up(self) -> Iterator[None]:
-        """For what one process does and the others wait for."""
-        with locked(self._folder / "setup.lock", patience_seconds=math.inf, busy=""):
-            yield
 
     def begin(self, plan: Plan, *, alone: bool) -> None:
         """Go on with the same plan. Where the files have changed since, begin anew if no one else is at work here."""
-        path = self._folder / _PLAN
+        path = self.folder / _PLAN
         if path.is_file():
             found = Plan.model_validate_json(path.read_text(encoding="utf-8"))
             if found == plan:
@@ -90,16 +63,12 @@ class Workplace:
 
     def remove(self) -> None:
         """Remove the notes of a finished dataset."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _clear(self) -> None:
-        for marker in self._folder.glob("task-*"):
-            marker.unlink()
+        self.forget_all()
         for name in _OURS:
             shutil.rmtree(self._output / name, ignore_errors=True)
-
-    def _marker(self, task: int) -> Path:
-        return self._folder / f"task-{task:05d}.json"
 
 
 @contextmanager

@@ -22,9 +22,13 @@ class DatasetFolder:
         """What messages call it."""
         return self.url or str(self.path)
 
-    def reader(self, split: Split, domain: str) -> RowReader:
-        """The rows of a domain; shards that are missing here are fetched when rows of them are asked for."""
-        return RowReader(self.path, split, domain, fetch=None if self.url is None else self._fetch)
+    def reader(self, split: Split, domain: str, part: str | None = None, *, checked: bool = False) -> RowReader:
+        """The rows of a domain or of a part of it; shards that are missing are fetched when they are asked for.
+
+        With `checked` a shard is compared with its checksum when it is opened.
+        """
+        fetch = None if self.url is None else self._fetch
+        return RowReader(self.path, split, domain, part, fetch=fetch, checked=checked)
 
     def _fetch(self, path: Path, shard: Shard) -> None:
         from megaslm.data.storage.remote_dataset import fetch_shard

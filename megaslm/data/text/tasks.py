@@ -27,6 +27,11 @@ class Task:
     """What to read, in order."""
 
     @property
+    def name(self) -> str:
+        """What notes of it are filed under."""
+        return f"{self.number:05d}"
+
+    @property
     def input_bytes(self) -> int:
         """Of the pieces, as the files have them."""
         return sum(piece.stop - piece.start for piece in self.pieces)

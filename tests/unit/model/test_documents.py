@@ -20,16 +20,19 @@ def test_documents_start_after_eos_and_at_the_row() -> None:
     assert position.tolist() == [[0, 1, 2, 0, 1, 0, 0]]
 
 
-def test_attention_ends_at_documents_and_at_the_window() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_ends_at_documents_and_at_the_window(dtype: torch.dtype) -> None:
     document = torch.tensor([[0, 0, 0, 1, 1]])
-    assert attention_within_documents(document, None)[0, 0].int().tolist() == [
+    mask = attention_within_documents(document, None, dtype)
+    assert mask.dtype == dtype
+    assert mask[0, 0].exp().int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert attention_within_documents(document, 2)[0, 0, 2].int().tolist() == [0, 1, 1, 0, 0]
+    assert attention_within_documents(document, 2, dtype)[0, 0, 2].exp().int().tolist() == [0, 1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

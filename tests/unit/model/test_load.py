@@ -17,7 +17,6 @@ from megaslm.model.load import (
     draw_weights,
     load_pretrained,
     parameter_count,
-    weights_sha256,
 )
 from megaslm.model.selective_lm import SelectiveLM
 from tests.ranks import ROOT
@@ -89,7 +88,10 @@ def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
         check_model_folder(tmp_path / "nowhere")
     bare = Path(shutil.copytree(folder, tmp_path / "bare"))
     (bare / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"holds no \*\.safetensors"):
+    with pytest.raises(ModelError, match=r"holds neither model\.safetensors nor"):
+        check_model_folder(bare)
+    (bare / "config.json").write_text('{"model_type": "ll')
+    with pytest.raises(ModelError, match=r"bare: its config\.json cannot be read"):
         check_model_folder(bare)
     (bare / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(ModelError, match=r"'gpt2'; MegaSLM computes the loss of llama, mistral"):
@@ -102,13 +104,6 @@ def test_layers_that_differ_in_their_window_are_refused(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(mixed))
     with pytest.raises(ModelError, match="some of its layers attend within a window"):
         check_model_folder(folder)
-
-
-def test_the_hash_sees_one_changed_byte(folder: Path) -> None:
-    before = weights_sha256(folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert weights_sha256(folder) != before
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -28,7 +28,7 @@ def scored_dataset(folder: Path, weights: str, *, seconds: float, trained_second
         cost["reference_training"] = {"seconds": trained_seconds, "ranks": 2, "gpu_hours": 0.25}
     (folder / "cost.json").write_text(json.dumps(cost))
     reference = Reference(
-        weights_sha256=weights, name="r", precision="fp32", document_isolation=True, window=4, stride=4,
+        weights_sha256=weights, name="r", precision="fp32", document_isolation=True, window=4, stride=4, batch_rows=8,
         dataset_sha256="",
     )  # fmt: skip
     manifest = Manifest.model_construct(reference=reference)

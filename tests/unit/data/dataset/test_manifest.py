@@ -42,6 +42,7 @@ def manifest() -> Manifest:
             document_isolation=True,
             window=8,
             stride=8,
+            batch_rows=8,
             dataset_sha256="d",
         ),
     )

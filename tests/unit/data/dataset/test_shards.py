@@ -12,7 +12,7 @@ from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError
-from tests.small_shards import FORMATS, ROWS, SEQ_LEN, entropies_of, losses_of, make, tokens_of, write
+from tests.small_shards import FORMATS, ROWS, SEQ_LEN, bits_of, entropies_of, losses_of, make, tokens_of, write
 
 
 @pytest.mark.parametrize("row_format", FORMATS.values(), ids=FORMATS)
@@ -37,6 +37,10 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, row_format: RowForm
         entropies = np.concatenate([entropies_of(part) for part in (0, 1, 12)])
         assert everything["ref_entropy"].dtype == np.float16
         assert np.array_equal(everything["ref_entropy"], entropies)
+    assert ("selected" in everything) == row_format.masked
+    if row_format.masked:
+        assert everything["selected"].dtype == np.uint8
+        assert np.array_equal(everything["selected"], np.concatenate([bits_of(part) for part in (0, 1, 12)]))
 
 
 def test_what_is_read_may_be_changed(tmp_path: Path) -> None:
@@ -77,6 +81,9 @@ def test_a_part_knows_its_content(tmp_path: Path) -> None:
         bytes=sum(path.stat().st_size for path in files),
     )
     assert write(tmp_path, 1, FORMATS["scored"]).ref_entropy_sha256 is None
+    masked = write(tmp_path, 1, FORMATS["masked"])
+    assert masked.selected_sha256 == hashlib.sha256(bits_of(1).tobytes()).hexdigest()
+    assert masked.ref_loss_sha256 is None
     assert write(tmp_path, 1, FORMATS["narrow"]).ref_loss_sha256 is None
 
 
@@ -146,6 +153,28 @@ def test_entropies_of_another_form_are_refused(tmp_path: Path, entropies: np.nda
         part_writer(tmp_path / "part-00000", FORMATS["entropy"]) as writer,
     ):
         writer.write(tokens_of(0), 0, losses_of(0), entropies)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (None, r"selected is missing; expected uint8 \(40, 1\)"),
+        (bits_of(0)[1:], r"selected is uint8 of shape \(39, 1\); expected uint8 \(40, 1\)"),
+        (np.zeros((ROWS, SEQ_LEN), np.uint8), r"selected is uint8 of shape \(40, 6\)"),
+        (bits_of(0).astype(np.bool_), r"selected is bool of shape \(40, 1\)"),
+    ],
+)
+def test_bits_of_another_form_are_refused(tmp_path: Path, bits: np.ndarray | None, message: str) -> None:
+    with (
+        pytest.raises(DataError, match=message),
+        part_writer(tmp_path / "part-00000", FORMATS["masked"]) as writer,
+    ):
+        writer.write(tokens_of(0), 0, selected=bits)
+
+
+def test_rows_have_a_mask_or_what_it_was_made_of() -> None:
+    with pytest.raises(ValueError, match="either ref_loss or the mask"):
+        RowFormat(SEQ_LEN, 65_536, scored=True, masked=True)
 
 
 @pytest.mark.parametrize(("row_format", "column"), [("narrow", "ref_loss"), ("scored", "ref_entropy")])

@@ -23,17 +23,20 @@ from megaslm.data.dataset.manifest import (
 )
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.data.dataset.target_bits import packed
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
 from megaslm.data.dataset.verify import Verification, verify
 from megaslm.data.preparing.packing import count_targets
 from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 from megaslm.errors import DataError
+from tests.small_shards import kind_of
 from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
 
 SEQ_LEN = 12
 FORMATS = {
     "tokens": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=700),
     "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
+    "masked": RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=700),
     "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
 }
 
@@ -41,8 +44,18 @@ Change = Callable[[np.ndarray, np.ndarray], None]
 """Spoils the tokens and the losses of a part before they are written."""
 
 
-def make(dataset: Path, row_format: RowFormat, *, domain: int | None = None, spoil: Change | None = None) -> None:
-    """Two domains of two parts; `spoil` and `domain` change part 1 of domain `b`, and nothing else knows."""
+def make(
+    dataset: Path,
+    row_format: RowFormat,
+    *,
+    domain: int | None = None,
+    spoil: Change | None = None,
+    more_bits: int = 0,
+) -> None:
+    """Two domains of two parts; the rest changes part 1 of domain `b`, and nothing else knows.
+
+    A mask selects what has a loss; `more_bits` come into the last byte of row 7.
+    """
     generator = np.random.default_rng(0)
     splits: dict[str, DomainSplit] = {}
     for number, name in enumerate(("a", "b")):
@@ -61,7 +74,15 @@ def make(dataset: Path, row_format: RowFormat, *, domain: int | None = None, spo
                     spoil(tokens, losses)
                 of_domain = number if domain is None or not last else domain
                 entropies = losses / 2 if row_format.entropy else None
-                writer.write(tokens, of_domain, losses if row_format.scored else None, entropies)
+                bits = packed(losses > 0)
+                bits[7, -1] |= more_bits if last else 0
+                writer.write(
+                    tokens,
+                    of_domain,
+                    losses if row_format.scored else None,
+                    entropies,
+                    bits if row_format.masked else None,
+                )
             parts.append(writer.part)
         rows = merge_index(dataset / "train" / name, parts)
         splits[name] = DomainSplit(rows=rows, tokens=targets, documents=1, parts=tuple(parts))
@@ -69,10 +90,10 @@ def make(dataset: Path, row_format: RowFormat, *, domain: int | None = None, spo
     facts = tokenizer_facts(dataset / TOKENIZER)
     reference = Reference(
         weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
-        dataset_sha256="", entropy=row_format.entropy,
+        batch_rows=8, dataset_sha256="", entropy=row_format.entropy,
     )  # fmt: skip
     manifest = Manifest(
-        kind="scored" if row_format.scored else "tokens", name="n", megaslm_version="0", recipe_sha256="",
+        kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
         tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
         licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
@@ -110,7 +131,7 @@ def test_a_whole_dataset_passes(whole: Path) -> None:
 
 
 def test_a_byte_flipped_anywhere_is_found_and_its_file_named(dataset: Path) -> None:
-    """A thousand places over all formats, in every file, the bytes of all files alike."""
+    """334 places in each format, in every file, the bytes of all files alike."""
     generator = random.Random(0)
     files = files_of(dataset)
     sizes = [path.stat().st_size for path in files]
@@ -270,6 +291,20 @@ def test_values_that_may_not_be_are_found(tmp_path: Path, spoil: Change, expecte
     problems = [problem for problem in found_in(tmp_path) if not problem.startswith("manifest.json")]
     assert len(problems) == 1, problems
     assert fnmatchcase(problems[0], f"train/b/part-00001/shard.00000.mds has in {expected}"), problems
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more_bits", "expected"),
+    [
+        (losses_after_eos, 0, "row * a bit of selected 1 at place *, expected 0, as there is no target*"),
+        (None, 0b1000_0000, "row 7 a bit of selected 1 at place 15, expected 0, as there is no target"),
+    ],
+)
+def test_only_targets_may_be_selected(tmp_path: Path, spoil: Change | None, more_bits: int, expected: str) -> None:
+    masked = RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=100_000)
+    make(tmp_path, masked, spoil=spoil, more_bits=more_bits)
+    (problem,) = found_in(tmp_path)
+    assert fnmatchcase(problem, f"train/b/part-00001/shard.00000.mds has in {expected}"), problem
 
 
 def test_rows_are_counted_over_the_stretches_that_are_looked_at(

@@ -10,6 +10,7 @@ import torch
 from megaslm.config.plan import BatchPlan
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.dataset.target_bits import packed
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
 
@@ -17,6 +18,7 @@ ROWS, SEQ_LEN = 12, 4
 TOKENS = np.arange(ROWS * (SEQ_LEN + 1), dtype=np.uint16).reshape(ROWS, SEQ_LEN + 1)
 LOSSES = np.linspace(0, 9, ROWS * SEQ_LEN, dtype=np.float16).reshape(ROWS, SEQ_LEN)
 ENTROPIES = LOSSES[:, ::-1] / 2
+SELECTED = np.random.default_rng(0).random((ROWS, SEQ_LEN)) < 0.5
 PLAN = BatchPlan(
     world_size=1, seq_len=SEQ_LEN, global_batch_rows=ROWS, rows_per_rank=ROWS, micro_batch_rows=ROWS, micro_steps=1,
     total_steps=1, canonical_nodes=4,
@@ -24,6 +26,7 @@ PLAN = BatchPlan(
 TOKENS_ONLY = RowFormat(SEQ_LEN, 100)
 SCORED = RowFormat(SEQ_LEN, 100, scored=True)
 ENTROPY = RowFormat(SEQ_LEN, 100, scored=True, entropy=True)
+MASKED = RowFormat(SEQ_LEN, 100, masked=True)
 
 
 def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
@@ -31,7 +34,8 @@ def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
     with part_writer(folder / "part-00000", row_format) as writer:
         losses = LOSSES if row_format.scored else None
         entropies = ENTROPIES if row_format.entropy else None
-        writer.write(TOKENS, 0, losses, entropies)
+        selected = packed(SELECTED) if row_format.masked else None
+        writer.write(TOKENS, 0, losses, entropies, selected)
     merge_index(folder, [writer.part])
     streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
     stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, fetch=None)
@@ -50,19 +54,31 @@ def test_each_row_has_its_own_values(tmp_path: Path) -> None:
     assert np.array_equal(batch.ref_entropy, ENTROPIES[rows])
 
 
+def test_each_row_has_its_own_mask(tmp_path: Path) -> None:
+    batch = first_micro_batch(tmp_path, MASKED)
+    assert batch.selected is not None
+    assert batch.selected.dtype == torch.bool
+    assert np.array_equal(batch.selected, SELECTED[batch.rows.numpy()])
+    assert batch.ref_loss is batch.ref_entropy is None
+    arrived = ForkingPickler.loads(bytes(ForkingPickler.dumps(batch)))
+    assert torch.equal(arrived.selected, batch.selected)
+
+
 @pytest.mark.parametrize("row_format", [TOKENS_ONLY, SCORED], ids=["tokens", "scored"])
 def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -> None:
     batch = first_micro_batch(tmp_path, row_format)
     moved = batch.to(torch.device("cpu"))
+    assert batch.selected is moved.selected is None
     assert (batch.ref_loss is not None, batch.ref_entropy) == (row_format.scored, None)
     assert (moved.ref_loss is not None, moved.ref_entropy) == (row_format.scored, None)
 
 
 def test_all_of_it_moves() -> None:
     numbers, nats = torch.arange(3), torch.rand(3, SEQ_LEN)
-    there = MicroBatch(nats, numbers, numbers, nats, visit=2, ref_entropy=nats).to(torch.device("meta"))
-    moved = (there.tokens, there.rows, there.domain, there.ref_loss, there.ref_entropy)
-    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 5
+    batch = MicroBatch(nats, numbers, numbers, nats, visit=2, ref_entropy=nats, selected=nats > 0.5)
+    there = batch.to(torch.device("meta"))
+    moved = (there.tokens, there.rows, there.domain, there.ref_loss, there.ref_entropy, there.selected)
+    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 6
     assert there.visit == 2
 
 
@@ -72,6 +88,7 @@ def test_between_processes_it_travels_as_bytes(tmp_path: Path) -> None:
     assert len(sent) > batch.tokens.nbytes
     arrived = ForkingPickler.loads(sent)
     for name, value in vars(batch).items():
-        assert torch.equal(getattr(arrived, name), value) if isinstance(value, torch.Tensor) else arrived.visit == value
+        there = getattr(arrived, name)
+        assert torch.equal(there, value) if isinstance(value, torch.Tensor) else there == value
     assert arrived.tokens.dtype == torch.int64
     arrived.tokens.add_(1)

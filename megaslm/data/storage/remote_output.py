@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from megaslm.config.schema import Split
-from megaslm.data.dataset.manifest import MANIFEST, TOKENIZER, Manifest, Part, write_manifest
+from megaslm.data.dataset.manifest import BESIDE_ROWS, MANIFEST, TOKENIZER, Manifest, Part, write_manifest
 from megaslm.data.dataset.merged_index import joined, read_part_index, read_part_indices
 from megaslm.data.dataset.shard_index import INDEX, ShardIndex, check_size, write_index
 from megaslm.data.storage.remote import DEFAULTS, NotThere, RemoteSettings, list_remote, read_bytes
@@ -47,6 +47,13 @@ class RemoteOutput:
         remove_remote(f"{self._url}/{_UNFINISHED}", self._settings)
         return manifest
 
+    def beside(self, name: str) -> bytes | None:
+        """A file at the URL; null where there is none."""
+        try:
+            return read_bytes(f"{self._url}/{name}", self._settings)
+        except NotThere:
+            return None
+
     def begin(self, plan: str) -> None:
         """Claim the URL for a plan, any text that says what is being made, or go on with the same one.
 
@@ -61,9 +68,24 @@ class RemoteOutput:
             return
         if found != plan.encode("utf-8"):
             raise DataError(
-                f"{self._url} holds the unfinished dataset of another recipe or of other files; remove it or choose "
-                "another output"
+                f"{self._url} holds the unfinished dataset of another recipe or of other files; remove it or "
+                "choose another output"
             )
+
+    def extend(self, manifest: Manifest) -> None:
+        """Bring the indices of the dataset that is finished at the URL into the working folder; its shards stay there.
+
+        Readers of the dataset find the new parts when the new manifest is there. Raises Damaged where an index is not
+        what the manifest tells.
+        """
+        for split, domains in manifest.splits.items():
+            for domain, share in domains.items():
+                for part in share.parts:
+                    folder = self._working / split / domain / part.name
+                    folder.mkdir(parents=True, exist_ok=True)
+                    name = f"{split}/{domain}/{part.name}/{INDEX}"
+                    (folder / INDEX).write_bytes(read_bytes(f"{self._url}/{name}", self._settings))
+                    read_part_index(folder.parent, part)
 
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
         """Send a finished part of the working folder, prove that it arrived, and remove its local shards.
@@ -97,8 +119,9 @@ class RemoteOutput:
                     self._require_size(f"{self._url}/{split}/{domain}/{name}", size, there)
                 write_index(folder, merged)
                 upload_file(folder / INDEX, f"{self._url}/{split}/{domain}/{INDEX}", self._settings)
-        for name in manifest.tokenizer_files:
-            upload_file(self._working / TOKENIZER / name, f"{self._url}/{TOKENIZER}/{name}", self._settings)
+        beside = [name for name in BESIDE_ROWS if (self._working / name).is_file()]
+        for name in (*(f"{TOKENIZER}/{file}" for file in manifest.tokenizer_files), *beside):
+            upload_file(self._working / name, f"{self._url}/{name}", self._settings)
         write_manifest(self._working, manifest)
         upload_file(self._working / MANIFEST, f"{self._url}/{MANIFEST}", self._settings)
         remove_remote(f"{self._url}/{_UNFINISHED}", self._settings)
@@ -107,7 +130,8 @@ class RemoteOutput:
         """Remove from the working folder what is at the URL now."""
         for name in ("train", "heldout", TOKENIZER):
             shutil.rmtree(self._working / name, ignore_errors=True)
-        (self._working / MANIFEST).unlink(missing_ok=True)
+        for name in (MANIFEST, *BESIDE_ROWS):
+            (self._working / name).unlink(missing_ok=True)
 
     def _has_arrived(self, place: str, there: dict[str, int], index: ShardIndex, part: Part) -> bool:
         """Whether all of a part is there: its index, which is sent last, and the shards that it lists."""
@@ -127,7 +151,7 @@ class RemoteOutput:
     def _require_size(self, url: str, expected: int, there: dict[str, int]) -> None:
         if there.get(url) != expected:
             found = f"has {there[url]} bytes" if url in there else "is missing"
-            raise DataError(f"{url} {found}, expected {expected} bytes; remove the dataset and prepare it again")
+            raise DataError(f"{url} {found}, expected {expected} bytes; remove the dataset and make it again")
 
     def _sizes(self, place: str) -> dict[str, int]:
         """URL to size of everything below `place`."""

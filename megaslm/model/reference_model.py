@@ -1,0 +1,73 @@
+"""A reference model, run as its record in a dataset's manifest says."""
+
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from megaslm.data.dataset.manifest import Reference
+from megaslm.errors import ModelError
+from megaslm.model.load import load_pretrained
+from megaslm.model.precision import ChosenPrecision, dtype_of
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.model.windows import windows_of
+
+
+class Measured(NamedTuple):
+    """What a reference says of B rows: (B, L) float32 in nats each, `entropies` where the record has them."""
+
+    losses: Tensor
+    entropies: Tensor | None
+
+
+class ReferenceModel:
+    """Measures rows; without gradients, without dropout."""
+
+    def __init__(self, lm: SelectiveLM, record: Reference) -> None:
+        """Takes a model on its device, in evaluation mode."""
+        self._lm = lm
+        self._record = record
+
+    @classmethod
+    def load(cls, folder: Path, record: Reference, *, eos_id: int, device: torch.device) -> "ReferenceModel":
+        """The model of a Hugging Face folder.
+
+        Raises:
+            ModelError: the folder is no model, or is incomplete, or a weight is NaN or infinite.
+        """
+        dtype = dtype_of(cast(ChosenPrecision, record.precision))
+        lm = load_pretrained(folder, dtype=dtype).to(device).eval()
+        _require_finite(lm, folder)
+        return cls(SelectiveLM(lm, eos_id=eos_id, document_isolation=record.document_isolation), record)
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows have to be."""
+        return next(self._lm.parameters()).device
+
+    def measure(self, tokens: Tensor) -> Measured:
+        """Measures (B, L+1) int64 tokens, window by window where the record's window is shorter than a row."""
+        batch, seq_len = tokens.shape[0], tokens.shape[1] - 1
+        columns = 2 if self._record.entropy else 1
+        measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=tokens.device)
+        for start, stop, fresh in windows_of(seq_len, self._record.window, self._record.stride):
+            in_window = self._measure_window(tokens[:, start : stop + 1])
+            measured[:, :, fresh:stop] = in_window[:, :, fresh - start :]
+        return Measured(measured[0], measured[1] if self._record.entropy else None)
+
+    def _measure_window(self, tokens: Tensor) -> Tensor:
+        """(columns, B, W) of (B, W+1) tokens."""
+        if self._record.entropy:
+            return torch.stack(self._lm.measure_with_entropy(tokens))
+        return self._lm.measure(tokens)[None]
+
+
+def _require_finite(lm: nn.Module, folder: Path) -> None:
+    for name, parameter in lm.named_parameters():
+        broken = int((~torch.isfinite(parameter)).sum())
+        if broken:
+            raise ModelError(
+                f"{folder}: the weight {name} has {broken} of {parameter.numel()} values that are NaN or infinite; "
+                "export or download the model again"
+            )

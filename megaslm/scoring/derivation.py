@@ -1,0 +1,207 @@
+"""A dataset that is derived from another one, part by part: the same rows in the same order, with other columns.
+
+What is unfinished lies in a working folder, OUTPUT/.score for a local output: finished parts, and in `.derived` the
+plan and a note of each of them. OUTPUT is not touched before all is done, so that a dataset to which parts are added
+stays one until then.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from megaslm import __version__
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
+from megaslm.data.durable import write_file
+from megaslm.data.locks import locked
+from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.data.storage.output import output_at
+from megaslm.data.task_notes import TaskNotes
+from megaslm.errors import DataError, MegaSLMError
+from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
+
+_NOTES = ".derived"
+_PLAN = "plan.json"
+
+
+class PartOutcome(BaseModel):
+    """What is noted of a part that is done; subclasses have more to tell."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    part: Part
+    """As the manifest will list it."""
+
+
+Outcome = TypeVar("Outcome", bound=PartOutcome)
+
+KnownParts = Callable[[Manifest, Callable[[str], bytes | None]], Mapping[str, Outcome]]
+"""Called with a finished dataset's manifest and a way to read what lies beside its rows; outcomes by part name."""
+
+
+class Derivation(Generic[Outcome]):
+    """The making of one derived dataset; every process that takes part has one."""
+
+    def __init__(
+        self,
+        source: DatasetFolder,
+        described: Manifest,
+        output: str | Path,
+        *,
+        working: Path | None,
+        working_name: str,
+        outcome_type: type[Outcome],
+        known_parts: KnownParts[Outcome],
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            source: what it is derived from.
+            described: the manifest that it will have, but with the parts of its source.
+            output: a folder or a URL.
+            working: for a URL, the local folder for parts on their way there.
+            working_name: for a folder, the folder within it in which the work is done.
+            outcome_type: what is noted of a part; its field `part` is the part's record.
+            known_parts: what was noted of the parts of a finished output, which is gone on with.
+        """
+        self.source = source
+        self._described = described
+        self._output, self.working = output_at(str(output), working, local_working=working_name)
+        self._folder = Path(output) if working is None else None
+        self._notes = TaskNotes(self.working / _NOTES, outcome_type, place=self._output.place)
+        self._known_parts = known_parts
+        self._plan = Plan.of(described)
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the output, where it is the dataset that would be made.
+
+        Raises DataError where it is another one. One that lacks parts, because its source has grown, is not finished.
+        """
+        found = self._output.finished()
+        if found is None:
+            return None
+        self._plan.require_continues(Plan.of(found), self._output.place)
+        parts = {item.name: item.part for item in source_parts(found)}
+        require_rows(self._sources, parts, self._output.place)
+        if len(parts) < len(self._sources):
+            return None
+        # A kill may have come between the manifest and this.
+        self._tidy_up()
+        return found
+
+    @contextmanager
+    def claimed(self, *, alone: bool) -> Iterator[None]:
+        """Claim the output, to begin or to go on: alone, or together with others who do other parts.
+
+        Raises DataError where another process is at work there, or where anything else is there.
+        """
+        self._require_ours()
+        self._notes.folder.mkdir(parents=True, exist_ok=True)
+        busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
+        with locked(self._notes.folder / "lock", shared=not alone, busy=busy):
+            with self._notes.setting_up():
+                self._begin()
+            yield
+
+    def parts(self) -> list[SourcePart]:
+        """All parts, the largest first."""
+        return sorted(self._sources.values(), key=lambda item: -item.part.rows)
+
+    def is_done(self, item: SourcePart) -> bool:
+        """Whether a part is done."""
+        return self._notes.is_done(item.name)
+
+    def complete(self, item: SourcePart, make: Callable[[Path], Outcome]) -> Outcome:
+        """Do a part: `make` writes the folder that it is given, and gives what is to be noted of it."""
+
+        def run() -> Outcome:
+            outcome = make(self.working / item.path)
+            if not item.has_rows_of(outcome.part):
+                raise DataError(
+                    f"{self.source.place}/{item.path}: its tokens have the hash {outcome.part.tokens_sha256[:12]}, its "
+                    f"manifest says {item.part.tokens_sha256[:12]}; prepare it again"
+                )
+            self._output.keep_part(item.split, item.domain, outcome.part)
+            return outcome
+
+        return self._notes.complete(item.name, run)
+
+    def outcomes(self) -> list[tuple[SourcePart, Outcome]]:
+        """What was noted of every part, in the order of their rows. Raises DataError where one is not done."""
+        noted = [(item, self._notes.outcome(name)) for name, item in self._sources.items()]
+        missing = [str(item.path) for item, outcome in noted if outcome is None]
+        if missing:
+            shown = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
+            raise DataError(
+                f"{self._output.place}: {len(missing)} of {len(noted)} parts are not done ({shown}); start it again, "
+                "with or without --part, for those that are missing"
+            )
+        return [(item, outcome) for item, outcome in noted if outcome is not None]
+
+    def assemble(self, beside: Mapping[str, str]) -> Manifest:
+        """Join what was done and declare the dataset finished.
+
+        `beside` is file name to content of what tells about the rows.
+        """
+        made = {item.name: outcome.part for item, outcome in self.outcomes()}
+        splits: dict[Split, dict[str, DomainSplit]] = {}
+        for split, domains in self._described.splits.items():
+            for domain, share in domains.items():
+                parts = tuple(made[SourcePart(split, domain, part).name] for part in share.parts)
+                splits.setdefault(split, {})[domain] = share.model_copy(update={"parts": parts})
+        shutil.copytree(self.source.path / TOKENIZER, self.working / TOKENIZER, dirs_exist_ok=True)
+        for name, content in beside.items():
+            write_file(self.working / name, content)
+        manifest = self._described.model_copy(update={"splits": splits, "megaslm_version": __version__})
+        self._output.finish(manifest)
+        self._tidy_up()
+        return manifest
+
+    @cached_property
+    def _sources(self) -> dict[str, SourcePart]:
+        return {item.name: item for item in source_parts(self._described)}
+
+    def _require_ours(self) -> None:
+        """Raise DataError where a local output holds neither a dataset nor the beginnings of this kind."""
+        if self._folder is None or self._notes.folder.exists() or self._output.finished() is not None:
+            return
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise DataError(f"{self._folder} is not empty and holds no dataset; choose another folder")
+
+    def _begin(self) -> None:
+        """Go on with what was begun by the same plan, or begin; where nothing is done yet, another plan may follow."""
+        path = self._notes.folder / _PLAN
+        done = self._notes.outcomes()
+        if path.is_file() and done:
+            begun = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+            self._plan.require_continues(begun, self._output.place)
+            require_rows(self._sources, {name: outcome.part for name, outcome in done.items()}, self._output.place)
+        finished = self._output.finished()
+        if finished is None:
+            self._output.begin(self._plan.model_dump_json())
+        else:
+            self._output.extend(finished)
+            for name, outcome in self._known_parts(finished, self._output.beside).items():
+                self._notes.note(name, outcome)
+        write_file(path, self._plan.model_dump_json())
+
+    def _tidy_up(self) -> None:
+        self._output.tidy_up()
+        leftovers = self._notes.folder if self._folder is None else self.working
+        shutil.rmtree(leftovers, ignore_errors=True)
+
+
+@contextmanager
+def keeping_what_is_done(place: str | Path) -> Iterator[None]:
+    """Says of a full disk, and what else the system refuses, that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise MegaSLMError(
+            f"{error.filename or place}: {error.strerror or error}; what is done is kept: mend this and run it again"
+        ) from error

@@ -1,0 +1,108 @@
+"""What a derived dataset is to be, and whether one that is there, finished or begun, is that."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from megaslm.config.schema import Split
+from megaslm.data.dataset.manifest import Manifest, Mask, Part, Reference
+from megaslm.errors import DataError
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """A part of the dataset that another is derived from."""
+
+    split: Split
+    domain: str
+    part: Part
+
+    @property
+    def name(self) -> str:
+        """What notes of it are filed under."""
+        return f"{self.split}--{self.domain}--{self.part.name}"
+
+    @property
+    def path(self) -> Path:
+        """Its folder, seen from the dataset's."""
+        return Path(self.split) / self.domain / self.part.name
+
+    def has_rows_of(self, other: Part) -> bool:
+        """Whether `other` holds the same rows of tokens."""
+        return (self.part.rows, self.part.tokens_sha256) == (other.rows, other.tokens_sha256)
+
+
+def source_parts(manifest: Manifest) -> Iterator[SourcePart]:
+    """All parts of a dataset, in the order of their rows."""
+    for split, domains in manifest.splits.items():
+        for domain, share in domains.items():
+            yield from (SourcePart(split, domain, part) for part in share.parts)
+
+
+class Plan(BaseModel):
+    """What a derived dataset is, whatever rows it has: a source may grow, and what is derived from it grows along."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    tokenizer_sha256: str
+    vocab_size: int
+    seq_len: int
+    eos_id: int
+    domains: dict[str, int]
+    """Name to number."""
+    reference: Reference | None
+    """Without its name, which is for people, and without the fingerprint of its rows."""
+    mask: Mask | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Plan":
+        """The plan of a derived dataset, by the manifest that it has or is to have."""
+        reference = manifest.reference
+        return cls(
+            kind=manifest.kind,
+            tokenizer_sha256=manifest.tokenizer_sha256,
+            vocab_size=manifest.vocab_size,
+            seq_len=manifest.seq_len,
+            eos_id=manifest.eos_id,
+            domains={domain: number for number, domain in enumerate(manifest.domains)},
+            reference=None if reference is None else reference.model_copy(update={"name": "", "dataset_sha256": ""}),
+            mask=manifest.mask,
+        )
+
+    def require_continues(self, other: "Plan", place: str) -> None:
+        """Raise DataError, naming what differs, unless what was made by `other` at `place` may be gone on with."""
+        ours, theirs = _flat(self), _flat(other)
+        # Domains may come in addition.
+        names = [name for name in theirs | ours if not (name.startswith("domains.") and name not in theirs)]
+        different = [name for name in names if ours.get(name) != theirs.get(name)]
+        if different:
+            listed = "; ".join(f"{name} = {theirs.get(name)} there, {ours.get(name)} here" for name in different)
+            raise DataError(f"{place} was made otherwise than it would be now ({listed}); choose another output")
+
+
+def require_rows(sources: Mapping[str, SourcePart], known: Mapping[str, Part], place: str) -> None:
+    """Raise DataError where `known` parts at `place`, by the names of source parts, are none of the `sources`."""
+    for name, part in known.items():
+        source = sources.get(name)
+        if source is None or not source.has_rows_of(part):
+            found = "has no such part" if source is None else "has other rows in it"
+            raise DataError(
+                f"{place} holds {name.replace('--', '/')}, and the dataset named now {found}: it was made from another "
+                "one; choose another output"
+            )
+
+
+def _flat(plan: Plan) -> dict[str, object]:
+    """Dotted name to value."""
+    return dict(_leaves("", plan.model_dump(mode="json")))
+
+
+def _leaves(prefix: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{prefix}.{name}" if prefix else name, inner)
+    else:
+        yield prefix, value

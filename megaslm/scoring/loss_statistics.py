@@ -1,0 +1,125 @@
+"""The losses of one part while it is scored: their sum, their histogram, and the hardest and easiest documents."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.data.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
+
+MOST_DOCUMENTS = 10
+"""Documents that are kept at either end."""
+FEWEST_TARGETS = 32
+"""Valid targets of the shortest document that is compared with others: a mean of fewer says little."""
+
+# A non-negative float16 is its bit pattern without the sign, which a zero may have.
+_PATTERNS = 0x7C00
+_NO_SIGN = 0x7FFF
+# Every float16 is a whole multiple of 2^-24, so that sums of integers have no order.
+_UNITS_PER_NAT = 2.0**24
+
+
+class LossStatistics:
+    """Fed with the rows of a part in their order. The result does not depend on how they are cut into batches.
+
+    Rows share a token, so that the inputs of all rows are one stream, and a document is a run of inputs that are no
+    EOS: it has as many targets, the last of them its EOS.
+    """
+
+    def __init__(self, eos_id: int) -> None:
+        """`eos_id` ends every document and fills rows."""
+        self._eos_id = eos_id
+        self._counts: NDArray[np.int64] = np.zeros(_PATTERNS, dtype=np.int64)
+        self._seq_len = 0
+        self._inputs = 0
+        self._unfinished: _Documents | None = None
+        self._worst = self._best = _Documents.none()
+
+    def add(self, tokens: NDArray[np.unsignedinteger], losses: NDArray[np.float16]) -> None:
+        """The next n > 0 rows of the part: (n, L+1) tokens and their (n, L) losses in nats, both as they are stored."""
+        self._seq_len = losses.shape[1]
+        of_stream = losses.ravel()
+        valid = (tokens[:, :-1] != self._eos_id).ravel()
+        patterns = of_stream[valid].view(np.uint16) & _NO_SIGN
+        self._counts += np.bincount(patterns, minlength=_PATTERNS)
+        units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)
+        self._add_documents(valid, np.where(valid, units, 0))
+        self._inputs += len(of_stream)
+
+    def finish(self) -> PartStatistics:
+        """What all rows together are."""
+        if self._unfinished is not None:
+            self._keep(self._unfinished)
+            self._unfinished = None
+        losses = np.arange(_PATTERNS, dtype=np.uint16).view(np.float16).astype(np.float64)
+        bins = np.searchsorted(LOSS_BIN_EDGES, losses, side="right")
+        histogram = np.bincount(bins, weights=self._counts, minlength=len(LOSS_BIN_EDGES) + 1).astype(np.int64)
+        return PartStatistics(
+            targets=int(self._counts.sum()),
+            loss_sum=math.fsum(self._counts * losses),
+            histogram=tuple(histogram.tolist()),
+            worst=self._worst.records(self._seq_len),
+            best=self._best.records(self._seq_len),
+        )
+
+    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64]) -> None:
+        """(n,) inputs of the stream: which are no EOS, and the losses of their targets in units, 0 where they are."""
+        bounds = np.flatnonzero(np.diff(valid, prepend=False, append=False))
+        starts, stops = bounds[::2], bounds[1::2]
+        # Each sum goes on to the next document's start; what lies between them adds nothing.
+        sums = np.add.reduceat(units, starts) if len(starts) else np.empty(0, dtype=np.int64)
+        found = _Documents(starts + self._inputs, stops - starts, sums)
+        if self._unfinished is not None:
+            found = self._unfinished.followed_by(found, goes_on=bool(valid[0]))
+        self._unfinished = found.last() if valid[-1] else None
+        self._keep(found.without_last() if valid[-1] else found)
+
+    def _keep(self, found: "_Documents") -> None:
+        long_enough = found.where(found.targets >= FEWEST_TARGETS)
+        worst, best = self._worst.joined(long_enough), self._best.joined(long_enough)
+        self._worst = worst.where(np.lexsort((worst.starts, -worst.means))[:MOST_DOCUMENTS])
+        self._best = best.where(np.lexsort((best.starts, best.means))[:MOST_DOCUMENTS])
+
+
+class _Documents(NamedTuple):
+    """Documents in order, (n,) int64 each: the input each begins with, its targets, and the sum of their losses."""
+
+    starts: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    units: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> "_Documents":
+        return cls(*np.empty((3, 0), dtype=np.int64))
+
+    @property
+    def means(self) -> NDArray[np.float64]:
+        """In nats, (n,)."""
+        return self.units / self.targets / _UNITS_PER_NAT
+
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp] | slice) -> "_Documents":
+        return _Documents(*(column[chosen] for column in self))
+
+    def joined(self, other: "_Documents") -> "_Documents":
+        return _Documents(*(np.concatenate(columns) for columns in zip(self, other, strict=True)))
+
+    def last(self) -> "_Documents":
+        return self.where(slice(-1, None))
+
+    def without_last(self) -> "_Documents":
+        return self.where(slice(None, -1))
+
+    def followed_by(self, later: "_Documents", *, goes_on: bool) -> "_Documents":
+        """This one document and later ones; where it `goes_on`, the first of them is the rest of it."""
+        if not goes_on:
+            return self.joined(later)
+        whole = _Documents(self.starts, self.targets + later.targets[:1], self.units + later.units[:1])
+        return whole.joined(later.where(slice(1, None)))
+
+    def records(self, seq_len: int) -> tuple[DocumentLoss, ...]:
+        of_each = zip(self.starts.tolist(), self.targets.tolist(), self.means.tolist(), strict=True)
+        return tuple(
+            DocumentLoss(row=start // seq_len, token=start % seq_len, targets=targets, mean_loss=mean)
+            for start, targets, mean in of_each
+        )

@@ -1,0 +1,66 @@
+"""The choice that a mask stores: what a run with a static score and scope `sequence` would select in each row."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from megaslm.data.dataset.manifest import Manifest, Mask
+from megaslm.data.dataset.row_reader import Rows
+from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.errors import ConfigError, DataError
+from megaslm.slm.keys import target_keys
+from megaslm.slm.static_selection import select_static
+from megaslm.slm.targets import Targets, valid_targets
+
+
+def mask_rule(score: str, keep_ratio: str, max_ref_loss: float | None) -> Mask:
+    """The rule that the command line spells; the ratio is kept as it was written. Raises ConfigError."""
+    try:
+        return Mask.model_validate({"score": score, "keep_ratio": keep_ratio, "max_ref_loss": max_ref_loss})
+    except ValidationError as error:
+        wrong = {str(problem["loc"][0]) for problem in error.errors()}
+        expected = {
+            "score": f"--score {score}: must be reference, entropy or reference_and_entropy",
+            "keep_ratio": f"--keep-ratio {keep_ratio}: must be above 0 and at most 1, with at most nine decimal places",
+            "max_ref_loss": f"--max-ref-loss {max_ref_loss}: must be a number of nats above 0",
+        }
+        raise ConfigError("\n".join(message for name, message in expected.items() if name in wrong)) from error
+
+
+def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> Manifest:
+    """The manifest that `dataset`, with this manifest, will have when it is masked, but with its parts as they are now.
+
+    Raises DataError where the dataset lacks what the rule ranks by.
+    """
+    if manifest.kind != "scored" or manifest.reference is None:
+        raise DataError(
+            f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}), of which a mask is made; name a dataset that "
+            "`megaslm score` has written"
+        )
+    if rule.score != "reference" and not manifest.reference.entropy:
+        raise DataError(
+            f"{dataset.place} holds no ref_entropy, which --score {rule.score} needs; run `megaslm score --entropy` "
+            "into another folder"
+        )
+    return manifest.model_copy(update={"kind": "masked", "mask": rule})
+
+
+def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
+    """What the rule selects of n scored rows: (n, L) bool. Each row is ranked on its own.
+
+    Raises DataError where a target cannot be ranked because what the reference says of it is not finite.
+    """
+    tokens = torch.from_numpy(rows["tokens"].astype(np.int64))
+    targets = Targets(
+        valid=valid_targets(tokens, eos_id),
+        keys=target_keys(torch.arange(len(tokens)), 0, tokens.shape[1] - 1),
+        ref_loss=torch.from_numpy(rows["ref_loss"].astype(np.float32)),
+        ref_entropy=torch.from_numpy(rows["ref_entropy"].astype(np.float32)) if "ref_entropy" in rows else None,
+    )
+    selection = select_static(rule.score, targets, rule.keep_ratio, rule.max_ref_loss)
+    if selection.unrankable.any():
+        row = int(selection.unrankable.any(1).nonzero()[0])
+        raise DataError(f"row {row} has a ref_loss or ref_entropy that is NaN or infinite; score the dataset again")
+    mask: NDArray[np.bool_] = selection.mask.numpy()
+    return mask

@@ -1,0 +1,132 @@
+"""The `mask` verb: a scored dataset's static choice as one bit a target, in place of losses and entropies."""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import COST, Manifest, Mask, read_manifest
+from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.data.dataset.target_bits import packed
+from megaslm.data.storage.dataset_folder import open_dataset
+from megaslm.engine.stop_signal import StopSignal
+from megaslm.errors import DataError
+from megaslm.scoring.derivation import Derivation, PartOutcome, keeping_what_is_done
+from megaslm.scoring.derivation_plan import SourcePart, source_parts
+from megaslm.scoring.mask import describe_masked, selected_targets
+
+_WORKING = ".mask"
+_TARGETS_AT_ONCE = 1 << 18
+
+OnProgress = Callable[[int, int], None]
+"""Called with the bytes that were read and those that are to be read, from one thread at a time."""
+
+
+@dataclass(frozen=True)
+class MaskTask:
+    """What is masked by which rule, and where it goes."""
+
+    dataset: str | Path
+    """A scored dataset: a folder or a URL."""
+    output: str | Path
+    """A folder or a URL."""
+    rule: Mask
+    """What is selected."""
+    workers: int | None = None
+    """Threads; null is one a core."""
+    working: Path | None = None
+    """For an output at a URL: a local folder for parts on their way there."""
+    cache: Path = Path("~/.cache/megaslm")
+    """For a dataset at a URL: the folder in which what is fetched is kept."""
+
+
+def mask(task: MaskTask, on_progress: OnProgress = lambda done, total: None) -> Manifest:
+    """Writes the output: the rows of the dataset, in order, with `selected` in place of what it is made of.
+
+    Parts that an earlier job has finished are not made again, nor those of a finished output whose dataset has grown.
+
+    Raises:
+        DataError: the dataset is damaged or lacks what the rule ranks by, or the output holds something else.
+        Stopped: on SIGTERM.
+        MegaSLMError: the system refuses, as when the disk is full.
+    """
+    source = open_dataset(str(task.dataset), str(task.cache))
+    described = describe_masked(read_manifest(source.path), source, task.rule)
+    check_layout(source.path, shards_are_here=source.url is None)
+    derivation = Derivation(
+        source,
+        described,
+        task.output,
+        working=task.working,
+        working_name=_WORKING,
+        outcome_type=PartOutcome,
+        known_parts=lambda finished, read: _known_parts(finished),
+    )
+    finished = derivation.finished()
+    if finished is not None:
+        return finished
+    with keeping_what_is_done(task.output), derivation.claimed(alone=True):
+        _Job(derivation, described, on_progress).run(task.workers or os.cpu_count() or 1)
+        cost = source.path / COST
+        return derivation.assemble({COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {})
+
+
+def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
+    return {item.name: PartOutcome(part=item.part) for item in source_parts(finished)}
+
+
+class _Job:
+    """The parts that are still to be done."""
+
+    def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, on_progress: OnProgress) -> None:
+        assert described.mask is not None, "describe_masked has set it"
+        self._derivation = derivation
+        self._rule = described.mask
+        self._eos_id = described.eos_id
+        self._format = RowFormat.of(described)
+        self._waiting = [item for item in derivation.parts() if not derivation.is_done(item)]
+        self._on_progress = on_progress
+        self._done_bytes = 0.0
+        self._lock = threading.Lock()
+
+    def run(self, threads: int) -> None:
+        """Does them in so many threads; after a failure no other part is begun."""
+        pool = ThreadPoolExecutor(threads)
+        with StopSignal() as stop:
+            try:
+                for done in [pool.submit(self._mask_part, item, stop) for item in self._waiting]:
+                    done.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _mask_part(self, item: SourcePart, stop: StopSignal) -> None:
+        reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)
+        at_once = max(1, _TARGETS_AT_ONCE // self._format.seq_len)
+
+        def make(folder: Path) -> PartOutcome:
+            with part_writer(folder, self._format) as writer:
+                for start in range(0, len(reader), at_once):
+                    rows = reader.rows(start, min(len(reader), start + at_once))
+                    try:
+                        selected = selected_targets(self._rule, rows, self._eos_id)
+                    except DataError as error:
+                        raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
+                    tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
+                    writer.write(tokens, int(rows["domain"][0]), selected=packed(selected))
+                    self._progress(item.part.bytes * len(tokens) / len(reader))
+                    stop.raise_if_told("the parts that are done are kept; start it again for the others")
+            return PartOutcome(part=writer.part)
+
+        self._derivation.complete(item, make)
+
+    def _progress(self, read_bytes: float) -> None:
+        with self._lock:
+            self._done_bytes += read_bytes
+            self._on_progress(round(self._done_bytes), sum(item.part.bytes for item in self._waiting))

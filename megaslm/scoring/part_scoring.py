@@ -1,0 +1,148 @@
+"""One part of a dataset: its rows through the reference, in batches of one shape, into a part with their losses.
+
+On a GPU three batches are on their way at a time: one is read and one is written while the device works on the third.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megaslm.data.dataset.manifest import Manifest, Part
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.score_summary import PartStatistics
+from megaslm.data.dataset.shards import PartWriter, RowFormat, part_writer
+from megaslm.errors import MegaSLMError, NonFiniteLoss
+from megaslm.model.reference_model import ReferenceModel
+from megaslm.scoring.loss_statistics import LossStatistics
+from megaslm.scoring.read_ahead import read_ahead
+from megaslm.slm.targets import valid_targets
+
+_LARGEST_FLOAT16 = 65504.0
+
+OnRows = Callable[[int], object]
+"""Called with the number of rows that were written since the last call."""
+
+
+@dataclass(frozen=True)
+class PartScorer:
+    """Scores parts with one model."""
+
+    model: ReferenceModel
+    manifest: Manifest
+    """Of the dataset that is written; its `reference` says how the model is run."""
+    batch_rows: int
+    """Rows per forward pass. Every pass has as many, so that a row's losses do not depend on the number of ranks."""
+
+    def score(self, reader: RowReader, folder: Path, place: str, on_rows: OnRows) -> tuple[Part, PartStatistics]:
+        """Write the rows of `reader` with what the model says of them as the part `folder`.
+
+        `place` is what messages call the part. Raises NonFiniteLoss where the model gives NaN or an infinite value,
+        Damaged where a shard is not what was written.
+        """
+        statistics = LossStatistics(self.manifest.eos_id)
+        with part_writer(folder, RowFormat.of(self.manifest)) as writer:
+            try:
+                for batch in self._scored(reader):
+                    self._write(batch, writer, statistics, place)
+                    on_rows(len(batch.tokens))
+            except torch.OutOfMemoryError as error:
+                raise MegaSLMError(
+                    f"{place}: {self.batch_rows} rows at once do not fit into the memory of {self.model.device}; lower "
+                    f"--batch-rows ({error})"
+                ) from error
+        return writer.part, statistics.finish()
+
+    def _scored(self, reader: RowReader) -> Iterator["_Scored"]:
+        """Batches whose values are on their way to the host; each is given when the next is under way."""
+        earlier: _Scored | None = None
+        for batch in read_ahead(self._batches(reader)):
+            measured = self._measure(batch)
+            if earlier is not None:
+                yield earlier
+            earlier = measured
+        if earlier is not None:
+            yield earlier
+
+    def _batches(self, reader: RowReader) -> Iterator["_Batch"]:
+        for start in range(0, len(reader), self.batch_rows):
+            rows = reader.rows(start, min(len(reader), start + self.batch_rows))
+            stored = cast(NDArray[np.unsignedinteger], rows["tokens"])
+            padding = np.repeat(stored[-1:], self.batch_rows - len(stored), axis=0)
+            tokens = torch.from_numpy(np.concatenate([stored, padding]).astype(np.int64))
+            on_gpu = self.model.device.type == "cuda"
+            yield _Batch(start, stored, int(rows["domain"][0]), tokens.pin_memory() if on_gpu else tokens)
+
+    def _measure(self, batch: "_Batch") -> "_Scored":
+        tokens = batch.padded.to(self.model.device, non_blocking=True)
+        valid = valid_targets(tokens, self.manifest.eos_id)
+        losses, entropies = self.model.measure(tokens)
+        columns = [_as_stored(losses, valid)] + ([] if entropies is None else [_as_stored(entropies, valid)])
+        values = torch.stack([column.values for column in columns])
+        finite = torch.stack([column.finite for column in columns])
+        return _Scored(batch.start, batch.stored, batch.domain, _OnItsWay(values), _OnItsWay(finite))
+
+    def _write(self, batch: "_Scored", writer: PartWriter, statistics: LossStatistics, place: str) -> None:
+        count = len(batch.tokens)
+        finite = batch.finite.arrived()[:, :count]
+        if not finite.all():
+            column, row = (int(number) for number in (~finite).nonzero()[0])
+            what = ("a loss", "an entropy")[column]
+            raise NonFiniteLoss(
+                f"{place}, row {batch.start + row}: the reference gives {what} that is NaN or infinite; inspect that "
+                "row, and try --precision fp32"
+            )
+        values: NDArray[np.float16] = batch.values.arrived()[:, :count].numpy()
+        writer.write(batch.tokens, batch.domain, values[0], values[1] if len(values) == 2 else None)
+        statistics.add(batch.tokens, values[0])
+
+
+class _Batch(NamedTuple):
+    """Rows of a part from `start` on: (n, L+1) as stored, and the same as (B, L+1) int64, padded with copies."""
+
+    start: int
+    stored: NDArray[np.unsignedinteger]
+    domain: int
+    padded: Tensor
+
+
+class _Scored(NamedTuple):
+    """The same rows with (columns, B, L) float16 values and, (columns, B) bool, whether all of a row's are finite."""
+
+    start: int
+    tokens: NDArray[np.unsignedinteger]
+    domain: int
+    values: "_OnItsWay"
+    finite: "_OnItsWay"
+
+
+class _OnItsWay:
+    """A tensor that is being copied to the host, while the host goes on."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if tensor.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def arrived(self) -> Tensor:
+        """The copy, waited for."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor
+
+
+class _Column(NamedTuple):
+    values: Tensor
+    finite: Tensor
+
+
+def _as_stored(nats: Tensor, valid: Tensor) -> _Column:
+    """(B, L) float16, clamped to [0, 65504] and 0 where the target is not valid; and (B,) bool, all finite before."""
+    kept = nats.where(valid, 0.0)
+    return _Column(kept.clamp(0.0, _LARGEST_FLOAT16).to(torch.float16), torch.isfinite(kept).all(1))

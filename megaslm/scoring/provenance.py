@@ -1,0 +1,64 @@
+"""What a scored dataset will say of its reference, once it is certain that the two belong together."""
+
+from pathlib import Path
+
+import torch
+
+from megaslm.data.dataset.layout import check_layout
+from megaslm.data.dataset.manifest import Manifest, Reference, read_manifest
+from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.errors import ConfigError, DataError
+from megaslm.model.fit import check_model_fits, check_tokenizer_fits
+from megaslm.model.load import check_model_folder
+from megaslm.model.precision import choose_precision
+from megaslm.model.weight_files import weights_sha256
+from megaslm.scoring.task import ScoreSettings
+
+
+def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSettings, device: torch.device) -> Manifest:
+    """The manifest that a dataset will have when it is scored, but with its parts as they are now.
+
+    Raises:
+        ModelError: the reference is no model, is incomplete, or does not fit the rows.
+        DataError: the dataset is damaged, is scored already, or has another tokenizer than the reference.
+        ConfigError: windows that do not fit the rows or the reference.
+    """
+    manifest = read_manifest(dataset.path)
+    if manifest.kind != "tokens":
+        raise DataError(
+            f"{dataset.place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from"
+        )
+    config = check_model_folder(reference)
+    check_tokenizer_fits(reference, manifest, dataset=dataset.place)
+    window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
+    check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
+    check_layout(dataset.path, shards_are_here=dataset.url is None)
+    described = Reference(
+        name=reference.resolve().name,
+        weights_sha256=weights_sha256(reference),
+        precision=choose_precision(settings.precision, device),
+        document_isolation=settings.document_isolation,
+        window=window,
+        stride=stride,
+        batch_rows=settings.batch_rows,
+        dataset_sha256=manifest.tokens_fingerprint(),
+        entropy=settings.entropy,
+    )
+    return manifest.model_copy(update={"kind": "scored", "reference": described})
+
+
+def _windows(settings: ScoreSettings, seq_len: int, positions: int, reference: Path) -> tuple[int, int]:
+    """Window and stride; a row in one piece wherever that is possible."""
+    window = min(seq_len, positions) if settings.window is None else settings.window
+    if not 1 <= window <= seq_len:
+        raise ConfigError(f"--window {window}: must be between 1 and the {seq_len} targets of a row")
+    if settings.stride is None:
+        if window < seq_len:
+            raise ConfigError(
+                f"{reference} sees {window} tokens at once, the rows have {seq_len}: pass --stride, such as --stride "
+                f"{max(1, window // 2)}, to score each row in windows that overlap"
+            )
+        return window, window
+    if not 1 <= settings.stride <= window:
+        raise ConfigError(f"--stride {settings.stride}: must be between 1 and the window, {window}")
+    return window, window if window == seq_len else settings.stride

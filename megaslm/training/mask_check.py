@@ -1,0 +1,130 @@
+"""Whether the mask of a dataset selects what the run would select, and is made of what the reference says."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from megaslm.config.schema import SlmSection
+from megaslm.data.dataset.manifest import Manifest, Mask, Reference
+from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.errors import DataError, ReferenceMismatch
+from megaslm.model.reference_model import ReferenceModel
+from megaslm.model.weight_files import weights_sha256
+from megaslm.slm.keys import target_keys
+from megaslm.slm.static_selection import select_static
+from megaslm.slm.targets import Targets, valid_targets
+from megaslm.training.reference_check import NamedReference
+
+# Other arithmetic moves a few targets over the cut; a shift by one, or other weights, move a good part of them.
+_MOST_DIFFERENT = 0.05
+
+
+def check_mask(
+    manifest: Manifest,
+    mask: Mask,
+    dataset: DatasetFolder,
+    run: SlmSection,
+    *,
+    domains: Sequence[str],
+    document_isolation: bool,
+    reference: NamedReference | None,
+    device: torch.device,
+) -> None:
+    """Checks the rule of a mask, and where the reference is at hand makes the mask of `run.verify_rows` rows again.
+
+    Args:
+        manifest: of `dataset`.
+        mask: of `manifest`.
+        dataset: a masked dataset.
+        run: the rule of the run that is to use the mask.
+        domains: those that the run trains on.
+        document_isolation: of the run.
+        reference: the model that scored the dataset that the mask was made of, or None.
+        device: where to score.
+
+    Raises:
+        DataError: the run selects otherwise.
+        ReferenceMismatch: the mask was made of losses in other contexts, of other tokens or by others.
+    """
+    _check_rule(mask, dataset, run)
+    found = manifest.reference
+    if found is None:
+        raise ReferenceMismatch(f"{dataset.place}: its manifest names no reference; mask the scored dataset again")
+    if found.dataset_sha256 != manifest.tokens_fingerprint():
+        raise ReferenceMismatch(
+            f"{dataset.place}: its mask was made for the rows {found.dataset_sha256[:12]}, it holds the rows "
+            f"{manifest.tokens_fingerprint()[:12]}; mask the scored dataset again"
+        )
+    if found.document_isolation != document_isolation:
+        raise ReferenceMismatch(
+            f"{dataset.place} was masked by losses with document_isolation = {found.document_isolation}; the run has "
+            f"model.document_isolation = {document_isolation}; set one to the other"
+        )
+    if reference is not None:
+        _check_weights(found, dataset, reference)
+        if run.verify_rows:
+            model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+            for domain in domains:
+                _check_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
+
+
+def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
+    settings = {
+        "score": (mask.score, run.score),
+        "scope": (mask.scope, run.scope),
+        "keep_ratio": (mask.keep_ratio, run.keep_ratio),
+        "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
+    }
+    different = {name: values for name, values in settings.items() if values[0] != values[1]}
+    if different:
+        of_mask, of_run = (
+            ", ".join(f"slm.{name} = {values[side]}" for name, values in different.items()) for side in (0, 1)
+        )
+        raise DataError(
+            f"{dataset.place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
+            "`megaslm mask`, or train on the scored dataset"
+        )
+
+
+def _check_weights(found: Reference, dataset: DatasetFolder, reference: NamedReference) -> None:
+    at_hand = weights_sha256(reference.folder)
+    if at_hand != found.weights_sha256:
+        raise ReferenceMismatch(
+            f"{dataset.place} was masked by losses of {found.name} with weights {found.weights_sha256[:12]}; "
+            f"{reference.setting} = {reference.folder} has weights {at_hand[:12]}; name the right folder or score and "
+            "mask the dataset again"
+        )
+
+
+def _check_rows(model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int) -> None:
+    different, targets = np.sum(list(_differences(model, mask, dataset, domain, rows, eos_id)), axis=0).tolist()
+    if different > _MOST_DIFFERENT * targets:
+        raise ReferenceMismatch(
+            f"{dataset.place}, train/{domain}: {different:,} of {targets:,} targets of the rows that were scored again "
+            "are masked otherwise than the reference's losses ask for; score and mask the dataset again"
+        )
+
+
+def _differences(
+    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+) -> Iterator[tuple[int, int]]:
+    """Of each of some rows, how many targets another mask selects than the stored one, and how many there are."""
+    reader = dataset.reader("train", domain)
+    for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
+        row = reader.rows(int(number), int(number) + 1)
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64)).to(model.device)
+        seq_len = tokens.shape[1] - 1
+        losses, entropies = model.measure(tokens)
+        targets = Targets(
+            valid=valid_targets(tokens, eos_id),
+            keys=target_keys(torch.zeros(1, dtype=torch.int64, device=model.device), 0, seq_len),
+            # As they are stored.
+            ref_loss=losses.to(torch.float16).float(),
+            ref_entropy=None if entropies is None else entropies.to(torch.float16).float(),
+        )
+        again = select_static(mask.score, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
+        stored = torch.from_numpy(unpacked(row["selected"].astype(np.uint8), seq_len))
+        yield int((again != stored).sum()), int(targets.valid.sum())

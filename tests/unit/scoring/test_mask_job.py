@@ -1,0 +1,130 @@
+"""The masked dataset: the same rows, a sixteenth of the bytes of a loss, made part by part."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaslm.data.dataset.dataset_facts import dataset_facts
+from megaslm.data.dataset.manifest import Manifest, Part, read_manifest, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.row_text import read_row
+from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.dataset.verify import verify
+from megaslm.errors import DataError, Stopped
+from megaslm.scoring.mask import mask_rule, selected_targets
+from megaslm.scoring.mask_job import MaskTask, mask
+from tests.inspected import EOS_ID, SEQ_LEN, make_inspected
+
+RULE = mask_rule("reference_and_entropy", "0.6", 5.0)
+ROWS = {"a": 6, "b": 3}
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    return make_inspected(tmp_path / "scored", scored=True).folder
+
+
+def parts_of(manifest: Manifest) -> list[Part]:
+    return [part for share in manifest.splits["train"].values() for part in share.parts]
+
+
+def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    seen: list[tuple[int, int]] = []
+    manifest = mask(MaskTask(scored, masked, RULE, workers=2), lambda done, total: seen.append((done, total)))
+    assert (manifest, manifest.kind, manifest.mask) == (read_manifest(masked), "masked", RULE)
+    assert manifest.tokens_fingerprint() == read_manifest(scored).tokens_fingerprint()
+    assert (verify(masked).problems, verify(masked).warnings) == ((), ())
+    stored = sum(part.bytes for part in parts_of(read_manifest(scored)))
+    assert seen[-1] == (stored, stored)
+    for domain, count in ROWS.items():
+        theirs, ours = (RowReader(dataset, "train", domain).rows(0, count) for dataset in (scored, masked))
+        assert set(ours) == {"tokens", "domain", "selected"}
+        assert np.array_equal(ours["tokens"], theirs["tokens"])
+        assert np.array_equal(ours["domain"], theirs["domain"])
+        expected = selected_targets(RULE, theirs, EOS_ID)
+        assert np.array_equal(unpacked(ours["selected"].astype(np.uint8), SEQ_LEN), expected)
+        assert 16 * ours["selected"].nbytes == theirs["ref_loss"].nbytes
+        row = read_row(masked, "train", 1, domain)
+        assert row.selected == (False, *expected[1].tolist())
+        (share,) = dataset_facts(masked, "train", domain).shares
+        assert share.selected_share == expected.sum() / share.targets
+
+
+def test_the_number_of_threads_makes_no_difference(scored: Path, tmp_path: Path) -> None:
+    one = mask(MaskTask(scored, tmp_path / "one", RULE, workers=1))
+    assert mask(MaskTask(scored, tmp_path / "four", RULE, workers=4)) == one
+
+
+def test_a_finished_one_is_left_alone_and_another_rule_is_refused(scored: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    manifest = mask(MaskTask(scored, masked, RULE))
+    written = (masked / "manifest.json").stat().st_mtime_ns
+    assert mask(MaskTask(scored, masked, RULE)) == manifest
+    assert (masked / "manifest.json").stat().st_mtime_ns == written
+    with pytest.raises(DataError, match=r"mask\.keep_ratio = 0\.6 there, 0\.5 here"):
+        mask(MaskTask(scored, masked, mask_rule("reference_and_entropy", "0.5", 5.0)))
+
+
+def test_a_damaged_part_stops_it_and_the_others_are_kept(scored: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    shard = next((scored / "train" / "b" / "part-00000").glob("*.mds"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match=r"train/b/part-00000/shard\.00000\.mds has the xxh3_64"):
+        mask(MaskTask(scored, masked, RULE, workers=1))
+    assert not (masked / "manifest.json").exists()
+    done = next(masked.rglob("a/part-00000/*.mds"))
+    inode = done.stat().st_ino
+
+    shard.write_bytes(content)
+    mask(MaskTask(scored, masked, RULE, workers=1))
+    assert next(masked.rglob("a/part-00000/*.mds")).stat().st_ino == inode
+    assert (verify(masked).problems, verify(masked).warnings) == ((), ())
+
+
+def test_it_stops_when_told_to_and_goes_on(scored: Path, tmp_path: Path) -> None:
+    masked = tmp_path / "masked"
+    done_bytes: list[int] = []
+
+    def tell_to_stop(done: int, total: int) -> None:
+        done_bytes.append(done)
+        if len(done_bytes) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # The signal is noted by the main thread, once it gets its turn.
+            time.sleep(0.5)
+
+    with pytest.raises(Stopped, match="the parts that are done are kept; start it again"):
+        mask(MaskTask(scored, masked, RULE, workers=1), tell_to_stop)
+    assert len(done_bytes) == 2
+    assert not (masked / "manifest.json").exists()
+    assert len(list(masked.rglob("*.mds"))) == 1
+    again: list[int] = []
+    assert mask(MaskTask(scored, masked, RULE), lambda done, total: again.append(total)).kind == "masked"
+    assert again[-1] < sum(part.bytes for part in parts_of(read_manifest(scored)))
+
+
+def test_a_dataset_that_has_grown_gets_the_bits_of_its_new_parts(scored: Path, tmp_path: Path) -> None:
+    whole = read_manifest(scored)
+    share = whole.splits["train"]["a"]
+    first = share.model_copy(update={"parts": share.parts[:1], "rows": share.parts[0].rows})
+    write_manifest(scored, whole.model_copy(update={"splits": {"train": {"a": first}}}))
+    (scored / "train" / "a" / "part-00001").rename(tmp_path / "part-00001")
+    (scored / "train" / "b").rename(tmp_path / "b")
+    merge_index(scored / "train" / "a", first.parts)
+    masked = tmp_path / "masked"
+    assert len(parts_of(mask(MaskTask(scored, masked, RULE)))) == 1
+    inode = next(masked.rglob("part-00000/*.mds")).stat().st_ino
+
+    (tmp_path / "part-00001").rename(scored / "train" / "a" / "part-00001")
+    (tmp_path / "b").rename(scored / "train" / "b")
+    merge_index(scored / "train" / "a", share.parts)
+    write_manifest(scored, whole)
+    assert len(parts_of(mask(MaskTask(scored, masked, RULE)))) == 3
+    assert next((masked / "train" / "a" / "part-00000").glob("*.mds")).stat().st_ino == inode
+    assert verify(masked).problems == ()

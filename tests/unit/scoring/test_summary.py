@@ -1,0 +1,177 @@
+"""The summary of a dataset adds up what was noted of its parts."""
+
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megaslm.config.schema import Split
+from megaslm.data.dataset.score_summary import (
+    LOSS_BIN_EDGES,
+    DocumentLoss,
+    PartScores,
+    PartStatistics,
+    ScoredBy,
+    read_scores,
+)
+from megaslm.errors import DataError
+from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
+from megaslm.scoring.summary import quantile, scored_by, summarise
+
+H200, EPYC = "NVIDIA H200", "AMD EPYC"
+FLOPS = 2e9
+
+
+def document(row: int, mean_loss: float) -> DocumentLoss:
+    return DocumentLoss(row=row, token=5, targets=40, mean_loss=mean_loss)
+
+
+def part(
+    name: str,
+    *,
+    split: Split = "train",
+    domain: str = "a",
+    rows: int = 100,
+    losses: tuple[float, ...] = (1.0,),
+    documents: tuple[DocumentLoss, ...] = (),
+    host: str = "node1",
+    rank: int = 0,
+    device: str = H200,
+    rank_seconds: float = 10.0,
+) -> PartScores:
+    histogram = np.bincount(np.searchsorted(LOSS_BIN_EDGES, losses, side="right"), minlength=len(LOSS_BIN_EDGES) + 1)
+    statistics = PartStatistics(
+        targets=len(losses),
+        loss_sum=sum(losses),
+        histogram=tuple(histogram.tolist()),
+        worst=tuple(sorted(documents, key=lambda each: -each.mean_loss)),
+        best=tuple(sorted(documents, key=lambda each: each.mean_loss)),
+    )
+    by = ScoredBy(
+        host=host, rank=rank, device=device, device_type="cuda" if device == H200 else "cpu", threads=8,
+        megaslm_version="0", torch_version="2", transformers_version="5", started=datetime(2026, 1, 2, tzinfo=UTC),
+        rank_seconds=rank_seconds, start_seconds=0.0,
+    )  # fmt: skip
+    return PartScores(
+        split=split, domain=domain, part=name, rows=rows, statistics=statistics, by=by,
+        tokens_per_second=len(losses) / rank_seconds,
+    )  # fmt: skip
+
+
+def test_a_domain_is_all_of_its_parts() -> None:
+    summary = summarise(
+        [
+            part("part-00000", losses=(0.5, 1.5, 2.5)),
+            part("part-00001", losses=(7.5,)),
+            part("part-00000", domain="b", losses=(4.0,)),
+            part("part-00000", split="heldout", losses=(0.001,)),
+        ],
+        FLOPS,
+        "bf16",
+    )
+    assert [(each.split, each.domain, each.targets) for each in summary.domains] == [
+        ("train", "a", 4),
+        ("train", "b", 1),
+        ("heldout", "a", 1),
+    ]
+    a = summary.domains[0]
+    assert (a.mean, a.perplexity) == (3.0, math.exp(3.0))
+    assert sum(a.histogram) == 4
+    assert len(a.histogram) == len(summary.bin_edges) + 1
+
+
+def test_documents_have_the_rows_of_the_domain() -> None:
+    parts = [
+        part("part-00000", rows=7, documents=(document(3, 2.0), document(6, 1.0))),
+        part("part-00001", rows=9, documents=(document(0, 2.0), document(8, 5.0))),
+        part("part-00002", documents=(document(1, 1.0),)),
+    ]
+    (domain,) = summarise(parts, FLOPS, "bf16").domains
+    assert [(each.row, each.mean_loss) for each in domain.worst] == [(15, 5.0), (3, 2.0), (7, 2.0), (6, 1.0), (17, 1.0)]
+    assert [(each.row, each.mean_loss) for each in domain.best] == [(6, 1.0), (17, 1.0), (3, 2.0), (7, 2.0), (15, 5.0)]
+
+
+def test_as_many_documents_are_kept_of_a_domain_as_of_a_part() -> None:
+    parts = [part(f"part-{number:05d}", documents=tuple(map(document, range(6), range(6)))) for number in range(3)]
+    (domain,) = summarise(parts, FLOPS, "bf16").domains
+    assert [each.mean_loss for each in domain.worst] == [5.0] * 3 + [4.0] * 3 + [3.0] * 3 + [2.0]
+    assert len(domain.worst) == len(domain.best) == MOST_DOCUMENTS
+
+
+def test_what_it_took() -> None:
+    parts = [
+        part("part-00000", losses=(1.0,) * 3000, rank_seconds=30.0),
+        part("part-00001", losses=(1.0,) * 1000, rank_seconds=5.0, rank=1),
+        part("part-00002", losses=(1.0,) * 1000, rank_seconds=5.0, host="node2"),
+    ]
+    summary = summarise(parts, FLOPS, "bf16")
+    assert (summary.targets, summary.rank_seconds, summary.ranks) == (5000, 40.0, 3)
+    assert summary.tokens_per_second_per_rank == 125.0
+    assert summary.gpu_hours == 40 / 3600
+    assert summary.mfu == pytest.approx(5000 * FLOPS / (40 * 989e12))
+    assert [each.tokens_per_second for each in summary.parts] == [100.0, 200.0, 200.0]
+    (device,) = summary.devices
+    assert (device.device, device.hosts, device.ranks, device.parts) == (H200, 2, 3, 3)
+    assert (device.targets, device.rank_seconds, device.mfu) == (5000, 40.0, summary.mfu)
+
+
+def test_where_a_peak_is_not_known_no_utilisation_is_claimed() -> None:
+    parts = [part("part-00000", rank_seconds=36.0), part("part-00001", device=EPYC, rank_seconds=4.0)]
+    summary = summarise(parts, FLOPS, "bf16")
+    assert summary.mfu is None
+    assert summary.gpu_hours == 0.01
+    assert [(each.device, each.mfu is None) for each in summary.devices] == [(EPYC, True), (H200, False)]
+    assert [each.mfu for each in summarise(parts, FLOPS, "fp32").devices] == [None, None]
+
+
+def test_quantiles_lie_within_a_bin_of_the_true_ones() -> None:
+    losses = np.random.default_rng(0).lognormal(0, 1.5, 100_000).astype(np.float16)
+    histogram = np.bincount(np.searchsorted(LOSS_BIN_EDGES, losses, side="right"), minlength=len(LOSS_BIN_EDGES) + 1)
+    for share in (0.05, 0.5, 0.95):
+        assert quantile(histogram.tolist(), share) == pytest.approx(np.quantile(losses, share), rel=0.01)
+
+
+def test_quantiles_of_the_bins_without_an_edge() -> None:
+    bins = len(LOSS_BIN_EDGES) + 1
+    assert quantile([4, *[0] * (bins - 1)], 0.5) == LOSS_BIN_EDGES[0] / 2
+    assert quantile([*[0] * (bins - 1), 4], 0.5) == LOSS_BIN_EDGES[-1] == 32.0
+
+
+def test_this_process_is_described() -> None:
+    by = scored_by(3, torch.device("cpu"), 1.5, 0.25)
+    assert (by.rank, by.device_type, by.threads, by.torch_version) == (
+        3,
+        "cpu",
+        torch.get_num_threads(),
+        torch.__version__,
+    )
+    assert (by.rank_seconds, by.start_seconds) == (1.5, 0.25)
+    assert by.host
+    assert by.device
+    assert 1.5 <= (datetime.now(UTC) - by.started).total_seconds() < 60
+    assert by.started.tzinfo == UTC
+
+
+def test_the_summary_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+    parts = [
+        part("part-00000", documents=(document(1, 1 / 3),), device=EPYC, rank_seconds=0.1),
+        # A perplexity beyond all numbers.
+        part("part-00000", domain="b", losses=(60_000.0,)),
+    ]
+    summary = summarise(parts, FLOPS / 3, "bf16")
+    assert read_scores(tmp_path) is None
+    (tmp_path / "scores.json").write_text(summary.model_dump_json(indent=1))
+    found = read_scores(tmp_path)
+    assert found == summary
+    assert found is not None
+    assert found.domains[1].perplexity == math.inf
+    assert summarise(found.parts, FLOPS / 3, "bf16") == summary, "a summary has all that another is made of"
+
+
+def test_a_file_that_is_no_summary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text('{"targets": 3}')
+    with pytest.raises(DataError, match=r"scores.json is not the summary of a scored dataset"):
+        read_scores(tmp_path)

@@ -1,0 +1,109 @@
+"""What static scores select, and that a mask selects the same as ranking in every step."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+import pytest
+import torch
+from torch import Tensor
+
+from megaslm.slm.choice import Known
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.keys import target_keys
+from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
+from megaslm.slm.static_selection import StaticRanking, select_static
+from megaslm.slm.step_plan import Moment, SelectionRule, StepPlan
+from megaslm.slm.targets import Targets
+from tests.threads import run_together
+
+RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"]
+ROWS, LENGTH = 12, 21
+
+
+def drawn_targets(seed: int = 0) -> Targets:
+    """Rows with many equal scores, a tenth of their targets invalid, one row without any target."""
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
+    valid[3] = False
+    losses, entropies = torch.randint(0, 8, (2, ROWS, LENGTH), generator=generator) / 2
+    return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), losses, entropies)
+
+
+def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) -> set[int]:
+    """The places of smallest value in a row, by sorting: among equal ones the first."""
+    count = int(ratio * int(valid.sum()) + Decimal("0.5"))
+    places = eligible.nonzero().squeeze(1).tolist()
+    return set(sorted(places, key=lambda place: (float(values[place]), place))[:count])
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("ratio", ["0.01", "0.6", "1"])
+@pytest.mark.parametrize("max_ref_loss", [None, 1.5])
+def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRanking, ratio: str, max_ref_loss: float | None) -> None:
+    targets = drawn_targets()
+    losses, entropies = targets.needed_ref_loss(), targets.needed_ref_entropy()
+    chosen = select_static(ranking, targets, Decimal(ratio), max_ref_loss)
+    ranked = {"reference": [losses], "entropy": [entropies], "reference_and_entropy": [losses, entropies]}[ranking]
+    for row in range(ROWS):
+        valid = targets.valid[row]
+        eligible = valid if max_ref_loss is None else valid & (losses[row] <= max_ref_loss)
+        tops = [top_of_row(values[row], valid, eligible, Decimal(ratio)) for values in ranked]
+        assert set(chosen.mask[row].nonzero().squeeze(1).tolist()) == set.intersection(*tops)
+    assert torch.equal(chosen.count, chosen.mask.sum(1))
+    assert not chosen.unrankable.any()
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_what_cannot_be_ranked_is_named(ranking: StaticRanking) -> None:
+    targets = drawn_targets()
+    place = tuple(targets.valid.nonzero()[5].tolist())
+    for column in (targets.needed_ref_loss(), targets.needed_ref_entropy()):
+        column[place] = float("nan")
+        column[~targets.valid] = float("nan")
+    assert select_static(ranking, targets, Decimal("0.6"), None).unrankable.nonzero().tolist() == [list(place)]
+
+
+def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduceSum = on_this_rank_alone) -> StepPlan:
+    def never(number: int) -> Tensor:
+        raise AssertionError("a static score needs no losses")
+
+    return SelectiveObjective(rule).plan_step(parts, Moment(1, 0), never, all_reduce_sum)
+
+
+def assert_alike(one: StepPlan, other: StepPlan) -> None:
+    assert torch.equal(one.denominator, other.denominator)
+    assert one.denominator.dtype == other.denominator.dtype
+    for ours, theirs in zip(one.choices, other.choices, strict=True):
+        assert isinstance(ours, Known)
+        assert isinstance(theirs, Known)
+        assert torch.equal(ours.mask, theirs.mask)
+        assert torch.equal(ours.rows, theirs.rows)
+        assert torch.equal(ours.rest, theirs.rest)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("measure_rest", [True, False])
+def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRanking, measure_rest: bool) -> None:
+    rule = SelectionRule(KeepRatio(Decimal("0.6")), ranking, "sequence", max_ref_loss=2.0, measure_rest=measure_rest)
+    micro_batches = [drawn_targets(seed) for seed in range(4)]
+    masks = [select_static(ranking, part, Decimal("0.6"), 2.0).mask for part in micro_batches]
+    masked = [Targets(part.valid, part.keys, selected=mask) for part, mask in zip(micro_batches, masks, strict=True)]
+    assert_alike(plan(rule, masked), plan(rule, micro_batches))
+
+    def rank(number: int, all_reduce_sum: AllReduceSum) -> tuple[StepPlan, StepPlan]:
+        mine = slice(2 * number, 2 * number + 2)
+        return plan(rule, masked[mine], all_reduce_sum), plan(rule, micro_batches[mine], all_reduce_sum)
+
+    for by_mask, by_score in run_together(2, rank):
+        assert_alike(by_mask, by_score)
+        assert int(by_mask.denominator) == sum(int(mask.sum()) for mask in masks)
+
+
+def test_a_mask_selects_no_invalid_target_and_has_no_say_in_other_scores() -> None:
+    targets = drawn_targets()
+    everything = Targets(targets.valid, targets.keys, selected=torch.ones_like(targets.valid))
+    by_mask = plan(SelectionRule(KeepRatio(Decimal("0.6")), "reference", "sequence"), [everything])
+    assert torch.equal(by_mask.choices[0].mask.view_as(targets.valid), targets.valid)  # type: ignore[union-attr]
+    by_chance = plan(SelectionRule(KeepRatio(Decimal("0.6")), "random", "sequence"), [everything])
+    assert int(by_chance.denominator) < int(targets.valid.sum())
