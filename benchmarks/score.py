@@ -30,7 +30,7 @@ PLAIN, PLAIN_BY_ROW = "plain loop", "plain loop, a row at a time"
 OURS, OURS_ISOLATED = "ours", "ours, documents isolated"
 WAYS = (PLAIN, PLAIN_BY_ROW, OURS, OURS_ISOLATED)
 LARGEST_DIFFERENCE = 1e-4
-TEXT_BYTES = 1_500_000
+TEXT_BYTES = 200_000
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def main() -> None:
     repetitions = 1 if chosen.quick else 3
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        text_bytes = 100_000 if chosen.quick else 40_000
+        text_bytes = 20_000 if chosen.quick else 40_000
         dataset = prepare_text(folder, text_bytes, vocab_size=architecture.vocab_size, seq_len=512, parts=PARTS)
         manifest = read_manifest(dataset)
         drawn_model(architecture, manifest.eos_id).save_pretrained(folder / "reference")

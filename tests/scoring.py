@@ -1,6 +1,8 @@
 """Scoring jobs on toy datasets, in ranks that start in a moment."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +15,21 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.scoring.job import score
 from megaslm.scoring.task import ScoreSettings, ScoreTask
 from tests.corpus import content
-from tests.forks import fork_ranks, statuses_of
+from tests.forks import fork, fork_ranks, statuses_of
 from tests.toy import EOS_ID, SHAPE, Unsharded, make_tokenizer
 
 NOTES = ".score/.derived"
 
 
-def make_reference(folder: Path, **shape: int) -> PreTrainedModel:
-    """A model with random weights, large enough that losses differ, and its tokenizer; gives the model."""
+def make_reference(folder: Path, *, tokenizer: Path | None = None, **shape: int) -> PreTrainedModel:
+    """A model with random weights, large enough that losses differ, and a tokenizer; gives the model."""
     architecture = Architecture.model_validate({**SHAPE, **shape})
     lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
     draw_weights(lm, seed=5, standard_deviation=0.3, sharding=Unsharded())
-    make_tokenizer(folder)
+    if tokenizer is None:
+        make_tokenizer(folder)
+    else:
+        shutil.copytree(tokenizer, folder)
     lm.save_pretrained(folder)
     return lm
 
@@ -56,6 +61,13 @@ def fail(world_size: int, task: ScoreTask, status: int, capfd: pytest.CaptureFix
     return capfd.readouterr().err
 
 
+def failing(run: Callable[[], object], status: int, capfd: pytest.CaptureFixture[str]) -> str:
+    """Runs something in a process of its own, which ends with this status; gives what it said."""
+    capfd.readouterr()
+    assert statuses_of([fork(lambda: _discard(run()))]) == [status]
+    return capfd.readouterr().err
+
+
 def rows_of(scored: Path) -> dict[str, bytes]:
     """Every file of a scored dataset but those that say how it was made."""
     return {name: found for name, found in content(scored).items() if name not in BESIDE_ROWS}
@@ -70,3 +82,7 @@ def scores(scored: Path) -> list[tuple[str, str, str]]:
     """The parts that scores.json tells of."""
     summary = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
     return [(part["split"], part["domain"], part["part"]) for part in summary["parts"]]
+
+
+def _discard(_: object) -> None:
+    return

@@ -14,6 +14,8 @@ from megaslm.data.preparing.prepare import prepare
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM
 
+_TOKENIZER_BYTES = 1_500_000
+
 
 class Whole:
     """A model that no one divides."""
@@ -25,9 +27,9 @@ class Whole:
 def prepare_text(
     folder: Path, text_bytes: int, *, vocab_size: int, seq_len: int, parts: int = 1, heldout_fraction: float = 0.0
 ) -> Path:
-    """A dataset of so much text in equal parts, each of the same documents, with a tokenizer trained on them."""
+    """A dataset of equal parts, each of the same documents, about so many bytes of them or all there are."""
+    train_tokenizer(folder / "tokenizer", texts(_TOKENIZER_BYTES), vocab_size)
     documents = texts(text_bytes)
-    train_tokenizer(folder / "tokenizer", documents, vocab_size)
     files = [folder / f"{number}.jsonl" for number in range(parts)]
     for path in files:
         write_jsonl(path, documents)

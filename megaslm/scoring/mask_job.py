@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -97,11 +97,11 @@ class _Job:
         self._lock = threading.Lock()
 
     def run(self, threads: int) -> None:
-        """Does them in so many threads; after a failure no other part is begun."""
+        """Does them in so many threads, until one fails."""
         pool = ThreadPoolExecutor(threads)
         with StopSignal() as stop:
             try:
-                for done in [pool.submit(self._mask_part, item, stop) for item in self._waiting]:
+                for done in as_completed([pool.submit(self._mask_part, item, stop) for item in self._waiting]):
                     done.result()
             finally:
                 pool.shutdown(cancel_futures=True)
@@ -113,6 +113,7 @@ class _Job:
         def make(folder: Path) -> PartOutcome:
             with part_writer(folder, self._format) as writer:
                 for start in range(0, len(reader), at_once):
+                    stop.raise_if_told("the parts that are done are kept; start it again for the others")
                     rows = reader.rows(start, min(len(reader), start + at_once))
                     try:
                         selected = selected_targets(self._rule, rows, self._eos_id)
@@ -121,7 +122,6 @@ class _Job:
                     tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
                     writer.write(tokens, int(rows["domain"][0]), selected=packed(selected))
                     self._progress(item.part.bytes * len(tokens) / len(reader))
-                    stop.raise_if_told("the parts that are done are kept; start it again for the others")
             return PartOutcome(part=writer.part)
 
         self._derivation.complete(item, make)

@@ -51,13 +51,9 @@ class RowFormat:
     def of(cls, manifest: Manifest) -> "RowFormat":
         """The columns that a dataset has by its manifest; how its shards are cut is not known."""
         scored = manifest.kind == "scored"
-        return cls(
-            manifest.seq_len,
-            manifest.vocab_size,
-            scored=scored,
-            entropy=scored and manifest.reference is not None and manifest.reference.entropy,
-            masked=manifest.kind == "masked",
-        )
+        entropy = scored and manifest.reference is not None and manifest.reference.entropy
+        masked = manifest.kind == "masked"
+        return cls(manifest.seq_len, manifest.vocab_size, scored=scored, entropy=entropy, masked=masked)
 
     @property
     def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.loading.columns import nats_of, selected_of, values_of
 from megaslm.data.loading.fetch import FetchSettings
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.loading.shared_memory import open_leased
 from megaslm.data.loading.training_rows import Row, RowOrder, TrainingRows
 from megaslm.errors import DataError, MegaSLMError
-
-Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -172,36 +169,11 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
 
 def _stacked(rows: list[Row], visit: int) -> MicroBatch:
     return MicroBatch(
-        tokens=torch.from_numpy(_column(rows, "tokens", np.int64)),
+        tokens=torch.from_numpy(values_of(rows, "tokens", np.int64)),
         rows=torch.tensor([row.number for row in rows]),
         domain=torch.tensor([row.domain for row in rows]),
-        ref_loss=_nats(rows, "ref_loss"),
-        ref_entropy=_nats(rows, "ref_entropy"),
-        selected=_selected(rows),
+        ref_loss=nats_of(rows, "ref_loss"),
+        ref_entropy=nats_of(rows, "ref_entropy"),
+        selected=selected_of(rows),
         visit=visit,
     )
-
-
-def _nats(rows: list[Row], column: str) -> Tensor | None:
-    """(B, L) float32 of a column that the dataset may lack."""
-    return torch.from_numpy(_column(rows, column, np.float32)) if _has(rows, column) else None
-
-
-def _selected(rows: list[Row]) -> Tensor | None:
-    """(B, L) bool of the column `selected`, which the dataset may lack."""
-    if not _has(rows, "selected"):
-        return None
-    targets = rows[0].columns.dtype["tokens"].shape[0] - 1
-    return torch.from_numpy(unpacked(_column(rows, "selected", np.uint8), targets))
-
-
-def _has(rows: list[Row], column: str) -> bool:
-    return column in (rows[0].columns.dtype.names or ())
-
-
-def _column(rows: list[Row], column: str, dtype: type[Number]) -> NDArray[Number]:
-    """(B, width) of a column, each value converted on its way into place."""
-    stacked = np.empty((len(rows), *rows[0].columns.dtype[column].shape), dtype=dtype)
-    for place, row in enumerate(rows):
-        stacked[place] = row.columns[column]
-    return stacked

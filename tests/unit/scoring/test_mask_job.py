@@ -103,7 +103,7 @@ def test_it_stops_when_told_to_and_goes_on(scored: Path, tmp_path: Path) -> None
         mask(MaskTask(scored, masked, RULE, workers=1), tell_to_stop)
     assert len(done_bytes) == 2
     assert not (masked / "manifest.json").exists()
-    assert len(list(masked.rglob("*.mds"))) == 1
+    assert len(list(masked.rglob("*.mds"))) == 2
     again: list[int] = []
     assert mask(MaskTask(scored, masked, RULE), lambda done, total: again.append(total)).kind == "masked"
     assert again[-1] < sum(part.bytes for part in parts_of(read_manifest(scored)))

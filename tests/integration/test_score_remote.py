@@ -1,0 +1,99 @@
+"""From object storage and to it: the same scored dataset as from folder to folder."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.data.dataset.manifest import MANIFEST
+from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
+from megaslm.scoring.task import ScoreSettings, ScoreTask
+from tests.corpus import content
+from tests.forks import statuses_of, wait_until
+from tests.s3 import Answer, Bucket, FaultyS3, Rule
+from tests.scoring import fail, make_reference, rows_of, run_job, start, task_of
+from tests.toy import make_dataset
+
+pytest.importorskip("s3fs")
+
+SMALL = {("train", "a"): [60, 35]}
+GROWN = {("train", "a"): [60, 35, 50], ("train", "b"): [31]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference, a dataset, the same with more parts, and that scored from folder to folder."""
+    folder = tmp_path_factory.mktemp("remote")
+    make_reference(folder / "model")
+    make_dataset(folder / "small", SMALL)  # type: ignore[arg-type]
+    make_dataset(folder / "grown", GROWN)  # type: ignore[arg-type]
+    run_job(1, task_of(folder / "model", folder / "grown", folder / "scored"))
+    return folder
+
+
+def upload(bucket: Bucket, dataset: Path, name: str) -> str:
+    for path, found in content(dataset).items():
+        bucket.put(f"{name}/{path}", found)
+    return bucket.url(name)
+
+
+def task(folder: Path, bucket: Bucket, dataset: str, working: Path) -> ScoreTask:
+    settings = ScoreSettings(batch_rows=4)
+    return ScoreTask(
+        folder / "model", dataset, bucket.url("scored"), settings, working=working, cache=working.parent / "cache"
+    )
+
+
+def stored_rows(bucket: Bucket) -> dict[str, bytes]:
+    keys = [key.removeprefix("scored/") for key in bucket.stored_keys("scored/")]
+    return {key: bucket.get(f"scored/{key}") for key in keys if key not in ("cost.json", "scores.json")}
+
+
+def test_from_a_faulty_store_to_it(faulty_s3: FaultyS3, folder: Path, tmp_path: Path) -> None:
+    bucket = faulty_s3.bucket
+    dataset = upload(bucket, folder / "grown", "tokens")
+    faulty_s3.proxy.rules += [Rule(Answer(500), methods=("GET", "PUT"), fraction=0.1, seed=1)]
+    run_job(2, task(folder, bucket, dataset, tmp_path / "working"))
+    assert faulty_s3.proxy.faults > 0
+    assert stored_rows(bucket) == rows_of(folder / "scored")
+    assert {"scored/cost.json", "scored/scores.json"} <= set(bucket.stored_keys("scored/"))
+    assert list((tmp_path / "working").iterdir()) == []
+
+
+def test_killed_on_its_way_it_goes_on_and_grows(faulty_s3: FaultyS3, folder: Path, tmp_path: Path) -> None:
+    bucket = faulty_s3.bucket
+    job = task(folder, bucket, upload(bucket, folder / "small", "small"), tmp_path / "working")
+    ranks = start(1, job)
+    wait_until(lambda: any("/part-" in key for key in bucket.stored_keys("scored/")))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
+    run_job(2, job)
+    before = read_remote_manifest(bucket.url("scored"))
+    sent = len(faulty_s3.proxy.requests("PUT", "*/scored/train/a/part-0000[01]/*"))
+    assert sent >= 4
+
+    grown = task(folder, bucket, upload(bucket, folder / "grown", "grown"), tmp_path / "working")
+    ranks = start(1, grown)
+    wait_until(lambda: any("/part-00002" in key for key in bucket.stored_keys("scored/")))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
+    if read_remote_manifest(bucket.url("scored")) == before:
+        # Until it is finished anew, readers find the dataset as it was.
+        fetch_description(bucket.url("scored"), tmp_path / "reader")
+    run_job(1, grown)
+    assert stored_rows(bucket) == rows_of(folder / "scored")
+    again = len(faulty_s3.proxy.requests("PUT", "*/scored/train/a/part-0000[01]/*"))
+    assert again == sent, "old parts were sent again"
+
+
+def test_a_place_that_holds_something_else(
+    s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    s3.put("scored/notes.txt", b"mine")
+    job = task(folder, s3, str(folder / "small"), tmp_path / "working")
+    assert "is not empty and holds no dataset" in fail(1, job, 2, capfd)
+    without = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings())
+    assert "name a local folder for parts on their way there with --work" in fail(1, without, 2, capfd)
+    assert not (tmp_path / "working" / MANIFEST).exists()
