@@ -20,6 +20,7 @@ from megaslm.training.checkpoint import Progress, complete_checkpoints, load_che
 from megaslm.training.cost import write_cost
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.from_config import fetch_settings, objective_of
+from megaslm.training.origin import doubts, pretrained_folder
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder, check_run
 from megaslm.training.schedule import learning_rate
@@ -59,12 +60,16 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         workers=config.data.loader_workers,
         fetch=fetch_settings(config.data.fetch),
     )
-    engine = start_engine(config, plan, data, world)
+    origin = pretrained_folder(config)
+    engine = start_engine(config, plan, data, world, origin)
+    warnings = on_first_rank(lambda: list(doubts(config, data, origin)))
     progress = _resume(run, engine, plan, world)
     counts = DomainCounts(data.mixture, plan.seq_len, progress.rows_read)
     reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=progress.step)
     for line in differences:
         reporter.say(f"changed since the run began: {line}")
+    for line in warnings:
+        reporter.say(f"warning: {line}")
     session = _Session(
         config,
         plan,

@@ -14,20 +14,22 @@ from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.token_loss import cache_bytes
-from megaslm.training.export import newest_weights
-from megaslm.training.run_folder import RunFolder, open_run
+from megaslm.training.run_folder import open_run
 from megaslm.training.training_data import TrainingData
 
 
-def start_engine(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World) -> ZeroEngine:
+def start_engine(
+    config: RunConfig, plan: BatchPlan, data: TrainingData, world: World, origin: Path | None
+) -> ZeroEngine:
     """Builds the model of the run, hands it to DeepSpeed and makes the run folder; called on all ranks.
+
+    `origin` is the folder of `pretrained_folder`.
 
     Raises:
         ModelError, DataError: the model does not fit the data.
     """
     precision = choose_precision(config.model.precision, world.device)
     settings = deepspeed_settings(config, plan, precision=precision, on_gpu=world.device.type == "cuda")
-    origin = _pretrained_folder(config)
     if origin is not None:
         on_first_rank(lambda: _check_origin(origin, data))
     sharding = ZeroSharding(settings)
@@ -75,13 +77,3 @@ def _build(
     check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.source.place)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)
     return lm
-
-
-def _pretrained_folder(config: RunConfig) -> Path | None:
-    """The Hugging Face folder that the run starts from: given, or made from another run's newest checkpoint."""
-    if config.model.from_pretrained is not None:
-        return Path(config.model.from_pretrained)
-    if config.model.from_run is not None:
-        other = RunFolder(Path(config.model.from_run))
-        return on_first_rank(lambda: newest_weights(other))
-    return None

@@ -18,7 +18,9 @@ from megaslm.errors import DataError, ModelError, ReferenceMismatch
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.training.reference_check import NamedReference, check_reference
 from megaslm.training.training_data import open_training_data
-from tests.integration.conftest import Chain
+from tests.integration.conftest import Chain, write_config
+from tests.ranks import run_megaslm
+from tests.scoring import make_reference
 from tests.toy import make_tokenizer, run_config
 
 
@@ -74,6 +76,42 @@ def test_what_was_scored_passes(chain: Chain, copy: Path) -> None:
 def test_a_dataset_without_entropies_is_refused_where_they_are_needed(chain: Chain, copy: Path) -> None:
     with pytest.raises(DataError, match=r"holds no ref_entropy.*score --entropy"):
         check(chain, copy, needs_entropy=True)
+
+
+def test_other_arithmetic_than_is_stated(chain: Chain, tmp_path: Path) -> None:
+    """bf16 moves losses further than rounding does; a dataset that says fp32 is not that."""
+    make_reference(tmp_path / "model")
+    scored = tmp_path / "scored"
+    run_megaslm("score", "--precision", "bf16", "--reference", tmp_path / "model", chain.tokens, scored)
+    check(chain, scored, reference=tmp_path / "model")
+    manifest = read_manifest(scored)
+    assert manifest.reference is not None
+    assert manifest.reference.precision == "bf16"
+    stated = manifest.reference.model_copy(update={"precision": "fp32"})
+    write_manifest(scored, manifest.model_copy(update={"reference": stated}))
+    with pytest.raises(ReferenceMismatch, match=r"ref_loss differ from what the reference gives in fp32"):
+        check(chain, scored, reference=tmp_path / "model")
+
+
+def test_other_windows_than_are_stated(chain: Chain, copy: Path) -> None:
+    manifest = read_manifest(copy)
+    assert manifest.reference is not None
+    stated = manifest.reference.model_copy(update={"window": 8, "stride": 4})
+    write_manifest(copy, manifest.model_copy(update={"reference": stated}))
+    with pytest.raises(ReferenceMismatch, match=r"ref_loss differ from what the reference gives"):
+        check(chain, copy)
+
+
+def test_a_reference_that_is_the_model_itself_is_warned_of(chain: Chain, tmp_path: Path) -> None:
+    """By folder, and as another run's newest checkpoint."""
+    origins = ({"from_pretrained": str(chain.reference)}, {"from_run": str(chain.reference_run)})
+    for number, origin in enumerate(origins):
+        run = run_config(
+            tmp_path / f"run-{number}", chain.scored, model={"from_scratch": None, **origin}, train={"objective": "slm"}
+        )
+        said = run_megaslm("train", write_config(tmp_path / f"{number}.yaml", run))
+        assert "warning: " in said
+        assert "scored was scored by the very model that this run starts from" in " ".join(said.split())
 
 
 @pytest.mark.parametrize("change", ["shift", "other rows"])
