@@ -6,16 +6,15 @@ import numpy as np
 import torch
 
 from megaslm.config.schema import SlmSection
-from megaslm.data.dataset.manifest import Manifest, Mask, Reference
+from megaslm.data.dataset.manifest import Manifest, Mask
 from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.model.weight_files import weights_sha256
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static_selection import select_static
 from megaslm.slm.targets import Targets, valid_targets
-from megaslm.training.reference_check import NamedReference
+from megaslm.training.provenance_check import NamedReference, check_provenance
 
 # Other arithmetic moves a few targets over the cut; a shift by one, or other weights, move a good part of them.
 _MOST_DIFFERENT = 0.05
@@ -52,22 +51,11 @@ def check_mask(
     found = manifest.reference
     if found is None:
         raise ReferenceMismatch(f"{dataset.place}: its manifest names no reference; mask the scored dataset again")
-    if found.dataset_sha256 != manifest.tokens_fingerprint():
-        raise ReferenceMismatch(
-            f"{dataset.place}: its mask was made for the rows {found.dataset_sha256[:12]}, it holds the rows "
-            f"{manifest.tokens_fingerprint()[:12]}; mask the scored dataset again"
-        )
-    if found.document_isolation != document_isolation:
-        raise ReferenceMismatch(
-            f"{dataset.place} was masked by losses with document_isolation = {found.document_isolation}; the run has "
-            f"model.document_isolation = {document_isolation}; set one to the other"
-        )
-    if reference is not None:
-        _check_weights(found, dataset, reference)
-        if run.verify_rows:
-            model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
-            for domain in domains:
-                _check_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
+    check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
+    if reference is not None and run.verify_rows:
+        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        for domain in domains:
+            _check_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
 
 
 def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
@@ -86,16 +74,6 @@ def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
         raise DataError(
             f"{dataset.place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
             "`megaslm mask`, or train on the scored dataset"
-        )
-
-
-def _check_weights(found: Reference, dataset: DatasetFolder, reference: NamedReference) -> None:
-    at_hand = weights_sha256(reference.folder)
-    if at_hand != found.weights_sha256:
-        raise ReferenceMismatch(
-            f"{dataset.place} was masked by losses of {found.name} with weights {found.weights_sha256[:12]}; "
-            f"{reference.setting} = {reference.folder} has weights {at_hand[:12]}; name the right folder or score and "
-            "mask the dataset again"
         )
 
 

@@ -1,8 +1,6 @@
 """Whether stored reference losses are those of the reference: hashes cannot see a scorer's own mistake."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,8 +9,8 @@ from megaslm.data.dataset.manifest import Manifest, Reference
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.model.weight_files import weights_sha256
 from megaslm.slm.targets import valid_targets
+from megaslm.training.provenance_check import NamedReference, check_provenance
 
 # What the same arithmetic on another device may move a loss by. A shift by one, or another packing, moves most of them
 # by whole nats; bf16 where fp32 is stated, by hundredths.
@@ -20,16 +18,6 @@ _TOLERANCE_NATS = {"fp32": 0.0002, "bf16": 0.2}
 # Losses are stored with 11 significant bits.
 _STORAGE_ROUNDING = 2.0**-10
 _MOST_OUTSIDE = 0.02
-
-
-@dataclass(frozen=True)
-class NamedReference:
-    """A reference model that is at hand."""
-
-    setting: str
-    """The key that names it."""
-    folder: Path
-    """Its Hugging Face folder."""
 
 
 def check_reference(
@@ -70,33 +58,11 @@ def check_reference(
             f"{dataset.place} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another "
             "folder"
         )
-    if found.dataset_sha256 != manifest.tokens_fingerprint():
-        raise ReferenceMismatch(
-            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
-            "the rows "
-            f"{manifest.tokens_fingerprint()[:12]}; score the dataset again"
-        )
-    if found.document_isolation != document_isolation:
-        raise ReferenceMismatch(
-            f"{dataset.place} was scored with document_isolation = {found.document_isolation}; the run has "
-            f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
-        )
-    if reference is not None:
-        _check_weights(found, dataset, reference)
-        if rows:
-            model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
-            for domain in domains:
-                _check_rows(model, found, dataset, domain, rows, manifest.eos_id)
-
-
-def _check_weights(found: Reference, dataset: DatasetFolder, reference: NamedReference) -> None:
-    at_hand = weights_sha256(reference.folder)
-    if at_hand != found.weights_sha256:
-        raise ReferenceMismatch(
-            f"{dataset.place} was scored by {found.name} with weights {found.weights_sha256[:12]}; "
-            f"{reference.setting} = {reference.folder} has weights {at_hand[:12]}; name the right folder or score the "
-            "dataset again"
-        )
+    check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
+    if reference is not None and rows:
+        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        for domain in domains:
+            _check_rows(model, found, dataset, domain, rows, manifest.eos_id)
 
 
 def _check_rows(

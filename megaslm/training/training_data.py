@@ -12,7 +12,7 @@ from megaslm.data.dataset.shards import RowFormat
 from megaslm.data.loading.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
 from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
 from megaslm.errors import DataError
-from megaslm.training.reference_check import NamedReference
+from megaslm.training.provenance_check import NamedReference
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,9 @@ def test_another_reference_and_other_rows_are_refused(chain: Chain, copy: Path, 
         write_manifest(copy, manifest.model_copy(update={"reference": changed_reference}))
 
     rewrite(dataset_sha256="0" * 64)
-    with pytest.raises(ReferenceMismatch, match="its mask was made for the rows 000000000000, it holds the rows"):
+    with pytest.raises(
+        ReferenceMismatch, match="its reference losses were computed for the rows 000000000000, it holds the rows"
+    ):
         check(chain, copy)
     rewrite(document_isolation=False)
     with pytest.raises(ReferenceMismatch, match=r"document_isolation = False; the run has model\.document_isolation"):

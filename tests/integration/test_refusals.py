@@ -16,7 +16,8 @@ from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ModelError, ReferenceMismatch
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
-from megaslm.training.reference_check import NamedReference, check_reference
+from megaslm.training.provenance_check import NamedReference
+from megaslm.training.reference_check import check_reference
 from megaslm.training.training_data import open_training_data
 from tests.integration.conftest import Chain, write_config
 from tests.ranks import run_megaslm
