@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
+from megaslm.errors import MegaSLMError
 
 Outcome = TypeVar("Outcome", bound=BaseModel)
 
@@ -74,3 +75,14 @@ class TaskNotes(Generic[Outcome]):
 
     def _note(self, task: str) -> Path:
         return self.folder / f"task-{task}.json"
+
+
+@contextmanager
+def keeping_what_is_done(place: str | Path) -> Iterator[None]:
+    """Says of a full disk, and what else the system refuses, that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise MegaSLMError(
+            f"{error.filename or place}: {error.strerror or error}; what is done is kept: mend this and run it again"
+        ) from error

@@ -6,7 +6,8 @@ stays one until then.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +23,12 @@ from megaslm.data.locks import locked
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.storage.output import output_at
 from megaslm.data.task_notes import TaskNotes
-from megaslm.errors import DataError, MegaSLMError
+from megaslm.errors import DataError
 from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
 
 _NOTES = ".derived"
 _PLAN = "plan.json"
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 class PartOutcome(BaseModel):
@@ -131,9 +133,18 @@ class Derivation(Generic[Outcome]):
 
         return self._notes.complete(item.name, run)
 
-    def outcomes(self) -> list[tuple[SourcePart, Outcome]]:
-        """What was noted of every part, in the order of their rows. Raises DataError where one is not done."""
-        noted = [(item, self._notes.outcome(name)) for name, item in self._sources.items()]
+    def outcomes(self, *, patience_seconds: float = 0.0) -> list[tuple[SourcePart, Outcome]]:
+        """What was noted of every part, in the order of their rows.
+
+        On a network file system what another host has noted is seen up to a minute later, which is what patience is
+        for. Raises DataError where a part is not done.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            noted = [(item, self._notes.outcome(name)) for name, item in self._sources.items()]
+            if all(outcome is not None for _, outcome in noted) or time.monotonic() >= deadline:
+                break
+            time.sleep(_LOOK_AGAIN_SECONDS)
         missing = [str(item.path) for item, outcome in noted if outcome is None]
         if missing:
             shown = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
@@ -143,12 +154,12 @@ class Derivation(Generic[Outcome]):
             )
         return [(item, outcome) for item, outcome in noted if outcome is not None]
 
-    def assemble(self, beside: Mapping[str, str]) -> Manifest:
+    def assemble(self, outcomes: Sequence[tuple[SourcePart, Outcome]], beside: Mapping[str, str]) -> Manifest:
         """Join what was done and declare the dataset finished.
 
-        `beside` is file name to content of what tells about the rows.
+        `outcomes` are those of all parts; `beside` is file name to content of what tells about the rows.
         """
-        made = {item.name: outcome.part for item, outcome in self.outcomes()}
+        made = {item.name: outcome.part for item, outcome in outcomes}
         splits: dict[Split, dict[str, DomainSplit]] = {}
         for split, domains in self._described.splits.items():
             for domain, share in domains.items():
@@ -167,11 +178,12 @@ class Derivation(Generic[Outcome]):
         return {item.name: item for item in source_parts(self._described)}
 
     def _require_ours(self) -> None:
-        """Raise DataError where a local output holds neither a dataset nor the beginnings of this kind."""
-        if self._folder is None or self._notes.folder.exists() or self._output.finished() is not None:
+        """Raise DataError where the folder that is worked in holds neither a dataset nor the beginnings of this one."""
+        if self._notes.folder.exists() or (self._folder is not None and self._output.finished() is not None):
             return
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise DataError(f"{self._folder} is not empty and holds no dataset; choose another folder")
+        folder = self._folder or self.working
+        if folder.exists() and any(folder.iterdir()):
+            raise DataError(f"{folder} is not empty and holds no dataset; choose another folder")
 
     def _begin(self) -> None:
         """Go on with what was begun by the same plan, or begin; where nothing is done yet, another plan may follow."""
@@ -194,14 +206,3 @@ class Derivation(Generic[Outcome]):
         self._output.tidy_up()
         leftovers = self._notes.folder if self._folder is None else self.working
         shutil.rmtree(leftovers, ignore_errors=True)
-
-
-@contextmanager
-def keeping_what_is_done(place: str | Path) -> Iterator[None]:
-    """Says of a full disk, and what else the system refuses, that nothing is lost."""
-    try:
-        yield
-    except OSError as error:
-        raise MegaSLMError(
-            f"{error.filename or place}: {error.strerror or error}; what is done is kept: mend this and run it again"
-        ) from error

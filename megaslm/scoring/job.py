@@ -9,12 +9,13 @@ from typing import TypeVar
 from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import Manifest
 from megaslm.data.storage.dataset_folder import open_dataset
+from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.engine.distributed import join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.score_console import ScoreProgress
-from megaslm.scoring.derivation import Derivation, keeping_what_is_done
+from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import SourcePart
 from megaslm.scoring.part_scoring import PartScorer
 from megaslm.scoring.provenance import describe_scored
@@ -23,6 +24,8 @@ from megaslm.scoring.summary import scored_by
 from megaslm.scoring.task import ScoreTask
 
 _WORKING = ".score"
+# All ranks have said that they are done: what they noted is there, if not yet for this host.
+_NOTED_ELSEWHERE_SECONDS = 120.0
 
 T = TypeVar("T")
 
@@ -47,7 +50,7 @@ def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> M
     if manifest is None:
         with job.claimed(alone=True):
             job.score_parts(None, on_progress)
-            manifest = job.assemble()
+            manifest = job.assemble(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
     return manifest
 
 
@@ -114,12 +117,12 @@ class _Job:
             queue.fail(error)
             raise
 
-    def assemble(self) -> Manifest:
+    def assemble(self, *, patience_seconds: float = 0.0) -> Manifest:
         """Joins what is done, and writes what is to be told of it."""
 
         def join() -> Manifest:
-            outcomes = self._derivation.outcomes()
-            return self._derivation.assemble(reports(outcomes, self._described, self._task.reference))
+            outcomes = self._derivation.outcomes(patience_seconds=patience_seconds)
+            return self._derivation.assemble(outcomes, reports(outcomes, self._described, self._task.reference))
 
         return self._once(join)
 
@@ -140,21 +143,21 @@ class _Job:
     ) -> None:
         began = time.monotonic()
 
-        def show(rows_done: int) -> None:
+        def tell(rows_done: int) -> None:
+            stop.raise_if_told("the parts that are done are kept; start it again for the others")
             if self._world.is_first:
                 rows = sum(item.part.rows for item in waiting)
                 seconds = time.monotonic() - began
                 on_progress(ScoreProgress(rows, rows_done, self._described.seq_len, self._world.size, seconds))
 
         def count(rows: int) -> None:
-            show(queue.add_progress(rows))
-            stop.raise_if_told("the parts that are done are kept; start it again for the others")
+            tell(queue.add_progress(rows))
 
         scorer: PartScorer | None = None
         while (number := queue.draw()) < len(waiting):
             scorer = scorer or self._load()
             self._score_part(waiting[number], scorer, count)
-        queue.wait_for_all(show)
+        queue.wait_for_all(tell)
 
     def _load(self) -> PartScorer:
         record = self._described.reference

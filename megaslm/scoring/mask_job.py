@@ -16,9 +16,10 @@ from megaslm.data.dataset.manifest import COST, Manifest, Mask, read_manifest
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.dataset.target_bits import packed
 from megaslm.data.storage.dataset_folder import open_dataset
+from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError
-from megaslm.scoring.derivation import Derivation, PartOutcome, keeping_what_is_done
+from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.mask import describe_masked, selected_targets
 
@@ -75,7 +76,9 @@ def mask(task: MaskTask, on_progress: OnProgress = lambda done, total: None) -> 
     with keeping_what_is_done(task.output), derivation.claimed(alone=True):
         _Job(derivation, described, on_progress).run(task.workers or os.cpu_count() or 1)
         cost = source.path / COST
-        return derivation.assemble({COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {})
+        return derivation.assemble(
+            derivation.outcomes(), {COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {}
+        )
 
 
 def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:

@@ -75,11 +75,12 @@ class PartScorer:
             stored = cast(NDArray[np.unsignedinteger], rows["tokens"])
             padding = np.repeat(stored[-1:], self.batch_rows - len(stored), axis=0)
             tokens = torch.from_numpy(np.concatenate([stored, padding]).astype(np.int64))
-            on_gpu = self.model.device.type == "cuda"
-            yield _Batch(start, stored, int(rows["domain"][0]), tokens.pin_memory() if on_gpu else tokens)
+            yield _Batch(start, stored, int(rows["domain"][0]), tokens)
 
     def _measure(self, batch: "_Batch") -> "_Scored":
-        tokens = batch.padded.to(self.model.device, non_blocking=True)
+        # Pinned here and not by the thread that reads, which would open the first GPU, whichever is this rank's.
+        tokens = batch.padded.pin_memory() if self.model.device.type == "cuda" else batch.padded
+        tokens = tokens.to(self.model.device, non_blocking=True)
         valid = valid_targets(tokens, self.manifest.eos_id)
         losses, entropies = self.model.measure(tokens)
         columns = [_as_stored(losses, valid)] + ([] if entropies is None else [_as_stored(entropies, valid)])

@@ -97,3 +97,7 @@ def test_a_place_that_holds_something_else(
     without = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings())
     assert "name a local folder for parts on their way there with --work" in fail(1, without, 2, capfd)
     assert not (tmp_path / "working" / MANIFEST).exists()
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    mine = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
+    assert "mine is not empty and holds no dataset" in fail(1, mine, 2, capfd)
+    assert (tmp_path / "mine" / "train").is_dir()

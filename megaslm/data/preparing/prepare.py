@@ -16,10 +16,11 @@ from megaslm.data.preparing.provenance import manifest_of, require_enough, requi
 from megaslm.data.preparing.task_pool import run_tasks
 from megaslm.data.preparing.workplace import Plan, Workplace, claimed
 from megaslm.data.storage.output import output_at
+from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.data.text.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.data.tokenizing.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_origin import make_tokenizer
-from megaslm.errors import DataError, MegaSLMError
+from megaslm.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -131,18 +132,12 @@ class _Work:
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[Workplace]:
         """With the output claimed and its tokenizer there."""
-        try:
-            with claimed(self._folder, self._plan, alone=alone) as workplace:
-                with workplace.setting_up():
-                    self._output.begin(self._plan.model_dump_json())
-                    if not (self._folder / TOKENIZER).is_dir():
-                        make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
-                yield workplace
-        except OSError as error:
-            raise MegaSLMError(
-                f"{error.filename or self._folder}: {error.strerror or error}; what is done is kept: mend this and "
-                "run it again"
-            ) from error
+        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as workplace:
+            with workplace.setting_up():
+                self._output.begin(self._plan.model_dump_json())
+                if not (self._folder / TOKENIZER).is_dir():
+                    make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
+            yield workplace
 
     def do(self, tasks: Sequence[Task], workplace: Workplace, workers: int | None, on_progress: OnProgress) -> None:
         """Those of the tasks that are not done."""
