@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def test_a_task_whose_workers_die_again_and_again_is_named(corpus: Path, dataset
     def kill_all() -> None:
         while not over.wait(0.001):
             for pid in _workers():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     recipe = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")})
     killer = threading.Thread(target=kill_all)
