@@ -85,17 +85,22 @@ def prepare(
     loaded = load(Recipe, recipe, overrides or []).value
 
     from megaslm.data.preparing import prepare as preparing
-    from megaslm.observe.prepare_console import PrepareConsole
+    from megaslm.observe.prepare_progress import prepare_work
+    from megaslm.observe.work_console import WorkConsole
 
     if finish:
         manifest = preparing.finish(loaded, output, working=work)
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
         return
-    with PrepareConsole() as console:
+    with WorkConsole("prepare") as console:
+
+        def show(progress: preparing.PrepareProgress) -> None:
+            console.show(prepare_work(progress))
+
         if share is not None:
-            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=console.show)
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show)
             return
-        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=console.show)
+        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
@@ -153,7 +158,8 @@ def score(
         raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
 
     from megaslm.engine.distributed import leave_world
-    from megaslm.observe.score_console import ScoreConsole
+    from megaslm.observe.score_progress import ScoreProgress, score_work
+    from megaslm.observe.work_console import WorkConsole
     from megaslm.scoring import job
     from megaslm.scoring.task import ScoreSettings, ScoreTask
 
@@ -166,12 +172,16 @@ def score(
         stride=stride,
     )
     task = ScoreTask(reference, dataset, output, settings, working=work, cache=cache)
-    with ScoreConsole() as console:
+    with WorkConsole("score") as console:
+
+        def show(progress: ScoreProgress) -> None:
+            console.show(score_work(progress))
+
         if share is not None:
-            job.score_share(task, share, console.show)
+            job.score_share(task, share, show)
             leave_world()
             return
-        manifest = job.finish(task) if finish else job.score(task, console.show)
+        manifest = job.finish(task) if finish else job.score(task, show)
     leave_world()
     if _is_first_rank():
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)

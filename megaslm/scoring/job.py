@@ -14,7 +14,7 @@ from megaslm.engine.distributed import join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.observe.score_console import ScoreProgress
+from megaslm.observe.score_progress import ScoreProgress
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import SourcePart
 from megaslm.scoring.part_scoring import PartScorer

@@ -1,0 +1,84 @@
+"""What a long job prints while it works: a bar on a terminal, now and then a line elsewhere."""
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+_LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """How far a job has come, in any unit."""
+
+    total: int
+    """In all."""
+    done: int
+    """Of the total, what earlier runs did included."""
+    before: int
+    """Of earlier runs alone."""
+    seconds: float
+    """Since this run began."""
+    numbers: str
+    """What is to be said of it."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left."""
+        return self.done == self.total
+
+    def time_left(self) -> str:
+        """At the pace of this run, for a log file; a terminal has its own column."""
+        made = self.done - self.before
+        if not made or self.is_complete:
+            return ""
+        minutes, seconds = divmod(round((self.total - self.done) / made * self.seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f" · {hours}:{minutes:02}:{seconds:02} left"
+
+
+class WorkConsole:
+    """Follows one job."""
+
+    def __init__(self, verb: str) -> None:
+        """Nothing is drawn before there is something to show."""
+        self._verb = verb
+        self._console = Console(highlight=False)
+        self._bar = Progress(
+            TextColumn(verb),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=120,
+        )
+        self._task: TaskID | None = None
+        self._said_at = time.monotonic()
+        self._said: Work | None = None
+
+    def __enter__(self) -> "WorkConsole":
+        """Starts the bar, where there is a terminal to draw it on."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it is."""
+        self._bar.stop()
+
+    def show(self, work: Work) -> None:
+        """Shows how far the job has come."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)
+        self._bar.update(self._task, completed=work.done, numbers=work.numbers)
+        now = time.monotonic()
+        is_news = self._said is None or work.numbers != self._said.numbers
+        is_due = now - self._said_at >= _LINE_SECONDS
+        is_end = work.is_complete and (self._said is None or not self._said.is_complete)
+        if not self._console.is_terminal and (is_end or (is_due and is_news)):
+            self._said_at, self._said = now, work
+            share = work.done / max(1, work.total)
+            self._console.print(f"{self._verb} · {share:4.0%} · {work.numbers}{work.time_left()}", soft_wrap=True)
