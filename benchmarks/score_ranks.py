@@ -20,11 +20,11 @@ from harness.references import drawn_model, prepare_text
 from harness.report import Bar, options, report
 
 from megaslm.config.schema import Architecture
-from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.data.dataset.score_summary import read_scores
 
 ROOT = Path(__file__).parents[1]
-PARTS = 8
+PARTS, PART_BYTES = 8, 20_000
 LEAST_SPEED = 1.8
 
 
@@ -91,11 +91,11 @@ def main() -> None:
     repetitions = 1 if chosen.quick else 3
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        text_bytes = 20_000 if chosen.quick else 40_000
-        dataset = prepare_text(folder, text_bytes, vocab_size=architecture.vocab_size, seq_len=512, parts=PARTS)
+        dataset = prepare_text(folder, PART_BYTES, vocab_size=architecture.vocab_size, seq_len=512, parts=PARTS)
         manifest = read_manifest(dataset)
-        drawn_model(architecture, manifest.eos_id).save_pretrained(folder / "reference")
-        job = Job(folder, dataset, folder / "reference")
+        reference = Path(shutil.copytree(dataset / TOKENIZER, folder / "reference"))
+        drawn_model(architecture, manifest.eos_id).save_pretrained(reference)
+        job = Job(folder, dataset, reference)
         found = {1: [], 2: []}
         for _ in range(repetitions):
             for ranks, runs in found.items():

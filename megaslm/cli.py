@@ -28,7 +28,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result 
 
 
 def main() -> None:
-    """Runs a verb: exit status 0 on success, 2 on the user's mistake, 1 on a fault."""
+    """Runs a verb: exit status 0 on success, 2 on the user's mistake, 75 when told to stop, 1 on a fault."""
     try:
         app()
         status = 0

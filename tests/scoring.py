@@ -34,7 +34,7 @@ def make_reference(folder: Path, *, tokenizer: Path | None = None, **shape: int)
     return lm
 
 
-def task_of(reference: Path, dataset: str | Path, output: str | Path, **settings: int | bool) -> ScoreTask:
+def task_of(reference: Path, dataset: str | Path, output: str | Path, **settings: int | bool | str) -> ScoreTask:
     """A task with small batches."""
     return ScoreTask(reference, dataset, output, ScoreSettings(**{"batch_rows": 4, **settings}))  # type: ignore[arg-type]
 

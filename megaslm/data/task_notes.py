@@ -14,8 +14,9 @@ from megaslm.errors import MegaSLMError
 
 Outcome = TypeVar("Outcome", bound=BaseModel)
 
-# A worker whose run was killed notices at once, but may first have to end a call into a library.
-_DYING_WORKER_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
+"""How long to wait for a task that another process is at. A worker whose run was killed may first have to end a call
+into a library; a network file system keeps the locks of a host that died for a minute or more."""
 
 
 class TaskNotes(Generic[Outcome]):
@@ -40,14 +41,14 @@ class TaskNotes(Generic[Outcome]):
         """Note what a task did."""
         write_file(self._note(task), outcome.model_dump_json())
 
-    def complete(self, task: str, run: Callable[[], Outcome]) -> Outcome:
+    def complete(self, task: str, run: Callable[[], Outcome], *, patience_seconds: float = PATIENCE_SECONDS) -> Outcome:
         """Do a task, unless it is done, and note what it did; one process at a time does one task.
 
-        Raises DataError where another process is at it.
+        Raises Busy where another process is at it for longer than the patience.
         """
         busy = f"{self._place}: {task} is being done by another process; wait for it or stop it"
         lock = self._note(task).with_suffix(".lock")
-        with locked(lock, patience_seconds=_DYING_WORKER_SECONDS, busy=busy):
+        with locked(lock, patience_seconds=patience_seconds, busy=busy):
             outcome = self.outcome(task)
             if outcome is None:
                 outcome = run()

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn, TypeVar, cast
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from megaslm.errors import MegaSLMError, PeerFailed
 
 T = TypeVar("T")
+
+# The others wait while the first rank reads a large model from a slow file system; NCCL's own limit is 10 minutes.
+_LONGEST_WAIT = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # device_id lets NCCL connect at once, so that a bad link shows here and not in the first step.
-        dist.init_process_group(backend="nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        dist.init_process_group(
+            backend="nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=_LONGEST_WAIT
+        )
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
@@ -103,16 +109,16 @@ def on_first_rank(action: Callable[[], T]) -> T:
     """Runs `action` on the first rank alone and gives its result to all.
 
     Raises:
-        MegaSLMError: what `action` raised, on the first rank; `PeerFailed` with the same message on the others.
+        Exception: what `action` raised, on the first rank; `PeerFailed` with the same message on the others.
     """
     outcome: list[object] = [None, None]
-    failure: MegaSLMError | None = None
+    failure: Exception | None = None
     if dist.get_rank() == 0:
         try:
             outcome[0] = action()
-        except MegaSLMError as error:
+        except Exception as error:  # The others wait in the collective below, whatever went wrong.
             failure = error
-            outcome[1] = (str(error), error.exit_status)
+            outcome[1] = (str(error), error.exit_status if isinstance(error, MegaSLMError) else 1)
     dist.broadcast_object_list(outcome)
     if failure is not None:
         raise failure

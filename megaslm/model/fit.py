@@ -23,10 +23,8 @@ def check_model_fits(
             f"{manifest.vocab_size}"
         )
     if config.max_position_embeddings < (window or manifest.seq_len):
-        raise ModelError(
-            f"{model} was built for rows of {config.max_position_embeddings} tokens; the rows of {dataset} have "
-            f"{manifest.seq_len} targets"
-        )
+        asked = f"the rows of {dataset} have {manifest.seq_len} targets" if window is None else f"--window {window}"
+        raise ModelError(f"{model} was built for rows of {config.max_position_embeddings} tokens; {asked}")
 
 
 def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
@@ -44,3 +42,18 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str
             f"{manifest.tokenizer_sha256[:12]}: "
             f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
         )
+
+
+def require_tokenizer(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
+    """As `check_tokenizer_fits`, where it has to be certain that the model's ids are those of the dataset.
+
+    Raises:
+        DataError: the folder has another tokenizer, or none.
+    """
+    if not (model_folder / TOKENIZER_FILE).is_file():
+        raise DataError(
+            f"{model_folder} has no {TOKENIZER_FILE}, and {dataset} was tokenised with "
+            f"{manifest.tokenizer_sha256[:12]}: nobody can tell whether its ids mean the same; if they do, copy the "
+            f"files of {dataset}/tokenizer into it"
+        )
+    check_tokenizer_fits(model_folder, manifest, dataset=dataset)

@@ -63,6 +63,11 @@ class ReferenceModel:
         return self._lm.measure(tokens)[None]
 
 
+def as_stored(nats: Tensor, valid: Tensor) -> Tensor:
+    """What a dataset keeps of (B, L) float32 values: float16, clamped to [0, 65504], 0 where `valid` is false."""
+    return nats.where(valid, 0.0).clamp(0.0, torch.finfo(torch.float16).max).to(torch.float16)
+
+
 def _require_finite(lm: nn.Module, folder: Path) -> None:
     for name, parameter in lm.named_parameters():
         broken = int((~torch.isfinite(parameter)).sum())

@@ -17,6 +17,8 @@ from megaslm.slm.choice import Choice
 CausalLM = Any
 """A transformers model for causal language modeling: `.model` gives hidden states, `.lm_head` is a linear layer."""
 
+_TOKENS_AT_ONCE_ON_CPU = 1024
+
 
 class SelectiveLM(nn.Module):
     """Rows of tokens in, losses out."""
@@ -54,14 +56,18 @@ class SelectiveLM(nn.Module):
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) float32 losses of (B, L+1) tokens, without gradients."""
         with torch.inference_mode():
-            return cast(Tensor, self(tokens))
+            return torch.cat([self(rows) for rows in _at_once(tokens)])
 
     def measure_with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients."""
-        targets = tokens[:, 1:]
         with torch.inference_mode():
-            hidden = self._hidden_states(tokens[:, :-1]).flatten(0, 1)
-            losses, entropies = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
+            losses, entropies = zip(*(self._with_entropy(rows) for rows in _at_once(tokens)), strict=True)
+            return torch.cat(losses), torch.cat(entropies)
+
+    def _with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        hidden = self._hidden_states(inputs).flatten(0, 1)
+        losses, entropies = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
         return losses.view(targets.shape), entropies.view(targets.shape)
 
     def _hidden_states(self, inputs: Tensor) -> Tensor:
@@ -73,3 +79,13 @@ class SelectiveLM(nn.Module):
             mask = None
         output = self.lm.model(input_ids=inputs, attention_mask=mask, position_ids=position, use_cache=False)
         return cast(Tensor, output.last_hidden_state)
+
+
+def _at_once(tokens: Tensor) -> tuple[Tensor, ...]:
+    """The rows of (B, L+1) tokens in groups that go through the model together; on a GPU all do.
+
+    A CPU has the same products to compute, and groups whose activations stay in its cache are done sooner.
+    """
+    if tokens.is_cuda:
+        return (tokens,)
+    return tokens.split(max(1, _TOKENS_AT_ONCE_ON_CPU // (tokens.shape[1] - 1)))

@@ -8,7 +8,7 @@ stays one until then.
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -22,7 +22,7 @@ from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.storage.output import output_at
-from megaslm.data.task_notes import TaskNotes
+from megaslm.data.task_notes import PATIENCE_SECONDS, TaskNotes
 from megaslm.errors import DataError
 from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
 
@@ -92,9 +92,13 @@ class Derivation(Generic[Outcome]):
         require_rows(self._sources, parts, self._output.place)
         if len(parts) < len(self._sources):
             return None
-        # A kill may have come between the manifest and this.
-        self._tidy_up()
+        self._tidy_up_after_a_kill(parts)
         return found
+
+    def earlier(self) -> Plan | None:
+        """The plan by which the work was begun or, where it is finished, done; null where neither is."""
+        found = self._output.finished()
+        return self._begun() if found is None else Plan.of(found)
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[None]:
@@ -107,7 +111,7 @@ class Derivation(Generic[Outcome]):
         busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
         with locked(self._notes.folder / "lock", shared=not alone, busy=busy):
             with self._notes.setting_up():
-                self._begin()
+                self._begin(alone=alone)
             yield
 
     def parts(self) -> list[SourcePart]:
@@ -118,8 +122,13 @@ class Derivation(Generic[Outcome]):
         """Whether a part is done."""
         return self._notes.is_done(item.name)
 
-    def complete(self, item: SourcePart, make: Callable[[Path], Outcome]) -> Outcome:
-        """Do a part: `make` writes the folder that it is given, and gives what is to be noted of it."""
+    def complete(
+        self, item: SourcePart, make: Callable[[Path], Outcome], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Outcome:
+        """Do a part: `make` writes the folder that it is given, and gives what is to be noted of it.
+
+        Raises Busy where another process has been at it for longer than the patience.
+        """
 
         def run() -> Outcome:
             outcome = make(self.working / item.path)
@@ -131,7 +140,7 @@ class Derivation(Generic[Outcome]):
             self._output.keep_part(item.split, item.domain, outcome.part)
             return outcome
 
-        return self._notes.complete(item.name, run)
+        return self._notes.complete(item.name, run, patience_seconds=patience_seconds)
 
     def outcomes(self, *, patience_seconds: float = 0.0) -> list[tuple[SourcePart, Outcome]]:
         """What was noted of every part, in the order of their rows.
@@ -182,15 +191,17 @@ class Derivation(Generic[Outcome]):
         if self._notes.folder.exists() or (self._folder is not None and self._output.finished() is not None):
             return
         folder = self._folder or self.working
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path != self.working for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no dataset; choose another folder")
 
-    def _begin(self) -> None:
-        """Go on with what was begun by the same plan, or begin; where nothing is done yet, another plan may follow."""
-        path = self._notes.folder / _PLAN
+    def _begin(self, *, alone: bool) -> None:
+        """Go on with what was begun by the same plan, or begin.
+
+        Where nothing is done yet and no one else is at work, another plan may follow.
+        """
         done = self._notes.outcomes()
-        if path.is_file() and done:
-            begun = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        begun = self._begun()
+        if begun is not None and (done or not alone):
             self._plan.require_continues(begun, self._output.place)
             require_rows(self._sources, {name: outcome.part for name, outcome in done.items()}, self._output.place)
         finished = self._output.finished()
@@ -199,8 +210,20 @@ class Derivation(Generic[Outcome]):
         else:
             self._output.extend(finished)
             for name, outcome in self._known_parts(finished, self._output.beside).items():
-                self._notes.note(name, outcome)
-        write_file(path, self._plan.model_dump_json())
+                if name not in done:
+                    self._notes.note(name, outcome)
+        write_file(self._notes.folder / _PLAN, self._plan.model_dump_json())
+
+    def _begun(self) -> Plan | None:
+        path = self._notes.folder / _PLAN
+        return Plan.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
+        """Where one came after the manifest; what a job notes that adds other parts is left alone."""
+        if self._notes.folder.is_dir():
+            with suppress(DataError), locked(self._notes.folder / "lock", busy="others are at work"):
+                if self._notes.outcomes().keys() <= finished.keys():
+                    self._tidy_up()
 
     def _tidy_up(self) -> None:
         self._output.tidy_up()

@@ -4,15 +4,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
+
+import torch
 
 from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.storage.dataset_folder import open_dataset
-from megaslm.data.task_notes import keeping_what_is_done
+from megaslm.data.dataset.manifest import Manifest, Reference
+from megaslm.data.locks import Busy
+from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
+from megaslm.data.task_notes import PATIENCE_SECONDS, keeping_what_is_done
 from megaslm.engine.distributed import join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
+from megaslm.errors import MegaSLMError
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.score_progress import ScoreProgress
 from megaslm.scoring.derivation import Derivation
@@ -68,6 +72,7 @@ def score_share(task: ScoreTask, share: Share, on_progress: OnProgress = lambda 
 def finish(task: ScoreTask) -> Manifest:
     """Makes a dataset of what all shares have done. Raises DataError where a part is not done, and says which."""
     job = _Job(task)
+    job.take_on()
     manifest = job.finished()
     if manifest is None:
         with job.claimed(alone=True):
@@ -82,16 +87,30 @@ class _Job:
         self._free_since = time.monotonic()
         self._world = join_world()
         self._task = task
-        place, cache = str(task.dataset), str(task.cache)
         self._described = self._once(
-            lambda: describe_scored(task.reference, open_dataset(place, cache), task.settings, self._world.device)
+            lambda: describe_scored(task.reference, self._open(), task.settings, self._world.device)
         )
-        self._derivation = Derivation(
-            # On each host: what is needed of a remote dataset is fetched there.
-            open_dataset(place, cache),
+        self._derivation = self._derive()
+
+    def take_on(self) -> None:
+        """Takes the arithmetic from those who scored, where none is asked for: this host may have no GPU."""
+        earlier = self._once(self._derivation.earlier)
+        if self._task.settings.precision == "auto" and earlier is not None and earlier.reference is not None:
+            precision = {"precision": earlier.reference.precision}
+            reference = cast(Reference, self._described.reference).model_copy(update=precision)
+            self._described = self._described.model_copy(update={"reference": reference})
+            self._derivation = self._derive()
+
+    def _open(self) -> DatasetFolder:
+        """The dataset; what is needed of a remote one is fetched once on each host."""
+        return open_dataset(str(self._task.dataset), str(self._task.cache))
+
+    def _derive(self) -> Derivation[ScoredPart]:
+        return Derivation(
+            self._open(),
             self._described,
-            task.output,
-            working=task.working,
+            self._task.output,
+            working=self._task.working,
             working_name=_WORKING,
             outcome_type=ScoredPart,
             known_parts=known_parts,
@@ -143,31 +162,40 @@ class _Job:
     ) -> None:
         began = time.monotonic()
 
-        def tell(rows_done: int) -> None:
-            stop.raise_if_told("the parts that are done are kept; start it again for the others")
+        def show(rows_done: int) -> None:
             if self._world.is_first:
                 rows = sum(item.part.rows for item in waiting)
                 seconds = time.monotonic() - began
                 on_progress(ScoreProgress(rows, rows_done, self._described.seq_len, self._world.size, seconds))
 
         def count(rows: int) -> None:
-            tell(queue.add_progress(rows))
+            show(queue.add_progress(rows))
+            stop.raise_if_told("the parts that are done are kept; start it again for the others")
 
         scorer: PartScorer | None = None
+        busy: list[SourcePart] = []
         while (number := queue.draw()) < len(waiting):
             scorer = scorer or self._load()
-            self._score_part(waiting[number], scorer, count)
-        queue.wait_for_all(tell)
+            try:
+                self._score_part(waiting[number], scorer, count, patience_seconds=0.0)
+            except Busy:
+                busy.append(waiting[number])
+        for item in busy:
+            # Another job, of another number of shares perhaps, is at it; or its host has died.
+            self._score_part(item, scorer or self._load(), count, patience_seconds=PATIENCE_SECONDS)
+        queue.wait_for_all(show)
 
     def _load(self) -> PartScorer:
-        record = self._described.reference
-        assert record is not None, "describe_scored has set it"
-        model = ReferenceModel.load(
-            self._task.reference, record, eos_id=self._described.eos_id, device=self._world.device
-        )
+        folder, device, record = self._task.reference, self._world.device, cast(Reference, self._described.reference)
+        try:
+            model = ReferenceModel.load(folder, record, eos_id=self._described.eos_id, device=device)
+        except torch.OutOfMemoryError as error:
+            raise MegaSLMError(f"{folder} does not fit into the memory of {device}: {error}") from error
         return PartScorer(model, self._described, record.batch_rows)
 
-    def _score_part(self, item: SourcePart, scorer: PartScorer, count: Callable[[int], None]) -> None:
+    def _score_part(
+        self, item: SourcePart, scorer: PartScorer, count: Callable[[int], None], *, patience_seconds: float
+    ) -> None:
         reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)
         began = time.monotonic()
 
@@ -177,5 +205,5 @@ class _Job:
             by = scored_by(self._world.rank, self._world.device, seconds, start_seconds)
             return ScoredPart(part=part, statistics=statistics, by=by)
 
-        self._derivation.complete(item, make)
+        self._derivation.complete(item, make, patience_seconds=patience_seconds)
         self._free_since = time.monotonic()

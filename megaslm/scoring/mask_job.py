@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from megaslm.data.dataset.layout import check_layout
@@ -74,7 +75,7 @@ def mask(task: MaskTask, on_progress: OnProgress = lambda done, total: None) -> 
     if finished is not None:
         return finished
     with keeping_what_is_done(task.output), derivation.claimed(alone=True):
-        _Job(derivation, described, on_progress).run(task.workers or os.cpu_count() or 1)
+        _Job(derivation, described, on_progress).run(task.workers or len(os.sched_getaffinity(0)))
         cost = source.path / COST
         return derivation.assemble(
             derivation.outcomes(), {COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {}
@@ -101,6 +102,9 @@ class _Job:
 
     def run(self, threads: int) -> None:
         """Does them in so many threads, until one fails."""
+        # Each of these threads would have as many of torch's, which contend for the same cores.
+        torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         pool = ThreadPoolExecutor(threads)
         with StopSignal() as stop:
             try:
@@ -108,6 +112,7 @@ class _Job:
                     done.result()
             finally:
                 pool.shutdown(cancel_futures=True)
+                torch.set_num_threads(torch_threads)
 
     def _mask_part(self, item: SourcePart, stop: StopSignal) -> None:
         reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)

@@ -18,12 +18,10 @@ from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.score_summary import PartStatistics
 from megaslm.data.dataset.shards import PartWriter, RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
-from megaslm.model.reference_model import ReferenceModel
+from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
 from megaslm.scoring.read_ahead import read_ahead
 from megaslm.slm.targets import valid_targets
-
-_LARGEST_FLOAT16 = 65504.0
 
 OnRows = Callable[[int], object]
 """Called with the number of rows that were written since the last call."""
@@ -83,9 +81,9 @@ class PartScorer:
         tokens = tokens.to(self.model.device, non_blocking=True)
         valid = valid_targets(tokens, self.manifest.eos_id)
         losses, entropies = self.model.measure(tokens)
-        columns = [_as_stored(losses, valid)] + ([] if entropies is None else [_as_stored(entropies, valid)])
-        values = torch.stack([column.values for column in columns])
-        finite = torch.stack([column.finite for column in columns])
+        columns = [losses] if entropies is None else [losses, entropies]
+        values = torch.stack([as_stored(column, valid) for column in columns])
+        finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
         return _Scored(batch.start, batch.stored, batch.domain, _OnItsWay(values), _OnItsWay(finite))
 
     def _write(self, batch: "_Scored", writer: PartWriter, statistics: LossStatistics, place: str) -> None:
@@ -95,8 +93,8 @@ class PartScorer:
             column, row = (int(number) for number in (~finite).nonzero()[0])
             what = ("a loss", "an entropy")[column]
             raise NonFiniteLoss(
-                f"{place}, row {batch.start + row}: the reference gives {what} that is NaN or infinite; inspect that "
-                "row, and try --precision fp32"
+                f"{place}, row {batch.start + row} of the part: the reference gives {what} that is NaN or infinite; "
+                "try --precision fp32"
             )
         values: NDArray[np.float16] = batch.values.arrived()[:, :count].numpy()
         writer.write(batch.tokens, batch.domain, values[0], values[1] if len(values) == 2 else None)
@@ -136,14 +134,3 @@ class _OnItsWay:
         if self._event is not None:
             self._event.synchronize()
         return self._tensor
-
-
-class _Column(NamedTuple):
-    values: Tensor
-    finite: Tensor
-
-
-def _as_stored(nats: Tensor, valid: Tensor) -> _Column:
-    """(B, L) float16, clamped to [0, 65504] and 0 where the target is not valid; and (B,) bool, all finite before."""
-    kept = nats.where(valid, 0.0)
-    return _Column(kept.clamp(0.0, _LARGEST_FLOAT16).to(torch.float16), torch.isfinite(kept).all(1))

@@ -8,7 +8,7 @@ from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import ConfigError, DataError
-from megaslm.model.fit import check_model_fits, check_tokenizer_fits
+from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.load import check_model_folder
 from megaslm.model.precision import choose_precision
 from megaslm.model.weight_files import weights_sha256
@@ -29,7 +29,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
             f"{dataset.place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from"
         )
     config = check_model_folder(reference)
-    check_tokenizer_fits(reference, manifest, dataset=dataset.place)
+    require_tokenizer(reference, manifest, dataset=dataset.place)
     window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
     check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)

@@ -6,8 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
+from pydantic import BaseModel, ValidationError
+
 from megaslm.data.dataset.manifest import COST, SCORES, Manifest, Reference
-from megaslm.data.dataset.score_summary import PartScores, PartStatistics, ScoredBy, ScoreSummary
+from megaslm.data.dataset.score_summary import PartScores, PartStatistics, ScoredBy, parse_scores
 from megaslm.errors import DataError
 from megaslm.model.flops import forward_flops_per_token
 from megaslm.model.load import check_model_folder
@@ -33,15 +35,19 @@ def known_parts(manifest: Manifest, beside: Callable[[str], bytes | None]) -> Ma
     Raises DataError where it has none, or one of other parts.
     """
     content = beside(SCORES)
-    summary = None if content is None else ScoreSummary.model_validate_json(content)
-    parts = list(source_parts(manifest))
-    noted = [] if summary is None else [(each.split, each.domain, each.part) for each in summary.parts]
-    if summary is None or noted != [(item.split, item.domain, item.part.name) for item in parts]:
-        raise DataError(f"{manifest.name}: the scored dataset has no {SCORES} of its parts; score into another output")
-    return {
-        item.name: ScoredPart(part=item.part, statistics=scores.statistics, by=scores.by)
-        for item, scores in zip(parts, summary.parts, strict=True)
-    }
+    parts = () if content is None else parse_scores(content, SCORES).parts
+    # More parts than the manifest's are there where a kill came before the manifest that was to list them.
+    noted = {(scores.split, scores.domain, scores.part): scores for scores in parts}
+    known: dict[str, ScoredPart] = {}
+    for item in source_parts(manifest):
+        scores = noted.get((item.split, item.domain, item.part.name))
+        if scores is None or scores.rows != item.part.rows:
+            raise DataError(
+                f"the output's {SCORES} does not tell who scored {item.path}, so that no parts can be added; score "
+                "into another output"
+            )
+        known[item.name] = ScoredPart(part=item.part, statistics=scores.statistics, by=scores.by)
+    return known
 
 
 def reports(outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifest, reference: Path) -> dict[str, str]:
@@ -82,10 +88,22 @@ def _cost(by: Sequence[ScoredBy], reference: Path) -> dict[str, object]:
             "gpu_hours": on_gpus / 3600,
         }
     }
-    training = reference / COST
-    if training.is_file():
-        cost["reference_training"] = json.loads(training.read_text(encoding="utf-8"))["training"]
-    return cost
+    training = _training_cost(reference / COST)
+    return cost if training is None else cost | {"reference_training": training}
+
+
+def _training_cost(path: Path) -> dict[str, object] | None:
+    """What `megaslm export` has left beside the model; null where nothing is, or a file of somebody else's."""
+    if not path.is_file():
+        return None
+    try:
+        return _ExportedCost.model_validate_json(path.read_bytes()).training
+    except ValidationError:
+        return None
+
+
+class _ExportedCost(BaseModel):
+    training: dict[str, object]
 
 
 def _seconds_at_work(by: Iterable[ScoredBy]) -> float:

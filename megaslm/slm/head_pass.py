@@ -92,25 +92,25 @@ class HeadPass:
         peaks = None if self.transform.softcap is None else logits.amax(1)
         return Softmax(out, *exponentials(logits, self.targets[rows], out), peaks)
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """(n, V) float32 logits, as the product emits them; the next call may overwrite them."""
-        if self.hidden.dtype == self.loss_dtype:
-            logits = torch.mm(self.hidden[rows], self.weight.t(), out=self._buffer(len(rows)))
+    def logits(self, rows: Tensor | slice, columns: slice = slice(None)) -> Tensor:
+        """(n, V) float32 logits, or the given columns, as the product emits them; the next call may overwrite them."""
+        hidden, weight = self.hidden[rows], self.weight[columns]
+        if hidden.dtype == self.loss_dtype:
+            logits = torch.mm(hidden, weight.t(), out=self._buffer(len(hidden), len(weight)))
         else:
-            logits = _product(self.hidden[rows], self.weight.t())
+            logits = _product(hidden, weight.t())
         if self.bias is not None:
-            logits += self.bias
+            logits += self.bias[columns]
         if self.transform.scale != 1.0:
             logits *= self.transform.scale
         if self.transform.softcap is not None:
             logits.div_(self.transform.softcap).tanh_().mul_(self.transform.softcap)
         return logits
 
-    def _buffer(self, rows: int) -> Tensor:
-        vocab_size = self.weight.shape[0]
-        if self._logits.numel() < rows * vocab_size:
-            self._logits = self._logits.new_empty(rows * vocab_size)
-        return self._logits[: rows * vocab_size].view(rows, vocab_size)
+    def _buffer(self, rows: int, columns: int) -> Tensor:
+        if self._logits.numel() < rows * columns:
+            self._logits = self._logits.new_empty(rows * columns)
+        return self._logits[: rows * columns].view(rows, columns)
 
 
 class HeadGradient:

@@ -23,6 +23,7 @@ from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import ByLoss, Forecast, Selected
 from megaslm.slm.exponentials import exponentials_and_entropy
 from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax
+from megaslm.slm.losses_alone import losses_alone
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
 
@@ -54,11 +55,7 @@ def token_losses(
         (T,) float32.
     """
     with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, transform)
-        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
-        for rows in head.chunks():
-            losses[rows] = head.softmax(rows).losses
-        return losses
+        return losses_alone(HeadPass(hidden, weight, bias, targets, transform))
 
 
 def token_losses_and_entropies(

@@ -62,8 +62,8 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     )
     origin = pretrained_folder(config)
     engine = start_engine(config, plan, data, world, origin)
-    warnings = on_first_rank(lambda: list(doubts(config, data, origin)))
     progress = _resume(run, engine, plan, world)
+    warnings = [] if progress.step else on_first_rank(lambda: list(doubts(config, data, origin)))
     counts = DomainCounts(data.mixture, plan.seq_len, progress.rows_read)
     reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=progress.step)
     for line in differences:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from megaslm.data.dataset.manifest import Manifest, Reference
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import ReferenceMismatch
@@ -17,6 +19,11 @@ class NamedReference:
     """The key that names it."""
     folder: Path
     """Its Hugging Face folder."""
+
+
+def spread_evenly(rows: int, of: int) -> list[int]:
+    """The numbers of the rows to score again: so many `of` all, or all where there are no more."""
+    return [int(number) for number in np.linspace(0, of, min(rows, of), endpoint=False)]
 
 
 def check_provenance(

@@ -10,7 +10,7 @@ from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.slm.targets import valid_targets
-from megaslm.training.provenance_check import NamedReference, check_provenance
+from megaslm.training.provenance_check import NamedReference, check_provenance, spread_evenly
 
 # What the same arithmetic on another device may move a loss by. A shift by one, or another packing, moves most of them
 # by whole nats; bf16 where fp32 is stated, by hundredths.
@@ -70,8 +70,8 @@ def _check_rows(
 ) -> None:
     reader = dataset.reader("train", domain)
     where = f"{dataset.place}, train/{domain}, row"
-    for number in np.linspace(0, len(reader), min(rows, len(reader)), endpoint=False, dtype=np.int64):
-        row = reader[int(number)]
+    for number in spread_evenly(rows, len(reader)):
+        row = reader[number]
         tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(model.device)
         valid = valid_targets(tokens, eos_id)[0].cpu()
         losses, entropies = model.measure(tokens)

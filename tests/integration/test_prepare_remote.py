@@ -84,7 +84,7 @@ def test_shares_and_kills_on_the_way_to_object_storage(s3: Bucket, corpus: Path,
         process.join(0.002)
     process.kill()
     process.join()
-    with pytest.raises(DataError, match="of another recipe"):
+    with pytest.raises(DataError, match="is being filled from another working folder"):
         prepare(recipe_of(corpus, seq_len=16), s3.url("ds"), working=tmp_path / "other", workers=1)
     for number in (1, 2):
         prepare_share(recipe, s3.url("ds"), Share(number, 2), working=working, workers=1)

@@ -12,6 +12,7 @@ import pytest
 
 from megaslm.data.dataset.manifest import Manifest, read_manifest, write_manifest
 from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.storage.place_claim import UPLOAD
 from megaslm.data.storage.remote import NotThere, RemoteSettings
 from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
 from megaslm.data.storage.remote_output import RemoteOutput
@@ -46,7 +47,9 @@ def working(dataset: Path, tmp_path: Path) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the working folder's note of the place that it fills."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != UPLOAD]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def objects_of(bucket: Bucket, prefix: str) -> dict[str, bytes]:
@@ -152,7 +155,7 @@ def test_other_things_at_the_place_are_refused(s3: Bucket, dataset: Path, workin
         ("files", r"is not empty and holds no dataset.*x\.txt"),
     ):
         with pytest.raises(DataError, match=says):
-            RemoteOutput(s3.url(place), working).begin("a plan")
+            RemoteOutput(s3.url(place), working / place).begin("a plan")
     assert {key: s3.get(key) for key in s3.stored_keys()} == before
     RemoteOutput(s3.url("begun"), working).begin("a plan")
     RemoteOutput(s3.url("begun"), working).begin("a plan")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.dataset.verify import verify
+from megaslm.engine import work_queue
 from tests.forks import statuses_of, wait_until
 from tests.ranks import ROOT
 from tests.scoring import NOTES, fail, make_reference, notes, rows_of, run_job, scores, start, task_of
@@ -75,6 +76,24 @@ def test_killed_at_ten_random_points_and_finished_with_another_number_of_ranks(
     assert rows_of(scored) == rows_of(undisturbed)
     assert scores(scored) == scores(undisturbed)
     assert not (scored / ".score").exists()
+
+
+def test_a_rank_that_dies_alone_ends_the_others(
+    reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(work_queue, "_SIGN_SECONDS", 0.1)
+    monkeypatch.setattr(work_queue, "_MOST_SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(work_queue, "_FAREWELL_SECONDS", 1.0)
+    scored = tmp_path / "scored"
+    task = task_of(reference, tokens, scored)
+    ranks = start(2, task)
+    wait_until(lambda: bool(notes(scored)))
+    os.kill(ranks[1], signal.SIGKILL)
+    assert statuses_of(ranks) == [1, -signal.SIGKILL]
+    assert "rank 1 has given no sign of life" in capfd.readouterr().err
+    run_job(1, task)
+    assert rows_of(scored) == rows_of(undisturbed)
 
 
 def test_a_half_written_part_is_written_again(reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -166,7 +185,7 @@ def test_losses_that_are_not_finite_are_named_by_row(
     weights["model.layers.1.mlp.down_proj.weight"].fill_(3e38)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     said = fail(1, task_of(broken, tokens, tmp_path / "scored"), 1, capfd)
-    assert "train/b/part-00000, row 0: the reference gives a loss that is NaN or infinite" in said
+    assert "train/b/part-00000, row 0 of the part: the reference gives a loss that is NaN or infinite" in said
     assert not list((tmp_path / "scored" / ".score").glob("*/*/*"))
 
 

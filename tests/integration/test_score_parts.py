@@ -1,8 +1,10 @@
 """Parts scored by many jobs, and parts that come later: only what is missing is scored."""
 
+import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from megaslm.config.share import Share
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.data.dataset.verify import verify
+from megaslm.data.storage import output
+from megaslm.observe.score_progress import ScoreProgress
 from megaslm.scoring.job import finish, score, score_share
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import fail, failing, make_reference, notes, rows_of, run_job, scores, start, task_of
@@ -54,6 +58,55 @@ def test_shares_at_the_same_time_and_then_joined(
     assert (scored / "manifest.json").stat().st_mtime_ns == written
 
 
+def test_shares_of_unlike_jobs_do_not_mix(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The second is refused while the first has finished no part yet."""
+    scored = tmp_path / "scored"
+    make_reference(tmp_path / "other", intermediate_size=64)
+    task, other = (task_of(model, folder / "grown", scored) for model in (folder / "model", tmp_path / "other"))
+
+    def slowly(progress: ScoreProgress) -> None:
+        (tmp_path / "begun").touch()
+        time.sleep(0.3)
+
+    first = fork(lambda: score_share(task, Share(1, 2), slowly))
+    wait_until((tmp_path / "begun").exists)
+    said = failing(lambda: score_share(other, Share(2, 2)), 2, capfd)
+    assert not notes(scored)
+    assert "reference.weights_sha256 = " in said
+    assert statuses_of([first]) == [0]
+    run_job(1, task)
+    assert rows_of(scored) == rows_of(folder / "scored")
+
+
+def test_a_part_that_another_job_is_at_is_come_back_to(folder: Path, tmp_path: Path) -> None:
+    """Shares of two arrays overlap."""
+    scored = tmp_path / "scored"
+    task = task_of(folder / "model", folder / "grown", scored)
+
+    def slowly(progress: ScoreProgress) -> None:
+        (tmp_path / "begun").touch()
+        time.sleep(0.02)
+
+    first = fork(lambda: score_share(task, Share(1, 1), slowly))
+    wait_until((tmp_path / "begun").exists)
+    assert statuses_of([fork(lambda: score_share(task, Share(1, 2))), first]) == [0, 0]
+    assert statuses_of([fork(lambda: _expect(finish(task) == read_manifest(scored)))]) == [0]
+    assert rows_of(scored) == rows_of(folder / "scored")
+
+
+def test_shares_may_be_joined_where_there_is_no_gpu(folder: Path, tmp_path: Path) -> None:
+    """`auto` means what it meant to those who scored."""
+    scored = tmp_path / "scored"
+    task = task_of(folder / "model", folder / "grown", scored, precision="bf16")
+    assert statuses_of([fork(lambda: score_share(task, Share(1, 1)))]) == [0]
+    auto = task_of(folder / "model", folder / "grown", scored)
+    for _ in range(2):
+        assert statuses_of([fork(lambda: _expect(finish(auto) == read_manifest(scored)))]) == [0]
+    found = read_manifest(scored).reference
+    assert found is not None
+    assert found.precision == "bf16"
+
+
 def test_what_shares_left_out_a_plain_job_scores(folder: Path, tmp_path: Path) -> None:
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "grown", scored)
@@ -84,6 +137,33 @@ def test_a_dataset_that_has_grown(folder: Path, tmp_path: Path) -> None:
     assert rows_of(scored) == rows_of(folder / "scored")
     assert scores(scored) == scores(folder / "scored")
     assert not verify(scored).problems
+
+
+@pytest.mark.parametrize("step", ["write_manifest", "merge_index"])
+def test_a_kill_while_it_is_joined_loses_nothing(folder: Path, tmp_path: Path, step: str) -> None:
+    scored = tmp_path / "scored"
+    run_job(1, task_of(folder / "model", folder / "small", scored))
+    task = task_of(folder / "model", folder / "grown", scored)
+
+    def run() -> None:
+        setattr(output, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        score(task)
+
+    assert statuses_of([fork(run)]) == [-signal.SIGKILL]
+    run_job(2, task)
+    assert rows_of(scored) == rows_of(folder / "scored")
+    assert scores(scored) == scores(folder / "scored")
+    assert not verify(scored).warnings
+
+
+def test_looking_at_what_is_finished_leaves_a_growing_job_alone(folder: Path, tmp_path: Path) -> None:
+    scored = tmp_path / "scored"
+    run_job(1, task_of(folder / "model", folder / "small", scored))
+    grown = task_of(folder / "model", folder / "grown", scored)
+    assert statuses_of([fork(lambda: score_share(grown, Share(1, 2)))]) == [0]
+    done = notes(scored)
+    run_job(1, task_of(folder / "model", folder / "small", scored))
+    assert notes(scored) == done
 
 
 def test_a_dataset_that_grows_while_it_is_scored(folder: Path, tmp_path: Path) -> None:
@@ -152,6 +232,8 @@ def test_a_job_that_has_done_nothing_yet_may_be_begun_otherwise(folder: Path, tm
 
 
 def test_what_is_no_output_is_left_alone(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "killed" / ".score").mkdir(parents=True)
+    run_job(1, task_of(folder / "model", folder / "small", tmp_path / "killed"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     said = fail(1, task_of(folder / "model", folder / "small", tmp_path / "mine"), 2, capfd)
@@ -181,6 +263,32 @@ def test_tokens_that_are_not_those_of_the_manifest(
 
 def _expect(condition: bool) -> None:
     assert condition
+
+
+def test_files_beside_the_reference_that_are_not_ours(folder: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    for content in ("{}", "nonsense", '{"training": 3}'):
+        (model / "cost.json").write_text(content)
+        shutil.rmtree(tmp_path / "scored", ignore_errors=True)
+        run_job(1, task_of(model, folder / "small", tmp_path / "scored"))
+        assert json.loads((tmp_path / "scored" / "cost.json").read_text()).keys() == {"scoring"}
+    (model / "cost.json").write_text('{"training": {"seconds": 3.0, "gpu_hours": 0.5}}')
+    shutil.rmtree(tmp_path / "scored")
+    run_job(1, task_of(model, folder / "small", tmp_path / "scored"))
+    cost = json.loads((tmp_path / "scored" / "cost.json").read_text())
+    assert cost["reference_training"] == {"seconds": 3.0, "gpu_hours": 0.5}
+    assert 0 < cost["scoring"]["seconds"] <= cost["scoring"]["rank_seconds"] * 1.01
+    assert cost["scoring"]["gpu_hours"] == 0
+
+
+def test_a_reference_without_a_tokenizer_is_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
+    (model / "tokenizer.json").unlink()
+    said = fail(1, task_of(model, folder / "small", tmp_path / "scored"), 2, capfd)
+    assert "model has no tokenizer.json, and" in said
+    assert not (tmp_path / "scored").exists()
 
 
 def test_scoring_by_function_call_gives_the_manifest(folder: Path, tmp_path: Path) -> None:

@@ -101,3 +101,18 @@ def test_a_place_that_holds_something_else(
     mine = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
     assert "mine is not empty and holds no dataset" in fail(1, mine, 2, capfd)
     assert (tmp_path / "mine" / "train").is_dir()
+
+
+def test_two_jobs_on_one_url(s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """From two working folders, of which neither sees the other's lock; and one folder for two URLs."""
+    first = task(folder, s3, str(folder / "small"), tmp_path / "first")
+    ranks = start(1, first)
+    wait_until(lambda: any("/part-" in key for key in s3.stored_keys("scored/")))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
+    second = task(folder, s3, str(folder / "small"), tmp_path / "second")
+    assert "is being filled from another working folder" in fail(1, second, 2, capfd)
+    elsewhere = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), first.settings, first.working)
+    assert f"holds the unfinished work for {s3.url('scored')}" in fail(1, elsewhere, 2, capfd)
+    run_job(1, first)
+    assert set(s3.stored_keys("scored/")).isdisjoint({"scored/unfinished.json"})

@@ -170,10 +170,13 @@ class ScoreSummary(_Record):
 def read_scores(dataset: Path) -> ScoreSummary | None:
     """The summary in a scored dataset; null where it has none. Raises DataError where the file is no summary."""
     path = dataset / SCORES
-    if not path.is_file():
-        return None
+    return parse_scores(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def parse_scores(content: bytes, path: str) -> ScoreSummary:
+    """The summary that `content` spells; `path` is where it came from. Raises DataError where it is none."""
     try:
-        return ScoreSummary.model_validate_json(path.read_bytes())
+        return ScoreSummary.model_validate_json(content)
     except ValidationError as error:
         raise DataError(
             f"{path} is not the summary of a scored dataset; remove this file, which the rows do not need, or score "

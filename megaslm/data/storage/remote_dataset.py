@@ -101,7 +101,7 @@ def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettin
     try:
         manifest = _take_manifest(building, url, manifest_bytes)
         _fetch_files(building, url, list(_described_files(manifest)), settings)
-        if manifest.kind == "scored":
+        if manifest.kind != "tokens":
             _fetch_cost(building, url, settings)
         with _found_in(building, url):
             _check(building, manifest)

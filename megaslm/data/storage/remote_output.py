@@ -1,7 +1,7 @@
 """Datasets on object storage, as those who write them need it: part by part, so that no disk must hold them all.
 
 In the order in which a crash does the least harm: a part's shards before its index, the index before the local shards
-go, the manifest last. URL/unfinished.json says whose unfinished dataset is there.
+go, the manifest last.
 """
 
 import hashlib
@@ -12,12 +12,14 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import BESIDE_ROWS, MANIFEST, TOKENIZER, Manifest, Part, write_manifest
 from megaslm.data.dataset.merged_index import joined, read_part_index, read_part_indices
 from megaslm.data.dataset.shard_index import INDEX, ShardIndex, check_size, write_index
+from megaslm.data.durable import write_file
+from megaslm.data.storage.place_claim import UPLOAD, PlaceClaim
 from megaslm.data.storage.remote import DEFAULTS, NotThere, RemoteSettings, list_remote, read_bytes
 from megaslm.data.storage.remote_dataset import read_remote_manifest
-from megaslm.data.storage.uploads import has_arrived, remove_remote, upload_file, write_bytes
+from megaslm.data.storage.uploads import has_arrived, upload_file
 from megaslm.errors import DataError
 
-_UNFINISHED = "unfinished.json"
+_EXTENDS = "more parts of the dataset that is there"
 
 
 class RemoteOutput:
@@ -31,6 +33,7 @@ class RemoteOutput:
         self._url = url.rstrip("/")
         self._working = working
         self._settings = settings
+        self._claim = PlaceClaim(self._url, working, settings)
 
     @property
     def place(self) -> str:
@@ -40,12 +43,9 @@ class RemoteOutput:
     def finished(self) -> Manifest | None:
         """The manifest of the dataset that is finished at the URL; null where none is."""
         try:
-            manifest = read_remote_manifest(self._url, self._settings)
+            return read_remote_manifest(self._url, self._settings)
         except NotThere:
             return None
-        # What a run that was killed after its last step has left.
-        remove_remote(f"{self._url}/{_UNFINISHED}", self._settings)
-        return manifest
 
     def beside(self, name: str) -> bytes | None:
         """A file at the URL; null where there is none."""
@@ -57,34 +57,35 @@ class RemoteOutput:
     def begin(self, plan: str) -> None:
         """Claim the URL for a plan, any text that says what is being made, or go on with the same one.
 
-        Raises DataError where anything else is there: a finished dataset, the unfinished one of another plan, files.
+        Raises DataError where anything else is there: a finished dataset, files, an unfinished dataset of another plan
+        or of another working folder; and where the working folder belongs to another place.
         """
-        marker = f"{self._url}/{_UNFINISHED}"
-        try:
-            found = read_bytes(marker, self._settings)
-        except NotThere:
+        found = self._claim.plan()
+        if found is None:
             self._require_empty()
-            write_bytes(marker, plan.encode("utf-8"), self._settings)
-            return
-        if found != plan.encode("utf-8"):
+            self._claim.make(plan)
+        elif found != plan:
             raise DataError(
-                f"{self._url} holds the unfinished dataset of another recipe or of other files; remove it or "
-                "choose another output"
+                f"{self._url} holds the unfinished dataset of another recipe, reference or of other files; remove it "
+                "or choose another output"
             )
 
     def extend(self, manifest: Manifest) -> None:
         """Bring the indices of the dataset that is finished at the URL into the working folder; its shards stay there.
 
         Readers of the dataset find the new parts when the new manifest is there. Raises Damaged where an index is not
-        what the manifest tells.
+        what the manifest tells, DataError where another working folder adds parts.
         """
+        if self._claim.plan() is None:
+            self._claim.make(_EXTENDS)
         for split, domains in manifest.splits.items():
             for domain, share in domains.items():
                 for part in share.parts:
                     folder = self._working / split / domain / part.name
-                    folder.mkdir(parents=True, exist_ok=True)
-                    name = f"{split}/{domain}/{part.name}/{INDEX}"
-                    (folder / INDEX).write_bytes(read_bytes(f"{self._url}/{name}", self._settings))
+                    if not (folder / INDEX).is_file():
+                        folder.mkdir(parents=True, exist_ok=True)
+                        url = f"{self._url}/{split}/{domain}/{part.name}/{INDEX}"
+                        write_file(folder / INDEX, read_bytes(url, self._settings).decode("utf-8"))
                     read_part_index(folder.parent, part)
 
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
@@ -124,13 +125,16 @@ class RemoteOutput:
             upload_file(self._working / name, f"{self._url}/{name}", self._settings)
         write_manifest(self._working, manifest)
         upload_file(self._working / MANIFEST, f"{self._url}/{MANIFEST}", self._settings)
-        remove_remote(f"{self._url}/{_UNFINISHED}", self._settings)
+        self._claim.release()
 
     def tidy_up(self) -> None:
-        """Remove from the working folder what is at the URL now."""
+        """Remove from the working folder what is at the URL now, and the claim, which a kill may have left."""
+        if not self._claim.is_of_this_place():
+            return
+        self._claim.release()
         for name in ("train", "heldout", TOKENIZER):
             shutil.rmtree(self._working / name, ignore_errors=True)
-        for name in (MANIFEST, *BESIDE_ROWS):
+        for name in (MANIFEST, *BESIDE_ROWS, UPLOAD):
             (self._working / name).unlink(missing_ok=True)
 
     def _has_arrived(self, place: str, there: dict[str, int], index: ShardIndex, part: Part) -> bool:

@@ -19,11 +19,15 @@ def submitted_from(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str, gpus: str | None = None, **slurm: int) -> "subprocess.CompletedProcess[str]":
+def run(
+    folder: Path, *arguments: str, gpus: str | None = None, parts: int | None = None, **slurm: int
+) -> "subprocess.CompletedProcess[str]":
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {"PATH": path, **{f"SLURM_{name}": str(value) for name, value in slurm.items()}}
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
+    if parts is not None:
+        environment["PARTS"] = str(parts)
     return subprocess.run(
         [str(SCRIPT), *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -34,6 +38,15 @@ def test_a_task_of_the_array_does_its_share(submitted_from: Path, task: int, lea
     array = {"ARRAY_TASK_ID": task, "ARRAY_TASK_MIN": least, "ARRAY_TASK_MAX": most}
     ran = run(submitted_from, "prepare", "a recipe.yaml", "out", "--workers", "3", **array)
     assert ran.stdout.strip() == f"prepare a recipe.yaml out --workers 3 --part {part}", ran.stderr
+
+
+def test_some_tasks_of_an_array_are_submitted_again_by_their_numbers(submitted_from: Path) -> None:
+    array = {"ARRAY_TASK_ID": 17, "ARRAY_TASK_MIN": 3, "ARRAY_TASK_MAX": 40, "ARRAY_TASK_COUNT": 3}
+    refused = run(submitted_from, "score", "in", "out", **array)
+    assert refused.returncode == 2
+    assert "the array has gaps" in refused.stderr
+    ran = run(submitted_from, "score", "in", "out", parts=64, **array)
+    assert ran.stdout.strip() == "score in out --part 17/64", ran.stderr
 
 
 @pytest.mark.parametrize("gpus", [None, "3"])

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from megaslm.errors import ModelError
+from megaslm.model import selective_lm
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, Known, Selected
@@ -140,3 +141,19 @@ def test_auto_caches_in_bf16_within_its_budget() -> None:
     assert settings.method_for(hidden.bfloat16(), 101) == "bracket"
     assert settings.method_for(hidden, 100) == "bracket"
     assert HeadSettings("recompute").method_for(hidden.bfloat16(), 100) == "recompute"
+
+
+def test_rows_are_measured_alike_in_groups_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.randint(3, USED, (5, 13), generator=torch.Generator().manual_seed(1))
+    model = SelectiveLM(drawn(ARCHITECTURES["llama"]), eos_id=EOS_ID, document_isolation=True)
+    losses, (losses_too, entropies) = model.measure(tokens), model.measure_with_entropy(tokens)
+    groups: list[int] = []
+    model.lm.model.register_forward_pre_hook(
+        lambda _, __, given: groups.append(len(given["input_ids"])), with_kwargs=True
+    )
+    monkeypatch.setattr(selective_lm, "_TOKENS_AT_ONCE_ON_CPU", 2 * 12)
+    torch.testing.assert_close(model.measure(tokens), losses, rtol=1e-6, atol=1e-6)
+    assert groups == [2, 2, 1]
+    in_groups = model.measure_with_entropy(tokens)
+    torch.testing.assert_close(in_groups, (losses_too, entropies), rtol=1e-6, atol=1e-6)
+    assert groups == [2, 2, 1] * 2
