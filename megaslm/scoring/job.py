@@ -30,6 +30,7 @@ from megaslm.scoring.task import ScoreTask
 _WORKING = ".score"
 # All ranks have said that they are done: what they noted is there, if not yet for this host.
 _NOTED_ELSEWHERE_SECONDS = 120.0
+_WHAT_IS_KEPT = "the parts that are done are kept; start it again for the others"
 
 T = TypeVar("T")
 
@@ -49,13 +50,14 @@ def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> M
         Stopped: on SIGTERM.
         MegaSLMError: the system refuses, as when the disk is full.
     """
-    job = _Job(task)
-    manifest = job.finished()
-    if manifest is None:
-        with job.claimed(alone=True):
-            job.score_parts(None, on_progress)
-            manifest = job.assemble(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
-    return manifest
+    with StopSignal() as stop:
+        job = _Job(task)
+        manifest = job.finished()
+        if manifest is None:
+            with job.claimed(alone=True):
+                job.score_parts(None, stop, on_progress)
+                manifest = job.assemble(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
+        return manifest
 
 
 def score_share(task: ScoreTask, share: Share, on_progress: OnProgress = lambda progress: None) -> None:
@@ -63,10 +65,11 @@ def score_share(task: ScoreTask, share: Share, on_progress: OnProgress = lambda 
 
     Raises as `score` does.
     """
-    job = _Job(task)
-    if job.finished() is None:
-        with job.claimed(alone=False):
-            job.score_parts(share, on_progress)
+    with StopSignal() as stop:
+        job = _Job(task)
+        if job.finished() is None:
+            with job.claimed(alone=False):
+                job.score_parts(share, stop, on_progress)
 
 
 def finish(task: ScoreTask) -> Manifest:
@@ -125,12 +128,13 @@ class _Job:
             self._once(lambda: held.enter_context(self._derivation.claimed(alone=alone)))
             yield
 
-    def score_parts(self, share: Share | None, on_progress: OnProgress) -> None:
+    def score_parts(self, share: Share | None, stop: StopSignal, on_progress: OnProgress) -> None:
         """Draws parts, largest first, until there are none; comes back when all ranks are done."""
         waiting = self._once(lambda: self._waiting(share))
         queue = WorkQueue(self._world)
         try:
-            with StopSignal() as stop, keeping_what_is_done(self._task.output):
+            with keeping_what_is_done(self._task.output):
+                stop.raise_if_told(_WHAT_IS_KEPT)
                 self._score_drawn(waiting, queue, stop, on_progress)
         except BaseException as error:
             queue.fail(error)
@@ -170,7 +174,7 @@ class _Job:
 
         def count(rows: int) -> None:
             show(queue.add_progress(rows))
-            stop.raise_if_told("the parts that are done are kept; start it again for the others")
+            stop.raise_if_told(_WHAT_IS_KEPT)
 
         scorer: PartScorer | None = None
         busy: list[SourcePart] = []
