@@ -101,7 +101,7 @@ def measure(size: Size, dataset: Path, *, quick: bool) -> tuple[list[dict[str, s
         repetitions=3 if quick else 7,
         clock=time.process_time,
     )
-    peaks = {} if quick else {name: peak_bytes(partial(memory_task, size, dataset), name) for name in WAYS}
+    peaks = {} if quick else {name: peak_bytes(partial(memory_task, size, dataset), name, 1) for name in WAYS}
     batch = f"{size.rows} × {size.seq_len}"
     rows: list[dict[str, str | float]] = [
         {

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.preparing import output as output_module
 from megaslm.data.preparing.prepare import prepare
+from megaslm.data.storage import output as output_module
 from megaslm.errors import DataError
 from tests.corpus import content, recipe_of
 
