@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
@@ -11,6 +12,12 @@ from megaslm.data.preparing.prepare import prepare
 from tests.corpus import recipe_of, write_corpus
 from tests.ranks import run_megaslm
 from tests.toy import make_dataset, run_config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Ranks that tests start have one thread each; more of them here would only contend with theirs."""
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
