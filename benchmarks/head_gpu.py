@@ -1,6 +1,5 @@
 """The selective head on a GPU, in bf16, against exact heads of others; without a GPU only --quick runs, on the CPU."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from harness.gpu import DEVICE, clock, peak_gib
 from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
@@ -17,7 +17,6 @@ from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, toke
 
 KEEP_RATIO = 0.6
 OURS = "ours"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -113,22 +112,6 @@ def peers() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
 
         found["CCE"] = lambda hidden, weight, targets: linear_cross_entropy(hidden, weight, targets, reduction="none")
     return found
-
-
-def clock() -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_gib(run: Callable[[], None]) -> float:
-    """What a run allocates at most beyond its inputs; 0 on a CPU, which does not count it."""
-    if DEVICE.type != "cuda":
-        return 0.0
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / (1 << 30)
 
 
 def loss_errors(head: Head) -> dict[str, float]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from harness.corpora import corpus_name
 from harness.memory import forget_peak, peak_bytes
-from harness.references import drawn_model, first_rows, prepare_text
+from harness.references import drawn_model, first_rows, llama, prepare_text
 from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
@@ -40,18 +40,6 @@ class Size:
     rows: int
     seq_len: int
     architecture: Architecture
-
-
-def llama(vocab_size: int, width: int, layers: int) -> Architecture:
-    return Architecture(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=11 * width // 4,
-        num_layers=layers,
-        num_heads=width // 64,
-        num_kv_heads=width // 128,
-        max_position_embeddings=2048,
-    )
 
 
 FULL = (Size(8, 512, llama(32_000, 512, 6)), Size(2, 2048, llama(32_000, 512, 6)))

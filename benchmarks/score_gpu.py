@@ -7,7 +7,6 @@ causal attention over the whole row) by what the device's maker states. Differen
 
 import copy
 import itertools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 from harness.document_attention import DocumentAttentionLM
+from harness.gpu import DEVICE, clock, peak_gib
 from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
@@ -28,7 +28,6 @@ from megaslm.model.load import build_from_shape
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 
 ROOT = Path(__file__).parents[1]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EOS_ID = 2
 DOCUMENT_TOKENS = 600
 LEAST_MFU = 0.55
@@ -108,22 +107,6 @@ def rows_of(case: Case) -> Tensor:
     shape = (case.rows, case.seq_len + 1)
     tokens = torch.randint(EOS_ID + 1, case.architecture.vocab_size, shape, generator=generator, device=DEVICE)
     return tokens.where(torch.rand(shape, generator=generator, device=DEVICE) > 1 / DOCUMENT_TOKENS, EOS_ID)
-
-
-def clock() -> float:
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def peak_gib(run: Callable[[], object]) -> float:
-    """What a run allocates at most beyond model and rows; 0 on a CPU, which does not count it."""
-    if DEVICE.type != "cuda":
-        return 0.0
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    return (torch.cuda.max_memory_allocated() - before) / (1 << 30)
 
 
 def that_run(ways: dict[str, SelectiveLM], tokens: Tensor) -> dict[str, Callable[[], Tensor]]:

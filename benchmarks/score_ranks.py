@@ -16,28 +16,15 @@ from pathlib import Path
 from statistics import median
 
 from harness.corpora import corpus_name
-from harness.references import drawn_model, prepare_text
+from harness.references import drawn_model, llama, prepare_text
 from harness.report import Bar, options, report
 
-from megaslm.config.schema import Architecture
 from megaslm.data.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.data.dataset.score_summary import read_scores
 
 ROOT = Path(__file__).parents[1]
 PARTS, PART_BYTES = 8, 20_000
 LEAST_SPEED = 1.8
-
-
-def shape(vocab_size: int, width: int, layers: int) -> Architecture:
-    return Architecture(
-        vocab_size=vocab_size,
-        hidden_size=width,
-        intermediate_size=11 * width // 4,
-        num_layers=layers,
-        num_heads=width // 64,
-        num_kv_heads=width // 128,
-        max_position_embeddings=512,
-    )
 
 
 class Job:
@@ -87,7 +74,7 @@ class Job:
 def main() -> None:
     chosen = options(__doc__)
     cores = sorted(os.sched_getaffinity(0))[:2]
-    architecture = shape(1_500, 128, 2) if chosen.quick else shape(32_000, 512, 6)
+    architecture = llama(1_500, 128, 2) if chosen.quick else llama(32_000, 512, 6)
     repetitions = 1 if chosen.quick else 3
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

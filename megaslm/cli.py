@@ -130,7 +130,7 @@ def score(
         int | None,
         typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
     ] = None,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows read at once.")] = 16,
     part: Annotated[
         str | None,
         typer.Option(metavar="N/COUNT", help="Score the N-th of COUNT shares of the parts only."),

@@ -44,6 +44,19 @@ def first_rows(dataset: Path, count: int, split: Split = "train") -> Tensor:
     return torch.from_numpy(rows.astype("int64"))
 
 
+def llama(vocab_size: int, width: int, layers: int) -> Architecture:
+    """A shape with heads of 64, two of them to one of keys and values."""
+    return Architecture(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_layers=layers,
+        num_heads=width // 64,
+        num_kv_heads=width // 128,
+        max_position_embeddings=2048,
+    )
+
+
 def drawn_model(architecture: Architecture, eos_id: int, dtype: torch.dtype = torch.float32) -> CausalLM:
     """Random weights, the same each time, in evaluation mode."""
     lm = build_from_shape(architecture, eos_id=eos_id, dtype=dtype)

@@ -35,7 +35,7 @@ class PartScorer:
     manifest: Manifest
     """Of the dataset that is written; its `reference` says how the model is run."""
     batch_rows: int
-    """Rows per forward pass. Every pass has as many, so that a row's losses do not depend on the number of ranks."""
+    """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
 
     def score(self, reader: RowReader, folder: Path, place: str, on_rows: OnRows) -> tuple[Part, PartStatistics]:
         """Write the rows of `reader` with what the model says of them as the part `folder`.

@@ -13,7 +13,7 @@ class ScoreSettings:
     precision: Precision = "auto"
     document_isolation: bool = True
     batch_rows: int = 16
-    """Rows per forward pass. Every pass has as many, so that a row's losses do not depend on the number of ranks."""
+    """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
     entropy: bool = False
     """Whether `ref_entropy` is stored too: of the reference's predictions, from the pass that gives the losses."""
     window: int | None = None

@@ -112,7 +112,7 @@ class Reference(_Record):
     stride: int
     """Tokens between the starts of two windows of a row; with `window`, where they do not overlap."""
     batch_rows: int
-    """Rows per forward pass, on which the last bits of a loss depend."""
+    """Rows read at once, on which the last bits of a loss depend."""
     dataset_sha256: str
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
     entropy: bool = False
