@@ -24,6 +24,12 @@ app.add_typer(config_app, name="config")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
+Work = Annotated[
+    Path | None, typer.Option("--work", help="For an output at a URL: a local folder for parts on their way there.")
+]
+Cache = Annotated[
+    Path, typer.Option("--cache", help="For a dataset at a URL: the folder in which what is fetched is kept.")
+]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 
 
@@ -60,9 +66,7 @@ def options(
 def prepare(
     recipe: Annotated[Path, typer.Argument(help="The corpus recipe, a YAML file.")],
     output: Annotated[str, typer.Argument(help="The dataset to write: a folder or a URL, such as s3://bucket/web.")],
-    work: Annotated[
-        Path | None, typer.Option(help="For a URL: a local folder in which parts are written before they are sent.")
-    ] = None,
+    work: Work = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
     part: Annotated[
         str | None,
@@ -138,12 +142,8 @@ def score(
     finish: Annotated[
         bool, typer.Option("--finish", help="Make the dataset of what all --part jobs have scored.")
     ] = False,
-    work: Annotated[
-        Path | None, typer.Option(help="For an output at a URL: a local folder for parts on their way there.")
-    ] = None,
-    cache: Annotated[
-        Path, typer.Option(help="For a dataset at a URL: the folder in which what is fetched is kept.")
-    ] = Path("~/.cache/megaslm"),
+    work: Work = None,
+    cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
     """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks.
@@ -200,12 +200,8 @@ def mask(
         float | None, typer.Option(help="Most nats of a target that may be kept; as slm.max_ref_loss.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
-    work: Annotated[
-        Path | None, typer.Option(help="For an output at a URL: a local folder for parts on their way there.")
-    ] = None,
-    cache: Annotated[
-        Path, typer.Option(help="For a dataset at a URL: the folder in which what is fetched is kept.")
-    ] = Path("~/.cache/megaslm"),
+    work: Work = None,
+    cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
     """Turn reference losses and entropies into one bit a target, for runs with a static score and slm.scope sequence.

@@ -8,97 +8,20 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from megaslm.data.dataset import row_check
 from megaslm.data.dataset.manifest import (
     TOKENIZER,
-    DomainSplit,
     Manifest,
-    Part,
-    Reference,
     read_manifest,
     write_manifest,
 )
 from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
-from megaslm.data.dataset.target_bits import packed
-from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.dataset.shards import RowFormat
 from megaslm.data.dataset.verify import Verification, verify
-from megaslm.data.preparing.packing import count_targets
-from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 from megaslm.errors import DataError
-from tests.small_shards import kind_of
-from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
-
-SEQ_LEN = 12
-FORMATS = {
-    "tokens": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=700),
-    "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
-    "masked": RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=700),
-    "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
-}
-
-Change = Callable[[np.ndarray, np.ndarray], None]
-"""Spoils the tokens and the losses of a part before they are written."""
-
-
-def make(
-    dataset: Path,
-    row_format: RowFormat,
-    *,
-    domain: int | None = None,
-    spoil: Change | None = None,
-    more_bits: int = 0,
-) -> None:
-    """Two domains of two parts; the rest changes part 1 of domain `b`, and nothing else knows.
-
-    A mask selects what has a loss; `more_bits` come into the last byte of row 7.
-    """
-    generator = np.random.default_rng(0)
-    splits: dict[str, DomainSplit] = {}
-    for number, name in enumerate(("a", "b")):
-        parts: list[Part] = []
-        targets = 0
-        for place, count in enumerate((20, 20)):
-            tokens = random_rows(generator, count, SEQ_LEN, VOCAB_SIZE).astype(np.uint16)
-            losses = generator.uniform(0, 12, (count, SEQ_LEN)).astype(np.float16)
-            losses[tokens[:, :-1] == EOS_ID] = 0
-            last = (number, place) == (1, 1)
-            targets += count_targets(tokens, EOS_ID)
-            # The writer would refuse such losses: they come in after its look at them.
-            with part_writer(dataset / "train" / name / part_name(place), row_format) as writer:
-                writer._check_nats = lambda *_: None  # type: ignore[method-assign]
-                if spoil is not None and last:
-                    spoil(tokens, losses)
-                of_domain = number if domain is None or not last else domain
-                entropies = losses / 2 if row_format.entropy else None
-                bits = packed(losses > 0)
-                bits[7, -1] |= more_bits if last else 0
-                writer.write(
-                    tokens,
-                    of_domain,
-                    losses if row_format.scored else None,
-                    entropies,
-                    bits if row_format.masked else None,
-                )
-            parts.append(writer.part)
-        rows = merge_index(dataset / "train" / name, parts)
-        splits[name] = DomainSplit(rows=rows, tokens=targets, documents=1, parts=tuple(parts))
-    make_tokenizer(dataset / TOKENIZER)
-    facts = tokenizer_facts(dataset / TOKENIZER)
-    reference = Reference(
-        weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
-        batch_rows=8, dataset_sha256="", entropy=row_format.entropy,
-    )  # fmt: skip
-    manifest = Manifest(
-        kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
-        seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
-        tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
-        licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
-    )  # fmt: skip
-    write_manifest(dataset, manifest)
+from tests.toy import VOCAB_SIZE
+from tests.verified import FORMATS, SEQ_LEN, found_in, make
 
 
 @pytest.fixture(scope="module", params=FORMATS, ids=FORMATS)
@@ -111,10 +34,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture
 def dataset(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "dataset"))
-
-
-def found_in(dataset: Path) -> list[str]:
-    return [f"{problem.path} {problem.finding}" for problem in verify(dataset, workers=1).problems]
 
 
 def files_of(dataset: Path) -> list[Path]:
@@ -250,84 +169,6 @@ def test_all_problems_are_reported(dataset: Path) -> None:
         "train/a/part-00000/shard.00000.mds",
         "train/a/index.json",
         "train/b/part-00001/index.json",
-    ]
-
-
-def put(row: int, place: int, *, token: int | None = None, loss: float | None = None) -> Change:
-    def change(tokens: np.ndarray, losses: np.ndarray) -> None:
-        if token is not None:
-            tokens[row, place] = token
-        if loss is not None:
-            losses[row, place] = loss
-
-    return change
-
-
-def fill_losses(value: float) -> Change:
-    def change(tokens: np.ndarray, losses: np.ndarray) -> None:
-        losses[3:5] = np.where(tokens[3:5, :-1] == EOS_ID, 0, value)
-
-    return change
-
-
-def losses_after_eos(tokens: np.ndarray, losses: np.ndarray) -> None:
-    losses[tokens[:, :-1] == EOS_ID] = 2.5
-
-
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (put(7, 12, token=64), "row 7 token id 64 at place 12, expected an id below 64"),
-        (put(7, 0, loss=np.nan), "row 7 ref_loss nan at place 0, expected 0 to 65504"),
-        (put(7, 11, loss=np.inf), "row 7 ref_loss inf at place 11, expected 0 to 65504"),
-        (put(7, 3, loss=-0.5), "row 7 ref_loss -0.5 at place 3, expected 0 to 65504"),
-        (fill_losses(np.inf), "row 3 ref_loss inf at place *, expected 0 to 65504; 1 more of its rows are like that"),
-        (losses_after_eos, "row * ref_loss after EOS 2.5 at place *, expected 0*"),
-    ],
-)
-def test_values_that_may_not_be_are_found(tmp_path: Path, spoil: Change, expected: str) -> None:
-    """All hashes are right: the part was written so."""
-    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=100_000), spoil=spoil)
-    problems = [problem for problem in found_in(tmp_path) if not problem.startswith("manifest.json")]
-    assert len(problems) == 1, problems
-    assert fnmatchcase(problems[0], f"train/b/part-00001/shard.00000.mds has in {expected}"), problems
-
-
-@pytest.mark.parametrize(
-    ("spoil", "more_bits", "expected"),
-    [
-        (losses_after_eos, 0, "row * a bit of selected 1 at place *, expected 0, as there is no target*"),
-        (None, 0b1000_0000, "row 7 a bit of selected 1 at place 15, expected 0, as there is no target"),
-    ],
-)
-def test_only_targets_may_be_selected(tmp_path: Path, spoil: Change | None, more_bits: int, expected: str) -> None:
-    masked = RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=100_000)
-    make(tmp_path, masked, spoil=spoil, more_bits=more_bits)
-    (problem,) = found_in(tmp_path)
-    assert fnmatchcase(problem, f"train/b/part-00001/shard.00000.mds has in {expected}"), problem
-
-
-def test_rows_are_counted_over_the_stretches_that_are_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(row_check, "_CHUNK_BYTES", 100)
-    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=100_000), spoil=fill_losses(-1))
-    (problem,) = found_in(tmp_path)
-    assert "has in row 3 ref_loss -1.0 at place" in problem
-    assert problem.endswith("; 1 more of its rows are like that")
-
-
-def test_the_smallest_and_the_largest_loss_pass(tmp_path: Path) -> None:
-    make(tmp_path / "large", FORMATS["scored"], spoil=fill_losses(65504))
-    make(tmp_path / "zero", FORMATS["scored"], spoil=fill_losses(-0.0))
-    assert found_in(tmp_path / "large") == found_in(tmp_path / "zero") == []
-
-
-def test_rows_of_another_domain_are_found(tmp_path: Path) -> None:
-    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=100_000), domain=0)
-    assert found_in(tmp_path) == [
-        "train/b/part-00001/shard.00000.mds has in row 0 domain 0 at place 0, expected 1; "
-        "19 more of its rows are like that"
     ]
 
 

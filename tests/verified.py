@@ -1,0 +1,90 @@
+"""Datasets to verify, of every kind, whole or spoiled before they are written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.data.dataset.merged_index import merge_index
+from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.data.dataset.target_bits import packed
+from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.dataset.verify import verify
+from megaslm.data.preparing.packing import count_targets
+from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from tests.small_shards import kind_of
+from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
+
+SEQ_LEN = 12
+FORMATS = {
+    "tokens": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=700),
+    "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
+    "masked": RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=700),
+    "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
+}
+
+Change = Callable[[np.ndarray, np.ndarray], None]
+"""Spoils the tokens and the losses of a part before they are written."""
+
+
+def make(
+    dataset: Path,
+    row_format: RowFormat,
+    *,
+    domain: int | None = None,
+    spoil: Change | None = None,
+    more_bits: int = 0,
+) -> None:
+    """Two domains of two parts; the rest changes part 1 of domain `b`, and nothing else knows.
+
+    A mask selects what has a loss; `more_bits` come into the last byte of row 7.
+    """
+    generator = np.random.default_rng(0)
+    splits: dict[str, DomainSplit] = {}
+    for number, name in enumerate(("a", "b")):
+        parts: list[Part] = []
+        targets = 0
+        for place, count in enumerate((20, 20)):
+            tokens = random_rows(generator, count, SEQ_LEN, VOCAB_SIZE).astype(np.uint16)
+            losses = generator.uniform(0, 12, (count, SEQ_LEN)).astype(np.float16)
+            losses[tokens[:, :-1] == EOS_ID] = 0
+            last = (number, place) == (1, 1)
+            targets += count_targets(tokens, EOS_ID)
+            # The writer would refuse such losses: they come in after its look at them.
+            with part_writer(dataset / "train" / name / part_name(place), row_format) as writer:
+                writer._check_nats = lambda *_: None  # type: ignore[method-assign]
+                if spoil is not None and last:
+                    spoil(tokens, losses)
+                of_domain = number if domain is None or not last else domain
+                entropies = losses / 2 if row_format.entropy else None
+                bits = packed(losses > 0)
+                bits[7, -1] |= more_bits if last else 0
+                writer.write(
+                    tokens,
+                    of_domain,
+                    losses if row_format.scored else None,
+                    entropies,
+                    bits if row_format.masked else None,
+                )
+            parts.append(writer.part)
+        rows = merge_index(dataset / "train" / name, parts)
+        splits[name] = DomainSplit(rows=rows, tokens=targets, documents=1, parts=tuple(parts))
+    make_tokenizer(dataset / TOKENIZER)
+    facts = tokenizer_facts(dataset / TOKENIZER)
+    reference = Reference(
+        weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
+        batch_rows=8, dataset_sha256="", entropy=row_format.entropy,
+    )  # fmt: skip
+    manifest = Manifest(
+        kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
+        seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
+        tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
+        licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
+    )  # fmt: skip
+    write_manifest(dataset, manifest)
+
+
+def found_in(dataset: Path) -> list[str]:
+    """What is wrong with a dataset, file by file."""
+    return [f"{problem.path} {problem.finding}" for problem in verify(dataset, workers=1).problems]
