@@ -5,6 +5,7 @@ import socket
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 
 from megaslm.engine.distributed import end_process
@@ -16,6 +17,8 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
     child = os.fork()
     if child == 0:
         status = 1
+        # What the parent's libraries close at its exit needs their threads, which no child has: fsspec waits for its own.
+        weakref.finalize._registry.clear()  # type: ignore[attr-defined]
         try:
             os.setpgid(0, group)
             os.environ.update(environment)
