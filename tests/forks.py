@@ -17,7 +17,8 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
     child = os.fork()
     if child == 0:
         status = 1
-        # What the parent's libraries close at its exit needs their threads, which no child has: fsspec waits for its own.
+        # What the parent's libraries close at its exit needs their threads, and a child has none of them:
+        # fsspec would wait for its own.
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
         try:
             os.setpgid(0, group)
