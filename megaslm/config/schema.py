@@ -324,7 +324,38 @@ class CheckpointSection(Section):
     every_tokens: Positive | None = None
     """Targets between two checkpoints; null writes at the end only."""
     keep_last: Positive = 2
-    """Older complete checkpoints are deleted."""
+    """How many of the newest complete checkpoints are kept; older ones are deleted."""
+    keep_every_steps: Positive | None = None
+    """Checkpoints of steps that are a multiple of this are kept for good."""
+    asynchronous: bool = True
+    """Whether training goes on, after a copy to the host's memory, while a checkpoint is written; false spares the copy
+    and waits."""
+    max_failed_saves: Positive = 3
+    """So many saves in a row may fail, the disk being full for instance, before the run stops."""
+
+
+class GuardSection(Section):
+    """What a run looks out for while it trains, and what it then does."""
+
+    max_skipped_steps: Positive = 3
+    """A step with a loss or gradient that is NaN or infinite is skipped on all ranks; after so many in a row the run
+    stops."""
+    on_spike: Literal["off", "warn", "stop", "rollback"] = "warn"
+    """What to do when the loss rises far above what it was: nothing, say so, stop, or go back to the last checkpoint
+    and on behind the data that was read since."""
+    spike_sigmas: AboveZero = 6.0
+    """How many standard deviations above the mean of the last `spike_window_steps` are a spike."""
+    spike_window_steps: Annotated[int, Field(ge=8)] = 128
+    """Steps by which the loss is judged; there is no judgement before there are so many."""
+    silence_seconds: AboveZero = 60.0
+    """A rank whose process gives no sign of life for so long is taken for dead, and the run ends."""
+    hang_seconds: AboveZero = 1800.0
+    """Where no rank gets any further for so long the run ends, and says which one the others wait for."""
+    slow_ratio: Annotated[float, Field(gt=1)] = 1.5
+    """A rank that needs so many times as long as the middle one for the same work is named in a warning."""
+    rehearse: bool = False
+    """Whether to go through a step, a validation and a save before training starts, so that memory and disk run out
+    then or not at all."""
 
 
 class LogSection(Section):
@@ -348,6 +379,7 @@ class RunConfig(Section):
     validation: ValidationSection = ValidationSection()
     zero: ZeroSection = ZeroSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    guard: GuardSection = GuardSection()
     log: LogSection = LogSection()
     deepspeed_extra: dict[str, object] = {}
     """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is refused."""

@@ -1,0 +1,37 @@
+"""Where this process is in its work: its watchdog tells the other ranks, and tests inject faults there."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megaslm.engine.faults import inject
+
+Point = Literal["start", "load", "data", "step", "validate", "save", "end"]
+"""What a rank can be at, in this order: the start of the job, reading a checkpoint, waiting for its own rows, a step of
+training, validation, a checkpoint, the end."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of the work, and when it was reached."""
+
+    point: Point = "start"
+    step: int = 0
+    """The optimiser step that is being made, or was made last."""
+    since: float = field(default_factory=time.monotonic)
+    """Of the monotonic clock, in seconds."""
+
+
+_here = Place()
+
+
+def reach(point: Point, step: int) -> None:
+    """Note that this process has come so far."""
+    global _here
+    _here = Place(point, step)
+    inject(point, step)
+
+
+def here() -> Place:
+    """Where this process is."""
+    return _here
