@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from megaslm import __version__
-from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed, Stopped
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -226,20 +226,23 @@ def mask(
 def train(
     config: Annotated[Path, typer.Argument(help="The run, a YAML file.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest complete checkpoint, where there is one.")
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint that is whole, where there is one.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model: causal or selective. Start it with a launcher for many ranks."""
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
+    from megaslm.engine.stop_signal import StopSignal
 
     run = load(RunConfig, config, overrides or []).value
 
-    from megaslm.engine.distributed import leave_world
-    from megaslm.training.loop import train as train_model
+    # What follows takes seconds to import; a scheduler that stops the job meanwhile gets its answer too.
+    with StopSignal() as stop:
+        from megaslm.engine.distributed import leave_world
+        from megaslm.training.loop import train as train_model
 
-    train_model(run, resume=resume)
+        train_model(run, resume=resume, stop=stop)
     leave_world()
 
 
@@ -369,8 +372,8 @@ def _is_first_rank() -> bool:
 
 
 def _complain(error: MegaSLMError) -> None:
-    """Prints the message, a configuration's once: every rank finds the same in it."""
+    """Prints the message, once where every rank has the same to say."""
     if _is_first_rank():
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-    elif not isinstance(error, ConfigError):
+    elif not isinstance(error, ConfigError | Stopped):
         typer.echo(f"rank {os.environ['RANK']}: {type(error).__name__}: {error}", err=True)

@@ -38,6 +38,10 @@ class CheckpointError(UserMistake):
     """A checkpoint is missing, incomplete or belongs to another run."""
 
 
+class SaveFailed(MegaSLMError):
+    """Checkpoints cannot be written any more."""
+
+
 class NonFiniteLoss(MegaSLMError):
     """A loss or a score became NaN or infinite."""
 

@@ -1,12 +1,11 @@
-"""DeepSpeed ZeRO: the only file that knows it. The rest of MegaSLM sees an engine that steps, saves and loads."""
+"""DeepSpeed ZeRO: the only file that knows it. The rest of MegaSLM sees an engine that steps."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from io import StringIO
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,12 +17,12 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__ as compatible_ops
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from megaslm.config.schema import TrainSection
-from megaslm.errors import CheckpointError, ModelError
+from megaslm.engine.state_pieces import TrainingState
+from megaslm.errors import ModelError
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice
@@ -100,6 +99,8 @@ class ZeroEngine:
     def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Hands the model and its optimiser over to DeepSpeed; the learning rate is set at each step."""
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
+        self._divides_nothing = self._engine.zero_optimization_stage() == 0
+        self._undivided_norm: Tensor | float = 0.0
 
     def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """The differentiable sum of the chosen losses and all losses; see `SelectiveLM.forward`."""
@@ -114,37 +115,43 @@ class ZeroEngine:
         """Accumulates the gradient of a loss; DeepSpeed averages it over micro-steps and ranks."""
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> None:
-        """Ends a micro-step; after the last of an optimiser step, clips and updates."""
+    def step(self, lr: float) -> bool:
+        """Ends a micro-step; after the last of an optimiser step, clips and updates.
+
+        Returns:
+            Whether the update was left out, on all ranks, because the norm of the gradient is NaN or infinite.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
+        if self._divides_nothing and self._engine.is_gradient_accumulation_boundary():
+            self._leave_out_what_is_not_finite()
+        skipped_before = self._engine.skipped_steps
         self._engine.step()
+        return self._engine.skipped_steps > skipped_before
 
     def gradient_norm(self) -> Tensor | float:
         """The global norm of the last step's gradient before clipping."""
-        norm = self._engine.get_global_grad_norm()
-        return 0.0 if norm is None else norm
+        return self._undivided_norm if self._divides_nothing else self._engine.get_global_grad_norm()
+
+    def _leave_out_what_is_not_finite(self) -> None:
+        """What ZeRO does by itself; at stage 0 DeepSpeed would apply any gradient. All ranks have the same."""
+        optimizer = self._engine.optimizer
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self._undivided_norm = nn.utils.get_total_norm(gradients)
+        # By this attribute, which its own optimisers have, DeepSpeed counts skipped steps.
+        optimizer.overflow = not math.isfinite(self._undivided_norm)
+        if optimizer.overflow:
+            # An optimiser passes over parameters that have no gradient.
+            self._engine.zero_grad()
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Within the context the model is in evaluation mode."""
         return _EvaluationMode(self._engine)
 
-    def save(self, folder: Path) -> None:
-        """Writes model and optimiser state into `folder`; called on all ranks."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        """Reads back what `save` wrote on equally many ranks; called on all ranks.
-
-        Raises:
-            CheckpointError: it was written on another number of ranks, or cannot be read.
-        """
-        try:
-            path, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        except deepspeed.runtime.zero.utils.ZeRORuntimeException as error:
-            raise CheckpointError(f"{folder}: {error}") from error
-        if path is None:
-            raise CheckpointError(f"{folder}: DeepSpeed finds no checkpoint of this run's ranks in it")
+    def state(self) -> TrainingState:
+        """Weights and moments as this rank holds them."""
+        return TrainingState(self._engine.module, self._engine.optimizer)
 
 
 class _EvaluationMode(AbstractContextManager[None]):
@@ -156,22 +163,6 @@ class _EvaluationMode(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         self._engine.train()
-
-
-def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The whole model's weights of a checkpoint, in float32 on the host, from the files of all ranks.
-
-    The files are DeepSpeed's own and are unpickled: read checkpoints of your own runs only.
-    """
-    if any(checkpoint.glob("*_optim_states.pt")):
-        # DeepSpeed's converter tells its story on both streams; what goes wrong it raises.
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-        return cast(dict[str, Tensor], weights)
-    states = checkpoint / "mp_rank_00_model_states.pt"
-    if not states.is_file():
-        raise CheckpointError(f"{checkpoint}: holds no model states of DeepSpeed")
-    return cast(dict[str, Tensor], torch.load(states, map_location="cpu", weights_only=False)["module"])
 
 
 def _optimizer_is_on_gpu(settings: Mapping[str, Any]) -> bool:

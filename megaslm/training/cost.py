@@ -9,7 +9,7 @@ from megaslm.data.dataset.manifest import COST
 from megaslm.data.durable import write_file
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.engine.distributed import World
-from megaslm.training.checkpoint import Progress
+from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.training_data import TrainingDataset
 
@@ -45,13 +45,13 @@ def write_cost(
     references: `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several
     counts once; `datasets` has what each dataset brought.
     """
-    gpus = world.size if world.device.type == "cuda" else 0
+    gpu_seconds = progress.rank_seconds if world.device.type == "cuda" else 0.0
     cost = Cost(
         tokens_seen=tokens_seen,
         tokens_selected=progress.selected_tokens,
         seconds=progress.seconds,
         ranks=world.size,
-        gpu_hours=progress.seconds * gpus / 3600,
+        gpu_hours=gpu_seconds / 3600,
     )
     passes = domains.passes
     content: dict[str, object] = {

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
-from megaslm.engine.zero import consolidated_weights
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.model.export import save_hugging_face
-from megaslm.training.checkpoint import COMPLETE, complete_checkpoints
+from megaslm.training.checkpoints.file_list import read_file_list
+from megaslm.training.checkpoints.layout import LAYOUT
+from megaslm.training.checkpoints.state_files import WEIGHTS, StoredWeights
+from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
 
 
 def export(source: Path, output: Path) -> Path:
     """Writes the weights of a checkpoint, in the precision that its run computed in, with configuration and tokenizer.
+
+    The files that hold them are compared with their hashes first. The host's memory holds the model once, in that
+    precision.
 
     Args:
         source: a run folder, for its newest complete checkpoint, or one of its checkpoints.
@@ -20,14 +25,15 @@ def export(source: Path, output: Path) -> Path:
         The checkpoint that was exported.
 
     Raises:
-        CheckpointError: `source` is neither, or incomplete.
+        CheckpointError: `source` is neither, incomplete, or not as it was written.
         ConfigError: `output` exists.
     """
     if output.exists():
         raise ConfigError(f"{output}: exists already; choose another folder or remove it")
     run, checkpoint = _run_and_checkpoint(source)
+    check_whole(checkpoint, lambda name: name == LAYOUT or name.startswith(WEIGHTS))
     extra = [run.cost] if run.cost.is_file() else []
-    save_hugging_face(consolidated_weights(checkpoint), run.model_description, output, beside=extra)
+    save_hugging_face(StoredWeights(checkpoint), run.model_description, output, beside=extra)
     return checkpoint
 
 
@@ -46,8 +52,7 @@ def newest_weights(run: RunFolder) -> Path:
 
 def _run_and_checkpoint(source: Path) -> tuple[RunFolder, Path]:
     if source.parent.name == "checkpoints":
-        if not (source / COMPLETE).is_file():
-            raise CheckpointError(f"{source}: no such checkpoint, or an unfinished one; it has no file {COMPLETE}")
+        read_file_list(source)
         return RunFolder(source.parent.parent), source
     run = RunFolder(source)
     return run, _newest(run)
@@ -58,4 +63,4 @@ def _newest(run: RunFolder) -> Path:
     complete = complete_checkpoints(run.checkpoints)
     if not complete:
         raise CheckpointError(f"{run.path}: has no complete checkpoint; train it to its first one")
-    return complete[-1]
+    return complete[-1].folder

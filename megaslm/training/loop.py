@@ -8,15 +8,24 @@ from pathlib import Path
 
 import torch
 
+from megaslm.config.dump import dump
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
+from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.places import reach
+from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import CheckpointError
 from megaslm.slm.objective import Objective
 from megaslm.slm.step_plan import Moment
-from megaslm.training.checkpoint import Progress, complete_checkpoints, load_checkpoint, save_checkpoint
+from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.resume import Resumed
+from megaslm.training.checkpoints.resume import resume as resume_from
+from megaslm.training.checkpoints.saver import Saver
+from megaslm.training.checkpoints.shared_folder import check_shared
+from megaslm.training.checkpoints.store import Retention
 from megaslm.training.cost import write_cost
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.from_config import fetch_settings, objective_of
@@ -31,19 +40,28 @@ from megaslm.training.training_data import TrainingData, fetch_descriptions, ope
 from megaslm.training.validation import Validation
 
 
-def train(config: RunConfig, *, resume: bool = False) -> None:
+def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
     """Trains a model and leaves a run folder; called by every rank that the launcher started, or by one process alone.
 
     Args:
         config: the run.
-        resume: go on from the newest complete checkpoint where there is one; without it a run folder that holds a run
-            is refused.
+        resume: go on from the newest checkpoint that is whole, on any number of ranks; without it a run folder that
+            holds a run is refused.
+        stop: what notes that the process was told to stop, where that was begun earlier.
 
     Raises:
         UserMistake: configuration, data, model or checkpoint do not fit; nothing was trained.
         NonFiniteLoss: a loss became NaN or infinite; the newest checkpoint is from before.
+        SaveFailed: checkpoints could not be written any more.
+        Stopped: some rank was told to stop; the run was saved after its last step.
     """
+    if stop is None:
+        with StopSignal() as stop:
+            train(config, resume=resume, stop=stop)
+        return
+    reach("start", 0)
     world = join_world()
+    agreement = Agreement(world)
     plan = plan_batches(config, world.size)
     data = on_first_rank(lambda: open_training_data(config))
     differences = on_first_rank(lambda: check_run(config, data, resume=resume))
@@ -52,6 +70,7 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     if world.is_first_on_host:
         fetch_descriptions(config, data)
     wait_for_all()
+    stop.raise_if_told_anywhere(agreement, "training had not begun: start it again")
     validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
     stream = TrainingStream(
         data.mixture.streams,
@@ -62,14 +81,18 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
     )
     origin = pretrained_folder(config)
     engine = start_engine(config, plan, data, world, origin)
-    progress = _resume(run, engine, plan, world)
-    warnings = [] if progress.step else on_first_rank(lambda: list(doubts(config, data, origin)))
-    counts = DomainCounts(data.mixture, plan.seq_len, progress.rows_read)
-    reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=progress.step)
-    for line in differences:
-        reporter.say(f"changed since the run began: {line}")
-    for line in warnings:
-        reporter.say(f"warning: {line}")
+    check_shared(run.path, world)
+    stop.raise_if_told_anywhere(agreement, "training had not begun: start it again")
+    notes = [f"changed since the run began: {line}" for line in differences]
+    resumed = _resume(run, engine, plan, world, notes)
+    if resumed.progress.step == 0:
+        notes += [f"warning: {line}" for line in on_first_rank(lambda: list(doubts(config, data, origin)))]
+    counts = DomainCounts(data.mixture, plan.seq_len, resumed.progress.rows_read)
+    last_step = resumed.progress.step
+    reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=last_step)
+    for line in notes:
+        reporter.say(line)
+    objective = objective_of(config, resumed.progress.selection)
     session = _Session(
         config,
         plan,
@@ -79,8 +102,10 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         run,
         engine,
         world,
-        progress,
-        objective_of(config, progress.selection),
+        agreement,
+        stop,
+        resumed,
+        objective,
         counts,
         reporter,
     )
@@ -90,22 +115,19 @@ def train(config: RunConfig, *, resume: bool = False) -> None:
         reporter.close()
 
 
-def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World) -> Progress:
-    complete = on_first_rank(lambda: complete_checkpoints(run.checkpoints))
-    if not complete:
-        return Progress(world_size=world.size)
-    progress = load_checkpoint(complete[-1], engine, world)
-    if progress.step > plan.total_steps:
+def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World, notes: list[str]) -> Resumed:
+    resumed = resume_from(run.checkpoints, engine.state(), world, notes.append)
+    if resumed.progress.step > plan.total_steps:
         raise CheckpointError(
-            f"{complete[-1]}: the run has made {progress.step} steps; train.total_tokens asks for "
+            f"{run.checkpoints}: the run has made {resumed.progress.step} steps; train.total_tokens asks for "
             f"{plan.total_steps} in all"
         )
-    return progress
+    return resumed
 
 
 @dataclass(frozen=True)
 class _Session:
-    """The loop of one process over one run, from what `before` says of it."""
+    """The loop of one process over one run, from what `resumed` says of it."""
 
     config: RunConfig
     plan: BatchPlan
@@ -115,7 +137,9 @@ class _Session:
     run: RunFolder
     engine: ZeroEngine
     world: World
-    before: Progress
+    agreement: Agreement
+    stop: StopSignal
+    resumed: Resumed
     objective: Objective
     counts: DomainCounts
     reporter: Reporter
@@ -123,22 +147,33 @@ class _Session:
     def go_on(self) -> None:
         """From where the run stands to its end."""
         started = time.monotonic()
-        step = self.before.step
-        if step == 0:
-            self._validate(step)
-        micro_batches = self._micro_batches()
-        while step < self.plan.total_steps:
-            step += 1
+        before = self.resumed.progress
+        saver = self._saver()
+        if before.step == 0 or before.validation_is_due:
+            self._validate(before.step)
+        self.stop.raise_if_told_anywhere(self.agreement, f"step {before.step} is saved: go on by --resume")
+        micro_batches = self._micro_batches(before.rows_seen)
+        for step in range(before.step + 1, self.plan.total_steps + 1):
+            reach("data", step)
             self._train(step, list(islice(micro_batches, self.plan.micro_steps)))
             last = step == self.plan.total_steps
             if last or step % self.config.log.every_steps == 0:
                 self.reporter.flush()
+            validated = True
             if last or self._is_due(self.config.validation.every_tokens, step):
-                self._validate(step)
-            if last or self._is_due(self.config.checkpoint.every_tokens, step):
-                self._save(step, time.monotonic() - started)
+                validated = self._validate(step)
+            told, *saving = self.agreement.most(int(self.stop.told), *saver.running_and_failed)
+            saver.settle(*saving)
+            if last or told or self._is_due(self.config.checkpoint.every_tokens, step):
+                self.reporter.flush()
+                saver.begin(self._progress(step, time.monotonic() - started, validated=validated))
+            if last or told:
+                saver.wait(may_fail=False)
+            if told and not (last and validated):
+                raise self.stop.stopped(f"step {step} is saved: go on by --resume")
 
     def _train(self, step: int, micro_batches: list[MicroBatch]) -> None:
+        reach("step", step)
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((self.config.seed, step, self.world.rank)))
         result = train_step(
@@ -155,33 +190,53 @@ class _Session:
         )
         self.reporter.add(result)
 
-    def _micro_batches(self) -> Iterator[MicroBatch]:
-        rows_seen = self.before.step * self.plan.global_batch_rows
+    def _micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
         for micro_batch in self.stream.micro_batches(rows_seen):
             yield micro_batch.to(self.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
         return every_tokens is not None and step % self.plan.steps_of(every_tokens) == 0
 
-    def _validate(self, step: int) -> None:
+    def _validate(self, step: int) -> bool:
+        """Whether it came to its end before some rank was told to stop."""
+        reach("validate", step)
         self.reporter.flush()
-        records = self.validation.run(self.engine, step=step, tokens=step * self.plan.tokens_per_step)
+        tokens = step * self.plan.tokens_per_step
+        records = self.validation.run(
+            self.engine, step=step, tokens=tokens, is_to_stop=lambda: self.agreement.any(self.stop.told)
+        )
+        if records is None:
+            return False
         self.reporter.write(list(records))
+        return True
 
-    def _save(self, step: int, seconds: float) -> None:
-        self.reporter.flush()
-        progress = Progress(
+    def _saver(self) -> Saver:
+        checkpoint = self.config.checkpoint
+        return Saver(
+            self.run.checkpoints,
+            self.engine.state(),
+            dump(self.config),
+            self.world,
+            self.agreement,
+            retention=Retention(checkpoint.keep_last, checkpoint.keep_every_steps),
+            max_failed=checkpoint.max_failed_saves,
+            damaged=self.resumed.damaged,
+            say=lambda line: self.reporter.say(f"{self.run.path.name} · {line}"),
+            on_saved=lambda progress: on_first_rank(lambda: self._write_cost(progress)),
+        )
+
+    def _progress(self, step: int, seconds: float, *, validated: bool) -> Progress:
+        before = self.resumed.progress
+        return Progress(
             step=step,
-            selected_tokens=self.before.selected_tokens + self.reporter.selected_tokens,
-            seconds=self.before.seconds + seconds,
-            world_size=self.world.size,
+            rows_seen=before.rows_seen + (step - before.step) * self.plan.global_batch_rows,
+            selected_tokens=before.selected_tokens + self.reporter.selected_tokens,
+            seconds=before.seconds + seconds,
+            rank_seconds=before.rank_seconds + seconds * self.world.size,
             selection=self.objective.state(),
             rows_read=self.counts.rows_read,
+            validation_is_due=not validated,
         )
-        checkpoints, keep_last = self.run.checkpoints, self.config.checkpoint.keep_last
-        folder = save_checkpoint(checkpoints, self.engine, progress, self.world, keep_last=keep_last)
-        on_first_rank(lambda: self._write_cost(progress))
-        self.reporter.say(f"{self.run.path.name} · step {step} · saved {folder}")
 
     def _write_cost(self, progress: Progress) -> None:
         write_cost(

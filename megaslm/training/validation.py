@@ -1,7 +1,7 @@
 """Losses on held-out text, over all tokens, the same on any number of ranks."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,12 +49,23 @@ class Validation:
             for domain in _domains(name, chosen, dataset, training)
         ]
 
-    def run(self, engine: ZeroEngine, *, step: int, tokens: int) -> list[ValidationRecord]:
-        """Measures every set; called on all ranks, each of which puts equally many batches through the model."""
+    def run(
+        self, engine: ZeroEngine, *, step: int, tokens: int, is_to_stop: Callable[[], bool]
+    ) -> list[ValidationRecord] | None:
+        """Measures every set; called on all ranks, each of which puts equally many batches through the model.
+
+        `is_to_stop` is asked before each batch and gives all ranks the same answer; if it is yes, there is no result.
+        """
         if not self._held_out:
             return []
+        measured_sets = []
         with engine.evaluating():
-            sums = torch.stack([self._measure(engine, held_out) for held_out in self._held_out])
+            for held_out in self._held_out:
+                total = self._measure(engine, held_out, is_to_stop)
+                if total is None:
+                    return None
+                measured_sets.append(total)
+        sums = torch.stack(measured_sets)
         totals: list[list[float]] = all_reduce_sum(sums).tolist()
         measured = {
             (held_out.name, held_out.domain): (loss_sum, targets)
@@ -65,11 +76,13 @@ class Validation:
             for (name, domain), (loss_sum, targets) in _with_totals(measured).items()
         ]
 
-    def _measure(self, engine: ZeroEngine, held_out: _HeldOut) -> Tensor:
+    def _measure(self, engine: ZeroEngine, held_out: _HeldOut, is_to_stop: Callable[[], bool]) -> Tensor | None:
         """The sum of losses and the number of valid targets of this rank's rows, (2,) float64."""
         total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
         batches = zip(held_out.tokens.split(self._batch_rows), held_out.counts.split(self._batch_rows), strict=True)
         for tokens, counts in batches:
+            if is_to_stop():
+                return None
             tokens, counts = tokens.to(self._world.device), counts.to(self._world.device)
             losses = engine.measure(tokens)
             valid = valid_targets(tokens, self._eos_id) & counts[:, None]

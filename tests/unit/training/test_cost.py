@@ -11,7 +11,7 @@ from megaslm.data.loading.mixture import Mixture, MixtureStream
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.engine.distributed import World
-from megaslm.training.checkpoint import Progress
+from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.cost import write_cost
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.training_data import TrainingDataset

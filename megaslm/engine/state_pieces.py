@@ -1,0 +1,143 @@
+"""The training state that a rank holds, piece by piece: which stretch of which parameter, under any ZeRO stage.
+
+DeepSpeed keeps float32 weights and Adam's moments in flat tensors, of which each rank has its own. What a flat tensor
+is made of follows from the stage and the number of ranks; a checkpoint that is written in terms of parameters can be
+read under any other.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megaslm.errors import CheckpointError
+
+Quantity = Literal["weight", "exp_avg", "exp_avg_sq"]
+"""What is kept of every element: the float32 weight and Adam's two moments."""
+MOMENTS: tuple[Quantity, Quantity] = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a flattened parameter, and where this rank keeps it."""
+
+    name: str
+    """The parameter's name in the model."""
+    shape: tuple[int, ...]
+    """The whole parameter's."""
+    start: int
+    """The first element of the stretch in the flattened parameter."""
+    count: int
+    """Its elements."""
+    flat: int
+    """The number of the flat tensor that holds it."""
+    offset: int
+    """The first element in that."""
+
+
+class TrainingState:
+    """Weights and moments of one rank under a DeepSpeed optimiser of any stage."""
+
+    def __init__(self, module: nn.Module, optimizer: Any) -> None:
+        """Looks through DeepSpeed's optimiser of a module, or the plain one of stage 0; nothing is copied."""
+        self._optimizer = optimizer
+        self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        self.aliases: dict[str, str] = {
+            name: names[id(parameter)]
+            for name, parameter in module.named_parameters(remove_duplicate=False)
+            if name != names[id(parameter)]
+        }
+        """Other names of parameters that the model uses twice."""
+        if hasattr(optimizer, "fp16_partitioned_groups_flat"):
+            self.flats, self.pieces = list(optimizer.fp32_partitioned_groups_flat), tuple(_stage_3(optimizer, names))
+        elif hasattr(optimizer, "update_lp_params"):
+            self.flats, self.pieces = _stages_1_and_2(optimizer, names)
+        else:
+            self.flats, self.pieces = _stage_0(module)
+
+    def adam_steps(self) -> int:
+        """The updates that Adam has made; waits for the device.
+
+        Raises:
+            CheckpointError: parameters differ in it.
+        """
+        counts = {float(self._adam.state[flat]["step"]) for flat in self.flats if flat in self._adam.state}
+        if len(counts) > 1:
+            raise CheckpointError(f"parameters have had {sorted(counts)} updates; all must have had the same number")
+        return int(counts.pop()) if counts else 0
+
+    def quantity(self, quantity: Quantity, flat: int) -> Tensor | None:
+        """A flat tensor of weights or moments, 1-D float32, as it is in use; None of moments before the first step."""
+        if quantity == "weight":
+            return self.flats[flat].data.view(-1)
+        state = self._adam.state.get(self.flats[flat])
+        return state[quantity].view(-1) if state else None
+
+    def make_moments(self, adam_steps: int) -> None:
+        """Gives every flat tensor moments of zero, and the number of updates that they come from."""
+        # A fused step reads the count on the device, any other one on the host.
+        fused = any(group.get("fused") for group in self._adam.param_groups)
+        for flat in self.flats:
+            self._adam.state[flat] = {
+                "step": torch.tensor(float(adam_steps), device=flat.device if fused else "cpu"),
+                **{moment: torch.zeros_like(flat.data) for moment in MOMENTS},
+            }
+
+    def publish_weights(self) -> None:
+        """Makes the model compute with the float32 weights as they now are; called on all ranks."""
+        optimizer = self._optimizer
+        if hasattr(optimizer, "fp16_partitioned_groups_flat"):
+            optimizer.checkpoint_event_prologue()
+            for number in range(len(self.flats)):
+                optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            if optimizer.persistent_parameters:
+                optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+            optimizer.checkpoint_event_epilogue()
+        elif hasattr(optimizer, "update_lp_params"):
+            optimizer.update_lp_params()
+
+
+def _stage_3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
+    for number, group in enumerate(optimizer.fp16_groups):
+        offset = 0
+        for parameter in group:
+            share = parameter.partition_numel()
+            start = dist.get_rank(parameter.ds_process_group) * share
+            # The last ranks' shares are filled up with elements that no parameter has.
+            count = min(share, parameter.ds_numel - start)
+            if count > 0:
+                yield Piece(names[id(parameter)], tuple(parameter.ds_shape), start, count, number, offset)
+            offset += share
+
+
+def _stages_1_and_2(optimizer: Any, names: dict[int, str]) -> tuple[list[Tensor], tuple[Piece, ...]]:
+    with_own_buffers = hasattr(optimizer, "bf16_groups")
+    groups = optimizer.bf16_groups if with_own_buffers else optimizer.bit16_groups
+    flats = optimizer.fp32_groups_flat_partition if with_own_buffers else optimizer.single_partition_of_fp32_groups
+    pieces = [
+        Piece(
+            names[id(parameter)],
+            tuple(parameter.shape),
+            parameter._hp_mapping.lp_fragment_address.start,
+            parameter._hp_mapping.lp_fragment_address.numel,
+            number,
+            parameter._hp_mapping.hp_fragment_address.start,
+        )
+        for number, group in enumerate(groups)
+        for parameter in group
+        if parameter._hp_mapping is not None
+    ]
+    return list(flats), tuple(pieces)
+
+
+def _stage_0(module: nn.Module) -> tuple[list[Tensor], tuple[Piece, ...]]:
+    named = list(module.named_parameters())
+    pieces = [
+        Piece(name, tuple(parameter.shape), 0, parameter.numel(), number, 0)
+        for number, (name, parameter) in enumerate(named)
+    ]
+    return [parameter for _, parameter in named], tuple(pieces)

@@ -1,0 +1,72 @@
+"""COMPLETE, the list of a checkpoint's files with sizes and hashes: written last, and what makes it a checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from megaslm.data.durable import write_file
+from megaslm.errors import CheckpointError
+
+COMPLETE = "COMPLETE"
+
+
+class Described(NamedTuple):
+    """A file's size in bytes, and the SHA-256 of its content."""
+
+    size: int
+    sha256: str
+
+
+FileList = dict[str, Described]
+
+
+def describe(path: Path) -> Described:
+    """Reads a file."""
+    with path.open("rb") as file:
+        return Described(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_file_list(checkpoint: Path, files: FileList) -> None:
+    """Makes a checkpoint of a folder. The first line of the list is the hash of the others."""
+    content = json.dumps(dict(sorted(files.items())), indent=1) + "\n"
+    write_file(checkpoint / COMPLETE, f"sha256 {hashlib.sha256(content.encode()).hexdigest()}\n{content}")
+
+
+def read_file_list(checkpoint: Path) -> FileList:
+    """The files that a checkpoint has to have.
+
+    Raises:
+        CheckpointError: it is not complete, or its list is not what was written.
+    """
+    path = checkpoint / COMPLETE
+    if not path.is_file():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint, or an unfinished one; it has no file {COMPLETE}")
+    first, _, content = path.read_bytes().partition(b"\n")
+    if first != f"sha256 {hashlib.sha256(content).hexdigest()}".encode():
+        raise CheckpointError(f"{checkpoint}: {COMPLETE} has other content than was written")
+    return {name: Described(*described) for name, described in json.loads(content).items()}
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not as it was written."""
+
+    name: str
+    found: str
+
+
+def damage_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[Damage]:
+    """Compares files with the list, sizes first: reads every byte of those that have the right one."""
+    found = []
+    for name in names:
+        path = checkpoint / name
+        if not path.is_file():
+            found.append(Damage(name, "is missing"))
+        elif path.stat().st_size != files[name].size:
+            found.append(Damage(name, f"has {path.stat().st_size:,} bytes, not {files[name].size:,}"))
+        elif describe(path).sha256 != files[name].sha256:
+            found.append(Damage(name, "has other content than was written"))
+    return found

@@ -1,0 +1,116 @@
+"""Which rank's file holds which stretch of which parameter: what makes a checkpoint readable by any number of ranks."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from megaslm.engine.state_pieces import Piece
+from megaslm.errors import CheckpointError
+
+LAYOUT = "layout.json"
+_FORMAT = 1
+
+
+class Stretch(NamedTuple):
+    """Elements of a flattened parameter that lie in one file."""
+
+    rank: int
+    """Of the ranks that wrote the checkpoint."""
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class StoredParameter:
+    """A parameter's shape, and the stretches that make it up, in order."""
+
+    shape: tuple[int, ...]
+    stretches: tuple[Stretch, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a checkpoint hold."""
+
+    adam_steps: int
+    """The updates that the moments come from."""
+    parameters: Mapping[str, StoredParameter]
+    aliases: Mapping[str, str]
+    """Other names of parameters that the model uses twice."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[Sequence[Piece]], aliases: Mapping[str, str], adam_steps: int) -> "Layout":
+        """The layout of the pieces that each rank holds; of a stretch that several hold, the first rank's counts.
+
+        Raises:
+            CheckpointError: the pieces do not make up their parameters.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        stretches: dict[str, dict[int, Stretch]] = {}
+        for rank, held in enumerate(pieces):
+            for piece in held:
+                shapes[piece.name] = piece.shape
+                stretches.setdefault(piece.name, {}).setdefault(piece.start, Stretch(rank, piece.start, piece.count))
+        parameters = {
+            name: StoredParameter(shape, tuple(stretches[name][start] for start in sorted(stretches[name])))
+            for name, shape in shapes.items()
+        }
+        for name, parameter in parameters.items():
+            _check_whole(name, parameter)
+        return cls(adam_steps, parameters, dict(aliases))
+
+    def written_by(self, rank: int) -> set[str]:
+        """The names of the parameters of which this rank's files hold a stretch."""
+        return {
+            name
+            for name, parameter in self.parameters.items()
+            if any(stretch.rank == rank for stretch in parameter.stretches)
+        }
+
+    def as_json(self) -> str:
+        """What `read_layout` reads."""
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "adam_steps": self.adam_steps,
+                "aliases": self.aliases,
+                "parameters": {name: [stored.shape, stored.stretches] for name, stored in self.parameters.items()},
+            }
+        )
+
+
+def read_layout(checkpoint: Path) -> Layout:
+    """The layout of a checkpoint.
+
+    Raises:
+        CheckpointError: it is of another version of MegaSLM.
+    """
+    path = checkpoint / LAYOUT
+    if not path.is_file():
+        raise CheckpointError(
+            f"{checkpoint}: holds no {LAYOUT}, as the checkpoints of this version do; export it with the version that "
+            "wrote it, and go on from the model by model.from_pretrained"
+        )
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    if stored["format"] != _FORMAT:
+        raise CheckpointError(f"{path}: format {stored['format']}; this version of MegaSLM reads {_FORMAT}")
+    parameters = {
+        name: StoredParameter(tuple(shape), tuple(Stretch(*stretch) for stretch in stretches))
+        for name, (shape, stretches) in stored["parameters"].items()
+    }
+    return Layout(stored["adam_steps"], parameters, stored["aliases"])
+
+
+def _check_whole(name: str, parameter: StoredParameter) -> None:
+    expected = 1
+    for size in parameter.shape:
+        expected *= size
+    end = 0
+    for stretch in parameter.stretches:
+        if stretch.start != end:
+            break
+        end += stretch.size
+    if end != expected:
+        raise CheckpointError(f"{name}: the ranks hold its elements up to {end} of {expected}; nothing was saved")

@@ -1,0 +1,41 @@
+"""Where a run stands: all that goes on from a checkpoint beside weights and moments."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from megaslm.slm.recent_cuts import AT_START, SelectionState
+
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` optimiser steps."""
+
+    step: int = 0
+    rows_seen: int = 0
+    """Where the data goes on: rows read by all ranks, and rows that were left out on purpose."""
+    selected_tokens: int = 0
+    """Targets trained on, over all ranks."""
+    seconds: float = 0.0
+    """Wall time of training, over all attempts that count."""
+    rank_seconds: float = 0.0
+    """The same, times the ranks that there were."""
+    selection: SelectionState = AT_START
+    """What the objective remembers of the steps before."""
+    rows_read: dict[str, int] = field(default_factory=dict)
+    """Of each domain, over all ranks."""
+    validation_is_due: bool = False
+    """Whether the run was told to stop before the validation of this step was through."""
+
+    def as_json(self) -> str:
+        """What `read_progress` reads."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Where the run stood when the checkpoint was written."""
+    stored = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    selection = stored.pop("selection")
+    return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))

@@ -1,0 +1,210 @@
+"""Saves: a copy on the host, a thread that writes it while training goes on, and a commit once all ranks have written.
+
+The thread calls no collective. Between two steps the ranks tell one another how far their threads are; when all are
+done the first rank lists the files, and the folder gets its name.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from megaslm.data.durable import sync, unfinished
+from megaslm.engine.agreement import Agreement
+from megaslm.engine.distributed import World, gather_objects, on_first_rank
+from megaslm.engine.faults import inject
+from megaslm.engine.places import reach
+from megaslm.engine.state_pieces import TrainingState
+from megaslm.errors import CheckpointError, SaveFailed
+from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
+from megaslm.training.checkpoints.layout import LAYOUT, Layout
+from megaslm.training.checkpoints.progress import PROGRESS, Progress
+from megaslm.training.checkpoints.state_files import HostCopy
+from megaslm.training.checkpoints.store import (
+    Retention,
+    file_list_of,
+    prune,
+    remove_checkpoint,
+    remove_folder,
+    step_folder,
+)
+
+CONFIG = "config.yaml"
+
+
+@dataclass
+class _Write:
+    """One rank's part of a save, in a thread."""
+
+    folder: Path
+    progress: Progress
+    files: FileList = field(default_factory=dict)
+    failure: Exception | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time; every method is called on all ranks."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        state: TrainingState,
+        config: str,
+        world: World,
+        agreement: Agreement,
+        *,
+        retention: Retention,
+        max_failed: int,
+        damaged: tuple[int, ...],
+        say: Callable[[str], None],
+        on_saved: Callable[[Progress], None],
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            checkpoints: the folder of the run's checkpoints.
+            state: what is saved.
+            config: the resolved configuration, which lies in every checkpoint.
+            world: the ranks.
+            agreement: of the ranks.
+            retention: what is kept.
+            max_failed: saves in a row that may fail.
+            damaged: steps whose checkpoints are known not to be whole.
+            say: prints a line, on the first rank.
+            on_saved: told on all ranks of each checkpoint that is complete.
+        """
+        self._checkpoints = checkpoints
+        self._state = state
+        self._config = config
+        self._world = world
+        self._agreement = agreement
+        self._retention = retention
+        self._max_failed = max_failed
+        self._damaged = set(damaged)
+        self._say = say
+        self._on_saved = on_saved
+        self._aliases = state.aliases
+        self._pieces = gather_objects(state.pieces)
+        self._copy = HostCopy(state, Layout.of(self._pieces, {}, 0).written_by(world.rank))
+        self._write: _Write | None = None
+        self._failed_in_a_row = 0
+
+    @property
+    def running_and_failed(self) -> tuple[int, int]:
+        """Of this rank's part of the save under way, as numbers: the largest of all ranks go into `settle`."""
+        if self._write is None:
+            return 0, 0
+        return int(self._write.is_running), int(self._write.failure is not None)
+
+    def begin(self, progress: Progress) -> None:
+        """Copies the state and starts to write it; a save that is still under way is waited for first."""
+        self.wait()
+        reach("save", progress.step)
+        self._copy.take()
+        layout = Layout.of(self._pieces, self._aliases, self._state.adam_steps())
+        write = _Write(unfinished(step_folder(self._checkpoints, progress.step)), progress)
+        write.thread = threading.Thread(target=self._run, args=(write, layout), name="checkpoint", daemon=True)
+        self._write = write
+        write.thread.start()
+
+    def settle(self, running: int, failed: int) -> None:
+        """Ends a save that no rank is writing at any more: commits it, or takes it back where a rank has failed.
+
+        Raises:
+            SaveFailed: as many saves in a row have failed as may.
+        """
+        if self._write is None or running:
+            return
+        write, self._write = self._write, None
+        if failed:
+            self._abandon(write)
+        else:
+            self._commit(write)
+
+    def wait(self, *, may_fail: bool = True) -> None:
+        """Returns when no save is under way.
+
+        Raises:
+            SaveFailed: it has failed, and `may_fail` is false or others have failed before it.
+        """
+        if self._write is None:
+            return
+        reach("save", self._write.progress.step)
+        assert self._write.thread is not None, "begin starts it"
+        self._write.thread.join()
+        failed = self._agreement.any(self._write.failure is not None)
+        if not may_fail:
+            self._max_failed = 1
+        self.settle(0, int(failed))
+
+    def _run(self, write: _Write, layout: Layout) -> None:
+        try:
+            inject("write", write.progress.step)
+            write.folder.mkdir(parents=True, exist_ok=True)
+            paths = self._copy.write(write.folder, self._world.rank)
+            if self._world.is_first:
+                paths += self._write_descriptions(write, layout)
+            for path in paths:
+                sync(path)
+                write.files[path.name] = describe(path)
+        except Exception as error:  # It is the main thread that tells the others, at the next step.
+            write.failure = error
+
+    def _write_descriptions(self, write: _Write, layout: Layout) -> list[Path]:
+        contents = {
+            PROGRESS: write.progress.as_json(),
+            LAYOUT: layout.as_json(),
+            CONFIG: self._config,
+        }
+        for name, content in contents.items():
+            (write.folder / name).write_text(content, encoding="utf-8")
+        return [write.folder / name for name in contents]
+
+    def _commit(self, write: _Write) -> None:
+        files = {name: described for share in gather_objects(write.files) for name, described in share.items()}
+        folder = step_folder(self._checkpoints, write.progress.step)
+        failure = on_first_rank(lambda: self._name(write, folder, files))
+        if failure is not None:
+            self._abandon(write, failure)
+            return
+        self._failed_in_a_row = 0
+        self._damaged.discard(write.progress.step)
+        self._say(f"step {write.progress.step} · saved {folder}")
+        self._on_saved(write.progress)
+
+    def _name(self, write: _Write, folder: Path, files: FileList) -> str | None:
+        """Makes a checkpoint of what was written; gives the reason where that fails."""
+        try:
+            write_file_list(write.folder, file_list_of(write.folder, files))
+            if folder.exists():
+                remove_checkpoint(folder)
+            write.folder.rename(folder)
+            sync(self._checkpoints)
+            prune(self._checkpoints, self._retention, up_to_step=write.progress.step, damaged=tuple(self._damaged))
+        except (OSError, CheckpointError) as error:
+            return _reason(error)
+        return None
+
+    def _abandon(self, write: _Write, failure: str | None = None) -> None:
+        own = failure if self._world.is_first and failure is not None else _reason(write.failure)
+        reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(gather_objects(own)) if reason is not None]
+        on_first_rank(lambda: remove_folder(write.folder))
+        self._failed_in_a_row += 1
+        failed = f"step {write.progress.step}: the checkpoint could not be written: {'; '.join(reasons)}"
+        if self._failed_in_a_row >= self._max_failed:
+            raise SaveFailed(
+                f"{failed}; {self._failed_in_a_row} in a row have failed: the run stops. Make room in "
+                f"{self._checkpoints} or mend it, then go on from the newest checkpoint by --resume"
+            )
+        self._say(
+            f"warning: {failed}; training goes on, and the run stops after {self._max_failed} such failures in a row"
+        )
+
+
+def _reason(failure: Exception | None) -> str | None:
+    return None if failure is None else f"{type(failure).__name__}: {failure}"

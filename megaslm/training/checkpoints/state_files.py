@@ -1,0 +1,143 @@
+"""Weights and moments in safetensors files, two for each rank that writes."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megaslm.engine.state_pieces import MOMENTS, Piece, Quantity, TrainingState
+from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.layout import Layout, read_layout
+
+WEIGHTS = "weights-"
+"""Opens the names of the files that an export needs."""
+
+
+class HostCopy:
+    """A copy of this rank's training state on the host, from which a thread can write while training goes on."""
+
+    def __init__(self, state: TrainingState, mine: set[str]) -> None:
+        """Keeps room for the parameters `mine`, which is filled again at every `take`."""
+        self._state = state
+        self._pieces = [piece for piece in state.pieces if piece.name in mine]
+        self._room: dict[tuple[Quantity, int], Tensor] = {}
+
+    def take(self) -> None:
+        """Copies the state as it is now; returns when it is copied."""
+        for flat in {piece.flat for piece in self._pieces}:
+            for quantity in ("weight", *MOMENTS):
+                self._copy(quantity, flat)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    def _copy(self, quantity: Quantity, flat: int) -> None:
+        current = self._state.quantity(quantity, flat)
+        if current is None:
+            raise CheckpointError("there is nothing to save before the first optimiser step")
+        if (quantity, flat) not in self._room:
+            self._room[quantity, flat] = torch.empty(
+                current.shape, dtype=current.dtype, pin_memory=torch.cuda.is_available()
+            )
+        self._room[quantity, flat].copy_(current, non_blocking=True)
+
+    def write(self, folder: Path, rank: int) -> list[Path]:
+        """Writes what was taken, and gives the files."""
+        weights, optimizer = weights_file(folder, rank), _optimizer_file(folder, rank)
+        save_file({piece.name: self._stretch("weight", piece) for piece in self._pieces}, weights)
+        moments = {
+            _key(moment, piece.name): self._stretch(moment, piece) for moment in MOMENTS for piece in self._pieces
+        }
+        save_file(moments, optimizer)
+        return [weights, optimizer]
+
+    def _stretch(self, quantity: Quantity, piece: Piece) -> Tensor:
+        return self._room[quantity, piece.flat].narrow(0, piece.offset, piece.count)
+
+
+class StateFiles:
+    """The files of a checkpoint, read stretch by stretch."""
+
+    def __init__(self, checkpoint: Path, layout: Layout) -> None:
+        """Opens a file when it is first needed."""
+        self._checkpoint = checkpoint
+        self._layout = layout
+        self._open: dict[Path, Any] = {}
+
+    def read(self, quantity: Quantity, name: str, start: int, count: int) -> Tensor:
+        """Elements `start` to `start + count` of a flattened parameter, 1-D float32 on the host."""
+        return torch.cat(list(self._parts(quantity, name, start, start + count)))
+
+    def _parts(self, quantity: Quantity, name: str, start: int, end: int) -> Iterator[Tensor]:
+        for stretch in self._layout.parameters[name].stretches:
+            first, last = max(start, stretch.start), min(end, stretch.start + stretch.size)
+            if first < last:
+                stored = self._file(quantity, stretch.rank).get_slice(_key(quantity, name))
+                yield stored[first - stretch.start : last - stretch.start]
+
+    def _file(self, quantity: Quantity, rank: int) -> Any:
+        of_rank = weights_file if quantity == "weight" else _optimizer_file
+        path = of_rank(self._checkpoint, rank)
+        if path not in self._open:
+            self._open[path] = safe_open(path, framework="pt")
+        return self._open[path]
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """The whole model's weights of a checkpoint, float32 on the host, each read when it is asked for."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Reads the layout."""
+        self._layout = read_layout(checkpoint)
+        self._files = StateFiles(checkpoint, self._layout)
+
+    def __getitem__(self, name: str) -> Tensor:
+        name = self._layout.aliases.get(name, name)
+        shape = self._layout.parameters[name].shape
+        return self._files.read("weight", name, 0, torch.Size(shape).numel()).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._layout.parameters
+        yield from self._layout.aliases
+
+    def __len__(self) -> int:
+        return len(self._layout.parameters) + len(self._layout.aliases)
+
+
+def load_state(checkpoint: Path, state: TrainingState) -> None:
+    """Brings weights and moments of a checkpoint into an optimiser of any stage and number of ranks.
+
+    Called on all ranks, each of which reads what it holds.
+
+    Raises:
+        CheckpointError: the checkpoint is of another model.
+    """
+    layout = read_layout(checkpoint)
+    files = StateFiles(checkpoint, layout)
+    state.make_moments(layout.adam_steps)
+    for piece in state.pieces:
+        stored = layout.parameters.get(piece.name)
+        if stored is None or stored.shape != piece.shape:
+            found = "is not in it" if stored is None else f"has the shape {stored.shape} in it"
+            raise CheckpointError(f"{checkpoint}: {piece.name} of shape {piece.shape} {found}; it is of another model")
+        for quantity in ("weight", *MOMENTS):
+            whole = state.quantity(quantity, piece.flat)
+            assert whole is not None, "make_moments has made them"
+            whole.narrow(0, piece.offset, piece.count).copy_(files.read(quantity, piece.name, piece.start, piece.count))
+    state.publish_weights()
+
+
+def weights_file(folder: Path, rank: int) -> Path:
+    """Where a rank's weights lie."""
+    return folder / f"{WEIGHTS}{rank:05d}.safetensors"
+
+
+def _optimizer_file(folder: Path, rank: int) -> Path:
+    return folder / f"optimizer-{rank:05d}.safetensors"
+
+
+def _key(quantity: Quantity, name: str) -> str:
+    return name if quantity == "weight" else f"{quantity}.{name}"

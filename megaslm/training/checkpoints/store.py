@@ -1,0 +1,139 @@
+"""The checkpoints of a run: which there are, whether they are whole, which may go."""
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from megaslm.data.durable import UNFINISHED
+from megaslm.engine.distributed import World, gather_objects
+from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.file_list import COMPLETE, Damage, FileList, damage_of, read_file_list
+
+_STEP_FOLDER = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder with a list of its files."""
+
+    folder: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay."""
+
+    keep_last: int
+    keep_every_steps: int | None
+
+    def superfluous(self, steps: Sequence[int]) -> list[int]:
+        """Those of the given steps, in rising order, whose checkpoints may go."""
+        older = steps[: -self.keep_last]
+        return [step for step in older if self.keep_every_steps is None or step % self.keep_every_steps]
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first; whether they are still as they were written is not looked at."""
+    found = [(folder, _STEP_FOLDER.fullmatch(folder.name)) for folder in checkpoints.glob("step-*")]
+    return sorted(
+        (
+            Checkpoint(folder, int(name[1]))
+            for folder, name in found
+            if name is not None and (folder / COMPLETE).is_file()
+        ),
+        key=lambda checkpoint: checkpoint.step,
+    )
+
+
+def remove_unfinished(checkpoints: Path) -> None:
+    """Removes what a save left that was cut off."""
+    for folder in checkpoints.glob(f"{UNFINISHED}step-*"):
+        remove_folder(folder)
+    for folder in checkpoints.glob("step-*"):
+        if _STEP_FOLDER.fullmatch(folder.name) and not (folder / COMPLETE).is_file():
+            remove_folder(folder)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint; without its list it is none any more, whatever happens before it is gone."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    remove_folder(folder)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it, where it exists."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, damaged: Sequence[int] = ()) -> list[Path]:
+    """Removes what `retention` does not keep among the checkpoints up to a step; damaged ones are left and not counted.
+
+    Returns:
+        The folders that are gone.
+    """
+    counted = {
+        checkpoint.step: checkpoint.folder
+        for checkpoint in complete_checkpoints(checkpoints)
+        if checkpoint.step <= up_to_step and checkpoint.step not in damaged
+    }
+    gone = [counted[step] for step in retention.superfluous(list(counted))]
+    for folder in gone:
+        remove_checkpoint(folder)
+    return gone
+
+
+def find_damage(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> list[Damage]:
+    """Reads the files of a checkpoint that `names` lets through, in threads, and gives those that are not as written.
+
+    Raises:
+        CheckpointError: there is no list to compare them with, or it is damaged itself.
+    """
+    files = read_file_list(checkpoint)
+    chosen = [name for name in files if names(name)]
+    with ThreadPoolExecutor() as threads:
+        return list(chain.from_iterable(threads.map(lambda name: damage_of(checkpoint, [name], files), chosen)))
+
+
+def find_damage_together(checkpoint: Path, world: World) -> list[Damage]:
+    """As `find_damage`, the reading shared out among the ranks; called on all of them."""
+    files = read_file_list(checkpoint)
+    by_size = sorted(files, key=lambda name: (-files[name].size, name))
+    shares = gather_objects(damage_of(checkpoint, by_size[world.rank :: world.size], files))
+    return list(chain.from_iterable(shares))
+
+
+def check_whole(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> None:
+    """Raises CheckpointError where a file of a checkpoint that `names` lets through is not as it was written."""
+    damage = find_damage(checkpoint, names)
+    if damage:
+        raise CheckpointError(f"{checkpoint}: {describe_damage(damage)}; use another checkpoint of the run")
+
+
+def describe_damage(damage: Sequence[Damage]) -> str:
+    """What is wrong, in one line."""
+    return ", ".join(f"{one.name} {one.found}" for one in damage)
+
+
+def file_list_of(folder: Path, files: FileList) -> FileList:
+    """The list again, after a look at whether the files of a checkpoint that is being made have their sizes.
+
+    Raises:
+        CheckpointError: one has not.
+    """
+    for name, described in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else 0
+        if size != described.size:
+            raise CheckpointError(f"{path}: has {size:,} bytes; {described.size:,} were written")
+    return files
