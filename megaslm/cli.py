@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from megaslm import __version__
+from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed, Stopped
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")

@@ -2,19 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from megaslm.engine.distributed import World, on_first_rank
+from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.places import reach
 from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.file_list import Damage, damage_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import load_state
 from megaslm.training.checkpoints.store import (
     Checkpoint,
     complete_checkpoints,
     describe_damage,
-    find_damage_together,
     remove_unfinished,
 )
 
@@ -73,7 +74,15 @@ def resume(
 def _problem(checkpoint: Checkpoint, world: World) -> str | None:
     """What is wrong with a checkpoint; the same on all ranks."""
     try:
-        damage = find_damage_together(checkpoint.folder, world)
+        damage = _find_damage_together(checkpoint.folder, world)
     except CheckpointError as error:
         return str(error)
     return f"{checkpoint.folder}: {describe_damage(damage)}" if damage else None
+
+
+def _find_damage_together(checkpoint: Path, world: World) -> list[Damage]:
+    """Compares the files with their list, the reading shared out among the ranks."""
+    files = read_file_list(checkpoint)
+    by_size = sorted(files, key=lambda name: (-files[name].size, name))
+    shares = gather_objects(damage_of(checkpoint, by_size[world.rank :: world.size], files))
+    return list(chain.from_iterable(shares))

@@ -47,11 +47,11 @@ class HostCopy:
     def write(self, folder: Path, rank: int) -> list[Path]:
         """Writes what was taken, and gives the files."""
         weights, optimizer = weights_file(folder, rank), _optimizer_file(folder, rank)
-        save_file({piece.name: self._stretch("weight", piece) for piece in self._pieces}, weights)
+        _save({piece.name: self._stretch("weight", piece) for piece in self._pieces}, weights)
         moments = {
             _key(moment, piece.name): self._stretch(moment, piece) for moment in MOMENTS for piece in self._pieces
         }
-        save_file(moments, optimizer)
+        _save(moments, optimizer)
         return [weights, optimizer]
 
     def _stretch(self, quantity: Quantity, piece: Piece) -> Tensor:
@@ -128,6 +128,14 @@ def load_state(checkpoint: Path, state: TrainingState) -> None:
             assert whole is not None, "make_moments has made them"
             whole.narrow(0, piece.offset, piece.count).copy_(files.read(quantity, piece.name, piece.start, piece.count))
     state.publish_weights()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    # safetensors makes files that nobody but their owner may read, whatever is usual in the folder.
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(mode)
 
 
 def weights_file(folder: Path, rank: int) -> Path:

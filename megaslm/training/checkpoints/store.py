@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 
 from megaslm.data.durable import UNFINISHED
-from megaslm.engine.distributed import World, gather_objects
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.file_list import COMPLETE, Damage, FileList, damage_of, read_file_list
 
@@ -103,14 +102,6 @@ def find_damage(checkpoint: Path, names: Callable[[str], bool] = lambda name: Tr
     chosen = [name for name in files if names(name)]
     with ThreadPoolExecutor() as threads:
         return list(chain.from_iterable(threads.map(lambda name: damage_of(checkpoint, [name], files), chosen)))
-
-
-def find_damage_together(checkpoint: Path, world: World) -> list[Damage]:
-    """As `find_damage`, the reading shared out among the ranks; called on all of them."""
-    files = read_file_list(checkpoint)
-    by_size = sorted(files, key=lambda name: (-files[name].size, name))
-    shares = gather_objects(damage_of(checkpoint, by_size[world.rank :: world.size], files))
-    return list(chain.from_iterable(shares))
 
 
 def check_whole(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> None:

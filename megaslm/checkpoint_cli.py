@@ -1,0 +1,118 @@
+"""`megaslm checkpoint`: look at the checkpoints of a run, compare them with what was written, remove old ones."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from megaslm.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from megaslm.training.checkpoints.store import Checkpoint
+
+checkpoint_app = typer.Typer(help="Look after the checkpoints of a run.", no_args_is_help=True)
+
+Run = Annotated[Path, typer.Argument(help="The run's folder.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+
+
+@checkpoint_app.command("ls")
+def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
+    """List the checkpoints of a run, oldest first; nothing but their lists is read."""
+    from megaslm.observe.units import size
+    from megaslm.training.checkpoints.file_list import COMPLETE, read_file_list
+
+    rows: list[dict[str, object]] = []
+    for checkpoint in _checkpoints_of(run):
+        files = read_file_list(checkpoint.folder)
+        written = datetime.fromtimestamp((checkpoint.folder / COMPLETE).stat().st_mtime).astimezone()
+        ranks = sum(name.startswith("weights-") for name in files)
+        size_bytes = sum(described.size for described in files.values())
+        rows.append(
+            {
+                "folder": str(checkpoint.folder),
+                "step": checkpoint.step,
+                "bytes": size_bytes,
+                "ranks": ranks,
+                "written": written.isoformat(timespec="seconds"),
+            }
+        )
+        typer.echo(
+            f"{checkpoint.folder} · {size(size_bytes)} by {ranks} ranks · {written.isoformat(' ', timespec='seconds')}"
+        )
+    _write_json(json_file, rows)
+
+
+@checkpoint_app.command("verify")
+def verify(
+    place: Annotated[Path, typer.Argument(help="A run's folder, for all its checkpoints, or one checkpoint.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Read every byte of checkpoints and report every file that is not as it was written."""
+    from megaslm.training.checkpoints.store import describe_damage, find_damage
+
+    folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
+    problems: dict[str, str | None] = {}
+    for folder in folders:
+        try:
+            damage = find_damage(folder)
+            problems[str(folder)] = describe_damage(damage) if damage else None
+        except CheckpointError as error:
+            problems[str(folder)] = str(error).removeprefix(f"{folder}: ")
+        typer.echo(f"{folder} · {problems[str(folder)] or 'every byte is what was written'}")
+    _write_json(json_file, problems)
+    damaged = [folder for folder, problem in problems.items() if problem is not None]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(problems)} checkpoints are not as they were written; `train --resume` passes over "
+            "them: restore them from a copy or remove them"
+        )
+
+
+@checkpoint_app.command("prune")
+def prune_checkpoints(
+    run: Run,
+    keep_last: Annotated[
+        int | None, typer.Option(min=1, help="How many of the newest stay; by default as the run is configured.")
+    ] = None,
+    keep_every_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Multiples of this many steps stay; by default as the run is configured."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Remove old checkpoints of a run. The newest one is read first: nothing goes before it is found whole."""
+    from megaslm.config.load import load
+    from megaslm.config.schema import RunConfig
+    from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
+
+    configured = load(RunConfig, run / "config.yaml").value.checkpoint
+    retention = Retention(keep_last or configured.keep_last, keep_every_steps or configured.keep_every_steps)
+    folders = {one.step: one.folder for one in _checkpoints_of(run)}
+    superfluous = [folders[step] for step in retention.superfluous(list(folders))]
+    if superfluous and not dry_run:
+        check_whole(folders[max(folders)])
+    for folder in superfluous:
+        if not dry_run:
+            remove_checkpoint(folder)
+        typer.echo(f"{folder} · {'would go' if dry_run else 'removed'}")
+    if not superfluous:
+        typer.echo(f"{run} · all {len(folders)} checkpoints stay")
+    _write_json(json_file, [str(folder) for folder in superfluous])
+
+
+def _checkpoints_of(run: Path) -> "list[Checkpoint]":
+    from megaslm.training.checkpoints.store import complete_checkpoints
+
+    found = complete_checkpoints(run / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{run}: has no complete checkpoint; a run's folder was expected")
+    return found
+
+
+def _write_json(path: Path | None, value: object) -> None:
+    if path is not None:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,54 @@
+"""Training runs in ranks that start in a moment, and what they leave."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from megaslm.config.schema import RunConfig
+from megaslm.training.checkpoints.state_files import StoredWeights
+from megaslm.training.checkpoints.store import complete_checkpoints
+from megaslm.training.loop import train
+from tests.forks import fork_ranks, statuses_of
+
+
+def start_training(config: RunConfig, *, world_size: int = 1, resume: bool = False) -> list[int]:
+    """The processes of a run."""
+    return fork_ranks(world_size, lambda: train(config, resume=resume))
+
+
+def run_training(config: RunConfig, *, world_size: int = 1, resume: bool = False, expect_status: int = 0) -> None:
+    """Trains to the end."""
+    statuses = statuses_of(start_training(config, world_size=world_size, resume=resume))
+    assert statuses == [expect_status] * world_size
+
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """The same run, of so many steps."""
+    tokens = {"total_tokens": steps * config.train.global_batch_tokens}
+    return changed(config, train=tokens)
+
+
+def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:
+    """The same run with other settings in some sections."""
+    settings = config.model_dump()
+    for name, changes in sections.items():
+        settings[name] = {**settings[name], **changes}
+    return RunConfig.model_validate(settings)
+
+
+def losses(run: Path) -> list[float]:
+    """The loss of each step."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "step"]
+
+
+def last_weights(run: Path) -> dict[str, Tensor]:
+    """The weights of the newest checkpoint."""
+    return dict(StoredWeights(complete_checkpoints(run / "checkpoints")[-1].folder))
+
+
+def are_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether all weights are the same, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

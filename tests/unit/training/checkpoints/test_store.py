@@ -1,0 +1,93 @@
+"""Which checkpoints of a run stay, and which are taken for whole."""
+
+from pathlib import Path
+
+import pytest
+
+from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
+from megaslm.training.checkpoints.store import (
+    Retention,
+    check_whole,
+    complete_checkpoints,
+    find_damage,
+    prune,
+    remove_unfinished,
+    step_folder,
+)
+
+
+def make_checkpoint(checkpoints: Path, step: int) -> Path:
+    folder = step_folder(checkpoints, step)
+    folder.mkdir(parents=True)
+    for name, content in {"weights-00000.safetensors": b"w" * 40, "progress.json": b"{}"}.items():
+        (folder / name).write_bytes(content)
+    write_file_list(folder, {path.name: describe(path) for path in folder.iterdir()})
+    return folder
+
+
+def steps(checkpoints: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in complete_checkpoints(checkpoints)]
+
+
+@pytest.mark.parametrize(
+    ("retention", "gone"),
+    [
+        (Retention(2, None), [10, 20, 30]),
+        (Retention(2, 20), [10, 30]),
+        (Retention(5, None), []),
+        (Retention(9, 7), []),
+        (Retention(1, 50), [10, 20, 30, 40]),
+    ],
+)
+def test_the_newest_and_the_multiples_stay(retention: Retention, gone: list[int]) -> None:
+    assert retention.superfluous([10, 20, 30, 40, 50]) == gone
+
+
+def test_damaged_and_later_checkpoints_are_left_and_not_counted(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 90):
+        make_checkpoint(tmp_path, step)
+    gone = prune(tmp_path, Retention(2, None), up_to_step=40, damaged=(30,))
+    assert gone == [step_folder(tmp_path, 10)]
+    assert steps(tmp_path) == [20, 30, 40, 90]
+
+
+def test_what_a_cut_off_save_left_is_removed(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 10)
+    (make_checkpoint(tmp_path, 20) / COMPLETE).unlink()
+    (tmp_path / ".unfinished-step-00000030").mkdir()
+    (tmp_path / "notes").mkdir()
+    remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000010", "notes"}
+
+
+def test_any_changed_byte_of_any_file_is_found(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+    assert find_damage(folder) == []
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        for place in range(len(content)):
+            for change in (1, 32, 128):
+                path.write_bytes(content[:place] + bytes([content[place] ^ change]) + content[place + 1 :])
+                with pytest.raises(CheckpointError, match=path.name):
+                    check_whole(folder)
+        path.write_bytes(content)
+    check_whole(folder)
+
+
+def test_short_and_missing_files_are_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / "progress.json").write_bytes(b"{")
+    (folder / "weights-00000.safetensors").unlink()
+    with pytest.raises(CheckpointError) as raised:
+        check_whole(folder)
+    assert "progress.json has 1 bytes, not 2" in str(raised.value)
+    assert "weights-00000.safetensors is missing" in str(raised.value)
+
+
+def test_a_folder_without_its_list_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / COMPLETE).unlink()
+    assert complete_checkpoints(tmp_path) == []
+    with pytest.raises(CheckpointError, match="no such checkpoint, or an unfinished one"):
+        find_damage(folder)
