@@ -1,0 +1,156 @@
+"""How long training stands still for a checkpoint, beside a save that is waited for and DeepSpeed's own.
+
+A fresh checkpoint folder for each save, on the disk of the temporary folder. Ours are hashed and on the disk when they
+are done; DeepSpeed's are neither.
+"""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from harness.references import llama
+from harness.report import Bar, options, report
+from harness.timing import Times
+
+from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.dump import dump
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import RunConfig
+from megaslm.engine.agreement import Agreement
+from megaslm.engine.distributed import join_world, leave_world
+from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.model.load import build_from_shape, draw_weights
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.resume import resume
+from megaslm.training.checkpoints.saver import Saver
+from megaslm.training.checkpoints.store import Retention
+
+EOS_ID = 2
+MOST_PAUSE = 0.1
+
+
+def run_config(width: int, layers: int) -> RunConfig:
+    shape = llama(8192, width, layers)
+    return RunConfig.model_validate(
+        {
+            "run_dir": "unused",
+            "model": {"from_scratch": shape.model_dump()},
+            "data": {"train": "unused", "seq_len": 128},
+            "train": {
+                "objective": "clm",
+                "total_tokens": 10_000,
+                "global_batch_tokens": 1024,
+                "micro_batch_rows": 8,
+                "lr": 1e-3,
+            },
+        }
+    )
+
+
+class Saves:
+    """A model with moments under ZeRO-3, one rank, and its saves by each way."""
+
+    def __init__(self, folder: Path, width: int, layers: int) -> None:
+        config = run_config(width, layers)
+        world = join_world()
+        settings = deepspeed_settings(config, plan_batches(config, world.size), precision="fp32", on_gpu=False)
+        architecture = config.model.from_scratch
+        assert architecture is not None
+        sharding = ZeroSharding(settings)
+        lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+        draw_weights(lm, seed=0, standard_deviation=architecture.initializer_range, sharding=sharding)
+        model = SelectiveLM(lm.train(), eos_id=EOS_ID, document_isolation=True)
+        self.engine = ZeroEngine(model, settings, adamw(model, settings, config.train))
+        self.world = world
+        self.state = self.engine.state()
+        self.state.make_moments(1)
+        self.bytes = 12 * sum(piece.count for piece in self.state.pieces)
+        self.folder = folder
+        self.saver = Saver(
+            folder / "ours",
+            self.state,
+            dump(config),
+            world,
+            Agreement(world),
+            retention=Retention(1, None),
+            max_failed=1,
+            damaged=(),
+            say=lambda line: None,
+            on_saved=lambda progress: None,
+        )
+        self.step = 0
+
+    def begin(self) -> None:
+        self.step += 1
+        self.saver.begin(Progress(step=self.step))
+
+    def wait(self) -> None:
+        self.saver.wait(may_fail=False)
+
+    def save(self) -> None:
+        self.begin()
+        self.wait()
+
+    def save_as_deepspeed_does(self) -> None:
+        # The engine's wrapper has no such call any more.
+        self.engine._engine.save_checkpoint(str(self.folder / "deepspeed"), tag="step", save_latest=False)
+
+    def forget_deepspeeds(self) -> None:
+        shutil.rmtree(self.folder / "deepspeed", ignore_errors=True)
+
+    def load(self) -> None:
+        resume(self.folder / "ours", self.state, self.world, lambda line: None)
+
+
+def timed(saves: Saves, repetitions: int) -> dict[str, Times]:
+    """Wall seconds of each way, in turns; what one leaves to do or to remove is done before the next begins."""
+    ways: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+        "the pause: a copy on the host": (saves.begin, saves.wait),
+        "a save that is waited for": (saves.save, lambda: None),
+        "DeepSpeed's save_checkpoint": (saves.save_as_deepspeed_does, saves.forget_deepspeeds),
+        "verified and loaded again": (saves.load, lambda: None),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repetitions + 1):
+        for name, (way, afterwards) in ways.items():
+            started = time.monotonic()
+            way()
+            if number > 0:
+                seconds[name].append(time.monotonic() - started)
+            afterwards()
+    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    with tempfile.TemporaryDirectory() as temporary:
+        saves = Saves(Path(temporary), *((256, 2) if chosen.quick else (1024, 4)))
+        times = timed(saves, repetitions=2 if chosen.quick else 7)
+    waited_for = times["a save that is waited for"]
+    pause = times["the pause: a copy on the host"]
+    rows = [
+        {
+            "": name,
+            "seconds": taken.median,
+            "MB/s": saves.bytes / 1e6 / taken.median,
+            "to a save that is waited for": taken.over(waited_for),
+            "from – to": taken.spread(waited_for),
+        }
+        for name, taken in times.items()
+    ]
+    report(
+        f"How long does training stand still for a checkpoint of {saves.bytes / 1e6:,.0f} MB? One rank of ZeRO-3, on "
+        "the wall clock",
+        rows,
+        [Bar("the pause to a save that is waited for", pause.over(waited_for), MOST_PAUSE)],
+        chosen,
+    )
+    leave_world()
+
+
+if __name__ == "__main__":
+    main()
