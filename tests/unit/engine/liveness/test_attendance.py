@@ -1,0 +1,76 @@
+"""Who was heard when."""
+
+from dataclasses import replace
+
+import pytest
+
+from megaslm.engine.liveness import attendance as attendance_module
+from megaslm.engine.liveness.attendance import Attendance, AwakeClock
+from megaslm.engine.liveness.life_signs import Sign
+from megaslm.engine.liveness.processes import Process
+from megaslm.engine.places import Place
+
+LIMIT_SECONDS = 60.0
+
+
+def sign(rank: int, given_at: float, *, since: float = 0.0, is_last: bool = False) -> Sign:
+    process = Process("node", "pid:[1]", 1000 + rank, 5)
+    return Sign(rank, process, Place("step", 7, since), given_at, is_last=is_last)
+
+
+def silent_ranks(attendance: Attendance, now: float) -> list[int]:
+    return [sign.rank for sign, _ in attendance.silent(now, LIMIT_SECONDS)]
+
+
+def test_a_sign_reads_back_as_it_was() -> None:
+    given = replace(sign(3, 1234.56789012345, since=0.1 + 0.2), waits_for_others=True)
+    assert Sign.decode(given.encode().encode()) == given
+
+
+def test_silent_is_whose_sign_stays_the_same() -> None:
+    attendance = Attendance()
+    attendance.hear([sign(0, 500.0), sign(1, 2.0)], now=10.0)
+    attendance.hear([sign(0, 530.0), sign(1, 2.0)], now=40.0)
+    assert silent_ranks(attendance, 70.0) == []
+    assert attendance.silent(70.5, LIMIT_SECONDS) == [(sign(1, 2.0), 60.5)]
+
+
+def test_a_rank_is_waited_for_from_its_first_sign_to_its_goodbye() -> None:
+    attendance = Attendance()
+    attendance.hear([sign(0, 1.0)], now=0.0)
+    attendance.hear([sign(0, 2.0), sign(1, 1.0), sign(2, 1.0)], now=100.0)
+    attendance.hear([sign(0, 3.0), sign(1, 1.0), sign(2, 2.0, is_last=True)], now=159.0)
+    assert silent_ranks(attendance, 159.0) == []
+    assert silent_ranks(attendance, 161.0) == [1]
+    assert [sign.rank for sign in attendance.present] == [0, 1]
+
+
+def test_a_standstill_is_over_when_one_moves() -> None:
+    attendance = Attendance()
+    attendance.hear([sign(0, 1.0), sign(1, 1.0)], now=0.0)
+    attendance.hear([sign(0, 2.0), sign(1, 2.0)], now=50.0)
+    assert attendance.seconds_at_a_standstill(50.0) == 50.0
+    # The same point of the same step, come to again.
+    attendance.hear([sign(0, 3.0), sign(1, 3.0, since=2.5)], now=60.0)
+    assert attendance.seconds_at_a_standstill(65.0) == 5.0
+
+
+def test_of_512_ranks_the_silent_ones_are_found() -> None:
+    attendance = Attendance()
+    for second in range(100):
+        texts = [
+            sign(rank, float(20 if rank in (17, 511) and second > 20 else second)).encode().encode()
+            for rank in range(512)
+        ]
+        attendance.hear(map(Sign.decode, texts), now=float(second))
+    assert silent_ranks(attendance, 99.0) == [17, 511]
+
+
+def test_time_in_which_the_process_was_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(attendance_module.time, "monotonic", lambda: now)
+    clock = AwakeClock()
+    now += 0.5
+    assert clock.tick() == 0.5
+    now += 3600
+    assert clock.tick() == 1.5

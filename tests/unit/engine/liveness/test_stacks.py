@@ -1,0 +1,66 @@
+"""Whether a thread waits in a collective, by its innermost calls."""
+
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from megaslm.engine.liveness.stacks import is_in_collective, own_stacks
+
+PACKAGES = "/venv/lib/python3.11/site-packages"
+C10D = f"{PACKAGES}/torch/distributed/distributed_c10d.py"
+ZERO = f"{PACKAGES}/deepspeed/runtime/zero/partition_parameters.py"
+NVTX = f"{PACKAGES}/deepspeed/utils/nvtx.py"
+
+
+def is_seen_to_wait(*calls: tuple[str, str]) -> bool:
+    """The answer while functions of files, the outermost first, call one another."""
+    inner: Callable[[], bool] | None = None
+    for file, name in reversed(calls):
+        scope = {"inner": inner, "is_in_collective": is_in_collective, "sys": sys}
+        text = f"def {name}(): return inner() if inner else is_in_collective(sys._getframe())"
+        exec(compile(text, file, "exec"), scope)
+        inner = scope[name]  # type: ignore[assignment]
+    assert inner is not None
+    return inner()
+
+
+@pytest.mark.parametrize(
+    ("calls", "waits"),
+    [
+        ([("/work/loop.py", "step"), (C10D, "all_reduce")], True),
+        ([(ZERO, "fetch"), (f"{PACKAGES}/deepspeed/comm/comm.py", "barrier")], True),
+        # What was begun before is waited for with a call of its own.
+        ([(ZERO, "fetch"), (ZERO, "wait")], True),
+        ([(ZERO, "fetch"), (ZERO, "wait"), (NVTX, "wrapped_fn")], True),
+        ([(ZERO, "step"), (NVTX, "wrapped_fn")], False),
+        ([(C10D, "all_reduce"), ("/work/hooks.py", "sleep")], False),
+        ([(f"{PACKAGES}/torch/distributed/checkpoint/filesystem.py", "write")], False),
+        ([("/usr/lib/python3.11/threading.py", "wait")], False),
+        ([("/usr/lib/python3.11/subprocess.py", "wait")], False),
+    ],
+)
+def test_only_who_waits_for_other_ranks_is_seen_to_wait(calls: list[tuple[str, str]], waits: bool) -> None:
+    assert is_seen_to_wait(*calls) == waits
+
+
+def test_a_thread_that_has_ended_does_not_wait() -> None:
+    assert not is_in_collective(None)
+
+
+def test_the_stacks_of_all_threads_are_shown() -> None:
+    done = threading.Event()
+
+    def stay_here() -> None:
+        done.wait()
+
+    thread = threading.Thread(target=stay_here)
+    thread.start()
+    try:
+        stacks = own_stacks().decode()
+    finally:
+        done.set()
+        thread.join()
+    assert "in stay_here" in stacks
+    assert "in test_the_stacks_of_all_threads_are_shown" in stacks
