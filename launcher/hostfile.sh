@@ -28,15 +28,26 @@ hostfile="$1"
 shift
 if [[ ! -f "$hostfile" ]]; then echo "$hostfile: no such hostfile" >&2; exit 2; fi
 
-# The arguments pass through a shell on every host, which would read anything else as its own.
-for argument in "$@"; do
-    if [[ ! "$argument" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then
-        printf '%q: arguments may hold letters, digits and _./:=,@%%+- only; put such a value into the YAML\n' "$argument" >&2
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# DeepSpeed writes all of this unquoted into a command line that a shell reads on every host.
+require_plain() {
+    local name="$1" value="$2" remedy="$3"
+    if [[ ! "$value" =~ ^[A-Za-z0-9_./:=,@%+^-]+$ ]]; then
+        printf '%s %q: may hold letters, digits and _./:=,@%%+^- only; %s\n' "$name" "$value" "$remedy" >&2
         exit 2
     fi
+}
+for argument in "$@"; do require_plain argument "$argument" "put such a value into the YAML"; done
+for folder in "$PWD" "$project"; do require_plain folder "$folder" "move it to another path"; done
+for variable in $(compgen -e); do
+    case "$variable" in
+        MASTER_ADDR | MASTER_PORT | NCCL* | PYTHON* | MLFLOW* | MV2* | UCX*)
+            value="${!variable}"
+            if [[ -n "$value" ]]; then require_plain "$variable" "$value" "set it otherwise, or unset it"; fi ;;
+    esac
 done
 
-project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 
 exec deepspeed --quiet --hostfile "$hostfile" --force_multi ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} \

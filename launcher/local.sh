@@ -26,6 +26,11 @@ case "${1:-}" in
     "") usage >&2; exit 2 ;;
 esac
 
+if [[ ! "${RANKS:-1}" =~ ^[1-9][0-9]*$ ]]; then
+    printf 'RANKS = %q: must be a whole number above 0\n' "$RANKS" >&2
+    exit 2
+fi
+
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 

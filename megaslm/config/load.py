@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from megaslm.config.layers import Layers, gather
-from megaslm.config.problems import describe_booleans_for_numbers, describe_problems
+from megaslm.config.problems import describe_booleans_for_numbers, describe_credentials, describe_problems
 from megaslm.config.source import KeyPath, dotted_key
 from megaslm.errors import ConfigError
 
@@ -33,14 +33,14 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
     All problems are reported in one ConfigError: each with its dotted key, the value, what is allowed, and its origin.
     """
     layers = gather(Path(path), overrides)
+    # Alone, because other complaints show the values that they are about.
+    _refuse(path, describe_credentials(layers))
     problems = layers.mistakes + describe_booleans_for_numbers(model_class, layers)
     try:
         value = model_class.model_validate(layers.settings)
     except ValidationError as error:
         problems += describe_problems(error, model_class, layers)
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    _refuse(path, problems)
     return Loaded(value, _provenance(value, layers))
 
 
@@ -48,6 +48,12 @@ def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:
     """The way to each single setting of a configuration, and its value; sections and collections of them are opened."""
     for name in type(value).model_fields:
         yield from _opened((name,), getattr(value, name))
+
+
+def _refuse(path: str | Path, problems: Sequence[str]) -> None:
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def _opened(path: KeyPath, value: object) -> Iterator[tuple[KeyPath, object]]:

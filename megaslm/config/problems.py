@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from megaslm.config.allowed import SchemaNode, allowed
+from megaslm.config.credentials import REMEDY, is_secret_name, is_url_with_credentials
 from megaslm.config.dump import to_yaml
 from megaslm.config.layers import Layers
 from megaslm.config.source import KeyPath, dotted_key
@@ -18,6 +19,18 @@ def describe_problems(error: ValidationError, model_class: type[BaseModel], laye
     """One line for each thing that is wrong: dotted key, value found, what is allowed, origin."""
     lines = (_describe(details, SchemaNode(model_class), layers) for details in error.errors(include_url=False))
     return list(dict.fromkeys(lines))
+
+
+def describe_credentials(layers: Layers) -> list[str]:
+    """One line for each setting that holds credentials, without their value."""
+    lines = []
+    for path, origin in layers.origins.items():
+        value = layers.value_at(path)
+        if isinstance(value, str) and (is_secret_name(str(path[-1])) or is_url_with_credentials(value)):
+            lines.append(
+                f"{dotted_key(path)}: holds credentials, which would be kept with the run; {REMEDY} ({origin})"
+            )
+    return lines
 
 
 def describe_booleans_for_numbers(model_class: type[BaseModel], layers: Layers) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from megaslm.config.credentials import without_credentials
 from megaslm.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
@@ -122,7 +123,7 @@ def _describe_syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) ->
     if mark is None:
         return f"{name}: not valid YAML: {problem}"
     lines = text.splitlines()
-    line = lines[mark.line] if mark.line < len(lines) else ""
+    line = without_credentials(lines[mark.line]) if mark.line < len(lines) else ""
     pointer = " " * mark.column + "^"
     return (
         f"{name}: not valid YAML at line {mark.line + 1}, column {mark.column + 1}: {problem}\n"

@@ -2,9 +2,9 @@
 
 import atexit
 import os
-import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar, cast
@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megaslm.engine.rendezvous import LOOPBACK, meeting_store
 from megaslm.errors import MegaSLMError, PeerFailed
 
 T = TypeVar("T")
 
 # The others wait while the first rank reads a large model from a slow file system; NCCL's own limit is 10 minutes.
-_LONGEST_WAIT = timedelta(minutes=30)
+# The watchdog of training ends a job that hangs sooner, and knows which rank the others wait for.
+_LONGEST_WAIT = timedelta(minutes=60)
 
 
 @dataclass(frozen=True)
@@ -46,17 +48,21 @@ def join_world() -> World:
     The `deepspeed` and `torchrun` launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
     """
     if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=LOOPBACK)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         # device_id lets NCCL connect at once, so that a bad link shows here and not in the first step.
         dist.init_process_group(
-            backend="nccl" if on_gpu else "gloo", device_id=device if on_gpu else None, timeout=_LONGEST_WAIT
+            backend="nccl" if on_gpu else "gloo",
+            device_id=device if on_gpu else None,
+            timeout=_LONGEST_WAIT,
+            store=meeting_store(rank, size, _LONGEST_WAIT),
+            rank=rank,
+            world_size=size,
         )
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
@@ -75,8 +81,10 @@ def end_process(status: int) -> NoReturn:
     and schedulers act upon into another one.
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # What finds no room on the disk under it makes no other end of this one.
+        with suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 
@@ -125,9 +133,3 @@ def on_first_rank(action: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise PeerFailed(*cast(tuple[str, int], outcome[1]))
     return cast(T, outcome[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, Store, TCPStore  # type: ignore[attr-defined]
 
 from megaslm.engine.distributed import World, on_first_rank, wait_for_all
+from megaslm.engine.rendezvous import serve_store
 from megaslm.errors import MegaSLMError, PeerFailed
 
 _LOOK_SECONDS = 0.2
@@ -32,11 +33,11 @@ class WorkQueue:
     def __init__(self, world: World) -> None:
         """Called by every rank. The first serves the others, until it leaves `wait_for_all` or `fail`."""
         self._world = world
-        host = os.environ["MASTER_ADDR"]
-        served = TCPStore(host, 0, is_master=True, wait_for_workers=False) if world.is_first else None
-        port = on_first_rank(lambda: 0 if served is None else served.port)
+        served, own_port = serve_store(world.size) if world.is_first else (None, 0)
+        port = on_first_rank(lambda: own_port)
         with _first_rank_needed():
-            self._store = served or TCPStore(host, port, is_master=False, timeout=_STORE_TIMEOUT)
+            reached = served or TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=_STORE_TIMEOUT)
+        self._store: Store = reached
         self._over = threading.Event()
         threading.Thread(target=self._give_signs, daemon=True).start()
 
@@ -94,7 +95,7 @@ class WorkQueue:
 class _Watch:
     """The first rank's look at the signs of life of the others."""
 
-    def __init__(self, store: TCPStore, world: World) -> None:
+    def __init__(self, store: Store, world: World) -> None:
         self._store = store
         self._size = world.size
         self._signs = [0] * world.size

@@ -40,7 +40,10 @@ def build_from_shape(architecture: Architecture, *, eos_id: int, dtype: torch.dt
     Under `torch.device("meta")` nothing is allocated, under an engine that divides parameters only this rank's part.
     """
     return AutoModelForCausalLM.from_config(
-        _hugging_face_config(architecture, eos_id), dtype=dtype, attn_implementation=_ATTENTION
+        _hugging_face_config(architecture, eos_id),
+        dtype=dtype,
+        attn_implementation=_ATTENTION,
+        trust_remote_code=False,
     )
 
 
@@ -76,6 +79,7 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
             output_loading_info=True,
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: the model cannot be loaded: {error}") from error
@@ -99,10 +103,7 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
         raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: holds no config.json; a Hugging Face model folder was expected")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: its config.json cannot be read: {error}") from error
+    config = _read_config(folder)
     if config.model_type not in SUPPORTED_FAMILIES:
         raise ModelError(
             f"{folder}: model type {config.model_type!r}; MegaSLM computes the loss of {', '.join(SUPPORTED_FAMILIES)}"
@@ -123,6 +124,18 @@ def parameter_count(lm: nn.Module) -> int:
 def whole_size(parameter: Tensor) -> torch.Size:
     """A parameter's shape when whole, also where this rank holds a part of it."""
     return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _read_config(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder}: its config.json needs code of its own, which MegaSLM never runs; convert it to one of "
+                f"{', '.join(SUPPORTED_FAMILIES)}"
+            ) from error
+        raise ModelError(f"{folder}: its config.json cannot be read: {error}") from error
 
 
 def _hugging_face_config(architecture: Architecture, eos_id: int) -> PretrainedConfig:

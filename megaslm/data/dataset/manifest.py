@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megaslm.config.recipe import DomainName
 from megaslm.config.schema import Ratio, Split
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.durable import write_file
@@ -159,11 +160,11 @@ class Manifest(_Record):
     """The tokenizer's, for information: it is never added."""
     packing: Packing = Packing()
     """How documents became rows."""
-    domains: tuple[str, ...]
-    """Names; a domain's place is its number in the column `domain`."""
+    domains: tuple[DomainName, ...]
+    """Names, which are folders too; a domain's place is its number in the column `domain`."""
     licences: dict[str, str]
     """Licence of each domain."""
-    splits: dict[Split, dict[str, DomainSplit]]
+    splits: dict[Split, dict[DomainName, DomainSplit]]
     """Split to domain to what is there; what has no rows is left out."""
     sources: tuple[SourceFile, ...]
     """Everything that was read, in order."""

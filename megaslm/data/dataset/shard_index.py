@@ -1,11 +1,11 @@
 """The index.json of a folder of MDS shards, checked, and the type of a shard's rows."""
 
 import json
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.durable import write_file
@@ -22,13 +22,21 @@ _NUMBERS = (
 """Encodings of one number a row, named as numpy names them."""
 
 
+def _within_folder(name: str) -> str:
+    """An index from elsewhere must not lead readers, and what fetches for them, to other files of this machine."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("leads out of the folder of its index")
+    return name
+
+
 class ShardFile(BaseModel):
     """A shard as a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    basename: str
-    """Its path, relative to the index."""
+    basename: Annotated[str, AfterValidator(_within_folder)]
+    """Its path, relative to the index and below it."""
     bytes: int
     """Its size."""
     hashes: dict[str, str]

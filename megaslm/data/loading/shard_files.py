@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+from megaslm.config.credentials import without_credentials
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard, ShardFile
 from megaslm.data.loading.shard_board import ShardChecks
@@ -105,9 +106,10 @@ class ShardFiles:
             self.stream._download_file(file.basename)
         # What a store's client raises has no common root; all of it is reported as one kind of error.
         except Exception as error:
+            cause = f"{type(error).__name__}: {without_credentials(str(error))}"
             raise DataError(
-                f"{self.name}: could not be fetched in {self.stream.download_retry} tries, last: "
-                f"{type(error).__name__}: {error}; check the address, the credentials and the network"
+                f"{self.name}: could not be fetched in {self.stream.download_retry} tries, last: {cause}; check the "
+                "address, the credentials and the network"
             ) from error
         finding = _compare(path, file, count)
         if finding is not None:

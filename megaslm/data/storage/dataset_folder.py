@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from megaslm.config.credentials import refuse_credentials
 from megaslm.config.schema import Split
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shard_index import Shard
@@ -39,10 +40,12 @@ class DatasetFolder:
 def open_dataset(place: str, cache: str) -> DatasetFolder:
     """The dataset at a local folder or a URL, which is described in a folder of `cache`.
 
-    Raises DataError where a remote dataset is not there, is damaged, or is not the one that the cache holds.
+    Raises DataError where a remote dataset is not there, is damaged, or is not the one that the cache holds, and
+    ConfigError where the URL holds credentials.
     """
     from megaslm.data.storage.remote import is_remote
 
+    refuse_credentials(place)
     if not is_remote(place):
         return DatasetFolder(Path(place))
     from megaslm.data.storage.remote_dataset import fetch_description

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Protocol
 
+from megaslm.config.credentials import refuse_credentials
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import (
     BESIDE_ROWS,
@@ -110,10 +111,11 @@ def output_at(place: str, working: Path | None, *, local_working: str = "") -> t
     """The output at a folder or URL, and the local folder in which its parts are written.
 
     `local_working` is the name of that folder within a local output, where it is not the output itself. Raises
-    ConfigError where a URL comes without a working folder, or a local folder with one.
+    ConfigError where a URL comes without a working folder or with credentials, or a local folder with the former.
     """
     from megaslm.data.storage.remote import is_remote
 
+    refuse_credentials(place)
     if not is_remote(place):
         if working is not None:
             raise ConfigError(f"--work {working}: {place} is a local folder, in which the work is done already")

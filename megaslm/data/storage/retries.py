@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from megaslm.config.credentials import without_credentials
 from megaslm.errors import DataError, MegaSLMError
 
 T = TypeVar("T")
@@ -127,5 +128,5 @@ def _code(error: Exception) -> str | None:
 
 
 def _described(error: Exception) -> str:
-    text = str(error).strip()
+    text = without_credentials(str(error).strip())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -42,11 +42,11 @@ def workplace(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(workplace: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+def start(workplace: Path, script: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    environment = {**os.environ, "MASTER_PORT": port, "RANKS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "MASTER_PORT": port, "RANKS": "2", "CUDA_VISIBLE_DEVICES": "", **variables}
     pipe = subprocess.PIPE
     command = [str(LAUNCHER / script), *arguments]
     return subprocess.Popen(command, cwd=workplace, env=environment, stdout=pipe, stderr=pipe, text=True)
@@ -71,7 +71,7 @@ def test_a_hostfile_must_exist(workplace: Path) -> None:
     assert status_of(workplace, "hostfile.sh", "absent", "train", "run.yaml") == 2
 
 
-@pytest.mark.parametrize("argument", ["--set=a b", "run_dir=$HOME", "a;b", "data={a}"])
+@pytest.mark.parametrize("argument", ["--set=a b", "run_dir=$HOME", "a;b", "data={a}", "a\nb", "'a'", "$(a)", "`a`"])
 def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path, argument: str) -> None:
     (workplace / "hosts").write_text("localhost slots=1\n", encoding="utf-8")
     with start(workplace, "hostfile.sh", "hosts", "train", argument) as job:
@@ -80,12 +80,54 @@ def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path,
     assert "put such a value into the YAML" in errors
 
 
+@pytest.mark.parametrize("variable", ["MASTER_ADDR", "MASTER_PORT", "PYTHONPATH", "NCCL_SOCKET_IFNAME"])
+@pytest.mark.parametrize("value", ["$(touch pwned)", "a; touch pwned", "a b", "a\ntouch pwned", "'", "`touch pwned`"])
+def test_variables_that_a_remote_shell_would_run_are_refused(workplace: Path, variable: str, value: str) -> None:
+    (workplace / "hosts").write_text("localhost slots=1\n", encoding="utf-8")
+    with start(workplace, "hostfile.sh", "hosts", "train", "run.yaml", **{variable: value}) as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    assert errors.startswith(f"{variable} ")
+    assert not (workplace / "pwned").exists()
+
+
+def test_a_folder_that_a_remote_shell_would_run_is_refused(workplace: Path) -> None:
+    folder = workplace / "a $(touch pwned)"
+    folder.mkdir()
+    (folder / "hosts").write_text("localhost slots=1\n", encoding="utf-8")
+    with start(folder, "hostfile.sh", "hosts", "train", "run.yaml") as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    assert "move it to another path" in errors
+    assert not list(workplace.rglob("pwned"))
+
+
+@pytest.mark.parametrize("ranks", ["a[$(touch pwned)]", "0", "two", "2\n2"])
+def test_a_number_of_ranks_is_a_number(workplace: Path, ranks: str) -> None:
+    """In bash's arithmetic a name may hold commands."""
+    with start(workplace, "local.sh", "exit", "0", RANKS=ranks) as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    assert errors.startswith("RANKS = ")
+    assert not (workplace / "pwned").exists()
+
+
 @pytest.mark.slow
 def test_every_rank_gets_the_arguments_unchanged(workplace: Path) -> None:
-    arguments = ["exit", "0", "--set", "run_dir=a b;*$HOME", "{x: [1]}"]
+    hostile = [
+        "run_dir=a b;*$HOME",
+        "{x: [1]}",
+        "$(touch pwned)",
+        "`touch pwned`",
+        "a\nb",
+        'it\'s "so"',
+        "a && touch pwned",
+    ]
+    arguments = ["exit", "0", "--set", *hostile]
     assert status_of(workplace, "local.sh", *arguments) == 0
     for rank in (0, 1):
         assert json.loads((workplace / f"rank-{rank}.json").read_text()) == [arguments, "2"]
+    assert not (workplace / "pwned").exists()
 
 
 @pytest.mark.slow

@@ -116,3 +116,18 @@ def test_the_head_takes_over_its_parameters(tied: bool) -> None:
     assert {f"lm.{name}" for name in names} == {name for name, _ in model.named_parameters()}
     assert torch.equal(lm(rows).logits, logits)
     assert (lm.lm_head.weight is lm.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
+def test_code_in_a_folder_is_not_run(folder: Path, model_type: str) -> None:
+    """Of a known architecture it is passed over; a folder that needs its code is refused, and nobody is asked."""
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": own}))
+    (folder / "own.py").write_text(f"open({str(folder / 'was-run')!r}, 'w')")
+    if model_type == "llama":
+        assert type(load_pretrained(folder, dtype=torch.float32)).__module__.startswith("transformers.models.llama")
+    else:
+        with pytest.raises(ModelError, match=r"needs code of its own.*convert it to one of llama"):
+            load_pretrained(folder, dtype=torch.float32)
+    assert not (folder / "was-run").exists()

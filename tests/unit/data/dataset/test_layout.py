@@ -12,6 +12,7 @@ from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import DomainSplit, Part, read_manifest, write_manifest
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.shard_index import read_index
 from megaslm.errors import DataError
 from tests.small_shards import FORMATS, ROWS, make, tokens_of
 
@@ -146,3 +147,14 @@ def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path) -> None:
         check_layout(tmp_path)
     with pytest.raises(DataError, match="column extra is stored as pkl; expected a number or ndarray"):
         RowReader(tmp_path, "train", "a").rows(0, 1)
+
+
+@pytest.mark.parametrize("place", ["../../elsewhere.mds", "/elsewhere.mds", "a/../../elsewhere.mds"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, place: str) -> None:
+    make(tmp_path, FORMATS["narrow"])
+    (folder,) = {path.parent for path in tmp_path.rglob("part-00000/index.json")}
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["raw_data"]["basename"] = place
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"(?s)index.json is not an index.*leads out of the folder of its index"):
+        read_index(folder)

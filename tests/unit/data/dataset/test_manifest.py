@@ -113,3 +113,12 @@ def test_a_damaged_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest.json is not the manifest of a dataset"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("domain", ["../../elsewhere", "/elsewhere", "a/b", ".."])
+def test_a_domain_that_would_lead_out_of_the_dataset(tmp_path: Path, domain: str) -> None:
+    written = manifest()
+    elsewhere = {"splits": {"train": {domain: written.splits["train"]["a"]}}, "domains": (domain,)}
+    write_manifest(tmp_path, written.model_copy(update=elsewhere))
+    with pytest.raises(DataError, match=r"manifest.json is not the manifest of a dataset"):
+        read_manifest(tmp_path)

@@ -1,0 +1,121 @@
+"""Where ranks listen: what is for one host alone is reached from it alone, and a lone process serves no store."""
+
+import json
+import os
+import signal
+import socket
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from megaslm.engine.distributed import all_reduce_sum, join_world, leave_world
+from megaslm.engine.rendezvous import meeting_store
+from megaslm.engine.work_queue import WorkQueue
+from megaslm.errors import ConfigError
+from tests.forks import fork, fork_ranks, statuses_of
+from tests.toy import make_dataset, run_config
+from tests.training import start_training, with_steps
+
+LOOPBACK_ADDRESSES = {"127.0.0.1", "::1"}
+
+
+def _work_and_note(note: Path) -> None:
+    """Meets, works together, and writes down at which addresses this process can be reached meanwhile."""
+    world = join_world()
+    queue = WorkQueue(world)
+    queue.draw()
+    assert all_reduce_sum(torch.ones(1, device=world.device)).item() == world.size
+    note.with_name(f"{note.name}-{world.rank}").write_text(json.dumps(_listening_addresses(psutil.Process())))
+    queue.wait_for_all()
+    leave_world()
+
+
+def _listening_addresses(process: psutil.Process) -> list[str]:
+    """Of the process and its children."""
+    connections = [each for one in (process, *process.children(recursive=True)) for each in one.net_connections()]
+    return [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
+
+
+def _noted(note: Path, rank: int) -> list[str]:
+    addresses: list[str] = json.loads(note.with_name(f"{note.name}-{rank}").read_text())
+    return addresses
+
+
+def test_a_lone_process_serves_no_store_and_is_reached_from_its_host_alone(tmp_path: Path) -> None:
+    assert statuses_of([fork(lambda: _work_and_note(tmp_path / "alone"))]) == [0]
+    addresses = _noted(tmp_path / "alone", 0)
+    # What remains is gloo's own, which listens even where there is nobody to talk to.
+    assert len(addresses) <= 1
+    assert set(addresses) <= LOOPBACK_ADDRESSES
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_the_ranks_of_one_host_are_reached_from_it_alone(tmp_path: Path, address: str) -> None:
+    def run() -> None:
+        os.environ["MASTER_ADDR"] = address
+        _work_and_note(tmp_path / "two")
+
+    assert statuses_of(fork_ranks(2, run)) == [0, 0]
+    for rank in (0, 1):
+        addresses = _noted(tmp_path / "two", rank)
+        assert addresses
+        assert set(addresses) <= LOOPBACK_ADDRESSES
+
+
+def test_a_whole_training_run_of_one_process_is_reached_from_its_host_alone(tmp_path: Path) -> None:
+    """With all that it starts: loaders, watchdog, logs."""
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", data={"loader_workers": 1}, log={"every_steps": 1})
+    (process,) = start_training(with_steps(config, 200))
+    listening: set[str] = set()
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 20):
+        listening |= set(_listening_addresses(psutil.Process(process)))
+        time.sleep(0.02)
+    os.kill(process, signal.SIGTERM)
+    assert statuses_of([process]) == [75]
+    assert listening <= LOOPBACK_ADDRESSES
+
+
+def test_connections_leave_the_loopback_interface_where_the_environment_says_so(tmp_path: Path) -> None:
+    found = psutil.net_if_addrs()
+    ethernet = next((name for name in found if not name.startswith("lo") and psutil.net_if_stats()[name].isup), None)
+    if ethernet is None:
+        pytest.skip("this machine has no interface but loopback")
+    assert statuses_of([fork(lambda: _work_and_note(tmp_path / "told"), GLOO_SOCKET_IFNAME=ethernet)]) == [0]
+    assert not set(_noted(tmp_path / "told", 0)) <= LOOPBACK_ADDRESSES
+
+
+def test_ranks_that_may_be_on_several_hosts_meet_as_torch_does_it(tmp_path: Path) -> None:
+    def run() -> None:
+        del os.environ["LOCAL_WORLD_SIZE"]
+        _work_and_note(tmp_path / "hosts")
+
+    assert statuses_of(fork_ranks(2, run)) == [0, 0]
+    assert not set(_noted(tmp_path / "hosts", 0)) <= LOOPBACK_ADDRESSES
+
+
+@pytest.mark.parametrize(("address", "local_size"), [("192.0.2.7", "2"), ("127.0.1.1", "1")])
+def test_an_address_that_others_need_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, address: str, local_size: str
+) -> None:
+    """The second is what a host of Debian's calls itself, also where the others call it by another address."""
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
+    assert meeting_store(0, 2, timedelta(seconds=5)) is None
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
+        # What the call sets for the process is taken back with the rest.
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            monkeypatch.setenv(name, "lo")
+        with pytest.raises(ConfigError, match=rf"MASTER_PORT = {port}: .*in use.*; set another"):
+            meeting_store(0, 2, timedelta(seconds=5))
