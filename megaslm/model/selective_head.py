@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from megaslm.errors import ModelError
-from megaslm.slm.choice import Choice, Every, Known
+from megaslm.errors import ModelError, NonFiniteScore
+from megaslm.slm.choice import ByLoss, Choice, Every, Known
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -74,7 +74,8 @@ class SelectiveHead(nn.Linear):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice`, before them the sum of the chosen ones; with `entropies`, after them those of the predictions.
+        With `choice`, before them the sum of the chosen ones, NaN on all ranks where a target cannot be ranked; with
+        `entropies`, after them those of the predictions.
         """
         if targets is None:
             return super().forward(hidden)
@@ -88,11 +89,22 @@ class SelectiveHead(nn.Linear):
             case Known():
                 return self._known(hidden, targets, choice)
             case _:
-                ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
-                method = self.settings.method_for(hidden, self.weight.shape[0])
-                return selective_loss(
-                    hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
-                )
+                return self._by_loss(hidden, targets, choice)
+
+    def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> tuple[Tensor, Tensor]:
+        ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
+        method = self.settings.method_for(hidden, self.weight.shape[0])
+        try:
+            return selective_loss(
+                hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
+            )
+        except NonFiniteScore:
+            # DeepSpeed would not get over an error that leaves a module, and waits for the backward pass of every
+            # rank: nothing is chosen, and the NaN makes every engine leave this step's update out.
+            every_row = torch.arange(len(targets), device=targets.device)
+            nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], rest=every_row)
+            total, losses = self._known(hidden, targets, nothing)
+            return total * torch.nan, losses
 
     def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Runs over the rows that are wanted, and no others; the losses of those are 0."""

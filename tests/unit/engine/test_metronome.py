@@ -1,0 +1,54 @@
+"""What the host takes from a process is told apart from what the process does."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from megaslm.engine.metronome import Metronome
+from tests.forks import fork, statuses_of, wait_until
+
+
+def test_a_process_that_is_stopped_half_of_the_time_knows_it(tmp_path: Path) -> None:
+    def work() -> None:
+        metronome = Metronome()
+        (tmp_path / "begun").touch()
+        wait_until((tmp_path / "over").exists)
+        (tmp_path / "share").write_text(str(metronome.halted_share()))
+
+    process = fork(work)
+    wait_until((tmp_path / "begun").exists)
+    begun_at, stopped_seconds = time.monotonic(), 0.0
+    for _ in range(10):
+        os.kill(process, signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        time.sleep(0.1)
+        os.kill(process, signal.SIGCONT)
+        stopped_seconds += time.monotonic() - stopped_at
+        time.sleep(0.1)
+    share = stopped_seconds / (time.monotonic() - begun_at)
+    (tmp_path / "over").touch()
+    assert statuses_of([process]) == [0]
+    assert abs(float((tmp_path / "share").read_text()) - share) < 0.15
+
+
+def test_work_and_waiting_are_no_halts() -> None:
+    metronome = Metronome()
+    matrix = torch.ones(256, 256)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        matrix = (matrix @ matrix).clamp(max=1.0)
+        sum(range(1000))
+    time.sleep(0.5)
+    assert metronome.halted_share() < 0.25
+    metronome.stop()
+
+
+def test_it_begins_anew_when_it_was_asked() -> None:
+    metronome = Metronome()
+    metronome._halted_seconds = 5.0
+    assert metronome.halted_share() == 1.0
+    assert metronome.halted_share() == 0.0
+    metronome.stop()
