@@ -1,6 +1,6 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -115,7 +115,7 @@ class TrainingStream:
         order = RowOrder(self._rows_per_epoch, plan.micro_batch_rows, plan.canonical_nodes, shuffle_seed)
         self._rows = open_leased(streams, lambda: TrainingRows(streams, order, fetch))
 
-    def micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
+    def micro_batches(self, rows_seen: int) -> Generator[MicroBatch]:
         """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
 
         Raises:

@@ -94,6 +94,8 @@ class TrainingRows(StreamingDataset):
 
     def start_at(self, epoch: int, rows_into_epoch: int) -> None:
         """Makes the next iteration begin there; all ranks call it, with the same numbers."""
+        # streaming passes over a position before the epoch that it expects, and a run may go back.
+        self.next_epoch = epoch
         self.load_state_dict(
             {
                 "epoch": epoch,

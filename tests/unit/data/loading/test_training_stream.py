@@ -78,6 +78,16 @@ def test_the_order_is_streamings_over_epochs_and_from_the_middle(tmp_path: Path,
     )
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_that_goes_back_has_the_same_rows_again(tmp_path: Path, workers: int) -> None:
+    stream = opened(write_stream(tmp_path / "a", shards=5, rows_per_shard=11), workers=workers)
+    whole = numbers(take(stream, 20))
+    assert numbers(take(stream, 20)) == whole
+    # From the second epoch back into the first, and within that.
+    assert numbers(take(stream, 4, rows_seen=5 * BATCH_ROWS)) == whole[5 * BATCH_ROWS : 9 * BATCH_ROWS]
+    assert numbers(take(stream, 4, rows_seen=2 * BATCH_ROWS)) == whole[2 * BATCH_ROWS : 6 * BATCH_ROWS]
+
+
 def test_rows_count_over_the_streams_and_domains_are_the_runs(tmp_path: Path) -> None:
     first = write_stream(tmp_path / "a", shards=2, domain=7)
     second = write_stream(tmp_path / "b", shards=2, domain=3, compression="zstd")
