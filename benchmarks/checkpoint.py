@@ -1,4 +1,5 @@
-"""How long training stands still for a checkpoint, beside a save that is waited for and DeepSpeed's own.
+"""How long training stands still for a checkpoint, beside a save that is waited for and DeepSpeed's own; and what an
+export of it takes of the memory, beside the optimiser's states.
 
 A fresh checkpoint folder for each save, on the disk of the temporary folder. Ours are hashed and on the disk when they
 are done; DeepSpeed's are neither.
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from harness.memory import peak_bytes
 from harness.references import llama
 from harness.report import Bar, options, report
 from harness.timing import Times
@@ -19,6 +21,7 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.dump import dump
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.data.durable import write_file
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
@@ -62,6 +65,9 @@ class Saves:
         assert architecture is not None
         sharding = ZeroSharding(settings)
         lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+        lm.config.dtype = torch.float32
+        lm.config.save_pretrained(folder / "model")
+        write_file(folder / "config.yaml", dump(config))
         draw_weights(lm, seed=0, standard_deviation=architecture.initializer_range, sharding=sharding)
         model = SelectiveLM(lm.train(), eos_id=EOS_ID, document_isolation=True)
         self.engine = ZeroEngine(model, settings, adamw(model, settings, config.train))
@@ -71,7 +77,7 @@ class Saves:
         self.bytes = 12 * sum(piece.count for piece in self.state.pieces)
         self.folder = folder
         self.saver = Saver(
-            folder / "ours",
+            folder / "checkpoints",
             self.state,
             dump(config),
             world,
@@ -103,7 +109,7 @@ class Saves:
         shutil.rmtree(self.folder / "deepspeed", ignore_errors=True)
 
     def load(self) -> None:
-        resume(self.folder / "ours", self.state, self.world, lambda line: None)
+        resume(self.folder / "checkpoints", self.state, self.world, lambda line: None)
 
 
 def timed(saves: Saves, repetitions: int) -> dict[str, Times]:
@@ -125,11 +131,22 @@ def timed(saves: Saves, repetitions: int) -> dict[str, Times]:
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
 
+def export_run(run: str) -> None:
+    """Exports the newest checkpoint of a run; `nothing` imports what that takes and no more."""
+    from megaslm.training.export import export
+
+    if run != "nothing":
+        export(Path(run), Path(run) / "exported")
+        shutil.rmtree(Path(run) / "exported")
+
+
 def main() -> None:
     chosen = options(__doc__)
     with tempfile.TemporaryDirectory() as temporary:
-        saves = Saves(Path(temporary), *((256, 2) if chosen.quick else (1024, 4)))
+        run = Path(temporary)
+        saves = Saves(run, *((256, 2) if chosen.quick else (1024, 4)))
         times = timed(saves, repetitions=2 if chosen.quick else 7)
+        exported_bytes = peak_bytes(export_run, str(run), repetitions=1 if chosen.quick else 3)
     waited_for = times["a save that is waited for"]
     pause = times["the pause: a copy on the host"]
     rows = [
@@ -146,7 +163,10 @@ def main() -> None:
         f"How long does training stand still for a checkpoint of {saves.bytes / 1e6:,.0f} MB? One rank of ZeRO-3, on "
         "the wall clock",
         rows,
-        [Bar("the pause to a save that is waited for", pause.over(waited_for), MOST_PAUSE)],
+        [
+            Bar("the pause to a save that is waited for", pause.over(waited_for), MOST_PAUSE),
+            Bar("memory of an export to Adam's moments", exported_bytes / (saves.bytes * 2 / 3), 1.0),
+        ],
         chosen,
     )
     leave_world()

@@ -39,9 +39,9 @@ def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
                 "written": written.isoformat(timespec="seconds"),
             }
         )
-        typer.echo(
-            f"{checkpoint.folder} · {size(size_bytes)} by {ranks} ranks · {written.isoformat(' ', timespec='seconds')}"
-        )
+        by = f"{ranks} rank" if ranks == 1 else f"{ranks} ranks"
+        when = written.isoformat(" ", timespec="seconds")
+        typer.echo(f"{checkpoint.folder} · {size(size_bytes)} by {by} · {when}")
     _write_json(json_file, rows)
 
 

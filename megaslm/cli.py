@@ -10,7 +10,7 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
-from megaslm.errors import ConfigError, MegaSLMError, PeerFailed, Stopped
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -242,7 +242,7 @@ def train(
     # What follows takes seconds to import; a scheduler that stops the job meanwhile gets its answer too.
     with StopSignal() as stop:
         from megaslm.engine.distributed import leave_world
-        from megaslm.training.loop import train as train_model
+        from megaslm.training.train import train as train_model
 
         train_model(run, resume=resume, stop=stop)
     leave_world()
@@ -377,5 +377,5 @@ def _complain(error: MegaSLMError) -> None:
     """Prints the message, once where every rank has the same to say."""
     if _is_first_rank():
         typer.echo(f"{type(error).__name__}: {error}", err=True)
-    elif not isinstance(error, ConfigError | Stopped):
+    elif not error.is_known_to_all_ranks:
         typer.echo(f"rank {os.environ['RANK']}: {type(error).__name__}: {error}", err=True)

@@ -10,6 +10,8 @@ class MegaSLMError(Exception):
     """The root of all errors raised on purpose."""
 
     exit_status = 1
+    is_known_to_all_ranks = False
+    """Whether every rank raises the same, so that one of them says it for all."""
 
 
 class UserMistake(MegaSLMError):
@@ -20,6 +22,8 @@ class UserMistake(MegaSLMError):
 
 class ConfigError(UserMistake):
     """A configuration file, a recipe or an override is wrong."""
+
+    is_known_to_all_ranks = True
 
 
 class DataError(UserMistake):
@@ -35,15 +39,27 @@ class ModelError(UserMistake):
 
 
 class CheckpointError(UserMistake):
-    """A checkpoint is missing, incomplete or belongs to another run."""
+    """A checkpoint is missing, damaged or of another run."""
+
+    is_known_to_all_ranks = True
 
 
 class SaveFailed(MegaSLMError):
     """Checkpoints cannot be written any more."""
 
+    is_known_to_all_ranks = True
+
+
+class LossSpike(MegaSLMError):
+    """The loss rose far above what it was."""
+
+    is_known_to_all_ranks = True
+
 
 class NonFiniteLoss(MegaSLMError):
     """A loss or a score became NaN or infinite."""
+
+    is_known_to_all_ranks = True
 
 
 class NonFiniteScore(MegaSLMError):
@@ -59,10 +75,11 @@ class Stopped(MegaSLMError):
     """The process was told to stop, and did; it may be started again."""
 
     exit_status = 75
+    is_known_to_all_ranks = True
 
 
 class PeerFailed(MegaSLMError):
-    """The first rank failed and has said why; this one only follows."""
+    """Another rank failed and has said why; this one only follows."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         """Ends with the exit status of the rank that failed."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from megaslm.config.schema import RunConfig
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.loop import train
+from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
 
 

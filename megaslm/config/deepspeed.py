@@ -13,6 +13,7 @@ NEVER = 2**31 - 1
 
 DENOMINATOR = "the loss: it is divided by the targets of the whole step, on the assumption of DeepSpeed's plain average"
 DATA_PARALLEL = "the batch plan: it counts every rank as data parallel"
+SKIPPED_STEPS = "the guard: without the norm of the gradient, a step that is NaN would not be skipped"
 
 GOVERNED_BY: Mapping[str, str] = {
     "train_batch_size": "train.global_batch_tokens",
@@ -29,6 +30,7 @@ GOVERNED_BY: Mapping[str, str] = {
     "optimizer": "train.lr, train.beta1, train.beta2, train.eps and train.weight_decay",
     "scheduler": "train.schedule",
     "bf16.enabled": "model.precision",
+    "bf16.check_grad_overflow": SKIPPED_STEPS,
     "bfloat16": "model.precision",
     "fp16": "model.precision",
     "torch_autocast": "model.precision",
@@ -39,6 +41,7 @@ GOVERNED_BY: Mapping[str, str] = {
     "zero_optimization.offload_optimizer": "zero.offload_optimizer",
     "zero_optimization.cpu_offload": "zero.offload_optimizer",
     "zero_optimization.overlap_comm": "zero.overlap_comm",
+    "zero_optimization.compute_grad_norm": SKIPPED_STEPS,
     "zero_optimization.round_robin_gradients": "nothing: it is always off",
     "zero_optimization.reduce_bucket_size": "zero.reduce_bucket_size",
     "zero_optimization.prefetch_bucket_size": "zero.prefetch_bucket_size",

@@ -347,9 +347,9 @@ class GuardSection(Section):
     """How many standard deviations above the mean of the last `spike_window_steps` are a spike."""
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
     """Steps by which the loss is judged; there is no judgement before there are so many."""
-    silence_seconds: AboveZero = 60.0
+    silence_seconds: Annotated[float, Field(ge=2)] = 60.0
     """A rank whose process gives no sign of life for so long is taken for dead, and the run ends."""
-    hang_seconds: AboveZero = 1800.0
+    hang_seconds: Annotated[float, Field(ge=2, le=3600)] = 1800.0
     """Where no rank gets any further for so long the run ends, and says which one the others wait for."""
     slow_ratio: Annotated[float, Field(gt=1)] = 1.5
     """A rank that needs so many times as long as the middle one for the same work is named in a warning."""

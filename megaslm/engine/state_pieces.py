@@ -87,6 +87,10 @@ class TrainingState:
                 **{moment: torch.zeros_like(flat.data) for moment in MOMENTS},
             }
 
+    def forget_moments(self) -> None:
+        """As if no step had been made; the weights stay."""
+        self._adam.state.clear()
+
     def publish_weights(self) -> None:
         """Makes the model compute with the float32 weights as they now are; called on all ranks."""
         optimizer = self._optimizer

@@ -101,6 +101,13 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
+        if self._divides_nothing:
+            optimizer.register_step_pre_hook(_pass_over_overflow)
+
+    @property
+    def head(self) -> nn.Module:
+        """The model's loss head, in which DeepSpeed's hooks are already."""
+        return cast(nn.Module, self._engine.module.lm.lm_head)
 
     def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """The differentiable sum of the chosen losses and all losses; see `SelectiveLM.forward`."""
@@ -124,7 +131,7 @@ class ZeroEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         if self._divides_nothing and self._engine.is_gradient_accumulation_boundary():
-            self._leave_out_what_is_not_finite()
+            self._look_for_overflow()
         skipped_before = self._engine.skipped_steps
         self._engine.step()
         return self._engine.skipped_steps > skipped_before
@@ -133,17 +140,15 @@ class ZeroEngine:
         """The global norm of the last step's gradient before clipping."""
         return self._undivided_norm if self._divides_nothing else self._engine.get_global_grad_norm()
 
-    def _leave_out_what_is_not_finite(self) -> None:
+    def _look_for_overflow(self) -> None:
         """What ZeRO does by itself; at stage 0 DeepSpeed would apply any gradient. All ranks have the same."""
         optimizer = self._engine.optimizer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self._undivided_norm = nn.utils.get_total_norm(gradients)
+        self._undivided_norm = nn.utils.get_total_norm(
+            [parameter.grad for parameter in parameters if parameter.grad is not None]
+        )
         # By this attribute, which its own optimisers have, DeepSpeed counts skipped steps.
         optimizer.overflow = not math.isfinite(self._undivided_norm)
-        if optimizer.overflow:
-            # An optimiser passes over parameters that have no gradient.
-            self._engine.zero_grad()
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Within the context the model is in evaluation mode."""
@@ -163,6 +168,12 @@ class _EvaluationMode(AbstractContextManager[None]):
 
     def __exit__(self, *_: object) -> None:
         self._engine.train()
+
+
+def _pass_over_overflow(optimizer: Any, *_: object) -> None:
+    """Before a step: without gradients there is nothing that it could change."""
+    if optimizer.overflow:
+        optimizer.zero_grad()
 
 
 def _optimizer_is_on_gpu(settings: Mapping[str, Any]) -> bool:

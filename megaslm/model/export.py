@@ -37,9 +37,9 @@ def save_hugging_face(
     Raises:
         ModelError: the weights are not those of the described model.
     """
-    config = AutoConfig.from_pretrained(model_description, local_files_only=True)
+    config = AutoConfig.from_pretrained(model_description, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
+        lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     state = {name.removeprefix(_WRAPPER): tensor.to(config.dtype) for name, tensor in weights.items()}
     expected = set(lm.state_dict())
     if expected != set(state):

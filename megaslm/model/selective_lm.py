@@ -41,10 +41,8 @@ class SelectiveLM(nn.Module):
 
         Returns:
             (B, L) float32 losses, detached; with `choice`, the differentiable float32 sum of the chosen first. Under a
-            `Known` choice the losses of rows that it does not name are 0.
-
-        Raises:
-            NonFiniteScore: a target cannot be ranked.
+            `Known` choice the losses of rows that it does not name are 0. Where a target of any rank cannot be ranked,
+            the sum is NaN on all of them, and so is the norm of its gradient.
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         hidden = self._hidden_states(inputs).flatten(0, 1)

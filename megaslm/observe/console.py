@@ -1,11 +1,12 @@
 """What a run prints: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from megaslm.observe.records import Record, StepRecord, ValidationRecord
+from megaslm.observe.records import Record, SkippedRecord, StepRecord, ValidationRecord
 
 
 class RunConsole:
@@ -31,15 +32,25 @@ class RunConsole:
         self._progress.start()
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar."""
-        self._console.print(line, markup=False, soft_wrap=True)
+        """Prints a line, above the bar where there is one.
 
-    def show(self, records: list[Record]) -> None:
-        """Shows the newest step, and every validation."""
+        Raises:
+            OSError: it could not be printed, the disk under a log being full for instance.
+        """
+        if self._console.is_terminal:
+            self._console.print(line, markup=False, soft_wrap=True)
+        else:
+            # Rich would keep all that it could not print, and print it again with every line.
+            print(line, flush=True)
+
+    def show(self, records: Sequence[Record]) -> None:
+        """Shows the newest step, and every one that was skipped and every validation; raises what `say` does."""
         steps = [record for record in records if isinstance(record, StepRecord)]
         if steps:
             self._show_step(steps[-1])
         for record in records:
+            if isinstance(record, SkippedRecord):
+                self.say(f"{self._name} · step {record.step}/{self._total_steps} · skipped: {record.reason}")
             if isinstance(record, ValidationRecord):
                 self.say(
                     f"{self._name} · step {record.step} · held out {record.name}/{record.domain}: "

@@ -1,8 +1,13 @@
 """What a run says about itself, as plain values, and metrics.jsonl that keeps them."""
 
 import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from megaslm.observe.log_file import LogFile
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,8 @@ class StepRecord:
     loss: float
     """Mean loss of the selected targets, in nats: what was trained on."""
     all_loss: float | None
-    """Mean loss of all valid targets, in nats; null where `slm.measure_unselected` is off."""
+    """Mean loss of all valid targets, in nats; null where `slm.measure_unselected` is off, or where one of them is NaN
+    or infinite."""
     selected_ratio: float
     """Selected targets by valid ones."""
     learning_rate: float
@@ -52,43 +58,90 @@ class ValidationRecord:
     """Valid targets measured."""
 
 
-Record = StepRecord | ValidationRecord
+@dataclass(frozen=True)
+class SkippedRecord:
+    """An optimiser step that was not made, on any rank."""
+
+    step: int
+    tokens: int
+    """Targets read so far, over all ranks; those of the step were read."""
+    reason: str
+    skipped_steps: int
+    """Of the run so far, this one among them."""
+
+
+@dataclass(frozen=True)
+class PaceRecord:
+    """How quick the ranks were since the last report."""
+
+    step: int
+    slowest_rank: int
+    slowest_rank_ratio: float
+    """How many times as long as the middle rank it needs for the same work; 1 where all are alike."""
+
+
+Record = StepRecord | SkippedRecord | ValidationRecord | PaceRecord
+
+_KINDS: dict[type[Record], str] = {
+    StepRecord: "step",
+    SkippedRecord: "skipped",
+    ValidationRecord: "validation",
+    PaceRecord: "pace",
+}
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, `kind` "step" or "validation"."""
+    """metrics.jsonl: one JSON object a line, `kind` "step", "skipped", "validation" or "pace"."""
 
     def __init__(self, path: Path, *, last_step: int) -> None:
         """Opens the file to append; lines of steps after `last_step`, from a run that was cut off, are taken out."""
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if last_step and _step_of(line) <= last_step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        kept = list(_lines_until(last_step, path))
+        self.name = str(path)
+        self.skipped_steps = sum(json.loads(line)["kind"] == "skipped" for line in kept)
+        self._file = LogFile(path, end_bytes=sum(map(len, kept)))
 
-    def write(self, records: list[Record]) -> None:
-        """Appends and flushes."""
+    @property
+    def lost_entries(self) -> int:
+        """Lines that found no room, neither on the disk nor in memory."""
+        return self._file.lost_entries
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Appends and flushes.
+
+        Raises:
+            OSError: they could not be written; they are kept for the next call.
+        """
         for record in records:
-            kind = "step" if isinstance(record, StepRecord) else "validation"
-            self._file.write(json.dumps({"kind": kind, **asdict(record)}) + "\n")
+            self._file.keep(json.dumps({"kind": _KINDS[type(record)], **_jsonable(record)}).encode() + b"\n")
         self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
 
 
 def read_validations(path: Path) -> list[ValidationRecord]:
     """The validation records of a metrics.jsonl, in order."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [
-        ValidationRecord(**{key: value for key, value in line.items() if key != "kind"})
-        for line in lines
-        if line["kind"] == "validation"
-    ]
+    return [_validation(line) for line in lines if line["kind"] == "validation"]
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError):
-        return float("inf")  # A line that a killed process left half written.
+def _validation(line: Mapping[str, Any]) -> ValidationRecord:
+    """What `_jsonable` made null was no number; no value of such a record can be missing."""
+    values: dict[str, Any] = {key: math.nan if line[key] is None else line[key] for key in line if key != "kind"}
+    return ValidationRecord(**values)
+
+
+def _jsonable(record: Record) -> dict[str, object]:
+    """The record's values; JSON knows no NaN and no infinity, which are null in it."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(record).items()
+    }
+
+
+def _lines_until(last_step: int, path: Path) -> Iterator[bytes]:
+    """The lines up to that step's last; in a file the steps never fall."""
+    if last_step == 0 or not path.exists():
+        return
+    for line in path.read_bytes().splitlines(keepends=True):
+        # The last line may be one that a killed process left half written.
+        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
+            return
+        yield line

@@ -1,47 +1,92 @@
-"""TensorBoard events of a run: the only file that knows TensorBoard."""
+"""TensorBoard events of a run: the only file that knows TensorBoard.
 
+The events are written here and not by its own writer, whose thread dies for good when a disk is full.
+"""
+
+import itertools
+import os
+import socket
+import time
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.records import Record, StepRecord
+from megaslm.observe.log_file import LogFile
+from megaslm.observe.records import PaceRecord, Record, SkippedRecord, StepRecord
+
+_FILE_VERSION = "brain.Event:2"
+_numbers = itertools.count()
 
 
 class TensorBoard:
     """Writes records as scalars, against the step."""
 
     def __init__(self, folder: Path, *, last_step: int) -> None:
-        """Opens a new event file; what an interrupted run wrote after `last_step` is hidden."""
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1 if last_step else 0)
+        """Begins a new event file; what an interrupted run wrote after `last_step` is hidden."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.name = str(folder)
+        # TensorBoard reads a folder's files in the order of their names.
+        self._file = LogFile(
+            folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        )
+        self._keep(Event(file_version=_FILE_VERSION))
+        # Step 0 has a validation, which a run that begins anew makes again.
+        hidden_from = last_step + 1 if last_step else 0
+        self._keep(Event(step=hidden_from, session_log=SessionLog(status=SessionLog.START)))
 
-    def write(self, records: list[Record]) -> None:
-        """Adds the records' scalars."""
+    @property
+    def lost_entries(self) -> int:
+        """Events that found no room, neither on the disk nor in memory."""
+        return self._file.lost_entries
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Adds the records' scalars and flushes.
+
+        Raises:
+            OSError: they could not be written; they are kept for the next call.
+        """
         for record in records:
-            for tag, value in _scalars(record).items():
-                self._writer.add_scalar(tag, value, record.step)
-        self._writer.flush()
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
+            self._keep(Event(step=record.step, summary=Summary(value=values)))
+        self._file.flush()
 
-    def close(self) -> None:
-        """Closes the event file."""
-        self._writer.close()
+    def _keep(self, event: Event) -> None:
+        event.wall_time = time.time()
+        framed = BytesIO()
+        RecordWriter(framed).write(event.SerializeToString())
+        self._file.keep(framed.getvalue())
 
 
 def _scalars(record: Record) -> dict[str, float]:
-    if isinstance(record, StepRecord):
-        scalars = {
-            "train/loss_selected": record.loss,
-            "train/loss_all": record.all_loss,
-            "train/selected_ratio": record.selected_ratio,
-            "train/learning_rate": record.learning_rate,
-            "train/gradient_norm": record.gradient_norm,
-            "train/tokens": record.tokens,
-            "speed/tokens_per_second": record.tokens_per_second,
-            "selection/threshold": record.threshold,
-            **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
-            **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
-            **{f"domain_tokens/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
-            **{f"domain_passes/{domain}": passes for domain, passes in record.domain_passes.items()},
-        }
-        return {tag: value for tag, value in scalars.items() if value is not None}
-    place = f"{record.name}/{record.domain}"
-    return {f"validation_loss/{place}": record.loss, f"validation_perplexity/{place}": record.perplexity}
+    match record:
+        case StepRecord():
+            return _step_scalars(record)
+        case SkippedRecord():
+            return {"guard/skipped_steps": record.skipped_steps}
+        case PaceRecord():
+            return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
+        case _:
+            place = f"{record.name}/{record.domain}"
+            return {f"validation_loss/{place}": record.loss, f"validation_perplexity/{place}": record.perplexity}
+
+
+def _step_scalars(record: StepRecord) -> dict[str, float]:
+    scalars = {
+        "train/loss_selected": record.loss,
+        "train/loss_all": record.all_loss,
+        "train/selected_ratio": record.selected_ratio,
+        "train/learning_rate": record.learning_rate,
+        "train/gradient_norm": record.gradient_norm,
+        "train/tokens": record.tokens,
+        "speed/tokens_per_second": record.tokens_per_second,
+        "selection/threshold": record.threshold,
+        **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
+        **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
+        **{f"domain_tokens/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
+        **{f"domain_passes/{domain}": passes for domain, passes in record.domain_passes.items()},
+    }
+    return {tag: value for tag, value in scalars.items() if value is not None}

@@ -72,6 +72,11 @@ class ByLoss(Protocol):
         """(T,) bool: what was chosen, once it was."""
         ...
 
+    @property
+    def unrankable(self) -> Tensor:
+        """(T,) bool: the rows that could not be ranked, once they had to be."""
+        ...
+
     def __call__(self, losses: Tensor) -> Selected:
         """Chooses among the rows with the given losses, (T,) float32."""
         ...

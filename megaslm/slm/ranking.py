@@ -52,11 +52,13 @@ class TopOfGroups:
 
     `rank_sum` sums over those ranks, `all_reduce_sum` over all: whatever the groups, all ranks have to stop together.
 
-    Once chosen, `scores` are (G, n) float32, `mask` is (G·n,) bool, and `cut` (G,) int64, see `select_top`.
+    Once chosen, `scores` are (G, n) float32, `mask` and `unrankable` (G·n,) bool, and `cut` is (G,) int64, see
+    `select_top`.
     """
 
     scores: Tensor
     mask: Tensor
+    unrankable: Tensor
     cut: Tensor
 
     def __init__(
@@ -79,18 +81,19 @@ class TopOfGroups:
         self.scores = self._ranked.scores(losses)
         top = select_top(self.scores, self._ranked.targets.keys, self._ranked.eligible, self._count, self._rank_sum)
         self.mask, self.cut = top.mask.flatten(), top.cut
-        unrankable = self._ranked.unrankable(self.scores).flatten()
-        return Selected(self.mask, unrankable, self._all_reduce_sum(unrankable.sum()))
+        self.unrankable = self._ranked.unrankable(self.scores).flatten()
+        return Selected(self.mask, self.unrankable, self._all_reduce_sum(self.unrankable.sum()))
 
 
 class AboveThreshold:
     """The eligible targets whose (score, hash of key) is at or above a rank.
 
-    Once chosen, `scores` are (G, n) float32 and `mask` is (G·n,) bool.
+    Once chosen, `scores` are (G, n) float32, `mask` and `unrankable` (G·n,) bool.
     """
 
     scores: Tensor
     mask: Tensor
+    unrankable: Tensor
 
     def __init__(
         self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
@@ -106,8 +109,8 @@ class AboveThreshold:
         self.scores = self._ranked.scores(losses)
         above = ranks_of(self.scores, self._ranked.targets.keys) >= self._threshold
         self.mask = (self._ranked.eligible & above).flatten()
-        unrankable = self._ranked.unrankable(self.scores).flatten()
-        return Selected(self.mask, unrankable, self._all_reduce_sum(unrankable.sum()))
+        self.unrankable = self._ranked.unrankable(self.scores).flatten()
+        return Selected(self.mask, self.unrankable, self._all_reduce_sum(self.unrankable.sum()))
 
 
 def forecast_from(cuts: RecentCuts, ranked: RankedTargets, share: float, *, surely: bool) -> CutForecast | None:

@@ -20,9 +20,10 @@ _DOMAIN_SUMS = 3
 class SelectionSummary:
     """One step, over all ranks and micro-steps.
 
-    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured.
-    `excess_quantiles`: of the valid targets, to within 1/32 nat and cut off at ±16 nats; empty where no reference is
-    known or unselected targets were not measured. `domain_ratio`: selected by valid targets of each domain with any.
+    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured, or a loss is NaN
+    or infinite. `not_finite`: of the measured targets, those whose loss or excess loss is so. `excess_quantiles`: of
+    the valid targets, to within 1/32 nat and cut off at ±16 nats; empty where no reference is known, unselected targets
+    were not measured, or some are not finite. `domain_ratio`: selected by valid targets of each domain with any.
     `domain_rows`: rows of each domain.
     """
 
@@ -84,6 +85,13 @@ def selection_sums(
     return torch.cat([totals, histogram, by_domain.flatten()])
 
 
+def sums_of_unused(targets: Targets, domain: Tensor, domain_count: int) -> Tensor:
+    """What a micro-batch adds on which nothing was trained, see `selection_sums`: its rows and valid targets."""
+    none = torch.zeros_like(targets.valid)
+    losses = torch.zeros_like(targets.valid, dtype=torch.float32)
+    return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count)
+
+
 def summarise(sums: Sequence[float]) -> SelectionSummary:
     """Reads the sums of a step, on the host."""
     selected_loss, all_loss, measured, not_finite = sums[:_SUMS]
@@ -96,12 +104,12 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
     complete = measured == sum(valid)
     return SelectionSummary(
         selected_loss=selected_loss / max(1.0, sum(selected)),
-        all_loss=all_loss / max(1.0, measured) if complete else None,
+        all_loss=all_loss / max(1.0, measured) if complete and math.isfinite(all_loss) else None,
         selected=int(sum(selected)),
         valid=int(sum(valid)),
         not_finite=int(not_finite),
         excess_quantiles={f"p{round(100 * part):02d}": _quantile(histogram, part) for part in QUANTILES}
-        if complete and any(histogram)
+        if complete and not not_finite and any(histogram)
         else {},
         domain_ratio={number: selected[number] / count for number, count in enumerate(valid) if count},
         domain_rows=tuple(int(count) for count in rows),

@@ -1,250 +1,194 @@
-"""The `train` verb: one loop for every objective."""
+"""The loop: one for every objective, from where a run stands to its end."""
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import torch
 
-from megaslm.config.dump import dump
-from megaslm.config.plan import BatchPlan, plan_batches
-from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.engine.agreement import Agreement
-from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.data.loading.loader import MicroBatch
+from megaslm.engine.pace import PaceMeter
 from megaslm.engine.places import reach
-from megaslm.engine.stop_signal import StopSignal
-from megaslm.engine.zero import ZeroEngine
-from megaslm.errors import CheckpointError
-from megaslm.slm.objective import Objective
+from megaslm.errors import LossSpike
+from megaslm.observe.records import PaceRecord
 from megaslm.slm.step_plan import Moment
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.resume import Resumed
-from megaslm.training.checkpoints.resume import resume as resume_from
-from megaslm.training.checkpoints.saver import Saver
-from megaslm.training.checkpoints.shared_folder import check_shared
-from megaslm.training.checkpoints.store import Retention
-from megaslm.training.cost import write_cost
 from megaslm.training.domain_counts import DomainCounts
-from megaslm.training.from_config import fetch_settings, objective_of
-from megaslm.training.origin import doubts, pretrained_folder
+from megaslm.training.from_config import objective_of
+from megaslm.training.guard import SkipCount, Spike, SpikeWatch
+from megaslm.training.job import Job
+from megaslm.training.pace import PaceWatch
 from megaslm.training.reporting import Reporter
-from megaslm.training.run_folder import RunFolder, check_run
+from megaslm.training.rollback import RollBack
+from megaslm.training.saving import make_saver
 from megaslm.training.schedule import learning_rate
-from megaslm.training.selection_check import check_scored, reads_reference
-from megaslm.training.start import start_engine
 from megaslm.training.step import train_step
-from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
-from megaslm.training.validation import Validation
 
 
-def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
-    """Trains a model and leaves a run folder; called by every rank that the launcher started, or by one process alone.
+class Session:
+    """One way through the loop; every method is called on all ranks."""
 
-    Args:
-        config: the run.
-        resume: go on from the newest checkpoint that is whole, on any number of ranks; without it a run folder that
-            holds a run is refused.
-        stop: what notes that the process was told to stop, where that was begun earlier.
+    def __init__(self, job: Job, resumed: Resumed, spikes: SpikeWatch, notes: list[str]) -> None:
+        """Says the notes first.
 
-    Raises:
-        UserMistake: configuration, data, model or checkpoint do not fit; nothing was trained.
-        NonFiniteLoss: a loss became NaN or infinite; the newest checkpoint is from before.
-        SaveFailed: checkpoints could not be written any more.
-        Stopped: some rank was told to stop; the run was saved after its last step.
-    """
-    if stop is None:
-        with StopSignal() as stop:
-            train(config, resume=resume, stop=stop)
-        return
-    reach("start", 0)
-    world = join_world()
-    agreement = Agreement(world)
-    plan = plan_batches(config, world.size)
-    data = on_first_rank(lambda: open_training_data(config))
-    differences = on_first_rank(lambda: check_run(config, data, resume=resume))
-    on_first_rank(lambda: check_scored(config, data, world.device))
-    run = RunFolder(Path(config.run_dir))
-    if world.is_first_on_host:
-        fetch_descriptions(config, data)
-    wait_for_all()
-    stop.raise_if_told_anywhere(agreement, "training had not begun: start it again")
-    validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
-    stream = TrainingStream(
-        data.mixture.streams,
-        plan,
-        shuffle_seed=config.data.shuffle_seed,
-        workers=config.data.loader_workers,
-        fetch=fetch_settings(config.data.fetch),
-    )
-    origin = pretrained_folder(config)
-    engine = start_engine(config, plan, data, world, origin)
-    check_shared(run.path, world)
-    stop.raise_if_told_anywhere(agreement, "training had not begun: start it again")
-    notes = [f"changed since the run began: {line}" for line in differences]
-    resumed = _resume(run, engine, plan, world, notes)
-    if resumed.progress.step == 0:
-        notes += [f"warning: {line}" for line in on_first_rank(lambda: list(doubts(config, data, origin)))]
-    counts = DomainCounts(data.mixture, plan.seq_len, resumed.progress.rows_read)
-    last_step = resumed.progress.step
-    reporter = Reporter(run, plan, world, domains=data.mixture.domains, counts=counts, last_step=last_step)
-    for line in notes:
-        reporter.say(line)
-    objective = objective_of(config, resumed.progress.selection)
-    session = _Session(
-        config,
-        plan,
-        data,
-        stream,
-        validation,
-        run,
-        engine,
-        world,
-        agreement,
-        stop,
-        resumed,
-        objective,
-        counts,
-        reporter,
-    )
-    try:
-        session.go_on()
-    finally:
-        reporter.close()
-
-
-def _resume(run: RunFolder, engine: ZeroEngine, plan: BatchPlan, world: World, notes: list[str]) -> Resumed:
-    resumed = resume_from(run.checkpoints, engine.state(), world, notes.append)
-    if resumed.progress.step > plan.total_steps:
-        raise CheckpointError(
-            f"{run.checkpoints}: the run has made {resumed.progress.step} steps; train.total_tokens asks for "
-            f"{plan.total_steps} in all"
+        Args:
+            job: the run.
+            resumed: where it goes on.
+            spikes: judges the losses.
+            notes: what is to be said before the first step.
+        """
+        self._job = job
+        self._before = resumed.progress
+        self._spikes = spikes
+        self._spike: Spike | None = None
+        self._skips = SkipCount(job.config.guard.max_skipped_steps)
+        self._objective = objective_of(job.config, self._before.selection)
+        self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
+        self._reporter = Reporter(
+            job.run,
+            job.plan,
+            job.world,
+            domains=job.data.mixture.domains,
+            counts=self._counts,
+            last_step=self._before.step,
         )
-    return resumed
+        for line in notes:
+            self._reporter.say(line)
+        self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
+        self._meter = PaceMeter(job.engine.head, job.world)
+        self._pace = PaceWatch(
+            self._meter, job.world, slow_ratio=job.config.guard.slow_ratio, last_step=self._before.step
+        )
+        self._started = time.monotonic()
 
+    def go_on(self) -> RollBack | None:
+        """To the end of the run, or until it has to go back."""
+        try:
+            with closing(self._micro_batches()) as micro_batches:
+                return self._steps(self._meter.loading(micro_batches))
+        finally:
+            self._meter.close()
+            self._reporter.close()
 
-@dataclass(frozen=True)
-class _Session:
-    """The loop of one process over one run, from what `resumed` says of it."""
-
-    config: RunConfig
-    plan: BatchPlan
-    data: TrainingData
-    stream: TrainingStream
-    validation: Validation
-    run: RunFolder
-    engine: ZeroEngine
-    world: World
-    agreement: Agreement
-    stop: StopSignal
-    resumed: Resumed
-    objective: Objective
-    counts: DomainCounts
-    reporter: Reporter
-
-    def go_on(self) -> None:
-        """From where the run stands to its end."""
-        started = time.monotonic()
-        before = self.resumed.progress
-        saver = self._saver()
+    def _steps(self, micro_batches: Iterator[MicroBatch]) -> RollBack | None:
+        job, config, before = self._job, self._job.config, self._before
         if before.step == 0 or before.validation_is_due:
             self._validate(before.step)
-        self.stop.raise_if_told_anywhere(self.agreement, f"step {before.step} is saved: go on by --resume")
-        micro_batches = self._micro_batches(before.rows_seen)
-        for step in range(before.step + 1, self.plan.total_steps + 1):
-            reach("data", step)
-            self._train(step, list(islice(micro_batches, self.plan.micro_steps)))
-            last = step == self.plan.total_steps
-            if last or step % self.config.log.every_steps == 0:
-                self.reporter.flush()
+        job.stop.raise_if_told_anywhere(job.agreement, _kept(before.step))
+        for step in range(before.step + 1, job.plan.total_steps + 1):
+            self._train(step, micro_batches)
+            last = step == job.plan.total_steps
+            if last or step % config.log.every_steps == 0:
+                self._flush()
+                self._compare_ranks(step)
             validated = True
-            if last or self._is_due(self.config.validation.every_tokens, step):
+            if last or self._is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
-            told, *saving = self.agreement.most(int(self.stop.told), *saver.running_and_failed)
-            saver.settle(*saving)
-            if last or told or self._is_due(self.config.checkpoint.every_tokens, step):
-                self.reporter.flush()
-                saver.begin(self._progress(step, time.monotonic() - started, validated=validated))
+            told, *saving = job.agreement.most(int(job.stop.told), *self._saver.running_and_failed)
+            self._saver.settle(*saving)
+            saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
+            if saves:
+                self._flush()
+            if self._spike is not None and config.guard.on_spike == "rollback":
+                self._saver.wait()
+                return RollBack(self._spike, step, self._rows_seen(step))
+            if saves:
+                self._saver.begin(self._progress(step, validated=validated))
             if last or told:
-                saver.wait(may_fail=False)
+                self._saver.wait(may_fail=False)
             if told and not (last and validated):
-                raise self.stop.stopped(f"step {step} is saved: go on by --resume")
+                raise job.stop.stopped(_kept(step))
+        return None
 
-    def _train(self, step: int, micro_batches: list[MicroBatch]) -> None:
+    def _train(self, step: int, micro_batches: Iterator[MicroBatch]) -> None:
+        job = self._job
+        reach("data", step)
+        rows = list(islice(micro_batches, job.plan.micro_steps))
         reach("step", step)
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
-        torch.manual_seed(hash((self.config.seed, step, self.world.rank)))
+        torch.manual_seed(hash((job.config.seed, step, job.world.rank)))
         result = train_step(
-            self.engine,
-            self.objective,
-            micro_batches,
-            self.world,
-            eos_id=self.data.eos_id,
-            domain_count=len(self.data.mixture.domains),
-            may_repeat_rows=self.data.mixture.may_repeat_rows(self.plan.global_batch_rows),
-            moment=Moment(step, (step - 1) * self.plan.tokens_per_step),
-            learning_rate=learning_rate(self.config.train, step * self.plan.tokens_per_step),
-            row_name=self.data.mixture.row_name,
+            job.engine,
+            self._objective,
+            rows,
+            job.world,
+            eos_id=job.data.eos_id,
+            domain_count=len(job.data.mixture.domains),
+            may_repeat_rows=job.data.mixture.may_repeat_rows(job.plan.global_batch_rows),
+            moment=Moment(step, (step - 1) * job.plan.tokens_per_step),
+            learning_rate=learning_rate(job.config.train, step * job.plan.tokens_per_step),
+            row_name=job.data.mixture.row_name,
         )
-        self.reporter.add(result)
+        self._meter.end_step()
+        self._reporter.add(result)
+        self._skips.add(step, result.skipped)
 
-    def _micro_batches(self, rows_seen: int) -> Iterator[MicroBatch]:
-        for micro_batch in self.stream.micro_batches(rows_seen):
-            yield micro_batch.to(self.world.device)
+    def _micro_batches(self) -> Generator[MicroBatch]:
+        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen):
+            yield micro_batch.to(self._job.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
-        return every_tokens is not None and step % self.plan.steps_of(every_tokens) == 0
+        return every_tokens is not None and step % self._job.plan.steps_of(every_tokens) == 0
+
+    def _flush(self) -> None:
+        """Writes what the last steps have to say, and judges their losses."""
+        on_spike = self._job.config.guard.on_spike
+        for record in self._reporter.flush():
+            spike = None if on_spike == "off" else self._spikes.add(record.step, record.loss)
+            if spike is not None and self._spike is None:
+                if on_spike == "warn":
+                    self._reporter.say(f"warning: {spike}")
+                if on_spike == "stop":
+                    raise LossSpike(
+                        f"{spike}; guard.on_spike = stop: look at the rows that were read then, and go on from the "
+                        "newest checkpoint by --resume, with guard.on_spike = rollback to leave them out"
+                    )
+            # One that is to be left behind stays until it is; of others that follow one another the first is told.
+            if on_spike != "rollback" or self._spike is None:
+                self._spike = spike
+
+    def _compare_ranks(self, step: int) -> None:
+        found = self._pace.report(step)
+        if self._job.world.size > 1:
+            self._reporter.write([PaceRecord(step, found.slowest_rank, found.slowest_ratio)])
+        for line in found.news:
+            self._reporter.say(line)
 
     def _validate(self, step: int) -> bool:
         """Whether it came to its end before some rank was told to stop."""
         reach("validate", step)
-        self.reporter.flush()
-        tokens = step * self.plan.tokens_per_step
-        records = self.validation.run(
-            self.engine, step=step, tokens=tokens, is_to_stop=lambda: self.agreement.any(self.stop.told)
+        self._flush()
+        job = self._job
+        records = job.validation.run(
+            job.engine,
+            step=step,
+            tokens=step * job.plan.tokens_per_step,
+            is_to_stop=lambda: job.agreement.any(job.stop.told),
         )
         if records is None:
             return False
-        self.reporter.write(list(records))
+        self._reporter.write(list(records))
         return True
 
-    def _saver(self) -> Saver:
-        checkpoint = self.config.checkpoint
-        return Saver(
-            self.run.checkpoints,
-            self.engine.state(),
-            dump(self.config),
-            self.world,
-            self.agreement,
-            retention=Retention(checkpoint.keep_last, checkpoint.keep_every_steps),
-            max_failed=checkpoint.max_failed_saves,
-            damaged=self.resumed.damaged,
-            say=lambda line: self.reporter.say(f"{self.run.path.name} · {line}"),
-            on_saved=lambda progress: on_first_rank(lambda: self._write_cost(progress)),
-        )
+    def _rows_seen(self, step: int) -> int:
+        return self._before.rows_seen + (step - self._before.step) * self._job.plan.global_batch_rows
 
-    def _progress(self, step: int, seconds: float, *, validated: bool) -> Progress:
-        before = self.resumed.progress
+    def _progress(self, step: int, *, validated: bool) -> Progress:
+        before, seconds = self._before, time.monotonic() - self._started
         return Progress(
             step=step,
-            rows_seen=before.rows_seen + (step - before.step) * self.plan.global_batch_rows,
-            selected_tokens=before.selected_tokens + self.reporter.selected_tokens,
+            rows_seen=self._rows_seen(step),
+            selected_tokens=before.selected_tokens + self._reporter.selected_tokens,
             seconds=before.seconds + seconds,
-            rank_seconds=before.rank_seconds + seconds * self.world.size,
-            selection=self.objective.state(),
-            rows_read=self.counts.rows_read,
+            rank_seconds=before.rank_seconds + seconds * self._job.world.size,
+            selection=self._objective.state(),
+            rows_read=self._counts.rows_read,
+            recent_losses=self._spikes.losses,
             validation_is_due=not validated,
         )
 
-    def _write_cost(self, progress: Progress) -> None:
-        write_cost(
-            self.run.cost,
-            progress,
-            progress.step * self.plan.tokens_per_step,
-            self.world,
-            domains=self.counts,
-            checks=self.stream.checked(),
-            scored=self.data.datasets if reads_reference(self.config) else (),
-        )
+
+def _kept(step: int) -> str:
+    return f"step {step} is saved: go on by --resume" if step else "nothing was trained: start it again"

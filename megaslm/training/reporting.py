@@ -2,24 +2,24 @@
 
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from megaslm.config.plan import BatchPlan
 from megaslm.engine.distributed import World
-from megaslm.errors import NonFiniteLoss
 from megaslm.observe.console import RunConsole
-from megaslm.observe.records import MetricsFile, Record, StepRecord
-from megaslm.observe.tensorboard import TensorBoard
-from megaslm.slm.telemetry import summarise
+from megaslm.observe.records import Record, SkippedRecord, StepRecord
+from megaslm.observe.run_log import RunLog
+from megaslm.slm.telemetry import SelectionSummary, summarise
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
 
 
 class Reporter:
-    """Collects steps, checks them, and writes what the first rank has to say."""
+    """Collects steps and writes what the first rank has to say of them."""
 
     def __init__(
         self,
@@ -37,81 +37,100 @@ class Reporter:
         self._domains = domains
         self._counts = counts
         self._waiting: list[StepResult] = []
+        self._written: list[StepRecord] = []
         self._since = time.monotonic()
-        self._sinks: list[MetricsFile | TensorBoard] = []
-        self._console: RunConsole | None = None
+        self._skipped_steps = 0
+        self._has_warned = False
+        self._log: RunLog | None = None
         if world.is_first:
-            self._sinks = [
-                MetricsFile(run.metrics, last_step=last_step),
-                TensorBoard(run.tensorboard, last_step=last_step),
-            ]
-            self._console = RunConsole(run.path.name, total_steps=plan.total_steps, done_steps=last_step)
+            console = RunConsole(run.path.name, total_steps=plan.total_steps, done_steps=last_step)
+            self._log = RunLog(console, run.metrics, run.tensorboard, last_step=last_step)
+            self._skipped_steps = self._log.skipped_steps
 
     def say(self, line: str) -> None:
         """Prints a line, once."""
-        if self._console is not None:
-            self._console.say(line)
+        if self._log is not None:
+            self._log.say(line)
 
     def add(self, result: StepResult) -> None:
-        """Keeps a step for the next flush."""
+        """Keeps a step for the next flush; one that was skipped may be the last, and is written at once."""
         self._waiting.append(result)
+        if result.skipped is not None:
+            self._write_waiting()
 
-    def flush(self) -> None:
+    def flush(self) -> list[StepRecord]:
         """Reads the waiting steps from the device and writes them.
 
-        Raises:
-            NonFiniteLoss: on all ranks, where a step had a loss or a reference loss that is NaN or infinite.
+        Returns:
+            The steps since the last flush that were not skipped; the same on all ranks.
         """
-        if not self._waiting:
-            return
-        numbers: list[list[float]] = torch.stack([_numbers(result) for result in self._waiting]).tolist()
-        now = time.monotonic()
-        tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / max(1e-9, now - self._since)
-        records: list[Record] = []
-        for result, (*sums, threshold, norm) in zip(self._waiting, numbers, strict=True):
-            summary = summarise(sums)
-            if summary.not_finite:
-                raise NonFiniteLoss(
-                    f"step {result.step}: {summary.not_finite} of {summary.valid} targets have a loss or reference "
-                    "loss that is not finite; the run stopped before it was saved: lower train.lr, or verify the "
-                    "dataset and the starting weights"
-                )
-            self.selected_tokens += summary.selected
-            self._counts.add(summary.domain_rows)
-            records.append(
-                StepRecord(
-                    step=result.step,
-                    tokens=result.step * self._plan.tokens_per_step,
-                    loss=summary.selected_loss,
-                    all_loss=summary.all_loss,
-                    selected_ratio=summary.selected / max(1, summary.valid),
-                    learning_rate=result.learning_rate,
-                    gradient_norm=norm,
-                    tokens_per_second=tokens_per_second,
-                    threshold=None if math.isnan(threshold) else threshold,
-                    excess_quantiles=summary.excess_quantiles,
-                    domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
-                    domain_tokens=self._counts.tokens,
-                    domain_passes=self._counts.passes,
-                )
-            )
-        self._waiting = []
-        self.write(records)
+        if self._waiting:
+            self._write_waiting()
+        written, self._written = self._written, []
+        return written
 
-    def write(self, records: list[Record]) -> None:
+    def write(self, records: Sequence[Record]) -> None:
         """Writes records; the time they took to make is not the steps'."""
-        for sink in self._sinks:
-            sink.write(records)
-        if self._console is not None:
-            self._console.show(records)
+        if self._log is not None:
+            self._log.write(records)
         self._since = time.monotonic()
 
     def close(self) -> None:
         """Closes files and the progress bar."""
-        for sink in self._sinks:
-            sink.close()
-        if self._console is not None:
-            self._console.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _write_waiting(self) -> None:
+        numbers: list[list[float]] = torch.stack([_numbers(result) for result in self._waiting]).tolist()
+        seconds = max(1e-9, time.monotonic() - self._since)
+        tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / seconds
+        records: list[StepRecord | SkippedRecord] = []
+        for result, (*sums, threshold, norm) in zip(self._waiting, numbers, strict=True):
+            summary = summarise(sums)
+            self.selected_tokens += summary.selected
+            self._counts.add(summary.domain_rows)
+            if result.skipped is None:
+                self._warn_of_not_finite(result, summary)
+                records.append(self._record(result, summary, threshold, norm, tokens_per_second))
+            else:
+                self._skipped_steps += 1
+                records.append(
+                    SkippedRecord(result.step, self._tokens(result), result.skipped, skipped_steps=self._skipped_steps)
+                )
+        self._waiting = []
+        self._written += [record for record in records if isinstance(record, StepRecord)]
+        self.write(records)
+
+    def _tokens(self, result: StepResult) -> int:
+        return result.step * self._plan.tokens_per_step
+
+    def _record(
+        self, result: StepResult, summary: SelectionSummary, threshold: float, norm: float, tokens_per_second: float
+    ) -> StepRecord:
+        return StepRecord(
+            step=result.step,
+            tokens=self._tokens(result),
+            loss=summary.selected_loss,
+            all_loss=summary.all_loss,
+            selected_ratio=summary.selected / max(1, summary.valid),
+            learning_rate=result.learning_rate,
+            gradient_norm=norm,
+            tokens_per_second=tokens_per_second,
+            threshold=None if math.isnan(threshold) else threshold,
+            excess_quantiles=summary.excess_quantiles,
+            domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
+            domain_tokens=self._counts.tokens,
+            domain_passes=self._counts.passes,
+        )
+
+    def _warn_of_not_finite(self, result: StepResult, summary: SelectionSummary) -> None:
+        """A step stands whose selected losses are numbers; what else is none, the run tells once."""
+        if summary.not_finite and not self._has_warned:
+            self._has_warned = True
+            self.say(
+                f"warning: step {result.step}: {summary.not_finite} of {summary.valid} targets have a loss or "
+                "reference loss that is NaN or infinite; the step does not depend on them, and this is not said again"
+            )
 
 
 def _numbers(result: StepResult) -> Tensor:

@@ -1,7 +1,6 @@
 """One optimiser step: choose, forward, backward, update. The host reads the device at most once a micro-step."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +8,17 @@ from torch import Tensor
 
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, all_gather, all_reduce_sum
+from megaslm.engine.faults import spoiled
 from megaslm.engine.zero import ZeroEngine
-from megaslm.errors import NonFiniteLoss, NonFiniteScore
+from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Choice, Known
-from megaslm.slm.keys import row_of, target_keys
+from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.repeats import earlier_copies
 from megaslm.slm.step_plan import Moment
 from megaslm.slm.targets import Targets, valid_targets
-from megaslm.slm.telemetry import selection_sums, sums_of_nothing
-
-_MOST_ROWS_NAMED = 10
+from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
+from megaslm.training.skipped_step import why_left_out, why_unrankable
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,9 @@ class StepResult:
     """What a step did, still on the device.
 
     `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score from which targets
-    were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping.
+    were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping. `skipped`: on the host
+    and equal on all ranks, why there was no update; None where there was one. Of a skipped step `sums` hold the rows
+    read and their valid targets alone, and the two scalars are NaN.
     """
 
     step: int
@@ -35,6 +36,7 @@ class StepResult:
     sums: Tensor
     threshold: Tensor
     gradient_norm: Tensor
+    skipped: str | None = None
 
 
 def train_step(
@@ -52,27 +54,42 @@ def train_step(
 ) -> StepResult:
     """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
 
-    Where `may_repeat_rows` is false, no row comes twice in the step. `row_name` is what a message calls a row.
-
-    Raises:
-        NonFiniteLoss: a target cannot be ranked, because its loss or what the reference says of it is not finite.
+    Where a score, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights, optimiser
+    and the memory of `objective` stay as they were. Where `may_repeat_rows` is false, no row comes twice in the step.
+    `row_name` is what a message calls a row.
     """
     visits = _visits(micro_batches, world, may_repeat_rows=may_repeat_rows)
-    targets = [_targets(*visited, eos_id) for visited in zip(micro_batches, visits, strict=True)]
-    with _naming_rows(targets, moment, row_name):
+    targets = [_targets(*visited, eos_id, moment) for visited in zip(micro_batches, visits, strict=True)]
+
+    no_number = torch.full((), torch.nan, device=world.device)
+
+    def skipped(reason: str) -> StepResult:
+        unused = sums_of_nothing(domain_count, world.device)
+        for part, micro_batch in zip(targets, micro_batches, strict=True):
+            unused += sums_of_unused(part, micro_batch.domain, domain_count)
+        return StepResult(moment.step, learning_rate, all_reduce_sum(unused), no_number, no_number, reason)
+
+    try:
         plan = objective.plan_step(
             targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
         )
+    except NonFiniteScore as error:  # On all ranks, before any of them has run a pass with gradients.
+        return skipped(why_unrankable(targets, error.places, row_name))
     # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
     averaged_over = world.size * len(micro_batches)
     scale = averaged_over / plan.denominator.clamp(min=1)
     sums = sums_of_nothing(domain_count, world.device)
+    passed: list[Tensor] = []
+    left_out = False
     for number, micro_batch in enumerate(micro_batches):
         choice = plan.choices[number]
-        with _naming_rows([targets[number]], moment, row_name):
-            selected_sum, losses = engine.forward(micro_batch.tokens, choice)
-        engine.backward(selected_sum * scale)
-        engine.step(learning_rate)
+        selected_sum, losses = engine.forward(micro_batch.tokens, choice)
+        selected_sum = spoiled("step", moment.step, selected_sum)
+        # What is added is 0, or NaN where the sum is no number: an infinite loss can have a finite gradient. One NaN
+        # makes the norm of the gradient NaN on all ranks, and their engines leave the update out.
+        engine.backward(selected_sum * (scale + 0 * selected_sum.detach()))
+        left_out = engine.step(learning_rate)
+        passed.append(losses)
         measured = _measured(choice, targets[number])
         if plan.losses is not None:
             losses, measured = plan.losses[number], targets[number].valid
@@ -85,12 +102,14 @@ def train_step(
             micro_batch.domain,
             domain_count,
         )
+    if left_out:
+        return skipped(why_left_out(targets, plan.choices, passed, row_name))
     threshold = objective.end_step(plan)
     return StepResult(
         step=moment.step,
         learning_rate=learning_rate,
         sums=all_reduce_sum(sums),
-        threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
+        threshold=no_number if threshold is None else threshold,
         gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
     )
 
@@ -105,11 +124,12 @@ def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_row
     return [epoch + earlier for epoch, earlier in zip(epochs, copies, strict=True)]
 
 
-def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:
+def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int, moment: Moment) -> Targets:
+    ref_loss = micro_batch.ref_loss
     return Targets(
         valid=valid_targets(micro_batch.tokens, eos_id),
         keys=target_keys(micro_batch.rows, visits, micro_batch.tokens.shape[1] - 1),
-        ref_loss=micro_batch.ref_loss,
+        ref_loss=None if ref_loss is None else spoiled("data", moment.step, ref_loss),
         ref_entropy=micro_batch.ref_entropy,
         selected=micro_batch.selected,
     )
@@ -117,19 +137,3 @@ def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targ
 
 def _measured(choice: Choice, targets: Targets) -> Tensor:
     return choice.measured.view_as(targets.valid) if isinstance(choice, Known) else targets.valid
-
-
-@contextmanager
-def _naming_rows(targets: Sequence[Targets], moment: Moment, row_name: Callable[[int], str]) -> Iterator[None]:
-    """Where a target cannot be ranked, its rows are named."""
-    try:
-        yield
-    except NonFiniteScore as error:
-        keys = torch.cat([part.keys.flatten() for part in targets])
-        rows: list[int] = row_of(keys[error.places]).unique().tolist()
-        named = ", ".join(map(row_name, rows[:_MOST_ROWS_NAMED])) + (", …" if len(rows) > _MOST_ROWS_NAMED else "")
-        where = f"in the rows {named}" if rows else "on another rank, which names their rows"
-        raise NonFiniteLoss(
-            f"step {moment.step}: {len(error.places) or 'some'} targets have a score that is NaN or infinite, {where}; "
-            "the run stopped before the step: lower train.lr, or verify these rows and the starting weights"
-        ) from error

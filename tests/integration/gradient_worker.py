@@ -104,12 +104,12 @@ class RecordingEngine(ZeroEngine):
         self.model = model
         self.gradients: dict[str, Tensor] = {}
 
-    def step(self, lr: float) -> None:
+    def step(self, lr: float) -> bool:
         if self._engine.is_gradient_accumulation_boundary():
             self.gradients = {
                 name: safe_get_full_grad(parameter).double() for name, parameter in self.model.named_parameters()
             }
-        super().step(lr)
+        return super().step(lr)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from megaslm.config.schema import RunConfig
 from tests.toy import SHAPE, make_dataset, run_config
 from tests.training import are_equal, changed, last_weights, losses, run_training, with_steps
 
+MORE_LAYOUTS = [(2, 1, 3, 3), (4, 2, 3, 3), (2, 4, 3, 3), (1, 2, 1, 1), (2, 2, 3, 1)]
 SEVERAL_SUB_GROUPS = {"zero_optimization": {"sub_group_size": 1000}}
 
 
@@ -46,7 +47,12 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.parametrize(
     ("before", "after", "stage_before", "stage_after"),
-    [(1, 2, 3, 3), (2, 1, 3, 3), (4, 2, 3, 3), (2, 4, 3, 3), (2, 1, 2, 2), (1, 2, 1, 1), (2, 1, 0, 0), (2, 2, 3, 1)],
+    [
+        (1, 2, 3, 3),
+        (2, 1, 2, 2),
+        (2, 1, 0, 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_LAYOUTS),
+    ],
 )
 def test_a_run_goes_on_on_other_ranks(
     undisturbed: Path, dataset: Path, tmp_path: Path, before: int, after: int, stage_before: int, stage_after: int
@@ -62,7 +68,7 @@ def test_a_run_goes_on_on_other_ranks(
         assert (found[name] - weight).norm() <= 1e-4 * weight.norm(), name
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [3, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2))])
 def test_on_as_many_ranks_a_run_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, stage: int) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_training(eight_steps(whole, dataset, stage=stage), world_size=2)
@@ -73,6 +79,7 @@ def test_on_as_many_ranks_a_run_goes_on_bit_for_bit(dataset: Path, tmp_path: Pat
     assert are_equal(last_weights(cut), last_weights(whole))
 
 
+@pytest.mark.slow
 def test_micro_batches_and_loader_workers_may_change(undisturbed: Path, dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = eight_steps(run, dataset)

@@ -150,12 +150,13 @@ class PlainEngine:
         loss.backward()
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float) -> bool:
         gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
         self.norm = nn.utils.get_total_norm(gradients)
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
             parameter.sub_(gradient, alpha=lr)
             parameter.grad = None
+        return False
 
     def gradient_norm(self) -> Tensor:
         return self.norm

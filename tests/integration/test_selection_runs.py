@@ -69,7 +69,7 @@ def test_a_run_by_entropy_needs_entropies_and_reports_what_it_measured(chain: Ch
         assert 0.19 < float(str(step["selected_ratio"])) < 0.61
 
 
-def test_weights_that_give_no_numbers_stop_the_first_step_by_name(chain: Chain, tmp_path: Path) -> None:
+def test_weights_that_give_no_numbers_stop_the_run_and_its_rows_are_named(chain: Chain, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(chain.reference, tmp_path / "broken"))
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"][:] = float("nan")
@@ -82,8 +82,12 @@ def test_weights_that_give_no_numbers_stop_the_first_step_by_name(chain: Chain, 
         train={"micro_batch_rows": 4},
     )
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2, expect_status=1)
-    assert said.count("NonFiniteLoss: step 1: ") == 2
-    assert re.search(r"in the rows [ab]:\d+", said)
+    for step in (1, 2, 3):
+        assert re.search(rf"step {step}/8 · skipped: \d+ targets cannot be ranked, .*in the rows [ab]:\d+, ", said)
+    assert "NonFiniteLoss: step 3: skipped as the last of 3 in a row" in said
+    assert "the weights are those of step 0" in said
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "skipped"] == [1, 2, 3]
     assert not list((run / "checkpoints").glob("*/COMPLETE"))
 
 

@@ -26,6 +26,8 @@ class Progress:
     """What the objective remembers of the steps before."""
     rows_read: dict[str, int] = field(default_factory=dict)
     """Of each domain, over all ranks."""
+    recent_losses: tuple[float, ...] = ()
+    """Of the last steps, in nats: by these a spike is judged."""
     validation_is_due: bool = False
     """Whether the run was told to stop before the validation of this step was through."""
 
@@ -38,4 +40,5 @@ def read_progress(checkpoint: Path) -> Progress:
     """Where the run stood when the checkpoint was written."""
     stored = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     selection = stored.pop("selection")
+    stored["recent_losses"] = tuple(stored["recent_losses"])
     return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))

@@ -60,6 +60,7 @@ def resume(
         problem = _problem(checkpoint, world)
         if problem is None:
             load_state(checkpoint.folder, state)
+            say(f"goes on after step {checkpoint.step}, from {checkpoint.folder}")
             return Resumed(read_progress(checkpoint.folder), tuple(damaged))
         damaged.append(checkpoint.step)
         say(f"warning: {problem}; it is left as it is, and the one before is used")

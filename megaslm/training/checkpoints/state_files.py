@@ -68,8 +68,12 @@ class StateFiles:
         self._open: dict[Path, Any] = {}
 
     def read(self, quantity: Quantity, name: str, start: int, count: int) -> Tensor:
-        """Elements `start` to `start + count` of a flattened parameter, 1-D float32 on the host."""
-        return torch.cat(list(self._parts(quantity, name, start, start + count)))
+        """Elements `start` to `start + count` of a flattened parameter, 1-D float32 on the host.
+
+        Where they lie in one file they are not copied, but read from it when they are used.
+        """
+        parts = list(self._parts(quantity, name, start, start + count))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _parts(self, quantity: Quantity, name: str, start: int, end: int) -> Iterator[Tensor]:
         for stretch in self._layout.parameters[name].stretches:

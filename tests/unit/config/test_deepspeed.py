@@ -64,11 +64,11 @@ def test_offloading_without_zero_is_refused(run_config: MakeRun) -> None:
 
 
 def test_extra_keys_are_merged_last(run_config: MakeRun) -> None:
-    config = run_config("deepspeed_extra={zero_optimization: {sub_group_size: 7}, bf16: {check_grad_overflow: false}}")
+    config = run_config("deepspeed_extra={zero_optimization: {sub_group_size: 7}, bf16: {immediate_grad_update: true}}")
     found = settings(config)
     assert found["zero_optimization"]["sub_group_size"] == 7
     assert found["zero_optimization"]["stage"] == 3
-    assert found["bf16"] == {"enabled": True, "check_grad_overflow": False}
+    assert found["bf16"] == {"enabled": True, "immediate_grad_update": True}
 
 
 def test_extra_values_are_not_shared_with_the_configuration(run_config: MakeRun) -> None:
@@ -92,6 +92,8 @@ def test_extra_values_are_not_shared_with_the_configuration(run_config: MakeRun)
         ("{zero_optimization: {prefetch_bucket_size: 1}}", "prefetch_bucket_size", "zero.prefetch_bucket_size"),
         ("{gradient_allreduce_op: sum}", "gradient_allreduce_op", "the loss"),
         ("{fp16: {enabled: true}}", "fp16.enabled", "model.precision"),
+        ("{bf16: {check_grad_overflow: false}}", "bf16.check_grad_overflow", "the guard"),
+        ("{zero_optimization: {compute_grad_norm: false}}", "zero_optimization.compute_grad_norm", "the guard"),
     ],
 )
 def test_extra_keys_that_we_derive_are_refused(run_config: MakeRun, extra: str, key: str, owner: str) -> None:

@@ -20,6 +20,7 @@ from megaslm.model import selective_lm
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, Known, Selected
+from megaslm.slm.token_loss import HeadMethod
 from tests.toy import EOS_ID
 
 # A vocabulary that is no multiple of anything, of which texts use a part: the rest is padding.
@@ -113,6 +114,26 @@ def test_every_choice_of_the_same_rows_gives_the_same_gradient() -> None:
     for total, gradient in zip(totals, gradients, strict=True):
         torch.testing.assert_close(total, totals[0], rtol=1e-5, atol=1e-5)
         assert (gradient - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
+
+
+class Unrankable(Hardest):
+    """The same, but some rank has a target that cannot be ranked."""
+
+    def __call__(self, losses: Tensor) -> Selected:
+        return super().__call__(losses)._replace(stop=torch.ones((), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("method", ["cache", "bracket", "recompute"])
+def test_targets_that_cannot_be_ranked_make_the_sum_and_the_gradient_nan(method: HeadMethod) -> None:
+    lm = drawn(ARCHITECTURES["llama"])
+    model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True, head=HeadSettings(method))
+    total, losses = model(rows(), Unrankable())
+    assert total.isnan()
+    torch.testing.assert_close(losses, model.measure(rows()))
+    total.backward()
+    # Every parameter takes part in the backward pass; one NaN makes the norm of the whole gradient NaN.
+    assert all(parameter.grad is not None for parameter in lm.parameters())
+    assert lm.lm_head.weight.grad.isnan().any()
 
 
 def test_without_targets_the_head_gives_the_logits_of_the_layer_it_replaced() -> None:

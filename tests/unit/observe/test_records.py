@@ -1,10 +1,11 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megaslm.observe.records import MetricsFile, StepRecord, ValidationRecord, read_validations
+from megaslm.observe.records import MetricsFile, SkippedRecord, StepRecord, ValidationRecord, read_validations
 from megaslm.observe.tensorboard import TensorBoard
 
 
@@ -16,14 +17,20 @@ def validation(number: int) -> ValidationRecord:
     return ValidationRecord(number, 10 * number, "held", "a", 2.0, 7.4, 50)
 
 
+def skipped(number: int, skipped_steps: int) -> SkippedRecord:
+    return SkippedRecord(number, 10 * number, "2 losses are NaN", skipped_steps)
+
+
+def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
 def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> None:
     selective = replace(step(1), threshold=0.25, excess_quantiles={"p50": 0.5}, domain_ratio={"a": 0.7, "b": 0.4})
     unmeasured = replace(step(2), all_loss=None, domain_tokens={"web/a": 48}, domain_passes={"web/a": 1.5})
-    writer = TensorBoard(tmp_path, last_step=0)
-    writer.write([selective, unmeasured])
-    writer.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    tags = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    TensorBoard(tmp_path, last_step=0).write([selective, unmeasured])
+    tags = {tag: [number for number, _ in values] for tag, values in scalars_of(tmp_path).items()}
     assert tags["selection/threshold"] == tags["selection/excess_p50"] == [1]
     assert tags["selection_ratio/a"] == tags["selection_ratio/b"] == [1]
     assert tags["train/loss_all"] == [1]
@@ -35,12 +42,10 @@ def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Pa
     path = tmp_path / "metrics.jsonl"
     first = MetricsFile(path, last_step=0)
     first.write([step(1), step(2), validation(2), step(3), validation(3)])
-    first.close()
     with path.open("a") as file:
         file.write('{"kind": "step", "ste')
     resumed = MetricsFile(path, last_step=2)
     resumed.write([step(3)])
-    resumed.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("step", 1),
@@ -49,3 +54,43 @@ def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Pa
         ("step", 3),
     ]
     assert read_validations(path) == [validation(2)]
+
+
+def test_skipped_steps_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, last_step=0).write([step(1), skipped(2, 1), step(3), skipped(4, 2), skipped(5, 3)])
+    assert json.loads(path.read_text().splitlines()[1]) == {
+        "kind": "skipped",
+        "step": 2,
+        "tokens": 20,
+        "reason": "2 losses are NaN",
+        "skipped_steps": 1,
+    }
+    assert MetricsFile(path, last_step=4).skipped_steps == 2
+    assert MetricsFile(path, last_step=0).skipped_steps == 0
+    TensorBoard(tmp_path, last_step=0).write([step(1), skipped(2, 1), skipped(4, 2)])
+    assert scalars_of(tmp_path)["guard/skipped_steps"] == [(2, 1.0), (4, 2.0)]
+
+
+def test_the_file_is_json_also_where_a_loss_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, last_step=0).write([replace(validation(1), loss=math.nan, perplexity=math.inf)])
+    line = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
+    assert line["loss"] is line["perplexity"] is None
+    (read,) = read_validations(path)
+    assert math.isnan(read.loss)
+
+
+def test_tensorboard_hides_what_a_cut_off_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+    """Also where it begins anew, and what it wrote at step 0."""
+    TensorBoard(tmp_path, last_step=0).write([validation(0), step(1), step(2), step(3)])
+    TensorBoard(tmp_path, last_step=2).write([replace(step(3), loss=9.0)])
+    assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 1.5), (2, 1.5), (3, 9.0)]
+    TensorBoard(tmp_path, last_step=0).write([replace(validation(0), loss=9.0), replace(step(1), loss=8.0)])
+    assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 8.0)]
+    assert scalars_of(tmp_path)["validation_loss/held/a"] == [(0, 9.0)]
+
+
+def test_tensorboard_takes_numbers_beyond_float32(tmp_path: Path) -> None:
+    TensorBoard(tmp_path, last_step=0).write([replace(validation(1), perplexity=math.exp(700.0))])
+    assert scalars_of(tmp_path)["validation_perplexity/held/a"] == [(1, math.inf)]

@@ -1,0 +1,92 @@
+"""A step, a validation and a save before training starts, so that memory and disk run out then or not at all."""
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from itertools import islice
+
+import torch
+
+from megaslm.config.dump import dump
+from megaslm.errors import ConfigError
+from megaslm.slm.recent_cuts import AT_START
+from megaslm.slm.step_plan import Moment
+from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.saver import Saver
+from megaslm.training.checkpoints.store import Retention, remove_folder
+from megaslm.training.from_config import objective_of
+from megaslm.training.job import Job
+from megaslm.training.step import train_step
+
+
+def rehearse(job: Job, say: Callable[[str], None]) -> None:
+    """Goes through all that takes memory and disk, and leaves weights, moments and folders as they were.
+
+    Called on all ranks, before a checkpoint is read.
+
+    Raises:
+        ConfigError: a rank has run out of memory; the message says in what.
+        SaveFailed: a checkpoint cannot be written.
+    """
+    started = time.monotonic()
+    for name, part in (("a step", _step), ("a validation", _validation), ("a save", _save)):
+        try:
+            part(job)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"guard.rehearse: {name} does not fit into the memory of rank {job.world.rank}: {error}; lower "
+                "train.micro_batch_rows or validation.batch_rows, set model.gradient_checkpointing, or use more ranks"
+            ) from error
+    job.engine.state().forget_moments()
+    peak = ""
+    if job.world.device.type == "cuda":
+        peak_gib = torch.cuda.max_memory_allocated(job.world.device) / (1 << 30)
+        peak = f"; at most {peak_gib:.1f} GiB of GPU memory on the first rank"
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(job.world.device)
+    say(f"rehearsed a step, a validation and a save in {time.monotonic() - started:.0f} s{peak}")
+
+
+def _step(job: Job) -> None:
+    """At a rate of 0, with rows of the first step, where the share of targets is largest and where it is smallest."""
+    for tokens in sorted({0, job.config.slm.keep_ratio_warmup_tokens}):
+        with closing(job.stream.micro_batches(0)) as stream:
+            micro_batches = [rows.to(job.world.device) for rows in islice(stream, job.plan.micro_steps)]
+        train_step(
+            job.engine,
+            objective_of(job.config, AT_START),
+            micro_batches,
+            job.world,
+            eos_id=job.data.eos_id,
+            domain_count=len(job.data.mixture.domains),
+            may_repeat_rows=job.data.mixture.may_repeat_rows(job.plan.global_batch_rows),
+            moment=Moment(1, tokens),
+            learning_rate=0.0,
+            row_name=job.data.mixture.row_name,
+        )
+
+
+def _validation(job: Job) -> None:
+    job.validation.run(job.engine, step=0, tokens=0, is_to_stop=lambda: False)
+
+
+def _save(job: Job) -> None:
+    folder = job.run.path / "rehearsal"
+    saver = Saver(
+        folder,
+        job.engine.state(),
+        dump(job.config),
+        job.world,
+        job.agreement,
+        retention=Retention(1, None),
+        max_failed=1,
+        damaged=(),
+        say=lambda line: None,
+        on_saved=lambda progress: None,
+    )
+    try:
+        saver.begin(Progress())
+        saver.wait(may_fail=False)
+    finally:
+        if job.world.is_first:
+            remove_folder(folder)

@@ -1,0 +1,114 @@
+"""The `train` verb: everything before the first step, and the loop as often as it is begun."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import RunConfig
+from megaslm.data.loading.loader import TrainingStream
+from megaslm.engine.agreement import Agreement
+from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.places import reach
+from megaslm.engine.stop_signal import StopSignal
+from megaslm.engine.watchdog import Watchdog
+from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.resume import Resumed, resume
+from megaslm.training.checkpoints.shared_folder import check_shared
+from megaslm.training.from_config import fetch_settings
+from megaslm.training.guard import SpikeWatch
+from megaslm.training.job import Job
+from megaslm.training.loop import Session
+from megaslm.training.origin import doubts, pretrained_folder
+from megaslm.training.rehearsal import rehearse
+from megaslm.training.rollback import after_rollbacks, roll_back
+from megaslm.training.run_folder import RunFolder, check_run
+from megaslm.training.selection_check import check_scored
+from megaslm.training.start import start_engine
+from megaslm.training.training_data import fetch_descriptions, open_training_data
+from megaslm.training.validation import Validation
+
+_NOTHING_TRAINED = "nothing was trained: start it again"
+
+
+def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
+    """Trains a model and leaves a run folder; called by every rank that the launcher started, or by one process alone.
+
+    Args:
+        config: the run.
+        resume: go on from the newest checkpoint that is whole, on any number of ranks; without it a run folder that
+            holds a run is refused.
+        stop: what notes that the process was told to stop, where that was begun earlier.
+
+    Raises:
+        UserMistake: configuration, data, model or checkpoint do not fit; nothing was trained.
+        NonFiniteLoss: too many steps in a row had to be skipped.
+        LossSpike: the loss rose as `guard.on_spike` does not allow.
+        SaveFailed: checkpoints could not be written any more.
+        Stopped: some rank was told to stop; the run was saved after its last step.
+    """
+    if stop is None:
+        with StopSignal() as stop:
+            train(config, resume=resume, stop=stop)
+        return
+    guard = config.guard
+    world = join_world()
+    with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
+        reach("start", 0)
+        _train(config, world, stop, may_resume=resume)
+        reach("end", 0)
+
+
+def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
+    notes: list[str] = []
+    job = _prepare(config, world, stop, notes, may_resume=may_resume)
+    if config.guard.rehearse:
+        rehearse(job, notes.append)
+    resumed = _resume(job, notes.append)
+    if resumed.progress.step == 0:
+        origin = pretrained_folder(config)
+        notes += [f"warning: {line}" for line in on_first_rank(lambda: list(doubts(config, job.data, origin)))]
+    spikes = SpikeWatch(config.guard.spike_sigmas, config.guard.spike_window_steps, resumed.progress.recent_losses)
+    while True:
+        session = Session(job, resumed, spikes, notes)
+        asked = session.go_on()
+        if asked is None:
+            return
+        notes = []
+        resumed = roll_back(job, asked, notes.append)
+
+
+def _prepare(config: RunConfig, world: World, stop: StopSignal, notes: list[str], *, may_resume: bool) -> Job:
+    """Checks all that can be checked, opens the data and builds the model; called on all ranks."""
+    agreement = Agreement(world)
+    plan = plan_batches(config, world.size)
+    data = on_first_rank(lambda: open_training_data(config))
+    differences = on_first_rank(lambda: check_run(config, data, resume=may_resume))
+    notes += [f"changed since the run began: {line}" for line in differences]
+    on_first_rank(lambda: check_scored(config, data, world.device))
+    run = RunFolder(Path(config.run_dir))
+    if world.is_first_on_host:
+        fetch_descriptions(config, data)
+    wait_for_all()
+    stop.raise_if_told_anywhere(agreement, _NOTHING_TRAINED)
+    validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
+    stream = TrainingStream(
+        data.mixture.streams,
+        plan,
+        shuffle_seed=config.data.shuffle_seed,
+        workers=config.data.loader_workers,
+        fetch=fetch_settings(config.data.fetch),
+    )
+    engine = start_engine(config, plan, data, world, pretrained_folder(config))
+    check_shared(run.path, world)
+    stop.raise_if_told_anywhere(agreement, _NOTHING_TRAINED)
+    return Job(config, plan, data, stream, validation, run, engine, world, agreement, stop)
+
+
+def _resume(job: Job, say: Callable[[str], None]) -> Resumed:
+    resumed = resume(job.run.checkpoints, job.engine.state(), job.world, say)
+    if resumed.progress.step > job.plan.total_steps:
+        raise CheckpointError(
+            f"{job.run.checkpoints}: the run has made {resumed.progress.step} steps; train.total_tokens asks for "
+            f"{job.plan.total_steps} in all"
+        )
+    return after_rollbacks(job, resumed)
