@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint clean
+.PHONY: help demo test test-all bench faults soak lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
@@ -23,6 +23,14 @@ bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench
 	@for script in benchmarks/*.py; do \
 	    .venv/bin/python "$$script" --json "runs/bench/$$(basename "$$script" .py).json" || exit 1; \
 	done
+
+faults: $(INSTALLED)  ## every fault that a run has to survive, and their table in docs/operations.md
+	rm -f runs/faults.json
+	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m pytest tests/faults
+	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m tests.faults.report
+
+soak: $(INSTALLED)  ## a run whose ranks are killed 30 times
+	MEGASLM_SOAK_RESTARTS=30 MEGASLM_FAULTS_JSON=runs/soak.json .venv/bin/python -m pytest tests/faults/test_soak.py
 
 lint: $(INSTALLED)  ## style, format and types
 	.venv/bin/ruff check

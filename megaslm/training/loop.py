@@ -30,15 +30,8 @@ from megaslm.training.step import train_step
 class Session:
     """One way through the loop; every method is called on all ranks."""
 
-    def __init__(self, job: Job, resumed: Resumed, spikes: SpikeWatch, notes: list[str]) -> None:
-        """Says the notes first.
-
-        Args:
-            job: the run.
-            resumed: where it goes on.
-            spikes: judges the losses.
-            notes: what is to be said before the first step.
-        """
+    def __init__(self, job: Job, resumed: Resumed, spikes: SpikeWatch) -> None:
+        """From where `resumed` says that the run stands; `spikes` judges the losses."""
         self._job = job
         self._before = resumed.progress
         self._spikes = spikes
@@ -54,8 +47,6 @@ class Session:
             counts=self._counts,
             last_step=self._before.step,
         )
-        for line in notes:
-            self._reporter.say(line)
         self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
         self._meter = PaceMeter(job.engine.head, job.world)
         self._pace = PaceWatch(

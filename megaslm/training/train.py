@@ -22,6 +22,7 @@ from megaslm.training.origin import doubts, pretrained_folder
 from megaslm.training.rehearsal import rehearse
 from megaslm.training.rollback import after_rollbacks, roll_back
 from megaslm.training.run_folder import RunFolder, check_run
+from megaslm.training.run_lock import alone_in
 from megaslm.training.selection_check import check_scored
 from megaslm.training.start import start_engine
 from megaslm.training.training_data import fetch_descriptions, open_training_data
@@ -59,31 +60,40 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = 
 
 
 def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
-    notes: list[str] = []
-    job = _prepare(config, world, stop, notes, may_resume=may_resume)
+    def say(line: str) -> None:
+        if world.is_first:
+            print(line, flush=True)
+
+    job = _prepare(config, world, stop, say, may_resume=may_resume)
+    with alone_in(job.run.path, world, say):
+        _go_on(job, say)
+
+
+def _go_on(job: Job, say: Callable[[str], None]) -> None:
+    config = job.config
     if config.guard.rehearse:
-        rehearse(job, notes.append)
-    resumed = _resume(job, notes.append)
+        rehearse(job, say)
+    resumed = _resume(job, say)
     if resumed.progress.step == 0:
         origin = pretrained_folder(config)
-        notes += [f"warning: {line}" for line in on_first_rank(lambda: list(doubts(config, job.data, origin)))]
+        for line in on_first_rank(lambda: list(doubts(config, job.data, origin))):
+            say(f"warning: {line}")
     spikes = SpikeWatch(config.guard.spike_sigmas, config.guard.spike_window_steps, resumed.progress.recent_losses)
     while True:
-        session = Session(job, resumed, spikes, notes)
-        asked = session.go_on()
+        asked = Session(job, resumed, spikes).go_on()
         if asked is None:
             return
-        notes = []
-        resumed = roll_back(job, asked, notes.append)
+        resumed = roll_back(job, asked, say)
 
 
-def _prepare(config: RunConfig, world: World, stop: StopSignal, notes: list[str], *, may_resume: bool) -> Job:
+def _prepare(config: RunConfig, world: World, stop: StopSignal, say: Callable[[str], None], *, may_resume: bool) -> Job:
     """Checks all that can be checked, opens the data and builds the model; called on all ranks."""
     agreement = Agreement(world)
     plan = plan_batches(config, world.size)
     data = on_first_rank(lambda: open_training_data(config))
     differences = on_first_rank(lambda: check_run(config, data, resume=may_resume))
-    notes += [f"changed since the run began: {line}" for line in differences]
+    for line in differences:
+        say(f"changed since the run began: {line}")
     on_first_rank(lambda: check_scored(config, data, world.device))
     run = RunFolder(Path(config.run_dir))
     if world.is_first_on_host:

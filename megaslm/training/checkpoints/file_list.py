@@ -45,6 +45,11 @@ def read_file_list(checkpoint: Path) -> FileList:
     if not path.is_file():
         raise CheckpointError(f"{checkpoint}: no such checkpoint, or an unfinished one; it has no file {COMPLETE}")
     first, _, content = path.read_bytes().partition(b"\n")
+    if first == b"{":
+        raise CheckpointError(
+            f"{checkpoint}: was written by version 0.1.0, as DeepSpeed's files; export it with that version, and go on "
+            "from the model by model.from_pretrained"
+        )
     if first != f"sha256 {hashlib.sha256(content).hexdigest()}".encode():
         raise CheckpointError(f"{checkpoint}: {COMPLETE} has other content than was written")
     return {name: Described(*described) for name, described in json.loads(content).items()}

@@ -34,14 +34,14 @@ class StoredParameter:
 class Layout:
     """What the files of a checkpoint hold."""
 
-    adam_steps: int
-    """The updates that the moments come from."""
     parameters: Mapping[str, StoredParameter]
     aliases: Mapping[str, str]
     """Other names of parameters that the model uses twice."""
+    adam_steps: int = 0
+    """The updates that the moments come from."""
 
     @classmethod
-    def of(cls, pieces: Sequence[Sequence[Piece]], aliases: Mapping[str, str], adam_steps: int) -> "Layout":
+    def of(cls, pieces: Sequence[Sequence[Piece]], aliases: Mapping[str, str]) -> "Layout":
         """The layout of the pieces that each rank holds; of a stretch that several hold, the first rank's counts.
 
         Raises:
@@ -59,7 +59,7 @@ class Layout:
         }
         for name, parameter in parameters.items():
             _check_whole(name, parameter)
-        return cls(adam_steps, parameters, dict(aliases))
+        return cls(parameters, dict(aliases))
 
     def written_by(self, rank: int) -> set[str]:
         """The names of the parameters of which this rank's files hold a stretch."""
@@ -88,11 +88,6 @@ def read_layout(checkpoint: Path) -> Layout:
         CheckpointError: it is of another version of MegaSLM.
     """
     path = checkpoint / LAYOUT
-    if not path.is_file():
-        raise CheckpointError(
-            f"{checkpoint}: holds no {LAYOUT}, as the checkpoints of this version do; export it with the version that "
-            "wrote it, and go on from the model by model.from_pretrained"
-        )
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["format"] != _FORMAT:
         raise CheckpointError(f"{path}: format {stored['format']}; this version of MegaSLM reads {_FORMAT}")
@@ -100,7 +95,7 @@ def read_layout(checkpoint: Path) -> Layout:
         name: StoredParameter(tuple(shape), tuple(Stretch(*stretch) for stretch in stretches))
         for name, (shape, stretches) in stored["parameters"].items()
     }
-    return Layout(stored["adam_steps"], parameters, stored["aliases"])
+    return Layout(parameters, stored["aliases"], stored["adam_steps"])
 
 
 def _check_whole(name: str, parameter: StoredParameter) -> None:

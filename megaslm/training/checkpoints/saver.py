@@ -6,7 +6,7 @@ done the first rank lists the files, and the folder gets its name.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megaslm.data.durable import sync, unfinished
@@ -88,9 +88,8 @@ class Saver:
         self._damaged = set(damaged)
         self._say = say
         self._on_saved = on_saved
-        self._aliases = state.aliases
-        self._pieces = gather_objects(state.pieces)
-        self._copy = HostCopy(state, Layout.of(self._pieces, {}, 0).written_by(world.rank))
+        self._layout = Layout.of(gather_objects(state.pieces), state.aliases)
+        self._copy = HostCopy(state, self._layout.written_by(world.rank))
         self._write: _Write | None = None
         self._failed_in_a_row = 0
 
@@ -106,7 +105,7 @@ class Saver:
         self.wait()
         reach("save", progress.step)
         self._copy.take()
-        layout = Layout.of(self._pieces, self._aliases, self._state.adam_steps())
+        layout = replace(self._layout, adam_steps=self._state.adam_steps())
         write = _Write(unfinished(step_folder(self._checkpoints, progress.step)), progress)
         write.thread = threading.Thread(target=self._run, args=(write, layout), name="checkpoint", daemon=True)
         self._write = write

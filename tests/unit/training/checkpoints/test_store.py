@@ -85,6 +85,13 @@ def test_short_and_missing_files_are_named(tmp_path: Path) -> None:
     assert "weights-00000.safetensors is missing" in str(raised.value)
 
 
+def test_a_checkpoint_of_the_first_version_is_refused_as_that(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+    (folder / COMPLETE).write_text('{\n "mp_rank_00_model_states.pt": [1, "0"]\n}\n')
+    with pytest.raises(CheckpointError, match=r"was written by version 0\.1\.0"):
+        check_whole(folder)
+
+
 def test_a_folder_without_its_list_is_no_checkpoint(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 10)
     (folder / COMPLETE).unlink()

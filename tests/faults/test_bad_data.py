@@ -1,0 +1,48 @@
+"""Bad shards: a damaged one is refused by name, and what a failing server sends is fetched again."""
+
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from tests.faults.figures import Figures
+from tests.faults.runs import Material, records, run_ranks, weights_sha256
+from tests.s3 import Answer, FaultyS3, Rule
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_damaged_shard_is_refused_by_name(
+    material: Material, figures: Figures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scored = Path(copytree(material.scored, tmp_path / "scored"))
+    (shard,) = (scored / "train" / "b" / "part-00000").glob("*.mds")
+    content = bytearray(shard.read_bytes())
+    content[-9] ^= 1
+    shard.write_bytes(content)
+    config = material.config(tmp_path / "run", data={"train": str(scored)})
+    assert run_ranks(config) == [2, 2]
+    said = capfd.readouterr().err
+    assert f"{shard} has the xxh3_64" in said
+    assert "Traceback" not in said
+    # Its rows are among those of the first step, which is not made.
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    steps_made = len(records(config)) if metrics.exists() else 0
+    assert steps_made == 0
+    figures.record("bad_shard", steps_made=steps_made)
+
+
+def test_a_failing_server_is_asked_again(
+    material: Material, undisturbed: str, faulty_s3: FaultyS3, figures: Figures, tmp_path: Path
+) -> None:
+    pytest.importorskip("s3fs")
+    for path in sorted(material.scored.rglob("*")):
+        if path.is_file():
+            faulty_s3.bucket.put(f"scored/{path.relative_to(material.scored).as_posix()}", path.read_bytes())
+    faulty_s3.proxy.rules.append(Rule(Answer(500), fraction=0.2, seed=3))
+    fetch = {"cache": str(tmp_path / "cache")}
+    config = material.config(tmp_path / "run", data={"train": faulty_s3.bucket.url("scored"), "fetch": fetch})
+    assert run_ranks(config) == [0, 0]
+    assert faulty_s3.proxy.faults > 0
+    assert weights_sha256(config) == undisturbed
+    figures.record("bad_shard", failed_requests=faulty_s3.proxy.faults)

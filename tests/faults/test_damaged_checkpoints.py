@@ -1,0 +1,79 @@
+"""A flipped byte, a truncated or a missing file in a checkpoint: refused by its hash, and the one before is used."""
+
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.schema import RunConfig
+from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
+from tests.faults.figures import Figures
+from tests.faults.runs import Material, run_ranks, steps_made, weights_sha256
+
+DAMAGES = 1000
+
+
+def flip_a_byte(path: Path, chance: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def remove(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def is_refused(checkpoint: Path, damaged: str) -> bool:
+    """Whether the file, or the list itself, is named as what is wrong."""
+    try:
+        found = find_damage(checkpoint)
+    except CheckpointError as error:
+        return damaged in str(error)
+    return [damage.name for damage in found] == [damaged]
+
+
+def newest(config: RunConfig) -> Path:
+    return complete_checkpoints(Path(config.run_dir) / "checkpoints")[-1].folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, remove])
+def test_no_damage_goes_unnoticed(
+    damage: Callable[[Path, random.Random], None], undisturbed_run: RunConfig, figures: Figures, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(newest(undisturbed_run), tmp_path / "step-00000008"))
+    assert find_damage(checkpoint) == []
+    files, chance, refused = sorted(checkpoint.iterdir()), random.Random(6), 0
+    for _ in range(DAMAGES):
+        path = chance.choice(files)
+        content = path.read_bytes()
+        damage(path, chance)
+        refused += is_refused(checkpoint, path.name)
+        path.write_bytes(content)
+    assert find_damage(checkpoint) == []
+    assert refused == DAMAGES
+    figures.record("damage", **{f"refused_{damage.__name__}": refused, "tries": DAMAGES})
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    undisturbed_run: RunConfig, material: Material, undisturbed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = material.config(Path(shutil.copytree(undisturbed_run.run_dir, tmp_path / "run")))
+    damaged = newest(config) / "weights-00001.safetensors"
+    flip_a_byte(damaged, random.Random(1))
+    content = damaged.read_bytes()
+    capfd.readouterr()
+    assert run_ranks(config) == [0, 0]
+    said = capfd.readouterr().out
+    assert re.search(r"warning: \S+/step-00000008: weights-00001.safetensors has other content than was written", said)
+    assert steps_made(said) == [5, 6, 7, 8]
+    assert damaged.read_bytes() != content, "the step's own checkpoint takes the place of the damaged one"
+    assert weights_sha256(config) == undisturbed

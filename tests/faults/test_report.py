@@ -1,0 +1,32 @@
+"""The table of docs/operations.md."""
+
+import pytest
+
+from tests.faults.figures import Measured
+from tests.faults.report import BEGIN, END, NOT_MEASURED, PAGE, ROWS, table, with_table
+
+MEASURED: Measured = {
+    "machine": "a machine",
+    "rows": {
+        "cut_off_save": {"points": 10, "newest_whole_one_used": 10},
+        "sigkill": {"detection_seconds": 0.1234, "steps_lost": 2},
+    },
+}
+
+
+def test_figures_stand_in_their_rows_and_missing_ones_are_said_to_be() -> None:
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table(MEASURED).splitlines() if "|" in line}
+    assert lines["killed at ten points of a save"].endswith("| 10 of 10 |")
+    assert lines["SIGKILL of a rank"].endswith(f"| {NOT_MEASURED} |")
+
+
+def test_only_what_is_between_the_marks_changes() -> None:
+    page = with_table(f"before\n{BEGIN}\nold\n{END}\nafter\n", MEASURED)
+    assert page == f"before\n{BEGIN}\n{table(MEASURED)}\n{END}\nafter\n"
+    with pytest.raises(AssertionError, match="holds no"):
+        with_table("no marks", MEASURED)
+
+
+def test_the_page_has_every_row() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"| {row.fault} | {row.outcome} |" in page for row in ROWS)

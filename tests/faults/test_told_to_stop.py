@@ -1,0 +1,44 @@
+"""SIGTERM and SIGUSR1 wherever a run is: saved at the next step's end, status 75, and no step is made twice."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.figures import Figures
+from tests.faults.runs import STEPS, Material, run_ranks, steps_made, tokens_of, weights_sha256
+
+
+@pytest.mark.parametrize("action", ["term", "usr1"])
+@pytest.mark.parametrize(
+    ("point", "step"),
+    [
+        pytest.param("start", 0, marks=pytest.mark.slow),
+        ("step", 3),
+        pytest.param("validate", 2, marks=pytest.mark.slow),
+        pytest.param("save", 4, marks=pytest.mark.slow),
+        pytest.param("write", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_one_rank_is_told_to_stop_and_all_do(
+    action: str,
+    point: str,
+    step: int,
+    material: Material,
+    undisturbed: str,
+    figures: Figures,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = material.config(tmp_path / "run", validation={"every_tokens": tokens_of(2)})
+    capfd.readouterr()
+    assert run_ranks(config, injected=f"{action}@rank1:step{step}:{point}") == [75, 75]
+    before = capfd.readouterr()
+    made = steps_made(before.out)
+    assert made == list(range(1, len(made) + 1))
+    assert len(made) < STEPS
+    assert "told to stop" in before.err
+    assert run_ranks(config) == [0, 0]
+    made += steps_made(capfd.readouterr().out)
+    assert weights_sha256(config) == undisturbed
+    assert made == list(range(1, STEPS + 1))
+    figures.record("sigterm", **{f"{action}_{point}": len(made) - STEPS})

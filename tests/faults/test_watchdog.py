@@ -1,0 +1,50 @@
+"""A stopped process, a hung loader and a rank's own error, one after another: each is named, and the group goes on."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.faults.elastic import ElasticRun
+from tests.faults.figures import Figures
+from tests.faults.host import processes_of, wait_until_gone
+from tests.faults.runs import Material, weights_sha256
+
+SILENCE_SECONDS = 5.0
+HANG_SECONDS = 20.0
+# As megaslm/engine/watchdog.py has it.
+ENDED_WITHIN_SECONDS = 3.0
+GRACE_AFTER_A_FAILURE_SECONDS = 5.0
+
+STOPPED = (
+    r"rank 1 \(host \S+, process \d+, [^)]*\) has given no sign of life for \d+ s; its process is stopped by a signal"
+)
+HUNG = r"no rank has got any further for \d+ s: rank 1 \([^)]*'data' of step 5 for \d+ s\) holds up the job"
+RAISED = r"rank 0 \([^)]*'step' of step 6 for \d+ s\) failed: InjectedFault"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_whoever_holds_up_the_others_is_named_and_ended(
+    material: Material, undisturbed: str, figures: Figures, tmp_path: Path
+) -> None:
+    guard = {"silence_seconds": SILENCE_SECONDS, "hang_seconds": HANG_SECONDS}
+    config = material.config(tmp_path / "run", guard=guard)
+    faults = "stop@rank1:step3; hang@rank1:step5:data:attempt1; raise@rank0:step6:attempt2"
+    with ElasticRun(config, tmp_path, max_restarts=3, faults=faults) as run:
+        assert run.wait(seconds=800) == 0, run.output
+        wait_until_gone(lambda: processes_of(run.mark))
+    assert weights_sha256(config) == undisturbed
+    stopped, hung, raised = run.injected()
+    for finding in (STOPPED, HUNG, RAISED):
+        assert re.search(finding, run.output), run.output
+    assert run.output.count("rank 0: its stacks") >= 2
+    limits = {
+        "stopped": (stopped, SILENCE_SECONDS + ENDED_WITHIN_SECONDS),
+        "hung": (hung, HANG_SECONDS + ENDED_WITHIN_SECONDS),
+        "raised": (raised, GRACE_AFTER_A_FAILURE_SECONDS + ENDED_WITHIN_SECONDS),
+    }
+    for name, (fault, limit) in limits.items():
+        detection_seconds = run.detection_seconds(fault)
+        assert detection_seconds < limit
+        figures.record("watchdog", **{f"{name}_seconds": detection_seconds, f"{name}_limit_seconds": limit})

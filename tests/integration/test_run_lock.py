@@ -1,0 +1,26 @@
+"""A run folder has one job at a time."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.forks import statuses_of, wait_until
+from tests.toy import make_dataset, run_config
+from tests.training import run_training, start_training
+
+
+def test_a_second_job_in_a_run_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("megaslm.training.run_lock._PATIENCE_SECONDS", 1.0)
+    make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", train={"total_tokens": 10_000_000})
+    first = start_training(config)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
+    run_training(config, resume=True, expect_status=2)
+    os.kill(first[0], signal.SIGTERM)
+    assert statuses_of(first) == [75]
+    assert f"run_dir = {tmp_path / 'run'}: another job is training in it" in capfd.readouterr().err
