@@ -8,7 +8,7 @@ import os
 import socket
 from datetime import timedelta
 
-from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from megaslm.errors import ConfigError
 
@@ -22,24 +22,49 @@ def meeting_store(rank: int, world_size: int, timeout: timedelta) -> Store | Non
     """The store by which the ranks of one host, or one rank alone, find one another.
 
     Also keeps the connections of their collectives on the loopback interface, unless the environment names another.
-    None where the ranks meet at an address that other hosts reach, or where `torchrun` serves them a store: torch then
-    does what the environment says.
+    None where the ranks meet at an address that other hosts reach: torch then does what the environment says.
 
     Raises:
-        ConfigError: MASTER_ADDR or MASTER_PORT cannot be used.
+        ConfigError: MASTER_ADDR or MASTER_PORT cannot be used, or torchrun would mix up its attempts.
     """
-    if not _is_for_one_host(world_size):
+    is_for_one_host = _is_for_one_host(world_size)
+    if is_for_one_host:
+        _keep_connections_on_loopback()
+    if world_size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return _store_of_torchrun(world_size, timeout)
+    if not is_for_one_host:
         return None
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(variable, _loopback_interface())
     if world_size == 1:
         return HashStore()
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank == 0:
         return _served_on_loopback(host, port, world_size=world_size, timeout=timeout)
     return TCPStore(host, port, world_size, is_master=False, timeout=timeout)
+
+
+def _keep_connections_on_loopback() -> None:
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(variable, _loopback_interface())
+
+
+def _store_of_torchrun(world_size: int, timeout: timedelta) -> Store | None:
+    """The store that torchrun lets the ranks share, which still holds the addresses of the ranks of earlier attempts.
+
+    https://github.com/pytorch/pytorch/issues/135712
+    """
+    if _ranks_of_this_host() == world_size:
+        shared = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world_size, is_master=False, timeout=timeout
+        )
+        return PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", shared)
+    # Each host counts the attempts that its own ranks have failed in.
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigError(
+            f"torchrun --max-restarts {os.environ['TORCHELASTIC_MAX_RESTARTS']}: on several hosts the ranks of a new "
+            "attempt would meet those of the one before in torchrun's store; start torchrun with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, or without --max-restarts"
+        )
+    return None
 
 
 def serve_store(world_size: int) -> tuple[Store, int]:
@@ -59,11 +84,17 @@ def serve_store(world_size: int) -> tuple[Store, int]:
 
 def _is_for_one_host(world_size: int) -> bool:
     """Whether every rank is on this host and the address to meet at is its own."""
-    # torchrun and DeepSpeed's launcher call it by different names.
-    local_size = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))
-    if world_size > 1 and local_size != str(world_size):
+    if world_size == 1:
+        return True
+    if _ranks_of_this_host() != world_size:
         return False
-    return world_size == 1 or ipaddress.ip_address(_address_of(os.environ["MASTER_ADDR"])).is_loopback
+    return ipaddress.ip_address(_address_of(os.environ["MASTER_ADDR"])).is_loopback
+
+
+def _ranks_of_this_host() -> int | None:
+    # torchrun and DeepSpeed's launcher call it by different names.
+    count = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))
+    return None if count is None else int(count)
 
 
 def _address_of(host: str) -> str:

@@ -148,8 +148,6 @@ class ElasticRun:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
-            # Else the ranks of the next attempt find the addresses of this one's in the store (pytorch#135712).
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             MARK: self.mark,
             ENVIRONMENT: self.faults,
         }

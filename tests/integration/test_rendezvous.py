@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from megaslm.engine.distributed import all_reduce_sum, join_world, leave_world
 from megaslm.engine.rendezvous import meeting_store
@@ -36,8 +38,11 @@ def _work_and_note(note: Path) -> None:
 
 def _listening_addresses(process: psutil.Process) -> list[str]:
     """Of the process and its children."""
-    connections = [each for one in (process, *process.children(recursive=True)) for each in one.net_connections()]
-    return [connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN]
+    addresses = []
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):  # A child may end meanwhile.
+            addresses += [each.laddr.ip for each in one.net_connections() if each.status == psutil.CONN_LISTEN]
+    return addresses
 
 
 def _noted(note: Path, rank: int) -> list[str]:
@@ -119,3 +124,30 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, "lo")
         with pytest.raises(ConfigError, match=rf"MASTER_PORT = {port}: .*in use.*; set another"):
             meeting_store(0, 2, timedelta(seconds=5))
+
+
+def test_torchruns_store_is_told_apart_by_attempts_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(served.port),
+        "LOCAL_WORLD_SIZE": "2",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    addresses = []
+    for attempt in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
+        store = meeting_store(0, 2, timedelta(seconds=10))
+        assert store is not None
+        addresses.append(store.add("rank 0 has come", 1))
+    assert addresses == [1, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        meeting_store(0, 2, timedelta(seconds=10))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert meeting_store(0, 2, timedelta(seconds=10)) is None
