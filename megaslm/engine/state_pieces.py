@@ -70,12 +70,17 @@ class TrainingState:
             raise CheckpointError(f"parameters have had {sorted(counts)} updates; all must have had the same number")
         return int(counts.pop()) if counts else 0
 
-    def quantity(self, quantity: Quantity, flat: int) -> Tensor | None:
-        """A flat tensor of weights or moments, 1-D float32, as it is in use; None of moments before the first step."""
+    def quantity(self, quantity: Quantity, flat: int) -> Tensor:
+        """A flat tensor of weights or moments, 1-D float32, as it is in use; moments have to be there."""
         if quantity == "weight":
             return self.flats[flat].data.view(-1)
-        state = self._adam.state.get(self.flats[flat])
-        return state[quantity].view(-1) if state else None
+        moments: Tensor = self._adam.state[self.flats[flat]][quantity]
+        return moments.view(-1)
+
+    def ensure_moments(self) -> None:
+        """Before the first step there are none; where all steps were skipped they are what they begin with."""
+        if any(flat not in self._adam.state for flat in self.flats):
+            self.make_moments(0)
 
     def make_moments(self, adam_steps: int) -> None:
         """Gives every flat tensor moments of zero, and the number of updates that they come from."""

@@ -4,20 +4,19 @@ The thread calls no collective. Between two steps the ranks tell one another how
 done the first rank lists the files, and the folder gets its name.
 """
 
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from megaslm.data.durable import sync, unfinished
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
-from megaslm.engine.faults import inject
 from megaslm.engine.places import reach
 from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
-from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
+from megaslm.training.checkpoints.file_list import FileList, write_file_list
 from megaslm.training.checkpoints.layout import LAYOUT, Layout
+from megaslm.training.checkpoints.part_write import PartWrite
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
@@ -30,21 +29,6 @@ from megaslm.training.checkpoints.store import (
 )
 
 CONFIG = "config.yaml"
-
-
-@dataclass
-class _Write:
-    """One rank's part of a save, in a thread."""
-
-    folder: Path
-    progress: Progress
-    files: FileList = field(default_factory=dict)
-    failure: Exception | None = None
-    thread: threading.Thread | None = None
-
-    @property
-    def is_running(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
 
 
 class Saver:
@@ -90,7 +74,7 @@ class Saver:
         self._on_saved = on_saved
         self._layout = Layout.of(gather_objects(state.pieces), state.aliases)
         self._copy = HostCopy(state, self._layout.written_by(world.rank))
-        self._write: _Write | None = None
+        self._write: PartWrite | None = None
         self._failed_in_a_row = 0
 
     @property
@@ -105,11 +89,9 @@ class Saver:
         self.wait()
         reach("save", progress.step)
         self._copy.take()
-        layout = replace(self._layout, adam_steps=self._state.adam_steps())
-        write = _Write(unfinished(step_folder(self._checkpoints, progress.step)), progress)
-        write.thread = threading.Thread(target=self._run, args=(write, layout), name="checkpoint", daemon=True)
-        self._write = write
-        write.thread.start()
+        folder = unfinished(step_folder(self._checkpoints, progress.step))
+        texts = self._descriptions(progress) if self._world.is_first else {}
+        self._write = PartWrite(folder, progress, self._copy, self._world.rank, texts)
 
     def settle(self, running: int, failed: int) -> None:
         """Ends a save that no rank is writing at any more: commits it, or takes it back where a rank has failed.
@@ -134,37 +116,17 @@ class Saver:
         if self._write is None:
             return
         reach("save", self._write.progress.step)
-        assert self._write.thread is not None, "begin starts it"
-        self._write.thread.join()
+        self._write.wait()
         failed = self._agreement.any(self._write.failure is not None)
         if not may_fail:
             self._max_failed = 1
         self.settle(0, int(failed))
 
-    def _run(self, write: _Write, layout: Layout) -> None:
-        try:
-            inject("write", write.progress.step)
-            write.folder.mkdir(parents=True, exist_ok=True)
-            paths = self._copy.write(write.folder, self._world.rank)
-            if self._world.is_first:
-                paths += self._write_descriptions(write, layout)
-            for path in paths:
-                sync(path)
-                write.files[path.name] = describe(path)
-        except Exception as error:  # It is the main thread that tells the others, at the next step.
-            write.failure = error
+    def _descriptions(self, progress: Progress) -> dict[str, str]:
+        layout = replace(self._layout, adam_steps=self._state.adam_steps())
+        return {PROGRESS: progress.as_json(), LAYOUT: layout.as_json(), CONFIG: self._config}
 
-    def _write_descriptions(self, write: _Write, layout: Layout) -> list[Path]:
-        contents = {
-            PROGRESS: write.progress.as_json(),
-            LAYOUT: layout.as_json(),
-            CONFIG: self._config,
-        }
-        for name, content in contents.items():
-            (write.folder / name).write_text(content, encoding="utf-8")
-        return [write.folder / name for name in contents]
-
-    def _commit(self, write: _Write) -> None:
+    def _commit(self, write: PartWrite) -> None:
         files = {name: described for share in gather_objects(write.files) for name, described in share.items()}
         folder = step_folder(self._checkpoints, write.progress.step)
         failure = on_first_rank(lambda: self._name(write, folder, files))
@@ -176,7 +138,7 @@ class Saver:
         self._say(f"step {write.progress.step} · saved {folder}")
         self._on_saved(write.progress)
 
-    def _name(self, write: _Write, folder: Path, files: FileList) -> str | None:
+    def _name(self, write: PartWrite, folder: Path, files: FileList) -> str | None:
         """Makes a checkpoint of what was written; gives the reason where that fails."""
         try:
             write_file_list(write.folder, file_list_of(write.folder, files))
@@ -189,7 +151,7 @@ class Saver:
             return _reason(error)
         return None
 
-    def _abandon(self, write: _Write, failure: str | None = None) -> None:
+    def _abandon(self, write: PartWrite, failure: str | None = None) -> None:
         own = failure if self._world.is_first and failure is not None else _reason(write.failure)
         reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(gather_objects(own)) if reason is not None]
         on_first_rank(lambda: remove_folder(write.folder))

@@ -28,6 +28,7 @@ class HostCopy:
 
     def take(self) -> None:
         """Copies the state as it is now; returns when it is copied."""
+        self._state.ensure_moments()
         for flat in {piece.flat for piece in self._pieces}:
             for quantity in ("weight", *MOMENTS):
                 self._copy(quantity, flat)
@@ -36,8 +37,6 @@ class HostCopy:
 
     def _copy(self, quantity: Quantity, flat: int) -> None:
         current = self._state.quantity(quantity, flat)
-        if current is None:
-            raise CheckpointError("there is nothing to save before the first optimiser step")
         if (quantity, flat) not in self._room:
             self._room[quantity, flat] = torch.empty(
                 current.shape, dtype=current.dtype, pin_memory=torch.cuda.is_available()
@@ -129,7 +128,6 @@ def load_state(checkpoint: Path, state: TrainingState) -> None:
             raise CheckpointError(f"{checkpoint}: {piece.name} of shape {piece.shape} {found}; it is of another model")
         for quantity in ("weight", *MOMENTS):
             whole = state.quantity(quantity, piece.flat)
-            assert whole is not None, "make_moments has made them"
             whole.narrow(0, piece.offset, piece.count).copy_(files.read(quantity, piece.name, piece.start, piece.count))
     state.publish_weights()
 
