@@ -54,7 +54,7 @@ GOVERNED_BY: Mapping[str, str] = {
     "zero_optimization.stage3_max_reuse_distance": "zero.max_reuse_distance",
     "steps_per_print": "log.every_steps",
     "timers.throughput.enabled": "log.every_steps",
-    "checkpoint.load_universal": "the checkpoint that a run is resumed from",
+    "checkpoint.load_universal": "nothing: checkpoints are MegaSLM's own",
 }
 """DeepSpeed's keys that are not for `deepspeed_extra`, each with what decides it."""
 

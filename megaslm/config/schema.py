@@ -327,9 +327,6 @@ class CheckpointSection(Section):
     """How many of the newest complete checkpoints are kept; older ones are deleted."""
     keep_every_steps: Positive | None = None
     """Checkpoints of steps that are a multiple of this are kept for good."""
-    asynchronous: bool = True
-    """Whether training goes on, after a copy to the host's memory, while a checkpoint is written; false spares the copy
-    and waits."""
     max_failed_saves: Positive = 3
     """So many saves in a row may fail, the disk being full for instance, before the run stops."""
 
@@ -392,6 +389,12 @@ class RunConfig(Section):
                 f"train.global_batch_tokens = {batch} is not a multiple of data.seq_len = {seq_len}; "
                 f"the nearest are {max(1, batch // seq_len) * seq_len} and {(batch // seq_len + 1) * seq_len}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _roll_backs_have_checkpoints(self) -> "RunConfig":
+        if self.guard.on_spike == "rollback" and self.checkpoint.every_tokens is None:
+            raise ValueError("guard.on_spike = rollback: needs checkpoints to go back to; set checkpoint.every_tokens")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 # The others wait while the first rank reads a large model from a slow file system; NCCL's own limit is 10 minutes.
 # The watchdog of training ends a job that hangs sooner, and knows which rank the others wait for.
-_LONGEST_WAIT = timedelta(minutes=60)
+LONGEST_WAIT = timedelta(minutes=60)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def join_world() -> World:
         dist.init_process_group(
             backend="nccl" if on_gpu else "gloo",
             device_id=device if on_gpu else None,
-            timeout=_LONGEST_WAIT,
-            store=meeting_store(rank, size, _LONGEST_WAIT),
+            timeout=LONGEST_WAIT,
+            store=meeting_store(rank, size, LONGEST_WAIT),
             rank=rank,
             world_size=size,
         )

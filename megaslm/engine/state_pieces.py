@@ -44,14 +44,9 @@ class TrainingState:
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
         """Looks through DeepSpeed's optimiser of a module, or the plain one of stage 0; nothing is copied."""
         self._optimizer = optimizer
+        self._parameters: list[Any] = list(module.parameters())
         self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
-        self.aliases: dict[str, str] = {
-            name: names[id(parameter)]
-            for name, parameter in module.named_parameters(remove_duplicate=False)
-            if name != names[id(parameter)]
-        }
-        """Other names of parameters that the model uses twice."""
         if hasattr(optimizer, "fp16_partitioned_groups_flat"):
             self.flats, self.pieces = list(optimizer.fp32_partitioned_groups_flat), tuple(_stage_3(optimizer, names))
         elif hasattr(optimizer, "update_lp_params"):
@@ -86,6 +81,7 @@ class TrainingState:
         """Gives every flat tensor moments of zero, and the number of updates that they come from."""
         # A fused step reads the count on the device, any other one on the host.
         fused = any(group.get("fused") for group in self._adam.param_groups)
+        self.forget_moments()
         for flat in self.flats:
             self._adam.state[flat] = {
                 "step": torch.tensor(float(adam_steps), device=flat.device if fused else "cpu"),
@@ -95,6 +91,12 @@ class TrainingState:
     def forget_moments(self) -> None:
         """As if no step had been made; the weights stay."""
         self._adam.state.clear()
+        if hasattr(self._optimizer, "_hp_optimizer_states_linked"):
+            # At stages 1 and 2 each parameter also has views of its moments, which would keep them in memory.
+            for parameter in self._parameters:
+                if parameter._hp_mapping is not None:
+                    parameter._hp_mapping.optim_fragment = None
+            self._optimizer._hp_optimizer_states_linked = False
 
     def publish_weights(self) -> None:
         """Makes the model compute with the float32 weights as they now are; called on all ranks."""

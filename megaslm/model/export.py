@@ -29,7 +29,7 @@ def save_hugging_face(
     """Writes `output` whole or not at all.
 
     Args:
-        weights: of a `SelectiveLM`, on the host.
+        weights: of a `SelectiveLM`, on the host; of weights that it uses twice, once.
         model_description: a folder with config.json, whose dtype the weights are saved in, and the tokenizer's files.
         output: the folder to write.
         beside: files to put into it as they are.
@@ -40,12 +40,15 @@ def save_hugging_face(
     config = AutoConfig.from_pretrained(model_description, local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    lm.tie_weights()
+    once = {name for name, _ in lm.named_parameters()}
+    again = {name for name, _ in lm.named_parameters(remove_duplicate=False)} - once
     state = {name.removeprefix(_WRAPPER): tensor.to(config.dtype) for name, tensor in weights.items()}
-    expected = set(lm.state_dict())
+    expected = set(lm.state_dict()) - again
     if expected != set(state):
         different = ", ".join(sorted(expected ^ set(state))[:5])
         raise ModelError(f"{output}: the checkpoint's weights are not those of its model configuration: {different}")
-    lm.load_state_dict(state, assign=True)
+    lm.load_state_dict(state, assign=True, strict=False)
     lm.tie_weights()
     folder = start_folder(output)
     lm.save_pretrained(folder)

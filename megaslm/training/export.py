@@ -4,9 +4,9 @@ from pathlib import Path
 
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.model.export import save_hugging_face
-from megaslm.training.checkpoints.file_list import read_file_list
+from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 from megaslm.training.checkpoints.layout import LAYOUT
-from megaslm.training.checkpoints.state_files import WEIGHTS, StoredWeights
+from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
 

@@ -28,8 +28,8 @@ class SkipCount:
         if self._in_a_row == self._limit:
             raise NonFiniteLoss(
                 f"step {step}: skipped as the last of {self._in_a_row} in a row, which is guard.max_skipped_steps: "
-                f"{skipped}; the weights are those of step {step - self._in_a_row}: lower train.lr, or verify the "
-                "dataset and the starting weights"
+                f"{skipped}; the newest checkpoint is from before: lower train.lr, or verify the dataset and the "
+                "starting weights"
             )
 
 

@@ -10,7 +10,7 @@ import torch
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.pace import PaceMeter
 from megaslm.engine.places import reach
-from megaslm.errors import LossSpike
+from megaslm.errors import LossSpike, NonFiniteLoss
 from megaslm.observe.records import PaceRecord
 from megaslm.slm.step_plan import Moment
 from megaslm.training.checkpoints.progress import Progress
@@ -30,13 +30,14 @@ from megaslm.training.step import train_step
 class Session:
     """One way through the loop; every method is called on all ranks."""
 
-    def __init__(self, job: Job, resumed: Resumed, spikes: SpikeWatch) -> None:
-        """From where `resumed` says that the run stands; `spikes` judges the losses."""
+    def __init__(self, job: Job, resumed: Resumed) -> None:
+        """From where `resumed` says that the run stands."""
+        guard = job.config.guard
         self._job = job
         self._before = resumed.progress
-        self._spikes = spikes
+        self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
-        self._skips = SkipCount(job.config.guard.max_skipped_steps)
+        self._skips = SkipCount(guard.max_skipped_steps)
         self._objective = objective_of(job.config, self._before.selection)
         self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
@@ -49,9 +50,7 @@ class Session:
         )
         self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
         self._meter = PaceMeter(job.engine.head, job.world)
-        self._pace = PaceWatch(
-            self._meter, job.world, slow_ratio=job.config.guard.slow_ratio, last_step=self._before.step
-        )
+        self._pace = PaceWatch(self._meter, job.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()
 
     def go_on(self) -> RollBack | None:
@@ -59,6 +58,10 @@ class Session:
         try:
             with closing(self._micro_batches()) as micro_batches:
                 return self._steps(self._meter.loading(micro_batches))
+        except (LossSpike, NonFiniteLoss):
+            # All ranks raise it together, and what they were saving is worth keeping.
+            self._saver.wait()
+            raise
         finally:
             self._meter.close()
             self._reporter.close()
@@ -69,6 +72,8 @@ class Session:
             self._validate(before.step)
         job.stop.raise_if_told_anywhere(job.agreement, _kept(before.step))
         for step in range(before.step + 1, job.plan.total_steps + 1):
+            # Asked before the step, so that nobody waits for the answer after it.
+            answer = job.agreement.ask(int(job.stop.told), *self._saver.running_and_failed)
             self._train(step, micro_batches)
             last = step == job.plan.total_steps
             if last or step % config.log.every_steps == 0:
@@ -77,8 +82,8 @@ class Session:
             validated = True
             if last or self._is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
-            told, *saving = job.agreement.most(int(job.stop.told), *self._saver.running_and_failed)
-            self._saver.settle(*saving)
+            told, running, failed = answer.read()
+            self._saver.settle(running, failed)
             saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
             if saves:
                 self._flush()
@@ -149,14 +154,15 @@ class Session:
 
     def _validate(self, step: int) -> bool:
         """Whether it came to its end before some rank was told to stop."""
-        reach("validate", step)
         self._flush()
         job = self._job
+
+        def is_to_stop() -> bool:
+            reach("validate", step)
+            return job.agreement.any(job.stop.told)
+
         records = job.validation.run(
-            job.engine,
-            step=step,
-            tokens=step * job.plan.tokens_per_step,
-            is_to_stop=lambda: job.agreement.any(job.stop.told),
+            job.engine, step=step, tokens=step * job.plan.tokens_per_step, is_to_stop=is_to_stop
         )
         if records is None:
             return False
@@ -182,4 +188,4 @@ class Session:
 
 
 def _kept(step: int) -> str:
-    return f"step {step} is saved: go on by --resume" if step else "nothing was trained: start it again"
+    return f"step {step} is saved: go on by --resume" if step else "no step was made yet: go on by --resume"

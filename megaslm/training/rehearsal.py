@@ -8,6 +8,8 @@ from itertools import islice
 import torch
 
 from megaslm.config.dump import dump
+from megaslm.data.durable import UNFINISHED
+from megaslm.engine.places import reach
 from megaslm.errors import ConfigError
 from megaslm.slm.recent_cuts import AT_START
 from megaslm.slm.step_plan import Moment
@@ -30,6 +32,7 @@ def rehearse(job: Job, say: Callable[[str], None]) -> None:
     """
     started = time.monotonic()
     for name, part in (("a step", _step), ("a validation", _validation), ("a save", _save)):
+        reach("start", 0)
         try:
             part(job)
         except torch.OutOfMemoryError as error:
@@ -71,7 +74,8 @@ def _validation(job: Job) -> None:
 
 
 def _save(job: Job) -> None:
-    folder = job.run.path / "rehearsal"
+    # Of a name that the next start knows as the remains of a save.
+    folder = job.run.checkpoints / f"{UNFINISHED}step-rehearsal"
     saver = Saver(
         folder,
         job.engine.state(),

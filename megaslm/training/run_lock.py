@@ -29,8 +29,11 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
 
 
 def _take(run_folder: Path, held: ExitStack) -> Iterator[str]:
+    # Beside the folder, which a run that is refused does not make.
+    lock = run_folder.with_name(f".{run_folder.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
-        held.enter_context(locked(run_folder / ".lock", patience_seconds=_PATIENCE_SECONDS, busy="busy"))
+        held.enter_context(locked(lock, patience_seconds=_PATIENCE_SECONDS, busy="busy"))
     except Busy as error:
         raise ConfigError(
             f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from megaslm.config.dump import dump
-from megaslm.engine.distributed import on_first_rank
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention
@@ -33,17 +32,22 @@ def make_saver(job: Job, counts: DomainCounts, damaged: tuple[int, ...], say: Ca
         max_failed=checkpoint.max_failed_saves,
         damaged=damaged,
         say=lambda line: say(f"{job.run.path.name} · {line}"),
-        on_saved=lambda progress: on_first_rank(lambda: _write_cost(job, counts, progress)),
+        on_saved=lambda progress: _write_cost(job, counts, progress, say),
     )
 
 
-def _write_cost(job: Job, counts: DomainCounts, progress: Progress) -> None:
-    write_cost(
-        job.run.cost,
-        progress,
-        progress.step * job.plan.tokens_per_step,
-        job.world,
-        domains=counts,
-        checks=job.stream.checked(),
-        scored=job.data.datasets if reads_reference(job.config) else (),
-    )
+def _write_cost(job: Job, counts: DomainCounts, progress: Progress, say: Callable[[str], None]) -> None:
+    if not job.world.is_first:
+        return
+    try:
+        write_cost(
+            job.run.cost,
+            progress,
+            progress.step * job.plan.tokens_per_step,
+            job.world,
+            domains=counts,
+            checks=job.stream.checked(),
+            scored=job.data.datasets if reads_reference(job.config) else (),
+        )
+    except OSError as error:
+        say(f"warning: {job.run.cost} cannot be written: {error}; it is tried again after the next save")

@@ -1,6 +1,7 @@
 """The `train` verb: everything before the first step, and the loop as often as it is begun."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from megaslm.config.plan import plan_batches
@@ -15,7 +16,6 @@ from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.resume import Resumed, resume
 from megaslm.training.checkpoints.shared_folder import check_shared
 from megaslm.training.from_config import fetch_settings
-from megaslm.training.guard import SpikeWatch
 from megaslm.training.job import Job
 from megaslm.training.loop import Session
 from megaslm.training.origin import doubts, pretrained_folder
@@ -28,7 +28,7 @@ from megaslm.training.start import start_engine
 from megaslm.training.training_data import fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
-_NOTHING_TRAINED = "nothing was trained: start it again"
+_NOTHING_LOST = "no step was made yet: go on by --resume"
 
 
 def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
@@ -62,11 +62,12 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = 
 def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
     def say(line: str) -> None:
         if world.is_first:
-            print(line, flush=True)
+            # A full disk under the output ends no run.
+            with suppress(OSError):
+                print(line, flush=True)
 
-    job = _prepare(config, world, stop, say, may_resume=may_resume)
-    with alone_in(job.run.path, world, say):
-        _go_on(job, say)
+    with alone_in(Path(config.run_dir), world, say):
+        _go_on(_prepare(config, world, stop, say, may_resume=may_resume), say)
 
 
 def _go_on(job: Job, say: Callable[[str], None]) -> None:
@@ -78,9 +79,8 @@ def _go_on(job: Job, say: Callable[[str], None]) -> None:
         origin = pretrained_folder(config)
         for line in on_first_rank(lambda: list(doubts(config, job.data, origin))):
             say(f"warning: {line}")
-    spikes = SpikeWatch(config.guard.spike_sigmas, config.guard.spike_window_steps, resumed.progress.recent_losses)
     while True:
-        asked = Session(job, resumed, spikes).go_on()
+        asked = Session(job, resumed).go_on()
         if asked is None:
             return
         resumed = roll_back(job, asked, say)
@@ -99,7 +99,8 @@ def _prepare(config: RunConfig, world: World, stop: StopSignal, say: Callable[[s
     if world.is_first_on_host:
         fetch_descriptions(config, data)
     wait_for_all()
-    stop.raise_if_told_anywhere(agreement, _NOTHING_TRAINED)
+    stop.raise_if_told_anywhere(agreement, _NOTHING_LOST)
+    reach("start", 0)
     validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
     stream = TrainingStream(
         data.mixture.streams,
@@ -108,9 +109,10 @@ def _prepare(config: RunConfig, world: World, stop: StopSignal, say: Callable[[s
         workers=config.data.loader_workers,
         fetch=fetch_settings(config.data.fetch),
     )
+    reach("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
-    check_shared(run.path, world)
-    stop.raise_if_told_anywhere(agreement, _NOTHING_TRAINED)
+    check_shared(run.checkpoints, world)
+    stop.raise_if_told_anywhere(agreement, _NOTHING_LOST)
     return Job(config, plan, data, stream, validation, run, engine, world, agreement, stop)
 
 

@@ -18,6 +18,7 @@ from megaslm.observe.records import ValidationRecord
 from megaslm.slm.targets import valid_targets
 
 ALL_DOMAINS = "all"
+_BATCHES_BETWEEN_QUESTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Validation:
     ) -> list[ValidationRecord] | None:
         """Measures every set; called on all ranks, each of which puts equally many batches through the model.
 
-        `is_to_stop` is asked before each batch and gives all ranks the same answer; if it is yes, there is no result.
+        `is_to_stop` is asked before every eighth batch and gives all ranks the same answer; if it is yes, there is no
+        result.
         """
         if not self._held_out:
             return []
@@ -80,8 +82,8 @@ class Validation:
         """The sum of losses and the number of valid targets of this rank's rows, (2,) float64."""
         total = torch.zeros(2, dtype=torch.float64, device=self._world.device)
         batches = zip(held_out.tokens.split(self._batch_rows), held_out.counts.split(self._batch_rows), strict=True)
-        for tokens, counts in batches:
-            if is_to_stop():
+        for number, (tokens, counts) in enumerate(batches):
+            if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
                 return None
             tokens, counts = tokens.to(self._world.device), counts.to(self._world.device)
             losses = engine.measure(tokens)

@@ -11,6 +11,8 @@ from megaslm.data.durable import write_file
 from megaslm.errors import CheckpointError
 
 COMPLETE = "COMPLETE"
+WEIGHTS = "weights-"
+"""Opens the names of the files that an export needs."""
 
 
 class Described(NamedTuple):
@@ -44,7 +46,10 @@ def read_file_list(checkpoint: Path) -> FileList:
     path = checkpoint / COMPLETE
     if not path.is_file():
         raise CheckpointError(f"{checkpoint}: no such checkpoint, or an unfinished one; it has no file {COMPLETE}")
-    first, _, content = path.read_bytes().partition(b"\n")
+    try:
+        first, _, content = path.read_bytes().partition(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint}: {COMPLETE} cannot be read: {error.strerror}") from error
     if first == b"{":
         raise CheckpointError(
             f"{checkpoint}: was written by version 0.1.0, as DeepSpeed's files; export it with that version, and go on "
@@ -67,11 +72,18 @@ def damage_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[D
     """Compares files with the list, sizes first: reads every byte of those that have the right one."""
     found = []
     for name in names:
-        path = checkpoint / name
-        if not path.is_file():
-            found.append(Damage(name, "is missing"))
-        elif path.stat().st_size != files[name].size:
-            found.append(Damage(name, f"has {path.stat().st_size:,} bytes, not {files[name].size:,}"))
-        elif describe(path).sha256 != files[name].sha256:
-            found.append(Damage(name, "has other content than was written"))
+        try:
+            problem = _problem(checkpoint / name, files[name])
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is not None:
+            found.append(Damage(name, problem))
     return found
+
+
+def _problem(path: Path, written: Described) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != written.size:
+        return f"has {path.stat().st_size:,} bytes, not {written.size:,}"
+    return None if describe(path).sha256 == written.sha256 else "has other content than was written"

@@ -35,13 +35,11 @@ class Layout:
     """What the files of a checkpoint hold."""
 
     parameters: Mapping[str, StoredParameter]
-    aliases: Mapping[str, str]
-    """Other names of parameters that the model uses twice."""
     adam_steps: int = 0
     """The updates that the moments come from."""
 
     @classmethod
-    def of(cls, pieces: Sequence[Sequence[Piece]], aliases: Mapping[str, str]) -> "Layout":
+    def of(cls, pieces: Sequence[Sequence[Piece]]) -> "Layout":
         """The layout of the pieces that each rank holds; of a stretch that several hold, the first rank's counts.
 
         Raises:
@@ -58,8 +56,8 @@ class Layout:
             for name, shape in shapes.items()
         }
         for name, parameter in parameters.items():
-            _check_whole(name, parameter)
-        return cls(parameters, dict(aliases))
+            _check_covered(name, parameter)
+        return cls(parameters)
 
     def written_by(self, rank: int) -> set[str]:
         """The names of the parameters of which this rank's files hold a stretch."""
@@ -75,7 +73,6 @@ class Layout:
             {
                 "format": _FORMAT,
                 "adam_steps": self.adam_steps,
-                "aliases": self.aliases,
                 "parameters": {name: [stored.shape, stored.stretches] for name, stored in self.parameters.items()},
             }
         )
@@ -95,10 +92,10 @@ def read_layout(checkpoint: Path) -> Layout:
         name: StoredParameter(tuple(shape), tuple(Stretch(*stretch) for stretch in stretches))
         for name, (shape, stretches) in stored["parameters"].items()
     }
-    return Layout(parameters, stored["aliases"], stored["adam_steps"])
+    return Layout(parameters, stored["adam_steps"])
 
 
-def _check_whole(name: str, parameter: StoredParameter) -> None:
+def _check_covered(name: str, parameter: StoredParameter) -> None:
     expected = 1
     for size in parameter.shape:
         expected *= size

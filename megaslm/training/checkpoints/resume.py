@@ -9,7 +9,7 @@ from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.places import reach
 from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import CheckpointError
-from megaslm.training.checkpoints.file_list import Damage, damage_of, read_file_list
+from megaslm.training.checkpoints.file_list import FileList, damage_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import load_state
 from megaslm.training.checkpoints.store import (
@@ -29,14 +29,7 @@ class Resumed:
     """Steps of newer checkpoints that are not as they were written; they are left as they are."""
 
 
-def resume(
-    checkpoints: Path,
-    state: TrainingState,
-    world: World,
-    say: Callable[[str], None],
-    *,
-    up_to_step: int | None = None,
-) -> Resumed:
+def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[[str], None]) -> Resumed:
     """Brings back the state of the newest checkpoint that is whole; a run without any starts at its beginning.
 
     Called on all ranks, which may be more or fewer than wrote it.
@@ -46,16 +39,14 @@ def resume(
         state: what is overwritten.
         world: the ranks.
         say: prints a line, on the first rank.
-        up_to_step: newer checkpoints are passed over.
 
     Raises:
         CheckpointError: there are checkpoints and none of them is whole, or they are of another model.
     """
     on_first_rank(lambda: remove_unfinished(checkpoints))
     found = on_first_rank(lambda: complete_checkpoints(checkpoints))
-    candidates = [one for one in reversed(found) if up_to_step is None or one.step <= up_to_step]
     damaged: list[int] = []
-    for checkpoint in candidates:
+    for checkpoint in reversed(found):
         reach("load", checkpoint.step)
         problem = _problem(checkpoint, world)
         if problem is None:
@@ -73,17 +64,19 @@ def resume(
 
 
 def _problem(checkpoint: Checkpoint, world: World) -> str | None:
-    """What is wrong with a checkpoint; the same on all ranks."""
-    try:
-        damage = _find_damage_together(checkpoint.folder, world)
-    except CheckpointError as error:
-        return str(error)
+    """What is wrong with a checkpoint, the same on all ranks, which share the reading."""
+    # One rank's view of the list is everybody's: all have to come to the same checkpoint.
+    files = on_first_rank(lambda: _list_or_problem(checkpoint.folder))
+    if isinstance(files, str):
+        return files
+    by_size = sorted(files, key=lambda name: (-files[name].size, name))
+    mine = damage_of(checkpoint.folder, by_size[world.rank :: world.size], files)
+    damage = list(chain.from_iterable(gather_objects(mine)))
     return f"{checkpoint.folder}: {describe_damage(damage)}" if damage else None
 
 
-def _find_damage_together(checkpoint: Path, world: World) -> list[Damage]:
-    """Compares the files with their list, the reading shared out among the ranks."""
-    files = read_file_list(checkpoint)
-    by_size = sorted(files, key=lambda name: (-files[name].size, name))
-    shares = gather_objects(damage_of(checkpoint, by_size[world.rank :: world.size], files))
-    return list(chain.from_iterable(shares))
+def _list_or_problem(checkpoint: Path) -> FileList | str:
+    try:
+        return read_file_list(checkpoint)
+    except CheckpointError as error:
+        return str(error)

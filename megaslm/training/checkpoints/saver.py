@@ -18,11 +18,11 @@ from megaslm.training.checkpoints.file_list import FileList, write_file_list
 from megaslm.training.checkpoints.layout import LAYOUT, Layout
 from megaslm.training.checkpoints.part_write import PartWrite
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
+from megaslm.training.checkpoints.pruning import Pruning
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
     Retention,
-    file_list_of,
-    prune,
+    check_sizes,
     remove_checkpoint,
     remove_folder,
     step_folder,
@@ -72,9 +72,10 @@ class Saver:
         self._damaged = set(damaged)
         self._say = say
         self._on_saved = on_saved
-        self._layout = Layout.of(gather_objects(state.pieces), state.aliases)
+        self._layout = Layout.of(gather_objects(state.pieces))
         self._copy = HostCopy(state, self._layout.written_by(world.rank))
         self._write: PartWrite | None = None
+        self._pruning: Pruning | None = None
         self._failed_in_a_row = 0
 
     @property
@@ -121,6 +122,7 @@ class Saver:
         if not may_fail:
             self._max_failed = 1
         self.settle(0, int(failed))
+        self._wait_for_pruning()
 
     def _descriptions(self, progress: Progress) -> dict[str, str]:
         layout = replace(self._layout, adam_steps=self._state.adam_steps())
@@ -137,24 +139,37 @@ class Saver:
         self._damaged.discard(write.progress.step)
         self._say(f"step {write.progress.step} · saved {folder}")
         self._on_saved(write.progress)
+        if self._world.is_first:
+            self._prune(write.progress.step)
 
     def _name(self, write: PartWrite, folder: Path, files: FileList) -> str | None:
         """Makes a checkpoint of what was written; gives the reason where that fails."""
         try:
-            write_file_list(write.folder, file_list_of(write.folder, files))
+            check_sizes(write.folder, files)
+            write_file_list(write.folder, files)
             if folder.exists():
                 remove_checkpoint(folder)
             write.folder.rename(folder)
             sync(self._checkpoints)
-            prune(self._checkpoints, self._retention, up_to_step=write.progress.step, damaged=tuple(self._damaged))
         except (OSError, CheckpointError) as error:
             return _reason(error)
         return None
 
+    def _prune(self, step: int) -> None:
+        """Removes what is not kept, in a thread: that of a large checkpoint takes long."""
+        self._wait_for_pruning()
+        self._pruning = Pruning(
+            self._checkpoints, self._retention, up_to_step=step, damaged=tuple(self._damaged), say=self._say
+        )
+
+    def _wait_for_pruning(self) -> None:
+        if self._pruning is not None:
+            self._pruning.wait()
+
     def _abandon(self, write: PartWrite, failure: str | None = None) -> None:
         own = failure if self._world.is_first and failure is not None else _reason(write.failure)
         reasons = [f"rank {rank}: {reason}" for rank, reason in enumerate(gather_objects(own)) if reason is not None]
-        on_first_rank(lambda: remove_folder(write.folder))
+        reasons += on_first_rank(lambda: _removed(write.folder))
         self._failed_in_a_row += 1
         failed = f"step {write.progress.step}: the checkpoint could not be written: {'; '.join(reasons)}"
         if self._failed_in_a_row >= self._max_failed:
@@ -165,6 +180,15 @@ class Saver:
         self._say(
             f"warning: {failed}; training goes on, and the run stops after {self._max_failed} such failures in a row"
         )
+
+
+def _removed(folder: Path) -> list[str]:
+    """Removes what was half written; gives what speaks against it. The next start tries again."""
+    try:
+        remove_folder(folder)
+    except OSError as error:
+        return [f"its remains cannot be removed: {error}"]
+    return []
 
 
 def _reason(failure: Exception | None) -> str | None:

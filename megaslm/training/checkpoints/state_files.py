@@ -11,10 +11,8 @@ from torch import Tensor
 
 from megaslm.engine.state_pieces import MOMENTS, Piece, Quantity, TrainingState
 from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.file_list import WEIGHTS
 from megaslm.training.checkpoints.layout import Layout, read_layout
-
-WEIGHTS = "weights-"
-"""Opens the names of the files that an export needs."""
 
 
 class HostCopy:
@@ -98,16 +96,14 @@ class StoredWeights(Mapping[str, Tensor]):
         self._files = StateFiles(checkpoint, self._layout)
 
     def __getitem__(self, name: str) -> Tensor:
-        name = self._layout.aliases.get(name, name)
         shape = self._layout.parameters[name].shape
         return self._files.read("weight", name, 0, torch.Size(shape).numel()).view(shape)
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._layout.parameters
-        yield from self._layout.aliases
+        return iter(self._layout.parameters)
 
     def __len__(self) -> int:
-        return len(self._layout.parameters) + len(self._layout.aliases)
+        return len(self._layout.parameters)
 
 
 def load_state(checkpoint: Path, state: TrainingState) -> None:

@@ -116,15 +116,10 @@ def describe_damage(damage: Sequence[Damage]) -> str:
     return ", ".join(f"{one.name} {one.found}" for one in damage)
 
 
-def file_list_of(folder: Path, files: FileList) -> FileList:
-    """The list again, after a look at whether the files of a checkpoint that is being made have their sizes.
-
-    Raises:
-        CheckpointError: one has not.
-    """
+def check_sizes(folder: Path, files: FileList) -> None:
+    """Raises CheckpointError where a file of a checkpoint that is being made has another size than was written."""
     for name, described in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else 0
         if size != described.size:
             raise CheckpointError(f"{path}: has {size:,} bytes; {described.size:,} were written")
-    return files

@@ -22,7 +22,7 @@ def test_only_steps_skipped_in_a_row_stop_the_run() -> None:
     count = SkipCount(3)
     for step, reason in enumerate(["a", "b", None, "c", "d"], start=1):
         count.add(step, reason)
-    with pytest.raises(NonFiniteLoss, match=r"step 6: skipped as the last of 3 in a row.*2 losses are NaN.*step 3:"):
+    with pytest.raises(NonFiniteLoss, match=r"step 6: skipped as the last of 3 in a row.*2 losses are NaN"):
         count.add(6, "2 losses are NaN")
 
 

@@ -43,12 +43,16 @@ def counts() -> DomainCounts:
     return DomainCounts(Mixture(streams, ("a", "b")), SEQ_LEN, rows_read={})
 
 
-def reporter_in(folder: Path, counts: DomainCounts, *, rank: int = 0, last_step: int = 0) -> Reporter:
+def reporter_in(
+    folder: Path, counts: DomainCounts, *, rank: int = 0, last_step: int = 0, skipped_steps: int = 0
+) -> Reporter:
     run = RunFolder(folder / "run")
     run.path.mkdir(exist_ok=True)
     plan = plan_batches(run_config(run.path, folder), 1)
     world = World(rank, 2, torch.device("cpu"))
-    return Reporter(run, plan, world, domains=("a", "b"), counts=counts, last_step=last_step)
+    return Reporter(
+        run, plan, world, domains=("a", "b"), counts=counts, last_step=last_step, skipped_steps=skipped_steps
+    )
 
 
 def lines_in(folder: Path) -> list[dict[str, object]]:
@@ -76,16 +80,17 @@ def test_a_skipped_step_is_said_at_once_and_recorded_in_its_place(
     assert lines[2]["loss"] == lines[2]["all_loss"] == 2.0
 
 
-def test_skipped_steps_are_counted_on_by_a_resumed_run(tmp_path: Path) -> None:
-    first = reporter_in(tmp_path, counts())
-    first.add(skipped(1, "no reason"))
-    first.add(made(2))
-    first.add(skipped(3, "no reason"))
-    assert [record.step for record in first.flush()] == [2]
-    resumed = reporter_in(tmp_path, counts(), last_step=2)
-    resumed.add(skipped(3, "no reason"))
-    assert resumed.flush() == []
-    assert [line["skipped_steps"] for line in lines_in(tmp_path) if line["kind"] == "skipped"] == [1, 2]
+@pytest.mark.parametrize("rank", [0, 1])
+def test_skipped_steps_are_counted_on_by_a_resumed_run(tmp_path: Path, rank: int) -> None:
+    """By every rank, and whatever has become of the log."""
+    reporter = reporter_in(tmp_path, counts(), rank=rank, last_step=7, skipped_steps=5)
+    reporter.add(skipped(8, "no reason"))
+    reporter.add(made(9))
+    reporter.add(skipped(10, "no reason"))
+    assert [record.step for record in reporter.flush()] == [9]
+    assert reporter.skipped_steps == 7
+    if rank == 0:
+        assert [line["skipped_steps"] for line in lines_in(tmp_path) if line["kind"] == "skipped"] == [6, 7]
 
 
 def test_losses_that_a_step_does_not_depend_on_are_told_of_once(

@@ -16,7 +16,7 @@ def piece(name: str, shape: tuple[int, ...], start: int, count: int) -> Piece:
 
 def test_stretches_are_put_in_order_and_read_back(tmp_path: Path) -> None:
     ranks = [[piece("w", (2, 5), 5, 5), piece("g", (3,), 0, 2)], [piece("w", (2, 5), 0, 5)], [piece("g", (3,), 2, 1)]]
-    layout = replace(Layout.of(ranks, {"head": "w"}), adam_steps=7)
+    layout = replace(Layout.of(ranks), adam_steps=7)
     assert layout.parameters == {
         "w": StoredParameter((2, 5), (Stretch(1, 0, 5), Stretch(0, 5, 5))),
         "g": StoredParameter((3,), (Stretch(0, 0, 2), Stretch(2, 2, 1))),
@@ -27,7 +27,7 @@ def test_stretches_are_put_in_order_and_read_back(tmp_path: Path) -> None:
 
 
 def test_what_all_ranks_hold_the_first_one_writes() -> None:
-    layout = Layout.of([[piece("w", (4,), 0, 4)]] * 3, {})
+    layout = Layout.of([[piece("w", (4,), 0, 4)]] * 3)
     assert [layout.written_by(rank) for rank in range(3)] == [{"w"}, set(), set()]
 
 
@@ -35,7 +35,7 @@ def test_what_all_ranks_hold_the_first_one_writes() -> None:
 def test_a_parameter_that_is_not_whole_is_not_saved(held: tuple[int, int]) -> None:
     start, end = held
     with pytest.raises(CheckpointError, match="of 4; nothing was saved"):
-        Layout.of([[piece("w", (2, 2), start, end - start)]], {})
+        Layout.of([[piece("w", (2, 2), start, end - start)]])
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_name(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.errors import CheckpointError
-from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
+from megaslm.training.checkpoints.file_list import COMPLETE, damage_of, describe, read_file_list, write_file_list
 from megaslm.training.checkpoints.store import (
     Retention,
     check_whole,
@@ -98,3 +98,15 @@ def test_a_folder_without_its_list_is_no_checkpoint(tmp_path: Path) -> None:
     assert complete_checkpoints(tmp_path) == []
     with pytest.raises(CheckpointError, match="no such checkpoint, or an unfinished one"):
         find_damage(folder)
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+    weights = folder / "weights-00000.safetensors"
+    # Reading the memory of nobody: the system says that it cannot.
+    weights.unlink()
+    weights.symlink_to("/proc/self/mem")
+    files = read_file_list(folder)
+    unread = {**files, weights.name: files[weights.name]._replace(size=0)}
+    (damage,) = damage_of(folder, [weights.name], unread)
+    assert damage.found == "cannot be read: Input/output error"
