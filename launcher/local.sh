@@ -17,7 +17,7 @@ Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and
   OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
 
 SIGTERM, SIGINT or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
-A second one ends it at once.
+One that comes more than ten seconds later ends it at once.
 HELP
 }
 
@@ -52,9 +52,18 @@ setsid deepspeed --quiet --hostfile /dev/null "${placement[@]}" --master_port "$
     --no_local_rank --module megaslm "$@" &
 job=$!
 
+# A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
+one_telling_seconds=10
+told_at=""
+
 # The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
 stop() {
-    trap 'kill -KILL -- "-$job" 2>/dev/null || true' TERM INT USR1
+    if [[ -n "$told_at" ]]; then
+        if ((SECONDS - told_at > one_telling_seconds)); then kill -KILL -- "-$job" 2>/dev/null || true; fi
+        # Without a number it would be the status of the `wait` that the signal cut short.
+        return 0
+    fi
+    told_at="$SECONDS"
     local node_launcher told=no
     for node_launcher in $(pgrep -P "$job"); do
         if pkill -TERM -P "$node_launcher"; then told=yes; fi

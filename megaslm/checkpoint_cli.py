@@ -22,13 +22,18 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result 
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run, oldest first; nothing but their lists is read."""
     from megaslm.observe.units import size
-    from megaslm.training.checkpoints.file_list import COMPLETE, read_file_list
+    from megaslm.training.checkpoints.file_list import COMPLETE, WEIGHTS, read_file_list
 
     rows: list[dict[str, object]] = []
     for checkpoint in _checkpoints_of(run):
-        files = read_file_list(checkpoint.folder)
+        try:
+            files = read_file_list(checkpoint.folder)
+        except CheckpointError as error:
+            rows.append({"folder": str(checkpoint.folder), "step": checkpoint.step, "problem": str(error)})
+            typer.echo(str(error))
+            continue
         written = datetime.fromtimestamp((checkpoint.folder / COMPLETE).stat().st_mtime).astimezone()
-        ranks = sum(name.startswith("weights-") for name in files)
+        ranks = sum(name.startswith(WEIGHTS) for name in files)
         size_bytes = sum(described.size for described in files.values())
         rows.append(
             {

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +48,10 @@ def main() -> None:
     except MegaSLMError as error:
         _complain(error)
         status = error.exit_status
+    except Exception:
+        # Here and not at the interpreter's end, which takes a second in which the other ranks wait.
+        traceback.print_exc()
+        status = 1
     if "megaslm.engine.distributed" in sys.modules:
         from megaslm.engine.distributed import end_process
 
@@ -233,18 +238,22 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model: causal or selective. Start it with a launcher for many ranks."""
+    from megaslm.engine.stop_signal import StopSignal
+
+    # To the end of the process: what follows takes seconds to import, and after the last save nothing is to be lost.
+    # A scheduler that stops the job then gets its answer too.
+    stop = StopSignal()
+    stop.listen()
+
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
-    from megaslm.engine.stop_signal import StopSignal
 
     run = load(RunConfig, config, overrides or []).value
 
-    # What follows takes seconds to import; a scheduler that stops the job meanwhile gets its answer too.
-    with StopSignal() as stop:
-        from megaslm.engine.distributed import leave_world
-        from megaslm.training.train import train as train_model
+    from megaslm.engine.distributed import leave_world
+    from megaslm.training.train import train as train_model
 
-        train_model(run, resume=resume, stop=stop)
+    train_model(run, resume=resume, stop=stop)
     leave_world()
 
 

@@ -30,8 +30,7 @@ class HeadStopwatch:
         self._step = _Step()
         self._running: deque[_Step] = deque()
         self._seconds_by_work: list[float] = []
-        head.register_forward_pre_hook(self._begin)
-        head.register_forward_hook(self._end)
+        self._hooks = (head.register_forward_pre_hook(self._begin), head.register_forward_hook(self._end))
 
     def end_step(self) -> None:
         """The optimiser step is over; nothing waits for the device."""
@@ -50,6 +49,11 @@ class HeadStopwatch:
         found = min(self._seconds_by_work, default=float("nan"))
         self._seconds_by_work = []
         return found
+
+    def close(self) -> None:
+        """Detaches itself from the head."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _begin(self, head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not head.training or len(arguments) < 2:

@@ -80,5 +80,6 @@ class PaceMeter:
         return Pace.from_tensor(all_gather(torch.tensor(astuple(own), dtype=torch.float64, device=self._world.device)))
 
     def close(self) -> None:
-        """Ends what runs beside the training."""
+        """Ends what runs beside the training, and leaves the head as it was."""
         self._metronome.stop()
+        self._head.close()

@@ -1,8 +1,9 @@
 """Being told to stop: a scheduler's SIGTERM or SIGUSR1, which a job answers between two steps of its work."""
 
+import ctypes
 import os
 import signal
-import time
+import threading
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -14,25 +15,44 @@ if TYPE_CHECKING:  # It is begun before torch is imported, which takes seconds.
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler and the launcher that it told may both tell a rank, one right after the other.
 _ONE_TELLING_SECONDS = 10.0
+_NO_SIGNAL = 0
+_LIBC = ctypes.CDLL(None)
 
 
 class StopSignal:
-    """Within its context SIGTERM and SIGUSR1 are noted, and no more; one that comes ten seconds after the first ends
-    the process as it always does."""
+    """From `listen` on, or within its context, SIGTERM and SIGUSR1 are noted, and no more; one that comes ten seconds
+    after the first ends the process as it always does, also where the main thread is stuck in a collective."""
 
     def __init__(self) -> None:
         self._told: signal.Signals | None = None
-        self._told_at = 0.0
+
+    def listen(self) -> None:
+        """Begin, to the end of the process."""
+        self._over = threading.Event()
+        # Python runs handlers in the main thread alone, between two of its own instructions, which a collective may
+        # keep it from for ever. A pipe gets the number of each signal at once.
+        self._numbers, self._signals = os.pipe()
+        os.set_blocking(self._signals, False)
+        self._listener = threading.Thread(target=self._listen, name="stop-signal", daemon=True)
+        self._listener.start()
+        self._former_pipe = signal.set_wakeup_fd(self._signals, warn_on_full_buffer=False)
+        self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
 
     def __enter__(self) -> Self:
-        self._former = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        self.listen()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        signal.set_wakeup_fd(self._former_pipe)
+        self._over.set()
+        os.write(self._signals, bytes([_NO_SIGNAL]))
+        self._listener.join()
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        os.close(self._signals)
+        os.close(self._numbers)
 
     @property
     def told(self) -> bool:
@@ -54,9 +74,16 @@ class StopSignal:
         by = "" if self._told is None else f" by {self._told.name}"
         return Stopped(f"told to stop{by}; {what_is_kept}")
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._told is None:
-            self._told, self._told_at = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._told_at > _ONE_TELLING_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, where it can: what follows there knows of the signal without waiting for the listener."""
+        self._told = signal.Signals(number)
+
+    def _listen(self) -> None:
+        while self._told is None and not self._over.is_set():
+            (number,) = os.read(self._numbers, 1)
+            if number in _SIGNALS:
+                self._told = signal.Signals(number)
+        if not self._over.wait(_ONE_TELLING_SECONDS):
+            for number in _SIGNALS:
+                # Python's own way to set a handler is the main thread's. From now on the kernel answers.
+                _LIBC.signal(number, signal.SIG_DFL.value)

@@ -52,6 +52,9 @@ def save_hugging_face(
     lm.tie_weights()
     folder = start_folder(output)
     lm.save_pretrained(folder)
+    for weights_file in folder.glob("*.safetensors"):
+        # safetensors lets nobody but the owner read its files.
+        weights_file.chmod((folder / "config.json").stat().st_mode)
     tokenizer = [path for path in model_description.iterdir() if path.name != "config.json"]
     for path in (*tokenizer, *beside):
         shutil.copyfile(path, folder / path.name)

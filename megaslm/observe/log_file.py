@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from megaslm.data.durable import sync
+
 _MOST_KEPT_BYTES = 16 << 20
 
 
@@ -40,6 +42,12 @@ class LogFile:
             os.close(file)
         self._end_bytes = end_bytes + len(self._kept)
         self._kept.clear()
+
+    def sync(self) -> None:
+        """Writes what is kept, and waits until all of the file has reached the disk; raises what `flush` does."""
+        self.flush()
+        sync(self.path)
+        sync(self.path.parent)
 
     def _write(self, file: int, end_bytes: int) -> None:
         written = 0

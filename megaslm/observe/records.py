@@ -88,17 +88,19 @@ _KINDS: dict[type[Record], str] = {
     ValidationRecord: "validation",
     PaceRecord: "pace",
 }
+_TYPES = {kind: record for record, kind in _KINDS.items()}
 
 
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, `kind` "step", "skipped", "validation" or "pace"."""
 
-    def __init__(self, path: Path, *, last_step: int) -> None:
-        """Opens the file to append; lines of steps after `last_step`, from a run that was cut off, are taken out."""
-        kept = list(_lines_until(last_step, path))
+    def __init__(self, path: Path, *, last_step: int, validation_is_due: bool = False) -> None:
+        """Opens the file to append; lines of steps after `last_step`, from a run that was cut off, are taken out.
+
+        So are the validations of `last_step` where `validation_is_due`: they are made again.
+        """
         self.name = str(path)
-        self.skipped_steps = sum(json.loads(line)["kind"] == "skipped" for line in kept)
-        self._file = LogFile(path, end_bytes=sum(map(len, kept)))
+        self._file = LogFile(path, end_bytes=_kept_bytes(path, last_step, validation_is_due=validation_is_due))
 
     @property
     def lost_entries(self) -> int:
@@ -115,17 +117,33 @@ class MetricsFile:
             self._file.keep(json.dumps({"kind": _KINDS[type(record)], **_jsonable(record)}).encode() + b"\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Waits until all of it has reached the disk; raises OSError where it cannot."""
+        self._file.sync()
+
 
 def read_validations(path: Path) -> list[ValidationRecord]:
     """The validation records of a metrics.jsonl, in order."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [_validation(line) for line in lines if line["kind"] == "validation"]
+    records = [_record(line) for line in _lines(path) if line["kind"] == "validation"]
+    return [record for record in records if isinstance(record, ValidationRecord)]
 
 
-def _validation(line: Mapping[str, Any]) -> ValidationRecord:
-    """What `_jsonable` made null was no number; no value of such a record can be missing."""
-    values: dict[str, Any] = {key: math.nan if line[key] is None else line[key] for key in line if key != "kind"}
-    return ValidationRecord(**values)
+def read_step(path: Path, step: int) -> list[Record]:
+    """All records of one step in a metrics.jsonl, in order."""
+    return [_record(line) for line in _lines(path) if line["step"] == step]
+
+
+def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open("rb") as file:
+        yield from map(json.loads, file)
+
+
+def _record(line: Mapping[str, Any]) -> Record:
+    values = {key: value for key, value in line.items() if key != "kind"}
+    if line["kind"] != "step":
+        # What `_jsonable` made null was no number. Of a step it may also be what was not measured.
+        values = {key: math.nan if value is None else value for key, value in values.items()}
+    return _TYPES[line["kind"]](**values)
 
 
 def _jsonable(record: Record) -> dict[str, object]:
@@ -136,12 +154,19 @@ def _jsonable(record: Record) -> dict[str, object]:
     }
 
 
-def _lines_until(last_step: int, path: Path) -> Iterator[bytes]:
-    """The lines up to that step's last; in a file the steps never fall."""
+def _kept_bytes(path: Path, last_step: int, *, validation_is_due: bool) -> int:
+    """The size of the lines up to that step's last; steps never fall in a file, and in a step validation comes last."""
+    kept_bytes = 0
     if last_step == 0 or not path.exists():
-        return
-    for line in path.read_bytes().splitlines(keepends=True):
-        # The last line may be one that a killed process left half written.
-        if not line.endswith(b"\n") or json.loads(line)["step"] > last_step:
-            return
-        yield line
+        return kept_bytes
+    with path.open("rb") as file:
+        for text in file:
+            # The last line may be one that a killed process left half written.
+            if not text.endswith(b"\n"):
+                break
+            line = json.loads(text)
+            is_made_again = validation_is_due and (line["kind"], line["step"]) == ("validation", last_step)
+            if line["step"] > last_step or is_made_again:
+                break
+            kept_bytes += len(text)
+    return kept_bytes

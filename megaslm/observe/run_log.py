@@ -7,20 +7,36 @@ from functools import partial
 from pathlib import Path
 
 from megaslm.observe.console import RunConsole
-from megaslm.observe.records import MetricsFile, Record
+from megaslm.observe.records import MetricsFile, Record, read_step
 from megaslm.observe.tensorboard import TensorBoard
 
 
 class RunLog:
     """metrics.jsonl, TensorBoard's events and the console of one run."""
 
-    def __init__(self, console: RunConsole, metrics: Path, tensorboard: Path, *, last_step: int) -> None:
-        """Goes on after `last_step`; what an interrupted run wrote of later steps is taken out or hidden."""
+    def __init__(
+        self,
+        console: RunConsole,
+        metrics: Path,
+        tensorboard: Path,
+        *,
+        last_step: int,
+        validation_is_due: bool,
+    ) -> None:
+        """Goes on after `last_step`; what an interrupted run wrote of later steps is taken out or hidden.
+
+        So is its validation of `last_step` where `validation_is_due`: it is made again.
+        """
         self._console = console
-        metrics_file = MetricsFile(metrics, last_step=last_step)
-        self.skipped_steps = metrics_file.skipped_steps
-        self._files = (metrics_file, TensorBoard(tensorboard, last_step=last_step))
         self._failing: set[str] = set()
+        metrics_file = MetricsFile(metrics, last_step=last_step, validation_is_due=validation_is_due)
+        # Step 0 has nothing but a validation, which a run that begins anew makes again.
+        hides_last_step = validation_is_due or last_step == 0
+        events = TensorBoard(tensorboard, hidden_from=last_step if hides_last_step else last_step + 1)
+        self._files = (metrics_file, events)
+        if validation_is_due and metrics.exists():
+            # TensorBoard hides whole steps. What else there was of this one is shown anew.
+            self._attempt(events.name, lambda: events.write(read_step(metrics, last_step)))
 
     def say(self, line: str) -> None:
         """Prints a line."""
@@ -29,10 +45,14 @@ class RunLog:
     def write(self, records: Sequence[Record]) -> None:
         """Writes records everywhere, and before them those that found no room so far."""
         for file in self._files:
-            if self._attempt(file.name, partial(file.write, records)) and file.lost_entries:
-                self._complain(f"{file.name}: {file.lost_entries:,} entries are lost")
+            self._attempt_file(file, partial(file.write, records))
         if records:
             self._attempt("the console", lambda: self._console.show(records))
+
+    def sync(self) -> None:
+        """Waits until all that was written has reached the disk."""
+        for file in self._files:
+            self._attempt_file(file, file.sync)
 
     def close(self) -> None:
         """Writes what found no room so far, if it can be, and ends the progress bar."""
@@ -40,6 +60,10 @@ class RunLog:
         for name in sorted(self._failing):
             self._complain(f"{name}: still cannot be written; what was not is lost")
         self._attempt("the console", self._console.close)
+
+    def _attempt_file(self, file: MetricsFile | TensorBoard, write: Callable[[], None]) -> None:
+        if self._attempt(file.name, write) and file.lost_entries:
+            self._complain(f"{file.name}: {file.lost_entries:,} entries are lost")
 
     def _attempt(self, name: str, write: Callable[[], None]) -> bool:
         """Whether this file can be written again that could not."""

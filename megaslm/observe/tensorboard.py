@@ -25,8 +25,8 @@ _numbers = itertools.count()
 class TensorBoard:
     """Writes records as scalars, against the step."""
 
-    def __init__(self, folder: Path, *, last_step: int) -> None:
-        """Begins a new event file; what an interrupted run wrote after `last_step` is hidden."""
+    def __init__(self, folder: Path, *, hidden_from: int) -> None:
+        """Begins a new event file; what an interrupted run wrote of the step `hidden_from` and later ones is hidden."""
         folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
         # TensorBoard reads a folder's files in the order of their names.
@@ -34,8 +34,6 @@ class TensorBoard:
             folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         )
         self._keep(Event(file_version=_FILE_VERSION))
-        # Step 0 has a validation, which a run that begins anew makes again.
-        hidden_from = last_step + 1 if last_step else 0
         self._keep(Event(step=hidden_from, session_log=SessionLog(status=SessionLog.START)))
 
     @property
@@ -53,6 +51,10 @@ class TensorBoard:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
             self._keep(Event(step=record.step, summary=Summary(value=values)))
         self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until all of it has reached the disk; raises OSError where it cannot."""
+        self._file.sync()
 
     def _keep(self, event: Event) -> None:
         event.wall_time = time.time()

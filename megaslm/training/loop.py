@@ -47,6 +47,8 @@ class Session:
             domains=job.data.mixture.domains,
             counts=self._counts,
             last_step=self._before.step,
+            skipped_steps=self._before.skipped_steps,
+            validation_is_due=self._before.validation_is_due,
         )
         self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
         self._meter = PaceMeter(job.engine.head, job.world)
@@ -83,6 +85,8 @@ class Session:
             if last or self._is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
             told, running, failed = answer.read()
+            # A validation is cut short where some rank was told, be it since the question.
+            told = told or not validated
             self._saver.settle(running, failed)
             saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
             if saves:
@@ -91,6 +95,7 @@ class Session:
                 self._saver.wait()
                 return RollBack(self._spike, step, self._rows_seen(step))
             if saves:
+                self._reporter.sync()
                 self._saver.begin(self._progress(step, validated=validated))
             if last or told:
                 self._saver.wait(may_fail=False)
@@ -180,6 +185,7 @@ class Session:
             selected_tokens=before.selected_tokens + self._reporter.selected_tokens,
             seconds=before.seconds + seconds,
             rank_seconds=before.rank_seconds + seconds * self._job.world.size,
+            skipped_steps=self._reporter.skipped_steps,
             selection=self._objective.state(),
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,

@@ -30,22 +30,30 @@ class Reporter:
         domains: tuple[str, ...],
         counts: DomainCounts,
         last_step: int,
+        skipped_steps: int,
+        validation_is_due: bool,
     ) -> None:
-        """Goes on after `last_step`; what is read of each domain is added to `counts`."""
+        """Goes on after `last_step`, with so many `skipped_steps` among those before.
+
+        What is read of each domain is added to `counts`. Where `validation_is_due`, that of `last_step` is made again.
+        """
         self.selected_tokens = 0
+        """Targets that were trained on since then, over all ranks."""
+        self.skipped_steps = skipped_steps
+        """Of the whole run so far."""
         self._plan = plan
         self._domains = domains
         self._counts = counts
         self._waiting: list[StepResult] = []
         self._written: list[StepRecord] = []
         self._since = time.monotonic()
-        self._skipped_steps = 0
         self._has_warned = False
         self._log: RunLog | None = None
         if world.is_first:
             console = RunConsole(run.path.name, total_steps=plan.total_steps, done_steps=last_step)
-            self._log = RunLog(console, run.metrics, run.tensorboard, last_step=last_step)
-            self._skipped_steps = self._log.skipped_steps
+            self._log = RunLog(
+                console, run.metrics, run.tensorboard, last_step=last_step, validation_is_due=validation_is_due
+            )
 
     def say(self, line: str) -> None:
         """Prints a line, once."""
@@ -75,6 +83,11 @@ class Reporter:
             self._log.write(records)
         self._since = time.monotonic()
 
+    def sync(self) -> None:
+        """Waits until all that was written has reached the disk, so that a checkpoint has no gap before it."""
+        if self._log is not None:
+            self._log.sync()
+
     def close(self) -> None:
         """Closes files and the progress bar."""
         if self._log is not None:
@@ -93,9 +106,9 @@ class Reporter:
                 self._warn_of_not_finite(result, summary)
                 records.append(self._record(result, summary, threshold, norm, tokens_per_second))
             else:
-                self._skipped_steps += 1
+                self.skipped_steps += 1
                 records.append(
-                    SkippedRecord(result.step, self._tokens(result), result.skipped, skipped_steps=self._skipped_steps)
+                    SkippedRecord(result.step, self._tokens(result), result.skipped, skipped_steps=self.skipped_steps)
                 )
         self._waiting = []
         self._written += [record for record in records if isinstance(record, StepRecord)]

@@ -1,7 +1,6 @@
 """Runs under torchrun, with its restarts, watched from outside."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from typing import Self
 from megaslm.config.schema import RunConfig
 from megaslm.engine.faults import ENVIRONMENT
 from tests.faults.host import MARK, environment_of, is_alive, processes_of
+from tests.faults.injected import InjectedAt, injected_in
 from tests.integration.conftest import write_config
 from tests.ranks import ROOT
 
 _LOOK_SECONDS = 0.02
-_INJECTED = re.compile(r"injected fault (\w+)@rank(\d+):step(\d+):(\w+):attempt(\d+) at ([\d.]+)")
+_LONGEST_ATTEMPT_SECONDS = 180
 
 
 @dataclass
@@ -33,17 +33,6 @@ class Rank:
     attempt: int
     began: float
     ended: float | None = None
-
-
-@dataclass(frozen=True)
-class InjectedAt:
-    """A fault that happened, as the rank announced it."""
-
-    action: str
-    rank: int
-    step: int
-    attempt: int
-    seconds: float
 
 
 @dataclass
@@ -95,6 +84,11 @@ class ElasticRun:
         """All that torchrun and the ranks have said so far."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def is_running(self) -> bool:
+        """Whether torchrun is still there."""
+        return self._torchrun.poll() is None
+
     def wait(self, *, seconds: float) -> int:
         """Waits for torchrun to end, and gives its exit status."""
         try:
@@ -115,11 +109,7 @@ class ElasticRun:
 
     def injected(self) -> list[InjectedAt]:
         """The faults that happened, first to last."""
-        found = [
-            InjectedAt(action, int(rank), int(step), int(attempt), float(seconds))
-            for action, rank, step, _, attempt, seconds in _INJECTED.findall(self.output)
-        ]
-        return sorted(found, key=lambda fault: fault.seconds)
+        return injected_in(self.output)
 
     def detection_seconds(self, fault: InjectedAt) -> float:
         """From a fault to the end of the last process of its attempt."""
@@ -138,9 +128,16 @@ class ElasticRun:
         began = [rank.began for rank in list(self.ranks) if rank.attempt == attempt]
         return sum(growth > min(began) for growth in list(self.growths)) if began else 0
 
+    def wait_for_steps(self, attempt: int, steps: int) -> None:
+        """Until an attempt has reported so many steps."""
+        give_up = time.monotonic() + _LONGEST_ATTEMPT_SECONDS
+        while self.steps_of(attempt) < steps:
+            assert time.monotonic() < give_up, self.output
+            time.sleep(_LOOK_SECONDS)
+
     def _command(self) -> list[str]:
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
-        torchrun += ["--max-restarts", str(self.max_restarts)]
+        torchrun += ["--max-restarts", str(self.max_restarts), "--signals-to-handle", "SIGTERM,SIGUSR1"]
         return [sys.executable, "-m", *torchrun, "-m", "megaslm", "train", str(self._config_file), "--resume"]
 
     def _environment(self) -> dict[str, str]:

@@ -1,15 +1,29 @@
-"""What runs leave behind on this machine: processes, shared memory, listening ports."""
+"""What runs leave behind on this machine: processes, shared memory, listening sockets."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.forks import wait_until
 
 MARK = "MEGASLM_TEST_RUN"
 """An environment variable that a run's processes inherit, whatever becomes of their parents."""
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = "/dev/shm/"
 _LISTENING = "0A"
+
+
+class SharedObject(NamedTuple):
+    """An object in shared memory; another one of that name has another inode."""
+
+    path: Path
+    inode: int
+
+    def exists(self) -> bool:
+        try:
+            return self.path.stat().st_ino == self.inode
+        except FileNotFoundError:
+            return False
 
 
 def processes_of(mark: str) -> set[int]:
@@ -27,27 +41,26 @@ def is_alive(process: int) -> bool:
     return stat.rpartition(") ")[2][0] not in "ZX"
 
 
-def listening_ports(processes: set[int]) -> set[int]:
-    """The TCP ports at which these processes listen."""
-    inodes = {inode for process in processes for inode in _socket_inodes(process)}
-    return {port for port, inode in _listening_sockets() if inode in inodes}
+def listening_sockets(processes: Iterable[int]) -> set[str]:
+    """The TCP sockets at which these processes listen, by their inodes: a port may soon be somebody else's."""
+    return {inode for process in processes for inode in _socket_inodes(process)} & all_listening_sockets()
 
 
-def taken_ports() -> set[int]:
-    """The TCP ports at which anybody listens."""
-    return {port for port, _ in _listening_sockets()}
+def all_listening_sockets() -> set[str]:
+    """Those at which anybody listens."""
+    tables = [Path(table).read_text().splitlines()[1:] for table in ("/proc/net/tcp", "/proc/net/tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return {columns[9] for columns in rows if columns[3] == _LISTENING}
 
 
-def ownerless_shared_memory() -> set[str]:
-    """Objects in shared memory that no process of this machine has mapped or open any more."""
-    objects = {str(path) for path in _SHARED_MEMORY.iterdir() if path.is_file()}
-    for process in _processes():
-        objects -= {path for path in objects if path in _maps(process)}
-        objects -= set(_open_files(process))
-    return objects
+def shared_memory_of(processes: Iterable[int]) -> set[SharedObject]:
+    """The objects in shared memory that these processes have mapped."""
+    rows = [line.split(maxsplit=5) for process in processes for line in _maps(process).splitlines()]
+    mapped = {SharedObject(Path(row[5]), int(row[4])) for row in rows if row[-1].startswith(_SHARED_MEMORY)}
+    return {each for each in mapped if each.exists()}
 
 
-def wait_until_gone(found: Callable[[], set[int] | set[str]]) -> None:
+def wait_until_gone(found: Callable[[], set[int] | set[SharedObject]]) -> None:
     """Waits until there is nothing any more: loader processes notice the end of their rank by themselves."""
     wait_until(lambda: not found())
 
@@ -86,11 +99,3 @@ def _open_files(process: int) -> list[str]:
 def _socket_inodes(process: int) -> list[str]:
     links = _open_files(process)
     return [link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")]
-
-
-def _listening_sockets() -> Iterator[tuple[int, str]]:
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            columns = line.split()
-            if columns[3] == _LISTENING:
-                yield int(columns[1].rpartition(":")[2], 16), columns[9]

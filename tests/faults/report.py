@@ -48,10 +48,13 @@ ROWS = (
     ),
     Row(
         "sigterm",
-        "SIGTERM or SIGUSR1 of one rank: at the start, in a step, in validation, in a save, while it is written",
-        "all ranks save at the next step's end and exit with 75; equal weights after the resume",
+        "SIGTERM or SIGUSR1 of one rank: at the start, in a step, in validation, in a save, while it is written; of "
+        "all processes, loaders too, by torchrun; of a command that has only begun",
+        "all ranks save after the step that they are in or the next one, and exit with 75; equal weights after the "
+        "resume",
         "steps lost: SIGTERM {term_start}, {term_step}, {term_validate}, {term_save}, {term_write}; SIGUSR1 "
-        "{usr1_start}, {usr1_step}, {usr1_validate}, {usr1_save}, {usr1_write}",
+        "{usr1_start}, {usr1_step}, {usr1_validate}, {usr1_save}, {usr1_write}; of all processes {all_processes}; "
+        "at the beginning {term_early}",
     ),
     Row(
         "slow_rank",
@@ -61,17 +64,17 @@ ROWS = (
     ),
     Row(
         "full_disk",
-        "no room for checkpoints; no room for the log",
+        "no room for checkpoints; for the log; for fetched shards",
         "said loudly; the older checkpoint stays and is used; training goes on until `checkpoint.max_failed_saves` "
-        "have failed in a row. A full log never ends a run",
+        "have failed in a row. A full log never ends a run; a full cache ends it with status 2",
         "{steps_made_meanwhile} steps made with {failed_saves} failed saves; {bytes_left} bytes left behind; "
-        "{log_lines_lost} lines of the log lost",
+        "{log_lines_lost} lines of the log lost; ended {cache_seconds:.0f} s after its start with a full cache",
     ),
     Row(
         "cut_off_save",
-        "killed at ten points of a save",
+        "a rank killed at ten points of a save, and in the middle of a file of weights or moments",
         "the newest whole checkpoint is used, what was half written is removed; equal weights",
-        "{newest_whole_one_used} of {points}",
+        "{newest_whole_one_used} of {points}; {whole_one_used_after_half_a_file} of {half_files}",
     ),
     Row(
         "damage",
@@ -82,8 +85,9 @@ ROWS = (
     Row(
         "not_finite",
         "NaN in reference losses, NaN in a gradient",
-        "the step is skipped on all ranks and its rows are named; `guard.max_skipped_steps` in a row end the run",
-        "{skipped} of {injected} skipped, the other steps of {steps} made",
+        "the step is skipped on all ranks and its rows are named; `guard.max_skipped_steps` in a row end the run. An "
+        "infinite loss alike, and equal weights on all ranks: `tests/integration/test_skipped_steps.py`",
+        "{skipped} of {injected} skipped, {steps_made} of {steps} steps made",
     ),
     Row(
         "spike",
@@ -101,8 +105,8 @@ ROWS = (
         "neighbours",
         "two runs on one host, one crashes",
         "the other comes to its weights",
-        "left behind: {processes_left} processes, {shared_memory_objects_left} objects in shared memory, {ports_left} "
-        "of {ports_used} ports",
+        "left behind: {processes_left} processes, {shared_memory_objects_left} of {shared_memory_objects_used} objects "
+        "in shared memory, {ports_left} of {ports_used} listening sockets",
     ),
     Row(
         "soak",

@@ -16,6 +16,7 @@ from megaslm.engine import faults
 from megaslm.training.export import export
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
+from tests.s3 import Bucket
 from tests.toy import SEQ_LEN, run_config
 
 ROWS_PER_STEP = 8
@@ -47,6 +48,14 @@ class Material:
         for name, changes in sections.items():
             settings[name] = {**settings.get(name, {}), **changes}
         return run_config(run_dir, self.scored, **settings)
+
+
+def upload(dataset: Path, bucket: Bucket) -> str:
+    """Puts a dataset into object storage and gives its URL."""
+    for path in sorted(dataset.rglob("*")):
+        if path.is_file():
+            bucket.put(f"{dataset.name}/{path.relative_to(dataset).as_posix()}", path.read_bytes())
+    return bucket.url(dataset.name)
 
 
 def tokens_of(steps: int) -> int:

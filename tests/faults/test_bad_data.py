@@ -6,7 +6,7 @@ from shutil import copytree
 import pytest
 
 from tests.faults.figures import Figures
-from tests.faults.runs import Material, records, run_ranks, weights_sha256
+from tests.faults.runs import Material, records, run_ranks, upload, weights_sha256
 from tests.s3 import Answer, FaultyS3, Rule
 
 pytestmark = pytest.mark.slow
@@ -36,12 +36,10 @@ def test_a_failing_server_is_asked_again(
     material: Material, undisturbed: str, faulty_s3: FaultyS3, figures: Figures, tmp_path: Path
 ) -> None:
     pytest.importorskip("s3fs")
-    for path in sorted(material.scored.rglob("*")):
-        if path.is_file():
-            faulty_s3.bucket.put(f"scored/{path.relative_to(material.scored).as_posix()}", path.read_bytes())
+    url = upload(material.scored, faulty_s3.bucket)
     faulty_s3.proxy.rules.append(Rule(Answer(500), fraction=0.2, seed=3))
     fetch = {"cache": str(tmp_path / "cache")}
-    config = material.config(tmp_path / "run", data={"train": faulty_s3.bucket.url("scored"), "fetch": fetch})
+    config = material.config(tmp_path / "run", data={"train": url, "fetch": fetch})
     assert run_ranks(config) == [0, 0]
     assert faulty_s3.proxy.faults > 0
     assert weights_sha256(config) == undisturbed

@@ -1,16 +1,17 @@
 """A disk that is full: where checkpoints lie, and where the log does."""
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from megaslm.config.schema import RunConfig
 from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
 from tests.faults.figures import Figures
-from tests.faults.runs import Material, records, run_ranks, start_ranks, tokens_of, weights_sha256
+from tests.faults.runs import STEPS, Material, records, run_ranks, start_ranks, steps_made, tokens_of, weights_sha256
+from tests.faults.small_disk import fill, grow, small_disk
 from tests.forks import statuses_of, wait_until
 
 pytestmark = [
@@ -19,26 +20,7 @@ pytestmark = [
 ]
 
 
-@contextmanager
-def small_disk(folder: Path, kib: int) -> Iterator[None]:
-    """Within the context `folder` is a file system of its own, with so much room."""
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", folder], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Takes all the room that there is, by a file."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(512))
-        except OSError:
-            return filler
+MANY_STEPS = 20_000
 
 
 def bytes_beside(checkpoints: Path, kept: Path) -> int:
@@ -48,50 +30,71 @@ def bytes_beside(checkpoints: Path, kept: Path) -> int:
     )
 
 
+def bytes_of_a_checkpoint(run: RunConfig) -> int:
+    newest = complete_checkpoints(Path(run.run_dir) / "checkpoints")[-1].folder
+    return sum(path.stat().st_size for path in newest.iterdir())
+
+
 def test_no_room_for_a_checkpoint(
-    material: Material, undisturbed: str, figures: Figures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    material: Material,
+    undisturbed_run: RunConfig,
+    undisturbed: str,
+    figures: Figures,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     config = material.config(tmp_path / "run", checkpoint={"every_tokens": tokens_of(2), "max_failed_saves": 3})
     checkpoints = tmp_path / "run" / "checkpoints"
-    with small_disk(checkpoints, kib=450):
+    # There is room for one and a half.
+    with small_disk(checkpoints, kib=bytes_of_a_checkpoint(undisturbed_run) * 3 // 2 // 1024):
         assert run_ranks(config) == [1, 1]
         said = capfd.readouterr()
         (kept,) = complete_checkpoints(checkpoints)
         assert kept.step == 2
         assert find_damage(kept.folder) == []
-        left = bytes_beside(checkpoints, kept.folder)
-        assert left == 0
-        assert said.out.count("the checkpoint could not be written") == 2
+        bytes_left = bytes_beside(checkpoints, kept.folder)
+        assert bytes_left == 0
+        failed_saves = set(re.findall(r"step (\d+): the checkpoint could not be written", said.out + said.err))
+        assert failed_saves == {"4", "6", "8"}
         assert "No space left on device" in said.out
         assert "3 in a row have failed" in said.err
-        assert [record["step"] for record in records(config)] == list(range(1, 9))
-        subprocess.run(["mount", "-o", "remount,size=64m", checkpoints], check=True)
+        made = [record["step"] for record in records(config)]
+        assert made == list(range(1, STEPS + 1))
+        grow(checkpoints, mib=64)
         assert run_ranks(config) == [0, 0]
         assert weights_sha256(config) == undisturbed
-    figures.record("full_disk", failed_saves=3, steps_made_meanwhile=6, bytes_left=left)
+    figures.record(
+        "full_disk",
+        failed_saves=len(failed_saves),
+        steps_made_meanwhile=len([step for step in made if step > kept.step]),
+        bytes_left=bytes_left,
+    )
 
 
 def test_no_room_for_the_log(
     material: Material, figures: Figures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    steps = 60
-    config = material.config(tmp_path / "run", steps=steps, checkpoint={"every_tokens": tokens_of(steps)})
+    # Far more steps than it makes until it is told to stop: its only save comes when there is room again.
+    config = material.config(tmp_path / "run", steps=MANY_STEPS, checkpoint={"every_tokens": tokens_of(MANY_STEPS)})
+    said = ""
+
+    def has_said(text: str) -> bool:
+        nonlocal said
+        said += "".join(capfd.readouterr())
+        return text in said
+
     with small_disk(tmp_path / "run", kib=8 * 1024):
         ranks = start_ranks(config)
         wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and len(records(config)) >= 4)
         filler = fill(tmp_path / "run")
-        written = len(records(config))
-        said = ""
-
-        def is_noticed() -> bool:
-            nonlocal said
-            said += "".join(capfd.readouterr())
-            return "No space left on device" in said
-
-        wait_until(is_noticed)
+        wait_until(lambda: has_said("No space left on device"))
         filler.unlink()
-        assert statuses_of(ranks) == [0, 0]
+        os.kill(ranks[0], signal.SIGTERM)
+        assert statuses_of(ranks) == [75, 75]
+        has_said("")
         assert "metrics.jsonl" in said
-        assert written < steps
-        assert [record["step"] for record in records(config)] == list(range(1, steps + 1))
-    figures.record("full_disk", log_lines_lost=0)
+        made, logged = steps_made(said), [record["step"] for record in records(config)]
+    assert made == list(range(1, len(made) + 1))
+    assert len(made) < MANY_STEPS
+    assert logged == made
+    figures.record("full_disk", log_lines_lost=len(made) - len(logged))

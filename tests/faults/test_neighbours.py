@@ -1,14 +1,40 @@
 """Two runs on one host: one crashes, the other comes to its weights, and neither leaves anything."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.faults.elastic import ElasticRun
 from tests.faults.figures import Figures
-from tests.faults.host import listening_ports, ownerless_shared_memory, processes_of, taken_ports, wait_until_gone
+from tests.faults.host import (
+    SharedObject,
+    all_listening_sockets,
+    listening_sockets,
+    processes_of,
+    shared_memory_of,
+    wait_until_gone,
+)
 from tests.faults.runs import Material, weights_sha256
-from tests.forks import wait_until
+
+LOOK_SECONDS = 0.2
+
+
+def all_processes_of(runs: Sequence[ElasticRun]) -> set[int]:
+    return {process for run in runs for process in processes_of(run.mark)}
+
+
+def held_until_the_end(runs: Sequence[ElasticRun]) -> tuple[set[str], set[SharedObject]]:
+    """The listening sockets and the objects in shared memory that the runs have had, when both are over."""
+    sockets: set[str] = set()
+    objects: set[SharedObject] = set()
+    while any(run.is_running for run in runs):
+        processes = all_processes_of(runs)
+        sockets |= listening_sockets(processes)
+        objects |= shared_memory_of(processes)
+        time.sleep(LOOK_SECONDS)
+    return sockets, objects
 
 
 @pytest.mark.slow
@@ -16,19 +42,28 @@ from tests.forks import wait_until
 def test_a_crash_does_not_touch_the_neighbour(
     material: Material, undisturbed: str, figures: Figures, tmp_path: Path
 ) -> None:
-    before = ownerless_shared_memory()
     crashing_config, healthy_config = material.config(tmp_path / "crash"), material.config(tmp_path / "healthy")
     with (
         ElasticRun(crashing_config, tmp_path / "a", faults="kill@rank1:step6") as crashing,
         ElasticRun(healthy_config, tmp_path / "b") as healthy,
     ):
-        wait_until(lambda: bool(crashing.growths or healthy.growths))
-        ports = listening_ports(processes_of(crashing.mark) | processes_of(healthy.mark))
-        assert ports
-        assert crashing.wait(seconds=240) == 1
-        assert healthy.wait(seconds=240) == 0, healthy.output
-        wait_until_gone(lambda: processes_of(crashing.mark) | processes_of(healthy.mark))
+        runs = (crashing, healthy)
+        sockets, objects = held_until_the_end(runs)
+        assert sockets
+        assert objects
+        assert crashing.wait(seconds=1) == 1
+        assert healthy.wait(seconds=1) == 0, healthy.output
+        wait_until_gone(lambda: all_processes_of(runs))
+        processes_left = all_processes_of(runs)
     assert weights_sha256(healthy_config) == undisturbed
-    assert not ports & taken_ports()
-    wait_until_gone(lambda: ownerless_shared_memory() - before)
-    figures.record("neighbours", processes_left=0, shared_memory_objects_left=0, ports_left=0, ports_used=len(ports))
+    wait_until_gone(lambda: {each for each in objects if each.exists()})
+    sockets_left = sockets & all_listening_sockets()
+    assert not sockets_left
+    figures.record(
+        "neighbours",
+        processes_left=len(processes_left),
+        shared_memory_objects_left=sum(each.exists() for each in objects),
+        shared_memory_objects_used=len(objects),
+        ports_left=len(sockets_left),
+        ports_used=len(sockets),
+    )

@@ -1,4 +1,8 @@
-"""NaN in what is read and in a gradient: the step is skipped on all ranks, and too many in a row end the run."""
+"""NaN in what is read and in a gradient: the step is skipped on all ranks, and too many in a row end the run.
+
+That infinite losses are skipped alike, and that every rank comes to the same weights as without the step, is shown by
+tests/integration/test_skipped_steps.py.
+"""
 
 import math
 from pathlib import Path
@@ -7,40 +11,65 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from megaslm.config.schema import RunConfig
 from megaslm.training.export import export
 from tests.faults.figures import Figures
-from tests.faults.runs import STEPS, Material, records, run_ranks, weights_sha256
-
-pytestmark = pytest.mark.slow
-
-
-def weights(config: RunConfig, folder: Path) -> dict[str, torch.Tensor]:
-    export(Path(config.run_dir), folder)
-    return load_file(folder / "model.safetensors")
+from tests.faults.runs import STEPS, Material, records, run_ranks, steps_made, tokens_of, weights_sha256
 
 
 def test_steps_that_are_not_finite_are_skipped(
     material: Material, figures: Figures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = material.config(tmp_path / "run")
+    capfd.readouterr()
     assert run_ranks(config, injected="nan@rank1:step3:data; nan@rank0:step6") == [0, 0]
+    said = capfd.readouterr()
     skipped = records(config, "skipped")
     assert [record["step"] for record in skipped] == [3, 6]
     assert "in the rows" in skipped[0]["reason"]
-    assert capfd.readouterr().out.count("skipped: ") == 2
+    assert said.out.count("skipped: ") == 2
     made = records(config)
     assert [record["step"] for record in made] == [1, 2, 4, 5, 7, 8]
     assert all(math.isfinite(record["loss"]) for record in made)
-    assert all(torch.isfinite(weight).all() for weight in weights(config, tmp_path / "model").values())
+    export(Path(config.run_dir), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    figures.record(
+        "not_finite",
+        skipped=len(skipped),
+        injected=said.err.count("injected fault nan@"),
+        steps_made=len(made),
+        steps=STEPS,
+    )
 
-    # The ranks hold a part of the weights each: the same faults give the same whole.
-    again = material.config(tmp_path / "again")
-    assert run_ranks(again, injected="nan@rank0:step3:data; nan@rank1:step6") == [0, 0]
-    assert weights_sha256(again) == weights_sha256(config)
-    figures.record("not_finite", skipped=len(skipped), injected=2, steps=STEPS)
+
+@pytest.mark.slow
+def test_it_does_not_matter_on_which_rank(material: Material, tmp_path: Path) -> None:
+    one, other = material.config(tmp_path / "one"), material.config(tmp_path / "other")
+    assert run_ranks(one, injected="nan@rank1:step3:data; nan@rank0:step6") == [0, 0]
+    assert run_ranks(other, injected="nan@rank0:step3:data; nan@rank1:step6") == [0, 0]
+    assert weights_sha256(one) == weights_sha256(other)
 
 
+@pytest.mark.slow
+def test_a_run_that_has_made_no_update_yet_is_saved_and_goes_on(
+    material: Material, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The ranks are asked before a step whether one is told to stop, so that the step after ends the run.
+    ill = "nan@rank0:step1; nan@rank0:step2"
+    at_once = material.config(tmp_path / "at-once")
+    assert run_ranks(at_once, injected=ill) == [0, 0]
+    config = material.config(tmp_path / "run", checkpoint={"every_tokens": tokens_of(1)})
+    assert run_ranks(config, injected=f"{ill}; term@rank1:step1") == [75, 75]
+    said = capfd.readouterr()
+    assert "step 1 · saved" in said.out
+    assert "step 2 is saved" in said.err
+    assert run_ranks(config) == [0, 0]
+    assert steps_made(capfd.readouterr().out) == list(range(3, STEPS + 1))
+    assert [record["step"] for record in records(config, "skipped")] == [1, 2]
+    assert weights_sha256(config) == weights_sha256(at_once)
+
+
+@pytest.mark.slow
 def test_too_many_in_a_row_end_the_run(material: Material, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = material.config(tmp_path / "run", guard={"max_skipped_steps": 2})
     assert run_ranks(config, injected="nan@rank1:step6; nan@rank0:step7") == [1, 1]

@@ -8,7 +8,7 @@ from tests.faults.report import BEGIN, END, NOT_MEASURED, PAGE, ROWS, table, wit
 MEASURED: Measured = {
     "machine": "a machine",
     "rows": {
-        "cut_off_save": {"points": 10, "newest_whole_one_used": 10},
+        "spike": {"steps_to_return": 2, "steps_between_checkpoints": 4},
         "sigkill": {"detection_seconds": 0.1234, "steps_lost": 2},
     },
 }
@@ -16,7 +16,8 @@ MEASURED: Measured = {
 
 def test_figures_stand_in_their_rows_and_missing_ones_are_said_to_be() -> None:
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table(MEASURED).splitlines() if "|" in line}
-    assert lines["killed at ten points of a save"].endswith("| 10 of 10 |")
+    spike = lines["a loss spike from bad rows, under `guard.on_spike: rollback`"]
+    assert spike.endswith("| 2 steps taken back (a checkpoint every 4) |")
     assert lines["SIGKILL of a rank"].endswith(f"| {NOT_MEASURED} |")
 
 

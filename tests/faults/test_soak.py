@@ -22,13 +22,6 @@ STEPS = 30 * RESTARTS
 LONGEST_ATTEMPT_SECONDS = 180
 
 
-def wait_for_steps(run: ElasticRun, attempt: int, steps: int) -> None:
-    give_up = time.monotonic() + LONGEST_ATTEMPT_SECONDS
-    while run.steps_of(attempt) < steps:
-        assert time.monotonic() < give_up, run.output
-        time.sleep(0.05)
-
-
 def kill_one(run: ElasticRun, attempt: int, chance: random.Random) -> tuple[float, Rank]:
     victim = chance.choice([rank for rank in run.alive() if rank.attempt == attempt])
     killed_at = time.time()
@@ -52,7 +45,7 @@ def test_a_run_survives_kill_after_kill(material: Material, figures: Figures, tm
     began = time.time()
     with ElasticRun(config, tmp_path, max_restarts=RESTARTS) as run:
         for attempt in range(RESTARTS):
-            wait_for_steps(run, attempt, chance.randint(*STEPS_BETWEEN_KILLS))
+            run.wait_for_steps(attempt, chance.randint(*STEPS_BETWEEN_KILLS))
             kills.append(kill_one(run, attempt, chance))
         assert run.wait(seconds=LONGEST_ATTEMPT_SECONDS) == 0, run.output
         seconds = time.time() - began

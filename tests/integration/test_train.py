@@ -71,6 +71,7 @@ def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain:
     lm = AutoModelForCausalLM.from_pretrained(chain.reference)
     tokenizer = AutoTokenizer.from_pretrained(chain.reference)
     assert tokenizer.eos_token_id == EOS_ID
+    assert len({path.stat().st_mode for path in chain.reference.iterdir()}) == 1
     reader = RowReader(chain.tokens, "heldout", "a")
     losses = []
     for number in range(len(reader)):

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.liveness import verdict
+from megaslm.engine.liveness.life_signs import Sign
+from megaslm.engine.liveness.sign_board import SignBoard
 from megaslm.engine.places import reach
 from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import DataError, Stopped
@@ -209,6 +211,27 @@ def test_who_fails_with_another_ends_as_that_one(job: Callable[..., Outcome], er
     assert outcome.statuses == [status, status]
     assert "rank 0: ends as another has: rank 1 (" in outcome.said
     assert "the watchdog ends" not in outcome.said
+
+
+def test_after_its_goodbye_a_rank_asks_nothing_more_of_the_first(
+    job: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be gone by then, with its store; torch would tell of that by a page of C++."""
+    give = SignBoard.give
+
+    def give_and_be_held_up(board: SignBoard, sign: Sign) -> None:
+        give(board, sign)
+        if sign.is_last and sign.rank == 1:
+            time.sleep(1.0)
+
+    monkeypatch.setattr(SignBoard, "give", give_and_be_held_up)
+
+    def work(world: World) -> None:
+        raise Stopped("told to")
+
+    outcome = job(work)
+    assert outcome.statuses == [75, 75]
+    assert outcome.said == "told to\n" * 2
 
 
 @pytest.mark.slow

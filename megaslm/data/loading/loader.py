@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from megaslm.config.plan import BatchPlan
 from megaslm.data.loading.columns import nats_of, selected_of, values_of
 from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.loader_process import follow_rank, without_signals
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.loading.shared_memory import open_leased
@@ -129,10 +130,13 @@ class TrainingStream:
                 batch_size=None,
                 num_workers=self._workers,
                 pin_memory=torch.cuda.is_available(),
+                worker_init_fn=follow_rank,
             )
             expected = (self._rows_per_epoch - rows_into_epoch) // self._plan.world_size // self._plan.micro_batch_rows
             found = 0
-            for item in loader:
+            with without_signals():
+                items = iter(loader)
+            for item in items:
                 if isinstance(item, DataError):
                     raise item
                 found += 1

@@ -1,5 +1,6 @@
 """The files of one shard of a training stream: fetched, compared with their checksums, unpacked."""
 
+import errno
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard, ShardFile
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.stream import Stream, get_hash
 from megaslm.errors import DataError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_CHECK_THE_WAY = "check the address, the credentials and the network"
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,10 @@ class ShardFiles:
         # What a store's client raises has no common root; all of it is reported as one kind of error.
         except Exception as error:
             cause = f"{type(error).__name__}: {without_credentials(str(error))}"
+            is_full = isinstance(error, OSError) and error.errno in _NO_ROOM
+            remedy = f"make room on the disk of {path.parent}" if is_full else _CHECK_THE_WAY
             raise DataError(
-                f"{self.name}: could not be fetched in {self.stream.download_retry} tries, last: {cause}; check the "
-                "address, the credentials and the network"
+                f"{self.name}: could not be fetched in {self.stream.download_retry} tries, last: {cause}; {remedy}"
             ) from error
         finding = _compare(path, file, count)
         if finding is not None:

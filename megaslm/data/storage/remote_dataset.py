@@ -106,6 +106,12 @@ def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettin
         with _found_in(building, url):
             _check(building, manifest)
         finish_folder(folder)
+    except OSError as error:
+        abandon_folder(folder)
+        raise DataError(
+            f"{folder}: what is fetched of {url} cannot be written: {error}; make room on that disk, or name another "
+            "cache"
+        ) from error
     except BaseException:
         abandon_folder(folder)
         raise

@@ -105,6 +105,11 @@ class Speaker:
         ended = {sign.rank for sign in self.heard if sign.process.is_gone}
         if self._to_publish is not None:
             self._board.publish(self._to_publish)
+        # The first rank waits for the others' goodbyes, and may be gone with its store right after the last of them.
+        looks_first = is_last and not self._world.is_first
+        if looks_first:
+            self.heard, self.verdict = self._board.look()
         self._board.give(self.sign(is_last=is_last))
-        self.heard, self.verdict = self._board.look()
+        if not looks_first:
+            self.heard, self.verdict = self._board.look()
         self.dead = [sign for sign in self.heard if sign.rank in ended and not sign.is_last]

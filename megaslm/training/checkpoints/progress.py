@@ -18,6 +18,8 @@ class Progress:
     """Where the data goes on: rows read by all ranks, and rows that were left out on purpose."""
     selected_tokens: int = 0
     """Targets trained on, over all ranks."""
+    skipped_steps: int = 0
+    """Steps whose loss or gradient was NaN or infinite."""
     seconds: float = 0.0
     """Wall time of training, over all attempts that count."""
     rank_seconds: float = 0.0

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megaslm.engine.distributed import World
 from megaslm.engine.head_stopwatch import HeadStopwatch
+from megaslm.engine.pace import PaceMeter
 from megaslm.model.selective_head import HeadSettings, SelectiveHead
 from megaslm.slm.choice import Choice, Every, Forecast, Known, Selected
 
@@ -92,6 +94,15 @@ def test_losses_are_what_they_are_without_it(head: SelectiveHead, choice: str) -
     before = step(head, CHOICES[choice])
     HeadStopwatch(head, torch.device("cpu"))
     assert torch.equal(step(head, CHOICES[choice]), before)
+
+
+def test_a_closed_one_leaves_the_head_as_it_was(head: SelectiveHead) -> None:
+    """A run that goes back begins another one on the same head."""
+    hooks = len(head._forward_pre_hooks), len(head._forward_hooks)
+    meter = PaceMeter(head, World(0, 1, torch.device("cpu")))
+    assert (len(head._forward_pre_hooks), len(head._forward_hooks)) != hooks
+    meter.close()
+    assert (len(head._forward_pre_hooks), len(head._forward_hooks)) == hooks
 
 
 def test_what_a_choice_takes_does_not_count(head: SelectiveHead) -> None:

@@ -153,11 +153,25 @@ def test_a_signal_lets_every_rank_save(workplace: Path, told: signal.Signals) ->
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_a_job_that_does_not_stop(workplace: Path) -> None:
+def test_a_script_and_the_one_that_started_it_may_both_be_told(workplace: Path) -> None:
+    with start(workplace, "local.sh", "stop") as job:
+        _wait_for_ranks(workplace)
+        job.send_signal(signal.SIGUSR1)
+        time.sleep(0.3)
+        job.send_signal(signal.SIGUSR1)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert sorted(path.name for path in workplace.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.slow
+def test_a_signal_ten_seconds_after_the_first_ends_a_job_that_does_not_stop(workplace: Path) -> None:
     with start(workplace, "local.sh", "stay") as job:
         _wait_for_ranks(workplace)
         job.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        time.sleep(5)
+        job.send_signal(signal.SIGTERM)
+        time.sleep(7)
         assert job.poll() is None
         job.send_signal(signal.SIGTERM)
         job.communicate(timeout=20)

@@ -5,7 +5,15 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megaslm.observe.records import MetricsFile, SkippedRecord, StepRecord, ValidationRecord, read_validations
+from megaslm.observe.records import (
+    MetricsFile,
+    PaceRecord,
+    SkippedRecord,
+    StepRecord,
+    ValidationRecord,
+    read_step,
+    read_validations,
+)
 from megaslm.observe.tensorboard import TensorBoard
 
 
@@ -29,7 +37,7 @@ def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> None:
     selective = replace(step(1), threshold=0.25, excess_quantiles={"p50": 0.5}, domain_ratio={"a": 0.7, "b": 0.4})
     unmeasured = replace(step(2), all_loss=None, domain_tokens={"web/a": 48}, domain_passes={"web/a": 1.5})
-    TensorBoard(tmp_path, last_step=0).write([selective, unmeasured])
+    TensorBoard(tmp_path, hidden_from=0).write([selective, unmeasured])
     tags = {tag: [number for number, _ in values] for tag, values in scalars_of(tmp_path).items()}
     assert tags["selection/threshold"] == tags["selection/excess_p50"] == [1]
     assert tags["selection_ratio/a"] == tags["selection_ratio/b"] == [1]
@@ -56,9 +64,21 @@ def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Pa
     assert read_validations(path) == [validation(2)]
 
 
-def test_skipped_steps_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+def test_a_validation_that_is_made_again_is_taken_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    MetricsFile(path, last_step=0).write([step(1), skipped(2, 1), step(3), skipped(4, 2), skipped(5, 3)])
+    pace = PaceRecord(2, slowest_rank=1, slowest_rank_ratio=1.25)
+    unmeasured = replace(step(2), all_loss=None)
+    MetricsFile(path, last_step=0).write([step(1), validation(1), unmeasured, pace, validation(2), step(3)])
+    assert read_step(path, 2) == [unmeasured, pace, validation(2)]
+    MetricsFile(path, last_step=2, validation_is_due=True).write([replace(validation(2), loss=1.0)])
+    assert read_validations(path) == [validation(1), replace(validation(2), loss=1.0)]
+    assert read_step(path, 2)[:2] == [unmeasured, pace]
+    assert read_step(path, 3) == []
+
+
+def test_a_skipped_step_says_why_and_how_many_there_were(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, last_step=0).write([step(1), skipped(2, 1)])
     assert json.loads(path.read_text().splitlines()[1]) == {
         "kind": "skipped",
         "step": 2,
@@ -66,9 +86,7 @@ def test_skipped_steps_are_counted_over_the_whole_run(tmp_path: Path) -> None:
         "reason": "2 losses are NaN",
         "skipped_steps": 1,
     }
-    assert MetricsFile(path, last_step=4).skipped_steps == 2
-    assert MetricsFile(path, last_step=0).skipped_steps == 0
-    TensorBoard(tmp_path, last_step=0).write([step(1), skipped(2, 1), skipped(4, 2)])
+    TensorBoard(tmp_path, hidden_from=0).write([step(1), skipped(2, 1), skipped(4, 2)])
     assert scalars_of(tmp_path)["guard/skipped_steps"] == [(2, 1.0), (4, 2.0)]
 
 
@@ -83,14 +101,14 @@ def test_the_file_is_json_also_where_a_loss_is_no_number(tmp_path: Path) -> None
 
 def test_tensorboard_hides_what_a_cut_off_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
     """Also where it begins anew, and what it wrote at step 0."""
-    TensorBoard(tmp_path, last_step=0).write([validation(0), step(1), step(2), step(3)])
-    TensorBoard(tmp_path, last_step=2).write([replace(step(3), loss=9.0)])
+    TensorBoard(tmp_path, hidden_from=0).write([validation(0), step(1), step(2), step(3)])
+    TensorBoard(tmp_path, hidden_from=3).write([replace(step(3), loss=9.0)])
     assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 1.5), (2, 1.5), (3, 9.0)]
-    TensorBoard(tmp_path, last_step=0).write([replace(validation(0), loss=9.0), replace(step(1), loss=8.0)])
+    TensorBoard(tmp_path, hidden_from=0).write([replace(validation(0), loss=9.0), replace(step(1), loss=8.0)])
     assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 8.0)]
     assert scalars_of(tmp_path)["validation_loss/held/a"] == [(0, 9.0)]
 
 
 def test_tensorboard_takes_numbers_beyond_float32(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, last_step=0).write([replace(validation(1), perplexity=math.exp(700.0))])
+    TensorBoard(tmp_path, hidden_from=0).write([replace(validation(1), perplexity=math.exp(700.0))])
     assert scalars_of(tmp_path)["validation_perplexity/held/a"] == [(1, math.inf)]

@@ -1,11 +1,14 @@
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaslm.observe.console import RunConsole
-from megaslm.observe.records import StepRecord
+from megaslm.observe.records import StepRecord, ValidationRecord
 from megaslm.observe.run_log import RunLog
 
 
@@ -13,13 +16,72 @@ def step(number: int) -> StepRecord:
     return StepRecord(number, 10 * number, 1.5, 2.5, 0.6, 1e-3, 0.7, 100.0)
 
 
-def log_in(folder: Path) -> RunLog:
-    console = RunConsole("run", total_steps=9, done_steps=0)
-    return RunLog(console, folder / "metrics.jsonl", folder / "tensorboard", last_step=0)
+def validation(number: int, loss: float) -> ValidationRecord:
+    return ValidationRecord(number, 10 * number, "held", "a", loss, 7.4, 50)
+
+
+def log_in(folder: Path, *, last_step: int = 0, validation_is_due: bool = False) -> RunLog:
+    console = RunConsole("run", total_steps=9, done_steps=last_step)
+    return RunLog(
+        console,
+        folder / "metrics.jsonl",
+        folder / "tensorboard",
+        last_step=last_step,
+        validation_is_due=validation_is_due,
+    )
 
 
 def steps_in(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def shown_in(folder: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize(("is_due", "losses"), [(False, [3.0, 2.0]), (True, [3.0, 1.0])])
+def test_a_resumed_run_takes_back_the_validation_that_it_makes_again(
+    tmp_path: Path, is_due: bool, losses: list[float]
+) -> None:
+    """And only that: the step itself stays in both files."""
+    log_in(tmp_path).write([validation(0, 3.0), step(1), validation(1, 2.0), step(2)])
+    resumed = log_in(tmp_path, last_step=1, validation_is_due=is_due)
+    if is_due:
+        resumed.write([validation(1, 1.0)])
+    resumed.write([step(2)])
+    assert steps_in(tmp_path) == [0, 1, 1, 2]
+    assert shown_in(tmp_path, "validation_loss/held/a") == list(enumerate(losses))
+    assert shown_in(tmp_path, "train/loss_selected") == [(1, 1.5), (2, 1.5)]
+
+
+def test_a_sync_writes_what_waits_and_fails_as_a_write_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = log_in(tmp_path)
+    log.write([step(1)])
+    synced: set[Path] = set()
+    fsync = os.fsync
+
+    def note_and_fsync(descriptor: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note_and_fsync)
+    log.sync()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert synced == {tmp_path, tmp_path / "metrics.jsonl", tmp_path / "tensorboard", events}
+    assert capsys.readouterr().err == ""
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    log.sync()
+    log.sync()
+    said = capsys.readouterr().err
+    assert said.count(f"{tmp_path / 'metrics.jsonl'}: cannot be written: [Errno 5] Input/output error") == 1
+    assert said.count("\n") == 2
 
 
 def test_a_file_that_cannot_be_written_is_told_of_once_and_caught_up_with(

@@ -51,7 +51,14 @@ def reporter_in(
     plan = plan_batches(run_config(run.path, folder), 1)
     world = World(rank, 2, torch.device("cpu"))
     return Reporter(
-        run, plan, world, domains=("a", "b"), counts=counts, last_step=last_step, skipped_steps=skipped_steps
+        run,
+        plan,
+        world,
+        domains=("a", "b"),
+        counts=counts,
+        last_step=last_step,
+        skipped_steps=skipped_steps,
+        validation_is_due=False,
     )
 
 
