@@ -13,6 +13,7 @@ from megaslm.observe.records import read_validations
 from tests.integration.conftest import Chain, write_config
 from tests.ranks import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config
+from tests.training import run_training
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
@@ -39,8 +40,7 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
 
 
 def test_one_rank_trains_on_what_two_trained_on(chain: Chain, tmp_path: Path) -> None:
-    config = chain.slm_config(tmp_path / "slm")
-    run_megaslm("train", write_config(tmp_path / "slm.yaml", config))
+    run_training(chain.slm_config(tmp_path / "slm"))
     for alone, together in zip(steps_of(tmp_path / "slm"), steps_of(chain.slm_run), strict=True):
         assert alone["selected_ratio"] == together["selected_ratio"]
         assert alone == pytest.approx(together, rel=1e-4)
@@ -54,7 +54,7 @@ def test_slm_that_keeps_everything_is_clm_bit_for_bit(chain: Chain, tmp_path: Pa
             train={"objective": objective, "total_tokens": 20 * 8 * SEQ_LEN},
             slm={"keep_ratio": keep_ratio},
         )
-        run_megaslm("train", write_config(tmp_path / f"{name}.yaml", config))
+        run_training(config)
         return steps_of(tmp_path / name)
 
     causal, selective = train("clm", "clm", 0.6), train("slm", "slm", 1)

@@ -29,13 +29,13 @@ def is_seen_to_wait(*calls: tuple[str, str]) -> bool:
 @pytest.mark.parametrize(
     ("calls", "waits"),
     [
-        ([("/work/loop.py", "step"), (C10D, "all_reduce")], True),
+        ([("/project/loop.py", "step"), (C10D, "all_reduce")], True),
         ([(ZERO, "fetch"), (f"{PACKAGES}/deepspeed/comm/comm.py", "barrier")], True),
         # What was begun before is waited for with a call of its own.
         ([(ZERO, "fetch"), (ZERO, "wait")], True),
         ([(ZERO, "fetch"), (ZERO, "wait"), (NVTX, "wrapped_fn")], True),
         ([(ZERO, "step"), (NVTX, "wrapped_fn")], False),
-        ([(C10D, "all_reduce"), ("/work/hooks.py", "sleep")], False),
+        ([(C10D, "all_reduce"), ("/project/hooks.py", "sleep")], False),
         ([(f"{PACKAGES}/torch/distributed/checkpoint/filesystem.py", "write")], False),
         ([("/usr/lib/python3.11/threading.py", "wait")], False),
         ([("/usr/lib/python3.11/subprocess.py", "wait")], False),
