@@ -1,6 +1,5 @@
 """`megaslm checkpoint`: look at the checkpoints of a run, compare them with what was written, remove old ones."""
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megaslm.errors import CheckpointError
+from megaslm.json_option import JsonFile, write_json
 
 if TYPE_CHECKING:
     from megaslm.training.checkpoints.store import Checkpoint
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 checkpoint_app = typer.Typer(help="Look after the checkpoints of a run.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 
 
 @checkpoint_app.command("ls")
@@ -47,7 +46,7 @@ def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
         by = f"{ranks} rank" if ranks == 1 else f"{ranks} ranks"
         when = written.isoformat(" ", timespec="seconds")
         typer.echo(f"{checkpoint.folder} · {size(size_bytes)} by {by} · {when}")
-    _write_json(json_file, rows)
+    write_json(json_file, rows)
 
 
 @checkpoint_app.command("verify")
@@ -67,7 +66,7 @@ def verify(
         except CheckpointError as error:
             problems[str(folder)] = str(error).removeprefix(f"{folder}: ")
         typer.echo(f"{folder} · {problems[str(folder)] or 'every byte is what was written'}")
-    _write_json(json_file, problems)
+    write_json(json_file, problems)
     damaged = [folder for folder, problem in problems.items() if problem is not None]
     if damaged:
         raise CheckpointError(
@@ -90,11 +89,10 @@ def prune_checkpoints(
     json_file: JsonFile = None,
 ) -> None:
     """Remove old checkpoints of a run. The newest one is read first: nothing goes before it is found whole."""
-    from megaslm.config.load import load
-    from megaslm.config.schema import RunConfig
     from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
+    from megaslm.training.run_folder import RunFolder
 
-    configured = load(RunConfig, run / "config.yaml").value.checkpoint
+    configured = RunFolder(run).config().checkpoint
     retention = Retention(keep_last or configured.keep_last, keep_every_steps or configured.keep_every_steps)
     folders = {one.step: one.folder for one in _checkpoints_of(run)}
     superfluous = [folders[step] for step in retention.superfluous(list(folders))]
@@ -106,7 +104,7 @@ def prune_checkpoints(
         typer.echo(f"{folder} · {'would go' if dry_run else 'removed'}")
     if not superfluous:
         typer.echo(f"{run} · all {len(folders)} checkpoints stay")
-    _write_json(json_file, [str(folder) for folder in superfluous])
+    write_json(json_file, [str(folder) for folder in superfluous])
 
 
 def _checkpoints_of(run: Path) -> "list[Checkpoint]":
@@ -116,8 +114,3 @@ def _checkpoints_of(run: Path) -> "list[Checkpoint]":
     if not found:
         raise CheckpointError(f"{run}: has no complete checkpoint; a run's folder was expected")
     return found
-
-
-def _write_json(path: Path | None, value: object) -> None:
-    if path is not None:
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

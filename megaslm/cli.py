@@ -1,6 +1,5 @@
 """The verbs. Everything heavy is imported by the verb that needs it, so that --help answers at once."""
 
-import json
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ import typer
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+from megaslm.json_option import JsonFile, write_json
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -33,7 +33,6 @@ Work = Annotated[
 Cache = Annotated[
     Path, typer.Option("--cache", help="For a dataset at a URL: the folder in which what is fetched is kept.")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 
 
 def main() -> None:
@@ -48,9 +47,9 @@ def main() -> None:
     except MegaSLMError as error:
         _complain(error)
         status = error.exit_status
-    except Exception:
+    except Exception as error:
         # Here and not at the interpreter's end, which takes a second in which the other ranks wait.
-        traceback.print_exc()
+        traceback.print_exception(error)
         status = 1
     if "megaslm.engine.distributed" in sys.modules:
         from megaslm.engine.distributed import end_process
@@ -268,7 +267,7 @@ def export(
 
     checkpoint = export_checkpoint(source, output)
     typer.echo(f"{checkpoint} → {output}")
-    _write_json(json_file, {"checkpoint": str(checkpoint), "output": str(output)})
+    write_json(json_file, {"checkpoint": str(checkpoint), "output": str(output)})
 
 
 @app.command()
@@ -290,7 +289,7 @@ def verify(
     with progress_bar(console, f"verify · {dataset}") as on_progress:
         found = verify_dataset(dataset, workers=workers, on_progress=on_progress)
     show_verification(console, found)
-    _write_json(json_file, asdict(found))
+    write_json(json_file, asdict(found))
     if found.problems:
         raise DataError(f"{dataset}: {len(found.problems)} problems; mend or restore these files, or make it again")
 
@@ -322,14 +321,14 @@ def inspect(
         show_dataset(console, facts)
         shares = [asdict(share) for share in facts.shares]
         scores = None if facts.scores is None else facts.scores.model_dump(mode="json")
-        _write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares, "scores": scores})
+        write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares, "scores": scores})
     else:
         from megaslm.data.dataset.row_text import read_row
         from megaslm.observe.row_view import show_row
 
         found = read_row(dataset, split or "train", row, domain)
         show_row(console, found)
-        _write_json(json_file, asdict(found))
+        write_json(json_file, asdict(found))
 
 
 @app.command()
@@ -341,7 +340,7 @@ def demo(
     from megaslm.demo import run_demo
 
     summary = run_demo(configs)
-    _write_json(json_file, summary)
+    write_json(json_file, summary)
 
 
 @config_app.command("explain")
@@ -357,7 +356,8 @@ def explain(
     from megaslm.config.explain import render
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
-    from megaslm.config.schema import RunConfig, Section
+    from megaslm.config.schema import RunConfig
+    from megaslm.config.section import Section
 
     model_class: type[Section] = Recipe if recipe else RunConfig
     # In a file or a pipe there is no edge to fold the columns at.
@@ -370,12 +370,7 @@ def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Pat
     for split, domains in splits.items():
         for domain, share in domains.items():
             typer.echo(f"{folder} · {split}/{domain}: {share['rows']:,} rows, {share['tokens']:,} targets")
-    _write_json(json_file, manifest)
-
-
-def _write_json(path: Path | None, value: object) -> None:
-    if path is not None:
-        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    write_json(json_file, manifest)
 
 
 def _is_first_rank() -> bool:

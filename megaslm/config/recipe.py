@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from megaslm.config.schema import NAME_PATTERN, NonNegative, Positive, Section
+from megaslm.config.section import NAME_PATTERN, NonNegative, Positive, Section
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]

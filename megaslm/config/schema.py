@@ -8,29 +8,14 @@ import re
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, Positive, Section
+
 # With nine places k·N stays exact in 64 bits for a billion targets a step.
 Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
-AboveZero = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-"""What domains and streams may be called: a name stands in folders and dotted keys."""
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-    )
 
 
 class Architecture(Section):
@@ -134,7 +119,7 @@ class DataSection(Section):
 
     train: str | None = None
     """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored or masked one."""
-    streams: dict[str, StreamSection] = {}
+    streams: dict[str, StreamSection] = Field(default_factory=dict)
     """Named datasets that are read side by side. With neither weights nor repeats every row comes once an epoch."""
     seq_len: Positive
     """Targets per row; the dataset's rows hold seq_len + 1 tokens."""
@@ -289,7 +274,7 @@ class ValidationSet(Section):
 class ValidationSection(Section):
     """Losses on held-out text, over all tokens."""
 
-    sets: dict[str, ValidationSet] = {}
+    sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""
     every_tokens: Positive | None = None
     """Targets between two validations; null validates at the end only. The first happens before the first step."""
@@ -378,7 +363,7 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     guard: GuardSection = GuardSection()
     log: LogSection = LogSection()
-    deepspeed_extra: dict[str, object] = {}
+    deepspeed_extra: dict[str, object] = Field(default_factory=dict)
     """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is refused."""
 
     @model_validator(mode="after")

@@ -1,4 +1,7 @@
-"""DeepSpeed ZeRO: the only file that knows it. The rest of MegaSLM sees an engine that steps."""
+"""DeepSpeed ZeRO: the only file that imports it. The rest of MegaSLM sees an engine that steps.
+
+What its optimisers keep, `state_pieces` knows.
+"""
 
 import math
 import os

@@ -27,8 +27,7 @@ from megaslm.training.checkpoints.store import (
     remove_folder,
     step_folder,
 )
-
-CONFIG = "config.yaml"
+from megaslm.training.run_folder import CONFIG
 
 
 class Saver:
