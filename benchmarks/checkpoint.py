@@ -8,6 +8,7 @@ same.
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,8 @@ from megaslm.training.checkpoints.store import Retention
 
 EOS_ID = 2
 MOST_PAUSE = 0.1
-PAUSE, WAITED_FOR = "the pause: a copy on the host", "a save that is waited for"
+PAUSE, WAITED_FOR = "the pause", "a save that is waited for"
+COPY, COMMIT = "of it, the copy on the host", "of it, listing and naming what was written"
 
 
 def run_config(width: int, layers: int) -> RunConfig:
@@ -101,6 +103,13 @@ class Saves:
         self.step += 1
         self.saver.begin(Progress(step=self.step))
 
+    def until_written(self) -> None:
+        while self.saver.running_and_failed[0]:
+            time.sleep(0.001)
+
+    def commit(self) -> None:
+        self.saver.settle(*self.saver.running_and_failed)
+
     def wait(self) -> None:
         self.saver.wait(may_fail=False)
 
@@ -125,7 +134,8 @@ def timed(saves: Saves, repetitions: int) -> tuple[dict[str, Times], float]:
     The first round is left out, but for its pause, in which room on the host is made.
     """
     ways: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
-        PAUSE: (saves.begin, saves.wait),
+        COPY: (saves.begin, saves.until_written),
+        COMMIT: (saves.commit, saves.wait),
         WAITED_FOR: (saves.save, lambda: None),
         "DeepSpeed's save_checkpoint": (saves.save_as_deepspeed_does, saves.forget_deepspeeds),
         "verified and loaded again": (saves.load, lambda: None),
@@ -137,7 +147,9 @@ def timed(saves: Saves, repetitions: int) -> tuple[dict[str, Times], float]:
             way()
             seconds[name].append(clock() - started)
             afterwards()
-    return {name: Times(tuple(taken[1:])) for name, taken in seconds.items()}, seconds[PAUSE][0]
+    pauses = [copy + commit for copy, commit in zip(seconds[COPY], seconds[COMMIT], strict=True)]
+    times = {PAUSE: pauses, **seconds}
+    return {name: Times(tuple(taken[1:])) for name, taken in times.items()}, pauses[0]
 
 
 def export_run(run: str) -> None:

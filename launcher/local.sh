@@ -55,6 +55,7 @@ job=$!
 # A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
 one_telling_seconds=10
 told_at=""
+told_before_ranks=no
 
 # The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
 stop() {
@@ -68,8 +69,11 @@ stop() {
     for node_launcher in $(pgrep -P "$job"); do
         if pkill -TERM -P "$node_launcher"; then told=yes; fi
     done
-    # Before there are ranks nothing is lost.
-    if [[ "$told" == no ]]; then kill -TERM -- "-$job" 2>/dev/null || true; fi
+    # Before there are ranks nothing is lost, and nobody but this script can say that the job was told to stop.
+    if [[ "$told" == no ]]; then
+        told_before_ranks=yes
+        kill -TERM -- "-$job" 2>/dev/null || true
+    fi
 }
 trap stop TERM INT USR1
 
@@ -79,4 +83,5 @@ while kill -0 "$job" 2>/dev/null; do
     status=0
     wait "$job" || status=$?
 done
+if [[ "$told_before_ranks" == yes ]] && ((status == 128 + 15)); then status=75; fi
 exit "$status"

@@ -1,5 +1,6 @@
 """`megaslm checkpoint`: look at the checkpoints of a run, compare them with what was written, remove old ones."""
 
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,20 +89,28 @@ def prune_checkpoints(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Remove old checkpoints of a run. The newest one is read first: nothing goes before it is found whole."""
+    """Remove old checkpoints of a run that no job is training.
+
+    The newest one is read first: nothing goes before it is found whole.
+    """
     from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
     from megaslm.training.run_folder import RunFolder
+    from megaslm.training.run_lock import take
 
     configured = RunFolder(run).config().checkpoint
     retention = Retention(keep_last or configured.keep_last, keep_every_steps or configured.keep_every_steps)
     folders = {one.step: one.folder for one in _checkpoints_of(run)}
     superfluous = [folders[step] for step in retention.superfluous(list(folders))]
-    if superfluous and not dry_run:
-        check_whole(folders[max(folders)])
-    for folder in superfluous:
-        if not dry_run:
-            remove_checkpoint(folder)
-        typer.echo(f"{folder} · {'would go' if dry_run else 'removed'}")
+    with ExitStack() as held:
+        if superfluous and not dry_run:
+            # A job that trains prunes by itself, and may be about to go back to what would be removed here.
+            for warning in take(run, held):
+                typer.echo(warning, err=True)
+            check_whole(folders[max(folders)])
+        for folder in superfluous:
+            if not dry_run:
+                remove_checkpoint(folder)
+            typer.echo(f"{folder} · {'would go' if dry_run else 'removed'}")
     if not superfluous:
         typer.echo(f"{run} · all {len(folders)} checkpoints stay")
     write_json(json_file, [str(folder) for folder in superfluous])

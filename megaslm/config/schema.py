@@ -336,8 +336,8 @@ class GuardSection(Section):
     slow_ratio: Annotated[float, Field(gt=1)] = 1.5
     """A rank that needs so many times as long as the middle one for the same work is named in a warning."""
     rehearse: bool = False
-    """Whether to go through a step, a validation and a save before training starts, so that memory and disk run out
-    then or not at all."""
+    """Whether to go through a step, a validation and a save before training starts, so that memory runs out then or
+    not at all. Of the disk it shows that one checkpoint finds room."""
 
 
 class LogSection(Section):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from megaslm.data.durable import finish_folder, start_folder
+from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.errors import ModelError
 from megaslm.model.selective_lm import CausalLM
 
@@ -16,11 +16,22 @@ _WRAPPER = "lm."
 
 
 def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path) -> None:
-    """Keeps in `folder` what an export needs beside weights: config.json with their dtype, and the tokenizer."""
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tokenizer, folder)
+    """Keeps in `folder` what an export needs beside weights: config.json with their dtype, and the tokenizer.
+
+    A folder that holds this already is left as it is, so that checkpoints can be exported at any time.
+    """
+    described = start_folder(folder)
+    shutil.copytree(tokenizer, described, dirs_exist_ok=True)
     lm.config.dtype = dtype
-    lm.config.save_pretrained(folder)
+    lm.config.save_pretrained(described)
+    if folder.is_dir() and _content(folder) == _content(described):
+        abandon_folder(folder)
+    else:
+        finish_folder(folder)
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def save_hugging_face(

@@ -164,7 +164,11 @@ def _kept_bytes(path: Path, last_step: int, *, validation_is_due: bool) -> int:
             # The last line may be one that a killed process left half written.
             if not text.endswith(b"\n"):
                 break
-            line = json.loads(text)
+            try:
+                line = json.loads(text)
+            except ValueError:
+                # What a host had not synced when it lost its power may come back as zeros, with whole lines behind.
+                break
             is_made_again = validation_is_due and (line["kind"], line["step"]) == ("validation", last_step)
             if line["step"] > last_step or is_made_again:
                 break

@@ -13,10 +13,10 @@ _LEAST_STEPS_OF_A_LEVEL = 4
 class SkipCount:
     """Counts the steps that were skipped in a row."""
 
-    def __init__(self, limit: int) -> None:
-        """Takes the number of steps at which the run is to stop."""
+    def __init__(self, limit: int, in_a_row: int = 0) -> None:
+        """Takes the number of steps at which the run is to stop, and that of the last ones that were skipped."""
         self._limit = limit
-        self._in_a_row = 0
+        self.in_a_row = in_a_row
 
     def add(self, step: int, skipped: str | None) -> None:
         """Takes note of a step, and of why it was skipped.
@@ -24,12 +24,11 @@ class SkipCount:
         Raises:
             NonFiniteLoss: it is the last that may be.
         """
-        self._in_a_row = 0 if skipped is None else self._in_a_row + 1
-        if self._in_a_row == self._limit:
+        self.in_a_row = 0 if skipped is None else self.in_a_row + 1
+        if self.in_a_row >= self._limit:
             raise NonFiniteLoss(
-                f"step {step}: skipped as the last of {self._in_a_row} in a row, which is guard.max_skipped_steps: "
-                f"{skipped}; the newest checkpoint is from before: lower train.lr, or verify the dataset and the "
-                "starting weights"
+                f"step {step}: skipped as the last of {self.in_a_row} in a row, and guard.max_skipped_steps = "
+                f"{self._limit}: {skipped}; lower train.lr, or verify the dataset and the starting weights"
             )
 
 

@@ -37,7 +37,7 @@ class Session:
         self._before = resumed.progress
         self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
-        self._skips = SkipCount(guard.max_skipped_steps)
+        self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
         self._objective = objective_of(job.config, self._before.selection)
         self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
@@ -186,6 +186,7 @@ class Session:
             seconds=before.seconds + seconds,
             rank_seconds=before.rank_seconds + seconds * self._job.world.size,
             skipped_steps=self._reporter.skipped_steps,
+            skipped_in_a_row=self._skips.in_a_row,
             selection=self._objective.state(),
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,

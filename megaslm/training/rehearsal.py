@@ -1,4 +1,4 @@
-"""A step, a validation and a save before training starts, so that memory and disk run out then or not at all."""
+"""A step, a validation and a save before training starts: what they do not find room for is told then."""
 
 import time
 from collections.abc import Callable
@@ -9,29 +9,33 @@ import torch
 
 from megaslm.config.dump import dump
 from megaslm.data.durable import UNFINISHED
+from megaslm.engine.distributed import on_first_rank
 from megaslm.engine.places import reach
 from megaslm.errors import ConfigError
 from megaslm.slm.recent_cuts import AT_START
 from megaslm.slm.step_plan import Moment
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
-from megaslm.training.checkpoints.store import Retention, remove_folder
+from megaslm.training.checkpoints.store import Retention, remove_folder, remove_unfinished
 from megaslm.training.from_config import objective_of
 from megaslm.training.job import Job
 from megaslm.training.step import train_step
 
 
 def rehearse(job: Job, say: Callable[[str], None]) -> None:
-    """Goes through all that takes memory and disk, and leaves weights, moments and folders as they were.
+    """Goes through all that takes memory, and one save; leaves weights, moments and folders as they were.
 
-    Called on all ranks, before a checkpoint is read.
+    Called on all ranks, before a checkpoint is read. What a cut-off save has left is removed first.
 
     Raises:
         ConfigError: a rank has run out of memory; the message says in what.
         SaveFailed: a checkpoint cannot be written.
+        Stopped: some rank was told to stop.
     """
+    on_first_rank(lambda: remove_unfinished(job.run.checkpoints))
     started = time.monotonic()
     for name, part in (("a step", _step), ("a validation", _validation), ("a save", _save)):
+        job.stop.raise_if_told_anywhere(job.agreement, "it was rehearsing: go on by --resume")
         reach("start", 0)
         try:
             part(job)
@@ -70,7 +74,11 @@ def _step(job: Job) -> None:
 
 
 def _validation(job: Job) -> None:
-    job.validation.run(job.engine, step=0, tokens=0, is_to_stop=lambda: False)
+    def is_to_stop() -> bool:
+        reach("start", 0)
+        return job.agreement.any(job.stop.told)
+
+    job.validation.run(job.engine, step=0, tokens=0, is_to_stop=is_to_stop)
 
 
 def _save(job: Job) -> None:

@@ -23,17 +23,21 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
         ConfigError: another job goes on training in it.
     """
     with ExitStack() as held:
-        for note in on_first_rank(lambda: list(_take(run_folder, held))):
+        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
             say(note)
         yield
 
 
-def _take(run_folder: Path, held: ExitStack) -> Iterator[str]:
-    # Beside the folder, which a run that is refused does not make.
-    lock = run_folder.with_name(f".{run_folder.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
+def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
+    """Has `held` keep other jobs out of the folder; gives a warning where its file system has no locks.
+
+    Raises:
+        ConfigError: another job is in it, for longer than the patience.
+    """
+    # In the folder and not beside it, where a container has a file system of its own.
+    run_folder.mkdir(parents=True, exist_ok=True)
     try:
-        held.enter_context(locked(lock, patience_seconds=_PATIENCE_SECONDS, busy="busy"))
+        held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
     except Busy as error:
         raise ConfigError(
             f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"

@@ -28,7 +28,7 @@ from megaslm.training.start import start_engine
 from megaslm.training.training_data import fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
-_NOTHING_LOST = "no step was made yet: go on by --resume"
+_NOTHING_LOST = "no step was made since the start: go on by --resume"
 
 
 def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
@@ -57,6 +57,8 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = 
         reach("start", 0)
         _train(config, world, stop, may_resume=resume)
         reach("end", 0)
+        # Looked after until all have come here: what a rank takes down at its end may hang as well.
+        wait_for_all()
 
 
 def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
@@ -88,13 +90,16 @@ def _go_on(job: Job, say: Callable[[str], None]) -> None:
 
 def _prepare(config: RunConfig, world: World, stop: StopSignal, say: Callable[[str], None], *, may_resume: bool) -> Job:
     """Checks all that can be checked, opens the data and builds the model; called on all ranks."""
+    reach("start", 0)
     agreement = Agreement(world)
     plan = plan_batches(config, world.size)
     data = on_first_rank(lambda: open_training_data(config))
     differences = on_first_rank(lambda: check_run(config, data, resume=may_resume))
     for line in differences:
         say(f"changed since the run began: {line}")
+    reach("start", 0)
     on_first_rank(lambda: check_scored(config, data, world.device))
+    reach("start", 0)
     run = RunFolder(Path(config.run_dir))
     if world.is_first_on_host:
         fetch_descriptions(config, data)

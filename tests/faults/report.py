@@ -40,26 +40,27 @@ ROWS = (
     ),
     Row(
         "watchdog",
-        "a rank's process is stopped; a loader hangs; a rank fails with an error of its own",
+        "a rank's process is stopped; it hangs; its loader hangs; it fails with an error of its own",
         "the rank is named, with the state of its process; those that can run print their stacks; the group starts "
         "again; equal weights",
-        "ended after {stopped_seconds:.1f}, {hung_seconds:.1f} and {raised_seconds:.1f} s (limits here "
-        "{stopped_limit_seconds:.0f}, {hung_limit_seconds:.0f} and {raised_limit_seconds:.0f} s)",
+        "ended after {stopped_seconds:.1f}, {hung_seconds:.1f}, {loader_seconds:.1f} and {raised_seconds:.1f} s "
+        "(limits here {stopped_limit_seconds:.0f}, {hung_limit_seconds:.0f}, {loader_limit_seconds:.0f} and "
+        "{raised_limit_seconds:.0f} s)",
     ),
     Row(
         "sigterm",
-        "SIGTERM or SIGUSR1 of one rank: at the start, in a step, in validation, in a save, while it is written; of "
-        "all processes, loaders too, by torchrun; of a command that has only begun",
+        "SIGTERM or SIGUSR1 of one rank: at the start, in a step, in validation, in a save, while it is written, while "
+        "a checkpoint is loaded; of all processes, loaders too, by torchrun; of a command that has only begun",
         "all ranks save after the step that they are in or the next one, and exit with 75; equal weights after the "
         "resume",
-        "steps lost: SIGTERM {term_start}, {term_step}, {term_validate}, {term_save}, {term_write}; SIGUSR1 "
-        "{usr1_start}, {usr1_step}, {usr1_validate}, {usr1_save}, {usr1_write}; of all processes {all_processes}; "
-        "at the beginning {term_early}",
+        "steps lost: SIGTERM {term_start}, {term_step}, {term_validate}, {term_save}, {term_write}, {term_load}; "
+        "SIGUSR1 {usr1_start}, {usr1_step}, {usr1_validate}, {usr1_save}, {usr1_write}, {usr1_load}; of all processes "
+        "{all_processes}; at the beginning {term_early}",
     ),
     Row(
         "slow_rank",
         "a rank that its host lets run for half of the time",
-        "a warning names it, and nobody else; 1,000 clean steps raise none (`tests/integration/test_pace.py`)",
+        "a warning names it, and nobody else",
         "{steps_to_warn} steps until the warning (a report every {steps_between_reports}), which says {ratio} times",
     ),
     Row(
@@ -85,8 +86,7 @@ ROWS = (
     Row(
         "not_finite",
         "NaN in reference losses, NaN in a gradient",
-        "the step is skipped on all ranks and its rows are named; `guard.max_skipped_steps` in a row end the run. An "
-        "infinite loss alike, and equal weights on all ranks: `tests/integration/test_skipped_steps.py`",
+        "the step is skipped on all ranks and its rows are named; `guard.max_skipped_steps` in a row end the run",
         "{skipped} of {injected} skipped, {steps_made} of {steps} steps made",
     ),
     Row(

@@ -2,10 +2,13 @@
 
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from megaslm.errors import ConfigError
+from megaslm.training.run_lock import take
 from tests.forks import statuses_of, wait_until
 from tests.toy import make_dataset, run_config
 from tests.training import run_training, start_training
@@ -21,6 +24,10 @@ def test_a_second_job_in_a_run_folder_is_refused(
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
     run_training(config, resume=True, expect_status=2)
+    (tmp_path / "alias").symlink_to(tmp_path / "run")
+    run_training(config.model_copy(update={"run_dir": str(tmp_path / "alias")}), resume=True, expect_status=2)
+    with pytest.raises(ConfigError, match="another job is training in it"), ExitStack() as held:
+        list(take(tmp_path / "run", held))
     os.kill(first[0], signal.SIGTERM)
     assert statuses_of(first) == [75]
     assert f"run_dir = {tmp_path / 'run'}: another job is training in it" in capfd.readouterr().err

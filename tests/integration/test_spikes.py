@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.training.checkpoints.store import complete_checkpoints
+from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
 from tests.toy import SEQ_LEN, VOCAB_SIZE, make_dataset, run_config
-from tests.training import losses, run_training, start_training
+from tests.training import changed, losses, run_training, start_training
 
 STEPS = 24
 ROWS_PER_STEP = 8
@@ -133,6 +134,26 @@ def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(
     assert FOUND in said
     assert "there is no checkpoint from before to go back to" in said
     assert steps_saved(config) == []
+
+
+def test_a_roll_back_waits_for_what_is_being_removed(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capfd: Said
+) -> None:
+    """As it is where a checkpoint is large: a file is removed, and the next one some time after."""
+
+    def remove_slowly(folder: Path) -> None:
+        is_being_removed = folder == step_folder(folder.parent, LAST_GOOD_CHECKPOINT - STEPS_BETWEEN_CHECKPOINTS)
+        for path in sorted(folder.iterdir()):
+            path.unlink()
+            time.sleep(1.0 if is_being_removed else 0.0)
+        folder.rmdir()
+
+    monkeypatch.setattr("megaslm.training.checkpoints.store.shutil.rmtree", remove_slowly)
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    config = changed(configured("rollback"), checkpoint={"keep_last": 1})
+    run_training(config)
+    assert steps_saved(config) == [STEPS]
+    assert "cannot be removed" not in capfd.readouterr().out
 
 
 def test_a_run_gives_up_that_comes_back_to_one_checkpoint_again_and_again(

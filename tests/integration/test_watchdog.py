@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.liveness import verdict
 from megaslm.engine.liveness.life_signs import Sign
@@ -153,6 +154,19 @@ def test_of_a_deadlock_the_rank_behind_is_to_blame(job: Callable[..., Outcome], 
         ), outcome.said
         assert outcome.has_stacks_of(rank)
     assert outcome.seconds < HANG_SECONDS + ENDED_WITHIN_SECONDS
+
+
+def test_who_only_asks_the_others_is_not_to_blame(job: Callable[..., Outcome]) -> None:
+    def work(world: World) -> None:
+        agreement = Agreement(world)
+        reach("save", 8)
+        if world.rank == 1:
+            sleep_for_ever()
+        agreement.any(False)
+
+    outcome = job(work, hang_seconds=HANG_SECONDS)
+    assert outcome.statuses == [1, 1]
+    assert re.search(r"rank 1 \(.*, last at 'save' of step 8 for \d+ s\) holds up the job", outcome.said_by(0))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from megaslm.config.dump import dump
 from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
+from megaslm.training.run_lock import take
 from tests.ranks import ROOT
 from tests.toy import run_config
 
@@ -117,6 +119,14 @@ def test_prune_removes_what_is_not_to_be_kept(
         expected = [f"{folder} · {verb}" for folder in gone] or [f"{run} · all 4 checkpoints stay"]
         assert said.stdout.splitlines() == expected
         assert json.loads((tmp_path / noted).read_text()) == gone
+
+
+def test_prune_removes_nothing_while_a_job_trains(run: Path) -> None:
+    with ExitStack() as held:
+        list(take(run, held))
+        done = checkpoint("prune", run, "--keep-last", "1", expect_status=2)
+    assert "another job is training in it" in done.stderr
+    assert steps_left(run) == list(STEPS)
 
 
 def test_prune_removes_nothing_where_the_newest_is_damaged(run: Path) -> None:

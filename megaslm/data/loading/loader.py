@@ -1,7 +1,9 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from megaslm.config.plan import BatchPlan
 from megaslm.data.loading.columns import nats_of, selected_of, values_of
 from megaslm.data.loading.fetch import FetchSettings
-from megaslm.data.loading.loader_process import follow_rank, without_signals
+from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_board import ShardChecks
 from megaslm.data.loading.shared_memory import open_leased
@@ -130,17 +132,22 @@ class TrainingStream:
                 batch_size=None,
                 num_workers=self._workers,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=follow_rank,
+                worker_init_fn=partial(follow_rank, os.getpid()),
             )
             expected = (self._rows_per_epoch - rows_into_epoch) // self._plan.world_size // self._plan.micro_batch_rows
             found = 0
-            with without_signals():
+            with without_signals(), begun_processes() as workers:
                 items = iter(loader)
-            for item in items:
-                if isinstance(item, DataError):
-                    raise item
-                found += 1
-                yield item
+            try:
+                for item in items:
+                    if isinstance(item, DataError):
+                        raise item
+                    found += 1
+                    yield item
+            finally:
+                # One that waits for a shard is not asked to end: torch would wait for it, 5 s for each.
+                for worker in workers:
+                    worker.terminate()
             if found != expected:
                 raise MegaSLMError(f"epoch {epoch} ended after {found} micro-batches of this rank, not {expected}")
             epoch, rows_into_epoch = epoch + 1, 0

@@ -1,7 +1,7 @@
 """The sign of life that every rank gives twice a second."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from typing import Self
 
@@ -26,11 +26,10 @@ class Sign:
 
     def encode(self) -> str:
         """As `decode` reads it."""
-        process, place = self.process, self.place
         rest = [
             self.rank,
-            [process.host, process.pid_namespace, process.pid, process.started_ticks],
-            [place.point, place.step, place.since],
+            astuple(self.process),
+            astuple(self.place),
             self.waits_for_others,
             self.is_last,
         ]

@@ -25,6 +25,8 @@ class Process:
     """One process of one host, told apart from others that have or had its number."""
 
     host: str
+    boot: str
+    """Drawn by the kernel at each start of a host. Names do not tell hosts apart: some are all called alike."""
     pid_namespace: str
     """Containers of one host count their processes apart."""
     pid: int
@@ -40,7 +42,7 @@ class Process:
     @property
     def is_visible(self) -> bool:
         """Whether it is where this process can look at it."""
-        return (self.host, self.pid_namespace) == _here()
+        return (self.host, self.boot, self.pid_namespace) == _here()
 
     @property
     def is_gone(self) -> bool:
@@ -83,5 +85,6 @@ def _stat(pid: int) -> list[str]:
 
 
 @cache
-def _here() -> tuple[str, str]:
-    return socket.gethostname(), str(Path("/proc/self/ns/pid").readlink())
+def _here() -> tuple[str, str, str]:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname(), boot, str(Path("/proc/self/ns/pid").readlink())

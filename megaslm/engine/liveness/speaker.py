@@ -85,7 +85,7 @@ class Speaker:
 
     def _speak(self) -> None:
         try:
-            while not self._over.is_set() and not self.is_alone:
+            while not self._over.is_set():
                 ending = self._is_ending
                 self._exchange(is_last=ending)
                 if ending and not self.missing():
@@ -93,7 +93,8 @@ class Speaker:
                 self._hurry.wait(_HURRIED_SIGN_SECONDS if self._is_ending else _SIGN_SECONDS)
                 self._hurry.clear()
         except DistError:
-            self.first_rank_is_lost = True
+            # The first rank goes with its store once it has said goodbye.
+            self.first_rank_is_lost = not self.is_alone
 
     @property
     def _is_ending(self) -> bool:

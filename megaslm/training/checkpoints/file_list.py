@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ class Described(NamedTuple):
     size: int
     sha256: str
 
+
+_READS = 3
+_SECONDS_BETWEEN_READS = 1.0
 
 FileList = dict[str, Described]
 
@@ -70,18 +74,25 @@ class Damage:
 
 def damage_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[Damage]:
     """Compares files with the list, sizes first: reads every byte of those that have the right one."""
-    found = []
-    for name in names:
-        try:
-            problem = _problem(checkpoint / name, files[name])
-        except OSError as error:
-            problem = f"cannot be read: {error.strerror}"
-        if problem is not None:
-            found.append(Damage(name, problem))
-    return found
+    problems = {name: _problem(checkpoint / name, files[name]) for name in names}
+    return [Damage(name, problem) for name, problem in problems.items() if problem is not None]
 
 
 def _problem(path: Path, written: Described) -> str | None:
+    """What is wrong with a file; an error of reading it is, once it has come several times."""
+    for _ in range(_READS - 1):
+        try:
+            return _difference(path, written)
+        except OSError:
+            # A network file system may have lost its server for a moment.
+            time.sleep(_SECONDS_BETWEEN_READS)
+    try:
+        return _difference(path, written)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _difference(path: Path, written: Described) -> str | None:
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != written.size:

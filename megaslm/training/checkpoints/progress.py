@@ -20,6 +20,8 @@ class Progress:
     """Targets trained on, over all ranks."""
     skipped_steps: int = 0
     """Steps whose loss or gradient was NaN or infinite."""
+    skipped_in_a_row: int = 0
+    """How many of them were the last."""
     seconds: float = 0.0
     """Wall time of training, over all attempts that count."""
     rank_seconds: float = 0.0

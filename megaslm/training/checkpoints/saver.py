@@ -108,19 +108,18 @@ class Saver:
             self._commit(write)
 
     def wait(self, *, may_fail: bool = True) -> None:
-        """Returns when no save is under way.
+        """Returns when no save is under way, and on the first rank what is not kept is gone.
 
         Raises:
             SaveFailed: it has failed, and `may_fail` is false or others have failed before it.
         """
-        if self._write is None:
-            return
-        reach("save", self._write.progress.step)
-        self._write.wait()
-        failed = self._agreement.any(self._write.failure is not None)
-        if not may_fail:
-            self._max_failed = 1
-        self.settle(0, int(failed))
+        if self._write is not None:
+            reach("save", self._write.progress.step)
+            self._write.wait()
+            failed = self._agreement.any(self._write.failure is not None)
+            if not may_fail:
+                self._max_failed = 1
+            self.settle(0, int(failed))
         self._wait_for_pruning()
 
     def _descriptions(self, progress: Progress) -> dict[str, str]:

@@ -64,6 +64,16 @@ def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Pa
     assert read_validations(path) == [validation(2)]
 
 
+def test_what_a_host_lost_with_its_power_is_taken_out(tmp_path: Path) -> None:
+    """Blocks that were never written come back as zeros, and what follows them may be whole."""
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path, last_step=0).write([step(1), validation(1)])
+    kept = path.read_bytes()
+    path.write_bytes(kept + b"\0" * 200 + b'"loss": 1.0}\n' + kept)
+    MetricsFile(path, last_step=1)
+    assert path.read_bytes() == kept
+
+
 def test_a_validation_that_is_made_again_is_taken_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     pace = PaceRecord(2, slowest_rank=1, slowest_rank_ratio=1.25)

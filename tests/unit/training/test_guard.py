@@ -26,6 +26,14 @@ def test_only_steps_skipped_in_a_row_stop_the_run() -> None:
         count.add(6, "2 losses are NaN")
 
 
+def test_a_resumed_run_counts_on() -> None:
+    count = SkipCount(3)
+    count.add(1, "a")
+    count.add(2, "b")
+    with pytest.raises(NonFiniteLoss, match="step 3: skipped as the last of 3 in a row"):
+        SkipCount(3, count.in_a_row).add(3, "c")
+
+
 def test_a_run_may_be_told_to_stop_at_the_first_skipped_step() -> None:
     with pytest.raises(NonFiniteLoss, match="step 1"):
         SkipCount(1).add(1, "no reason")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,24 +18,24 @@ from tests.forks import fork, statuses_of, wait_until
 OTHERS_SIGNAL_SECONDS = 0.5
 
 
-def stuck(ready: Path) -> NoReturn:
-    follow_rank(0)
+def stuck(rank_pid: int, ready: Path) -> NoReturn:
+    follow_rank(rank_pid, 0)
     ready.touch()
     while True:
         time.sleep(60)
 
 
-def start(work: Callable[[Path], object], ready: Path) -> BaseProcess:
+def start(ready: Path) -> BaseProcess:
+    """A loader of this process that is stuck."""
     with without_signals():
-        process = multiprocessing.get_context("fork").Process(target=work, args=(ready,), daemon=True)
+        process = multiprocessing.get_context("fork").Process(target=stuck, args=(os.getpid(), ready), daemon=True)
         process.start()
     return process
 
 
 @contextmanager
 def loader(ready: Path) -> Iterator[BaseProcess]:
-    """One that is stuck."""
-    process = start(stuck, ready)
+    process = start(ready)
     try:
         wait_until(ready.exists)
         yield process
@@ -64,7 +64,7 @@ def test_it_ends_with_its_rank(tmp_path: Path) -> None:
     noted = tmp_path / "loader"
 
     def rank() -> None:
-        process = start(stuck, tmp_path / "ready")
+        process = start(tmp_path / "ready")
         noted.with_suffix(".new").write_text(str(process.pid))
         noted.with_suffix(".new").rename(noted)
         process.join()

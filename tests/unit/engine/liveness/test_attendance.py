@@ -14,7 +14,7 @@ LIMIT_SECONDS = 60.0
 
 
 def sign(rank: int, given_at: float, *, since: float = 0.0, is_last: bool = False) -> Sign:
-    process = Process("node", "pid:[1]", 1000 + rank, 5)
+    process = Process("node", "boot", "pid:[1]", 1000 + rank, 5)
     return Sign(rank, process, Place("step", 7, since), given_at, is_last=is_last)
 
 

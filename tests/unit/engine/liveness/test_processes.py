@@ -38,7 +38,7 @@ def test_states_are_told(child: "subprocess.Popen[bytes]") -> None:
     process.kill()
 
 
-@pytest.mark.parametrize("change", [{"started_ticks": 1}, {"host": "elsewhere"}, {"pid_namespace": "pid:[7]"}])
+@pytest.mark.parametrize("change", [{"started_ticks": 1}, {"boot": "another"}, {"pid_namespace": "pid:[7]"}])
 def test_another_process_of_that_number_is_not_touched(
     child: "subprocess.Popen[bytes]", change: dict[str, str | int]
 ) -> None:

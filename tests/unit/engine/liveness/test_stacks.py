@@ -3,13 +3,16 @@
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from megaslm.engine import agreement
 from megaslm.engine.liveness.stacks import is_in_collective, own_stacks
 
 PACKAGES = "/venv/lib/python3.11/site-packages"
 C10D = f"{PACKAGES}/torch/distributed/distributed_c10d.py"
+AGREEMENT = str(Path(agreement.__file__))
 ZERO = f"{PACKAGES}/deepspeed/runtime/zero/partition_parameters.py"
 NVTX = f"{PACKAGES}/deepspeed/utils/nvtx.py"
 
@@ -31,6 +34,7 @@ def is_seen_to_wait(*calls: tuple[str, str]) -> bool:
     [
         ([("/project/loop.py", "step"), (C10D, "all_reduce")], True),
         ([(ZERO, "fetch"), (f"{PACKAGES}/deepspeed/comm/comm.py", "barrier")], True),
+        ([("/project/saver.py", "wait"), (AGREEMENT, "read")], True),
         # What was begun before is waited for with a call of its own.
         ([(ZERO, "fetch"), (ZERO, "wait")], True),
         ([(ZERO, "fetch"), (ZERO, "wait"), (NVTX, "wrapped_fn")], True),

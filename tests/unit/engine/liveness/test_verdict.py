@@ -12,7 +12,7 @@ WAITING = True
 
 
 def sign(rank: int, point: Point, step: int, waits: bool = False) -> Sign:
-    process = Process(f"node-{rank // 8}", "pid:[1]", 1000 + rank, 5)
+    process = Process(f"node-{rank // 8}", f"boot-{rank // 8}", "pid:[1]", 1000 + rank, 5)
     return Sign(rank, process, Place(point, step, since=100.0), given_at=131.0, waits_for_others=waits)
 
 
