@@ -10,7 +10,7 @@ from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
 from megaslm.data.preparing.prepare import prepare
 from tests.corpus import recipe_of, write_corpus
-from tests.ranks import run_megaslm
+from tests.forked_cli import run_megaslm
 from tests.toy import make_dataset, run_config
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import write_config
-from tests.ranks import run_megaslm
+from tests.forked_cli import run_megaslm
 from tests.toy import make_dataset, run_config
 
 

@@ -18,7 +18,7 @@ from megaslm.training.selection_check import check_scored
 from megaslm.training.training_data import open_training_data
 from tests.integration.conftest import Chain, write_config
 from tests.integration.test_selection_runs import changed, steps_of
-from tests.ranks import run_megaslm
+from tests.forked_cli import run_megaslm
 
 # What a run knows by the reference's losses alone.
 BY_LOSSES = ("threshold", "excess_quantiles")
