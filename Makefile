@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench faults soak lint clean
+.PHONY: help demo test test-all bench faults soak multinode lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
@@ -27,10 +27,15 @@ bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench
 faults: $(INSTALLED)  ## every fault that a run has to survive, and their table in docs/operations.md
 	rm -f runs/faults.json
 	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m pytest tests/faults
-	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m tests.faults.report
+	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m tests.faults.report faults
 
 soak: $(INSTALLED)  ## a run whose ranks are killed 30 times
 	MEGASLM_SOAK_RESTARTS=30 MEGASLM_FAULTS_JSON=runs/soak.json .venv/bin/python -m pytest tests/faults/test_soak.py
+
+multinode: $(INSTALLED)  ## runs over two hosts and a Slurm made on this one (Linux, as root), and their table
+	rm -f runs/nodes.json
+	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m pytest tests/multinode
+	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m tests.faults.report nodes
 
 lint: $(INSTALLED)  ## style, format and types
 	.venv/bin/ruff check
