@@ -24,7 +24,10 @@ class Layers:
     mistakes: list[str] = field(default_factory=list)
 
     def lay(self, source: Source, path: Sequence[str] = ()) -> None:
-        """Lay `source` over what stands at `path`: mappings are merged, all else, an empty mapping too, is replaced."""
+        """Lay `source` over what stands at `path`: mappings are merged, all else is replaced.
+
+        An empty mapping replaces too, but for a file that sets nothing.
+        """
         self.settings = self._laid(self.settings, (), tuple(path), source)
 
     def origin_of(self, path: KeyPath) -> str | None:
@@ -59,7 +62,7 @@ class Layers:
         return {**current, name: self._laid(current.get(name), (*reached, name), rest, source)}
 
     def _merged(self, old: object, new: object, path: KeyPath) -> object:
-        if isinstance(old, dict) and isinstance(new, dict) and new:
+        if isinstance(old, dict) and isinstance(new, dict) and (new or not path):
             return {**old, **{key: self._merged(old.get(key), value, (*path, key)) for key, value in new.items()}}
         self._forget(path)
         return new

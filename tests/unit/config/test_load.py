@@ -75,6 +75,12 @@ def test_both_of_a_choice_are_refused(run_file: Path) -> None:
     assert "model: exactly one of from_pretrained, from_run, from_scratch must be set; found" in message
 
 
+def test_a_file_that_only_names_its_base_is_its_base(run_file: Path) -> None:
+    child = run_file.parent / "child.yaml"
+    child.write_text(f"base: {run_file.name}\n", encoding="utf-8")
+    assert load(RunConfig, child).value == load(RunConfig, run_file).value
+
+
 def test_an_empty_mapping_empties_the_base(run_file: Path) -> None:
     child = child_of(run_file, "deepspeed_extra: {}")
     run_file.write_text(run_file.read_text() + "deepspeed_extra: {comms_logger: {enabled: true}}\n", encoding="utf-8")
