@@ -26,6 +26,12 @@ class ConfigError(UserMistake):
     is_known_to_all_ranks = True
 
 
+class PreflightError(UserMistake):
+    """Ranks do not run the same code on the same job, or their hosts lack what it needs."""
+
+    is_known_to_all_ranks = True
+
+
 class DataError(UserMistake):
     """A dataset, a corpus or a tokenizer is missing, damaged or does not fit."""
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,17 +39,14 @@ def check_weight_files(folder: Path) -> None:
     files = weight_files(folder)
     found: dict[str, str] = {}
     for path in files:
-        if not path.is_file():
-            raise ModelError(f"{path}: is missing, though {_INDEX} lists it; complete the folder")
-        try:
-            with safe_open(path, framework="pt") as weights:
-                found |= dict.fromkeys(weights.keys(), path.name)
-        except SafetensorError as error:
-            raise ModelError(
-                f"{path}: is damaged or incomplete, with {path.stat().st_size} bytes: {error}; copy it again"
-            ) from error
+        found |= dict.fromkeys(_parameters_in(path), path.name)
     if files != [folder / _SINGLE]:
         _check_index(folder, found)
+
+
+def count_parameters(folder: Path) -> int:
+    """The elements of all weights; reads the headers of their files only. Raises ModelError where one is not whole."""
+    return sum(count for path in weight_files(folder) for count in _parameters_in(path).values())
 
 
 def weights_sha256(folder: Path) -> str:
@@ -59,6 +57,19 @@ def weights_sha256(folder: Path) -> str:
         for path, digest in zip(files, pool.map(_sha256_of, files), strict=True):
             total.update(f"{digest}  {path.name}\n".encode())
     return total.hexdigest()
+
+
+def _parameters_in(path: Path) -> dict[str, int]:
+    """The elements of each weight in a file."""
+    if not path.is_file():
+        raise ModelError(f"{path}: is missing, though {_INDEX} lists it; complete the folder")
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path}: is damaged or incomplete, with {path.stat().st_size} bytes: {error}; copy it again"
+        ) from error
 
 
 def _sha256_of(path: Path) -> str:

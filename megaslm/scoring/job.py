@@ -14,11 +14,13 @@ from megaslm.data.locks import Busy
 from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
 from megaslm.data.task_notes import PATIENCE_SECONDS, keeping_what_is_done
 from megaslm.engine.distributed import join_world, on_first_rank
+from megaslm.engine.preflight.check import preflight
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.errors import MegaSLMError
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.score_progress import ScoreProgress
+from megaslm.scoring.demands import demands_of
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import SourcePart
 from megaslm.scoring.part_scoring import PartScorer
@@ -45,7 +47,8 @@ def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> M
     not scored again, nor those of a finished output whose dataset has grown since.
 
     Raises:
-        UserMistake: the reference does not fit the dataset, or the output holds something else or is being worked on.
+        UserMistake: the reference does not fit the dataset, the output holds something else or is being worked on, or
+            the ranks do not fit together.
         NonFiniteLoss: the reference gives a loss or an entropy that is NaN or infinite.
         Stopped: on SIGTERM.
         MegaSLMError: the system refuses, as when the disk is full.
@@ -90,6 +93,9 @@ class _Job:
         self._free_since = time.monotonic()
         self._world = join_world()
         self._task = task
+        for line in preflight(self._world, demands_of(task)):
+            if self._world.is_first:
+                print(line, flush=True)
         self._described = self._once(
             lambda: describe_scored(task.reference, self._open(), task.settings, self._world.device)
         )

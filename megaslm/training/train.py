@@ -10,11 +10,13 @@ from megaslm.data.loading.loader import TrainingStream
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.places import reach
+from megaslm.engine.preflight.check import preflight
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.resume import Resumed, resume
 from megaslm.training.checkpoints.shared_folder import check_shared
+from megaslm.training.demands import demands_of
 from megaslm.training.from_config import fetch_settings
 from megaslm.training.job import Job
 from megaslm.training.loop import Session
@@ -68,6 +70,9 @@ def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: boo
             with suppress(OSError):
                 print(line, flush=True)
 
+    for line in preflight(world, demands_of(config)):
+        say(line)
+    reach("start", 0)
     with alone_in(Path(config.run_dir), world, say):
         _go_on(_prepare(config, world, stop, say, may_resume=may_resume), say)
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from megaslm.errors import ModelError
-from megaslm.model.weight_files import check_weight_files, weight_files, weights_sha256
+from megaslm.model.weight_files import check_weight_files, count_parameters, weight_files, weights_sha256
 
 
 def save(path: Path, *names: str) -> None:
@@ -31,6 +31,10 @@ def test_files_are_those_that_are_loaded(sharded: Path) -> None:
     check_weight_files(sharded)
     save(sharded / "model.safetensors", "whole")
     assert weight_files(sharded) == [sharded / "model.safetensors"]
+
+
+def test_elements_are_counted_in_what_is_loaded(sharded: Path) -> None:
+    assert count_parameters(sharded) == 3 * 4
 
 
 def test_the_hash_sees_one_changed_byte_of_what_is_loaded(sharded: Path) -> None:

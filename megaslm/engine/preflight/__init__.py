@@ -1,0 +1,1 @@
+"""Before the first step: do the ranks and their hosts fit together, and which does not?"""

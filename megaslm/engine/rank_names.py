@@ -1,0 +1,33 @@
+"""Ranks, as messages name them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank and where it is."""
+
+    number: int
+    host: str
+
+
+def name_ranks(ranks: Iterable[Rank]) -> str:
+    """All of them by host, such as `ranks 0-7 on node-1 and rank 9 on node-2`."""
+    by_host: dict[str, list[int]] = {}
+    for rank in ranks:
+        by_host.setdefault(rank.host, []).append(rank.number)
+    return " and ".join(f"{name_numbers(numbers)} on {host}" for host, numbers in by_host.items())
+
+
+def name_numbers(numbers: Iterable[int]) -> str:
+    """Where hosts do not matter, or are not known: `ranks 0-7, 9`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    is_one = len(runs) == 1 and len(runs[0]) == 1
+    told = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    return f"{'rank' if is_one else 'ranks'} {told}"

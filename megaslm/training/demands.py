@@ -1,0 +1,76 @@
+"""What a run demands of its ranks and of their hosts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megaslm.config.load import settings_of
+from megaslm.config.plan import parameter_count
+from megaslm.config.schema import ModelSection, RunConfig
+from megaslm.config.source import dotted_key
+from megaslm.data.dataset.manifest import MANIFEST
+from megaslm.data.storage.file_systems import is_remote
+from megaslm.engine.preflight.demands import Demands
+from megaslm.errors import MegaSLMError
+from megaslm.model.weight_files import count_parameters
+from megaslm.training.checkpoints.file_list import read_file_list
+from megaslm.training.checkpoints.store import complete_checkpoints
+from megaslm.training.run_folder import CONFIG, RunFolder
+
+# A weight and Adam's two moments, each of four bytes.
+_CHECKPOINT_BYTES_A_PARAMETER = 12
+
+
+def demands_of(config: RunConfig) -> Demands:
+    """What the ranks of a run have to have in common, and what their hosts need room for."""
+    datasets = dict(_datasets(config))
+    fetches = any(is_remote(place) for place in datasets.values())
+    return Demands(
+        settings={dotted_key(path): str(value) for path, value in settings_of(config)},
+        files={
+            **{
+                f"{MANIFEST} of {key}": Path(place) / MANIFEST
+                for key, place in datasets.items()
+                if not is_remote(place)
+            },
+            **dict(_files_of_origin(config.model)),
+        },
+        checkpoints=RunFolder(Path(config.run_dir)).checkpoints,
+        checkpoint_bytes=_checkpoint_bytes(config.model),
+        cache=Path(config.data.fetch.cache).expanduser() if fetches else None,
+    )
+
+
+def _datasets(config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Every dataset that the run reads, by its setting."""
+    if config.data.train is not None:
+        yield "data.train", config.data.train
+    for name, stream in config.data.streams.items():
+        yield f"data.streams.{name}", stream.dataset
+    for name, held_out in config.validation.sets.items():
+        yield f"validation.sets.{name}", held_out.dataset
+
+
+def _files_of_origin(model: ModelSection) -> Iterator[tuple[str, Path]]:
+    """What tells whether a host sees the model that the run starts from."""
+    if model.from_pretrained is not None:
+        yield "config.json of model.from_pretrained", Path(model.from_pretrained) / "config.json"
+    if model.from_run is not None:
+        yield f"{CONFIG} of model.from_run", Path(model.from_run) / CONFIG
+
+
+def _checkpoint_bytes(model: ModelSection) -> int:
+    """What a checkpoint will take; 0 where the origin cannot be read, which is refused where it is opened."""
+    try:
+        if model.from_run is not None:
+            newest = complete_checkpoints(RunFolder(Path(model.from_run)).checkpoints)[-1:]
+            return sum(file.size for checkpoint in newest for file in read_file_list(checkpoint.folder).values())
+        return _CHECKPOINT_BYTES_A_PARAMETER * _parameters(model)
+    except MegaSLMError:
+        return 0
+
+
+def _parameters(model: ModelSection) -> int:
+    if model.from_pretrained is not None:
+        return count_parameters(Path(model.from_pretrained))
+    assert model.from_scratch is not None, "the schema lets exactly one origin through"
+    return parameter_count(model.from_scratch).total
