@@ -12,6 +12,7 @@ from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.json_option import JsonFile, write_json
+from megaslm.launch_cli import TAKES_THE_REST, launch
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -23,6 +24,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command(context_settings=TAKES_THE_REST)(launch)
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")

@@ -15,11 +15,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("engine",),
     ("observe",),
-    ("scoring", "training", "evaluation"),
-    ("cli", "checkpoint_cli", "json_option", "demo", "__main__", "__init__"),
+    ("scoring", "training", "evaluation", "launch"),
+    ("cli", "checkpoint_cli", "launch_cli", "json_option", "demo", "__main__", "__init__"),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
-APART = {"scoring", "training", "evaluation"}
+APART = {"scoring", "training", "evaluation", "launch"}
 """Layers that do not import one another although they are of one height."""
 
 OWNERS = {
@@ -87,6 +87,8 @@ def broken_rule(found: Import) -> str | None:
         return "config never imports torch, nor what imports it"
     if found.layer == "slm" and not _may_slm_import(found):
         return "slm imports torch and megaslm.errors only"
+    if found.layer == "launch" and not _may_launch_import(found):
+        return "launch imports megaslm.config and megaslm.errors only, and nothing heavy"
     if found.layer != "model" and MODEL_CLASS.match(found.module):
         return "transformers' model classes belong to megaslm/model"
     if found.is_of("megaslm") and found.module != "megaslm":
@@ -104,7 +106,7 @@ def _broken_direction(importer: str, imported: str) -> str | None:
     if heights[imported] > heights[importer]:
         return f"imports run one way: {order}"
     if importer != imported and {importer, imported} <= APART:
-        return "scoring, training and evaluation do not import one another"
+        return "scoring, training, evaluation and launch do not import one another"
     return None
 
 
@@ -112,6 +114,11 @@ def _may_slm_import(found: Import) -> bool:
     own = any(found.is_of(module) for module in ("torch", "megaslm.errors", "megaslm.slm"))
     kernel = found.is_of("triton") and found.file == OWNERS["triton"]
     return own or kernel or found.module.split(".")[0] in sys.stdlib_module_names
+
+
+def _may_launch_import(found: Import) -> bool:
+    own = any(found.is_of(module) for module in ("megaslm.config", "megaslm.errors", "megaslm.launch"))
+    return own if found.is_of("megaslm") else not any(found.is_of(library) for library in HEAVY)
 
 
 def _modules(node: ast.AST, package: list[str]) -> list[str]:

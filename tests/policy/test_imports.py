@@ -36,6 +36,10 @@ PLANTED = [
     ("observe/a.py", "import megaslm.cli", "imports run one way"),
     ("training/a.py", "from megaslm.scoring.job import score", "do not import one another"),
     ("evaluation/a.py", "import megaslm.training", "do not import one another"),
+    ("scoring/a.py", "from megaslm.launch.work import Work", "do not import one another"),
+    ("launch/a.py", "from megaslm.engine import places", "launch imports megaslm.config and megaslm.errors only"),
+    ("launch/a.py", "def f():\n    import torch", "launch imports megaslm.config and megaslm.errors only"),
+    ("engine/a.py", "import megaslm.launch", "imports run one way"),
     ("helpers/a.py", "import megaslm.errors", "megaslm/helpers has no place in the order"),
     ("engine/distributed.py", "import deepspeed.comm as dist", f"only {OWNERS['deepspeed']} may import deepspeed"),
     ("data/shards.py", "from streaming import MDSWriter", f"only {OWNERS['streaming']} may import streaming"),
@@ -67,6 +71,7 @@ ALLOWED = [
     ("slm/a.py", "import math\nimport torch\nfrom . import b\nfrom megaslm.errors import ConfigError"),
     ("slm/triton_exponentials.py", "import torch\nimport triton\nimport triton.language as tl"),
     ("slm/exponentials.py", "def f():\n    from megaslm.slm.triton_exponentials import fused_exponentials"),
+    ("launch/a.py", "import yaml\nfrom megaslm.config.cluster import Cluster\nfrom megaslm.launch.work import Work"),
     ("config/deepspeed.py", "from megaslm.config.deepspeed import deepspeed_settings"),
     ("cli.py", "from megaslm import __version__, demo\nimport megaslm.training.loop"),
 ]

@@ -1,0 +1,71 @@
+"""`megaslm launch`: starts a verb on a cluster, after a look at all that can be looked at from here."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from megaslm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megaslm.launch.work import Verb, Work
+
+# What follows the first word belongs to the verb.
+TAKES_THE_REST = {"allow_interspersed_args": False}
+
+
+def launch(
+    context: typer.Context,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="WORD", help="A verb, train where none is named, with its arguments: score, prepare, mask, export."
+        ),
+    ],
+    cluster: Annotated[Path, typer.Option(help="Where and how it is started, a YAML file like those in launcher/.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the command, or the manifests, and start nothing.")
+    ] = False,
+) -> None:
+    """Start a verb on one host, many hosts, Slurm or Kubernetes, as a file describes them.
+
+    The command takes the place of this one: signals reach it, and its status is this one's.
+    """
+    from megaslm.launch.cluster_file import load_cluster
+    from megaslm.launch.start import command_of
+
+    place = load_cluster(cluster)
+    command = command_of(place, _work(context, words))
+    if dry_run:
+        typer.echo(command)
+    else:
+        command.take_over()
+
+
+def _work(context: typer.Context, words: list[str]) -> "Work":
+    """The verb and its arguments, once the verb's own command has taken them."""
+    from megaslm.launch.work import Verb, Work
+
+    verbs: tuple[Verb, ...] = get_args(Verb)
+    known = context.find_root().command.commands  # type: ignore[attr-defined]
+    if words[0] in known and words[0] not in verbs:
+        raise ConfigError(f"launch {words[0]}: needs no launcher; run `megaslm {words[0]}` itself")
+    verb = next((verb for verb in verbs if verb == words[0]), None)
+    arguments = words if verb is None else words[1:]
+    verb = verb or "train"
+    given: typer.Context = known[verb].make_context(f"megaslm {verb}", list(arguments))
+    _look_at_files(verb, given)
+    is_share, is_finish = given.params.get("part") is not None, bool(given.params.get("finish"))
+    return Work(verb, tuple(arguments), is_share=is_share, is_finish=is_finish)
+
+
+def _look_at_files(verb: "Verb", given: typer.Context) -> None:
+    """A mistake in them shows here, and not on every node."""
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+    from megaslm.config.schema import RunConfig
+
+    if verb == "train":
+        load(RunConfig, given.params["config"], given.params["overrides"] or [])
+    elif verb == "prepare":
+        load(Recipe, given.params["recipe"], given.params["overrides"] or [])

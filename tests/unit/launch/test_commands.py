@@ -1,0 +1,204 @@
+"""From a cluster and a verb to words and variables; a shell that reads the printed line gets the same."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.cluster import (
+    Cluster,
+    HostfileCluster,
+    LocalCluster,
+    SlurmCluster,
+    TorchrunCluster,
+)
+from megaslm.errors import ConfigError
+from megaslm.launch.command import PROJECT, Command
+from megaslm.launch.start import command_of
+from megaslm.launch.work import Work
+
+TRAIN = Work("train", ("run.yaml", "--set", "run_dir=a b"))
+SCORE = Work("score", ("--reference", "r", "in", "out"))
+FINISH = Work("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
+PREPARE = Work("prepare", ("recipe.yaml", "out"))
+MASK = Work("mask", ("scored", "masked"))
+LAUNCHER = PROJECT / "launcher"
+ITSELF = (sys.executable, "-m", "megaslm")
+
+LOCAL = LocalCluster(kind="local", ranks=4, environment={"A": "x y"})
+HOSTFILE = HostfileCluster(
+    kind="hostfile",
+    hostfile="my hosts.txt",
+    remote_shell="ssh",
+    master_addr="10.0.0.1",
+    environment={"A": "1", "B": "b"},
+)
+TORCHRUN = TorchrunCluster(
+    kind="torchrun",
+    nodes=2,
+    ranks_per_node=8,
+    rendezvous="node-1:29400",
+    max_restarts=3,
+)
+SLURM = SlurmCluster(
+    kind="slurm",
+    nodes=4,
+    gpus_per_node=8,
+    time="12:00:00",
+    partition="gpu",
+    options={"qos": "high", "exclusive": True},
+)
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PROJECT)
+
+
+@pytest.mark.parametrize("work", [TRAIN, SCORE])
+def test_on_this_host_every_rank_runs_the_verb(work: Work) -> None:
+    command = command_of(LOCAL, work)
+    assert command.words == (f"{LAUNCHER}/local.sh", *work.words)
+    assert command.environment == {"RANKS": "4", "MASTER_PORT": "29500", "A": "x y"}
+
+
+@pytest.mark.parametrize("work", [FINISH, PREPARE, MASK])
+@pytest.mark.parametrize("cluster", [LOCAL, HOSTFILE, TORCHRUN])
+def test_what_one_process_does_is_done_by_one(cluster: Cluster, work: Work) -> None:
+    command = command_of(cluster, work)
+    assert command.words == (*ITSELF, *work.words)
+    assert command.environment == cluster.environment
+
+
+def test_the_hosts_of_a_hostfile_are_told_which_variables_to_take() -> None:
+    command = command_of(HOSTFILE, TRAIN)
+    assert command.words == (f"{LAUNCHER}/hostfile.sh", "my hosts.txt", *TRAIN.words)
+    assert command.environment == {
+        "REMOTE_SHELL": "ssh",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "29500",
+        "EXPORT": "A,B",
+        "A": "1",
+        "B": "b",
+    }
+
+
+def test_what_is_started_again_goes_on_from_its_checkpoint() -> None:
+    command = command_of(TORCHRUN, TRAIN)
+    assert command.words == (f"{LAUNCHER}/torchrun.sh", *TRAIN.words, "--resume")
+    assert command.environment == {
+        "NODES": "2",
+        "RANKS_PER_NODE": "8",
+        "RENDEZVOUS": "node-1:29400",
+        "MAX_RESTARTS": "3",
+    }
+    resumed = Work("train", ("run.yaml", "--resume"))
+    assert command_of(TORCHRUN, resumed).words == (
+        f"{LAUNCHER}/torchrun.sh",
+        *resumed.words,
+    )
+    assert command_of(TorchrunCluster(kind="torchrun", max_restarts=0), TRAIN).words[1:] == TRAIN.words
+    assert command_of(TORCHRUN, SCORE).words[1:] == SCORE.words
+
+
+def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
+    place = ("--partition=gpu", "--time=12:00:00", "--qos=high", "--exclusive")
+    ranks = ("--gpus-per-node=8", "--ntasks-per-node=8")
+    sbatch, slurm = "sbatch", LAUNCHER / "slurm"
+    again = Work("train", (*TRAIN.arguments, "--resume"))
+    for work in (TRAIN, again):
+        expected = (
+            sbatch,
+            "--nodes=4",
+            *ranks,
+            *place,
+            f"{slurm}/train.sbatch",
+            *TRAIN.arguments,
+        )
+        assert command_of(SLURM, work).words == expected
+    scored = (
+        sbatch,
+        "--array=1-4",
+        *ranks,
+        *place,
+        f"{slurm}/score_array.sbatch",
+        *SCORE.arguments,
+    )
+    assert command_of(SLURM, SCORE).words == scored
+    prepared = (
+        sbatch,
+        "--array=1-4",
+        *place,
+        f"{slurm}/prepare_array.sbatch",
+        *PREPARE.arguments,
+    )
+    assert command_of(SLURM, PREPARE).words == prepared
+    for work in (FINISH, MASK):
+        expected = ("srun", "--nodes=1", "--ntasks=1", *place, *ITSELF, *work.words)
+        assert command_of(SLURM, work).words == expected
+    on_cpus = SlurmCluster(kind="slurm", ranks_per_node=2, environment={"A": "1"})
+    assert command_of(on_cpus, TRAIN).words[:3] == (
+        sbatch,
+        "--nodes=1",
+        "--ntasks-per-node=2",
+    )
+    assert command_of(on_cpus, TRAIN).environment == {"A": "1"}
+
+
+def test_slurm_begins_where_its_nodes_find_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"give this command in {PROJECT}"):
+        command_of(SLURM, TRAIN)
+
+
+def test_the_tasks_of_an_array_are_told_their_part() -> None:
+    with pytest.raises(ConfigError, match="--part: on a cluster of kind slurm"):
+        command_of(SLURM, Work("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
+
+
+HOSTILE = [
+    "a b",
+    "$(touch pwned)",
+    "`touch pwned`",
+    'it\'s "so"',
+    "a\nb",
+    "; touch pwned",
+    "-oProxyCommand=x",
+    "",
+    "*",
+]
+
+
+def test_a_shell_that_reads_the_printed_line_gets_every_value(tmp_path: Path) -> None:
+    probe = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VALUE']]))"
+    for value in HOSTILE:
+        command = Command((sys.executable, "-c", probe, *HOSTILE), {"VALUE": value})
+        shown = subprocess.run(
+            str(command),
+            shell=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (
+            shown.stdout
+            == subprocess.run(
+                command.words,
+                env={**os.environ, "VALUE": value},
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+    assert not list(tmp_path.iterdir())
+    assert shlex.split(str(Command(("x", *HOSTILE)))) == ["x", *HOSTILE]
+
+
+def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="sbatch: no such program on this host"):
+        Command(("sbatch", "x")).take_over()
