@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from time import monotonic, sleep
 
 import torch.distributed as dist
 
+from megaslm.data.loading.loader_process import without_signals
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_board import BOARD_OBJECTS
 from megaslm.data.loading.training_rows import TrainingRows
@@ -44,6 +46,9 @@ def open_leased(streams: Sequence[MixtureStream], open_rows: Callable[[], Traini
     Raises:
         DataError: another run on this host fetches into the folder of one of the streams.
     """
+    # Python's own keeper of shared memory takes no notice of a SIGTERM to all processes of a job, but dies of a SIGUSR1.
+    with without_signals():
+        resource_tracker.ensure_running()
     lease = _Lease()
     # Registered before streaming registers the like for its objects, and so called after it.
     atexit.register(lease.end, os.getpid())

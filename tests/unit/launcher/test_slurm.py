@@ -1,0 +1,178 @@
+"""The scripts of Slurm jobs, tried with what Slurm sets and programs that stand in for Slurm's and for the verbs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[3] / "launcher" / "slurm"
+
+VERB = """
+import json, os, pathlib, sys
+names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+pathlib.Path("ran.json").write_text(json.dumps([sys.argv[1:], {name: os.environ.get(name) for name in names}]))
+sys.exit(int(os.environ.get("VERB_STATUS", 0)))
+"""
+SRUN = """#!/usr/bin/env bash
+# Runs the last of the job's tasks, and notes how it was asked to.
+while [[ "$1" == --* ]]; do options+=("$1"); shift; done
+printf '%s\\n' "${options[@]}" >srun.txt
+SLURM_PROCID=5 SLURM_LOCALID=2 exec "$@"
+"""
+SCONTROL = """#!/usr/bin/env bash
+case "$1" in
+    show) printf 'node-7\\nnode-9\\n' ;;
+    requeue) echo "$2" >requeued.txt ;;
+esac
+"""
+SQUEUE = """#!/usr/bin/env bash
+echo "${JOB_STATE:-RUNNING}"
+"""
+HOSTILE = [
+    "a b",
+    "it's",
+    '"quoted"',
+    "$(touch hacked)",
+    "`touch hacked`",
+    "a;touch hacked",
+    "*",
+    "",
+    "--export=NONE",
+    "\n",
+]
+
+
+@pytest.fixture
+def submitted_from(tmp_path: Path) -> Path:
+    """A folder with an unwieldy name, whose `megaslm` notes what it was asked for; `python -m` looks there first."""
+    folder = tmp_path / "it's a folder"
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("squeue", SQUEUE)):
+        program = folder / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(text, encoding="utf-8")
+        program.chmod(0o755)
+    (folder / "megaslm").mkdir()
+    (folder / "megaslm" / "__init__.py").touch()
+    (folder / "megaslm" / "__main__.py").write_text(VERB, encoding="utf-8")
+    (folder / "launcher").mkdir()
+    (folder / "launcher" / "slurm").symlink_to(SCRIPTS)
+    return folder
+
+
+def run(folder: Path, script: str, *arguments: str, **variables: str | int) -> "subprocess.CompletedProcess[str]":
+    """Runs a script as Slurm does, in a job of two nodes with three tasks each."""
+    job = {"SLURM_JOB_ID": 123_456, "SLURM_JOB_NUM_NODES": 2, "SLURM_JOB_NODELIST": "node-[7,9]"}
+    environment = {
+        "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **{name: str(value) for name, value in {**job, "SLURM_NTASKS_PER_NODE": 3, **variables}.items()},
+    }
+    command = [str(SCRIPTS / script), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def ran(folder: Path) -> tuple[list[str], dict[str, str | None]]:
+    """The arguments that the verb got, and what its environment said of the ranks."""
+    arguments, environment = json.loads((folder / "ran.json").read_text(encoding="utf-8"))
+    return arguments, environment
+
+
+def share_of(folder: Path) -> str:
+    """What follows --part, the last of the verb's options."""
+    arguments, _ = ran(folder)
+    assert arguments[-2] == "--part"
+    return arguments[-1]
+
+
+def test_a_task_becomes_a_rank_with_its_arguments_intact(submitted_from: Path) -> None:
+    leftovers = {"RANK": "9", "WORLD_SIZE": "9", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1"}
+    done = run(submitted_from, "train.sbatch", *HOSTILE, SLURM_JOB_NAME="$(touch hacked)", **leftovers)
+    assert done.returncode == 0, done.stderr
+    arguments, environment = ran(submitted_from)
+    assert arguments == ["train", *HOSTILE, "--resume"]
+    assert environment == {
+        "RANK": "5",
+        "WORLD_SIZE": "6",
+        "LOCAL_RANK": "2",
+        "LOCAL_WORLD_SIZE": "3",
+        "MASTER_ADDR": "node-7",
+        "MASTER_PORT": "23456",
+        "OMP_NUM_THREADS": "1",
+    }
+    assert not (submitted_from / "hacked").exists()
+
+
+def test_what_a_job_asked_for_its_tasks_get(submitted_from: Path) -> None:
+    variables = {"SLURM_CPUS_PER_TASK": 12, "SLURM_GPUS_ON_NODE": 3, "SLURM_EXPORT_ENV": "NONE"}
+    assert run(submitted_from, "train.sbatch", "run.yaml", **variables).returncode == 0
+    options = (submitted_from / "srun.txt").read_text().splitlines()
+    assert {"--nodes=2", "--ntasks=6", "--ntasks-per-node=3", "--cpus-per-task=12", "--export=ALL"} <= set(options)
+    assert ran(submitted_from)[1]["OMP_NUM_THREADS"] == "12"
+
+
+@pytest.mark.parametrize(("status", "goes_back"), [(0, False), (1, False), (2, False), (75, True), (143, True)])
+def test_a_job_that_was_told_to_stop_goes_back_into_the_queue(
+    submitted_from: Path, status: int, goes_back: bool
+) -> None:
+    done = run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=status)
+    assert done.returncode == status
+    assert (submitted_from / "requeued.txt").exists() == goes_back
+
+
+def test_a_job_that_is_cancelled_does_not_come_back(submitted_from: Path) -> None:
+    assert run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=75, JOB_STATE="COMPLETING").returncode == 75
+    assert not (submitted_from / "requeued.txt").exists()
+
+
+def test_another_number_of_gpus_than_of_tasks_is_refused(submitted_from: Path) -> None:
+    done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=8)
+    assert done.returncode == 2
+    assert "3 tasks and 8 GPUs on a node" in done.stderr
+    assert "--ntasks-per-node=8" in done.stderr
+
+
+def test_gpus_that_are_hidden_from_the_other_ranks_are_refused(submitted_from: Path) -> None:
+    done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=3, SLURM_GPUS_PER_TASK=1)
+    assert done.returncode == 2
+    assert "--gpus-per-node=3 instead" in done.stderr
+
+
+def test_a_reference_is_trained_where_it_is_exported_from(submitted_from: Path) -> None:
+    done = run(submitted_from, "reference.sbatch", "run.yaml", "runs/it's #1", "models/a b", "--set", "train.lr=1")
+    assert done.returncode == 0, done.stderr
+    assert ran(submitted_from)[0] == ["export", "runs/it's #1", "models/a b"]
+    stopped = run(submitted_from, "reference.sbatch", "run.yaml", "runs/it's #1", "models/a b", VERB_STATUS="75")
+    assert stopped.returncode == 75
+    assert ran(submitted_from)[0] == ["train", "run.yaml", "--set", "run_dir='runs/it''s #1'", "--resume"]
+    assert run(submitted_from, "reference.sbatch", "run.yaml", "runs/reference").returncode == 2
+
+
+@pytest.mark.parametrize(("task", "least", "most", "part"), [(1, 1, 4, "1/4"), (4, 1, 4, "4/4"), (0, 0, 9, "1/10")])
+@pytest.mark.parametrize("verb", ["prepare", "score"])
+def test_a_task_of_an_array_does_its_share(
+    submitted_from: Path, verb: str, task: int, least: int, most: int, part: str
+) -> None:
+    array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": least, "SLURM_ARRAY_TASK_MAX": most}
+    done = run(submitted_from, f"{verb}_array.sbatch", *HOSTILE, **array)
+    assert done.returncode == 0, done.stderr
+    assert ran(submitted_from)[0] == [verb, *HOSTILE, "--part", part]
+
+
+def test_some_tasks_of_an_array_are_submitted_again_by_their_numbers(submitted_from: Path) -> None:
+    array = {"SLURM_ARRAY_TASK_ID": 17, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_ARRAY_TASK_MAX": 40}
+    refused = run(submitted_from, "score_array.sbatch", "in", "out", SLURM_ARRAY_TASK_COUNT=3, **array)
+    assert refused.returncode == 2
+    assert "the array has gaps" in refused.stderr
+    assert run(submitted_from, "score_array.sbatch", "in", "out", PARTS=64, **array).returncode == 0
+    assert share_of(submitted_from) == "17/64"
+
+
+@pytest.mark.parametrize("script", ["ranks.sh", "array_task.sh"])
+def test_outside_of_a_job_it_says_how_to_submit_it(submitted_from: Path, script: str) -> None:
+    done = run(submitted_from, script, "score", "in", "out", SLURM_JOB_ID="")
+    assert done.returncode == 2
+    assert ".sbatch" in done.stderr
+    assert run(submitted_from, script, "--help").stdout.startswith(f"usage: launcher/slurm/{script}")
+    assert run(submitted_from, script).returncode == 2
