@@ -178,9 +178,9 @@ class KubernetesCluster(_Scheduled):
     """The container image; its `python` has what MegaSLM depends on."""
     volume_claim: ObjectName
     """The PersistentVolumeClaim, mounted by many nodes at a time, with the project and the data."""
-    mount_path: PathInContainer = "/work"
+    mount_path: PathInContainer = "/shared"
     """Where the claim is mounted."""
-    project: PathInContainer = "/work/megaslm"
+    project: PathInContainer = "/shared/megaslm"
     """This project's folder there; relative paths are read from it."""
     cpus_per_node: Positive
     """Cores of each node."""

@@ -125,9 +125,9 @@ def test_a_training_is_a_pod_a_node_that_meet_at_the_first() -> None:
     assert pod["terminationGracePeriodSeconds"] >= 300
     ranks = container(job)
     assert ranks["image"] == "registry.example:5000/slm@sha256:0a"
-    assert ranks["workingDir"] == "/work/megaslm"
+    assert ranks["workingDir"] == "/shared/megaslm"
     assert ranks["command"] == [
-        "/work/megaslm/launcher/torchrun.sh",
+        "/shared/megaslm/launcher/torchrun.sh",
         *TRAIN.words,
         "--resume",
     ]
@@ -140,7 +140,7 @@ def test_a_training_is_a_pod_a_node_that_meet_at_the_first() -> None:
     assert ranks["resources"]["limits"] == {"memory": "900Gi", "nvidia.com/gpu": 8}
     assert ranks["resources"]["requests"] == {"cpu": "96", "memory": "900Gi"}
     mounts = {mount["name"]: mount["mountPath"] for mount in ranks["volumeMounts"]}
-    assert mounts == {"work": "/work", "shared-memory": "/dev/shm"}
+    assert mounts == {"work": "/shared", "shared-memory": "/dev/shm"}
     claim, memory = pod["volumes"]
     assert claim["persistentVolumeClaim"] == {"claimName": "data"}
     assert memory["emptyDir"] == {"medium": "Memory"}
@@ -172,7 +172,7 @@ def test_parts_are_shared_out_among_the_pods() -> None:
         job["spec"]["parallelism"],
     ) == ("Indexed", 4, 4)
     assert container(job)["command"] == [
-        "/work/megaslm/launcher/k8s/part.sh",
+        "/shared/megaslm/launcher/k8s/part.sh",
         "4",
         *SCORE.words,
     ]
@@ -180,7 +180,7 @@ def test_parts_are_shared_out_among_the_pods() -> None:
     assert container(job)["resources"]["limits"]["nvidia.com/gpu"] == 8
     (job,) = documents(cluster(), PREPARE)
     assert container(job)["command"] == [
-        "/work/megaslm/launcher/k8s/part.sh",
+        "/shared/megaslm/launcher/k8s/part.sh",
         "4",
         *PREPARE.words,
     ]
