@@ -1,54 +1,190 @@
 #!/usr/bin/env bash
 # Starts a verb of MegaSLM on the hosts of a DeepSpeed hostfile. See --help.
 set -euo pipefail
+# Until there is a job nothing is lost.
+trap 'wait; exit 75' TERM INT HUP USR1
 
 usage() {
     cat <<'HELP'
 usage: launcher/hostfile.sh HOSTFILE VERB [ARGUMENT ...]
 
-  launcher/hostfile.sh hosts.txt train configs/rho-math-1b/slm.yaml
+  launcher/hostfile.sh hosts.txt train configs/rho-math-1b/slm.yaml --resume
+  EXPORT=HF_HOME,NCCL_DEBUG launcher/hostfile.sh hosts.txt score --reference models/reference datasets/web datasets/scored
 
-HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this folder at the same path, with its .venv, and ssh
-without a password; this host needs pdsh. Exits with the largest status of any host.
+HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
+as here, the project with its .venv, and lets this host in by ssh without a password. All are asked before anything is
+started, and those that are not fit are named. Runs `python -m megaslm VERB ...` once a slot, through DeepSpeed's
+launcher, and exits with the largest status of any host.
 
-  MASTER_ADDR   the address at which the ranks meet; default: the first host's own
+  REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
+                ssh: one ssh a host, and `deepspeed --no_ssh` there
+  MASTER_ADDR   the address at which the ranks meet; default: the first that `hostname -I` tells on the first host
   MASTER_PORT   the port there; default 29500
+  EXPORT        the names of variables that the ranks get from here, with commas between; no other one reaches them
 
-Of the environment, only what starts with NCCL and PYTHON reaches the hosts; for more, write NAME=VALUE lines into the file
-.deepspeed_env in this folder. With `ServerAliveInterval` in the ssh configuration, a lost host ends the job.
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
+75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
+and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by themselves.
+However this script ends, nothing of the job stays on any host.
 HELP
 }
 
-case "${1:-}" in
-    -h | --help) usage; exit 0 ;;
-esac
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then usage; exit 0; fi
 if (($# < 2)); then usage >&2; exit 2; fi
 
 hostfile="$1"
 shift
-if [[ ! -f "$hostfile" ]]; then echo "$hostfile: no such hostfile" >&2; exit 2; fi
-
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [[ -x "$project/.venv/bin/python" ]]; then PATH="$project/.venv/bin:$PATH"; fi
+python="$(command -v python || true)"
+on_host="$project/launcher/on_host.sh"
+port="${MASTER_PORT:-29500}"
+remote_shell="${REMOTE_SHELL:-pdsh}"
+# All processes of the job have it in their environment, and no other process has.
+job="$(date +%s)-$$-$RANDOM"
 
-# DeepSpeed writes all of this unquoted into a command line that a shell reads on every host.
-require_plain() {
-    local name="$1" value="$2" remedy="$3"
-    if [[ ! "$value" =~ ^[A-Za-z0-9_./:=,@%+^-]+$ ]]; then
-        printf '%s %q: may hold letters, digits and _./:=,@%%+^- only; %s\n' "$name" "$value" "$remedy" >&2
-        exit 2
-    fi
-}
-for argument in "$@"; do require_plain argument "$argument" "put such a value into the YAML"; done
-for folder in "$PWD" "$project"; do require_plain folder "$folder" "move it to another path"; done
+# `hosts` and `exported`, or a refusal.
+source "$project/launcher/hostfile_settings.sh"
+
+# DeepSpeed would hand these on by itself.
 for variable in $(compgen -e); do
-    case "$variable" in
-        MASTER_ADDR | MASTER_PORT | NCCL* | PYTHON* | MLFLOW* | MV2* | UCX*)
-            value="${!variable}"
-            if [[ -n "$value" ]]; then require_plain "$variable" "$value" "set it otherwise, or unset it"; fi ;;
-    esac
+    case "$variable" in NCCL* | PYTHON* | MLFLOW* | MV2* | UCX*) unset "$variable" ;; esac
 done
 
-if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
+# Nobody is asked for a password, and a host that does not answer is given up after a minute, as runs do it by default.
+ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 
-exec deepspeed --quiet --hostfile "$hostfile" --force_multi ${MASTER_ADDR:+--master_addr "$MASTER_ADDR"} \
-    --master_port "${MASTER_PORT:-29500}" --no_local_rank --module megaslm "$@"
+named() { sed -u "s/^/$1: /"; }
+
+# Runs on_host.sh on every host; `failed` counts those on which it failed.
+on_every_host() {
+    local host process processes=()
+    for host in "${hosts[@]}"; do
+        ssh -n "${ssh_options[@]}" "$host" "$on_host" "$@" 2>&1 | named "$host" >&2 &
+        processes+=("$!")
+    done
+    failed=0
+    for process in "${processes[@]}"; do wait "$process" || ((++failed)); done
+}
+
+start_by_pdsh() {
+    export PDSH_SSH_ARGS_APPEND="${ssh_options[*]}" DS_ENV_FILE="$scratch/environment"
+    # It puts values with any but plain characters between double quotes; for pdsh itself a percent sign begins a name.
+    printf '%s\n' "${exported[@]}" | sed 's/[\\"$`]/\\&/g; s/%/%%/g' >"$DS_ENV_FILE"
+    # setsid: signals from the terminal come to this script alone.
+    exec setsid "$python" -m deepspeed.launcher.runner --quiet --hostfile "$hostfile" --force_multi --no_ssh_check \
+        --master_addr "$address" --master_port "$port" --no_local_rank --module megaslm "${@//%/%%}" \
+        2> >(note_failures >&2)
+}
+
+# pdsh tells of a host that has failed, and goes on waiting for the others.
+note_failures() {
+    local ended="^pdsh@.*: ssh exited with exit code "
+    trap '' TERM INT HUP USR1
+    sed -u -e "/${ended}75\$/b" -e "/$ended/w $scratch/failed"
+}
+
+start_by_ssh() {
+    local rank process processes=() status=0 one
+    trap '' TERM INT HUP USR1
+    for rank in "${!hosts[@]}"; do
+        run_on_host "$rank" "$@" &
+        processes+=("$!")
+    done
+    for process in "${processes[@]}"; do
+        one=0
+        wait "$process" || one=$?
+        if ((one > status)); then status=$one; fi
+    done
+    exit "$status"
+}
+
+run_on_host() {
+    local rank="$1" host="${hosts[$1]}" status=0
+    shift
+    ssh "${ssh_options[@]}" "$host" "cd $PWD && exec env $(printf '%q ' "${exported[@]}")" \
+        "$on_host" run "$python" "$rank" "$address" "$port" "$@" <"$hostfile" \
+        > >(named "$host") 2> >(named "$host" >&2) || status=$?
+    if ((status > 0 && status != 75)); then echo "$host" >>"$scratch/failed"; fi
+    exit "$status"
+}
+
+# Ranks that have met end by themselves when one fails. Those that wait for it to come are ended here.
+end_after_a_failure() {
+    local half_seconds=0
+    trap '' TERM INT HUP USR1
+    while [[ -d "$scratch" ]] && ((half_seconds < 2 * seconds_after_a_failure)); do
+        if [[ -s "$scratch/failed" ]]; then ((++half_seconds)); fi
+        sleep 0.5
+    done
+    if [[ -d "$scratch" ]]; then
+        echo "a host failed $seconds_after_a_failure s ago; what is left of the job is ended" >&2
+        on_every_host kill "$job"
+    fi
+}
+
+told_at=""
+# A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
+one_telling_seconds=10
+seconds_after_a_failure=60
+
+stop() {
+    if [[ -z "$told_at" ]]; then
+        told_at="$SECONDS"
+        tell &
+    elif ((SECONDS - told_at > one_telling_seconds)); then
+        on_every_host kill "$job" &
+    fi
+}
+
+# One rank that is told is enough. Where there is none on any host nothing is lost.
+tell() {
+    trap '' TERM INT HUP USR1
+    on_every_host tell "$job"
+    if ((failed == ${#hosts[@]})); then on_every_host kill "$job"; fi
+}
+
+# `wait` returns early, with more than 128, when a signal was handled.
+wait_for() {
+    local status=128
+    while kill -0 "$1" 2>/dev/null; do
+        status=0
+        wait "$1" || status=$?
+    done
+    return "$status"
+}
+
+on_every_host check "$PWD" "$python"
+if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
+address="$(ssh -n "${ssh_options[@]}" "${hosts[0]}" "$on_host" meeting "$port" "${MASTER_ADDR:-}" 2> >(named "${hosts[0]}" >&2))" ||
+    refuse "the ranks cannot meet on ${hosts[0]}; nothing was started"
+
+scratch="$(mktemp -d)"
+mkfifo "$scratch/alive"
+# Reads until this script has ended, be it by SIGKILL, as the other end of the pipe is closed then.
+remove_what_is_left() {
+    trap '' TERM INT HUP USR1
+    cat "$scratch/alive" >/dev/null
+    on_every_host kill "$job"
+    if ((failed > 0)); then echo "$failed hosts do not tell whether processes with MEGASLM_JOB=$job are left" >&2; fi
+    rm -rf "$scratch"
+}
+remove_what_is_left &
+remover=$!
+exec {alive}>"$scratch/alive"
+
+end_after_a_failure {alive}>&- &
+ender=$!
+
+trap stop TERM INT HUP USR1
+case "$remote_shell" in
+    pdsh) start_by_pdsh "$@" {alive}>&- & ;;
+    ssh) start_by_ssh "$@" {alive}>&- & ;;
+esac
+starter=$!
+status=0
+wait_for "$starter" || status=$?
+exec {alive}>&-
+wait_for "$remover" || true
+wait_for "$ender" || true
+exit "$status"

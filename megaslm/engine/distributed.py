@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import NoReturn, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from megaslm.engine.rendezvous import LOOPBACK, meeting_store
+from megaslm.engine.network import LOOPBACK
+from megaslm.engine.rendezvous import LONGEST_JOINING, meet
 from megaslm.errors import MegaSLMError, PeerFailed
 
 T = TypeVar("T")
@@ -46,6 +49,8 @@ def join_world() -> World:
     """Joins the process group that the launcher described in the environment; alone, makes one of a single process.
 
     The `deepspeed` and `torchrun` launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+
+    Raises as `rendezvous.meet` does, where ranks do not come or do not fit together.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=LOOPBACK)
@@ -54,17 +59,33 @@ def join_world() -> World:
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        _connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def _connect(rank: int, size: int, device: torch.device) -> None:
+    on_gpu = device.type == "cuda"
+    store = meet(rank, size, device.type)
+    store.set_timeout(LONGEST_WAIT)
+    try:
         # device_id lets NCCL connect at once, so that a bad link shows here and not in the first step.
         dist.init_process_group(
             backend="nccl" if on_gpu else "gloo",
             device_id=device if on_gpu else None,
-            timeout=LONGEST_WAIT,
-            store=meeting_store(rank, size, LONGEST_WAIT),
+            # Of two ranks, the one that gloo lets listen waits five times as long.
+            timeout=LONGEST_JOINING if on_gpu else LONGEST_JOINING / 5,
+            store=store,
             rank=rank,
             world_size=size,
         )
-    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+    except RuntimeError as error:
+        interface = os.environ["NCCL_SOCKET_IFNAME" if on_gpu else "GLOO_SOCKET_IFNAME"]
+        raise MegaSLMError(
+            f"{socket.gethostname()} has no connection to the other ranks over {interface}: {error}; look whether a "
+            "firewall keeps hosts from one another at other ports than MASTER_PORT"
+        ) from error
+    # Connecting takes no such time, but work may.
+    _set_pg_timeout(LONGEST_WAIT)
 
 
 def leave_world() -> None:

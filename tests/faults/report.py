@@ -1,35 +1,16 @@
-"""Writes the table of docs/operations.md from the figures of the last run of the fault tests."""
+"""Writes the tables of docs/operations.md from the figures of the last run of their tests."""
 
-import string
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 
-from tests.faults.figures import Figure, Measured, figures_file, read_figures
+from tests.faults.figures import figures_file, read_figures
+from tests.faults.table import Row, Table
+from tests.multinode.report import NODES
 from tests.ranks import ROOT
 
 PAGE = ROOT / "docs" / "operations.md"
-BEGIN, END = "<!-- faults: begin (made by `make faults`) -->", "<!-- faults: end -->"
-NOT_MEASURED = "not measured"
 
-
-@dataclass(frozen=True)
-class Row:
-    """A fault, what happens, and how its figures are told of."""
-
-    name: str
-    fault: str
-    outcome: str
-    figures: str
-    """A format string over what the tests record under `name`."""
-
-    def told(self, figures: Mapping[str, Figure]) -> str:
-        """The figures in words; where one is missing, that they were not measured."""
-        needed = {field for _, field, _, _ in string.Formatter().parse(self.figures) if field is not None}
-        return self.figures.format(**figures) if needed <= set(figures) else NOT_MEASURED
-
-
-ROWS = (
+_ROWS = (
     Row(
         "sigkill",
         "SIGKILL of a rank",
@@ -119,32 +100,16 @@ ROWS = (
 )
 
 
-def table(measured: Measured) -> str:
-    """The section of the page between its marks."""
-    lines = ["| fault | what happens | figures |", "|---|---|---|"]
-    for row in ROWS:
-        lines.append(f"| {row.fault} | {row.outcome} | {row.told(measured['rows'].get(row.name, {}))} |")
-    machine = measured["machine"] or "no machine yet"
-    lines += ["", f"Measured on {machine}, two ranks with gloo and a model of 20 thousand parameters."]
-    return "\n".join(lines)
+FAULTS = Table("faults", "make faults", _ROWS, "two ranks with gloo and a model of 20 thousand parameters")
+TABLES = {table.name: table for table in (FAULTS, NODES)}
 
 
-def with_table(page: str, measured: Measured) -> str:
-    """The page with what is between its marks made anew."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"{PAGE} holds no {BEGIN}"
-    assert end, f"{PAGE} holds no {END}"
-    return f"{before}{BEGIN}\n{table(measured)}\n{END}{after}"
-
-
-def main(page: Path = PAGE) -> None:
-    """Rewrites the page and says what it was made of."""
-    measured = read_figures(figures_file())
-    page.write_text(with_table(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
-    told = [row.told(measured["rows"].get(row.name, {})) for row in ROWS]
-    print(f"{page}: {sum(text != NOT_MEASURED for text in told)} of {len(ROWS)} faults measured")
+def main(name: str, page: Path = PAGE) -> None:
+    """Rewrites one table of the page and says what it was made of."""
+    table, measured = TABLES[name], read_figures(figures_file())
+    page.write_text(table.put_into(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    print(f"{page}: {table.measured_rows(measured)} of {len(table.rows)} faults measured")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from megaslm.engine import roll_call
 from megaslm.engine.distributed import all_reduce_sum, join_world, leave_world
-from megaslm.engine.rendezvous import meeting_store
+from megaslm.engine.rendezvous import meet
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.errors import ConfigError
 from tests.forks import fork, fork_ranks, statuses_of
@@ -95,7 +96,7 @@ def test_connections_leave_the_loopback_interface_where_the_environment_says_so(
     assert not set(_noted(tmp_path / "told", 0)) <= LOOPBACK_ADDRESSES
 
 
-def test_ranks_that_may_be_on_several_hosts_meet_as_torch_does_it(tmp_path: Path) -> None:
+def test_ranks_that_may_be_on_several_hosts_meet_where_others_reach_them(tmp_path: Path) -> None:
     def run() -> None:
         del os.environ["LOCAL_WORLD_SIZE"]
         _work_and_note(tmp_path / "hosts")
@@ -104,14 +105,38 @@ def test_ranks_that_may_be_on_several_hosts_meet_as_torch_does_it(tmp_path: Path
     assert not set(_noted(tmp_path / "hosts", 0)) <= LOOPBACK_ADDRESSES
 
 
-@pytest.mark.parametrize(("address", "local_size"), [("192.0.2.7", "2"), ("127.0.1.1", "1")])
-def test_an_address_that_others_need_is_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch, address: str, local_size: str
+def _meet(limit_seconds: float, device: str = "cpu") -> None:
+    world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    meet(*world, device, timedelta(seconds=limit_seconds))
+
+
+def test_ranks_that_do_not_come_are_named_and_those_that_have_are_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The second is what a host of Debian's calls itself, also where the others call it by another address."""
-    monkeypatch.setenv("MASTER_ADDR", address)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_size)
-    assert meeting_store(0, 2, timedelta(seconds=5)) is None
+    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.8)
+
+    def run() -> None:
+        if os.environ["RANK"] in ("0", "3"):
+            _meet(2)
+
+    assert statuses_of(fork_ranks(4, run)) == [1, 0, 0, 1]
+    said = capfd.readouterr().err
+    host = socket.gethostname()
+    assert "rank 0 waits for ranks 1-2, for 1 s more" in said
+    assert said.count(f"2 of 4 ranks have come within 2 s; missing: ranks 1-2; here: ranks 0, 3 on {host}") == 2
+
+
+def test_a_first_rank_that_does_not_come_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert statuses_of(fork_ranks(2, lambda: _meet(2) if os.environ["RANK"] == "1" else None)) == [0, 1]
+    said = capfd.readouterr().err
+    assert "the first rank, at 127.0.0.1:" in said
+    assert f"has not been reached from {socket.gethostname()} within 2 s" in said
+
+
+def test_a_rank_that_sees_no_gpu_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert statuses_of(fork_ranks(2, lambda: _meet(20, ("cuda", "cpu")[int(os.environ["RANK"])]))) == [2, 2]
+    host = socket.gethostname()
+    assert f"1 of 2 ranks see no GPU: rank 1 on {host}; look at the driver there" in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,34 +145,30 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": "2"}.items():
             monkeypatch.setenv(name, value)
         # What the call sets for the process is taken back with the rest.
-        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG"):
             monkeypatch.setenv(name, "lo")
-        with pytest.raises(ConfigError, match=rf"MASTER_PORT = {port}: .*in use.*; set another"):
-            meeting_store(0, 2, timedelta(seconds=5))
+        with pytest.raises(
+            ConfigError, match=rf"MASTER_PORT = {port}: .*{socket.gethostname()} .*in use.*; set another"
+        ):
+            meet(0, 2, "cpu", timedelta(seconds=5))
 
 
-def test_torchruns_store_is_told_apart_by_attempts_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchruns_store_is_told_apart_by_attempts_or_refused(capfd: pytest.CaptureFixture[str]) -> None:
     served = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_MAX_RESTARTS": "3",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(served.port),
-        "LOCAL_WORLD_SIZE": "2",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        "WORLD_SIZE": "2",
     }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    addresses = []
-    for attempt in ("0", "1"):
-        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", attempt)
-        store = meeting_store(0, 2, timedelta(seconds=10))
-        assert store is not None
-        addresses.append(store.add("rank 0 has come", 1))
-    assert addresses == [1, 1]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        meeting_store(0, 2, timedelta(seconds=10))
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    assert meeting_store(0, 2, timedelta(seconds=10)) is None
+
+    def start(rank: str, *, attempt: str, local_size: str = "2") -> int:
+        told = {"RANK": rank, "TORCHELASTIC_RESTART_COUNT": attempt, "LOCAL_WORLD_SIZE": local_size}
+        return fork(lambda: _meet(2), **environment, **told)
+
+    assert statuses_of([start("0", attempt="0"), start("1", attempt="0")]) == [0, 0]
+    assert statuses_of([start("0", attempt="1")]) == [1]
+    assert "1 of 2 ranks have come within 2 s; missing: rank 1" in capfd.readouterr().err
+    assert statuses_of([start("0", attempt="1", local_size="1")]) == [2]
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capfd.readouterr().err

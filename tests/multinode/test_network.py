@@ -1,0 +1,90 @@
+"""Ranks of two hosts that meet, whatever else their hosts are called and have."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.multinode.hostfile_job import free_port
+from tests.multinode.hosts import Hosts
+from tests.ranks import ROOT
+
+pytestmark = pytest.mark.slow
+
+RANK = """
+import datetime, os, sys, torch
+from megaslm.engine import distributed
+from megaslm.errors import MegaSLMError
+distributed.LONGEST_JOINING = datetime.timedelta(seconds=5)
+try:
+    world = distributed.join_world()
+except MegaSLMError as error:
+    print(error)
+    distributed.end_process(error.exit_status)
+print(os.environ["GLOO_SOCKET_IFNAME"], distributed.all_reduce_sum(torch.ones(1)).item())
+distributed.leave_world()
+distributed.end_process(0)
+"""
+
+
+def meet(hosts: Hosts, folder: Path, *, master: str, **environment: str) -> list[tuple[int, str]]:
+    """The exit status of a rank on each host, and what it said."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT), **environment}
+    shared |= {"MASTER_ADDR": master, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    outputs = [folder / f"{host.name}.txt" for host in hosts.all]
+    ranks = []
+    for rank, (host, output) in enumerate(zip(hosts.all, outputs, strict=True)):
+        with output.open("wb") as file:
+            ranks.append(host.start(sys.executable, "-c", RANK, environment={**shared, "RANK": str(rank)}, output=file))
+    return [(rank.wait(timeout=60), output.read_text()) for rank, output in zip(ranks, outputs, strict=True)]
+
+
+@pytest.fixture
+def more_interfaces(hosts: Hosts) -> Iterator[None]:
+    """Each host has one more, which comes first and leads nowhere: what a container bridge is to NCCL and gloo."""
+    for number, host in enumerate(hosts.all, 1):
+        host.run("ip", "link", "add", "bridge0", "type", "veth", "peer", "name", "container0")
+        host.run("ip", "address", "add", f"10.88.0.{number}/24", "dev", "bridge0")
+        for name in ("bridge0", "container0"):
+            host.run("ip", "link", "set", name, "up")
+    yield
+    for host in hosts.all:
+        host.run("ip", "link", "delete", "bridge0")
+
+
+@pytest.fixture
+def own_names_on_loopback(hosts: Hosts, tmp_path: Path) -> Iterator[None]:
+    """As Debian installs it: a host finds a loopback address under its own name."""
+    for host, other in (hosts.all, hosts.all[::-1]):
+        table = tmp_path / f"{host.name}.hosts"
+        table.write_text(f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n{other.address} {other.name}\n")
+        host.run("mount", "--bind", table, "/etc/hosts")
+    yield
+    for host in hosts.all:
+        host.run("umount", "/etc/hosts")
+
+
+@pytest.mark.usefixtures("more_interfaces", "own_names_on_loopback")
+def test_they_talk_over_the_interface_that_leads_to_the_first_host(hosts: Hosts, tmp_path: Path) -> None:
+    for status, said in meet(hosts, tmp_path, master=hosts.first.address):
+        assert status == 0, said
+        assert said.endswith("eth0 2.0\n")
+
+
+@pytest.mark.usefixtures("own_names_on_loopback")
+def test_a_name_that_means_loopback_on_the_first_host_is_refused_there(hosts: Hosts, tmp_path: Path) -> None:
+    (status, said), other = meet(hosts, tmp_path, master="node-1")
+    assert status == other[0] == 2
+    assert "connections of rank 0 on node-1 would go over lo, which other hosts do not reach; set MASTER_ADDR" in said
+
+
+@pytest.mark.usefixtures("more_interfaces")
+def test_hosts_that_do_not_reach_one_another_end_within_the_limit(hosts: Hosts, tmp_path: Path) -> None:
+    began = time.monotonic()
+    found = meet(hosts, tmp_path, master=hosts.first.address, GLOO_SOCKET_IFNAME="bridge0")
+    for host, (status, said) in zip(hosts.all, found, strict=True):
+        assert status == 1
+        assert f"{host.name} has no connection to the other ranks over bridge0" in said
+    assert time.monotonic() - began < 20
