@@ -25,7 +25,8 @@ launcher, and exits with the largest status of any host.
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
 75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
 and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by themselves.
-However this script ends, nothing of the job stays on any host.
+However this script ends, SIGKILL included, nothing of the job stays on any host; but a SIGKILL of its whole process group also
+kills what would see to that.
 HELP
 }
 
@@ -141,17 +142,16 @@ stop() {
 tell() {
     trap '' TERM INT HUP USR1
     on_every_host tell "$job"
-    if ((failed == ${#hosts[@]})); then on_every_host kill "$job"; fi
+    if ((failed == ${#hosts[@]})); then
+        touch "$scratch/told-before-ranks"
+        on_every_host kill "$job"
+    fi
 }
 
 # `wait` returns early, with more than 128, when a signal was handled.
 wait_for() {
-    local status=128
-    while kill -0 "$1" 2>/dev/null; do
-        status=0
-        wait "$1" || status=$?
-    done
-    return "$status"
+    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
+    wait "$1"
 }
 
 on_every_host check "$PWD" "$python"
@@ -159,6 +159,8 @@ if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile a
 address="$(ssh -n "${ssh_options[@]}" "${hosts[0]}" "$on_host" meeting "$port" "${MASTER_ADDR:-}" 2> >(named "${hosts[0]}" >&2))" ||
     refuse "the ranks cannot meet on ${hosts[0]}; nothing was started"
 
+# From here on it is not enough to end.
+trap stop TERM INT HUP USR1
 scratch="$(mktemp -d)"
 mkfifo "$scratch/alive"
 # Reads until this script has ended, be it by SIGKILL, as the other end of the pipe is closed then.
@@ -176,7 +178,6 @@ exec {alive}>"$scratch/alive"
 end_after_a_failure {alive}>&- &
 ender=$!
 
-trap stop TERM INT HUP USR1
 case "$remote_shell" in
     pdsh) start_by_pdsh "$@" {alive}>&- & ;;
     ssh) start_by_ssh "$@" {alive}>&- & ;;
@@ -184,6 +185,7 @@ esac
 starter=$!
 status=0
 wait_for "$starter" || status=$?
+if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true

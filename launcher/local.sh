@@ -34,16 +34,11 @@ fi
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 
-gpus="${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, || true)}"
+source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
-    ranks="${RANKS:-$(tr ',' '\n' <<<"$gpus" | wc -l)}"
     placement=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$gpus")")
 else
-    ranks="${RANKS:-2}"
     placement=(--num_gpus "$ranks")
-    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
-    cores="$(nproc)"
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}"
 fi
 
 # A hostfile in DeepSpeed's default place would take the job to other hosts; /dev/null is none.
@@ -78,10 +73,8 @@ stop() {
 trap stop TERM INT USR1
 
 # `wait` returns early, with more than 128, when a signal was handled.
-status=128
-while kill -0 "$job" 2>/dev/null; do
-    status=0
-    wait "$job" || status=$?
-done
+while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
+status=0
+wait "$job" || status=$?
 if [[ "$told_before_ranks" == yes ]] && ((status == 128 + 15)); then status=75; fi
 exit "$status"

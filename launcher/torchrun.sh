@@ -24,7 +24,7 @@ Runs `python -m megaslm VERB ...` once a rank. When a rank has failed, those of 
   CUDA_VISIBLE_DEVICES  the GPUs to use, by number; the first RANKS_PER_NODE of them
   OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
 
-A host knows itself by the address from which it reaches RENDEZVOUS. Its name has two minutes to be found, and the hosts
+A host knows itself by the address from which it reaches RENDEZVOUS. Its name has ten minutes to be found, and the hosts
 ten to come.
 
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 on one host reaches its ranks as SIGTERM, so that the job can save and stop by itself on
@@ -55,15 +55,7 @@ fi
 launcher="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 if [[ -x "$launcher/../.venv/bin/torchrun" ]]; then PATH="$launcher/../.venv/bin:$PATH"; fi
 
-gpus="${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | paste -sd, || true)}"
-if [[ -n "$gpus" ]]; then
-    ranks="${RANKS_PER_NODE:-$(tr ',' '\n' <<<"$gpus" | wc -l)}"
-else
-    ranks="${RANKS_PER_NODE:-2}"
-    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
-    cores="$(nproc)"
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}"
-fi
+source "$launcher/devices.sh" "${RANKS_PER_NODE:-}"
 
 # The address of this host towards RENDEZVOUS, and that of RENDEZVOUS. Nothing is sent.
 addresses() {
@@ -76,17 +68,31 @@ with socket.socket(family, socket.SOCK_DGRAM) as probe:
     print(probe.getsockname()[0], address[0])' "${rendezvous%:*}" "${rendezvous##*:}" 2>/dev/null
 }
 
+# For a name to be found, and for the other hosts to come.
+longest_wait_seconds=600
 if ((nodes == 1)); then
     meeting=(--standalone)
 else
     # A cluster may give a host its name a while after it has started it.
     until read -r here there < <(addresses); do
-        if ((SECONDS > 120)); then refuse RENDEZVOUS "$rendezvous" "a host whose name this one can resolve"; fi
+        if ((SECONDS > longest_wait_seconds)); then
+            echo "RENDEZVOUS = $rendezvous: this host cannot resolve the name after $longest_wait_seconds s" >&2
+            exit 1
+        fi
         sleep 2
     done
-    meeting=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --local-addr "$here")
-    # By its name alone a host may not know that it is meant.
-    if [[ "$here" == "$there" && "$here" != 127.* ]]; then meeting+=(--rdzv-conf is_host=true); fi
+    settings="read_timeout=$longest_wait_seconds"
+    if [[ "$there" == 127.* && "$rendezvous" != 127.* && "$rendezvous" != localhost:* ]]; then
+        # The host's own name, which on Debian is a loopback address, of no use to the others.
+        here="$(hostname -I | cut -d ' ' -f 1)"
+        settings+=",is_host=true"
+    elif [[ "$here" == "$there" && "$here" != 127.* ]]; then
+        # By its name alone a host may not know that it is meant.
+        settings+=",is_host=true"
+    fi
+    # Jobs that meet at one place one after the other do not let each other's hosts in.
+    meeting=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --local-addr "$here"
+        --rdzv-conf "$settings" --rdzv-id "$(sha256sum <<<"$*" | cut -c 1-16)")
     # torchrun's own store holds the addresses of the attempts before: https://github.com/pytorch/pytorch/issues/135712
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 fi
@@ -134,11 +140,9 @@ stop() {
 trap stop TERM INT HUP USR1
 
 # `wait` returns early, with more than 128, when a signal was handled.
-status=128
-while kill -0 "$job" 2>/dev/null; do
-    status=0
-    wait "$job" || status=$?
-done
+while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
+status=0
+wait "$job" || status=$?
 
 agreed="$(sort -u "$statuses"/* 2>/dev/null || true)"
 if [[ "$agreed" == 75 || "$agreed" == 2 ]]; then

@@ -42,6 +42,8 @@ if [[ -x "$project/.venv/bin/python" ]]; then PATH="$project/.venv/bin:$PATH"; f
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 MASTER_ADDR="${hosts[0]}"
+# This script runs on that host, whose own name may be a loopback address to itself, as on Debian.
+if [[ "$(getent hosts "$MASTER_ADDR")" == 127.* ]]; then MASTER_ADDR="$(hostname -I | cut -d ' ' -f 1)"; fi
 # Below the ports that Linux gives to whoever asks for any.
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 WORLD_SIZE=$((nodes * ranks_per_node))
@@ -57,6 +59,16 @@ if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then srun_options+=(--cpus-per-task="$SL
 # has found out whether a node was lost (SlurmdTimeout, by default 300 s), and puts such a job back by itself.
 srun_options+=(--kill-on-bad-exit=0 --wait=600)
 
+# The controller of a busy cluster does not always answer.
+patiently() {
+    local try
+    for try in 1 2 3 4 5 6; do
+        if "$@"; then return 0; fi
+        sleep $((try * 5))
+    done
+    "$@"
+}
+
 # A signal for all processes of the job comes here too: the ranks answer it, and this script hands their status on.
 # SIGTERM is left alone, as it comes here only when the job is over: cancelled, or out of time.
 trap : USR1
@@ -66,7 +78,7 @@ srun "${srun_options[@]}" "$project/launcher/slurm/rank.sh" "$@" || status=$?
 # 75: it has saved. 138, 143: it was told by SIGUSR1 or SIGTERM when there was nothing to save.
 if ((status == 75 || status == 138 || status == 143)); then
     # A job that was cancelled would come back as well.
-    state="$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
-    if [[ "$state" == RUNNING ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
+    state="$(patiently squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
+    if [[ "$state" == RUNNING ]]; then patiently scontrol requeue "$SLURM_JOB_ID"; fi
 fi
 exit "$status"

@@ -17,7 +17,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megaslm.engine.network import LOOPBACK
 from megaslm.engine.rendezvous import LONGEST_JOINING, meet
-from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 T = TypeVar("T")
 
@@ -50,17 +50,30 @@ def join_world() -> World:
 
     The `deepspeed` and `torchrun` launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 
-    Raises as `rendezvous.meet` does, where ranks do not come or do not fit together.
+    Raises:
+        ConfigError: there is no GPU for this rank while there are some for others.
+        MegaSLMError: ranks do not come or do not fit together, as `rendezvous.meet` tells.
     """
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=LOOPBACK)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    device = _own_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def _own_device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise ConfigError(
+            f"rank {os.environ['RANK']} on {socket.gethostname()} is number {local_rank + 1} of its host, which has "
+            f"{gpus} GPUs; start fewer ranks there, or look why a GPU is missing"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def _connect(rank: int, size: int, device: torch.device) -> None:

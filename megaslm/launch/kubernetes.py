@@ -21,7 +21,7 @@ def kubernetes_command(cluster: KubernetesCluster, work: Work) -> Command:
         ConfigError: a file of launcher/k8s lacks an object, or one of them a field that has to be set.
     """
     manifests = _training(cluster, work) if work.verb == "train" else _parts(cluster, work)
-    return Command(("kubectl", "apply", "-f", "-"), standard_input=to_yaml(manifests))
+    return Command(("kubectl", "create", "-f", "-"), standard_input=to_yaml(manifests))
 
 
 def _training(cluster: KubernetesCluster, work: Work) -> list[Manifest]:

@@ -65,7 +65,7 @@ def _checkpoint_bytes(model: ModelSection) -> int:
             newest = complete_checkpoints(RunFolder(Path(model.from_run)).checkpoints)[-1:]
             return sum(file.size for checkpoint in newest for file in read_file_list(checkpoint.folder).values())
         return _CHECKPOINT_BYTES_A_PARAMETER * _parameters(model)
-    except MegaSLMError:
+    except (MegaSLMError, OSError):
         return 0
 
 

@@ -107,6 +107,8 @@ TABLES = {table.name: table for table in (FAULTS, NODES)}
 def main(name: str, page: Path = PAGE) -> None:
     """Rewrites one table of the page and says what it was made of."""
     table, measured = TABLES[name], read_figures(figures_file())
+    if not table.measured_rows(measured):
+        sys.exit(f"{figures_file()}: nothing of the table was measured; {page} stays as it is")
     page.write_text(table.put_into(page.read_text(encoding="utf-8"), measured), encoding="utf-8")
     print(f"{page}: {table.measured_rows(measured)} of {len(table.rows)} faults measured")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import write_config
 from tests.forked_cli import run_megaslm
+from tests.integration.conftest import write_config
 from tests.toy import make_dataset, run_config
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import Chain, write_config
 from tests.forked_cli import run_megaslm
+from tests.integration.conftest import Chain, write_config
 from tests.s3 import Answer, FaultyS3, Rule
 
 pytest.importorskip("s3fs")

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from megaslm.config.schema import RunConfig
-from tests.integration.conftest import Chain, write_config
 from tests.forked_cli import run_megaslm
+from tests.integration.conftest import Chain, write_config
 from tests.toy import SEQ_LEN
 
 

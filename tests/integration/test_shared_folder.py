@@ -29,6 +29,11 @@ def succeed(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaslm.training.checkpoints.shared_folder._PATIENCE_SECONDS", 0.0)
+
+
 def check_in_three_ranks(folder: Path, *, blind: int | None = None) -> list[int]:
     def rank() -> None:
         if os.environ["RANK"] == str(blind):

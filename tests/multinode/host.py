@@ -39,8 +39,11 @@ def why_there_are_none() -> str | None:
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
         return f"hosts need {', '.join(missing)}: apt-get install openssh-server openssh-client iproute2 util-linux"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "true"], capture_output=True)
-    return None if tried.returncode == 0 else f"this machine allows no namespaces: {tried.stderr.decode().strip()}"
+    # In a namespace of its own, which leaves nothing behind.
+    trial = "ip link add trial type veth peer name other && ip netns add trial && ip netns exec trial true"
+    apart = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+    tried = subprocess.run([*apart, "sh", "-c", f"mount -t tmpfs none /run && {trial}"], capture_output=True)
+    return None if tried.returncode == 0 else f"this machine allows no such namespaces: {tried.stderr.decode().strip()}"
 
 
 class Host:

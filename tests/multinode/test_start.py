@@ -35,7 +35,6 @@ def test_where_the_time_to_the_first_step_goes(
             }.items()
         }
         assert job.wait(seconds=120) == 0, job.output
-    assert list(reached.values()) == sorted(reached.values())
     figures.record("start", **{f"{remote_shell}_{name}_seconds": seconds for name, seconds in reached.items()})
 
 

@@ -67,7 +67,7 @@ def test_kubectl_reads_the_manifests_and_its_status_is_the_commands(tmp_path: Pa
     kubectl.chmod(0o755)
     done = launch("--cluster", "launcher/kubernetes.yaml", RUN, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 7, done.stderr
-    assert done.stdout == "apply -f -\n"
+    assert done.stdout == "create -f -\n"
     shown = launch("--cluster", "launcher/kubernetes.yaml", "--dry-run", RUN)
     assert (tmp_path / "given").read_text() == shown.stdout
 

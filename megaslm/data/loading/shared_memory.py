@@ -46,7 +46,7 @@ def open_leased(streams: Sequence[MixtureStream], open_rows: Callable[[], Traini
     Raises:
         DataError: another run on this host fetches into the folder of one of the streams.
     """
-    # Python's own keeper of shared memory takes no notice of a SIGTERM to all processes of a job, but dies of a SIGUSR1.
+    # Python's own keeper of shared memory ignores a SIGTERM to all processes of a job, but would die of a SIGUSR1.
     with without_signals():
         resource_tracker.ensure_running()
     lease = _Lease()

@@ -35,7 +35,7 @@ def _others(all_facts: Sequence[RankFacts]) -> Iterator[Trait]:
         "the version of Python", [facts.python for facts in all_facts], "use one on all hosts", must_agree=False
     )
     counts = [str(len(facts.gpus)) for facts in all_facts]
-    yield Trait("the number of GPUs", counts, "leave out the host that lacks some, or set CUDA_VISIBLE_DEVICES alike")
+    yield Trait("the number of GPUs", counts, "look at the host that has fewer, if that is not meant", must_agree=False)
     models = [", ".join(sorted(set(facts.gpus))) or "none" for facts in all_facts]
     # A host that lacks GPUs is named once.
     if len(set(counts)) == 1:

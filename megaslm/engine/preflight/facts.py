@@ -32,10 +32,14 @@ class Disk:
     free_bytes: int
 
     @classmethod
-    def of(cls, folder: Path) -> "Disk":
-        """That on which a folder lies, or will lie once it is made."""
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        return cls(str(folder), shutil.disk_usage(existing).free)
+    def of(cls, folder: Path) -> "Disk | None":
+        """That on which a folder lies, or will lie once it is made; None where this process may not look."""
+        try:
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            return cls(str(folder), shutil.disk_usage(existing).free)
+        except OSError:
+            # Whether it may write there is found out when it does.
+            return None
 
 
 @dataclass(frozen=True)

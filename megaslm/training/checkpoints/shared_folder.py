@@ -2,10 +2,14 @@
 
 import secrets
 import socket
+import time
 from pathlib import Path
 
 from megaslm.engine.distributed import World, gather_objects, on_first_rank, wait_for_all
 from megaslm.errors import ConfigError
+
+_PATIENCE_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 1.0
 
 
 def check_shared(folder: Path, world: World) -> None:
@@ -35,7 +39,12 @@ def _leave_mark(folder: Path) -> str:
 
 
 def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return None
+    """Tries for some time: a network file system remembers for half a minute that there was no such folder."""
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError:
+            if time.monotonic() > give_up:
+                return None
+        time.sleep(_LOOK_AGAIN_SECONDS)

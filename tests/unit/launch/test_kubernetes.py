@@ -59,7 +59,7 @@ def cluster(**changes: Any) -> KubernetesCluster:
 def documents(place: KubernetesCluster, work: Work) -> list[dict[str, Any]]:
     """What Kubernetes is given, each checked against its API."""
     command = kubernetes_command(place, work)
-    assert command.words == ("kubectl", "apply", "-f", "-")
+    assert command.words == ("kubectl", "create", "-f", "-")
     found = list(yaml.safe_load_all(command.standard_input or ""))
     for document in found:
         kubernetes_validate.validate(document, API_VERSION, strict=True)

@@ -1,0 +1,24 @@
+# Sourced by local.sh and torchrun.sh, with the number of ranks that is asked for, if any, as the only argument.
+# Sets `gpus`, the numbers of the GPUs that may be used with commas between, and `ranks`; without GPUs also what ranks
+# on CPUs need in their environment.
+# shellcheck shell=bash disable=SC2034
+
+if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
+    gpus="$CUDA_VISIBLE_DEVICES"
+elif ! command -v nvidia-smi >/dev/null; then
+    gpus=""
+elif listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>&1)"; then
+    gpus="$(paste -sd, <<<"$listed")"
+else
+    # Its complaint goes to either output. Ranks that train on CPUs instead would be found out after hours.
+    printf 'nvidia-smi: %s; mend the driver, or set CUDA_VISIBLE_DEVICES= to compute on CPUs\n' "$listed" >&2
+    exit 2
+fi
+if [[ -n "$gpus" ]]; then
+    ranks="${1:-$(tr ',' '\n' <<<"$gpus" | wc -l)}"
+else
+    ranks="${1:-2}"
+    export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+    cores="$(nproc)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}"
+fi
