@@ -8,6 +8,8 @@ import traceback
 import weakref
 from collections.abc import Callable
 
+import torch
+
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
 
@@ -20,6 +22,8 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
         # What the parent's libraries close at its exit needs their threads, and a child has none of them:
         # fsspec would wait for its own.
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+        # In a child torch makes its pool of threads anew at first use, and fails where two threads use it first.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             os.setpgid(0, group)
             os.environ.update(environment)

@@ -22,6 +22,7 @@ from megaslm.data.storage.remote import (
 )
 from megaslm.data.storage.uploads import upload_file, write_bytes
 from megaslm.errors import DataError
+from tests.forks import wait_until
 from tests.s3 import Answer, Bucket, FaultyS3, IgnoreRange, Reset, Rule, Stall, Trickle, Truncate
 
 pytest.importorskip("s3fs")
@@ -101,6 +102,8 @@ def test_reading_moves_each_byte_once(stored: FaultyS3) -> None:
     assert read_all(stored) == CONTENT
     gets = stored.proxy.requests("GET")
     assert [each.range for each in gets] == [f"bytes={at}-{at + 99_999}" for at in range(0, 1_000_000, 100_000)]
+    # The store counts what it has sent, a moment after it has come here.
+    wait_until(lambda: sum(each.sent_bytes for each in gets) >= len(CONTENT))
     assert sum(each.sent_bytes for each in gets) == len(CONTENT)
     assert len(stored.proxy.seen) == len(gets)
 
