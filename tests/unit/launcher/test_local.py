@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from psutil import Process
+
+from tests.forks import wait_until
 
 LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
 
@@ -74,6 +77,31 @@ def test_a_number_of_ranks_is_a_number(workplace: Path, ranks: str) -> None:
     assert job.returncode == 2
     assert errors.startswith("RANKS = ")
     assert not (workplace / "pwned").exists()
+
+
+def test_a_job_that_is_told_before_it_has_ranks_may_be_started_again(workplace: Path) -> None:
+    with start(workplace, "local.sh", "stay") as job:
+        # DeepSpeed's launcher then imports for seconds.
+        wait_until(
+            lambda: any("deepspeed" in word for child in Process(job.pid).children() for word in child.cmdline())
+        )
+        time.sleep(0.2)
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
+    assert not (workplace / "rank-0.json").exists()
+
+
+def test_a_driver_that_fails_makes_no_run_on_cpus(workplace: Path) -> None:
+    broken = workplace / "nvidia-smi"
+    broken.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n", encoding="utf-8")
+    broken.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{workplace}:{os.environ['PATH']}"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    command = [str(LAUNCHER / "local.sh"), "exit", "0"]
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("nvidia-smi: NVIDIA-SMI has failed; mend the driver")
 
 
 @pytest.mark.slow
