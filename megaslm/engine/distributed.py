@@ -135,6 +135,22 @@ def all_gather(tensor: Tensor) -> Tensor:
     return torch.stack(gathered)
 
 
+def send_to(rank: int, tensor: Tensor) -> None:
+    """Sends a tensor to a rank that receives one of its shape and type at the same time."""
+    _pass(dist.isend, rank, tensor)
+
+
+def receive_from(rank: int, tensor: Tensor) -> None:
+    """Fills a tensor with one of its shape and type from a rank that sends it at the same time."""
+    _pass(dist.irecv, rank, tensor)
+
+
+def _pass(operation: Callable[..., object], peer: int, tensor: Tensor) -> None:
+    # As a batch of one it takes NCCL's communicator of all ranks; by itself it would make one of these two.
+    for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer)]):
+        work.wait()
+
+
 def wait_for_all() -> None:
     """Returns when every rank has come here."""
     dist.barrier()

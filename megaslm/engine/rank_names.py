@@ -1,5 +1,7 @@
 """Ranks, as messages name them."""
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +20,19 @@ def name_ranks(ranks: Iterable[Rank]) -> str:
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank.number)
     return " and ".join(f"{name_numbers(numbers)} on {host}" for host, numbers in by_host.items())
+
+
+def name_absent(numbers: Iterable[int], world_size: int) -> str:
+    """Ranks that have not told anything, by host where the launcher has said which ranks are on which.
+
+    It does so in MEGASLM_HOSTS, by rank order: `node-1:8,node-2:8`.
+    """
+    told = re.findall(r"([^,]+):(\d+)", os.environ.get("MEGASLM_HOSTS", ""))
+    hosts = [host for host, count in told for _ in range(int(count))]
+    # The environment may still be that of another job.
+    if len(hosts) != world_size:
+        return name_numbers(numbers)
+    return name_ranks(Rank(number, hosts[number]) for number in sorted(numbers))
 
 
 def name_numbers(numbers: Iterable[int]) -> str:

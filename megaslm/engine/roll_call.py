@@ -13,7 +13,7 @@ from typing import Self
 from torch.distributed import DistError, DistStoreError, PrefixStore, Store  # type: ignore[attr-defined]
 
 from megaslm.engine.network import loopback_interfaces
-from megaslm.engine.rank_names import Rank, name_numbers, name_ranks
+from megaslm.engine.rank_names import Rank, name_absent, name_ranks
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 _OUTCOME, _HEARD = "outcome", "heard"
@@ -108,15 +108,17 @@ def _wait_for_all(store: Store, world_size: int, limit: timedelta) -> list[int]:
         if missing and left <= _REMINDER_SECONDS:
             return missing
         if missing:
-            reminder = f"rank 0 waits for {name_numbers(missing)}, for {left - _REMINDER_SECONDS:.0f} s more"
+            absent = name_absent(missing, world_size)
+            reminder = f"rank 0 waits for {absent}, for {left - _REMINDER_SECONDS:.0f} s more"
             print(reminder, file=sys.stderr, flush=True)
 
 
 def _absence(missing: Sequence[int], came: Sequence[Arrival], limit: timedelta) -> MegaSLMError:
+    world_size = len(came) + len(missing)
     return MegaSLMError(
-        f"{len(came)} of {len(came) + len(missing)} ranks have come within {limit.total_seconds():.0f} s; missing: "
-        f"{name_numbers(missing)}; here: {_names(came)}. Look whether the processes of the others run, and reach this "
-        "host"
+        f"{len(came)} of {world_size} ranks have come within {limit.total_seconds():.0f} s; missing: "
+        f"{name_absent(missing, world_size)}; here: {_names(came)}. Look whether the processes of the others run, "
+        "and reach this host"
     )
 
 

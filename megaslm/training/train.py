@@ -15,7 +15,6 @@ from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.resume import Resumed, resume
-from megaslm.training.checkpoints.shared_folder import check_shared
 from megaslm.training.demands import demands_of
 from megaslm.training.from_config import fetch_settings
 from megaslm.training.job import Job
@@ -121,7 +120,6 @@ def _prepare(config: RunConfig, world: World, stop: StopSignal, say: Callable[[s
     )
     reach("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
-    check_shared(run.checkpoints, world)
     stop.raise_if_told_anywhere(agreement, _NOTHING_LOST)
     return Job(config, plan, data, stream, validation, run, engine, world, agreement, stop)
 

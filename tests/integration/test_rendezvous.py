@@ -114,6 +114,7 @@ def test_ranks_that_do_not_come_are_named_and_those_that_have_are_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.8)
+    monkeypatch.setenv("MEGASLM_HOSTS", "node-1:2,node-2:2")
 
     def run() -> None:
         if os.environ["RANK"] in ("0", "3"):
@@ -122,8 +123,9 @@ def test_ranks_that_do_not_come_are_named_and_those_that_have_are_told(
     assert statuses_of(fork_ranks(4, run)) == [1, 0, 0, 1]
     said = capfd.readouterr().err
     host = socket.gethostname()
-    assert "rank 0 waits for ranks 1-2, for 1 s more" in said
-    assert said.count(f"2 of 4 ranks have come within 2 s; missing: ranks 1-2; here: ranks 0, 3 on {host}") == 2
+    assert "rank 0 waits for rank 1 on node-1 and rank 2 on node-2, for 1 s more" in said
+    missing = "missing: rank 1 on node-1 and rank 2 on node-2"
+    assert said.count(f"2 of 4 ranks have come within 2 s; {missing}; here: ranks 0, 3 on {host}") == 2
 
 
 def test_a_first_rank_that_does_not_come_is_named(capfd: pytest.CaptureFixture[str]) -> None:

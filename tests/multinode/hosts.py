@@ -17,6 +17,7 @@ from tests.multinode.host import Host
 _NETWORK = re.compile(r"megaslm-(\d+)-\d+")
 _numbers = itertools.count(1)
 _INTERFACE = "eth0"
+_ADDRESSES = "10.77.0"
 
 
 class Hosts:
@@ -27,7 +28,8 @@ class Hosts:
         networks = [f"megaslm-{os.getpid()}-{next(_numbers)}" for _ in range(2)]
         self._networks = networks
         self.first, self.second = self.all = tuple(
-            Host(f"node-{number}", f"10.77.0.{number}", network, folder) for number, network in enumerate(networks, 1)
+            Host(f"node-{number}", f"{_ADDRESSES}.{number}", network, folder)
+            for number, network in enumerate(networks, 1)
         )
         self._folder = folder
 
@@ -37,12 +39,9 @@ class Hosts:
         try:
             for network in self._networks:
                 _ip("netns", "add", network)
-            one, other = self._networks
-            _ip("link", "add", _INTERFACE, "netns", one, "type", "veth", "peer", "name", _INTERFACE, "netns", other)
+            self.add_link(_INTERFACE, _ADDRESSES)
             for network, host in zip(self._networks, self.all, strict=True):
-                _ip("-n", network, "address", "add", f"{host.address}/24", "dev", _INTERFACE)
                 _ip("-n", network, "link", "set", "lo", "up")
-                _ip("-n", network, "link", "set", _INTERFACE, "up")
                 host.boot()
         except BaseException:
             self.__exit__(None, None, None)
@@ -56,6 +55,14 @@ class Hosts:
             host.lose()
         for network in self._networks:
             subprocess.run(["ip", "netns", "delete", network], check=False)
+
+    def add_link(self, interface: str, addresses: str) -> None:
+        """One more cable between them, with the addresses `addresses`.1 and .2."""
+        one, other = self._networks
+        _ip("link", "add", interface, "netns", one, "type", "veth", "peer", "name", interface, "netns", other)
+        for number, network in enumerate(self._networks, 1):
+            _ip("-n", network, "address", "add", f"{addresses}.{number}/24", "dev", interface)
+            _ip("-n", network, "link", "set", interface, "up")
 
     def cut_link(self) -> None:
         """From now on nothing gets from one to the other."""

@@ -6,11 +6,12 @@ _ROWS = (
     Row(
         "start",
         "none: a start",
-        "the first step; meanwhile hosts are asked, DeepSpeed's launcher starts here and on the hosts, ranks import, "
-        "meet, and open data and model",
-        "by pdsh after {pdsh_first_step_seconds:.0f} s: hosts asked at {pdsh_hosts_asked_seconds:.1f}, launchers at "
-        "{pdsh_launcher_seconds:.1f}, ranks started at {pdsh_ranks_seconds:.1f}, imported at "
-        "{pdsh_imports_seconds:.1f}, met at {pdsh_joined_seconds:.1f}; by ssh after {ssh_first_step_seconds:.0f} s",
+        "from `megaslm launch` to the first step; meanwhile the configuration is loaded, hosts are asked, DeepSpeed's "
+        "launcher starts here and on the hosts, ranks import, meet and compare themselves, and open data and model",
+        "by pdsh after {pdsh_first_step_seconds:.1f} s: configuration loaded at {pdsh_configured_seconds:.1f}, hosts "
+        "asked at {pdsh_hosts_asked_seconds:.1f}, launchers at {pdsh_launcher_seconds:.1f}, ranks started at "
+        "{pdsh_ranks_seconds:.1f}, imported at {pdsh_imports_seconds:.1f}, met and compared at "
+        "{pdsh_joined_seconds:.1f}; by ssh after {ssh_first_step_seconds:.1f} s (medians of three)",
     ),
     Row(
         "nodes_unreachable",
@@ -23,6 +24,13 @@ _ROWS = (
         "a host with another copy of the code",
         "the preflight names it; status 2",
         "ended {seconds:.0f} s after the start, most of them imports",
+    ),
+    Row(
+        "node_of_its_own_folder",
+        "a host on which the run's folder is not the shared one",
+        "the preflight looks for half a minute, as network file systems remember what was not there, and names it; "
+        "status 2",
+        "ended {seconds:.0f} s after the start",
     ),
     Row(
         "node_failed_early",

@@ -1,8 +1,9 @@
 """Ranks of two hosts that meet, whatever else their hosts are called and have."""
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,28 @@ distributed.end_process(0)
 """
 
 
-def meet(hosts: Hosts, folder: Path, *, master: str, **environment: str) -> list[tuple[int, str]]:
-    """The exit status of a rank on each host, and what it said."""
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "PYTHONPATH": str(ROOT), **environment}
+def meet(
+    hosts: Hosts,
+    folder: Path,
+    *,
+    master: str,
+    program: str = RANK,
+    interfaces: Sequence[str | None] = (None,),
+    **environment: str,
+) -> list[tuple[int, str]]:
+    """The exit status of each rank and what it said: on each host one for each of `interfaces`, which it is to use."""
+    here = len(interfaces)
+    shared = {"WORLD_SIZE": str(2 * here), "LOCAL_WORLD_SIZE": str(here), "PYTHONPATH": str(ROOT), **environment}
     shared |= {"MASTER_ADDR": master, "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    outputs = [folder / f"{host.name}.txt" for host in hosts.all]
+    outputs = [folder / f"rank-{rank}.txt" for rank in range(2 * here)]
     ranks = []
-    for rank, (host, output) in enumerate(zip(hosts.all, outputs, strict=True)):
+    for rank, output in enumerate(outputs):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % here)}
+        if interface := interfaces[rank % here]:
+            own["GLOO_SOCKET_IFNAME"] = interface
         with output.open("wb") as file:
-            ranks.append(host.start(sys.executable, "-c", RANK, environment={**shared, "RANK": str(rank)}, output=file))
+            host = hosts.all[rank // here]
+            ranks.append(host.start(sys.executable, "-c", program, environment={**shared, **own}, output=file))
     return [(rank.wait(timeout=60), output.read_text()) for rank, output in zip(ranks, outputs, strict=True)]
 
 
@@ -88,3 +102,43 @@ def test_hosts_that_do_not_reach_one_another_end_within_the_limit(hosts: Hosts, 
         assert status == 1
         assert f"{host.name} has no connection to the other ranks over bridge0" in said
     assert time.monotonic() - began < 20
+
+
+CHECK = """
+from megaslm.engine.distributed import end_process, join_world, leave_world
+from megaslm.engine.preflight.check import preflight
+from megaslm.engine.preflight.demands import Demands
+world = join_world()
+lines = preflight(world, Demands(settings={}))
+if world.is_first:
+    print(*lines, sep="\\n")
+leave_world()
+end_process(0)
+"""
+
+
+@pytest.fixture
+def a_second_cable(hosts: Hosts, tmp_path: Path) -> Iterator[None]:
+    """Between the two hosts, of 10 MB/s."""
+    if shutil.which("tc") is None:
+        pytest.skip("tc is missing: apt-get install iproute2")
+    hosts.add_link("eth1", "10.78.0")
+    for host in hosts.all:
+        host.run(
+            "tc", "qdisc", "add", "dev", "eth1", "root", "tbf", "rate", "80mbit", "burst", "100kb", "latency", "1s"
+        )
+    yield
+    hosts.first.run("ip", "link", "delete", "eth1")
+
+
+@pytest.mark.usefixtures("a_second_cable")
+def test_a_slow_link_is_named_by_its_two_ranks(hosts: Hosts, tmp_path: Path) -> None:
+    """Each host has two ranks, and each of them a cable to the one of its number on the other host."""
+    (status, said), *others = meet(
+        hosts, tmp_path, master=hosts.first.address, program=CHECK, interfaces=["eth0", "eth1"]
+    )
+    assert [status, *(other[0] for other in others)] == [0, 0, 0, 0], said
+    assert "warning: rank 1 on node-1 to rank 3 on node-2: 0.0" in said
+    assert "warning: rank 3 on node-2 to rank 1 on node-1: 0.0" in said
+    assert said.count("warning: ") == 2
+    assert "preflight: 4 ranks on 2 hosts agree; " in said

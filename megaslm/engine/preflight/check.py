@@ -12,6 +12,8 @@ from megaslm.engine.preflight.differences import differences
 from megaslm.engine.preflight.exchange import exchange
 from megaslm.engine.preflight.facts import RankFacts, by_host, look
 from megaslm.engine.preflight.findings import Finding, disagreements
+from megaslm.engine.preflight.links import Link, slow_links, time_links
+from megaslm.engine.preflight.shared_folders import unshared
 from megaslm.engine.preflight.shortages import shortages
 from megaslm.engine.rank_names import Rank
 from megaslm.errors import PreflightError
@@ -35,11 +37,15 @@ def preflight(world: World, demands: Demands) -> list[str]:
     all_facts = exchange(look(rank, demands, read_clock_together(world)), world.device)
     findings = differences(all_facts) + shortages(all_facts)
     _refuse([finding for finding in findings if finding.ends_the_job])
+    if world.size > 1:
+        _refuse(unshared(demands.shared_folders, rank, world))
     warnings = [f"warning: {finding.text}" for finding in findings]
     if world.size == 1:
         return warnings
     timed = time_all_reduce(world, hosts=len(by_host(all_facts)))
-    return [*warnings, _report(all_facts, timed)]
+    links = time_links(world, [facts.rank for facts in all_facts])
+    warnings += [f"warning: {finding.text}" for finding in slow_links(links)]
+    return [*warnings, _report(all_facts, timed, links)]
 
 
 def _require_one_code(rank: Rank, world: World) -> None:
@@ -56,10 +62,12 @@ def _refuse(findings: Sequence[Finding]) -> None:
         )
 
 
-def _report(all_facts: Sequence[RankFacts], timed: AllReduce) -> str:
+def _report(all_facts: Sequence[RankFacts], timed: AllReduce, links: Sequence[Link]) -> str:
     hosts = len(by_host(all_facts))
     seconds = most_seconds_apart([facts.clock for facts in all_facts])
+    speeds = [link.bytes_per_second / 1e9 for link in links]
+    between_hosts = f"; from host to host {min(speeds):.2g} to {max(speeds):.2g} GB/s" if speeds else ""
     return (
         f"preflight: {len(all_facts)} ranks on {hosts} {'host' if hosts == 1 else 'hosts'} agree; clocks within "
-        f"{max(seconds, 0.001):.2g} s; {timed}"
+        f"{max(seconds, 0.001):.2g} s; {timed}{between_hosts}"
     )
