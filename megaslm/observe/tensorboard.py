@@ -30,9 +30,8 @@ class TensorBoard:
         folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
         # TensorBoard reads a folder's files in the order of their names.
-        self._file = LogFile(
-            folder / f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        )
+        place = f"{socket.gethostname()}.{os.getpid()}"
+        self._file = LogFile(folder / f"events.out.tfevents.{time.time():010.0f}.{place}.{next(_numbers):06d}")
         self._keep(Event(file_version=_FILE_VERSION))
         self._keep(Event(step=hidden_from, session_log=SessionLog(status=SessionLog.START)))
 
@@ -64,6 +63,7 @@ class TensorBoard:
 
 
 def _scalars(record: Record) -> dict[str, float]:
+    """By tag. TensorBoard sorts by what is before the stroke and opens the first two: the losses, and alarms if any."""
     match record:
         case StepRecord():
             return _step_scalars(record)
@@ -73,13 +73,13 @@ def _scalars(record: Record) -> dict[str, float]:
             return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
         case _:
             place = f"{record.name}/{record.domain}"
-            return {f"validation_loss/{place}": record.loss, f"validation_perplexity/{place}": record.perplexity}
+            return {f"loss_validation/{place}": record.loss, f"perplexity/{place}": record.perplexity}
 
 
 def _step_scalars(record: StepRecord) -> dict[str, float]:
     scalars = {
-        "train/loss_selected": record.loss,
-        "train/loss_all": record.all_loss,
+        "loss/selected": record.loss,
+        "loss/all": record.all_loss,
         "train/selected_ratio": record.selected_ratio,
         "train/learning_rate": record.learning_rate,
         "train/gradient_norm": record.gradient_norm,
@@ -88,7 +88,7 @@ def _step_scalars(record: StepRecord) -> dict[str, float]:
         "selection/threshold": record.threshold,
         **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
         **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
-        **{f"domain_tokens/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
-        **{f"domain_passes/{domain}": passes for domain, passes in record.domain_passes.items()},
+        **{f"tokens_of_domain/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
+        **{f"passes_of_domain/{domain}": passes for domain, passes in record.domain_passes.items()},
     }
     return {tag: value for tag, value in scalars.items() if value is not None}

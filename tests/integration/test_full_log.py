@@ -38,7 +38,7 @@ def steps_in(metrics: Path) -> list[int]:
 
 
 def steps_shown(tensorboard: Path) -> list[int]:
-    return [event.step for event in EventAccumulator(str(tensorboard)).Reload().Scalars("train/loss_selected")]
+    return [event.step for event in EventAccumulator(str(tensorboard)).Reload().Scalars("loss/selected")]
 
 
 def test_nothing_is_missing_once_there_is_room(tmp_path: Path) -> None:

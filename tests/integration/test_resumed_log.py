@@ -49,6 +49,6 @@ def test_each_step_and_validation_is_told_of_once(tmp_path: Path) -> None:
     assert [line["skipped_steps"] for line in lines if line["kind"] == "skipped"] == [1, 2]
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     shown = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert shown["train/loss_selected"] == told["step"]
+    assert shown["loss/selected"] == told["step"]
     assert shown["guard/skipped_steps"] == told["skipped"]
-    assert shown["validation_loss/held/a"] == told["validation"]
+    assert shown["loss_validation/held/a"] == told["validation"]

@@ -41,9 +41,16 @@ def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> No
     tags = {tag: [number for number, _ in values] for tag, values in scalars_of(tmp_path).items()}
     assert tags["selection/threshold"] == tags["selection/excess_p50"] == [1]
     assert tags["selection_ratio/a"] == tags["selection_ratio/b"] == [1]
-    assert tags["train/loss_all"] == [1]
+    assert tags["loss/all"] == [1]
     assert tags["train/selected_ratio"] == [1, 2]
-    assert tags["domain_tokens/web/a"] == tags["domain_passes/web/a"] == [2]
+    assert tags["tokens_of_domain/web/a"] == tags["passes_of_domain/web/a"] == [2]
+
+
+def test_the_losses_are_what_tensorboard_opens_with(tmp_path: Path) -> None:
+    told = replace(step(1), threshold=0.25, domain_ratio={"a": 0.7}, domain_tokens={"a": 48}, domain_passes={"a": 1.5})
+    TensorBoard(tmp_path, hidden_from=0).write([told, validation(1), PaceRecord(1, 0, 1.0)])
+    groups = sorted({tag.partition("/")[0] for tag in scalars_of(tmp_path)})
+    assert groups[:2] == ["loss", "loss_validation"]
 
 
 def test_what_a_cut_off_run_wrote_after_its_checkpoint_is_taken_out(tmp_path: Path) -> None:
@@ -113,12 +120,18 @@ def test_tensorboard_hides_what_a_cut_off_run_wrote_after_its_checkpoint(tmp_pat
     """Also where it begins anew, and what it wrote at step 0."""
     TensorBoard(tmp_path, hidden_from=0).write([validation(0), step(1), step(2), step(3)])
     TensorBoard(tmp_path, hidden_from=3).write([replace(step(3), loss=9.0)])
-    assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 1.5), (2, 1.5), (3, 9.0)]
+    assert scalars_of(tmp_path)["loss/selected"] == [(1, 1.5), (2, 1.5), (3, 9.0)]
     TensorBoard(tmp_path, hidden_from=0).write([replace(validation(0), loss=9.0), replace(step(1), loss=8.0)])
-    assert scalars_of(tmp_path)["train/loss_selected"] == [(1, 8.0)]
-    assert scalars_of(tmp_path)["validation_loss/held/a"] == [(0, 9.0)]
+    assert scalars_of(tmp_path)["loss/selected"] == [(1, 8.0)]
+    assert scalars_of(tmp_path)["loss_validation/held/a"] == [(0, 9.0)]
+
+
+def test_tensorboard_reads_what_was_begun_within_a_second_in_its_order(tmp_path: Path) -> None:
+    for number in range(1, 13):
+        TensorBoard(tmp_path, hidden_from=number).write([step(number)])
+    assert [number for number, _ in scalars_of(tmp_path)["loss/selected"]] == list(range(1, 13))
 
 
 def test_tensorboard_takes_numbers_beyond_float32(tmp_path: Path) -> None:
     TensorBoard(tmp_path, hidden_from=0).write([replace(validation(1), perplexity=math.exp(700.0))])
-    assert scalars_of(tmp_path)["validation_perplexity/held/a"] == [(1, math.inf)]
+    assert scalars_of(tmp_path)["perplexity/held/a"] == [(1, math.inf)]

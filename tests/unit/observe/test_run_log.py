@@ -51,8 +51,8 @@ def test_a_resumed_run_takes_back_the_validation_that_it_makes_again(
         resumed.write([validation(1, 1.0)])
     resumed.write([step(2)])
     assert steps_in(tmp_path) == [0, 1, 1, 2]
-    assert shown_in(tmp_path, "validation_loss/held/a") == list(enumerate(losses))
-    assert shown_in(tmp_path, "train/loss_selected") == [(1, 1.5), (2, 1.5)]
+    assert shown_in(tmp_path, "loss_validation/held/a") == list(enumerate(losses))
+    assert shown_in(tmp_path, "loss/selected") == [(1, 1.5), (2, 1.5)]
 
 
 def test_a_sync_writes_what_waits_and_fails_as_a_write_does(
