@@ -25,8 +25,10 @@ launcher, and exits with the largest status of any host.
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
 75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
 and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by themselves.
-However this script ends, SIGKILL included, nothing of the job stays on any host; but a SIGKILL of its whole process group also
-kills what would see to that.
+However this script ends, nothing of the job stays on any host: what sees to that has a process group of its own, and
+outlives a SIGKILL of this one's.
+
+Each rank finds in MEGASLM_HOSTS which hosts the job has, with their slots, in the order of the ranks: node-1:8,node-2:8
 HELP
 }
 
@@ -46,6 +48,7 @@ job="$(date +%s)-$$-$RANDOM"
 
 # `hosts` and `exported`, or a refusal.
 source "$project/launcher/hostfile_settings.sh"
+source "$project/launcher/stopping.sh"
 
 # DeepSpeed would hand these on by itself.
 for variable in $(compgen -e); do
@@ -70,6 +73,7 @@ on_every_host() {
 
 start_by_pdsh() {
     export PDSH_SSH_ARGS_APPEND="${ssh_options[*]}" DS_ENV_FILE="$scratch/environment"
+    export PATH="$project/launcher/pdsh:$PATH" PDSH_SUCCEEDED="$scratch/pdsh-succeeded"
     # It puts values with any but plain characters between double quotes; for pdsh itself a percent sign begins a name.
     printf '%s\n' "${exported[@]}" | sed 's/[\\"$`]/\\&/g; s/%/%%/g' >"$DS_ENV_FILE"
     # setsid: signals from the terminal come to this script alone.
@@ -110,6 +114,7 @@ run_on_host() {
     exit "$status"
 }
 
+seconds_after_a_failure=60
 # Ranks that have met end by themselves when one fails. Those that wait for it to come are ended here.
 end_after_a_failure() {
     local half_seconds=0
@@ -124,22 +129,11 @@ end_after_a_failure() {
     fi
 }
 
-told_at=""
-# A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
-one_telling_seconds=10
-seconds_after_a_failure=60
-
-stop() {
-    if [[ -z "$told_at" ]]; then
-        told_at="$SECONDS"
-        tell &
-    elif ((SECONDS - told_at > one_telling_seconds)); then
-        on_every_host kill "$job" &
-    fi
-}
+tell() { tell_one_rank & }
+end_at_once() { on_every_host kill "$job" & }
 
 # One rank that is told is enough. Where there is none on any host nothing is lost.
-tell() {
+tell_one_rank() {
     trap '' TERM INT HUP USR1
     on_every_host tell "$job"
     if ((failed == ${#hosts[@]})); then
@@ -148,16 +142,18 @@ tell() {
     fi
 }
 
-# `wait` returns early, with more than 128, when a signal was handled.
-wait_for() {
-    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
-    wait "$1"
-}
-
 on_every_host check "$PWD" "$python"
 if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
-address="$(ssh -n "${ssh_options[@]}" "${hosts[0]}" "$on_host" meeting "$port" "${MASTER_ADDR:-}" 2> >(named "${hosts[0]}" >&2))" ||
-    refuse "the ranks cannot meet on ${hosts[0]}; nothing was started"
+first="${hosts[0]}"
+address="$(
+    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$port" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
+)" || refuse "the ranks cannot meet on $first; nothing was started"
+# What the shell there prints by itself, as .bashrc may tell it to, comes before.
+address="${address##*$'\n'}"
+if [[ ! "$address" =~ $name_or_address ]]; then
+    refuse "$first: printed $(printf %q "$address") where the address to meet at is expected; look what" \
+        "\`ssh $first true\` prints, and silence it; nothing was started"
+fi
 
 # From here on it is not enough to end.
 trap stop TERM INT HUP USR1
@@ -165,15 +161,21 @@ scratch="$(mktemp -d)"
 mkfifo "$scratch/alive"
 # Reads until this script has ended, be it by SIGKILL, as the other end of the pipe is closed then.
 remove_what_is_left() {
-    trap '' TERM INT HUP USR1
-    cat "$scratch/alive" >/dev/null
+    # In the background of a terminal, a process that writes there may be stopped.
+    trap '' TERM INT HUP USR1 TTOU
+    cat >/dev/null
     on_every_host kill "$job"
-    if ((failed > 0)); then echo "$failed hosts do not tell whether processes with MEGASLM_JOB=$job are left" >&2; fi
     rm -rf "$scratch"
+    if ((failed > 0)); then echo "$failed hosts do not tell whether processes with MEGASLM_JOB=$job are left" >&2; fi
 }
-remove_what_is_left &
+# Opened both ways, so that neither end waits for the other one to come.
+exec {alive}<>"$scratch/alive" {end}<"$scratch/alive"
+# A process group of its own.
+set -m
+remove_what_is_left <&"$end" {alive}>&- {end}<&- &
 remover=$!
-exec {alive}>"$scratch/alive"
+set +m
+exec {end}<&-
 
 end_after_a_failure {alive}>&- &
 ender=$!
@@ -185,6 +187,11 @@ esac
 starter=$!
 status=0
 wait_for "$starter" || status=$?
+# DeepSpeed's launcher ends with 0 where a signal has ended its pdsh.
+if [[ "$remote_shell" == pdsh && ! -e "$scratch/pdsh-succeeded" ]] && ((status == 0)); then
+    echo "pdsh was ended on this host by a signal; what is left of the job is ended" >&2
+    status=1
+fi
 if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true

@@ -1,5 +1,6 @@
 # Sourced by launcher/hostfile.sh: refuses what would not get to the hosts as it is, with status 2.
-# Sets `hosts`, the names in the hostfile, and `exported`, NAME=VALUE for each variable that the ranks get.
+# Sets `hosts`, the names in the hostfile, `exported`, NAME=VALUE for each variable that the ranks get, and
+# `name_or_address`, the pattern of what they can meet at.
 # shellcheck shell=bash disable=SC2154,SC2034
 
 refuse() { printf '%s\n' "$*" >&2; exit 2; }
@@ -12,8 +13,13 @@ require_plain() {
     fi
 }
 for argument in "$@"; do require_plain argument "$argument" "put such a value into the YAML"; done
-for folder in "$PWD" "$project" "$python"; do require_plain folder "$folder" "move it to another path"; done
-if [[ -n "${MASTER_ADDR:-}" && ! "$MASTER_ADDR" =~ ^[A-Za-z0-9][A-Za-z0-9.:-]*$ ]]; then
+for folder in "$PWD" "$project" "$python"; do
+    require_plain folder "$folder" "move it to another path"
+    if [[ "$folder" == *:* ]]; then refuse "folder $folder: holds a colon, which PATH cannot; move it"; fi
+done
+# IPv6 addresses hold colons. Zones (%eth0) are left out: each host calls its interfaces as it likes.
+name_or_address='^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$'
+if [[ -n "${MASTER_ADDR:-}" && ! "$MASTER_ADDR" =~ $name_or_address ]]; then
     refuse "MASTER_ADDR $(printf %q "$MASTER_ADDR"): must be an address or a name of the first host"
 fi
 if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
@@ -27,22 +33,27 @@ esac
 
 if [[ ! -f "$hostfile" ]]; then refuse "$hostfile: no such hostfile"; fi
 hosts=()
+hosts_and_slots=()
 while read -r line || [[ -n "$line" ]]; do
     if [[ -z "$line" || "$line" == \#* ]]; then continue; fi
-    if [[ ! "$line" =~ ^([A-Za-z0-9][A-Za-z0-9.-]*)[[:space:]]+slots=[1-9][0-9]{0,3}[[:space:]]*(#.*)?$ ]]; then
+    if [[ ! "$line" =~ ^([A-Za-z0-9][A-Za-z0-9.-]*)[[:space:]]+slots=([1-9][0-9]{0,3})[[:space:]]*(#.*)?$ ]]; then
         refuse "$hostfile: $(printf %q "$line"): must be like \`node-1 slots=8\`, the name of letters, digits, . and -"
     fi
     hosts+=("${BASH_REMATCH[1]}")
+    hosts_and_slots+=("${BASH_REMATCH[1]}:${BASH_REMATCH[2]}")
 done <"$hostfile"
 if ((${#hosts[@]} == 0)); then refuse "$hostfile: names no host"; fi
 twice="$(printf '%s\n' "${hosts[@]}" | sort | uniq -d | paste -sd' ')"
 if [[ -n "$twice" ]]; then refuse "$hostfile: names $twice more than once"; fi
 
-exported=("MEGASLM_JOB=$job")
-if [[ ! "${EXPORT:-}" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]]; then
-    refuse "EXPORT $(printf %q "$EXPORT"): must be names of variables, with commas between"
+# DeepSpeed numbers the ranks in the order of the hostfile.
+exported=("MEGASLM_JOB=$job" "MEGASLM_HOSTS=$(IFS=,; echo "${hosts_and_slots[*]}")")
+names="${EXPORT:-}"
+if [[ ! "$names" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]]; then
+    refuse "EXPORT $(printf %q "$names"): must be names of variables, with commas between"
 fi
-for name in ${EXPORT//,/ }; do
+for name in ${names//,/ }; do
+    case "$name" in MEGASLM_JOB | MEGASLM_HOSTS) refuse "EXPORT: $name is set by this script; take it out" ;; esac
     if [[ -z "${!name+set}" ]]; then refuse "EXPORT: $name is not set here"; fi
     if [[ "${!name}" =~ [[:cntrl:]]|^[[:space:]]|[[:space:]]$ ]]; then
         refuse "$name $(printf %q "${!name}"): a line break or another control character, or a blank at an end, would be lost"

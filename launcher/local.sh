@@ -34,6 +34,7 @@ fi
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 
+source "$project/launcher/stopping.sh"
 source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
     placement=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$gpus")")
@@ -47,19 +48,10 @@ setsid deepspeed --quiet --hostfile /dev/null "${placement[@]}" --master_port "$
     --no_local_rank --module megaslm "$@" &
 job=$!
 
-# A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
-one_telling_seconds=10
-told_at=""
 told_before_ranks=no
 
 # The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
-stop() {
-    if [[ -n "$told_at" ]]; then
-        if ((SECONDS - told_at > one_telling_seconds)); then kill -KILL -- "-$job" 2>/dev/null || true; fi
-        # Without a number it would be the status of the `wait` that the signal cut short.
-        return 0
-    fi
-    told_at="$SECONDS"
+tell() {
     local node_launcher told=no
     for node_launcher in $(pgrep -P "$job"); do
         if pkill -TERM -P "$node_launcher"; then told=yes; fi
@@ -70,11 +62,10 @@ stop() {
         kill -TERM -- "-$job" 2>/dev/null || true
     fi
 }
+end_at_once() { kill -KILL -- "-$job" 2>/dev/null || true; }
 trap stop TERM INT USR1
 
-# `wait` returns early, with more than 128, when a signal was handled.
-while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
 status=0
-wait "$job" || status=$?
+wait_for "$job" || status=$?
 if [[ "$told_before_ranks" == yes ]] && ((status == 128 + 15)); then status=75; fi
 exit "$status"

@@ -55,6 +55,7 @@ fi
 launcher="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 if [[ -x "$launcher/../.venv/bin/torchrun" ]]; then PATH="$launcher/../.venv/bin:$PATH"; fi
 
+source "$launcher/stopping.sh"
 source "$launcher/devices.sh" "${RANKS_PER_NODE:-}"
 
 # The address of this host towards RENDEZVOUS, and that of RENDEZVOUS. Nothing is sent.
@@ -111,38 +112,35 @@ setsid torchrun "${meeting[@]}" --nproc-per-node "$ranks" --max-restarts "$resta
     --no-python "${rank[@]}" &
 job=$!
 
-# A scheduler may tell both this script and one that hands the signal on to it: what follows at once is the same telling.
-one_telling_seconds=10
-told_at=""
 was_before_ranks=no
 
 # The ranks themselves are told: torchrun, told to stop, would leave the other hosts waiting for this one.
-stop() {
-    local signal=TERM process told=no
-    if [[ -n "$told_at" ]]; then
-        # Without a number it would be the status of the `wait` that the signal cut short.
-        if ((SECONDS - told_at <= one_telling_seconds)); then return 0; fi
-        # Else it would start them again.
-        kill -TERM "$job" 2>/dev/null || true
-        signal=KILL
-    fi
-    told_at="$SECONDS"
+tell() {
+    if ! signal_ranks TERM; then end_torchrun; fi
+}
+end_at_once() {
+    # Else it would start them again.
+    kill -TERM "$job" 2>/dev/null || true
+    if ! signal_ranks KILL; then end_torchrun; fi
+}
+# Fails where there are no ranks.
+signal_ranks() {
+    local process signalled=no
     # Ranks that start after this end at once.
     : >"$statuses/.told"
     for process in $(pgrep -P "$job"); do
-        if kill -"$signal" -- "-$process" 2>/dev/null; then told=yes; fi
+        if kill -"$1" -- "-$process" 2>/dev/null; then signalled=yes; fi
     done
-    if [[ "$told" == no ]]; then
-        was_before_ranks=yes
-        kill -TERM "$job" 2>/dev/null || true
-    fi
+    [[ "$signalled" == yes ]]
+}
+end_torchrun() {
+    was_before_ranks=yes
+    kill -TERM "$job" 2>/dev/null || true
 }
 trap stop TERM INT HUP USR1
 
-# `wait` returns early, with more than 128, when a signal was handled.
-while kill -0 "$job" 2>/dev/null; do wait "$job" || true; done
 status=0
-wait "$job" || status=$?
+wait_for "$job" || status=$?
 
 agreed="$(sort -u "$statuses"/* 2>/dev/null || true)"
 if [[ "$agreed" == 75 || "$agreed" == 2 ]]; then

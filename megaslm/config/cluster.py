@@ -10,8 +10,8 @@ from pydantic import Field, StrictInt, model_validator
 
 from megaslm.config.section import NonNegative, Positive, Section
 from megaslm.config.sound_text import (
+    Address,
     HostAndPort,
-    HostName,
     Image,
     JobName,
     LocalPath,
@@ -25,6 +25,7 @@ from megaslm.config.sound_text import (
 SET_BY_LAUNCHERS = (
     *("EXPORT", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS", "NODES", "RANKS", "RANKS_PER_NODE", "REMOTE_SHELL"),
     *("RENDEZVOUS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "JOB_COMPLETION_INDEX"),
+    *("MEGASLM_JOB", "MEGASLM_HOSTS"),
 )
 """Variables by which the launchers are told what to start, and each rank which one it is."""
 
@@ -65,7 +66,7 @@ class HostfileCluster(_Cluster):
     """The file that names one host a line: `node-1 slots=8`."""
     remote_shell: Literal["pdsh", "ssh"] = "pdsh"
     """What starts the ranks of the other hosts."""
-    master_addr: HostName | None = None
+    master_addr: Address | None = None
     """The address at which the ranks meet; null is the first host's own."""
     master_port: Port = 29500
     """The port there."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from psutil import Process
+
 from tests.forks import wait_until
 from tests.multinode.hosts import Hosts
 from tests.ranks import ROOT
@@ -48,8 +50,9 @@ class HostfileJob:
         }
         self.began = time.time()
         with self._log.open("ab") as log:
+            # As a shell or a scheduler does it, in a process group of its own.
             self._script = hosts.first.start(
-                HOSTFILE, "hosts.txt", *arguments, cwd=folder, environment=environment, output=log
+                "setsid", HOSTFILE, "hosts.txt", *arguments, cwd=folder, environment=environment, output=log
             )
 
     def __enter__(self) -> Self:
@@ -75,6 +78,11 @@ class HostfileJob:
         """Signals the script, as a scheduler does."""
         if self.is_running:
             self._hosts.first.send(self._script, number)
+
+    def send_to_group(self, number: signal.Signals) -> None:
+        """Signals its whole process group, as Ctrl-C, a terminal that is closed and some schedulers do."""
+        (script,) = Process(self._script.pid).children()
+        os.killpg(script.pid, number)
 
     def wait(self, *, seconds: float) -> int:
         """Waits for the script to end, and gives its exit status; nothing is left running on any host then."""

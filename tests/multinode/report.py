@@ -67,7 +67,7 @@ _ROWS = (
     ),
     Row(
         "launcher_killed",
-        "SIGKILL of the launcher, with pdsh and with ssh",
+        "SIGKILL of the launcher and its whole process group, with pdsh and with ssh",
         "all processes on all hosts are ended",
         "nothing left after {pdsh_seconds:.1f} and {ssh_seconds:.1f} s",
     ),

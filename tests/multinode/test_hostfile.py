@@ -1,8 +1,8 @@
 """Training and scoring on two hosts by launcher/hostfile.sh: what comes out is what one host gives."""
 
-import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +55,36 @@ def test_a_scoring_on_two_hosts_is_that_of_one_process(
     assert rows_of(tmp_path / "scored") == rows_of(material.scored)
 
 
+@pytest.fixture
+def ipv6_address(hosts: Hosts) -> Iterator[str]:
+    """That of the first host; the second one has another in the same network."""
+    addresses = {host: f"fd77::{number}" for number, host in enumerate(hosts.all, 1)}
+    for host, address in addresses.items():
+        host.run("ip", "address", "add", f"{address}/64", "dev", "eth0", "nodad")
+    yield addresses[hosts.first]
+    for host, address in addresses.items():
+        host.run("ip", "address", "delete", f"{address}/64", "dev", "eth0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
+def test_ranks_meet_at_an_ipv6_address(
+    remote_shell: str,
+    hosts: Hosts,
+    ipv6_address: str,
+    material: Material,
+    undisturbed_run: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", ipv6_address)
+    config = material.config(tmp_path / "run")
+    run = write_config(tmp_path / "run.yaml", config)
+    with HostfileJob(hosts, tmp_path, ["train", run], remote_shell=remote_shell) as job:
+        assert job.wait(seconds=120) == 0, job.output
+    assert weights_sha256(config) == weights_sha256(undisturbed_run)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("remote_shell", "told"),
@@ -95,95 +125,3 @@ def test_a_job_that_is_told_to_stop_while_it_starts_may_be_started_again(
             wait_until(lambda part=part: any(part in command for command in hosts.processes().get("node-1", [])))
             job.send(signal.SIGTERM)
             assert job.wait(seconds=60) == 75, job.output
-
-
-JOB = """
-import json, os, pathlib, sys, time
-rank = os.environ["RANK"]
-pathlib.Path(f"rank-{rank}.json").write_text(json.dumps([sys.argv[1:], dict(os.environ)]))
-if sys.argv[1] == "stay" or rank == "0" and sys.argv[1] == "fail":
-    time.sleep(600)
-if sys.argv[1] == "fail":
-    sys.exit(2)
-"""
-
-
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder whose `megaslm` only looks around; `python -m` looks there first."""
-    (tmp_path / "megaslm").mkdir()
-    (tmp_path / "megaslm" / "__init__.py").touch()
-    (tmp_path / "megaslm" / "__main__.py").write_text(JOB)
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
-def test_ranks_get_arguments_and_named_variables_unchanged_and_nothing_else(
-    remote_shell: str, hosts: Hosts, workplace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hostile = {
-        "PLAIN": "a",
-        "EMPTY": "",
-        "BLANKS": "a  b",
-        "QUOTES": 'it\'s "so"',
-        "COMMANDS": "$(touch pwned); `touch pwned` && touch pwned",
-        "SIGNS": r"\ * ? ~ # ! [a] {b} \\ $HOME",
-        "PERCENT": "%h %u %n %% 50%",
-    }
-    for name in ("NCCL_SOCKET_IFNAME", "PYTHONHASHSEED", "UNNAMED"):
-        monkeypatch.setenv(name, "7")
-    arguments = ["look", "--set", "a.b=c,d", "x@y:z%h+%n^_"]
-    with HostfileJob(hosts, workplace, arguments, remote_shell=remote_shell, exported=hostile) as job:
-        assert job.wait(seconds=60) == 0, job.output
-    for rank in ("0", "1"):
-        found, environment = json.loads((workplace / f"rank-{rank}.json").read_text())
-        assert found == arguments
-        assert {name: environment.get(name) for name in hostile} == hostile
-        assert not {"NCCL_SOCKET_IFNAME", "PYTHONHASHSEED", "UNNAMED"} & set(environment)
-        assert environment["MASTER_ADDR"] == hosts.first.address
-        assert (environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_SIZE"]) == (rank, "2", "1")
-    assert not list(workplace.rglob("pwned"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
-def test_a_script_that_is_killed_leaves_nothing_on_any_host(
-    remote_shell: str, hosts: Hosts, workplace: Path, figures: Figures
-) -> None:
-    with HostfileJob(hosts, workplace, ["stay"], remote_shell=remote_shell) as job:
-        _wait_for_ranks(workplace)
-        job.send(signal.SIGKILL)
-        began = time.monotonic()
-        wait_until(lambda: hosts.processes() == {})
-    figures.record("launcher_killed", **{f"{remote_shell}_seconds": time.monotonic() - began})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
-def test_a_host_that_fails_before_the_ranks_meet_ends_the_job_after_a_minute(
-    remote_shell: str, hosts: Hosts, workplace: Path, figures: Figures
-) -> None:
-    """Where the ranks have met, those of the other hosts end much sooner by themselves."""
-    with HostfileJob(hosts, workplace, ["fail"], remote_shell=remote_shell) as job:
-        _wait_for_ranks(workplace)
-        began = time.monotonic()
-        assert job.wait(seconds=90) not in (0, 75)
-    assert "a host failed 60 s ago; what is left of the job is ended" in job.output
-    figures.record("node_failed_early", **{f"{remote_shell}_seconds": time.monotonic() - began})
-
-
-@pytest.mark.slow
-def test_a_second_telling_after_ten_seconds_ends_a_job_that_does_not_stop(hosts: Hosts, workplace: Path) -> None:
-    with HostfileJob(hosts, workplace, ["stay"]) as job:
-        _wait_for_ranks(workplace)
-        # It does not listen, and would be killed by the first telling only after twenty seconds.
-        job.send(signal.SIGTERM)
-        time.sleep(11)
-        assert job.is_running
-        job.send(signal.SIGTERM)
-        assert job.wait(seconds=30) not in (0, 75)
-
-
-def _wait_for_ranks(workplace: Path) -> None:
-    wait_until(lambda: len(list(workplace.glob("rank-*.json"))) == 2)

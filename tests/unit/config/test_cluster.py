@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.cluster import SlurmCluster, TorchrunCluster
+from megaslm.config.cluster import HostfileCluster, SlurmCluster, TorchrunCluster
 from megaslm.errors import ConfigError
 from megaslm.launch.cluster_file import load_cluster
 from tests.ranks import ROOT
@@ -65,6 +65,20 @@ def test_a_hostile_name_is_refused_by_its_key(cluster_file: Path, key: str, rest
     assert f"{key} = " in complaint(cluster_file, f'{rest}\n{key}: "{value}"')
 
 
+@pytest.mark.parametrize("address", ["node-1.example", "10.0.0.1", "fd77::1", "::ffff:10.0.0.1"])
+def test_the_hosts_of_a_hostfile_meet_at_an_address_or_a_name(cluster_file: Path, address: str) -> None:
+    cluster_file.write_text(f'kind: hostfile\nhostfile: hosts.txt\nmaster_addr: "{address}"', encoding="utf-8")
+    cluster = load_cluster(cluster_file)
+    assert isinstance(cluster, HostfileCluster)
+    assert cluster.master_addr == address
+
+
+@pytest.mark.parametrize("address", ["node-1:29500", "fd77::g", "fe80::1%eth0", "node-1."])
+def test_an_address_has_no_port_and_no_zone(cluster_file: Path, address: str) -> None:
+    text = complaint(cluster_file, f'kind: hostfile\nhostfile: hosts.txt\nmaster_addr: "{address}"')
+    assert f"master_addr = {address}: must be a host's name" in text
+
+
 @pytest.mark.parametrize(
     "value", ["a;reboot:29400", "-oProxyCommand=x:1", "$(id):29400", "node-1", "node-1:0", "a b:1"]
 )
@@ -88,9 +102,10 @@ def test_a_variable_has_a_sound_name(cluster_file: Path, name: str) -> None:
     assert f"environment.{name.strip(chr(39))}: a variable's name must hold letters, digits and _ only" in text
 
 
-def test_the_launchers_own_variables_are_not_set_beside_them(cluster_file: Path) -> None:
-    assert "environment.MASTER_ADDR: is set by the launcher" in complaint(
-        cluster_file, "kind: local\nenvironment: {MASTER_ADDR: node-1}"
+@pytest.mark.parametrize("name", ["MASTER_ADDR", "MEGASLM_JOB", "MEGASLM_HOSTS"])
+def test_the_launchers_own_variables_are_not_set_beside_them(cluster_file: Path, name: str) -> None:
+    assert f"environment.{name}: is set by the launcher" in complaint(
+        cluster_file, f"kind: local\nenvironment: {{{name}: node-1}}"
     )
 
 

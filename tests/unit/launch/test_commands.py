@@ -1,8 +1,5 @@
-"""From a cluster and a verb to words and variables; a shell that reads the printed line gets the same."""
+"""From a cluster and a verb to words and variables."""
 
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from megaslm.config.cluster import (
     TorchrunCluster,
 )
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, Command
+from megaslm.launch.command import PROJECT
 from megaslm.launch.start import command_of
 from megaslm.launch.work import Work
 
@@ -157,48 +154,3 @@ def test_slurm_begins_where_its_nodes_find_the_project(tmp_path: Path, monkeypat
 def test_the_tasks_of_an_array_are_told_their_part() -> None:
     with pytest.raises(ConfigError, match="--part: on a cluster of kind slurm"):
         command_of(SLURM, Work("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
-
-
-HOSTILE = [
-    "a b",
-    "$(touch pwned)",
-    "`touch pwned`",
-    'it\'s "so"',
-    "a\nb",
-    "; touch pwned",
-    "-oProxyCommand=x",
-    "",
-    "*",
-]
-
-
-def test_a_shell_that_reads_the_printed_line_gets_every_value(tmp_path: Path) -> None:
-    probe = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['VALUE']]))"
-    for value in HOSTILE:
-        command = Command((sys.executable, "-c", probe, *HOSTILE), {"VALUE": value})
-        shown = subprocess.run(
-            str(command),
-            shell=True,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (
-            shown.stdout
-            == subprocess.run(
-                command.words,
-                env={**os.environ, "VALUE": value},
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-    assert not list(tmp_path.iterdir())
-    assert shlex.split(str(Command(("x", *HOSTILE)))) == ["x", *HOSTILE]
-
-
-def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="sbatch: no such program on this host"):
-        Command(("sbatch", "x")).take_over()

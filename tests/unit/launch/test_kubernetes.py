@@ -1,111 +1,16 @@
-"""The Jobs that Kubernetes is given: held against the schemas of its API, and every value as it was."""
-
-import re
-from pathlib import Path
-from typing import Any
+"""The Jobs that Kubernetes is given for each verb."""
 
 import pytest
-import yaml
 
-from megaslm.config.cluster import KubernetesCluster
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT
-from megaslm.launch.kubernetes import kubernetes_command
-from megaslm.launch.manifest import read_manifests
 from megaslm.launch.start import command_of
 from megaslm.launch.work import Work
+from tests.unit.launch.kubernetes_jobs import TRAIN, cluster, container, documents
 
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
-
-MANIFESTS = PROJECT / "launcher" / "k8s"
-API_VERSION = "1.37"
-TRAIN = Work("train", ("configs/demo/slm.yaml", "--set", "train.lr=1e-3"))
 SCORE = Work("score", ("--reference", "r", "in", "out"))
 FINISH = Work("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
 PREPARE = Work("prepare", ("recipe.yaml", "out"))
 MASK = Work("mask", ("scored", "masked"))
-
-HOSTILE = [
-    "a b",
-    "$(HOME)",
-    "$$(HOME) $HOME $",
-    "`reboot`",
-    'it\'s "so"',
-    "a\nkind: Secret\n---\n- b",
-    "y",
-    "0o17",
-    "1e3",
-    "null",
-    "",
-    "{a: [b]}",
-    "# no comment",
-    "\x85\u2028",
-]
-
-
-def cluster(**changes: Any) -> KubernetesCluster:
-    settings = {
-        "kind": "kubernetes",
-        "nodes": 4,
-        "gpus_per_node": 8,
-        "image": "registry.example:5000/slm@sha256:0a",
-        "volume_claim": "data",
-        "cpus_per_node": 96,
-        "memory_gib_per_node": 900,
-    }
-    return KubernetesCluster.model_validate({**settings, **changes})
-
-
-def documents(place: KubernetesCluster, work: Work) -> list[dict[str, Any]]:
-    """What Kubernetes is given, each checked against its API."""
-    command = kubernetes_command(place, work)
-    assert command.words == ("kubectl", "create", "-f", "-")
-    found = list(yaml.safe_load_all(command.standard_input or ""))
-    for document in found:
-        kubernetes_validate.validate(document, API_VERSION, strict=True)
-    return found
-
-
-def container(job: dict[str, Any]) -> dict[str, Any]:
-    (only,) = job["spec"]["template"]["spec"]["containers"]
-    assert isinstance(only, dict)
-    return only
-
-
-def expanded(text: str, variables: dict[str, str]) -> str:
-    """As the documentation of a container's `command` says: `$(NAME)` is the variable, and `$$` a dollar."""
-    return re.sub(
-        r"\$\$|\$\(([^)]*)\)",
-        lambda found: "$" if found[0] == "$$" else variables.get(found[1], found[0]),
-        text,
-    )
-
-
-@pytest.mark.parametrize("file", sorted(MANIFESTS.glob("*.yaml")), ids=lambda file: file.name)
-def test_the_files_are_objects_as_they_stand(file: Path) -> None:
-    manifests = read_manifests(file)
-    assert manifests
-    for manifest in manifests:
-        kubernetes_validate.validate(manifest.content(), API_VERSION, strict=True)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        ("restartPolicy: Never", "restartPolcy: Never"),
-        ("completions: 2", "completions: two"),
-        ("- name: ranks", "- title: ranks"),
-        ("claimName: megaslm", "claim: megaslm"),
-        ("medium: Memory", "medium: 1"),
-        ("action: FailJob", "acton: FailJob"),
-    ],
-)
-def test_a_broken_manifest_is_caught(right: str, wrong: str) -> None:
-    text = (MANIFESTS / "train.yaml").read_text(encoding="utf-8")
-    assert right in text
-    job = list(yaml.safe_load_all(text.replace(right, wrong)))[1]
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(job, API_VERSION, strict=True)
 
 
 def test_a_training_is_a_pod_a_node_that_meet_at_the_first() -> None:
@@ -207,50 +112,3 @@ def test_nodes_without_gpus_and_with_a_secret() -> None:
 def test_a_part_is_told_by_the_pods() -> None:
     with pytest.raises(ConfigError, match="--part: on a cluster of kind kubernetes"):
         command_of(cluster(), Work("score", (*SCORE.arguments, "--part", "1/4"), is_share=True))
-
-
-@pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_value_arrives_as_it_is(value: str) -> None:
-    place = cluster(environment={"HOME": "/root", "VALUE": value})
-    for work in (Work("train", (value, *HOSTILE)), Work("score", (value, *HOSTILE))):
-        job = documents(place, work)[-1]
-        variables: dict[str, str] = {}
-        for variable in container(job)["env"]:
-            variables[variable["name"]] = expanded(variable["value"], variables)
-        assert variables["VALUE"] == value
-        words = [expanded(word, variables) for word in container(job)["command"]]
-        start = words.index(work.verb) + 1
-        assert words[start : start + 1 + len(HOSTILE)] == [value, *HOSTILE]
-
-
-def test_text_that_readers_of_yaml_take_for_something_else_is_in_quotes() -> None:
-    words = ("y", "0o17", "1e3", "null", "yes", "~", "1_0", "12:30", "=", "<<")
-    place = cluster(environment={f"V{number}": word for number, word in enumerate(words)})
-    lines = (kubernetes_command(place, TRAIN).standard_input or "").splitlines()
-    for word in words:
-        assert any(line.strip() in (f'value: "{word}"', f"value: '{word}'") for line in lines), word
-
-
-def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "train.yaml"
-    file.write_text("kind: Job\nspec: {template: {}}\n", encoding="utf-8")
-    (manifest,) = read_manifests(file)
-    with pytest.raises(
-        ConfigError,
-        match=r"train.yaml: the Job has no field spec.template.spec.subdomain",
-    ):
-        manifest.set("x", "spec", "template", "spec", "subdomain")
-    file.write_text("kind: [", encoding="utf-8")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        read_manifests(file)
-    file.write_text("- a\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="must hold Kubernetes objects"):
-        read_manifests(file)
-
-
-def test_a_file_without_its_objects_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "launcher" / "k8s").mkdir(parents=True)
-    (tmp_path / "launcher" / "k8s" / "train.yaml").write_text("kind: Job\n", encoding="utf-8")
-    monkeypatch.setattr("megaslm.launch.command.PROJECT", tmp_path)
-    with pytest.raises(ConfigError, match=r"train.yaml: holds Job; must hold one each of Service, Job"):
-        kubernetes_command(cluster(), TRAIN)

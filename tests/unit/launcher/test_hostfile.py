@@ -1,4 +1,4 @@
-"""What launcher/hostfile.sh refuses before it asks any host. Jobs that it starts: tests/multinode."""
+"""What launcher/hostfile.sh refuses, and what it makes of a host's answers. Jobs that it starts: tests/multinode."""
 
 import os
 import subprocess
@@ -91,6 +91,12 @@ def test_variables_that_a_remote_shell_would_run_are_refused(workplace: Path, va
     assert refusal_of(workplace, "hosts", "train", "run.yaml", **{variable: value}).startswith(f"{variable} ")
 
 
+@pytest.mark.parametrize("address", ["node-1:29500", "[fd77::1]", "fe80::1%eth0", "node-1.", "fd77::1;"])
+def test_the_place_to_meet_is_an_address_or_a_name(workplace: Path, address: str) -> None:
+    said = refusal_of(workplace, "hosts", "train", "run.yaml", MASTER_ADDR=address)
+    assert said.endswith("must be an address or a name of the first host\n")
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "1e3"])
 def test_a_port_is_a_port(workplace: Path, port: str) -> None:
     assert refusal_of(workplace, "hosts", "train", "run.yaml", MASTER_PORT=port).startswith("MASTER_PORT ")
@@ -108,6 +114,13 @@ def test_a_variable_to_hand_on_is_set(workplace: Path) -> None:
     assert said == "EXPORT: ABSENT is not set here\n"
 
 
+@pytest.mark.parametrize("name", ["MEGASLM_JOB", "MEGASLM_HOSTS"])
+def test_what_the_script_itself_tells_the_ranks_is_not_taken_from_here(workplace: Path, name: str) -> None:
+    """A job inside a job would be ended with the outer one's mark."""
+    said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT=f"A,{name}", A="1", **{name: "outer"})
+    assert said == f"EXPORT: {name} is set by this script; take it out\n"
+
+
 @pytest.mark.parametrize("value", ["a\nb", "a\tb", "a\x1bb", " a", "a "])
 def test_values_that_would_not_arrive_as_they_are_are_refused(workplace: Path, value: str) -> None:
     assert refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A", A=value).startswith("A ")
@@ -118,3 +131,43 @@ def test_a_folder_that_a_remote_shell_would_run_is_refused(workplace: Path) -> N
     folder.mkdir()
     (folder / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
     assert "move it to another path" in refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder)
+
+
+def test_a_folder_that_cannot_stand_on_the_path_is_refused(workplace: Path) -> None:
+    folder = workplace / "a:b"
+    folder.mkdir()
+    (folder / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
+    assert "holds a colon" in refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder)
+
+
+def answered(workplace: Path, meeting: str) -> "subprocess.CompletedProcess[str]":
+    """A job by ssh on hosts of which the first prints this when it is asked where to meet."""
+    (workplace / "bin" / "ssh").write_text(f"""#!/bin/sh
+case "$*" in
+    *"on_host.sh meeting "*) printf '{meeting}' ;;
+    *"on_host.sh run "*) echo "$*" >{workplace}/ran ;;
+esac
+""")
+    environment = {**os.environ, "PATH": f"{workplace}/bin:{os.environ['PATH']}", "REMOTE_SHELL": "ssh"}
+    words = [HOSTFILE, "hosts", "train", "run.yaml"]
+    return subprocess.run(words, cwd=workplace, env=environment, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "node-1.example", "fd77::1"])
+@pytest.mark.parametrize("shell_prints", ["", r"Welcome!\n", r"Welcome!\n10.9.9.9\n\n"])
+def test_what_a_shell_prints_by_itself_is_no_part_of_the_address(
+    workplace: Path, shell_prints: str, address: str
+) -> None:
+    ended = answered(workplace, rf"{shell_prints}{address}\n")
+    assert ended.returncode == 0, ended.stderr
+    assert f" 0 {address} 29500 train run.yaml" in (workplace / "ran").read_text()
+
+
+@pytest.mark.parametrize("last_line", ["Have a nice day!", "", "10.0.0.1 10.0.0.2", "$(touch pwned)", "-oX=y"])
+def test_an_answer_that_is_no_address_is_refused_with_its_host(workplace: Path, last_line: str) -> None:
+    ended = answered(workplace, rf"10.0.0.1\n{last_line}" if last_line else "")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("node-1: printed ")
+    assert ended.stderr.endswith("nothing was started\n")
+    assert not (workplace / "ran").exists()
+    assert not list(workplace.rglob("pwned"))

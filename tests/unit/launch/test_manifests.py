@@ -1,0 +1,122 @@
+"""The manifests in launcher/k8s: held against the schemas of Kubernetes' API, and every value put in as it was."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megaslm.errors import ConfigError
+from megaslm.launch.command import PROJECT
+from megaslm.launch.kubernetes import kubernetes_command
+from megaslm.launch.manifest import read_manifests
+from megaslm.launch.work import Work
+from tests.unit.launch.kubernetes_jobs import (
+    API_VERSION,
+    TRAIN,
+    cluster,
+    container,
+    documents,
+    kubernetes_validate,
+)
+
+MANIFESTS = PROJECT / "launcher" / "k8s"
+HOSTILE = [
+    "a b",
+    "$(HOME)",
+    "$$(HOME) $HOME $",
+    "`reboot`",
+    'it\'s "so"',
+    "a\nkind: Secret\n---\n- b",
+    "y",
+    "0o17",
+    "1e3",
+    "null",
+    "",
+    "{a: [b]}",
+    "# no comment",
+    "\x85\u2028",
+]
+
+
+@pytest.mark.parametrize("file", sorted(MANIFESTS.glob("*.yaml")), ids=lambda file: file.name)
+def test_the_files_are_objects_as_they_stand(file: Path) -> None:
+    manifests = read_manifests(file)
+    assert manifests
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest.content(), API_VERSION, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("restartPolicy: Never", "restartPolcy: Never"),
+        ("completions: 2", "completions: two"),
+        ("- name: ranks", "- title: ranks"),
+        ("claimName: megaslm", "claim: megaslm"),
+        ("medium: Memory", "medium: 1"),
+        ("action: FailJob", "acton: FailJob"),
+    ],
+)
+def test_a_broken_manifest_is_caught(right: str, wrong: str) -> None:
+    text = (MANIFESTS / "train.yaml").read_text(encoding="utf-8")
+    assert right in text
+    job = list(yaml.safe_load_all(text.replace(right, wrong)))[1]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, API_VERSION, strict=True)
+
+
+def expanded(text: str, variables: dict[str, str]) -> str:
+    """As the documentation of a container's `command` says: `$(NAME)` is the variable, and `$$` a dollar."""
+    return re.sub(
+        r"\$\$|\$\(([^)]*)\)",
+        lambda found: "$" if found[0] == "$$" else variables.get(found[1], found[0]),
+        text,
+    )
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_a_hostile_value_arrives_as_it_is(value: str) -> None:
+    place = cluster(environment={"HOME": "/root", "VALUE": value})
+    for work in (Work("train", (value, *HOSTILE)), Work("score", (value, *HOSTILE))):
+        job = documents(place, work)[-1]
+        variables: dict[str, str] = {}
+        for variable in container(job)["env"]:
+            variables[variable["name"]] = expanded(variable["value"], variables)
+        assert variables["VALUE"] == value
+        words = [expanded(word, variables) for word in container(job)["command"]]
+        start = words.index(work.verb) + 1
+        assert words[start : start + 1 + len(HOSTILE)] == [value, *HOSTILE]
+
+
+def test_text_that_readers_of_yaml_take_for_something_else_is_in_quotes() -> None:
+    words = ("y", "0o17", "1e3", "null", "yes", "~", "1_0", "12:30", "=", "<<")
+    place = cluster(environment={f"V{number}": word for number, word in enumerate(words)})
+    lines = (kubernetes_command(place, TRAIN).standard_input or "").splitlines()
+    for word in words:
+        assert any(line.strip() in (f'value: "{word}"', f"value: '{word}'") for line in lines), word
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("kind: Job\nspec: {template: {}}\n", encoding="utf-8")
+    (manifest,) = read_manifests(file)
+    with pytest.raises(
+        ConfigError,
+        match=r"train.yaml: the Job has no field spec.template.spec.subdomain",
+    ):
+        manifest.set("x", "spec", "template", "spec", "subdomain")
+    file.write_text("kind: [", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_manifests(file)
+    file.write_text("- a\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="must hold Kubernetes objects"):
+        read_manifests(file)
+
+
+def test_a_file_without_its_objects_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "launcher" / "k8s").mkdir(parents=True)
+    (tmp_path / "launcher" / "k8s" / "train.yaml").write_text("kind: Job\n", encoding="utf-8")
+    monkeypatch.setattr("megaslm.launch.command.PROJECT", tmp_path)
+    with pytest.raises(ConfigError, match=r"train.yaml: holds Job; must hold one each of Service, Job"):
+        kubernetes_command(cluster(), TRAIN)
