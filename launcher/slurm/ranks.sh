@@ -28,12 +28,12 @@ nodes="$SLURM_JOB_NUM_NODES"
 ranks_per_node="${SLURM_NTASKS_PER_NODE:-1}"
 if ((ranks_per_node != ${SLURM_GPUS_ON_NODE:-$ranks_per_node})); then
     echo "$ranks_per_node tasks and $SLURM_GPUS_ON_NODE GPUs on a node: each rank takes one GPU; submit the job with" \
-        "--ntasks-per-node=$SLURM_GPUS_ON_NODE" >&2
+        "--ntasks-per-node=$SLURM_GPUS_ON_NODE, or on CPUs without SLURM_GPUS_ON_NODE in the environment" >&2
     exit 2
 fi
 if [[ -n "${SLURM_GPUS_PER_TASK:-}" ]]; then
     echo "--gpus-per-task shows each rank one GPU, but it looks for its own among all of its node: submit the job with" \
-        "--gpus-per-node=$ranks_per_node instead" >&2
+        "--gpus-per-node=$ranks_per_node instead, and without SLURM_GPUS_PER_TASK in the environment" >&2
     exit 2
 fi
 
@@ -49,10 +49,16 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
 WORLD_SIZE=$((nodes * ranks_per_node))
 LOCAL_WORLD_SIZE="$ranks_per_node"
 OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
-export PATH MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE OMP_NUM_THREADS
+# NODE:RANKS, with commas between, in the order of the ranks: so the first one can name hosts whose ranks do not come.
+printf -v MEGASLM_HOSTS "%s:$ranks_per_node," "${hosts[@]}"
+MEGASLM_HOSTS="${MEGASLM_HOSTS%,}"
+export PATH MASTER_ADDR MASTER_PORT WORLD_SIZE LOCAL_WORLD_SIZE OMP_NUM_THREADS MEGASLM_HOSTS
 
 # What srun would take from the job's environment, in some versions and not in others, is said outright.
 srun_options=(--nodes="$nodes" --ntasks="$WORLD_SIZE" --ntasks-per-node="$ranks_per_node" --export=ALL)
+# Node after node, as MASTER_ADDR and MEGASLM_HOSTS have it. The variable would count for more than the option.
+srun_options+=(--distribution=block)
+unset SLURM_HOSTFILE
 if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then srun_options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
 # Where one rank has ended, the others do so by themselves, as soon as what is theirs is written. srun would cut that short
 # (--kill-on-bad-exit=1), and the status would be that of a fault. It ends what is still there after --wait; by then Slurm

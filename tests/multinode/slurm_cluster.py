@@ -1,6 +1,7 @@
 """A Slurm cluster on the two hosts of this machine, with daemons, a key and a folder of its own."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,10 @@ from tests.multinode.hosts import Hosts
 
 _NEEDED = ("munged", "sbatch", "slurmctld", "slurmd")
 _SETTINGS = Path(__file__).with_name("slurm.conf")
+# What a newer Slurm calls otherwise. Tried with 22.05 only: the newer words have only been read about.
+_RENAMED_IN = (23, 2)
+_TELL_PREEMPTED_JOBS = ("SlurmctldParameters=preempt_send_user_signal", "PreemptParameters=send_user_signal")
+_NO_CONTROL_GROUPS = ("CgroupPlugin=cgroup/v1", "CgroupPlugin=disabled")
 _KEY_BYTES = 128
 _LOOK_SECONDS = 0.1
 
@@ -74,12 +79,24 @@ class SlurmCluster:
         return self._folder / "slurm.conf"
 
     def _write_settings(self) -> None:
-        names = ",".join(host.name for host in self._hosts.all)
-        text = _SETTINGS.read_text().format(folder=self._folder, nodes=names, first=self._hosts.first.name)
+        is_newer = self._version() >= _RENAMED_IN
+        text = _SETTINGS.read_text().format(
+            folder=self._folder,
+            nodes=",".join(host.name for host in self._hosts.all),
+            first=self._hosts.first.name,
+            preempted_get_their_signal=_TELL_PREEMPTED_JOBS[is_newer],
+        )
         self._settings.write_text(text)
         # slurmd looks for control groups, though nothing here uses them, and these hosts have none.
-        (self._folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+        (self._folder / "cgroup.conf").write_text(_NO_CONTROL_GROUPS[is_newer] + "\n")
         (self._folder / "state").mkdir()
+
+    def _version(self) -> tuple[int, int]:
+        """Of the Slurm on this machine: year and month."""
+        said = self._hosts.first.run("slurmctld", "-V")
+        found = re.search(r"(\d+)\.(\d+)", said)
+        assert found, f"slurmctld -V says {said!r}; expected a version such as 22.05"
+        return int(found[1]), int(found[2])
 
     def _start_munge(self) -> None:
         """The daemon by which Slurm's know one another; one does for both hosts, as they share this folder."""

@@ -33,7 +33,8 @@ class SlurmJob:
 
     def wait_until_it_waits(self, *, seconds: float) -> None:
         """Until it is back in the queue."""
-        self._cluster.wait_until(lambda: self.facts()["JobState"] == "PENDING", seconds=seconds)
+        self._cluster.wait_until(lambda: self._state == "PENDING" or self._has_ended, seconds=seconds)
+        assert not self._has_ended, self.output
 
     def end(self, *, seconds: float) -> dict[str, str]:
         """Waits for its end, and gives what Slurm knows of it then."""
@@ -46,5 +47,9 @@ class SlurmJob:
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
     @property
+    def _state(self) -> str:
+        return self.facts()["JobState"]
+
+    @property
     def _has_ended(self) -> bool:
-        return self.facts()["JobState"] in ("COMPLETED", "FAILED")
+        return self._state in ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT")

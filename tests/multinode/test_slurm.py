@@ -1,5 +1,6 @@
 """Jobs under a real Slurm of two nodes: what comes out is what one host gives, whatever happens on the way."""
 
+import hashlib
 import shlex
 import sys
 import time
@@ -23,7 +24,9 @@ from tests.ranks import ROOT
 from tests.scoring import make_reference, rows_of
 from tests.training import losses
 
-TRAIN = ("--nodes=2", "--ntasks-per-node=1", SCRIPTS / "train.sbatch")
+TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1")
+TRAIN = (*TWO_RANKS, SCRIPTS / "train.sbatch")
+UNWIELDY = """it's a "folder"; $(touch hacked)"""
 MANY_STEPS = 4000
 # Loaders get Slurm's signals too.
 LOADING = {"loader_workers": 1}
@@ -44,7 +47,7 @@ def test_a_training_on_two_nodes_is_that_of_one_host_with_two_ranks(
     cluster: SlurmCluster, material: Material, undisturbed_run: RunConfig, tmp_path: Path
 ) -> None:
     """Also with paths, a job name and an environment that are not made for it."""
-    folder = tmp_path / """it's a "folder"; $(touch hacked)"""
+    folder = tmp_path / UNWIELDY
     folder.mkdir()
     config = material.config(folder / "run")
     run = write_config(folder / "the run.yaml", config)
@@ -55,6 +58,34 @@ def test_a_training_on_two_nodes_is_that_of_one_host_with_two_ranks(
     assert weights_sha256(config) == weights_sha256(undisturbed_run)
     assert steps_made(job.output) == list(range(1, STEPS + 1))
     assert not list(ROOT.glob("hacked"))
+
+
+def test_a_reference_is_trained_and_exported(
+    cluster: SlurmCluster, material: Material, undisturbed_run: RunConfig, tmp_path: Path
+) -> None:
+    run = write_config(tmp_path / "run.yaml", material.config(tmp_path / "not here"))
+    folders = tmp_path / UNWIELDY / "run", tmp_path / UNWIELDY / "model"
+    job = SlurmJob(cluster, tmp_path / "output.txt", *TWO_RANKS, SCRIPTS / "reference.sbatch", run, *folders)
+    assert job.end(seconds=120)["JobState"] == "COMPLETED", job.output
+    exported = (folders[1] / "model.safetensors").read_bytes()
+    assert hashlib.sha256(exported).hexdigest() == weights_sha256(undisturbed_run)
+    assert not (tmp_path / "not here").exists()
+
+
+def test_ranks_are_where_the_list_of_hosts_says(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Whatever the shell that submits the job says of how tasks are to be distributed."""
+    program = tmp_path / "megaslm" / "__main__.py"
+    program.parent.mkdir()
+    program.write_text("import os; print(os.environ['RANK'], os.uname().nodename, os.environ['MEGASLM_HOSTS'])")
+    (tmp_path / "launcher").symlink_to(ROOT / "launcher")
+    (tmp_path / "hosts").write_text("node-2\nnode-1\nnode-2\nnode-1\n")
+    leftovers = {"SLURM_DISTRIBUTION": "cyclic", "SLURM_HOSTFILE": str(tmp_path / "hosts")}
+    command = ("--nodes=2", "--ntasks-per-node=2", f"--chdir={tmp_path}", SCRIPTS / "train.sbatch")
+    job = SlurmJob(cluster, tmp_path / "output.txt", *command, environment=leftovers)
+    assert job.end(seconds=60)["JobState"] == "COMPLETED", job.output
+    hosts = ["node-1", "node-1", "node-2", "node-2"]
+    said = [f"{rank} {host} node-1:2,node-2:2" for rank, host in enumerate(hosts)]
+    assert sorted(job.output.splitlines()) == said
 
 
 def test_arrays_prepare_and_score_what_one_process_does(
@@ -89,11 +120,21 @@ def test_a_preempted_job_saves_and_comes_back_by_itself(
     urgent = ["--partition=urgent", "--nodes=2", "--wrap", f"until [ -e {is_done} ]; do sleep 0.1; done"]
     SlurmJob(cluster, tmp_path / "urgent.txt", *urgent)
     job.wait_until_it_waits(seconds=60)
-    made = steps_made(job.output)
-    assert f"told to stop by SIGUSR1; step {made[-1]} is saved" in job.output
     is_done.touch()
-    assert_it_ends_as_if_undisturbed(job, run, material, tmp_path, steps=made[-1] + 4)
-    assert steps_made(job.output) == list(range(1, made[-1] + 5))
+    assert_it_has_saved_and_loses_no_step(job, run, material, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_nearly_up_saves_and_comes_back_by_itself(
+    cluster: SlurmCluster, material: Material, tmp_path: Path
+) -> None:
+    """Slurm looks at the time twice a minute, and tells it 45 to 75 seconds before its two minutes are up."""
+    job, run = endless(cluster, material, tmp_path, "--time=2", "--signal=USR1@45")
+    job.wait_until_it_says(" · step 3/")
+    job.wait_until_it_waits(seconds=120)
+    # It is not told a second time, however slow this machine is.
+    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=10")
+    assert_it_has_saved_and_loses_no_step(job, run, material, tmp_path)
 
 
 @pytest.mark.slow
@@ -126,10 +167,20 @@ def test_a_killed_rank_ends_the_job_on_both_nodes(
     wait_until(lambda: count_processes() == of_the_daemons)
 
 
-def endless(cluster: SlurmCluster, material: Material, folder: Path, **environment: str) -> tuple[SlurmJob, Path]:
-    """A training that something is to happen to, and its configuration."""
+def endless(
+    cluster: SlurmCluster, material: Material, folder: Path, *options: str, **environment: str
+) -> tuple[SlurmJob, Path]:
+    """A training that something is to happen to, and its configuration; `options` are sbatch's."""
     run = write_config(folder / "run.yaml", material.config(folder / "run", steps=MANY_STEPS, data=LOADING))
-    return SlurmJob(cluster, folder / "output.txt", *TRAIN, run, environment=environment), run
+    return SlurmJob(cluster, folder / "output.txt", *options, *TRAIN, run, environment=environment), run
+
+
+def assert_it_has_saved_and_loses_no_step(job: SlurmJob, run: Path, material: Material, folder: Path) -> None:
+    """For a job that was told to stop by SIGUSR1, and waits in the queue."""
+    made = steps_made(job.output)
+    assert f"told to stop by SIGUSR1; step {made[-1]} is saved" in job.output
+    assert_it_ends_as_if_undisturbed(job, run, material, folder, steps=made[-1] + 4)
+    assert steps_made(job.output) == list(range(1, made[-1] + 5))
 
 
 def assert_it_ends_as_if_undisturbed(job: SlurmJob, run: Path, material: Material, folder: Path, *, steps: int) -> None:

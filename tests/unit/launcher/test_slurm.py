@@ -11,9 +11,13 @@ import pytest
 SCRIPTS = Path(__file__).resolve().parents[3] / "launcher" / "slurm"
 
 VERB = """
-import json, os, pathlib, sys
-names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+import json, os, pathlib, signal, sys
+of_ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+names = (*of_ranks, "MASTER_ADDR", "MASTER_PORT", "MEGASLM_HOSTS", "OMP_NUM_THREADS")
 pathlib.Path("ran.json").write_text(json.dumps([sys.argv[1:], {name: os.environ.get(name) for name in names}]))
+if "SIGNAL_TO_ALL" in os.environ:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.killpg(0, signal.SIGUSR1)
 sys.exit(int(os.environ.get("VERB_STATUS", 0)))
 """
 SRUN = """#!/usr/bin/env bash
@@ -70,7 +74,9 @@ def run(folder: Path, script: str, *arguments: str, **variables: str | int) -> "
         **{name: str(value) for name, value in {**job, "SLURM_NTASKS_PER_NODE": 3, **variables}.items()},
     }
     command = [str(SCRIPTS / script), *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
 def ran(folder: Path) -> tuple[list[str], dict[str, str | None]]:
@@ -87,7 +93,7 @@ def share_of(folder: Path) -> str:
 
 
 def test_a_task_becomes_a_rank_with_its_arguments_intact(submitted_from: Path) -> None:
-    leftovers = {"RANK": "9", "WORLD_SIZE": "9", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1"}
+    leftovers = {"RANK": "9", "WORLD_SIZE": "9", "MASTER_ADDR": "elsewhere", "MASTER_PORT": "1", "MEGASLM_HOSTS": "x:9"}
     done = run(submitted_from, "train.sbatch", *HOSTILE, SLURM_JOB_NAME="$(touch hacked)", **leftovers)
     assert done.returncode == 0, done.stderr
     arguments, environment = ran(submitted_from)
@@ -99,6 +105,7 @@ def test_a_task_becomes_a_rank_with_its_arguments_intact(submitted_from: Path) -
         "LOCAL_WORLD_SIZE": "3",
         "MASTER_ADDR": "node-7",
         "MASTER_PORT": "23456",
+        "MEGASLM_HOSTS": "node-7:3,node-9:3",
         "OMP_NUM_THREADS": "1",
     }
     assert not (submitted_from / "hacked").exists()
@@ -108,7 +115,8 @@ def test_what_a_job_asked_for_its_tasks_get(submitted_from: Path) -> None:
     variables = {"SLURM_CPUS_PER_TASK": 12, "SLURM_GPUS_ON_NODE": 3, "SLURM_EXPORT_ENV": "NONE"}
     assert run(submitted_from, "train.sbatch", "run.yaml", **variables).returncode == 0
     options = (submitted_from / "srun.txt").read_text().splitlines()
-    assert {"--nodes=2", "--ntasks=6", "--ntasks-per-node=3", "--cpus-per-task=12", "--export=ALL"} <= set(options)
+    asked_for = {"--nodes=2", "--ntasks=6", "--ntasks-per-node=3", "--cpus-per-task=12"}
+    assert {*asked_for, "--distribution=block", "--export=ALL"} <= set(options)
     assert ran(submitted_from)[1]["OMP_NUM_THREADS"] == "12"
 
 
@@ -119,6 +127,14 @@ def test_a_job_that_was_told_to_stop_goes_back_into_the_queue(
     done = run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=status)
     assert done.returncode == status
     assert (submitted_from / "requeued.txt").exists() == goes_back
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "reference.sbatch"])
+def test_a_signal_for_all_processes_of_a_job_is_left_to_the_ranks(submitted_from: Path, script: str) -> None:
+    """As `scancel --full --signal=USR1` sends it."""
+    done = run(submitted_from, script, "run.yaml", "run", "model", SIGNAL_TO_ALL=1, VERB_STATUS=75)
+    assert done.returncode == 75
+    assert (submitted_from / "requeued.txt").exists()
 
 
 def test_a_job_that_is_cancelled_does_not_come_back(submitted_from: Path) -> None:
