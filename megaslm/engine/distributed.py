@@ -146,7 +146,7 @@ def receive_from(rank: int, tensor: Tensor) -> None:
 
 
 def _pass(operation: Callable[..., object], peer: int, tensor: Tensor) -> None:
-    # As a batch of one it takes NCCL's communicator of all ranks; by itself it would make one of these two.
+    # Outside of a batch torch takes it, with NCCL, for a collective of all ranks, and warns.
     for work in dist.batch_isend_irecv([dist.P2POp(operation, tensor, peer)]):
         work.wait()
 

@@ -28,8 +28,8 @@ _ROWS = (
     Row(
         "node_of_its_own_folder",
         "a host on which the run's folder is not the shared one",
-        "the preflight looks for half a minute, as network file systems remember what was not there, and names it; "
-        "status 2",
+        "it says at once that it does not see the folder, looks for a minute, as network file systems remember for so "
+        "long what was not there, and the preflight names it; status 2",
         "ended {seconds:.0f} s after the start",
     ),
     Row(

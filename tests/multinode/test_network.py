@@ -118,17 +118,17 @@ end_process(0)
 
 
 @pytest.fixture
-def a_second_cable(hosts: Hosts, tmp_path: Path) -> Iterator[None]:
-    """Between the two hosts, of 10 MB/s."""
+def a_second_cable(hosts: Hosts) -> Iterator[None]:
+    """Between the two hosts, over which the first one sends at 50 MB/s at most."""
     if shutil.which("tc") is None:
         pytest.skip("tc is missing: apt-get install iproute2")
     hosts.add_link("eth1", "10.78.0")
-    for host in hosts.all:
-        host.run(
-            "tc", "qdisc", "add", "dev", "eth1", "root", "tbf", "rate", "80mbit", "burst", "100kb", "latency", "1s"
-        )
-    yield
-    hosts.first.run("ip", "link", "delete", "eth1")
+    limit = ("tbf", "rate", "400mbit", "burst", "100kb", "latency", "1s")
+    try:
+        hosts.first.run("tc", "qdisc", "add", "dev", "eth1", "root", *limit)
+        yield
+    finally:
+        hosts.first.run("ip", "link", "delete", "eth1")
 
 
 @pytest.mark.usefixtures("a_second_cable")
@@ -139,6 +139,5 @@ def test_a_slow_link_is_named_by_its_two_ranks(hosts: Hosts, tmp_path: Path) -> 
     )
     assert [status, *(other[0] for other in others)] == [0, 0, 0, 0], said
     assert "warning: rank 1 on node-1 to rank 3 on node-2: 0.0" in said
-    assert "warning: rank 3 on node-2 to rank 1 on node-1: 0.0" in said
-    assert said.count("warning: ") == 2
+    assert said.count("warning: ") == 1
     assert "preflight: 4 ranks on 2 hosts agree; " in said

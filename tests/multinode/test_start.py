@@ -28,7 +28,6 @@ def test_where_the_time_to_the_first_step_goes(
 ) -> None:
     starts = [start(hosts, material, tmp_path / str(number), remote_shell) for number in range(STARTS)]
     medians = {name: median(reached[name] for reached in starts) for name in starts[0]}
-    assert list(medians.values()) == sorted(medians.values())
     figures.record("start", **{f"{remote_shell}_{name}_seconds": seconds for name, seconds in medians.items()})
 
 
@@ -62,7 +61,8 @@ def start(hosts: Hosts, material: Material, folder: Path, remote_shell: str) -> 
         job = hosts.first.start(*words, cwd=folder, environment=os.environ, output=output)
     reached = {}
     for name, condition in conditions.items():
-        wait_until(condition)
+        wait_until(lambda condition=condition: condition() or job.poll() is not None)
+        assert job.poll() is None, f"ended before {name}:\n{log.read_text()}"
         reached[name] = time.monotonic() - began
     assert job.wait(timeout=120) == 0, log.read_text()
     return reached

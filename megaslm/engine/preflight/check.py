@@ -23,7 +23,8 @@ def preflight(world: World, demands: Demands) -> list[str]:
     """Whether all ranks run the same code on the same job, on hosts that have what it needs.
 
     Called on all ranks, as the first thing that they do together: with unlike code or settings they would go on to wait
-    for one another in different places. It takes some hundredths of a second, beside the time for some all-reduces.
+    for one another in different places. It takes some hundredths of a second, and the time in which some MB go from
+    host to host; a minute more where a folder is not seen.
 
     Returns:
         What the first rank has to say: warnings and, of more than one rank, a line about what connects them.
@@ -66,7 +67,7 @@ def _report(all_facts: Sequence[RankFacts], timed: AllReduce, links: Sequence[Li
     hosts = len(by_host(all_facts))
     seconds = most_seconds_apart([facts.clock for facts in all_facts])
     speeds = [link.bytes_per_second / 1e9 for link in links]
-    between_hosts = f"; from host to host {min(speeds):.2g} to {max(speeds):.2g} GB/s" if speeds else ""
+    between_hosts = f"; each rank to the next host {min(speeds):.2g} to {max(speeds):.2g} GB/s" if speeds else ""
     return (
         f"preflight: {len(all_facts)} ranks on {hosts} {'host' if hosts == 1 else 'hosts'} agree; clocks within "
         f"{max(seconds, 0.001):.2g} s; {timed}{between_hosts}"

@@ -25,18 +25,24 @@ def test_links_of_one_speed_are_nothing_to_tell_of() -> None:
 
 def test_of_two_links_the_worse_one_is_named() -> None:
     (found,) = slow_links(ring(2, 1, {(1, 2): 19.0}))
-    assert found.text.startswith("rank 0 on node-1 to rank 1 on node-2: 19 GB/s, where half of the 2 links ")
+    assert found.text.startswith("rank 0 on node-1 to rank 1 on node-2: 19 GB/s, where others have 40: ")
     assert slow_links(ring(2, 1, {(1, 2): 21.0})) == []
 
 
 def test_a_host_with_a_bad_adapter_is_in_both_lines() -> None:
     first, second = slow_links(ring(4, 8, {(2, 3): 1.2, (3, 4): 0.94}))
     assert first == Finding(
-        "ranks 8-15 on node-2 to ranks 16-23 on node-3: 1.2 GB/s, where half of the 32 links between hosts have 40 or "
-        "more: look at the network adapters and cables of both",
+        "ranks 8-15 on node-2 to ranks 16-23 on node-3: 1.2 GB/s, where others have 40: look at the network adapters "
+        "and cables of both hosts",
         ends_the_job=False,
     )
     assert second.text.startswith("ranks 16-23 on node-3 to ranks 24-31 on node-4: 0.94 GB/s, ")
+
+
+def test_of_three_hosts_the_bad_one_is_in_both_lines() -> None:
+    first, second = slow_links(ring(3, 8, {(1, 2): 1.0, (2, 3): 1.0}))
+    assert first.text.startswith("ranks 0-7 on node-1 to ranks 8-15 on node-2: 1 GB/s, ")
+    assert second.text.startswith("ranks 8-15 on node-2 to ranks 16-23 on node-3: 1 GB/s, ")
 
 
 def test_one_bad_adapter_of_a_host_is_named_by_its_rank() -> None:
