@@ -1,15 +1,9 @@
 """From a cluster and a verb to the command that starts it there."""
 
-from megaslm.config.cluster import (
-    Cluster,
-    HostfileCluster,
-    KubernetesCluster,
-    LocalCluster,
-    SlurmCluster,
-)
+from megaslm.config.cluster import Cluster, KubernetesCluster, SlurmCluster
 from megaslm.errors import ConfigError
 from megaslm.launch.command import Command
-from megaslm.launch.hosts import hostfile_command, local_command, torchrun_command
+from megaslm.launch.hosts import hosts_command
 from megaslm.launch.kubernetes import kubernetes_command
 from megaslm.launch.slurm import slurm_command
 from megaslm.launch.work import Work
@@ -26,13 +20,9 @@ def command_of(cluster: Cluster, work: Work) -> Command:
             f"--part: on a cluster of kind {cluster.kind} every job of `{work.verb}` is told its part; take it out"
         )
     match cluster:
-        case LocalCluster():
-            return local_command(cluster, work)
-        case HostfileCluster():
-            return hostfile_command(cluster, work)
         case SlurmCluster():
             return slurm_command(cluster, work)
         case KubernetesCluster():
             return kubernetes_command(cluster, work)
         case _:
-            return torchrun_command(cluster, work)
+            return hosts_command(cluster, work)
