@@ -15,7 +15,16 @@ else
     exit 2
 fi
 if [[ -n "$gpus" ]]; then
-    ranks="${1:-$(tr ',' '\n' <<<"$gpus" | wc -l)}"
+    if [[ ! "$gpus" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
+        printf 'CUDA_VISIBLE_DEVICES = %q: must be numbers of GPUs with commas between\n' "$gpus" >&2
+        exit 2
+    fi
+    found="$(tr ',' '\n' <<<"$gpus" | wc -l)"
+    ranks="${1:-$found}"
+    if ((ranks > found)); then
+        echo "$ranks ranks are asked for, and there are $found GPUs to use: $gpus; each rank takes one" >&2
+        exit 2
+    fi
 else
     ranks="${1:-2}"
     export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"

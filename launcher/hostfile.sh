@@ -12,8 +12,8 @@ usage: launcher/hostfile.sh HOSTFILE VERB [ARGUMENT ...]
   EXPORT=HF_HOME,NCCL_DEBUG launcher/hostfile.sh hosts.txt score --reference models/reference datasets/web datasets/scored
 
 HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
-as here, the project with its .venv, and lets this host in by ssh without a password. All are asked before anything is
-started, and those that are not fit are named. Runs `python -m megaslm VERB ...` once a slot, through DeepSpeed's
+as here, the project with its .venv, and lets this host in by ssh without a password; users, ports and keys go into
+~/.ssh/config. All are asked before anything is started, and those that are not fit are named. Runs `python -m megaslm VERB ...` once a slot, through DeepSpeed's
 launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
@@ -25,8 +25,8 @@ launcher, and exits with the largest status of any host.
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
 75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
 and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by themselves.
-However this script ends, nothing of the job stays on any host: what sees to that has a process group of its own, and
-outlives a SIGKILL of this one's.
+However this script ends, nothing of the job stays on a host that ssh still reaches: what sees to that has a process group
+of its own, and outlives a SIGKILL of this one's.
 
 Each rank finds in MEGASLM_HOSTS which hosts the job has, with their slots, in the order of the ranks: node-1:8,node-2:8
 HELP
@@ -60,19 +60,24 @@ ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o 
 
 named() { sed -u "s/^/$1: /"; }
 
-# Runs on_host.sh on every host; `failed` counts those on which it failed.
+# Runs a command on every host; `failed` counts those on which it failed, and `unreached` those of them where ssh did.
 on_every_host() {
-    local host process processes=()
+    local host process processes=() status
     for host in "${hosts[@]}"; do
-        ssh -n "${ssh_options[@]}" "$host" "$on_host" "$@" 2>&1 | named "$host" >&2 &
+        ssh -n "${ssh_options[@]}" "$host" "$@" 2>&1 | named "$host" >&2 &
         processes+=("$!")
     done
-    failed=0
-    for process in "${processes[@]}"; do wait "$process" || ((++failed)); done
+    failed=0 unreached=0
+    for process in "${processes[@]}"; do
+        status=0
+        wait "$process" || status=$?
+        if ((status > 0)); then ((++failed)); fi
+        if ((status == 255)); then ((++unreached)); fi
+    done
 }
 
 start_by_pdsh() {
-    export PDSH_SSH_ARGS_APPEND="${ssh_options[*]}" DS_ENV_FILE="$scratch/environment"
+    export PDSH_SSH_ARGS_APPEND="${ssh_options[*]} ${PDSH_SSH_ARGS_APPEND:-}" DS_ENV_FILE="$scratch/environment"
     export PATH="$project/launcher/pdsh:$PATH" PDSH_SUCCEEDED="$scratch/pdsh-succeeded"
     # It puts values with any but plain characters between double quotes; for pdsh itself a percent sign begins a name.
     printf '%s\n' "${exported[@]}" | sed 's/[\\"$`]/\\&/g; s/%/%%/g' >"$DS_ENV_FILE"
@@ -125,28 +130,31 @@ end_after_a_failure() {
     done
     if [[ -d "$scratch" ]]; then
         echo "a host failed $seconds_after_a_failure s ago; what is left of the job is ended" >&2
-        on_every_host kill "$job"
+        on_every_host "$on_host" kill "$job"
     fi
 }
 
-tell() { tell_one_rank & }
-end_at_once() { on_every_host kill "$job" & }
+tell() { tell_ranks & }
+end_at_once() { on_every_host "$on_host" kill "$job" & }
 
-# One rank that is told is enough. Where there is none on any host nothing is lost.
-tell_one_rank() {
+# Where there are none on any host nothing is lost.
+tell_ranks() {
     trap '' TERM INT HUP USR1
-    on_every_host tell "$job"
-    if ((failed == ${#hosts[@]})); then
+    on_every_host "$on_host" tell "$job"
+    if ((unreached > 0)); then
+        echo "$unreached of the ${#hosts[@]} hosts were not told to stop: ssh does not get there any more" >&2
+    elif ((failed == ${#hosts[@]})); then
         touch "$scratch/told-before-ranks"
-        on_every_host kill "$job"
+        on_every_host "$on_host" kill "$job"
     fi
 }
 
-on_every_host check "$PWD" "$python"
+# In the words in which DeepSpeed tells the ranks their variables, which not every login shell takes.
+on_every_host "export MEGASLM_JOB=$job;" "$on_host" check "$PWD" "$python"
 if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
 first="${hosts[0]}"
 address="$(
-    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$port" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
+    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$python" "$port" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
 )" || refuse "the ranks cannot meet on $first; nothing was started"
 # What the shell there prints by itself, as .bashrc may tell it to, comes before.
 address="${address##*$'\n'}"
@@ -156,15 +164,16 @@ if [[ ! "$address" =~ $name_or_address ]]; then
 fi
 
 # From here on it is not enough to end.
-trap stop TERM INT HUP USR1
 scratch="$(mktemp -d)"
+trap stop TERM INT HUP USR1
+keep_from_cleaners "$scratch"
 mkfifo "$scratch/alive"
 # Reads until this script has ended, be it by SIGKILL, as the other end of the pipe is closed then.
 remove_what_is_left() {
     # In the background of a terminal, a process that writes there may be stopped.
     trap '' TERM INT HUP USR1 TTOU
     cat >/dev/null
-    on_every_host kill "$job"
+    on_every_host "$on_host" kill "$job"
     rm -rf "$scratch"
     if ((failed > 0)); then echo "$failed hosts do not tell whether processes with MEGASLM_JOB=$job are left" >&2; fi
 }

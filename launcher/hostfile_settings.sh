@@ -13,12 +13,13 @@ require_plain() {
     fi
 }
 for argument in "$@"; do require_plain argument "$argument" "put such a value into the YAML"; done
+if [[ -z "$python" ]]; then refuse "there is no python on PATH, and no .venv in $project; install MegaSLM there"; fi
 for folder in "$PWD" "$project" "$python"; do
     require_plain folder "$folder" "move it to another path"
     if [[ "$folder" == *:* ]]; then refuse "folder $folder: holds a colon, which PATH cannot; move it"; fi
 done
 # IPv6 addresses hold colons. Zones (%eth0) are left out: each host calls its interfaces as it likes.
-name_or_address='^([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$'
+name_or_address='^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)$'
 if [[ -n "${MASTER_ADDR:-}" && ! "$MASTER_ADDR" =~ $name_or_address ]]; then
     refuse "MASTER_ADDR $(printf %q "$MASTER_ADDR"): must be an address or a name of the first host"
 fi
@@ -36,8 +37,9 @@ hosts=()
 hosts_and_slots=()
 while read -r line || [[ -n "$line" ]]; do
     if [[ -z "$line" || "$line" == \#* ]]; then continue; fi
-    if [[ ! "$line" =~ ^([A-Za-z0-9][A-Za-z0-9.-]*)[[:space:]]+slots=([1-9][0-9]{0,3})[[:space:]]*(#.*)?$ ]]; then
-        refuse "$hostfile: $(printf %q "$line"): must be like \`node-1 slots=8\`, the name of letters, digits, . and -"
+    if [[ ! "$line" =~ ^([A-Za-z0-9][A-Za-z0-9._-]*)[[:space:]]+slots=([1-9][0-9]{0,3})[[:space:]]*(#.*)?$ ]]; then
+        refuse "$hostfile: $(printf %q "$line"): must be like \`node-1 slots=8\`, the name of letters, digits, . _ and -;" \
+            "users and ports go into ~/.ssh/config"
     fi
     hosts+=("${BASH_REMATCH[1]}")
     hosts_and_slots+=("${BASH_REMATCH[1]}:${BASH_REMATCH[2]}")
@@ -53,10 +55,16 @@ if [[ ! "$names" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]]; th
     refuse "EXPORT $(printf %q "$names"): must be names of variables, with commas between"
 fi
 for name in ${names//,/ }; do
-    case "$name" in MEGASLM_JOB | MEGASLM_HOSTS) refuse "EXPORT: $name is set by this script; take it out" ;; esac
+    case "$name" in
+        MEGASLM_JOB | MEGASLM_HOSTS | RANK | LOCAL_RANK | WORLD_SIZE | LOCAL_SIZE | MASTER_ADDR | MASTER_PORT)
+            refuse "EXPORT: $name is set by the launcher; take it out" ;;
+        CUDA_VISIBLE_DEVICES) refuse "EXPORT: $name is set by DeepSpeed, to as many GPUs as a host has slots; take it out" ;;
+    esac
     if [[ -z "${!name+set}" ]]; then refuse "EXPORT: $name is not set here"; fi
     if [[ "${!name}" =~ [[:cntrl:]]|^[[:space:]]|[[:space:]]$ ]]; then
         refuse "$name $(printf %q "${!name}"): a line break or another control character, or a blank at an end, would be lost"
     fi
     exported+=("$name=${!name}")
 done
+# A disk that the hosts of the job have, and this one may not.
+if [[ ! -d "${TMPDIR:-/tmp}" ]]; then unset TMPDIR; fi

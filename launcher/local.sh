@@ -16,7 +16,7 @@ Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and
   MASTER_PORT           the port at which the ranks meet; default 29500
   OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
 
-SIGTERM, SIGINT or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
 One that comes more than ten seconds later ends it at once.
 HELP
 }
@@ -48,24 +48,20 @@ setsid deepspeed --quiet --hostfile /dev/null "${placement[@]}" --master_port "$
     --no_local_rank --module megaslm "$@" &
 job=$!
 
-told_before_ranks=no
-
 # The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
 tell() {
     local node_launcher told=no
     for node_launcher in $(pgrep -P "$job"); do
         if pkill -TERM -P "$node_launcher"; then told=yes; fi
     done
-    # Before there are ranks nothing is lost, and nobody but this script can say that the job was told to stop.
-    if [[ "$told" == no ]]; then
-        told_before_ranks=yes
-        kill -TERM -- "-$job" 2>/dev/null || true
-    fi
+    if [[ "$told" == no ]]; then kill -TERM -- "-$job" 2>/dev/null || true; fi
 }
 end_at_once() { kill -KILL -- "-$job" 2>/dev/null || true; }
-trap stop TERM INT USR1
+trap stop TERM INT HUP USR1
 
 status=0
 wait_for "$job" || status=$?
-if [[ "$told_before_ranks" == yes ]] && ((status == 128 + 15)); then status=75; fi
+# Before there are ranks, or while they do not listen yet, nothing is lost, and nobody but this script can say that the job
+# was told to stop. 241 is DeepSpeed's word for a rank that SIGTERM has ended.
+if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then status=75; fi
 exit "$status"

@@ -2,7 +2,7 @@
 # What launcher/hostfile.sh does on each host of a job, through ssh.
 #
 #   on_host.sh check FOLDER PYTHON                     whether the job can be started from that folder
-#   on_host.sh meeting PORT [ADDRESS]                  prints the address to meet at; fails where the port is taken
+#   on_host.sh meeting PYTHON PORT [ADDRESS]           prints the address to meet at; fails where the port is taken
 #   on_host.sh run PYTHON NODE_RANK ADDRESS PORT VERB ARGUMENT ...    the ranks of this host; the hostfile is the input
 #   on_host.sh tell JOB                                tells the ranks to stop
 #   on_host.sh kill JOB                                ends all processes of the job
@@ -12,18 +12,38 @@ check() {
     local folder="$1" python="$2"
     if ! cd "$folder" 2>/dev/null; then echo "there is no folder $folder" >&2; return 1; fi
     if [[ ! -x "$python" ]]; then echo "there is no $python" >&2; return 1; fi
+    if [[ -z "${MEGASLM_JOB:-}" ]]; then
+        echo "the login shell does not take \`export NAME=VALUE\`, by which DeepSpeed tells ranks their variables; make it" \
+            "sh, bash or zsh" >&2
+        return 1
+    fi
 }
 
 meeting() {
-    local port="$1" address="${2:-}"
+    local python="$1" port="$2" address="${3:-}"
     if [[ -z "$address" ]]; then read -r address _ < <(hostname -I) || true; fi
     if [[ -z "$address" ]]; then echo "this host has no address; set MASTER_ADDR" >&2; return 1; fi
-    if timeout 5 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$address" "$port" 2>/dev/null; then
-        echo "MASTER_PORT = $port: somebody listens there on $(hostname), $address; set another" >&2
-        return 1
-    fi
-    echo "$address"
+    "$python" -S -c "$listen" "$address" "$port" && echo "$address"
 }
+
+# Where the network translates addresses, the one to meet at is none of this host's own.
+listen='
+import errno, socket, sys
+address, port = sys.argv[1], int(sys.argv[2])
+try:
+    family, _, _, _, (found, *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+except OSError as error:
+    sys.exit(f"MASTER_ADDR = {address}: {error.strerror} on {socket.gethostname()}; set an address of this host")
+for place in (found, ""):
+    try:
+        socket.create_server((place, port), family=family).close()
+        break
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            sys.exit(f"MASTER_PORT = {port}: somebody listens there on {socket.gethostname()}, {address}; set another")
+        if error.errno != errno.EADDRNOTAVAIL:
+            sys.exit(f"MASTER_PORT = {port}: {error.strerror} on {socket.gethostname()}, {address}; set another")
+'
 
 run() {
     local python="$1" node_rank="$2" address="$3" port="$4" hostfile
@@ -78,5 +98,5 @@ end() {
 case "${1:-}" in
     check | meeting | run | tell) "$@" ;;
     kill) end "$2" ;;
-    *) sed -n 's/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+    *) sed -n '2,/^set /s/^# \?//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
 esac

@@ -48,8 +48,9 @@ rendezvous="${RENDEZVOUS:-}"
 [[ "$restarts" =~ ^(0|[1-9][0-9]{0,5})$ ]] || refuse MAX_RESTARTS "$restarts" "a whole number"
 [[ "${RANKS_PER_NODE:-1}" =~ ^[1-9][0-9]{0,5}$ ]] || refuse RANKS_PER_NODE "$RANKS_PER_NODE" "a whole number above 0"
 if ((nodes > 1)) || [[ -n "$rendezvous" ]]; then
-    [[ "$rendezvous" =~ ^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[1-9][0-9]{0,4}$ ]] ||
+    [[ "$rendezvous" =~ ^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?:[1-9][0-9]{0,4}$ ]] ||
         refuse RENDEZVOUS "$rendezvous" "HOST:PORT, where $nodes hosts meet"
+    ((${rendezvous##*:} <= 65535)) || refuse RENDEZVOUS "$rendezvous" "HOST:PORT, the port 65535 at most"
 fi
 
 launcher="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -99,6 +100,7 @@ else
 fi
 
 scratch="$(mktemp -d)"
+keep_from_cleaners "$scratch"
 trap 'rm -rf "$scratch"' EXIT
 # With which status each rank of this host has ended; torchrun's own says only whether one has failed.
 statuses="$scratch/statuses"

@@ -73,6 +73,10 @@ class HostfileCluster(_Cluster):
 
     @model_validator(mode="after")
     def _environment_is_lines(self) -> "HostfileCluster":
+        if "CUDA_VISIBLE_DEVICES" in self.environment:
+            raise ValueError(
+                "environment.CUDA_VISIBLE_DEVICES: DeepSpeed sets it, to as many GPUs as a host has slots; take it out"
+            )
         for name, value in self.environment.items():
             if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip():
                 raise ValueError(

@@ -15,18 +15,19 @@ def _sound(pattern: str, meaning: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-_HOST_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?"
+_HOST_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_PORT_PATTERN = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 Port = Annotated[int, Field(ge=1, le=65535)]
 Address = Annotated[
     str,
     _sound(
         # Zones of IPv6 addresses are left out: each host calls its interfaces as it likes.
         rf"{_HOST_PATTERN}|(?=.*:)[0-9A-Fa-f:.]+",
-        "a host's name, of letters, digits, `.` and `-`, or its IPv4 or IPv6 address without a zone",
+        "a host's name, of letters, digits, `.`, `_` and `-`, or its IPv4 or IPv6 address without a zone",
     ),
 ]
 HostAndPort = Annotated[
-    str, _sound(rf"{_HOST_PATTERN}:[1-9][0-9]{{0,4}}", "HOST:PORT, the host of letters, digits, `.` and `-`")
+    str, _sound(rf"{_HOST_PATTERN}:{_PORT_PATTERN}", "HOST:PORT, the host of letters, digits, `.`, `_` and `-`")
 ]
 LocalPath = Annotated[str, _sound(r"[^-\0\n][^\0\n]*", "a path on one line that does not begin with `-`")]
 PathInContainer = Annotated[str, _sound(r"/[^\0\n:]*", "an absolute path without `:`")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from megaslm.config.cluster import SET_BY_LAUNCHERS
 from megaslm.errors import ConfigError
 from megaslm.launch.work import Work
 
@@ -22,7 +23,7 @@ class Command:
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables beside those that this process has."""
+    """Variables beside those that this process has; of those that launchers set it gets no others."""
     standard_input: str | None = None
     """What the program reads; null is what this process would read."""
 
@@ -49,7 +50,9 @@ class Command:
                 os.dup2(file.fileno(), sys.stdin.fileno())
         sys.stdout.flush()
         sys.stderr.flush()
-        os.execve(program, self.words, {**os.environ, **self.environment})
+        # What the shell has left of these would count where the cluster's file says nothing.
+        kept = {name: value for name, value in os.environ.items() if name not in SET_BY_LAUNCHERS}
+        os.execve(program, self.words, {**kept, **self.environment})
 
 
 def script(name: str) -> str:

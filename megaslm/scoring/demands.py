@@ -20,7 +20,6 @@ def demands_of(task: ScoreTask) -> Demands:
         "--work": task.working,
         "--cache": task.cache,
     }
-    working = task.output if task.working is None else task.working
     files = {"config.json of --reference": task.reference / "config.json"}
     if not fetches:
         files[f"{MANIFEST} of the dataset"] = Path(task.dataset) / MANIFEST
@@ -29,6 +28,5 @@ def demands_of(task: ScoreTask) -> Demands:
         # A URL that holds credentials is refused where it is opened, and must not be printed before.
         settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
         files=files,
-        shared_folders={} if is_remote(str(working)) else {"--work" if task.working else "output": Path(working)},
         cache=task.cache.expanduser() if fetches else None,
     )

@@ -79,6 +79,11 @@ class Derivation(Generic[Outcome]):
         self._known_parts = known_parts
         self._plan = Plan.of(described)
 
+    @property
+    def workplace(self) -> Path:
+        """A folder that all who do the work share; there while the output is claimed, and gone when it is done."""
+        return self._notes.folder
+
     def finished(self) -> Manifest | None:
         """The manifest of the output, where it is the dataset that would be made.
 
@@ -191,7 +196,7 @@ class Derivation(Generic[Outcome]):
         if self._notes.folder.exists() or (self._folder is not None and self._output.finished() is not None):
             return
         folder = self._folder or self.working
-        if folder.exists() and any(path != self.working and not _is_hidden_file(path) for path in folder.iterdir()):
+        if folder.exists() and any(path != self.working for path in folder.iterdir()):
             raise DataError(f"{folder} is not empty and holds no dataset; choose another folder")
 
     def _begin(self, *, alone: bool) -> None:
@@ -229,8 +234,3 @@ class Derivation(Generic[Outcome]):
         self._output.tidy_up()
         leftovers = self._notes.folder if self._folder is None else self.working
         shutil.rmtree(leftovers, ignore_errors=True)
-
-
-def _is_hidden_file(path: Path) -> bool:
-    """A file server's, or the mark by which ranks of another share of the work find out whether they see one folder."""
-    return path.name.startswith(".") and not path.is_dir()

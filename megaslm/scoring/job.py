@@ -15,6 +15,7 @@ from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
 from megaslm.data.task_notes import PATIENCE_SECONDS, keeping_what_is_done
 from megaslm.engine.distributed import join_world, on_first_rank
 from megaslm.engine.preflight.check import preflight
+from megaslm.engine.preflight.shared_folders import require_shared
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.errors import MegaSLMError
@@ -132,6 +133,9 @@ class _Job:
     def claimed(self, *, alone: bool) -> Iterator[None]:
         with ExitStack() as held:
             self._once(lambda: held.enter_context(self._derivation.claimed(alone=alone)))
+            require_shared(
+                self._derivation.workplace, "output" if self._task.working is None else "--work", self._world
+            )
             yield
 
     def score_parts(self, share: Share | None, stop: StopSignal, on_progress: OnProgress) -> None:

@@ -23,7 +23,6 @@ _CHECKPOINT_BYTES_A_PARAMETER = 12
 def demands_of(config: RunConfig) -> Demands:
     """What the ranks of a run have to have in common, and what their hosts need room for."""
     datasets = dict(_datasets(config))
-    checkpoints = RunFolder(Path(config.run_dir)).checkpoints
     fetches = any(is_remote(place) for place in datasets.values())
     return Demands(
         settings={dotted_key(path): str(value) for path, value in settings_of(config)},
@@ -35,8 +34,7 @@ def demands_of(config: RunConfig) -> Demands:
             },
             **dict(_files_of_origin(config.model)),
         },
-        shared_folders={"run_dir": checkpoints},
-        checkpoints=checkpoints,
+        checkpoints=RunFolder(Path(config.run_dir)).checkpoints,
         checkpoint_bytes=_checkpoint_bytes(config.model),
         cache=Path(config.data.fetch.cache).expanduser() if fetches else None,
     )

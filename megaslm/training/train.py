@@ -11,6 +11,7 @@ from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.places import reach
 from megaslm.engine.preflight.check import preflight
+from megaslm.engine.preflight.shared_folders import require_shared
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import CheckpointError
@@ -73,6 +74,7 @@ def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: boo
         say(line)
     reach("start", 0)
     with alone_in(Path(config.run_dir), world, say):
+        require_shared(Path(config.run_dir), "run_dir", world)
         _go_on(_prepare(config, world, stop, say, may_resume=may_resume), say)
 
 

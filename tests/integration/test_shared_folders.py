@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from megaslm.engine.distributed import join_world, leave_world
-from megaslm.engine.preflight.check import preflight
-from megaslm.engine.preflight.demands import Demands
-from megaslm.engine.preflight.shared_folders import unshared
-from megaslm.engine.rank_names import Rank
+from megaslm.engine.distributed import World, join_world, leave_world
+from megaslm.engine.preflight.shared_folders import require_shared
+from megaslm.scoring.job import score
 from tests.forks import fork, fork_ranks, statuses_of
+from tests.scoring import make_reference, task_of
+from tests.toy import make_dataset
 
 # Of <sched.h> and <sys/mount.h>.
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -42,9 +43,9 @@ def check_in_three_ranks(folder: Path, before: Callable[[int], None] = lambda ra
     """The exit statuses of ranks each of which does something else before."""
 
     def rank() -> None:
-        before(int(os.environ["RANK"]))
         world = join_world()
-        preflight(world, Demands(settings={}, shared_folders={"run_dir": folder}))
+        before(world.rank)
+        require_shared(folder, "run_dir", world)
         leave_world()
 
     return statuses_of(fork_ranks(3, rank))
@@ -52,72 +53,74 @@ def check_in_three_ranks(folder: Path, before: Callable[[int], None] = lambda ra
 
 def assert_refused(folder: Path, blind: str, said: str) -> None:
     host = socket.gethostname()
-    expected = f"  run_dir: {folder} of rank 0 on {host} is another folder than that of {blind} on {host}: run_dir must"
+    expected = f"run_dir: {folder} of rank 0 on {host} is another folder than that of {blind} on {host}; run_dir must"
     assert said.count(expected) == 3, said
-    assert said.count(" does not see what the first rank has written for run_dir, and looks for 0 s more\n") >= 1
+    assert said.count(" does not see what the first rank has left in run_dir, and looks for 0 s more\n") >= 1
 
 
-@pytest.mark.parametrize("folder", [".", "not yet/there"])
 def test_ranks_that_see_one_folder_go_on_and_leave_nothing_in_it(
-    tmp_path: Path, folder: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert check_in_three_ranks(tmp_path / folder) == [0, 0, 0]
+    assert check_in_three_ranks(tmp_path) == [0, 0, 0]
     assert list(tmp_path.iterdir()) == []
     assert "does not see" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("covered", "blind"), [(0, "ranks 1-2"), (2, "rank 2")])
-@pytest.mark.parametrize("is_there", [True, False])
 def test_all_ranks_refuse_a_folder_that_one_does_not_see(
-    tmp_path: Path, covered: int, blind: str, is_there: bool, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, covered: int, blind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if statuses_of([fork(lambda: cover(tmp_path))]) != [0]:
         pytest.skip("this machine lets nobody have a mount of his own")
-    folder = tmp_path / "run"
-    if is_there:
-        folder.mkdir()
     capfd.readouterr()
-    assert check_in_three_ranks(folder, lambda rank: cover(tmp_path) if rank == covered else None) == [2, 2, 2]
-    assert_refused(folder, blind, capfd.readouterr().err)
-    assert list(tmp_path.rglob(".shared-*")) == []
+    assert check_in_three_ranks(tmp_path, lambda rank: cover(tmp_path) if rank == covered else None) == [2, 2, 2]
+    assert_refused(tmp_path, blind, capfd.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_relative_folder_is_each_rank_s_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_relative_folder_is_that_of_each_rank(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folders = [tmp_path / name for name in ("a", "b", "a")]
     for folder in folders:
-        folder.mkdir(exist_ok=True)
+        (folder / "run").mkdir(parents=True, exist_ok=True)
     assert check_in_three_ranks(Path("run"), lambda rank: os.chdir(folders[rank])) == [2, 2, 2]
     assert_refused(Path("run"), "rank 1", capfd.readouterr().err)
     assert list(tmp_path.rglob(".shared-*")) == []
 
 
-@pytest.mark.parametrize(("powerless", "found"), [(0, ""), (1, "rank 1 on here: run_dir must")])
-def test_a_rank_without_the_right_to_look_is_blind(
-    tmp_path: Path, powerless: int, found: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Where it is the first one, which cannot write either, whatever writes later says so."""
+def test_a_rank_without_the_right_to_look_does_not_see_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can become somebody else")
     tmp_path.chmod(0o700)
 
-    def rank() -> None:
-        world = join_world()
-        number = Rank(world.rank, "here")
-        # What is imported on the way need not be readable for somebody else.
-        assert unshared({"run_dir": tmp_path}, number, world) == []
-        if world.rank == powerless:
+    def become_somebody_else(rank: int) -> None:
+        if rank == 1:
+            # What is imported on the way need not be readable for them.
+            require_shared(tmp_path, "run_dir", World(0, 1, torch.device("cpu")))
             os.seteuid(65534)
-        for finding in unshared({"run_dir": tmp_path / "run"}, number, world):
-            print(finding.text)
-        os.seteuid(0)
-        leave_world()
 
-    assert statuses_of(fork_ranks(2, rank)) == [0, 0]
-    told = [line for line in capfd.readouterr().out.splitlines() if "run_dir" in line]
-    assert len(told) == (2 if found else 0)
-    assert all(found in line for line in told)
+    assert check_in_three_ranks(tmp_path, become_somebody_else) == [2, 2, 2]
+    assert_refused(tmp_path, "rank 1", capfd.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_into_which_the_first_rank_cannot_write_ends_all(capfd: pytest.CaptureFixture[str]) -> None:
+    assert 0 not in check_in_three_ranks(Path("/proc/self"))
+    assert "/proc/self/.shared-" in capfd.readouterr().err
+
+
+def test_a_scoring_whose_ranks_have_unlike_outputs_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A relative path stands for a disk that each host has."""
+    make_dataset(tmp_path / "tokens", {("train", "a"): [20]})
+    make_reference(tmp_path / "reference")
+    (tmp_path / "other").mkdir()
+
+    def rank() -> None:
+        os.chdir(tmp_path / ("other" if os.environ["RANK"] == "1" else "."))
+        score(task_of(tmp_path / "reference", tmp_path / "tokens", Path("scored")))
+
+    assert statuses_of(fork_ranks(2, rank)) == [2, 2]
+    assert "output: scored/.score/" in (said := capfd.readouterr().err)
+    assert "; output must lie on a file system that all hosts share" in said
     assert list(tmp_path.rglob(".shared-*")) == []
-
-
-def test_a_folder_into_which_nothing_can_be_written_is_passed_over() -> None:
-    assert check_in_three_ranks(Path("/proc/self/run")) == [0, 0, 0]

@@ -130,6 +130,24 @@ def test_a_job_whose_pdsh_is_killed_has_failed(
     assert not list(scratch.iterdir())
 
 
+def test_a_job_that_ssh_does_not_reach_any_more_is_not_taken_for_told(hosts: Hosts, workplace: Path) -> None:
+    """As where the agent with the key has gone with its terminal."""
+    keys = "/etc/ssh/authorized_keys"
+    with HostfileJob(hosts, workplace, ["stay"]) as job:
+        _wait_for_ranks(workplace)
+        hosts.first.run("mv", keys, f"{keys}.away")
+        try:
+            job.send(signal.SIGTERM)
+            job.wait_until_it_says("2 of the 2 hosts were not told to stop: ssh does not get there any more")
+            assert job.is_running
+        finally:
+            hosts.first.run("mv", f"{keys}.away", keys)
+        for process, command in hosts.second.processes().items():
+            if "-u -m megaslm" in command:
+                os.kill(process, signal.SIGKILL)
+        assert job.wait(seconds=90) not in (0, 75), job.output
+
+
 @pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
 def test_a_host_that_fails_before_the_ranks_meet_ends_the_job_after_a_minute(
     remote_shell: str, hosts: Hosts, workplace: Path, figures: Figures

@@ -13,7 +13,6 @@ from megaslm.engine.preflight.exchange import exchange
 from megaslm.engine.preflight.facts import RankFacts, by_host, look
 from megaslm.engine.preflight.findings import Finding, disagreements
 from megaslm.engine.preflight.links import Link, slow_links, time_links
-from megaslm.engine.preflight.shared_folders import unshared
 from megaslm.engine.preflight.shortages import shortages
 from megaslm.engine.rank_names import Rank
 from megaslm.errors import PreflightError
@@ -24,7 +23,7 @@ def preflight(world: World, demands: Demands) -> list[str]:
 
     Called on all ranks, as the first thing that they do together: with unlike code or settings they would go on to wait
     for one another in different places. It takes some hundredths of a second, and the time in which some MB go from
-    host to host; a minute more where a folder is not seen.
+    host to host.
 
     Returns:
         What the first rank has to say: warnings and, of more than one rank, a line about what connects them.
@@ -38,8 +37,6 @@ def preflight(world: World, demands: Demands) -> list[str]:
     all_facts = exchange(look(rank, demands, read_clock_together(world)), world.device)
     findings = differences(all_facts) + shortages(all_facts)
     _refuse([finding for finding in findings if finding.ends_the_job])
-    if world.size > 1:
-        _refuse(unshared(demands.shared_folders, rank, world))
     warnings = [f"warning: {finding.text}" for finding in findings]
     if world.size == 1:
         return warnings

@@ -13,8 +13,6 @@ class Demands:
     """What is to be done; the same on all ranks."""
     files: Mapping[str, Path] = field(default_factory=dict)
     """Files of one content on all hosts, by what messages call them."""
-    shared_folders: Mapping[str, Path] = field(default_factory=dict)
-    """Folders that all hosts have to share, which need not exist yet, by what messages call them."""
     checkpoints: Path | None = None
     """The folder of the checkpoints, which need not exist yet; null where there are none."""
     checkpoint_bytes: int = 0

@@ -123,6 +123,8 @@ def test_what_a_hostfile_cannot_carry_is_refused(cluster_file: Path) -> None:
     text = complaint(cluster_file, 'kind: hostfile\nhostfile: hosts.txt\nenvironment: {A: "a\\nb"}')
     assert "environment.A: holds a line break" in text
     assert "put such a value into a file" in text
+    text = complaint(cluster_file, 'kind: hostfile\nhostfile: hosts.txt\nenvironment: {CUDA_VISIBLE_DEVICES: "4,5"}')
+    assert "environment.CUDA_VISIBLE_DEVICES: DeepSpeed sets it, to as many GPUs as a host has slots" in text
 
 
 def test_a_node_has_gpus_or_ranks(cluster_file: Path) -> None:

@@ -1,7 +1,10 @@
 """What launcher/hostfile.sh refuses, and what it makes of a host's answers. Jobs that it starts: tests/multinode."""
 
 import os
+import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,7 +75,9 @@ def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path,
 )
 def test_a_line_that_names_no_host_is_refused(workplace: Path, line: str) -> None:
     (workplace / "hosts").write_text(f"# the hosts\n\nnode-2 slots=8 # eight GPUs\n{line}\n", encoding="utf-8")
-    assert "must be like `node-1 slots=8`" in refusal_of(workplace, "hosts", "train", "run.yaml")
+    said = refusal_of(workplace, "hosts", "train", "run.yaml")
+    assert "must be like `node-1 slots=8`" in said
+    assert said.endswith("users and ports go into ~/.ssh/config\n")
 
 
 def test_a_host_is_named_once_and_there_is_one(workplace: Path) -> None:
@@ -114,11 +119,14 @@ def test_a_variable_to_hand_on_is_set(workplace: Path) -> None:
     assert said == "EXPORT: ABSENT is not set here\n"
 
 
-@pytest.mark.parametrize("name", ["MEGASLM_JOB", "MEGASLM_HOSTS"])
-def test_what_the_script_itself_tells_the_ranks_is_not_taken_from_here(workplace: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "setter"),
+    [("MEGASLM_JOB", "the launcher"), ("RANK", "the launcher"), ("CUDA_VISIBLE_DEVICES", "DeepSpeed")],
+)
+def test_what_the_launcher_tells_the_ranks_is_not_taken_from_here(workplace: Path, name: str, setter: str) -> None:
     """A job inside a job would be ended with the outer one's mark."""
-    said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT=f"A,{name}", A="1", **{name: "outer"})
-    assert said == f"EXPORT: {name} is set by this script; take it out\n"
+    said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT=f"A,{name}", A="1", **{name: "0"})
+    assert said.startswith(f"EXPORT: {name} is set by {setter}")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\tb", "a\x1bb", " a", "a "])
@@ -138,6 +146,25 @@ def test_a_folder_that_cannot_stand_on_the_path_is_refused(workplace: Path) -> N
     folder.mkdir()
     (folder / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
     assert "holds a colon" in refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder)
+
+
+def test_a_host_without_python_is_told_so(workplace: Path) -> None:
+    (workplace / "launcher").mkdir()
+    for script in (ROOT / "launcher").glob("*.sh"):
+        shutil.copy(script, workplace / "launcher")
+    programs = [shutil.which(name) for name in ("bash", "date", "dirname", "printf", "sort", "uniq", "paste")]
+    for program in programs:
+        assert program is not None
+        (workplace / "bin" / Path(program).name).symlink_to(program)
+    ended = subprocess.run(
+        [workplace / "launcher" / "hostfile.sh", "hosts", "train", "run.yaml"],
+        cwd=workplace,
+        env={"PATH": f"{workplace}/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("there is no python on PATH, and no .venv in ")
 
 
 def answered(workplace: Path, meeting: str) -> "subprocess.CompletedProcess[str]":
@@ -171,3 +198,42 @@ def test_an_answer_that_is_no_address_is_refused_with_its_host(workplace: Path, 
     assert ended.stderr.endswith("nothing was started\n")
     assert not (workplace / "ran").exists()
     assert not list(workplace.rglob("pwned"))
+
+
+def on_host(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """What a host is asked through ssh."""
+    words = [ROOT / "launcher" / "on_host.sh", *arguments]
+    return subprocess.run(words, env={**os.environ, **variables}, capture_output=True, text=True, timeout=20)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", "203.0.113.7"])
+def test_an_address_to_meet_at_may_be_one_that_the_network_translates(address: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    ended = on_host("meeting", sys.executable, str(port), address)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{address}\n", "")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "203.0.113.7"])
+def test_a_port_that_is_taken_is_named(address: str) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = on_host("meeting", sys.executable, str(port), address)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        f"MASTER_PORT = {port}: somebody listens there on {socket.gethostname()}, {address}; "
+    )
+
+
+def test_a_name_that_the_host_does_not_know_is_named() -> None:
+    ended = on_host("meeting", sys.executable, "29500", "no-such-host.invalid")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("MASTER_ADDR = no-such-host.invalid: ")
+
+
+def test_a_login_shell_that_hands_no_variables_on_is_told_of() -> None:
+    here = str(Path.cwd())
+    assert on_host("check", here, sys.executable, MEGASLM_JOB="1").returncode == 0
+    ended = on_host("check", here, sys.executable, MEGASLM_JOB="")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("the login shell does not take `export NAME=VALUE`")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,6 +80,32 @@ def test_a_number_of_ranks_is_a_number(workplace: Path, ranks: str) -> None:
     assert not (workplace / "pwned").exists()
 
 
+@pytest.mark.parametrize(
+    ("gpus", "ranks", "said"),
+    [
+        ("0,1", "3", "3 ranks are asked for, and there are 2 GPUs to use: 0,1; each rank takes one\n"),
+        ("GPU-8932f937", "1", "CUDA_VISIBLE_DEVICES = GPU-8932f937: must be numbers of GPUs with commas between\n"),
+        ("-1", "1", "CUDA_VISIBLE_DEVICES = -1: must be numbers of GPUs with commas between\n"),
+    ],
+)
+def test_each_rank_takes_a_gpu_by_its_number(workplace: Path, gpus: str, ranks: str, said: str) -> None:
+    with start(workplace, "local.sh", "exit", "0", CUDA_VISIBLE_DEVICES=gpus, RANKS=ranks) as job:
+        _, errors = job.communicate(timeout=20)
+    assert (job.returncode, errors) == (2, said)
+
+
+def test_a_program_that_is_needed_and_not_there_is_named(workplace: Path) -> None:
+    """A container may be without it, and would take a job that saves for one that has no ranks."""
+    programs = workplace / "bin"
+    programs.mkdir()
+    for name in ("bash", "dirname", "flock", "uname"):
+        (programs / name).symlink_to(shutil.which(name) or "absent")
+    with start(workplace, "local.sh", "exit", "0", PATH=str(programs)) as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    assert errors.startswith("pgrep is not installed on ")
+
+
 def test_a_job_that_is_told_before_it_has_ranks_may_be_started_again(workplace: Path) -> None:
     with start(workplace, "local.sh", "stay") as job:
         # DeepSpeed's launcher then imports for seconds.
@@ -134,7 +161,7 @@ def test_a_killed_rank_fails_the_job(workplace: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_every_rank_save(workplace: Path, told: signal.Signals) -> None:
     with start(workplace, "local.sh", "stop") as job:
         _wait_for_ranks(workplace)
@@ -142,6 +169,15 @@ def test_a_signal_lets_every_rank_save(workplace: Path, told: signal.Signals) ->
         job.communicate(timeout=60)
     assert job.returncode == 75
     assert sorted(path.name for path in workplace.glob("saved-*")) == ["saved-0", "saved-1"]
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_listen_yet_have_nothing_to_save(workplace: Path) -> None:
+    with start(workplace, "local.sh", "import") as job:
+        _wait_for_ranks(workplace)
+        job.send_signal(signal.SIGTERM)
+        job.communicate(timeout=60)
+    assert job.returncode == 75
 
 
 @pytest.mark.slow
