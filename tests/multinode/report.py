@@ -29,7 +29,7 @@ _ROWS = (
         "node_of_its_own_folder",
         "a host on which the run's folder is not the shared one",
         "it says at once that it does not see the folder, looks for a minute, as network file systems remember for so "
-        "long what was not there, and the preflight names it; status 2",
+        "long what was not there, and the ranks that do not see it are named with their hosts; status 2",
         "ended {seconds:.0f} s after the start",
     ),
     Row(
