@@ -60,6 +60,7 @@ def test_a_training_on_two_nodes_is_that_of_one_host_with_two_ranks(
     assert not list(ROOT.glob("hacked"))
 
 
+@pytest.mark.slow
 def test_a_reference_is_trained_and_exported(
     cluster: SlurmCluster, material: Material, undisturbed_run: RunConfig, tmp_path: Path
 ) -> None:
