@@ -13,8 +13,8 @@ usage: launcher/hostfile.sh HOSTFILE VERB [ARGUMENT ...]
 
 HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
 as here, the project with its .venv, and lets this host in by ssh without a password; users, ports and keys go into
-~/.ssh/config. All are asked before anything is started, and those that are not fit are named. Runs `python -m megaslm VERB ...` once a slot, through DeepSpeed's
-launcher, and exits with the largest status of any host.
+~/.ssh/config. All are asked before anything is started, and those that are not fit are named. Runs `python -m megaslm
+VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
                 ssh: one ssh a host, and `deepspeed --no_ssh` there
@@ -24,9 +24,9 @@ launcher, and exits with the largest status of any host.
 
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
 75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
-and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by themselves.
-However this script ends, nothing of the job stays on a host that ssh still reaches: what sees to that has a process group
-of its own, and outlives a SIGKILL of this one's.
+and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by
+themselves. However this script ends, nothing of the job stays on a host that ssh still reaches: what sees to that has a
+process group of its own, and outlives a SIGKILL of this one's.
 
 Each rank finds in MEGASLM_HOSTS which hosts the job has, with their slots, in the order of the ranks: node-1:8,node-2:8
 HELP

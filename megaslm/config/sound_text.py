@@ -27,7 +27,11 @@ Address = Annotated[
     ),
 ]
 HostAndPort = Annotated[
-    str, _sound(rf"{_HOST_PATTERN}:{_PORT_PATTERN}", "HOST:PORT, the host of letters, digits, `.`, `_` and `-`")
+    str,
+    _sound(
+        rf"{_HOST_PATTERN}:{_PORT_PATTERN}",
+        "HOST:PORT, the host of letters, digits, `.`, `_` and `-`, the port 65535 at most",
+    ),
 ]
 LocalPath = Annotated[str, _sound(r"[^-\0\n][^\0\n]*", "a path on one line that does not begin with `-`")]
 PathInContainer = Annotated[str, _sound(r"/[^\0\n:]*", "an absolute path without `:`")]
