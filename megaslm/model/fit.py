@@ -5,7 +5,9 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.tokenizing.tokenizer import TOKENIZER_FILE, tokenizer_sha256
+from megaslm.data.tokenizing.fingerprints import ids_sha256
+from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
+from megaslm.data.tokenizing.tokenizer import text_tokenizer, tokenizer_sha256
 from megaslm.errors import DataError, ModelError
 
 
@@ -28,7 +30,7 @@ def check_model_fits(
 
 
 def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
-    """Compares the tokenizer in a model's folder, where it has one, with that of a dataset.
+    """Compares the ids that texts get from the tokenizer in a model's folder, where it has one, with a dataset's.
 
     Raises:
         DataError: they give other ids.
@@ -36,10 +38,13 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str
     if not (model_folder / TOKENIZER_FILE).is_file():
         return
     found = tokenizer_sha256(model_folder)
-    if found != manifest.tokenizer_sha256:
+    same = found == manifest.tokenizer_sha256
+    if manifest.ids_sha256 is not None:
+        same = ids_sha256(text_tokenizer(model_folder, manifest.eos_id), manifest.eos_id) == manifest.ids_sha256
+    if not same:
         raise DataError(
             f"{model_folder} has the tokenizer {found[:12]}; {dataset} was tokenised with "
-            f"{manifest.tokenizer_sha256[:12]}: "
+            f"{manifest.tokenizer_sha256[:12]}, and texts get other ids from it: "
             f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
         )
 

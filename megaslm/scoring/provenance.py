@@ -7,6 +7,7 @@ import torch
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
 from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.load import check_model_folder
@@ -33,9 +34,11 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
     window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
     check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)
+    tokenizer = tokenizer_sha256(reference)
     described = Reference(
         name=reference.resolve().name,
         weights_sha256=weights_sha256(reference),
+        tokenizer_sha256=None if tokenizer == manifest.tokenizer_sha256 else tokenizer,
         precision=choose_precision(settings.precision, device),
         document_isolation=settings.document_isolation,
         window=window,

@@ -136,7 +136,7 @@ def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
     Raises:
         DataError: the text was tokenised otherwise, or something beside the tokens is stored in one alone.
     """
-    for here, there in zip(_traits(one), _traits(other), strict=True):
+    for here, there in zip(_traits(one, other), _traits(other, one), strict=True):
         if here.value != there.value:
             raise DataError(
                 f"{one.setting} = {one.source.place} has {here.name} {here.value}, {other.setting} = "
@@ -152,13 +152,13 @@ class _Trait(NamedTuple):
     remedy: str
 
 
-def _traits(dataset: TrainingDataset) -> tuple[_Trait, ...]:
+def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, ...]:
     manifest = dataset.manifest
     columns = sorted(set(RowFormat.of(manifest).columns) - {"domain"})
     return (
         _Trait(
             "the tokenizer",
-            f"{manifest.tokenizer_sha256[:12]} of {manifest.vocab_size} ids",
+            f"{manifest.ids_fingerprint(beside.manifest)[:12]} of {manifest.vocab_size} ids and EOS {manifest.eos_id}",
             "prepare both with one tokenizer",
         ),
         _Trait(

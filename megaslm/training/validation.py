@@ -94,12 +94,12 @@ class Validation:
 
 def _domains(name: str, chosen: ValidationSet, dataset: DatasetFolder, training: Manifest) -> Iterator[str]:
     manifest = read_manifest(dataset.path)
-    if manifest.tokenizer_sha256 != training.tokenizer_sha256 or manifest.seq_len != training.seq_len:
-        raise DataError(
-            f"validation.sets.{name}: {chosen.dataset} has tokenizer {manifest.tokenizer_sha256[:12]} and rows of "
-            f"{manifest.seq_len}; the training data has tokenizer {training.tokenizer_sha256[:12]} and rows of "
-            f"{training.seq_len}"
-        )
+    found, expected = (
+        f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id} and rows of {one.seq_len}"
+        for one, other in ((manifest, training), (training, manifest))
+    )
+    if found != expected:
+        raise DataError(f"validation.sets.{name}: {chosen.dataset} has {found}; the training data has {expected}")
     present = manifest.splits.get(chosen.split, {})
     for domain in chosen.domains if chosen.domains is not None else present:
         if domain not in present:

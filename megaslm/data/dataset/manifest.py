@@ -104,6 +104,8 @@ class Reference(_Record):
     """Fingerprint of its weights."""
     name: str
     """What it was called."""
+    tokenizer_sha256: str | None = None
+    """Fingerprint of its tokenizer where that is not the dataset's, though it gives texts the same ids."""
     precision: str
     """Arithmetic of its forward pass."""
     document_isolation: bool
@@ -152,6 +154,9 @@ class Manifest(_Record):
     """One more than the largest token id."""
     tokenizer_sha256: str
     """Fingerprint of the tokenizer's meaning; `megaslm.data.tokenizing.tokenizer.tokenizer_sha256`."""
+    ids_sha256: str | None = None
+    """Fingerprint of what the ids of rows mean, `megaslm.data.tokenizing.fingerprints.ids_sha256`: tokenizers that
+    differ in special tokens alone share it. Null in datasets of earlier versions."""
     tokenizer_files: dict[str, str]
     """SHA-256 of each file in the dataset's folder `tokenizer`, by name."""
     eos_id: int
@@ -178,6 +183,12 @@ class Manifest(_Record):
     """Of a scored dataset, and of one whose mask was made of such a dataset."""
     mask: Mask | None = None
     """Of a masked dataset."""
+
+    def ids_fingerprint(self, other: "Manifest") -> str:
+        """What both datasets have in common where an id means the same in both, as far as both can tell."""
+        if self.ids_sha256 is None or other.ids_sha256 is None:
+            return self.tokenizer_sha256
+        return self.ids_sha256
 
     def tokens_fingerprint(self) -> str:
         """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in one order."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.tokenizing.tokenizer import TOKENIZER_FILE, tokenizer_facts
+from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
+from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 
 
 def tokenizer_files(folder: Path) -> dict[str, str]:
@@ -27,6 +28,7 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[Damaged]:
         facts = tokenizer_facts(folder)
         meant = {
             "meaning (SHA-256)": (facts.sha256[:12], manifest.tokenizer_sha256[:12]),
+            "ids (SHA-256)": (facts.ids_sha256[:12], (manifest.ids_sha256 or facts.ids_sha256)[:12]),
             "vocabulary": (facts.vocab_size, manifest.vocab_size),
             "EOS id": (facts.eos_id, manifest.eos_id),
             "BOS id": (facts.bos_id, manifest.bos_id),

@@ -5,12 +5,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megaslm.errors import DataError
+
 Tokens = NDArray[np.int64]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
     """What rows are stored as: uint16 where it holds every id below `vocab_size`, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
+    """`rows` in the type that they are stored as. Raises DataError for an id that the vocabulary does not have."""
+    outside = rows[(rows < 0) | (rows >= vocab_size)]
+    if outside.size:
+        raise DataError(
+            f"the id {outside[0]} is none of a vocabulary of {vocab_size}; give a tokenizer whose ids lie below its "
+            "vocabulary's size"
+        )
+    return rows.astype(token_dtype(vocab_size))
 
 
 def count_targets(rows: Tokens, eos_id: int) -> int:

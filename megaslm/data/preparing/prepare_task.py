@@ -14,13 +14,14 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Part, SourceFile
 from megaslm.data.dataset.shards import PartWriter, RowFormat, part_name, part_writer
-from megaslm.data.preparing.packing import RowPacker, Tokens, count_targets
+from megaslm.data.preparing.packing import RowPacker, Tokens, as_stored, count_targets
 from megaslm.data.storage.output import Output
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task, split_of
 from megaslm.data.tokenizing.tokenizer import TextEncoder, TokenizerFacts
 from megaslm.data.tokenizing.word_encoder import fastest_encoder
+from megaslm.errors import DataError
 
 _BATCH_CHARACTERS = 1_000_000
 
@@ -90,7 +91,10 @@ class TaskProgress:
 
 
 def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda progress: None) -> TaskOutcome:
-    """Read, encode, pack, write and hand over. Raises DataError for text that cannot be read."""
+    """Read, encode, pack, write and hand over.
+
+    Raises DataError, naming the document, for text that cannot be read or encoded.
+    """
     encoder = encoder_of(job.tokenizer, job.facts.sha256)
     reader = TaskReader(job.task)
     building: dict[Place, _PartBuilder] = {}
@@ -98,12 +102,12 @@ def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda prog
     with ExitStack() as open_parts:
         for batch in _batches(reader.documents()):
             text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
-            for place, texts in _by_place(batch, job.recipe).items():
-                documents = [ids for ids in encoder.encode(texts) if ids.size]
-                if documents and place not in building:
+            for place, documents in _by_place(batch, job.recipe).items():
+                encoded = [ids for ids in _encoded(documents, encoder, job) if ids.size]
+                if encoded and place not in building:
                     building[place] = _PartBuilder.open(job, place, open_parts)
-                if documents:
-                    building[place].add(documents)
+                if encoded:
+                    building[place].add(encoded)
             on_progress(TaskProgress(reader.input_bytes, text_bytes, sum(each.tokens for each in building.values())))
         for builder in building.values():
             builder.finish()
@@ -132,7 +136,7 @@ class _PartBuilder:
     place: Place
     writer: PartWriter
     packer: RowPacker
-    dtype: np.dtype[np.unsignedinteger]
+    vocab_size: int
     domain_number: int
     eos_id: int
     tokens: int = 0
@@ -152,7 +156,7 @@ class _PartBuilder:
             place=place,
             writer=open_parts.enter_context(part_writer(folder, row_format)),
             packer=RowPacker(recipe.seq_len, facts.eos_id),
-            dtype=row_format.tokens_dtype,
+            vocab_size=facts.vocab_size,
             domain_number=recipe.domains.index(domain),
             eos_id=facts.eos_id,
         )
@@ -172,7 +176,7 @@ class _PartBuilder:
 
     def _write(self, rows: Tokens) -> None:
         self.tokens += count_targets(rows, self.eos_id)
-        self.writer.write(rows.astype(self.dtype), self.domain_number)
+        self.writer.write(as_stored(rows, self.vocab_size), self.domain_number)
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -189,9 +193,42 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[str]]:
-    texts: dict[Place, list[str]] = {}
+def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[Document]]:
+    placed: dict[Place, list[Document]] = {}
     for document in documents:
         assert document.domain is not None  # TaskReader gives each one
-        texts.setdefault((split_of(document, recipe), document.domain), []).append(document.text)
-    return texts
+        placed.setdefault((split_of(document, recipe), document.domain), []).append(document)
+    return placed
+
+
+def _encoded(documents: list[Document], encoder: TextEncoder, job: Job) -> list[NDArray[np.uint32]]:
+    """The ids of each document, none of which is EOS."""
+    try:
+        encoded = encoder.encode([document.text for document in documents])
+    except DataError:
+        for document in documents:
+            _require_encodable(document, encoder)
+        raise
+    # At once, because most batches have none.
+    if (np.concatenate(encoded) == job.facts.eos_id).any():
+        for document, ids in zip(documents, encoded, strict=True):
+            _require_no_eos(document, ids, job.facts.eos_id, encoder)
+    return encoded
+
+
+def _require_encodable(document: Document, encoder: TextEncoder) -> None:
+    try:
+        encoder.encode([document.text])
+    except DataError as error:
+        raise DataError(f"{document.origin}: {error}") from error
+
+
+def _require_no_eos(document: Document, ids: NDArray[np.uint32], eos_id: int, encoder: TextEncoder) -> None:
+    places = np.flatnonzero(ids == eos_id)
+    if places.size:
+        name = encoder.decode(np.array([eos_id], dtype=np.uint32))
+        raise DataError(
+            f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, with which documents end, so "
+            "that this one would be cut in two; name as eos_token (tokenizer_config.json of the tokenizer) a token that "
+            "no text gives, or leave such documents out with a filter"
+        )

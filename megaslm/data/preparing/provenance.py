@@ -66,6 +66,7 @@ def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path
         seq_len=recipe.seq_len,
         vocab_size=facts.vocab_size,
         tokenizer_sha256=facts.sha256,
+        ids_sha256=facts.ids_sha256,
         tokenizer_files=tokenizer_files(tokenizer),
         eos_id=facts.eos_id,
         bos_id=facts.bos_id,

@@ -10,7 +10,7 @@ from pathlib import Path
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
-from megaslm.data.tokenizing.tokenizer import TOKENIZER_FILE
+from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.errors import DataError
 
 _SPACE = "▁"

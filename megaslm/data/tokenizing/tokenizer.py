@@ -1,8 +1,7 @@
 """Text to token ids, and what a tokenizer is known by."""
 
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,17 +9,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
+from megaslm.data.tokenizing.fingerprints import ids_sha256, meaning_sha256
+from megaslm.data.tokenizing.folder_tokens import (
+    TOKENIZER_FILE,
+    apply_folder_tokens,
+    require_eos,
+    require_stated_ids,
+    special_id,
+)
 from megaslm.errors import DataError
 
-TOKENIZER_FILE = "tokenizer.json"
-_CONFIG_FILES = ("tokenizer_config.json", "special_tokens_map.json")
-_MODEL_CONFIG_FILES = ("config.json", "generation_config.json")
 _FLOAT32_ROUNDING = 2.0**-23
-# Nothing in these is a default, and there is much of it.
-_LARGE = ("vocab", "merges")
-_MEANING = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
 class TextEncoder(Protocol):
@@ -34,18 +35,19 @@ class TextEncoder(Protocol):
 
 
 class FolderEncoder:
-    """The tokenizer.json of a Hugging Face folder."""
+    """The tokenizer of a Hugging Face folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises DataError where the folder has no tokenizer.json, or one that cannot be read."""
-        self._tokenizer = load_tokenizer(folder)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
+        """Raises DataError where the folder has no tokenizer.json, or files that cannot be read."""
+        self._tokenizer = text_tokenizer(folder)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a special token's name in a text is text."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        """The ids of each text, one-dimensional; a special token's name in a text is text.
+
+        Raises DataError where the tokenizer has none for a text.
+        """
+        with refusing_texts():
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
@@ -100,40 +102,39 @@ class TokenizerFacts:
     bos_id: int | None
     """The token that may begin one; null where the tokenizer has none."""
     sha256: str
-    """Fingerprint of its meaning."""
+    """Fingerprint of its meaning; `fingerprints.meaning_sha256`."""
+    ids_sha256: str
+    """Fingerprint of what a row's ids mean; `fingerprints.ids_sha256`."""
 
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:
-    """Read a Hugging Face tokenizer folder. Raises DataError where it names no EOS token that the vocabulary holds."""
+    """Read a Hugging Face tokenizer folder.
+
+    Raises DataError where it names no EOS token that the vocabulary holds, or an added token has another id than its
+    file says.
+    """
     tokenizer = load_tokenizer(folder)
-    eos_id = _special_id(folder, tokenizer, "eos")
-    if eos_id is None:
-        searched = ", ".join((*_CONFIG_FILES, *_MODEL_CONFIG_FILES))
-        raise DataError(
-            f"{folder}: no EOS token in {searched}; documents cannot be separated without one: "
-            'add "eos_token" to tokenizer_config.json'
-        )
+    require_stated_ids(folder, tokenizer)
+    eos_id = require_eos(folder, tokenizer)
     return TokenizerFacts(
         vocab_size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
         eos_id=eos_id,
-        bos_id=_special_id(folder, tokenizer, "bos"),
-        sha256=tokenizer_sha256(folder),
+        bos_id=special_id(folder, tokenizer, "bos"),
+        sha256=meaning_sha256(tokenizer),
+        ids_sha256=ids_sha256(text_tokenizer(folder, eos_id), eos_id),
     )
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Fingerprint of what decides a text's ids: vocabulary, merges, normaliser, pre-tokeniser and added tokens.
-
-    Padding, truncation, post-processor, decoder, order of keys and ways of writing a default do not count, so that
-    saving a tokenizer again does not change it.
-    """
-    state = json.loads(load_tokenizer(folder).to_str())
-    meaning = {key: _without_defaults(state.get(key)) for key in _MEANING}
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+    """Fingerprint of a folder's tokenizer.json; `fingerprints.meaning_sha256`."""
+    return meaning_sha256(load_tokenizer(folder))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer.json of a folder. Raises DataError where there is none, or one that cannot be read."""
+    """The tokenizer.json of a folder, nothing in it left to chance.
+
+    Raises DataError where there is none, or one that cannot be read.
+    """
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         raise DataError(
@@ -141,48 +142,39 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "name that file as `tokenizer.sentencepiece` in the recipe"
         )
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{path} is not a tokenizer that this version of `tokenizers` reads: {error}") from error
+        raise DataError(
+            f"{path} is not a tokenizer that this version of `tokenizers` reads: {error}; copy the file again, or save "
+            "it with this version"
+        ) from error
+    if isinstance(tokenizer.model, models.BPE):
+        # Dropout is for training models on many ways to cut one text.
+        tokenizer.model.dropout = None
+    return tokenizer
 
 
-def _special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
-    for file in _CONFIG_FILES:
-        name = _token_name(_read_json(folder / file).get(f"{kind}_token"))
-        if name is not None:
-            found = tokenizer.token_to_id(name)
-            if found is None:
-                raise DataError(f"{folder / file}: {kind}_token {name!r} is not in the vocabulary of {TOKENIZER_FILE}")
-            return int(found)
-    for file in _MODEL_CONFIG_FILES:
-        value = _read_json(folder / file).get(f"{kind}_token_id")
-        first = value[0] if isinstance(value, list) and value else value
-        if isinstance(first, int):
-            return first
-    return None
+def text_tokenizer(folder: Path, eos_id: int | None = None) -> Tokenizer:
+    """The tokenizer of a folder as it is to encode texts: by all its files, adding nothing, cutting nothing off, with
+    special tokens' names taken for text. `eos_id` is the token that ends documents, where the folder's need not be it.
+
+    Raises DataError as `load_tokenizer`, and where the folder's files contradict one another.
+    """
+    tokenizer = load_tokenizer(folder)
+    apply_folder_tokens(folder, tokenizer, special_id(folder, tokenizer, "eos") if eos_id is None else eos_id)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
-def _token_name(value: object) -> str | None:
-    """A special token is written as its name, or as an object that has it as `content`."""
-    name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) else None
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    if not path.is_file():
-        return {}
+@contextmanager
+def refusing_texts() -> Iterator[None]:
+    """Turns what the library raises over a text into DataError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _without_defaults(value: object) -> object:
-    """The same value without what is null, false or empty: releases differ in whether they write it."""
-    if isinstance(value, dict):
-        cleaned = {key: entry if key in _LARGE else _without_defaults(entry) for key, entry in value.items()}
-        return {key: entry for key, entry in cleaned.items() if not (entry is None or entry is False or entry == "")}
-    if isinstance(value, list):
-        return [_without_defaults(entry) for entry in value]
-    return value
+        yield
+    except Exception as error:  # the library raises nothing narrower
+        raise DataError(
+            f"`tokenizers` cannot encode the text: {error}; give the tokenizer an unknown token that its vocabulary "
+            "holds, or leave such documents out with a filter"
+        ) from error

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, TextEncoder, load_tokenizer
+from megaslm.data.tokenizing.tokenizer import FolderEncoder, TextEncoder, load_tokenizer, refusing_texts, text_tokenizer
 
 _SPACE = "▁"
 _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
@@ -32,7 +32,7 @@ _MOST_CLASSES = 4096
 
 def fastest_encoder(folder: Path) -> TextEncoder:
     """An encoder for a tokenizer's folder: stretch by stretch where that gives the same ids, else the library alone."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = text_tokenizer(folder)
     bpe = _bpe_of_whole_texts(tokenizer)
     return FolderEncoder(folder) if bpe is None else WordEncoder(folder, bpe)
 
@@ -60,8 +60,12 @@ class WordEncoder:
         self._ids_of = _Remembered(load_tokenizer(folder).model)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a special token's name in a text is text."""
-        return [self._encode(text) for text in texts]
+        """The ids of each text, one-dimensional; a special token's name in a text is text.
+
+        Raises DataError where the tokenizer has none for a text.
+        """
+        with refusing_texts():
+            return [self._encode(text) for text in texts]
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
         """The text of ids, special tokens by their names."""
@@ -135,7 +139,7 @@ def _bpe_of_whole_texts(tokenizer: Tokenizer) -> _WholeTextBPE | None:
     model, prefix = state["model"], _prefix(state["normalizer"], state["pre_tokenizer"])
     if model["type"] != "BPE" or prefix is None or not all(token["special"] for token in state["added_tokens"]):
         return None
-    if any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")):
+    if any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")):
         return None
     merges = [(left, right) for left, right in model["merges"]]
     if any(_BYTE_PIECE.fullmatch(side) for merge in merges for side in merge):

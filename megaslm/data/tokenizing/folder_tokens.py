@@ -1,0 +1,241 @@
+"""What the files of a tokenizer's folder say together of added and special tokens, as transformers takes them.
+
+tokenizer.json is one of five: tokenizer_config.json, special_tokens_map.json and added_tokens.json may name other
+tokens special and give other flags, and a model's config.json may be the only one that has an EOS. Which token is
+special decides ids, because the names of special tokens in a text are text.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from megaslm.errors import DataError
+
+TOKENIZER_FILE = "tokenizer.json"
+_CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+_MODEL_CONFIGS = ("config.json", "generation_config.json")
+_NAMED = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+TOKENIZER_FILES = (TOKENIZER_FILE, _CONFIG, _MAP, _ADDED, "chat_template.jinja", *_MODEL_CONFIGS)
+"""The files of a folder that a tokenizer consists of."""
+
+
+def special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
+    """The id of the `eos` or `bos` token: by its name or, where no file names it, by the first id of a model's config.
+
+    `tokenizer` is the folder's tokenizer.json. Raises DataError for a name or an id that it does not hold, and where
+    two files name two tokens.
+    """
+    names = _Names.of(folder)
+    key = f"{kind}_token"
+    said = [each[key] for each in (names.named, names.passed_over) if key in each]
+    found = {_id_of(folder, tokenizer, key, named) for named in (said[:1] if names.replaces_own else said)}
+    if len(found) > 1:
+        listed = " and ".join(f"{named.token.content!r} in {named.file}" for named in said)
+        raise DataError(f"{folder}: {key} is {listed}; name one and the same in both files")
+    if found:
+        return found.pop()
+    for file in _MODEL_CONFIGS:
+        stated = _id_in(folder / file, f"{kind}_token_id")
+        if stated is not None:
+            if tokenizer.id_to_token(stated) is None:
+                raise DataError(
+                    f"{folder / file}: {kind}_token_id {stated} is no id of the {TOKENIZER_FILE} beside it: the file "
+                    f'is another tokenizer\'s; name the token as "{kind}_token" in {_CONFIG}, or correct the id'
+                )
+            return stated
+    return None
+
+
+def require_eos(folder: Path, tokenizer: Tokenizer) -> int:
+    """The id of the EOS token. Raises DataError where no file of the folder names one that tokenizer.json holds."""
+    found = special_id(folder, tokenizer, "eos")
+    if found is None:
+        raise DataError(
+            f"{folder}: no EOS token in {', '.join((_CONFIG, _MAP, *_MODEL_CONFIGS))}; documents cannot be separated "
+            f'without one: add "eos_token" to {_CONFIG}'
+        )
+    return found
+
+
+def apply_folder_tokens(folder: Path, tokenizer: Tokenizer, eos_id: int | None) -> None:
+    """Make the added tokens of `tokenizer`, a folder's tokenizer.json, what all files of the folder make of them; the
+    token `eos_id` is special in any case.
+
+    Raises DataError for a file that says what cannot be meant, and where one lists a token that is to be found in text
+    and that tokenizer.json lacks.
+    """
+    names = _Names.of(folder)
+    own = {number: _copy(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
+    listed = names.listed if names.replaces_own else {**names.listed, **own}
+    special = {named.token.content for named in names.named.values()}
+    tokens = [_special_if(token.content in special, token) for _, token in sorted(listed.items())]
+    there = {token.content for token in (*own.values(), *tokens)}
+    tokens += [_special_if(True, named.token) for named in names.named.values() if named.token.content not in there]
+    tokens += [token for token in names.extra if token.content not in there]
+    for token in tokens:
+        if not token.special and tokenizer.token_to_id(token.content) is None:
+            raise DataError(
+                f"{folder}: the token {token.content!r} is listed beside {TOKENIZER_FILE}, which lacks it, so that its "
+                "id is not known; save the tokenizer again with transformers "
+                "(PreTrainedTokenizerFast.from_pretrained and save_pretrained), or take it off the list"
+            )
+    tokenizer.add_tokens(tokens)
+    eos = tokenizer.get_added_tokens_decoder().get(-1 if eos_id is None else eos_id)
+    if eos is not None and not eos.special:
+        tokenizer.add_tokens([_special_if(True, eos)])
+
+
+def require_stated_ids(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise DataError where tokenizer.json lists an added token with another id than the library gives it."""
+    path = folder / TOKENIZER_FILE
+    for stated in _objects(path, "added_tokens", read_object(path).get("added_tokens") or []):
+        content, found = stated.get("content"), tokenizer.token_to_id(str(stated.get("content")))
+        if content and found != stated.get("id"):
+            raise DataError(
+                f"{path}: the added token {content!r} is listed with the id {stated.get('id')}, and `tokenizers` gives "
+                f"it {found}: ids of added tokens go on from the vocabulary without a gap, each once; correct the list"
+            )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no such file. Raises DataError where it holds anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON in UTF-8: {error}; copy the file again, or remove it") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; copy the file again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a JSON {type(content).__name__}; expected an object: copy the file again")
+    return content
+
+
+def _id_of(folder: Path, tokenizer: Tokenizer, key: str, named: "_Named") -> int:
+    found = tokenizer.token_to_id(named.token.content)
+    if found is None:
+        raise DataError(
+            f"{folder / named.file}: {key} {named.token.content!r} is not in the vocabulary of {TOKENIZER_FILE}; name "
+            "a token that it holds"
+        )
+    return int(found)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A token that a file names special, as its `eos_token` for example."""
+
+    token: AddedToken
+    file: str
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What the files beside tokenizer.json say."""
+
+    named: dict[str, _Named]
+    """By what the token is, `eos_token` and the like: special whatever its flags say."""
+    passed_over: dict[str, _Named]
+    """The names in the file that transformers takes for outdated."""
+    extra: tuple[AddedToken, ...]
+    """Special tokens beside the named ones."""
+    listed: dict[int, AddedToken]
+    """Added tokens with their flags, by the id that a file gives them."""
+    replaces_own: bool
+    """Whether `listed` comes instead of what tokenizer.json lists, not beneath it."""
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Names":
+        """Where tokenizer_config.json lists the added tokens, special_tokens_map.json is outdated; where it does not,
+        what special_tokens_map.json has comes in the place of what tokenizer_config.json has."""
+        config, map_ = read_object(folder / _CONFIG), read_object(folder / _MAP)
+        in_config, in_map = _named(folder / _CONFIG, config), _named(folder / _MAP, map_)
+        decoder = config.get("added_tokens_decoder")
+        if decoder is not None:
+            extra = tuple(_extra(folder / _CONFIG, config))
+            return cls(in_config, in_map, extra, _decoded(folder / _CONFIG, decoder), replaces_own=True)
+        named = {**{key: token for key, token in in_config.items() if key not in map_}, **in_map}
+        extra = (*_extra(folder / _CONFIG, config), *_extra(folder / _MAP, map_))
+        special = {token.content for token in (*(each.token for each in named.values()), *extra)}
+        return cls(named, in_config, extra, _legacy(folder / _ADDED, special), replaces_own=False)
+
+
+def _named(path: Path, content: dict[str, Any]) -> dict[str, _Named]:
+    more = content.get(_EXTRA[0])
+    values = {**content, **(more if isinstance(more, dict) else {})}
+    return {
+        key: _Named(_token(path, key, value), path.name)
+        for key, value in values.items()
+        if key in _NAMED or (key.endswith("_token") and isinstance(value, str | dict))
+        if value not in (None, "")
+    }
+
+
+def _extra(path: Path, content: dict[str, Any]) -> Iterator[AddedToken]:
+    key = next((key for key in _EXTRA if content.get(key)), _EXTRA[0])
+    values = content.get(key) or []
+    if not isinstance(values, list | dict):
+        raise DataError(f"{path}: {key} is {values!r}; expected a list of tokens")
+    yield from (_special_if(True, _token(path, key, value)) for value in values if isinstance(values, list))
+
+
+def _decoded(path: Path, decoder: object) -> dict[int, AddedToken]:
+    if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
+        raise DataError(f"{path}: added_tokens_decoder is no object of ids and tokens; copy the file again")
+    return {int(key): _token(path, f"added_tokens_decoder.{key}", value) for key, value in decoder.items()}
+
+
+def _legacy(path: Path, special: set[str]) -> dict[int, AddedToken]:
+    listed = {}
+    for content, number in read_object(path).items():
+        if type(number) is not int:
+            raise DataError(f"{path}: {content!r} has the id {number!r}; expected a number: copy the file again")
+        is_special = content in special
+        listed[number] = AddedToken(content, normalized=not is_special, special=is_special)
+    return listed
+
+
+def _token(path: Path, key: str, value: object) -> AddedToken:
+    """A token is written as its name, or as an object that has it as `content`, with flags."""
+    if isinstance(value, str):
+        return AddedToken(value, special=True)
+    if isinstance(value, dict) and isinstance(value.get("content"), str):
+        flags = {name: value[name] for name in _FLAGS if name in value}
+        if all(isinstance(flag, bool) for flag in flags.values()):
+            return AddedToken(value["content"], **flags)
+    raise DataError(
+        f"{path}: {key} is {value!r}; expected a token's name, or an object with `content` and flags that are true or "
+        "false"
+    )
+
+
+def _objects(path: Path, key: str, values: object) -> list[dict[str, Any]]:
+    if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+        return values
+    raise DataError(f"{path}: {key} is no list of objects; copy the file again")
+
+
+def _id_in(path: Path, key: str) -> int | None:
+    """An id, or the first of several."""
+    value = read_object(path).get(key)
+    stated: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
+    if any(type(number) is not int or not 0 <= number < 2**32 for number in stated):
+        raise DataError(f"{path}: {key} is {value!r}; expected an id, or a list of ids: correct it or remove it")
+    return stated[0] if stated else None
+
+
+def _special_if(is_special: bool, token: AddedToken) -> AddedToken:
+    copied = _copy(token)
+    copied.special = token.special or is_special
+    return copied
+
+
+def _copy(token: AddedToken) -> AddedToken:
+    return AddedToken(token.content, **{flag: getattr(token, flag) for flag in _FLAGS})
