@@ -1,7 +1,64 @@
 """Documents inside packed rows: where each token stands in its own, and whom it may attend to."""
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+DOCUMENT_ATTENTION = "megaslm_documents"
+"""The name of `attend` among transformers' attention functions."""
+
+
+class Documents:
+    """The documents of a micro-batch's rows, for every layer of a model: their positions, and masks that end at them.
+
+    Masks are given explicitly: position numbers alone leave isolation to the model library's guess, and an all-ones
+    mask beside them silently switches it off. A mask is made once for all layers of one window.
+    """
+
+    def __init__(self, inputs: Tensor, eos_id: int | None) -> None:
+        """Takes (B, L) int64 inputs. Without an `eos_id` every row is one document."""
+        self._isolated = eos_id is not None
+        self._masks: dict[int | None, Tensor] = {}
+        if eos_id is None:
+            self.positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
+            self._numbers = torch.zeros_like(self.positions)
+        else:
+            self._numbers, self.positions = document_positions(inputs, eos_id)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """What a layer of this window adds to its attention's scores; None where plain causal attention is the same."""
+        if not self._isolated and (window is None or window >= self._numbers.shape[1]):
+            return None
+        if window not in self._masks:
+            self._masks[window] = attention_within_documents(self._numbers, window, dtype)
+        return self._masks[window]
+
+
+def attend(
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    documents: Documents | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention within documents, as transformers calls it for each layer with (B, heads, L, head size) queries.
+
+    The window is the one that the layer itself names: what it means in config.json differs from family to family, and
+    from layer to layer. Without `documents`, as where the model is called from elsewhere, rows are whole.
+    """
+    if documents is None:
+        documents = Documents(torch.empty(query.shape[0], query.shape[2], device=query.device), eos_id=None)
+    return sdpa_attention_forward(layer, query, key, value, documents.mask(sliding_window, query.dtype), **options)
+
+
+AttentionInterface.register(DOCUMENT_ATTENTION, attend)
 
 
 def document_positions(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
@@ -23,11 +80,10 @@ def document_positions(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 
 
 def attention_within_documents(document: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Causal attention that ends at document borders and, where the architecture has one, at its sliding window.
+    """Causal attention that ends at document borders and, where the layer has one, at its sliding window.
 
-    Given as an explicit mask: position numbers alone leave isolation to the model library's guess, and an all-ones
-    mask beside them silently switches it off. Given as what is added to attention's scores: torch turns truth values
-    into that in every layer anew, and in training keeps what it made until the layer's backward pass.
+    Given as what is added to attention's scores: torch turns truth values into that in every layer anew, and in
+    training keeps what it made until the layer's backward pass.
 
     Args:
         document: (B, L) int64, document numbers.

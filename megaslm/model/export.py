@@ -1,43 +1,61 @@
 """Weights, configuration and tokenizer as a Hugging Face folder that any `transformers` script loads."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
+from megaslm.data.tokenizing.plain_folder import write_plain_folder
 from megaslm.errors import ModelError
+from megaslm.model.folder import HEAD, read_config
+from megaslm.model.plain_script import Opened, require_same_ids, require_same_model
+from megaslm.model.rope import in_both_spellings
 from megaslm.model.selective_lm import CausalLM
 
 _WRAPPER = "lm."
+_CONFIG, _GENERATION = "config.json", "generation_config.json"
 
 
-def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path) -> None:
+def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, origin: Path | None) -> None:
     """Keeps in `folder` what an export needs beside weights: config.json with their dtype, and the tokenizer.
 
     A folder that holds this already is left as it is, so that checkpoints can be exported at any time.
+
+    Args:
+        lm: the model.
+        dtype: in which its weights are to be saved.
+        tokenizer: the folder of the dataset's tokenizer.
+        folder: the folder to write.
+        origin: the model's folder, where it was loaded from one, which says how to generate text.
+
+    Raises:
+        ModelError: a plain script that opened an export would give texts other ids.
     """
     described = start_folder(folder)
     shutil.copytree(tokenizer, described, dirs_exist_ok=True)
+    # What the tokenizer was taken from may have been another model's folder.
+    (described / _GENERATION).unlink(missing_ok=True)
+    if origin is not None and (origin / _GENERATION).is_file():
+        shutil.copyfile(origin / _GENERATION, described / _GENERATION)
     lm.config.dtype = dtype
     lm.config.save_pretrained(described)
     if folder.is_dir() and _content(folder) == _content(described):
         abandon_folder(folder)
     else:
+        _try_tokenizer(described)
         finish_folder(folder)
-
-
-def _content(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def save_hugging_face(
     weights: Mapping[str, Tensor], model_description: Path, output: Path, *, beside: Sequence[Path] = ()
 ) -> None:
-    """Writes `output` whole or not at all.
+    """Writes `output` whole or not at all, once a plain script has opened it and seen the same model.
 
     Args:
         weights: of a `SelectiveLM`, on the host; of weights that it uses twice, once.
@@ -46,10 +64,31 @@ def save_hugging_face(
         beside: files to put into it as they are.
 
     Raises:
-        ModelError: the weights are not those of the described model.
+        ModelError: the weights are not those of the described model, or what was written is another model, or gives
+            texts other ids, when it is opened.
     """
-    config = AutoConfig.from_pretrained(model_description, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"):
+    lm = _model_of(weights, model_description, output)
+    folder = start_folder(output)
+    try:
+        seen = Opened.of(lm)
+        lm.save_pretrained(folder)
+        del lm
+        _describe(model_description, folder)
+        for path in beside:
+            shutil.copyfile(path, folder / path.name)
+        require_same_ids(folder, model_description)
+        require_same_model(folder, seen)
+    except BaseException:
+        abandon_folder(output)
+        raise
+    finish_folder(output)
+
+
+def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Path) -> CausalLM:
+    config = read_config(model_description)
+    config.tie_word_embeddings = config.tie_word_embeddings and f"{_WRAPPER}{HEAD}" not in weights
+    # Without memory for weights, which come from the checkpoint, but with what else a model computes with.
+    with init_empty_weights(include_buffers=False):
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     lm.tie_weights()
     once = {name for name, _ in lm.named_parameters()}
@@ -61,12 +100,31 @@ def save_hugging_face(
         raise ModelError(f"{output}: the checkpoint's weights are not those of its model configuration: {different}")
     lm.load_state_dict(state, assign=True, strict=False)
     lm.tie_weights()
-    folder = start_folder(output)
-    lm.save_pretrained(folder)
+    return lm.eval()
+
+
+def _describe(model_description: Path, folder: Path) -> None:
+    """Puts what is not weights into a folder with the weights and a config.json, in files that every release reads."""
+    config = in_both_spellings(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if (model_description / _GENERATION).is_file():
+        shutil.copyfile(model_description / _GENERATION, folder / _GENERATION)
+    write_plain_folder(model_description, folder, begins_with_bos=config.get("bos_token_id") is not None)
     for weights_file in folder.glob("*.safetensors"):
         # safetensors lets nobody but the owner read its files.
-        weights_file.chmod((folder / "config.json").stat().st_mode)
-    tokenizer = [path for path in model_description.iterdir() if path.name != "config.json"]
-    for path in (*tokenizer, *beside):
-        shutil.copyfile(path, folder / path.name)
-    finish_folder(output)
+        weights_file.chmod((folder / _CONFIG).stat().st_mode)
+
+
+def _try_tokenizer(described: Path) -> None:
+    """Whether an export of a described model would give texts the ids that it was trained on."""
+    trial = start_folder(described / "trial")
+    try:
+        shutil.copyfile(described / _CONFIG, trial / _CONFIG)
+        _describe(described, trial)
+        require_same_ids(trial, described)
+    finally:
+        abandon_folder(described / "trial")
+
+
+def _content(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -9,6 +9,7 @@ from megaslm.data.tokenizing.fingerprints import ids_sha256
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.data.tokenizing.tokenizer import text_tokenizer, tokenizer_sha256
 from megaslm.errors import DataError, ModelError
+from megaslm.model.rope import longest_steady_row
 
 
 def check_model_fits(
@@ -27,6 +28,12 @@ def check_model_fits(
     if config.max_position_embeddings < (window or manifest.seq_len):
         asked = f"the rows of {dataset} have {manifest.seq_len} targets" if window is None else f"--window {window}"
         raise ModelError(f"{model} was built for rows of {config.max_position_embeddings} tokens; {asked}")
+    steady = longest_steady_row(config)
+    if steady is not None and steady < (window or manifest.seq_len):
+        raise ModelError(
+            f"{model} scales its positions by longrope: with rows of more than {steady} tokens a loss would depend on "
+            f"the rows beside it; prepare {dataset} with shorter rows or, to score it, pass --window {steady}"
+        )
 
 
 def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:

@@ -10,19 +10,19 @@ from typing import Protocol
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
+from megaslm.model.folder import FAMILIES, check_model_folder, require_all_used
 from megaslm.model.selective_lm import CausalLM
-from megaslm.model.weight_files import check_weight_files
+from megaslm.model.weight_files import stored_weights
 
 # Loading and saving draw bars and tables, one a rank, into the lines of the run; what is wrong is raised here.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
-SUPPORTED_FAMILIES = ("llama", "mistral", "qwen2", "granite")
-# Masks of document borders are given explicitly, which this implementation takes on every device.
+# What a `SelectiveLM` replaces; of no consequence but that every device has it.
 _ATTENTION = "sdpa"
 
 
@@ -65,15 +65,17 @@ def draw_weights(lm: CausalLM, *, seed: int, standard_deviation: float, sharding
 
 
 def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
-    """The model of a Hugging Face folder, with every weight read from its safetensors.
+    """The model of a Hugging Face folder, with every weight read from its safetensors, and none of them left over.
 
     Raises:
-        ModelError: the folder is no model, has another architecture, or lacks a weight that the model needs.
+        ModelError: the folder is no model, has another architecture, lacks a weight that the model needs, or holds one
+            that it has no use for.
     """
-    check_model_folder(folder)
+    config = check_model_folder(folder)
     try:
         lm, report = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             attn_implementation=_ATTENTION,
             output_loading_info=True,
@@ -81,39 +83,20 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: the model cannot be loaded: {error}") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+        raise ModelError(f"{folder}: the model cannot be loaded: {type(error).__name__}: {error}") from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
             found = ", ".join(str(key) for key in sorted(report[problem], key=str)[:5])
             raise ModelError(
                 f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}"
             )
+    # Not by the library's own report, which knows of none where parameters are divided over ranks.
+    names = (name for name, _ in lm.named_parameters(remove_duplicate=False))
+    require_all_used(folder, stored_weights(folder), names)
     return lm
-
-
-def check_model_folder(folder: Path) -> PretrainedConfig:
-    """Reads the folder's configuration without its weights.
-
-    Raises:
-        ModelError: no such folder, no config.json, safetensors that are missing or incomplete, or an architecture that
-            MegaSLM does not know.
-    """
-    if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: holds no config.json; a Hugging Face model folder was expected")
-    config = _read_config(folder)
-    if config.model_type not in SUPPORTED_FAMILIES:
-        raise ModelError(
-            f"{folder}: model type {config.model_type!r}; MegaSLM computes the loss of {', '.join(SUPPORTED_FAMILIES)}"
-        )
-    if len(set(getattr(config, "layer_types", None) or ())) > 1:
-        raise ModelError(
-            f"{folder}: some of its layers attend within a window and some do not; MegaSLM gives all one mask"
-        )
-    check_weight_files(folder)
-    return config
 
 
 def parameter_count(lm: nn.Module) -> int:
@@ -126,20 +109,8 @@ def whole_size(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _read_config(folder: Path) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{folder}: its config.json needs code of its own, which MegaSLM never runs; convert it to one of "
-                f"{', '.join(SUPPORTED_FAMILIES)}"
-            ) from error
-        raise ModelError(f"{folder}: its config.json cannot be read: {error}") from error
-
-
 def _hugging_face_config(architecture: Architecture, eos_id: int) -> PretrainedConfig:
-    family = {"llama": LlamaConfig, "mistral": MistralConfig}[architecture.family]
+    family = FAMILIES[architecture.family]
     options = {"sliding_window": None} if architecture.family == "mistral" else {}
     return family(
         vocab_size=architecture.vocab_size,

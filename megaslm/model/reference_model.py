@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from megaslm.data.dataset.manifest import Reference
 from megaslm.errors import ModelError
+from megaslm.model.folder import check_model_folder
 from megaslm.model.load import load_pretrained
 from megaslm.model.precision import ChosenPrecision, dtype_of
 from megaslm.model.selective_lm import SelectiveLM
+from megaslm.model.self_check import require_library_losses
 from megaslm.model.windows import windows_of
 
 
@@ -34,8 +36,10 @@ class ReferenceModel:
         """The model of a Hugging Face folder.
 
         Raises:
-            ModelError: the folder is no model, or is incomplete, or a weight is NaN or infinite.
+            ModelError: the folder is no model, or is incomplete, or a weight is NaN or infinite, or its losses would be
+                others than those of transformers.
         """
+        require_library_losses(check_model_folder(folder), model=str(folder))
         dtype = dtype_of(cast(ChosenPrecision, record.precision))
         lm = load_pretrained(folder, dtype=dtype).to(device).eval()
         _require_finite(lm, folder)

@@ -121,10 +121,5 @@ class SelectiveHead(nn.Linear):
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """What the architecture does with the head's product, by the names that transformers gives it."""
-    multiplied = getattr(config, "logit_scale", None)
-    divided = getattr(config, "logits_scaling", None)
-    return LogitTransform(
-        scale=float(multiplied or 1.0) / float(divided or 1.0),
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
+    """What the family's own model does with the head's product; another family's key in config.json means nothing."""
+    return LogitTransform(scale=1.0 / float(config.logits_scaling)) if config.model_type == "granite" else PLAIN_LOGITS

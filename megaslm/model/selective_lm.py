@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from megaslm.model.documents import attention_within_documents, document_positions
+from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.selective_head import AUTO_HEAD, HeadSettings, SelectiveHead
 from megaslm.slm.choice import Choice
 
@@ -24,13 +24,16 @@ class SelectiveLM(nn.Module):
     """Rows of tokens in, losses out."""
 
     def __init__(self, lm: CausalLM, *, eos_id: int, document_isolation: bool, head: HeadSettings = AUTO_HEAD) -> None:
-        """Takes over `lm`: its head is replaced by a `SelectiveHead` that owns the very same parameters."""
+        """Takes over `lm`: its head is replaced by a `SelectiveHead` that owns the very same parameters.
+
+        Its attention becomes one that ends at document borders.
+        """
         super().__init__()
         self.lm = lm
         self.lm.lm_head = SelectiveHead.taking_over(lm, head)
+        self.lm.set_attn_implementation(DOCUMENT_ATTENTION)
         self.eos_id = eos_id
         self.document_isolation = document_isolation
-        self.window: int | None = getattr(lm.config, "sliding_window", None)
 
     def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """The losses of a micro-batch.
@@ -69,13 +72,8 @@ class SelectiveLM(nn.Module):
         return losses.view(targets.shape), entropies.view(targets.shape)
 
     def _hidden_states(self, inputs: Tensor) -> Tensor:
-        if self.document_isolation:
-            document, position = document_positions(inputs, self.eos_id)
-            mask = attention_within_documents(document, self.window, self.lm.dtype)
-        else:
-            position = torch.arange(inputs.shape[1], device=inputs.device)[None]
-            mask = None
-        output = self.lm.model(input_ids=inputs, attention_mask=mask, position_ids=position, use_cache=False)
+        documents = Documents(inputs, self.eos_id if self.document_isolation else None)
+        output = self.lm.model(input_ids=inputs, position_ids=documents.positions, use_cache=False, documents=documents)
         return cast(Tensor, output.last_hidden_state)
 
 

@@ -1,11 +1,13 @@
-"""The safetensors of a Hugging Face folder: which they are, whether they are whole, and their fingerprint."""
+"""The safetensors of a Hugging Face folder: which they are, what they hold, and their fingerprint."""
 
 import hashlib
-import json
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -14,18 +16,28 @@ from megaslm.errors import ModelError
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _HASHED_AT_ONCE = 4
+_COMPARED_ELEMENTS = 1 << 24
+
+
+class StoredWeight(NamedTuple):
+    """A weight as its file's header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """As safetensors writes it: F32, BF16, F8_E4M3 …"""
 
 
 class _Index(BaseModel):
     weight_map: dict[str, str]
-    """Name of a weight to the file that holds it."""
+    """Name of a weight to the file that holds it, from the folder on."""
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that a model is loaded from, by name: one, or those that its index lists.
 
     Raises:
-        ModelError: there are none, or the index cannot be read.
+        ModelError: there are none, or the index cannot be read, or names files outside of the folder.
     """
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
@@ -34,19 +46,37 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"{folder}: holds neither {_SINGLE} nor {_INDEX}; convert the weights with save_pretrained first")
 
 
-def check_weight_files(folder: Path) -> None:
-    """Raise ModelError unless all weight files are there and whole; reads their headers only."""
+def stored_weights(folder: Path) -> Mapping[str, StoredWeight]:
+    """The weights of a folder by name; reads the headers of its files only.
+
+    Raises:
+        ModelError: a file is missing or not whole, lacks a weight that the index says it has, or differs from another
+            file in a weight that both hold.
+    """
     files = weight_files(folder)
-    found: dict[str, str] = {}
+    found: dict[str, StoredWeight] = {}
     for path in files:
-        found |= dict.fromkeys(_parameters_in(path), path.name)
+        for name, weight in _weights_in(path, folder).items():
+            # transformers takes what the last file holds.
+            if name in found and not _are_equal(name, weight, name, found[name]):
+                raise ModelError(
+                    f"{folder}: {name} is in {found[name].file.name} and in {weight.file.name}, with other values; "
+                    "nobody can tell which is meant: save the model again from where it was made"
+                )
+            found[name] = weight
     if files != [folder / _SINGLE]:
-        _check_index(folder, found)
+        _require_listed(folder, found)
+    return found
+
+
+def hold_the_same(weights: Mapping[str, StoredWeight], first: str, second: str) -> bool:
+    """Whether two weights are equal in every element; both are read."""
+    return _are_equal(first, weights[first], second, weights[second])
 
 
 def count_parameters(folder: Path) -> int:
-    """The elements of all weights; reads the headers of their files only. Raises ModelError where one is not whole."""
-    return sum(count for path in weight_files(folder) for count in _parameters_in(path).values())
+    """The elements of all weights; reads the headers of their files only. Raises what `stored_weights` does."""
+    return sum(math.prod(weight.shape) for weight in stored_weights(folder).values())
 
 
 def weights_sha256(folder: Path) -> str:
@@ -55,21 +85,40 @@ def weights_sha256(folder: Path) -> str:
     files = weight_files(folder)
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
         for path, digest in zip(files, pool.map(_sha256_of, files), strict=True):
-            total.update(f"{digest}  {path.name}\n".encode())
+            total.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
     return total.hexdigest()
 
 
-def _parameters_in(path: Path) -> dict[str, int]:
-    """The elements of each weight in a file."""
+def _weights_in(path: Path, folder: Path) -> dict[str, StoredWeight]:
     if not path.is_file():
-        raise ModelError(f"{path}: is missing, though {_INDEX} lists it; complete the folder")
+        raise ModelError(f"{path}: is missing, though {folder / _INDEX} lists it; complete the folder")
     try:
         with safe_open(path, framework="pt") as weights:
-            return {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+            slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
+            return {
+                name: StoredWeight(path, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()
+            }
     except SafetensorError as error:
         raise ModelError(
             f"{path}: is damaged or incomplete, with {path.stat().st_size} bytes: {error}; copy it again"
         ) from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _are_equal(first: str, stored: StoredWeight, second: str, other: StoredWeight) -> bool:
+    """Compared a stretch of rows at a time, so that the host's memory holds no whole matrix."""
+    if stored.shape != other.shape:
+        return False
+    with safe_open(stored.file, framework="pt") as these, safe_open(other.file, framework="pt") as those:
+        this, that = these.get_slice(first), those.get_slice(second)
+        if not stored.shape:
+            return bool(torch.equal(this[...].float(), that[...].float()))
+        step = max(1, _COMPARED_ELEMENTS // max(1, math.prod(stored.shape[1:])))
+        return all(
+            torch.equal(this[start : start + step].float(), that[start : start + step].float())
+            for start in range(0, stored.shape[0], step)
+        )
 
 
 def _sha256_of(path: Path) -> str:
@@ -79,14 +128,17 @@ def _sha256_of(path: Path) -> str:
 
 def _read_index(folder: Path) -> _Index:
     try:
-        return _Index.model_validate_json((folder / _INDEX).read_bytes())
-    except (ValidationError, json.JSONDecodeError) as error:
+        index = _Index.model_validate_json((folder / _INDEX).read_bytes())
+    except ValidationError as error:
         raise ModelError(f"{folder / _INDEX}: is not an index of weights: {error}") from error
+    for file in index.weight_map.values():
+        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise ModelError(f"{folder / _INDEX}: names {file!r}, which lies outside of the folder; copy it into it")
+    return index
 
 
-def _check_index(folder: Path, found: dict[str, str]) -> None:
-    """Whether every weight is in the file that the index names."""
+def _require_listed(folder: Path, found: Mapping[str, StoredWeight]) -> None:
+    """Whether every weight of the index is there."""
     for name, file in _read_index(folder).weight_map.items():
-        if found.get(name) != file:
-            where = f"in {found[name]}" if name in found else "in none of its files"
-            raise ModelError(f"{folder}: {_INDEX} says that {name} is in {file}, it is {where}; copy the folder again")
+        if name not in found:
+            raise ModelError(f"{folder}: {_INDEX} says that {name} is in {file}, it is in none of its files")

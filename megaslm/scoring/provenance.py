@@ -10,7 +10,7 @@ from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
 from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, require_tokenizer
-from megaslm.model.load import check_model_folder
+from megaslm.model.folder import check_model_folder
 from megaslm.model.precision import choose_precision
 from megaslm.model.weight_files import weights_sha256
 from megaslm.scoring.task import ScoreSettings

@@ -12,7 +12,7 @@ from megaslm.data.dataset.manifest import COST, SCORES, Manifest, Reference
 from megaslm.data.dataset.score_summary import PartScores, PartStatistics, ScoredBy, parse_scores
 from megaslm.errors import DataError
 from megaslm.model.flops import forward_flops_per_token
-from megaslm.model.load import check_model_folder
+from megaslm.model.folder import check_model_folder
 from megaslm.model.precision import ChosenPrecision
 from megaslm.model.windows import windows_of
 from megaslm.scoring.derivation import PartOutcome

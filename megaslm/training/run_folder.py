@@ -108,11 +108,14 @@ def check_run(config: RunConfig, data: TrainingData, *, resume: bool) -> list[st
     return _differences(run.config(), config)
 
 
-def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype) -> None:
-    """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights."""
+def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, origin: Path | None) -> None:
+    """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights.
+
+    `origin` is the folder that the model was loaded from. Raises ModelError where no export could be opened.
+    """
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    describe_model(lm, dtype, data.first.source.path / TOKENIZER, run.model_description)
+    describe_model(lm, dtype, data.first.source.path / TOKENIZER, run.model_description, origin=origin)
     write_file(run.path / "manifest.json", json.dumps(_provenance(data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
 

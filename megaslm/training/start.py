@@ -9,10 +9,12 @@ from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
-from megaslm.model.load import build_from_shape, check_model_folder, draw_weights, load_pretrained
+from megaslm.model.folder import check_model_folder
+from megaslm.model.load import build_from_shape, draw_weights, load_pretrained
 from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
+from megaslm.model.self_check import require_library_losses
 from megaslm.slm.token_loss import cache_bytes
 from megaslm.training.run_folder import open_run
 from megaslm.training.training_data import TrainingData
@@ -35,7 +37,7 @@ def start_engine(
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, origin)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
-    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision)))
+    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=origin))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
@@ -59,11 +61,11 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
 
 
 def _check_origin(folder: Path, data: TrainingData) -> None:
-    """What can be seen of a model without its weights."""
-    check_model_fits(
-        check_model_folder(folder), data.first.manifest, model=str(folder), dataset=data.first.source.place
-    )
+    """What can be seen of a model before its weights are loaded."""
+    config = check_model_folder(folder)
+    check_model_fits(config, data.first.manifest, model=str(folder), dataset=data.first.source.place)
     check_tokenizer_fits(folder, data.first.manifest, dataset=data.first.source.place)
+    require_library_losses(config, model=str(folder))
 
 
 def _build(

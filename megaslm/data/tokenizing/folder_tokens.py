@@ -52,6 +52,11 @@ def special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
     return None
 
 
+def named_tokens(folder: Path) -> dict[str, str]:
+    """The tokens that a folder names special, by what they are: `eos_token` and the like."""
+    return {key: named.token.content for key, named in _Names.of(folder).named.items()}
+
+
 def require_eos(folder: Path, tokenizer: Tokenizer) -> int:
     """The id of the EOS token. Raises DataError where no file of the folder names one that tokenizer.json holds."""
     found = special_id(folder, tokenizer, "eos")

@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ from megaslm.config.load import load
 from megaslm.config.plan import parameter_count as planned_count
 from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ModelError
-from megaslm.model.load import (
-    build_from_shape,
-    check_model_folder,
-    draw_weights,
-    load_pretrained,
-    parameter_count,
-)
+from megaslm.model.load import build_from_shape, draw_weights, load_pretrained, parameter_count
 from megaslm.model.selective_lm import SelectiveLM
 from tests.ranks import ROOT
 from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE, Unsharded
@@ -79,31 +72,8 @@ def test_a_missing_weight_is_named(folder: Path) -> None:
 def test_a_weight_of_another_size_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": VOCAB_SIZE + 1}))
-    with pytest.raises(ModelError, match=r"(?s)cannot be loaded: .*mismatch"):
+    with pytest.raises(ModelError, match=r"(?s)mismatch"):
         load_pretrained(folder, dtype=torch.float32)
-
-
-def test_what_is_no_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such folder"):
-        check_model_folder(tmp_path / "nowhere")
-    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
-    (bare / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"holds neither model\.safetensors nor"):
-        check_model_folder(bare)
-    (bare / "config.json").write_text('{"model_type": "ll')
-    with pytest.raises(ModelError, match=r"bare: its config\.json cannot be read"):
-        check_model_folder(bare)
-    (bare / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(ModelError, match=r"'gpt2'; MegaSLM computes the loss of llama, mistral"):
-        check_model_folder(bare)
-
-
-def test_layers_that_differ_in_their_window_are_refused(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    mixed = {**config, "model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}
-    (folder / "config.json").write_text(json.dumps(mixed))
-    with pytest.raises(ModelError, match="some of its layers attend within a window"):
-        check_model_folder(folder)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -116,18 +86,3 @@ def test_the_head_takes_over_its_parameters(tied: bool) -> None:
     assert {f"lm.{name}" for name in names} == {name for name, _ in model.named_parameters()}
     assert torch.equal(lm(rows).logits, logits)
     assert (lm.lm_head.weight is lm.model.embed_tokens.weight) == tied
-
-
-@pytest.mark.parametrize("model_type", ["llama", "unheard-of"])
-def test_code_in_a_folder_is_not_run(folder: Path, model_type: str) -> None:
-    """Of a known architecture it is passed over; a folder that needs its code is refused, and nobody is asked."""
-    config = json.loads((folder / "config.json").read_text())
-    own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type, "auto_map": own}))
-    (folder / "own.py").write_text(f"open({str(folder / 'was-run')!r}, 'w')")
-    if model_type == "llama":
-        assert type(load_pretrained(folder, dtype=torch.float32)).__module__.startswith("transformers.models.llama")
-    else:
-        with pytest.raises(ModelError, match=r"needs code of its own.*convert it to one of llama"):
-            load_pretrained(folder, dtype=torch.float32)
-    assert not (folder / "was-run").exists()

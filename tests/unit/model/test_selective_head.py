@@ -6,8 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -44,15 +42,11 @@ ARCHITECTURES: dict[str, PretrainedConfig] = {
     "mistral": MistralConfig(**SHAPE, sliding_window=None),
     "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=True),
     "granite, divided logits": GraniteConfig(**SHAPE, logits_scaling=8.0, embedding_multiplier=3.0),
-    "cohere, multiplied logits": CohereConfig(**SHAPE, logit_scale=0.25),
-    "gemma2, capped logits": Gemma2Config(**SHAPE, final_logit_softcapping=0.5, query_pre_attn_scalar=8),
 }
 
 
 def drawn(config: PretrainedConfig) -> nn.Module:
-    # Attention with capped scores is there in plain code only.
-    attention = "eager" if config.model_type == "gemma2" else "sdpa"
-    lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(0)
     for parameter in lm.parameters():
         if parameter.ndim > 1:
@@ -83,8 +77,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(name: str) -> N
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
     losses[losses.detach() > 4.0].sum().backward()
 
-    isolated = ours.config.model_type != "gemma2"  # Its plain attention takes no mask of truth values.
-    model = SelectiveLM(ours, eos_id=EOS_ID, document_isolation=isolated, head=HeadSettings("bracket"))
+    model = SelectiveLM(ours, eos_id=EOS_ID, document_isolation=True, head=HeadSettings("bracket"))
     assert (model.measure(tokens).flatten() - losses).abs().max() < 1e-5
     total, _ = model(tokens, Hardest())
     total.backward()

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from megaslm.errors import ModelError
-from megaslm.model.weight_files import check_weight_files, count_parameters, weight_files, weights_sha256
+from megaslm.model.weight_files import count_parameters, stored_weights, weight_files, weights_sha256
 
 
 def save(path: Path, *names: str) -> None:
@@ -28,7 +28,7 @@ def sharded(tmp_path: Path) -> Path:
 def test_files_are_those_that_are_loaded(sharded: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert weight_files(sharded) == [sharded / name for name in names]
-    check_weight_files(sharded)
+    stored_weights(sharded)
     save(sharded / "model.safetensors", "whole")
     assert weight_files(sharded) == [sharded / "model.safetensors"]
 
@@ -49,7 +49,7 @@ def test_the_hash_sees_one_changed_byte_of_what_is_loaded(sharded: Path) -> None
 def test_a_missing_file_is_named(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: is missing"):
-        check_weight_files(sharded)
+        stored_weights(sharded)
 
 
 @pytest.mark.parametrize("kept_bytes", [-1, 20, 0])
@@ -59,16 +59,44 @@ def test_a_truncated_file_is_named(sharded: Path, kept_bytes: int) -> None:
     with pytest.raises(
         ModelError, match=r"model-00002-of-00002\.safetensors: is damaged or incomplete, with \d+ bytes"
     ):
-        check_weight_files(sharded)
+        stored_weights(sharded)
 
 
 def test_files_of_another_model_are_found_out(sharded: Path) -> None:
     save(sharded / "model-00002-of-00002.safetensors", "dddd")
-    with pytest.raises(ModelError, match=r"ccc is in model-00002.*it is in none of its files"):
-        check_weight_files(sharded)
+    with pytest.raises(ModelError, match=r"ccc is in model-00002"):
+        stored_weights(sharded)
 
 
 def test_an_index_that_is_none(sharded: Path) -> None:
     (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": ')
     with pytest.raises(ModelError, match="is not an index of weights"):
-        check_weight_files(sharded)
+        stored_weights(sharded)
+
+
+def test_files_may_lie_in_folders_of_the_folder(sharded: Path) -> None:
+    second = "model-00002-of-00002.safetensors"
+    (sharded / "shards").mkdir()
+    (sharded / second).rename(sharded / "shards" / second)
+    _edit_index(sharded, ccc=f"shards/{second}")
+    assert sorted(stored_weights(sharded)) == ["a", "bb", "ccc"]
+    assert weights_sha256(sharded)
+    _edit_index(sharded, ccc=f"../{sharded.name}/shards/{second}")
+    with pytest.raises(ModelError, match=r"outside"):
+        weight_files(sharded)
+
+
+def test_a_weight_in_two_files_has_to_be_the_same_in_both(sharded: Path) -> None:
+    save(sharded / "model-00002-of-00002.safetensors", "bb", "ccc")
+    assert sorted(stored_weights(sharded)) == ["a", "bb", "ccc"]
+    other = {"bb": torch.full((4,), 7.0), "ccc": torch.full((4,), 3.0)}
+    save_file(other, sharded / "model-00002-of-00002.safetensors")
+    with pytest.raises(ModelError, match=r"bb is in model-00001.* and in model-00002"):
+        stored_weights(sharded)
+
+
+def _edit_index(folder: Path, **files: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= files
+    path.write_text(json.dumps(index))

@@ -1,0 +1,131 @@
+"""What a Hugging Face model folder says of the model in it, read before its weights are."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import GraniteConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+
+from megaslm.errors import ModelError
+from megaslm.model.rope import config_of
+from megaslm.model.weight_files import StoredWeight, hold_the_same, stored_weights
+
+FAMILIES: dict[str, type[PretrainedConfig]] = {
+    "llama": LlamaConfig,
+    "mistral": MistralConfig,
+    "qwen2": Qwen2Config,
+    "granite": GraniteConfig,
+}
+"""The architectures that MegaSLM knows, by their model type."""
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_CONFIG = "config.json"
+_FLOATING_POINT = ("F64", "F32", "F16", "BF16")
+# Of no use to any release that MegaSLM runs with: the angles of rotary embeddings, which follow from config.json.
+_NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+
+
+def check_model_folder(folder: Path) -> PretrainedConfig:
+    """Reads the folder's configuration, and of its weights the headers.
+
+    Returns:
+        The configuration, in which `tie_word_embeddings` says whether the stored weights have one matrix for both ends.
+
+    Raises:
+        ModelError: no such folder, no config.json, one that transformers refuses, safetensors that are missing or
+            incomplete, a quantised model, an adapter, or an architecture that MegaSLM does not know.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder}: holds an adapter (adapter_config.json), which MegaSLM does not apply; merge it into the model "
+            "and save that, or remove the adapter's files"
+        )
+    config = read_config(folder)
+    weights = stored_weights(folder)
+    for name, weight in weights.items():
+        if weight.dtype not in _FLOATING_POINT and not _NEEDLESS.search(name):
+            raise ModelError(
+                f"{folder}: {name} is stored as {weight.dtype}; expected one of {', '.join(_FLOATING_POINT)}: the "
+                "model is quantised; use the model that it was made from"
+            )
+    config.tie_word_embeddings = config.tie_word_embeddings and not _has_a_head_of_its_own(weights)
+    return config
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The configuration in a folder's config.json.
+
+    Raises:
+        ModelError: there is none, or one that is not JSON, that transformers refuses, of a quantised model, or of an
+            architecture that MegaSLM does not know.
+    """
+    path = folder / _CONFIG
+    if not path.is_file():
+        raise ModelError(f"{folder}: holds no {_CONFIG}; a Hugging Face model folder was expected")
+    stated = _parsed(path)
+    _require_known(stated.get("model_type"), stated, path)
+    _require_plain(stated, path)
+    try:
+        config = config_of(folder, FAMILIES[stated["model_type"]], stated)
+    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+        raise ModelError(
+            f"{path}: transformers cannot make a configuration of it: {type(error).__name__}: {error}; correct the file"
+        ) from error
+    # Keys may make transformers take one family for another.
+    _require_known(config.model_type, stated, path)
+    return config
+
+
+def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: Iterable[str]) -> None:
+    """Raise ModelError where a folder holds weights that a model has no use for, by the names of those that it uses."""
+    known = set(used)
+    # A folder that was saved from the model without its head has names without this.
+    unused = [name for name in weights if not {name, f"model.{name}"} & known and not _NEEDLESS.search(name)]
+    if unused:
+        raise ModelError(
+            f"{folder}: {len(unused)} of its {len(weights)} weights, such as {', '.join(sorted(unused)[:3])}, are not "
+            f"used by the model that its {_CONFIG} describes, which would be another one than was saved; correct "
+            f"{_CONFIG} or, where they are meant to be dropped, load the model with transformers and save it again"
+        )
+
+
+def _has_a_head_of_its_own(weights: Mapping[str, StoredWeight]) -> bool:
+    return {EMBEDDING, HEAD} <= set(weights) and not hold_the_same(weights, EMBEDDING, HEAD)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        stated = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(stated, dict):
+        raise ModelError(f"{path}: holds a {type(stated).__name__}; expected an object that names a model_type")
+    return stated
+
+
+def _require_known(model_type: object, stated: Mapping[str, Any], path: Path) -> None:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        own_code = ", which needs code of its own that MegaSLM never runs" if "auto_map" in stated else ""
+        raise ModelError(
+            f"{path}: transformers takes it for model type {model_type!r}{own_code}; MegaSLM computes the loss of "
+            f"{', '.join(FAMILIES)}: convert the model to one of them, or use another"
+        )
+
+
+def _require_plain(stated: Mapping[str, Any], path: Path) -> None:
+    """Whether the weights are the model's own, in the file where they usually are."""
+    for key in ("quantization_config", "compression_config"):
+        if stated.get(key) is not None:
+            method = stated[key].get("quant_method", "unknown") if isinstance(stated[key], dict) else "unknown"
+            raise ModelError(
+                f"{path}: {key} says that the model is quantised (method {method}); MegaSLM computes with plain "
+                "weights: use the model that it was made from"
+            )
+    if stated.get("transformers_weights") is not None:
+        raise ModelError(
+            f"{path}: transformers_weights = {stated['transformers_weights']!r}: MegaSLM reads model.safetensors or "
+            "its index; give the weights that name and remove the key"
+        )
