@@ -38,17 +38,23 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
         ModelError: a plain script that opened an export would give texts other ids.
     """
     described = start_folder(folder)
-    shutil.copytree(tokenizer, described, dirs_exist_ok=True)
-    # What the tokenizer was taken from may have been another model's folder.
-    (described / _GENERATION).unlink(missing_ok=True)
-    if origin is not None and (origin / _GENERATION).is_file():
-        shutil.copyfile(origin / _GENERATION, described / _GENERATION)
-    lm.config.dtype = dtype
-    lm.config.save_pretrained(described)
-    if folder.is_dir() and _content(folder) == _content(described):
+    try:
+        shutil.copytree(tokenizer, described, dirs_exist_ok=True)
+        # What the tokenizer was taken from may have been another model's folder.
+        (described / _GENERATION).unlink(missing_ok=True)
+        if origin is not None and (origin / _GENERATION).is_file():
+            shutil.copyfile(origin / _GENERATION, described / _GENERATION)
+        lm.config.dtype = dtype
+        lm.config.save_pretrained(described)
+        is_there = folder.is_dir() and _content(folder) == _content(described)
+        if not is_there:
+            _try_tokenizer(described)
+    except BaseException:
+        abandon_folder(folder)
+        raise
+    if is_there:
         abandon_folder(folder)
     else:
-        _try_tokenizer(described)
         finish_folder(folder)
 
 

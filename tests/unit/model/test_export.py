@@ -1,13 +1,67 @@
-"""What an export needs beside weights is there at any time, and is what the run now is."""
+"""What an export needs is there at any time, and what is written is what a script opens."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
-from megaslm.model.export import describe_model
-from megaslm.model.load import build_from_shape
+from megaslm.data.tokenizing.tokenizer import FolderEncoder
+from megaslm.errors import ModelError
+from megaslm.model.export import describe_model, save_hugging_face
+from megaslm.model.load import build_from_shape, load_pretrained
+from tests.model_folders import make_model, plain_losses, rows, store_head
 from tests.toy import EOS_ID, SHAPE, make_tokenizer
+
+TEXT = "the quick brown fox, 12 and 345;\r\n  two  spaces <s> "
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, scaled positions": ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}),
+    "mistral, window": (
+        "mistral",
+        {"sliding_window": 5, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+    ),
+    "granite, tied": ("granite", {"tie_word_embeddings": True, "logits_scaling": 4.0}),
+}
+
+
+def byte_tokenizer(folder: Path, **config: Any) -> None:
+    """A byte-level tokenizer with BOS, EOS, and a post-processor that puts the BOS in front."""
+    folder.mkdir(parents=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([TEXT] * 20, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**named, **config}))
+
+
+def trained(lm: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a model, as a checkpoint has them."""
+    return {f"lm.{name}": parameter.detach() for name, parameter in lm.named_parameters()}
+
+
+def exported(origin: Path, tokenizer: Path, work: Path) -> Path:
+    """A folder's model, described and exported as a run that starts from it does."""
+    lm = load_pretrained(origin, dtype=torch.float32)
+    describe_model(lm, torch.float32, tokenizer, work / "described", origin=origin)
+    save_hugging_face(trained(lm), work / "described", work / "exported")
+    return work / "exported"
 
 
 def test_a_description_is_left_as_it_is_and_replaced_where_it_has_changed(tmp_path: Path) -> None:
@@ -21,3 +75,110 @@ def test_a_description_is_left_as_it_is_and_replaced_where_it_has_changed(tmp_pa
     describe_model(lm, torch.bfloat16, tmp_path / "tokenizer", folder, origin=None)
     assert '"bfloat16"' in (folder / "config.json").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_script_opens_the_same_model(name: str, tmp_path: Path) -> None:
+    family, settings = MODELS[name]
+    make_model(tmp_path / "origin", family, vocab_size=300, **settings)
+    byte_tokenizer(tmp_path / "tokenizer")
+    folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path)
+    assert torch.equal(plain_losses(folder, rows()), plain_losses(tmp_path / "origin", rows()))
+    stated = json.loads((folder / "config.json").read_text())
+    now = stated["rope_parameters"]
+    assert stated["rope_theta"] == now["rope_theta"]
+    assert stated["rope_scaling"] == ({"rope_type": "llama3", **LLAMA3} if now["rope_type"] == "llama3" else None)
+    opened = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    expected = FolderEncoder(tmp_path / "tokenizer").encode([TEXT])[0].tolist()
+    assert opened(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
+    assert opened.model_input_names == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("stored", ["both", "equal"])
+def test_the_export_says_whether_the_head_is_tied(stored: str, tmp_path: Path) -> None:
+    """Whatever the start's config.json says, and where a description of a former release does."""
+    make_model(tmp_path / "origin", vocab_size=300)
+    store_head(tmp_path / "origin", stored)
+    byte_tokenizer(tmp_path / "tokenizer")
+    for said in (True, False):
+        config = json.loads((tmp_path / "origin/config.json").read_text())
+        (tmp_path / "origin/config.json").write_text(json.dumps({**config, "tie_word_embeddings": said}))
+        folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path)
+        tied = said and stored == "equal"
+        assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is tied
+        assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
+        shutil.rmtree(folder)
+
+
+def test_how_to_generate_is_the_starts(tmp_path: Path) -> None:
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    # A tokenizer that was taken from another model's folder.
+    (tmp_path / "tokenizer/generation_config.json").write_text('{"eos_token_id": 299}')
+    stated = '{"do_sample": true, "temperature": 0.7, "eos_token_id": [2, 7]}'
+    (tmp_path / "origin/generation_config.json").write_text(stated)
+    folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path)
+    assert (folder / "generation_config.json").read_text() == stated
+    lm = AutoModelForCausalLM.from_pretrained(folder)
+    prompt = AutoTokenizer.from_pretrained(folder)("the quick", return_tensors="pt")
+    assert lm.generate(**prompt, max_new_tokens=2, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_a_bos_is_named_where_the_model_knows_one(tmp_path: Path) -> None:
+    """Rows begin with none, so that a model that was trained on them alone has never seen it."""
+    byte_tokenizer(tmp_path / "tokenizer")
+    for bos_id, expected in ((None, None), (0, "<s>")):
+        make_model(tmp_path / f"origin-{bos_id}", vocab_size=300, bos_token_id=bos_id)
+        folder = exported(tmp_path / f"origin-{bos_id}", tmp_path / "tokenizer", tmp_path / f"{bos_id}")
+        opened = AutoTokenizer.from_pretrained(folder)
+        assert opened.bos_token == expected
+        assert (opened("a")["input_ids"][0] == 0) is (bos_id == 0)
+        assert opened.eos_token == "</s>"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": True, "legacy": False},
+        {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True, "add_bos_token": True},
+        {"tokenizer_class": "Qwen2Tokenizer"},
+        {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": [None, "own.OwnTokenizer"]}},
+    ],
+    ids=lambda config: config["tokenizer_class"],
+)
+def test_other_tokenizers_classes_do_not_build_it_anew(config: dict[str, Any], tmp_path: Path) -> None:
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer", **config)
+    folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path)
+    expected = FolderEncoder(tmp_path / "tokenizer").encode([TEXT])[0].tolist()
+    found = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False, split_special_tokens=True)
+    assert found["input_ids"] == expected
+
+
+def test_a_tokenizer_that_every_script_would_build_anew_is_refused_before_training(tmp_path: Path) -> None:
+    """transformers 5 goes by the model type qwen2, and splits texts as Qwen2's tokenizer does."""
+    make_model(tmp_path / "origin", "qwen2", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    with pytest.raises(ModelError, match="Qwen2Tokenizer"):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
+
+
+def test_nothing_is_left_of_an_export_that_opens_as_another_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
+    before = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr("megaslm.model.export.in_both_spellings", lambda config: {**config, "rms_norm_eps": 0.1})
+        with pytest.raises(ModelError, match="rms_norm_eps"):
+            save_hugging_face(trained(lm), tmp_path / "described", tmp_path / "exported")
+    assert {path.name for path in tmp_path.iterdir()} == before
+    weights = trained(lm) | {"lm.another.weight": torch.ones(1)}
+    with pytest.raises(ModelError, match=r"another\.weight"):
+        save_hugging_face(weights, tmp_path / "described", tmp_path / "exported")
+    assert {path.name for path in tmp_path.iterdir()} == before
