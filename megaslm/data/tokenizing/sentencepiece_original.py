@@ -71,9 +71,9 @@ def _require_same(
         beginning = exported.decode(found[first : first + _SHOWN_IDS])
         raise DataError(
             f"{document.origin}: from token {first} on, at {beginning!r}, the exported tokenizer gives "
-            f"{_ids(found, first)}, SentencePiece {_ids(wanted, first)}: no Hugging Face tokenizer reads this text as the "
-            "model does; where its characters combine, write it in Unicode's NFKC with \\n as its line ends; else leave "
-            "it out with a filter, or give a Hugging Face folder as `tokenizer.huggingface`"
+            f"{_ids(found, first)}, SentencePiece {_ids(wanted, first)}: no Hugging Face tokenizer reads this text as "
+            "the model does; where its characters combine, write it in Unicode's NFKC with \\n as its line ends; else "
+            "leave it out with a filter, or give a Hugging Face folder as `tokenizer.huggingface`"
         )
     if not expected.has_unknown(wanted) and expected.decode(wanted) != exported.decode(found):
         raise DataError(
