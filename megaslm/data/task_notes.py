@@ -60,6 +60,10 @@ class TaskNotes(Generic[Outcome]):
         tasks = sorted(note.stem.removeprefix("task-") for note in self._notes())
         return {task: outcome for task in tasks if (outcome := self.outcome(task)) is not None}
 
+    def has_outcomes(self) -> bool:
+        """Whether any task is done."""
+        return any(self._notes())
+
     def forget_all(self) -> None:
         """Every task is to be done again."""
         for note in self._notes():

@@ -132,12 +132,21 @@ class _Work:
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[Workplace]:
         """With the output claimed and its tokenizer there."""
-        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as workplace:
+        with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
             with workplace.setting_up():
+                workplace.begin(self._plan, alone=alone)
+                self._make_tokenizer(workplace)
                 self._output.begin(self._plan.model_dump_json())
-                if not (self._folder / TOKENIZER).is_dir():
-                    make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
             yield workplace
+
+    def _make_tokenizer(self, workplace: Workplace) -> None:
+        if not (self._folder / TOKENIZER).is_dir():
+            try:
+                make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
+            except BaseException:
+                # So that another recipe may be tried here; nothing was made by this one.
+                workplace.forget_plan()
+                raise
 
     def do(self, tasks: Sequence[Task], workplace: Workplace, workers: int | None, on_progress: OnProgress) -> None:
         """Those of the tasks that are not done."""
@@ -161,16 +170,31 @@ class _Work:
             Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
-        run_tasks(jobs, self._folder, workers or len(os.sched_getaffinity(0)), add_up)
+        with self._saying_what_is_in_the_way(workplace):
+            run_tasks(jobs, self._folder, workers or len(os.sched_getaffinity(0)), add_up)
 
     def assemble(self, workplace: Workplace) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts)
-        require_enough(self._recipe, manifest)
+        with self._saying_what_is_in_the_way(workplace):
+            require_enough(self._recipe, manifest)
         self._output.finish(manifest)
         self._tidy_up()
         return manifest
+
+    @contextmanager
+    def _saying_what_is_in_the_way(self, workplace: Workplace) -> Iterator[None]:
+        """A mistake in recipe or text is mended by another recipe, often, which what is done here is not for."""
+        try:
+            yield
+        except DataError as error:
+            if not workplace.has_outcomes():
+                raise
+            raise DataError(
+                f"{error} ({self._folder} holds what this recipe has made so far: remove it before you prepare by "
+                "another, or choose another output folder)"
+            ) from error
 
     @cached_property
     def _facts(self) -> TokenizerFacts:

@@ -19,6 +19,7 @@ from megaslm.data.storage.output import Output
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task, split_of
+from megaslm.data.tokenizing.sentencepiece_original import Original
 from megaslm.data.tokenizing.tokenizer import TextEncoder, TokenizerFacts
 from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
@@ -129,6 +130,12 @@ def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
     return fastest_encoder(tokenizer)
 
 
+@lru_cache(maxsize=1)
+def _original_of(tokenizer: Path, sha256: str) -> Original | None:
+    """Kept likewise."""
+    return Original.of(tokenizer)
+
+
 @dataclass
 class _PartBuilder:
     """Documents of one split and domain on their way into one part."""
@@ -213,6 +220,10 @@ def _encoded(documents: list[Document], encoder: TextEncoder, job: Job) -> list[
     if (np.concatenate(encoded) == job.facts.eos_id).any():
         for document, ids in zip(documents, encoded, strict=True):
             _require_no_eos(document, ids, job.facts.eos_id, encoder)
+    original = _original_of(job.tokenizer, job.facts.sha256)
+    if original is not None:
+        for document, ids in zip(documents, encoded, strict=True):
+            original.require_same(document, ids, encoder)
     return encoded
 
 
@@ -229,6 +240,6 @@ def _require_no_eos(document: Document, ids: NDArray[np.uint32], eos_id: int, en
         name = encoder.decode(np.array([eos_id], dtype=np.uint32))
         raise DataError(
             f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, with which documents end, so "
-            "that this one would be cut in two; name as eos_token (tokenizer_config.json of the tokenizer) a token that "
-            "no text gives, or leave such documents out with a filter"
+            "that this one would be cut in two; name as eos_token (tokenizer_config.json of the tokenizer) a token "
+            "that no text gives, or leave such documents out with a filter"
         )

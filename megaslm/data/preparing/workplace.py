@@ -42,13 +42,14 @@ class Workplace(TaskNotes[TaskOutcome]):
         self._output = output
 
     def begin(self, plan: Plan, *, alone: bool) -> None:
-        """Go on with the same plan. Where the files have changed since, begin anew if no one else is at work here."""
+        """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
+        if another recipe was not yet gone on with as far as one task."""
         path = self.folder / _PLAN
         if path.is_file():
             found = Plan.model_validate_json(path.read_text(encoding="utf-8"))
             if found == plan:
                 return
-            if found.recipe_sha256 != plan.recipe_sha256:
+            if found.recipe_sha256 != plan.recipe_sha256 and (self.has_outcomes() or not alone):
                 raise DataError(
                     f"{self._output} holds the unfinished dataset of another recipe; "
                     "remove it or choose another output folder"
@@ -61,6 +62,10 @@ class Workplace(TaskNotes[TaskOutcome]):
             self._clear()
         write_file(path, plan.model_dump_json())
 
+    def forget_plan(self) -> None:
+        """Nothing has been done by it."""
+        (self.folder / _PLAN).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the notes of a finished dataset."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -72,11 +77,10 @@ class Workplace(TaskNotes[TaskOutcome]):
 
 
 @contextmanager
-def claimed(output: Path, plan: Plan, *, alone: bool) -> Iterator[Workplace]:
-    """Claim `output` for a plan, to begin or to go on with it: alone, or together with others who do other tasks.
+def claimed(output: Path, *, alone: bool) -> Iterator[Workplace]:
+    """Claim `output`, to begin or to go on there: alone, or together with others who do other tasks.
 
-    Raises DataError where another process is at work there, where it holds the unfinished work of another recipe, or
-    anything else.
+    Raises DataError where another process is at work there, or where it holds anything else than unfinished work.
     """
     folder = output / _FOLDER
     if output.exists() and not folder.exists() and any(output.iterdir()):
@@ -84,7 +88,4 @@ def claimed(output: Path, plan: Plan, *, alone: bool) -> Iterator[Workplace]:
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
     with locked(folder / "lock", shared=not alone, busy=busy):
-        workplace = Workplace(output)
-        with workplace.setting_up():
-            workplace.begin(plan, alone=alone)
-        yield workplace
+        yield Workplace(output)

@@ -13,10 +13,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.errors import DataError
 
-_SPACE = "▁"
+SPACE = "▁"
 # Unigram looks names up in the vocabulary, so that a text that spells "</s>" or "<0x0A>" would become that token. In
 # text and pieces alike "<" is therefore written as this noncharacter, which no Unicode text contains.
-_ANGLE = "\uffff"
+ANGLE = "\uffff"
 _Piece = proto.ModelProto.SentencePiece
 
 
@@ -68,7 +68,7 @@ def _build(description: proto.ModelProto) -> Tokenizer:
     )
     tokenizer.add_tokens(
         [
-            AddedToken(piece.piece.replace(_SPACE, " "), special=False, normalized=False)
+            AddedToken(piece.piece.replace(SPACE, " "), special=False, normalized=False)
             for piece in _of(description, *user_defined)
         ]
     )
@@ -102,7 +102,7 @@ def _merges(description: proto.ModelProto) -> list[tuple[str, str]]:
 def _unigram(description: proto.ModelProto) -> models.Unigram:
     return models.Unigram(
         vocab=[
-            (piece.piece.replace("<", _ANGLE) if piece.type == _Piece.NORMAL else piece.piece, piece.score)
+            (piece.piece.replace("<", ANGLE) if piece.type == _Piece.NORMAL else piece.piece, piece.score)
             for piece in description.pieces
         ],
         unk_id=description.trainer_spec.unk_id,
@@ -117,18 +117,18 @@ def _normalizer(spec: proto.NormalizerSpec, is_unigram: bool) -> normalizers.Nor
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if is_unigram:
-        steps.append(normalizers.Replace("<", _ANGLE))
+        steps.append(normalizers.Replace("<", ANGLE))
     if spec.add_dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE))
+        steps.append(normalizers.Prepend(SPACE))
     if spec.escape_whitespaces:
-        steps.append(normalizers.Replace(" ", _SPACE))
+        steps.append(normalizers.Replace(" ", SPACE))
     return normalizers.Sequence(steps)
 
 
 def _decoder(spec: proto.NormalizerSpec, is_unigram: bool) -> decoders.Decoder:
-    steps: list[decoders.Decoder] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback()]
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback()]
     if is_unigram:
-        steps.append(decoders.Replace(_ANGLE, "<"))
+        steps.append(decoders.Replace(ANGLE, "<"))
     steps.append(decoders.Fuse())
     if spec.add_dummy_prefix:
         steps.append(decoders.Strip(content=" ", left=1, right=0))

@@ -62,9 +62,9 @@ class SentencePieceEncoder:
         """`model` is the content of a model file. Raises DataError where it is not one."""
         try:
             self._processor = SentencePieceProcessor(model_proto=model)
+            description = sentencepiece_model_pb2.ModelProto.FromString(model)
         except RuntimeError as error:
             raise DataError(f"not a SentencePiece model: {error}") from error
-        description = sentencepiece_model_pb2.ModelProto.FromString(model)
         self._is_unigram = description.trainer_spec.model_type == description.trainer_spec.UNIGRAM
         self._scores = np.array([piece.score for piece in description.pieces])
 

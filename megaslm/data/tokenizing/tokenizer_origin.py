@@ -1,33 +1,24 @@
 """The tokenizer folder of a dataset, from whichever origin the recipe names."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from megaslm.config.recipe import Recipe
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task
+from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILES
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, TextEncoder, tokenizer_facts
+from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL, doubtful_texts, require_same_ids
+from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_training import train_sentencepiece
 from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
 
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-)
 _CHECKED_BYTES = 2_000_000
 _MOST_CHECKED_TASKS = 64
-_SHOWN_IDS = 8
 
 
 def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
@@ -53,6 +44,8 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     else:
         model = _read_model(Path(origin.sentencepiece or "").expanduser())
     export_sentencepiece(model, folder)
+    if doubtful_texts(model) is not None:
+        (folder / ORIGINAL).write_bytes(model)
     require_same_ids(SentencePieceEncoder(model), fastest_encoder(folder), _sample(tasks))
 
 
@@ -60,35 +53,22 @@ def _copy(source: Path, folder: Path) -> None:
     if not source.is_dir():
         raise DataError(f"tokenizer.huggingface: {source} is not a folder")
     tokenizer_facts(source)
-    for name in _COPIED:
+    for name in (*TOKENIZER_FILES, ORIGINAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
 
 def _read_model(path: Path) -> bytes:
     if not path.is_file():
-        raise DataError(f"tokenizer.sentencepiece: {path} is not a file")
-    return path.read_bytes()
-
-
-def require_same_ids(expected: SentencePieceEncoder, exported: TextEncoder, documents: Iterable[Document]) -> None:
-    """Raise DataError, naming the first document, unless both give the same ids and decode them to the same text."""
-    for document in documents:
-        (wanted,), (found,) = expected.encode([document.text]), exported.encode([document.text])
-        if not np.array_equal(wanted, found) and not expected.is_tie(wanted, found):
-            common = min(wanted.size, found.size)
-            first = int(np.argmax(np.append(wanted[:common] != found[:common], True)))
-            raise DataError(
-                f"{document.origin}: the exported tokenizer gives {_ids(found, first)} from token {first} on, "
-                f"SentencePiece {_ids(wanted, first)}; this model cannot be exported exactly: "
-                "give a Hugging Face folder as `tokenizer.huggingface`"
-            )
-        if not expected.has_unknown(wanted) and expected.decode(wanted) != exported.decode(found):
-            raise DataError(f"{document.origin}: the exported tokenizer decodes the text otherwise than SentencePiece")
-
-
-def _ids(ids: np.ndarray, first: int) -> list[int]:
-    return ids[first : first + _SHOWN_IDS].tolist()
+        raise DataError(
+            f"tokenizer.sentencepiece: {path} is not a file; name the model itself, as a folder's tokenizer.model"
+        )
+    model = path.read_bytes()
+    try:
+        SentencePieceEncoder(model)
+    except DataError as error:
+        raise DataError(f"tokenizer.sentencepiece: {path}: {error}; copy the file again") from error
+    return model
 
 
 def _sample(tasks: Sequence[Task]) -> Iterator[Document]:

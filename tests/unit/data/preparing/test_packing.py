@@ -1,10 +1,12 @@
 """Rows: every token but a part's first is a target exactly once."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.data.preparing.packing import RowPacker, count_targets, token_dtype
+from megaslm.data.preparing.packing import RowPacker, as_stored, count_targets, token_dtype
+from megaslm.errors import DataError
 
 EOS = 2
 documents = st.lists(st.lists(st.integers(3, 40), min_size=1, max_size=30), max_size=12)
@@ -57,3 +59,11 @@ def test_no_document_no_row() -> None:
 def test_tokens_are_as_narrow_as_the_vocabulary_allows() -> None:
     assert token_dtype(65_536) == np.uint16
     assert token_dtype(65_537) == np.uint32
+
+
+@pytest.mark.parametrize("id", [-1, 300, 65_536 + 5])
+def test_an_id_outside_the_vocabulary_is_not_stored_as_another(id: int) -> None:
+    rows = np.array([[1, 2, id]], dtype=np.int64)
+    with pytest.raises(DataError, match=rf"{id} .* 300"):
+        as_stored(rows, 300)
+    assert as_stored(rows[:, :2], 300).tolist() == [[1, 2]]

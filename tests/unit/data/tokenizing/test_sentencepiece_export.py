@@ -11,8 +11,8 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from megaslm.data.text.documents import Document
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts
-from megaslm.data.tokenizing.tokenizer_origin import require_same_ids
 from megaslm.errors import DataError
 from tests.unit.data.conftest import AWKWARD, shared_texts, standard_library_texts
 

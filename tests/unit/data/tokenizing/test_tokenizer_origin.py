@@ -7,8 +7,8 @@ import pytest
 
 from megaslm.data.text.documents import Document
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
+from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
-from megaslm.data.tokenizing.tokenizer_origin import require_same_ids
 from megaslm.errors import DataError
 from tests.unit.data.conftest import standard_library_texts
 
@@ -43,7 +43,7 @@ def test_the_first_other_id_is_named(encoders: tuple[SentencePieceEncoder, Folde
     expected, exported = encoders
     (ids,) = exported.encode([BAD.text])
     with pytest.raises(
-        DataError, match=r"line 2: the exported tokenizer gives .* from token 2 on, SentencePiece"
+        DataError, match=r"line 2: from token 2 on, at .*, the exported tokenizer gives .*, SentencePiece"
     ) as caught:
         require_same_ids(expected, Altered(exported, ids_too=True), [GOOD, BAD])
     assert str(ids[2:10].tolist()) in str(caught.value)
