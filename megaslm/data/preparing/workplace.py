@@ -5,7 +5,7 @@ removed when the manifest has been written.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from megaslm.data.dataset.manifest import TOKENIZER
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
+from megaslm.data.preparing.inputs import has_changed
 from megaslm.data.preparing.prepare_task import TaskOutcome
+from megaslm.data.read_back import read_back
 from megaslm.data.task_notes import TaskNotes
+from megaslm.data.text.tasks import Task
 from megaslm.errors import DataError
 
 _FOLDER = ".prepare"
@@ -41,12 +44,13 @@ class Workplace(TaskNotes[TaskOutcome]):
         super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
         self._output = output
 
-    def begin(self, plan: Plan, *, alone: bool) -> None:
+    def begin(self, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Go on with the same plan. Where the files have changed since, begin anew if no one else is at work here."""
         path = self.folder / _PLAN
         if path.is_file():
-            found = Plan.model_validate_json(path.read_text(encoding="utf-8"))
-            if found == plan:
+            found = read_back(Plan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
+            # A share leaves that look to whoever joins them, who reads no file of another machine again and again.
+            if found == plan and not (alone and any(map(self._has_changed, tasks))):
                 return
             if found.recipe_sha256 != plan.recipe_sha256:
                 raise DataError(
@@ -65,6 +69,16 @@ class Workplace(TaskNotes[TaskOutcome]):
         """Remove the notes of a finished dataset."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _has_changed(self, task: Task) -> bool:
+        """Whether a task is done and its files are no longer what they were then."""
+        outcome = self.outcome(task.name)
+        if outcome is None:
+            return False
+        recorded = {(source.path, source.start): source for source in outcome.sources}
+        return any(
+            has_changed(piece, recorded.get((piece.file.label, piece.start)), outcome.inputs) for piece in task.pieces
+        )
+
     def _clear(self) -> None:
         self.forget_all()
         for name in _OURS:
@@ -72,8 +86,8 @@ class Workplace(TaskNotes[TaskOutcome]):
 
 
 @contextmanager
-def claimed(output: Path, plan: Plan, *, alone: bool) -> Iterator[Workplace]:
-    """Claim `output` for a plan, to begin or to go on with it: alone, or together with others who do other tasks.
+def claimed(output: Path, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> Iterator[Workplace]:
+    """Claim `output` for a plan and its tasks, to begin or to go on with: alone, or together with others who do others.
 
     Raises DataError where another process is at work there, where it holds the unfinished work of another recipe, or
     anything else.
@@ -86,5 +100,5 @@ def claimed(output: Path, plan: Plan, *, alone: bool) -> Iterator[Workplace]:
     with locked(folder / "lock", shared=not alone, busy=busy):
         workplace = Workplace(output)
         with workplace.setting_up():
-            workplace.begin(plan, alone=alone)
+            workplace.begin(plan, tasks, alone=alone)
         yield workplace
