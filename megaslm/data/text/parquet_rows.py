@@ -34,7 +34,7 @@ def _row_groups(file: BinaryIO, piece: Piece, source: Source, log: ReadLog) -> I
     path = piece.file.path
     with _explaining(f"{path} is not a readable parquet file"):
         # Read page by page: a row group may be larger than what memory there is for it.
-        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     with table:
         columns = _columns(table, piece, source)
         first_row = 0

@@ -116,4 +116,4 @@ def _decoded(content: bytes, place: str) -> str:
 
 def _by_its_beginning(content: bytes) -> str:
     found = what_it_is(content)
-    return f"; by its first bytes the file is {found}, and its name does not say so" if found else ""
+    return f"; by its first bytes it is {found}, and its name or its reader says otherwise" if found else ""

@@ -141,5 +141,9 @@ def opened(
                 ) from error
             found = what_it_is(data.beginning)
             is_named_so = found is None or f"({path[path.rfind('.') :].lower()})" in found
-            remedy = "copy it again" if is_named_so else f"by its first bytes it is {found}: give it the ending of that"
+            remedy = (
+                "copy it again, or name it as what it is"
+                if is_named_so
+                else f"by its first bytes it is {found}: give it the ending of that"
+            )
             raise DataError(f"{path} is damaged or not compressed as its name says: {error}; {remedy}") from error
