@@ -22,8 +22,9 @@ def document_of(record: dict[str, object], place: str, source: Source) -> Docume
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: character {error.start} of the text is half of a surrogate pair") from error
-    group = None if source.group_field is None else key_of(_field(record, source.group_field, place))
-    return Document(text, text if group is None else group, place, _domain(record, place, source))
+    group = None if source.group_field is None else _key(record, source.group_field, place)
+    domain = None if source.domain_field is None else _domain(record, source.domain_field, place)
+    return Document(text, text if group is None else group, place, domain)
 
 
 def key_of(value: object) -> str | None:
@@ -46,11 +47,16 @@ def key_of(value: object) -> str | None:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _domain(record: dict[str, object], place: str, source: Source) -> str | None:
-    if source.domain_field is None:
-        return None
-    value = _field(record, source.domain_field, place)
-    return value if isinstance(value, str) else key_of(value) or NO_DOMAIN
+def _domain(record: dict[str, object], name: str, place: str) -> str:
+    value = _field(record, name, place)
+    return value if isinstance(value, str) else _key(record, name, place) or NO_DOMAIN
+
+
+def _key(record: dict[str, object], name: str, place: str) -> str | None:
+    try:
+        return key_of(_field(record, name, place))
+    except RecursionError as error:
+        raise DataError(f"{place}: field {name!r} is nested too deeply to be compared: name one inside it") from error
 
 
 def _field(record: dict[str, object], name: str, place: str) -> object:

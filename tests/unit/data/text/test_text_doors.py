@@ -304,6 +304,13 @@ def test_a_group_in_an_object_that_is_null_is_missing_and_one_that_is_nowhere_is
             read(tmp_path / "b.jsonl", "jsonl", group_field="meta.url")
 
 
+def test_a_group_that_is_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "g": ' + "[" * 600 + "1" + "]" * 600 + "}\n")
+    assert len(read(tmp_path / "a.jsonl", "jsonl")) == 1
+    with pytest.raises(DataError, match=r"a\.jsonl, line 1.*'g'"):
+        read(tmp_path / "a.jsonl", "jsonl", group_field="g")
+
+
 def test_half_of_a_surrogate_pair_is_a_key_like_others(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{n}", "g": "u\\ud83{n // 2}"}}\n' for n in range(4)))
     documents = read(tmp_path / "a.jsonl", "jsonl", group_field="g")
