@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,6 +104,7 @@ def prepare(
     if finish:
         manifest = preparing.finish(loaded, output, working=work)
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+        _say_passed_over(manifest.passed_over)
         return
     with WorkConsole("prepare") as console:
 
@@ -114,6 +116,7 @@ def prepare(
             return
         manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    _say_passed_over(manifest.passed_over)
 
 
 @app.command()
@@ -373,6 +376,13 @@ def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Pat
         for domain, share in domains.items():
             typer.echo(f"{folder} · {split}/{domain}: {share['rows']:,} rows, {share['tokens']:,} targets")
     write_json(json_file, manifest)
+
+
+def _say_passed_over(passed_over: Mapping[str, int]) -> None:
+    from megaslm.data.text.selection import in_words
+
+    if passed_over:
+        typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")
 
 
 def _is_first_rank() -> bool:

@@ -20,7 +20,9 @@ def require_table(document: str, name: str, header: Sequence[str], rows: Sequenc
     if os.environ.get("MEGASLM_WRITE_TABLES"):
         path.write_text(content[: found.start(2)] + made + content[found.end(2) :], encoding="utf-8")
     else:
-        assert found[2] == made, f"docs/{document}: the table {name} is not what was found; MEGASLM_WRITE_TABLES=1 writes it"
+        assert found[2] == made, (
+            f"docs/{document}: the table {name} is not what was found; MEGASLM_WRITE_TABLES=1 writes it"
+        )
 
 
 def _line(cells: Sequence[str]) -> str:

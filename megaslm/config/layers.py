@@ -122,8 +122,8 @@ def _split_base(source: Source, path: Path) -> tuple[Path | None, Source]:
     if not isinstance(settings, Mapping) or BASE_KEY not in settings:
         return None, source
     base = settings[BASE_KEY]
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: {BASE_KEY} = {base}: must be the name of one file, relative to this one")
+    if not isinstance(base, str) or "\0" in base:
+        raise ConfigError(f"{path}: {BASE_KEY} = {base!r}: must be the name of one file, relative to this one")
     rest = Source(
         {key: value for key, value in settings.items() if key != BASE_KEY},
         {place: origin for place, origin in source.origins.items() if place[:1] != (BASE_KEY,)},

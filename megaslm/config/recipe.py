@@ -84,17 +84,19 @@ class Source(Section):
     domain_field: str | None = None
     """jsonl and parquet, instead of `domain`: the field whose value decides the domain by `domains`."""
     domains: dict[str, DomainName | None] = Field(default_factory=dict)
-    """Value of `domain_field` to domain; null leaves its documents out. A value that is not named is a mistake."""
+    """Value of `domain_field` to domain; null leaves its documents out. A value that is not named is a mistake; where
+    the field is null or NaN, its value is called `null`."""
     reader: Literal["jsonl", "parquet", "text", "tree", "python-docs", "python-source"]
-    """jsonl (also .gz, .zst) and parquet: one document a record · text, tree: one a file · python-docs: the prose
-    documentation of the standard library of the Python that runs · python-source: its source tree."""
+    """jsonl and parquet: one document a record · text, tree: one a file · python-docs: the prose documentation of the
+    standard library of the Python that runs · python-source: its source tree. jsonl and text also as .gz and .zst."""
     paths: tuple[str, ...] = ()
-    """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. The standard library needs
-    none."""
+    """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. Links are followed, a file
+    is read once, hidden names are read where a part of the path begins with a dot. The standard library needs none."""
     text_field: str = "text"
     """jsonl and parquet: the field that holds the text; `meta.text` is the field text of the object meta."""
     group_field: str | None = None
-    """jsonl and parquet: documents with an equal value stay together in train or heldout; null: equal texts do."""
+    """jsonl and parquet: documents with an equal value stay together in train or heldout; null: equal texts do, and so
+    they do where a document's value is null, NaN, blank or empty."""
     separator: str | None = None
     """text: the line that stands between two documents of a file, such as `<|endoftext|>`; null: a file is one."""
     filters: tuple[Filter, ...] = ()
@@ -102,7 +104,7 @@ class Source(Section):
     suffixes: tuple[str, ...] = ()
     """In folders, read files with these endings only; none means those usual for the reader, for `tree` all."""
     exclude: tuple[str, ...] = ()
-    """In folders, leave out paths of these patterns, such as `*/vendor/*`; `*` crosses slashes."""
+    """In folders and of globs, leave out paths of these patterns, such as `*/vendor/*`; `*` crosses slashes."""
     skip_invalid_utf8: bool = False
     """text and tree: leave out files that are not UTF-8 instead of refusing them; the manifest lists them."""
     min_characters: NonNegative = 200

@@ -30,6 +30,12 @@ INTEGER_PATTERN = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$")
 FLOAT_STARTS = list("-+0123456789.")
 
 
+_MOST_VALUES = 100_000
+"""More than anybody writes; aliases of aliases make them of a few lines."""
+_LONGEST_SHOWN = 60
+_UNREADABLE = object()
+
+
 class _Resolver(yaml.SafeLoader):
     """PyYAML's parser with the scalar rules of this module."""
 
@@ -76,6 +82,8 @@ def parse_source(text: str, name: str, *, with_lines: bool = True) -> Source:
         raise ConfigError(_describe_syntax_error(error, text, name)) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply to be read") from None
 
 
 def type_name(value: object) -> str:
@@ -142,6 +150,7 @@ class _Reader:
     origins: dict[KeyPath, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
     open_nodes: set[int] = field(default_factory=set)
+    values: int = 0
 
     def read(self, document: yaml.Node | None) -> Source:
         value = None if document is None else self._value(document, ())
@@ -150,6 +159,9 @@ class _Reader:
         return Source(value, self.origins)
 
     def _value(self, node: yaml.Node, path: KeyPath) -> object:
+        self.values += 1
+        if self.values > _MOST_VALUES:
+            raise ConfigError(f"{self._place(node)}: the file's aliases spell out more than {_MOST_VALUES:,} values")
         if id(node) in self.open_nodes:
             self.mistakes.append(f"{self._place(node)}: an alias refers to what contains it")
             return None
@@ -174,6 +186,9 @@ class _Reader:
                 self.mistakes.append(f"{self._place(key_node)}: a key must be text")
                 continue
             key = key_node.value
+            if not _is_text(key):
+                self.mistakes.append(f"{self._place(key_node)}: the key {key!r} has half of a surrogate pair in it")
+                continue
             if key in values:
                 dotted = dotted_key((*path, key))
                 self.mistakes.append(f"{self._place(key_node)}: {dotted} is set twice; first at {first_places[key]}")
@@ -184,13 +199,30 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node) -> object:
         try:
-            return self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError):
-            self.mistakes.append(f"{self._place(node)}: {node.value!r} cannot be read as {node.tag}")
+            value = self.loader.construct_object(node)
+        # The library's constructors raise whatever comes of text that is not of its tag.
+        except Exception:
+            value = _UNREADABLE
+        if value is _UNREADABLE or not isinstance(value, str | int | float | None):
+            self.mistakes.append(f"{self._place(node)}: {_shown(node.value)} cannot be read as {node.tag}")
             return None
+        if isinstance(value, str) and not _is_text(value):
+            self.mistakes.append(f"{self._place(node)}: {_shown(value)} has half of a surrogate pair in it")
+            return None
+        return value
 
     def _place(self, node: yaml.Node) -> str:
         return f"{self.name}:{node.start_mark.line + 1}" if self.with_lines else self.name
+
+
+def _is_text(value: str) -> bool:
+    """Whether `value` can be written to any file."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _LONGEST_SHOWN else f"{shown[:_LONGEST_SHOWN]}…"
 
 
 def dotted_key(path: KeyPath) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
+from megaslm.data.read_back import read_back
 from megaslm.errors import MegaSLMError
 
 Outcome = TypeVar("Outcome", bound=BaseModel)
@@ -31,7 +32,9 @@ class TaskNotes(Generic[Outcome]):
     def outcome(self, task: str) -> Outcome | None:
         """What a task did; null where it is still to be done."""
         note = self._note(task)
-        return self._outcome_type.model_validate_json(note.read_text(encoding="utf-8")) if note.is_file() else None
+        if not note.is_file():
+            return None
+        return read_back(self._outcome_type, note.read_bytes(), str(note), "remove it, and the task is done again")
 
     def is_done(self, task: str) -> bool:
         """Whether a task is done."""

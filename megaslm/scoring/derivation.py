@@ -20,6 +20,7 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
+from megaslm.data.read_back import read_back
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.storage.output import output_at
 from megaslm.data.task_notes import PATIENCE_SECONDS, TaskNotes
@@ -221,7 +222,9 @@ class Derivation(Generic[Outcome]):
 
     def _begun(self) -> Plan | None:
         path = self._notes.folder / _PLAN
-        return Plan.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_back(Plan, path.read_bytes(), str(path), f"remove {self._notes.folder} and start it again")
 
     def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
         """Where one came after the manifest; what a job notes that adds other parts is left alone."""

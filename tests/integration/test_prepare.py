@@ -67,7 +67,9 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
             assert set(rows["domain"].tolist()) == {manifest.domains.index(domain)}
             assert share.documents == len(documents_of(dataset, manifest, split, domain))
     assert len(manifest.splits["train"]["noisy"].parts) > 1
-    assert sorted(path.name for path in dataset.iterdir()) == ["heldout", "manifest.json", "tokenizer", "train"]
+    assert sorted(path.name for path in dataset.iterdir()) == [
+        "heldout", "inputs.json", "manifest.json", "tokenizer", "train",
+    ]  # fmt: skip
 
 
 def test_the_number_of_workers_does_not_matter(corpus: Path, dataset: Path, tmp_path: Path) -> None:

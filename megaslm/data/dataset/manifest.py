@@ -21,7 +21,9 @@ COST = "cost.json"
 """The file in a scored dataset that says what its scoring has cost."""
 SCORES = "scores.json"
 """The file in a scored dataset that says how its losses are distributed, and who computed them."""
-BESIDE_ROWS = (COST, SCORES)
+INPUTS = "inputs.json"
+"""The file in a prepared dataset that says how the files looked that it was made of."""
+BESIDE_ROWS = (COST, SCORES, INPUTS)
 """Files that tell about the rows; a dataset is one without them."""
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -177,6 +179,9 @@ class Manifest(_Record):
     """Files left out because they are not UTF-8."""
     left_out: dict[str, int] = {}
     """Documents that the recipe left out, by the key of it that did so."""
+    passed_over: dict[str, int] = {}
+    """What lay in the folders that the recipe names and was not read, by source and reason: files, and folders that
+    nobody looked into."""
     absent: tuple[str, ...] = ()
     """What this machine's Python lacks of the standard library."""
     reference: Reference | None = None

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,11 +11,14 @@ from pathlib import Path
 
 from megaslm.config.recipe import Recipe
 from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import MANIFEST, TOKENIZER, Manifest
+from megaslm.data.dataset.manifest import INPUTS, TOKENIZER, Manifest
+from megaslm.data.durable import write_file
+from megaslm.data.preparing.inputs import Inputs, joined
 from megaslm.data.preparing.prepare_task import Job, TaskProgress
 from megaslm.data.preparing.provenance import manifest_of, require_enough, require_same
 from megaslm.data.preparing.task_pool import run_tasks
 from megaslm.data.preparing.workplace import Plan, Workplace, claimed
+from megaslm.data.read_back import read_back
 from megaslm.data.storage.output import output_at
 from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.data.text.tasks import Task, files_sha256, plan_tasks, recipe_sha256
@@ -46,6 +50,7 @@ class PrepareProgress:
 
 
 OnProgress = Callable[[PrepareProgress], None]
+_REMEDY = "remove the file, and the text is read once to compare it"
 
 
 def prepare(
@@ -113,7 +118,8 @@ class _Work:
     """The making of one dataset."""
 
     def __init__(self, recipe: Recipe, output: str | Path, working: Path | None) -> None:
-        self.tasks = plan_tasks(recipe)
+        self._passed_over: Counter[str] = Counter()
+        self.tasks = plan_tasks(recipe, self._passed_over)
         self._recipe = recipe
         self._output, self._folder = output_at(str(output), working)
         self._plan = Plan(recipe_sha256=recipe_sha256(recipe), files_sha256=files_sha256(self.tasks))
@@ -122,9 +128,9 @@ class _Work:
         """The manifest of the dataset, where it is there already and is the one that would be made."""
         manifest = self._output.finished()
         if manifest is not None:
-            written = self._folder / MANIFEST
-            written_at = written.stat().st_mtime_ns if written.is_file() else None
-            require_same(manifest, self._recipe, self.tasks, self._output.place, written_at)
+            noted = self._output.beside(INPUTS)
+            inputs = Inputs() if noted is None else read_back(Inputs, noted, f"{self._output.place}/{INPUTS}", _REMEDY)
+            require_same(manifest, self._recipe, self.tasks, self._output.place, inputs)
             # A kill may have come between the manifest and this.
             self._tidy_up()
         return manifest
@@ -134,7 +140,7 @@ class _Work:
         """With the output claimed and its tokenizer there."""
         with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
             with workplace.setting_up():
-                workplace.begin(self._plan, alone=alone)
+                workplace.begin(self._plan, self.tasks, alone=alone)
                 self._make_tokenizer(workplace)
                 self._output.begin(self._plan.model_dump_json())
             yield workplace
@@ -176,9 +182,11 @@ class _Work:
     def assemble(self, workplace: Workplace) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
-        manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts)
+        manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
         with self._saying_what_is_in_the_way(workplace):
             require_enough(self._recipe, manifest)
+        inputs = joined(outcome.inputs for outcome in outcomes)
+        write_file(self._folder / INPUTS, inputs.model_dump_json(indent=1) + "\n")
         self._output.finish(manifest)
         self._tidy_up()
         return manifest

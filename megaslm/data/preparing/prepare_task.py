@@ -14,6 +14,7 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Part, SourceFile
 from megaslm.data.dataset.shards import PartWriter, RowFormat, part_name, part_writer
+from megaslm.data.preparing.inputs import Inputs
 from megaslm.data.preparing.packing import RowPacker, Tokens, as_stored, count_targets
 from megaslm.data.storage.output import Output
 from megaslm.data.text.documents import Document
@@ -72,6 +73,8 @@ class TaskOutcome(_Outcome):
     """Documents left out, by the recipe's key that did it."""
     text_bytes: int
     """UTF-8 bytes of the documents kept."""
+    inputs: Inputs = Inputs()
+    """How the files looked that it read."""
 
     @property
     def tokens(self) -> int:
@@ -121,6 +124,10 @@ def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda prog
         skipped=tuple(reader.skipped),
         left_out=dict(sorted(reader.left_out.items())),
         text_bytes=text_bytes,
+        inputs=Inputs(
+            looks={piece.file.label: piece.file.look for piece in job.task.pieces if piece.file.look},
+            skipped_sha256=dict(reader.skipped_sha256),
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """What a recipe and its tasks make of a manifest, and whether a finished dataset is what they would make."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megaslm import __version__
@@ -9,8 +9,8 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import DomainSplit, Manifest, SourceFile
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
+from megaslm.data.preparing.inputs import Inputs, has_changed
 from megaslm.data.preparing.prepare_task import TaskOutcome
-from megaslm.data.text.documents import Piece, sha256_of_stretch
 from megaslm.data.text.python_stdlib import absent_packages
 from megaslm.data.text.tasks import Task, recipe_sha256
 from megaslm.data.tokenizing.tokenizer import TokenizerFacts
@@ -19,11 +19,10 @@ from megaslm.errors import DataError
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
-def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], place: str, written_at: int | None) -> None:
+def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], place: str, inputs: Inputs) -> None:
     """Raise DataError unless a finished dataset is that of a recipe and of the files as they are now.
 
-    `written_at`, in nanoseconds, is when the dataset was finished, where that is known: only a file that was written
-    since can differ at equal size, and is hashed.
+    `inputs` is how these looked when they were read; those that look otherwise now are read once more.
     """
     if manifest.recipe_sha256 != recipe_sha256(recipe) or manifest.kind != "tokens":
         raise DataError(
@@ -35,27 +34,25 @@ def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], plac
     pieces = {(piece.file.label, piece.start): piece for task in tasks for piece in task.pieces}
     for key, piece in pieces.items():
         record = recorded.pop(key, None)
-        is_skipped = piece.file.label in manifest.skipped
-        if not is_skipped and (record is None or _has_changed(piece, record, written_at)):
+        is_known = record is not None or piece.file.label in manifest.skipped
+        if not is_known or has_changed(piece, record, inputs):
             raise DataError(
                 f"{piece.file.label} has changed since {place} was prepared; remove it or choose another output"
             )
     for gone, _ in recorded:
-        raise DataError(f"{gone} is gone since {place} was prepared; remove it or choose another output")
+        raise DataError(
+            f"{gone} is gone since {place} was prepared, or the recipe's paths lead to it no more; remove {place} or "
+            "choose another output"
+        )
 
 
-def _has_changed(piece: Piece, record: SourceFile, written_at: int | None) -> bool:
-    file = piece.file
-    if file.bytes != record.bytes or piece.stop != record.stop:
-        return True
-    if file.is_remote:
-        return file.version != record.version
-    if written_at is not None and int(file.version) <= written_at:
-        return False
-    return sha256_of_stretch(Path(file.path), piece.start, piece.stop) != record.sha256
-
-
-def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path, facts: TokenizerFacts) -> Manifest:
+def manifest_of(
+    recipe: Recipe,
+    outcomes: Sequence[TaskOutcome],
+    tokenizer: Path,
+    facts: TokenizerFacts,
+    passed_over: Mapping[str, int],
+) -> Manifest:
     """The manifest of what all tasks of a recipe did, with the tokenizer in the folder `tokenizer`."""
     reads_standard_library = any(source.reads_standard_library for source in recipe.sources)
     return Manifest(
@@ -76,6 +73,7 @@ def manifest_of(recipe: Recipe, outcomes: Sequence[TaskOutcome], tokenizer: Path
         sources=_each_once(source for outcome in outcomes for source in outcome.sources),
         skipped=tuple(dict.fromkeys(name for outcome in outcomes for name in outcome.skipped)),
         left_out=dict(sorted(sum((Counter(outcome.left_out) for outcome in outcomes), Counter()).items())),
+        passed_over=dict(sorted(passed_over.items())),
         absent=tuple(absent_packages()) if reads_standard_library else (),
     )
 

@@ -5,7 +5,7 @@ removed when the manifest has been written.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from megaslm.data.dataset.manifest import TOKENIZER
 from megaslm.data.durable import write_file
 from megaslm.data.locks import locked
+from megaslm.data.preparing.inputs import has_changed
 from megaslm.data.preparing.prepare_task import TaskOutcome
+from megaslm.data.read_back import read_back
 from megaslm.data.task_notes import TaskNotes
+from megaslm.data.text.tasks import Task
 from megaslm.errors import DataError
 
 _FOLDER = ".prepare"
@@ -41,13 +44,14 @@ class Workplace(TaskNotes[TaskOutcome]):
         super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
         self._output = output
 
-    def begin(self, plan: Plan, *, alone: bool) -> None:
+    def begin(self, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
         if another recipe was not yet gone on with as far as one task."""
         path = self.folder / _PLAN
         if path.is_file():
-            found = Plan.model_validate_json(path.read_text(encoding="utf-8"))
-            if found == plan:
+            found = read_back(Plan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
+            # A share leaves that look to whoever joins them, who reads no file of another machine again and again.
+            if found == plan and not (alone and any(map(self._has_changed, tasks))):
                 return
             if found.recipe_sha256 != plan.recipe_sha256 and (self.has_outcomes() or not alone):
                 raise DataError(
@@ -69,6 +73,16 @@ class Workplace(TaskNotes[TaskOutcome]):
     def remove(self) -> None:
         """Remove the notes of a finished dataset."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_changed(self, task: Task) -> bool:
+        """Whether a task is done and its files are no longer what they were then."""
+        outcome = self.outcome(task.name)
+        if outcome is None:
+            return False
+        recorded = {(source.path, source.start): source for source in outcome.sources}
+        return any(
+            has_changed(piece, recorded.get((piece.file.label, piece.start)), outcome.inputs) for piece in task.pieces
+        )
 
     def _clear(self) -> None:
         self.forget_all()

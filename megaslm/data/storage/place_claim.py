@@ -7,9 +7,10 @@ jobs write at one place, and what a folder has noted is not taken for what has a
 import uuid
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from megaslm.data.durable import write_file
+from megaslm.data.read_back import read_back
 from megaslm.data.storage.remote import NotThere, RemoteSettings, read_bytes
 from megaslm.data.storage.uploads import remove_remote, write_bytes
 from megaslm.errors import DataError
@@ -49,11 +50,10 @@ class PlaceClaim:
         """
         token = self._upload().token
         try:
-            found = _Claim.model_validate_json(read_bytes(self._marker, self._settings))
+            content = read_bytes(self._marker, self._settings)
         except NotThere:
             return None
-        except ValidationError as error:
-            raise DataError(f"{self._marker} is not one that MegaSLM writes: {error}") from error
+        found = read_back(_Claim, content, self._marker, f"remove what is at {self._url} and begin anew")
         if found.token != token:
             raise DataError(
                 f"{self._url} is being filled from another working folder; let that job go on, or stop it and remove "
@@ -74,7 +74,7 @@ class PlaceClaim:
     def is_of_this_place(self) -> bool:
         """Whether the folder fills this place, and no other or none."""
         path = self._working / UPLOAD
-        return path.is_file() and _Upload.model_validate_json(path.read_bytes()).url == self._url
+        return path.is_file() and self._noted(path).url == self._url
 
     def _upload(self) -> _Upload:
         """What the folder is for, noted when it is first asked."""
@@ -82,9 +82,14 @@ class PlaceClaim:
         if not path.is_file():
             self._working.mkdir(parents=True, exist_ok=True)
             write_file(path, _Upload(url=self._url, token=uuid.uuid4().hex).model_dump_json())
-        found = _Upload.model_validate_json(path.read_bytes())
+        found = self._noted(path)
         if found.url != self._url:
             raise DataError(
                 f"--work {self._working} holds the unfinished work for {found.url}; name another folder for {self._url}"
             )
         return found
+
+    def _noted(self, path: Path) -> _Upload:
+        return read_back(
+            _Upload, path.read_bytes(), str(path), f"remove {self._working} and what is at {self._url}, and begin anew"
+        )

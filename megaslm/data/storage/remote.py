@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megaslm.data.storage.file_systems import (
     WEB,
@@ -31,6 +31,7 @@ __all__ = [
     "open_remote",
     "read_bytes",
     "require_unchanged",
+    "split_glob",
 ]
 
 DEFAULTS = RemoteSettings()
@@ -53,6 +54,8 @@ class RemoteObject:
     """In bytes."""
     version: str
     """Changes when the content does: an entity tag or checksum, else a time; empty where the store tells neither."""
+    tag: str = field(default="", compare=False)
+    """The version where it is made of the content; a time is not."""
 
 
 def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObject]:
@@ -61,7 +64,8 @@ def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObj
     A glob that fits nothing gives none. Raises DataError where there is no such file, folder or bucket, or no access.
     """
     files = connect(url, settings, inner_attempts=settings.attempts)
-    root, pattern = _split_glob(url)
+    root, glob = split_glob(url)
+    pattern = glob_pattern(url) if glob else None
     if pattern is None and protocol_of(url) in WEB:
         return [describe_remote(url, settings)]
 
@@ -158,8 +162,11 @@ def _object(url: str, info: Info) -> RemoteObject:
     size = info.get("size")
     if not isinstance(size, int):
         raise DataError(f"{url}: the server does not say how large it is; copy it to this machine's disk first")
-    stated = next((info[field] for field in (*_VERSION_FIELDS, *_TIME_FIELDS) if info.get(field)), "")
-    return RemoteObject(url, size, str(stated).strip('"'))
+    tag, time = (
+        str(next((info[name] for name in names if info.get(name)), "")).strip('"')
+        for names in (_VERSION_FIELDS, _TIME_FIELDS)
+    )
+    return RemoteObject(url, size, tag or time, tag)
 
 
 def _is_file(name: str, info: Info) -> bool:
@@ -167,18 +174,21 @@ def _is_file(name: str, info: Info) -> bool:
     return info.get("type") != "directory" and not name.endswith("/")
 
 
-def _split_glob(url: str) -> tuple[str, re.Pattern[str] | None]:
-    """The folder or file to look at, and what must fit its files' URLs."""
+def split_glob(url: str) -> tuple[str, tuple[str, ...]]:
+    """The folder or file that a URL begins with, and the names of the glob that follows, none where there is none.
+
+    Raises DataError for a glob on a web server, which lists no files, and for one of buckets.
+    """
     # On the web, a question mark opens a query.
     magic = re.search(r"[*[]" if protocol_of(url) in WEB else r"[*?[]", url)
     if magic is None:
-        return url.rstrip("/"), None
+        return url.rstrip("/"), ()
     if protocol_of(url) in WEB:
         raise DataError(f"{url}: web servers do not list their files; name each of them")
     root = url[: magic.start()].rpartition("/")[0]
     if root.endswith("/"):
         raise DataError(f"{url}: expected the name of a bucket before the first of * ? [")
-    return root, glob_pattern(url)
+    return root, tuple(url.removeprefix(f"{root}/").split("/"))
 
 
 def _url_of(name: str, like: str) -> str:

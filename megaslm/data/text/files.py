@@ -1,90 +1,94 @@
 """Which files a source of a recipe means."""
 
-from collections.abc import Iterable, Iterator
-from fnmatch import fnmatchcase
+import os
+import stat
+from collections import Counter
 from pathlib import Path
 
 from megaslm.config.recipe import Source
-from megaslm.data.storage.remote import is_remote, list_remote
-from megaslm.data.text.documents import InputFile
+from megaslm.data.storage.remote import is_remote, list_remote, split_glob
+from megaslm.data.text.documents import InputFile, describe, status_of
 from megaslm.data.text.python_stdlib import standard_library_files
+from megaslm.data.text.selection import MAGIC, Selection, in_words
+from megaslm.data.text.walk import FoundFile, walk
 from megaslm.errors import DataError
 
-USUAL_SUFFIXES: dict[str, tuple[str, ...]] = {
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
-    "parquet": (".parquet",),
-    "text": (".txt",),
-    "tree": ("",),
-}
 
-
-def find_files(source: Source) -> list[InputFile]:
+def find_files(source: Source, passed_over: Counter[str] | None = None) -> list[InputFile]:
     """Every file of a source, each once: paths in the recipe's order, the files of a folder or a glob sorted.
 
-    Raises DataError where a path leads to no file.
+    Args:
+        source: whose paths are looked at.
+        passed_over: what lies there and is not read is added to it, by the reason.
+
+    Raises DataError where a path leads to no file, and for what cannot be looked at.
     """
     if source.reads_standard_library:
         return standard_library_files(source.reader)
+    passed_over = Counter() if passed_over is None else passed_over
     found: dict[str, InputFile] = {}
     for pattern in source.paths:
-        matches = _remote_files(pattern, source) if is_remote(pattern) else _local_files(pattern, source)
+        here: Counter[str] = Counter()
+        matches = (_remote_files if is_remote(pattern) else _local_files)(pattern, source, here)
+        passed_over.update(here)
         if not matches:
-            raise DataError(f"domain {', '.join(source.domain_names)}: {_why_nothing(pattern, source)}")
-        for file in matches:
-            found.setdefault(file.path, file)
+            raise DataError(f"domain {', '.join(source.domain_names)}: {_why_nothing(pattern, source, here)}")
+        for real_path, file in matches.items():
+            found.setdefault(real_path, file)
     return list(found.values())
 
 
-def describe(path: Path, label: str, group: str | None = None) -> InputFile:
-    """A local file as it is now."""
-    status = path.stat()
-    return InputFile(str(path), label, status.st_size, str(status.st_mtime_ns), group=group)
+def _local_files(pattern: str, source: Source, passed_over: Counter[str]) -> dict[str, InputFile]:
+    """The files by their paths without links."""
+    root, glob = _split(pattern)
+    status = status_of(root)
+    if status is None:
+        return {}
+    if stat.S_ISDIR(status.st_mode):
+        found = walk(str(root), Selection(source, glob, passed_over))
+    elif glob:
+        return {}
+    elif stat.S_ISREG(status.st_mode):
+        found = [FoundFile(str(root), os.path.realpath(root))]
+    else:
+        raise DataError(f"{root} is no regular file; expected a file or a folder that can be read again and again")
+    return {file.real_path: _described(file.path) for file in found}
 
 
-def _local_files(pattern: str, source: Source) -> list[InputFile]:
-    paths = [path for place in _places(pattern) for path in _files_of(place, source)]
-    return [describe(path, label=path.as_posix()) for path in paths]
+def _described(path: str) -> InputFile:
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DataError(f"{shown}: the name is not UTF-8, so that no manifest can list the file; rename it") from error
+    return describe(Path(path), label=Path(path).as_posix())
 
 
-def _remote_files(pattern: str, source: Source) -> list[InputFile]:
-    """Files of a URL; in a folder those that the source's endings and exclusions leave."""
-    found = list_remote(pattern)
-    return [
-        InputFile(file.url, file.url, file.size, file.version, is_remote=True)
-        for file in found
-        if file.url == pattern or _is_wanted(file.url.removeprefix(pattern.rstrip("/") + "/"), source)
-    ]
+def _remote_files(pattern: str, source: Source, passed_over: Counter[str]) -> dict[str, InputFile]:
+    """The files by their URLs."""
+    root, glob = split_glob(pattern)
+    selection = Selection(source, glob, passed_over)
+    found = {}
+    for file in list_remote(f"{root}/**" if glob else pattern):
+        way = selection.start()
+        for name in file.url.removeprefix(f"{root}/").split("/"):
+            way = selection.step(way, name)
+        if file.url == root or selection.takes(way, file.url):
+            found[file.url] = InputFile(file.url, file.url, file.size, file.version, file.tag, is_remote=True)
+    return found
 
 
-def _places(pattern: str) -> list[Path]:
-    """The files and folders that a path or a glob means."""
+def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
+    """The folder or file that a path begins with, and the glob that follows; a name that is there is none."""
     path = Path(pattern).expanduser()
-    if path.exists():
-        return [path]
-    parts = path.parts
-    first = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
-    if first == len(parts):
-        return []
-    return sorted(Path(*parts[:first]).glob(str(Path(*parts[first:]))))
+    first = next((place for place, part in enumerate(path.parts) if any(sign in part for sign in MAGIC)), None)
+    if first is None or status_of(path) is not None:
+        return path, ()
+    return Path(*path.parts[:first]), path.parts[first:]
 
 
-def _files_of(place: Path, source: Source) -> Iterable[Path]:
-    return [place] if place.is_file() else _walk(place, source)
-
-
-def _walk(folder: Path, source: Source) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if _is_wanted(path.relative_to(folder).as_posix(), source) and path.is_file():
-            yield path
-
-
-def _is_wanted(inside: str, source: Source) -> bool:
-    """Whether a file of a folder is read, by its path inside the folder."""
-    suffixes = source.suffixes or USUAL_SUFFIXES[source.reader]
-    return inside.endswith(suffixes) and not any(fnmatchcase(inside, pattern) for pattern in source.exclude)
-
-
-def _why_nothing(pattern: str, source: Source) -> str:
-    suffixes = source.suffixes or USUAL_SUFFIXES[source.reader]
-    wanted = f"; in folders, files that end in {' or '.join(suffixes)} are read" if any(suffixes) else ""
-    return f"no file matches {pattern!r} (relative to {Path.cwd()}){wanted}"
+def _why_nothing(pattern: str, source: Source, passed_over: Counter[str]) -> str:
+    endings = Selection(source, (), Counter()).endings
+    wanted = f"; in folders, files that end in {endings} are read" if endings else ""
+    there = f"; passed over: {in_words(passed_over)}" if passed_over else ""
+    return f"no file matches {pattern!r} (relative to {Path.cwd()}){wanted}{there}"

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from megaslm.data.text.documents import InputFile
+from megaslm.data.text.documents import InputFile, describe
 from megaslm.errors import DataError
 
 _NOT_OURS = {"site-packages", "dist-packages", "__pycache__", "_bundled", "lib-dynload"}
@@ -35,9 +35,8 @@ def standard_library_files(reader: str) -> list[InputFile]:
     wanted = [path for path in paths if _has_documentation(path)] if reader == "python-docs" else paths
     files = []
     for path in wanted:
-        status = (root / path).stat()
         label = f"python-{'.'.join(map(str, sys.version_info[:3]))}/{path}"
-        files.append(InputFile(str(root / path), label, status.st_size, str(status.st_mtime_ns), group=group_of(path)))
+        files.append(describe(root / path, label, group=group_of(path)))
     return files
 
 

@@ -4,7 +4,6 @@ A record belongs to the piece in which its first byte lies, so that pieces share
 bounds are.
 """
 
-import gzip
 import io
 import sys
 import zlib
@@ -12,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import zstandard
+
+from megaslm.data.text.compression import WindowTooLong, is_compressed, unpacked, what_it_is
 from megaslm.data.text.documents import Piece
 from megaslm.data.text.source_bytes import PieceBytes, ReadLog, buffered, piece_bytes
 from megaslm.errors import DataError
 
-COMPRESSED = (".gz", ".zst")
-"""Endings of files that can be read from their beginning alone."""
 LONGEST_RECORD_BYTES = 2**30
 """A longer one is a file that is not what it is said to be, noticed before it fills the memory."""
 
@@ -40,7 +40,7 @@ def lines(piece: Piece, log: ReadLog) -> Iterator[Record]:
 
     Raises DataError for a damaged file or a line of more than `LONGEST_RECORD_BYTES`.
     """
-    with _opened(piece, 1, log) as (data, plain):
+    with opened(piece, 1, log) as (data, plain):
         for line in _lines_from(plain, piece, 1):
             if line.start >= _stop(piece):
                 break
@@ -56,7 +56,7 @@ def separated(piece: Piece, separator: bytes, log: ReadLog) -> Iterator[Record]:
     """
     # As far before the piece as a separator that ends where the piece begins needs to be seen whole.
     lead_bytes = len(separator) + len(b"\n\r\n")
-    with _opened(piece, lead_bytes, log) as (data, plain):
+    with opened(piece, lead_bytes, log) as (data, plain):
         document: list[_Line] = []
         size = 0
         is_mine = piece.start == 0
@@ -117,24 +117,33 @@ def _require_reasonable(size: int, place: str) -> None:
 
 def _stop(piece: Piece) -> int:
     """Where the records end that belong to a piece; a compressed file unpacks to more bytes than it has."""
-    return sys.maxsize if piece.file.path.endswith(COMPRESSED) else piece.stop
+    return sys.maxsize if is_compressed(piece.file.path) else piece.stop
 
 
 @contextmanager
-def _opened(piece: Piece, lead_bytes: int, log: ReadLog) -> Iterator[tuple[PieceBytes, io.BufferedIOBase]]:
-    """The bytes of a piece as the file has them and, read from them, what they unpack to."""
-    path = piece.file.path
-    try:
-        with piece_bytes(piece, max(0, piece.start - lead_bytes), log) as data:
-            if path.endswith(".gz"):
-                yield data, gzip.GzipFile(fileobj=buffered(data))
-            elif path.endswith(".zst"):
-                import pyarrow
+def opened(
+    piece: Piece, lead_bytes: int, log: ReadLog, *, unpack: bool = True
+) -> Iterator[tuple[PieceBytes, io.BufferedIOBase]]:
+    """The bytes of a piece's file from `lead_bytes` before it on, and what they `unpack` to by the file's name.
 
-                # Not the package zstandard, whose reader takes a truncated file for a finished one.
-                unpacked = pyarrow.CompressedInputStream(pyarrow.PythonFile(data, mode="r"), "zstd")
-                yield data, buffered(unpacked)
-            else:
-                yield data, buffered(data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged or not compressed as its name says: {error}") from error
+    Raises DataError where reading them fails: the disk, the permission, the compression.
+    """
+    path = piece.file.path
+    with piece_bytes(piece, max(0, piece.start - lead_bytes), log) as data:
+        try:
+            yield data, unpacked(path, data) if unpack else buffered(data)
+        except WindowTooLong as error:
+            raise DataError(f"{path}: {error}") from error
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror}); check its disk and who may read it"
+                ) from error
+            found = what_it_is(data.beginning)
+            is_named_so = found is None or f"({path[path.rfind('.') :].lower()})" in found
+            remedy = (
+                "copy it again, or name it as what it is"
+                if is_named_so
+                else f"by its first bytes it is {found}: give it the ending of that"
+            )
+            raise DataError(f"{path} is damaged or not compressed as its name says: {error}; {remedy}") from error

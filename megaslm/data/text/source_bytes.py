@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from megaslm.data.text.documents import InputFile, Piece, sha256_of_stretch
+from megaslm.data.text.documents import InputFile, Piece
 from megaslm.errors import DataError
 
 _BUFFER_BYTES = 2**20
+_BEGINNING_BYTES = 8
 
 
 @dataclass
@@ -34,6 +35,8 @@ class PieceBytes(io.RawIOBase):
         self._position = start
         self._log = log
         self._sha256 = hashlib.sha256()
+        self.beginning = b""
+        """Of the file, once it was read; empty of a piece from its middle."""
 
     def readable(self) -> bool:
         """Always."""
@@ -43,6 +46,8 @@ class PieceBytes(io.RawIOBase):
         """Read what comes next; 0 at the file's end."""
         view = memoryview(buffer).cast("B")
         count = cast(io.RawIOBase, self._file).readinto(view) or 0
+        if self._position == 0:
+            self.beginning = bytes(view[: min(count, _BEGINNING_BYTES)])
         begin = max(0, self._piece.start - self._position)
         end = min(count, self._piece.stop - self._position)
         if begin < end:
@@ -82,7 +87,11 @@ def open_input(file: InputFile) -> Iterator[BinaryIO]:
         remote.require_unchanged(remote.RemoteObject(file.path, file.bytes, file.version))
         return
     _require_unchanged(file)
-    with Path(file.path).open("rb", buffering=0) as local:
+    try:
+        local = Path(file.path).open("rb", buffering=0)  # noqa: SIM115 (only the opening is to be explained)
+    except OSError as error:
+        raise DataError(f"{file.path} cannot be opened ({error.strerror}); check who may read it") from error
+    with local:
         yield cast(BinaryIO, local)
     _require_unchanged(file)
 
@@ -101,9 +110,7 @@ def _require_unchanged(file: InputFile) -> None:
 
 
 def sha256_of_piece(piece: Piece) -> str:
-    """SHA-256 of the bytes of a piece, for formats that are not read forward."""
-    if not piece.file.is_remote:
-        return sha256_of_stretch(Path(piece.file.path), piece.start, piece.stop)
+    """SHA-256 of the bytes of a piece, read for it alone. Raises DataError where they cannot be, or have changed."""
     with piece_bytes(piece, piece.start, ReadLog()) as data:
         return data.sha256()
 

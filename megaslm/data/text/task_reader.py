@@ -24,6 +24,8 @@ class TaskReader:
         """What was read to its end."""
         self.skipped: list[str] = []
         """Files left out because they are not UTF-8."""
+        self.skipped_sha256: dict[str, str] = {}
+        """Of these files."""
         self.left_out: Counter[str] = Counter()
         """Documents left out, by the recipe's key that did it."""
 
@@ -42,6 +44,7 @@ class TaskReader:
                 if not skips_invalid_utf8(self._task.source):
                     raise
                 self.skipped.append(piece.file.label)
+                self.skipped_sha256[piece.file.label] = self._log.sha256
             else:
                 self.sources.append(_source_file(piece, self._log.sha256))
 

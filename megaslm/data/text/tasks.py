@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,11 +38,19 @@ class Task:
         return sum(piece.stop - piece.start for piece in self.pieces)
 
 
-def plan_tasks(recipe: Recipe) -> tuple[Task, ...]:
-    """The tasks, in the order of the sources and of their files. Raises DataError where a path leads to no file."""
+def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple[Task, ...]:
+    """The tasks, in the order of the sources and of their files.
+
+    What lies in the recipe's folders and is not read is added to `passed_over`, by source and reason. Raises DataError
+    where a path leads to no file.
+    """
     tasks: list[Task] = []
     for source_number, source in enumerate(recipe.sources):
-        pieces = [piece for file in find_files(source) for piece in _pieces(file, source, recipe.part_bytes)]
+        not_read: Counter[str] = Counter()
+        files = find_files(source, not_read)
+        if passed_over is not None:
+            passed_over.update({f"sources.{source_number}: {why}": count for why, count in not_read.items()})
+        pieces = [piece for file in files for piece in _pieces(file, source, recipe.part_bytes)]
         for together in _batches(pieces, recipe.part_bytes):
             tasks.append(Task(len(tasks), source_number, source, together))
     return tuple(tasks)
