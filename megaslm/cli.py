@@ -11,6 +11,7 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
+from megaslm.engine.seat import ALONE, seat_in
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.json_option import JsonFile, write_json
 from megaslm.launch_cli import TAKES_THE_REST, launch
@@ -36,6 +37,9 @@ Work = Annotated[
 Cache = Annotated[
     Path, typer.Option("--cache", help="For a dataset at a URL: the folder in which what is fetched is kept.")
 ]
+
+_seat = ALONE
+"""Of this process; taken by the verbs that many ranks run together. Others run as one, whatever a launcher has left."""
 
 
 def main() -> None:
@@ -162,6 +166,8 @@ def score(
     What is interrupted goes on when it is started again, on any number of ranks. Where the dataset has grown, only its
     new parts are scored.
     """
+    _take_seat()
+
     from megaslm.config.share import Share
 
     share = None if part is None else Share.parse(part)
@@ -194,7 +200,7 @@ def score(
             return
         manifest = job.finish(task) if finish else job.score(task, show)
     leave_world()
-    if _is_first_rank():
+    if _seat.rank == 0:
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
@@ -248,6 +254,7 @@ def train(
     # A scheduler that stops the job then gets its answer too.
     stop = StopSignal()
     stop.listen()
+    _take_seat()
 
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
@@ -385,13 +392,15 @@ def _say_passed_over(passed_over: Mapping[str, int]) -> None:
         typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _take_seat() -> None:
+    """Before anything that all ranks may have to say, so that it is said once."""
+    global _seat
+    _seat = seat_in(os.environ)
 
 
 def _complain(error: MegaSLMError) -> None:
     """Prints the message, once where every rank has the same to say."""
-    if _is_first_rank():
+    if _seat.rank == 0:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
     elif not error.is_known_to_all_ranks:
-        typer.echo(f"rank {os.environ['RANK']}: {type(error).__name__}: {error}", err=True)
+        typer.echo(f"rank {_seat.rank}: {type(error).__name__}: {error}", err=True)

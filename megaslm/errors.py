@@ -26,6 +26,10 @@ class ConfigError(UserMistake):
     is_known_to_all_ranks = True
 
 
+class LaunchError(UserMistake):
+    """The environment makes the process a rank of a job, but in part only."""
+
+
 class PreflightError(UserMistake):
     """Ranks do not run the same code on the same job, or their hosts lack what it needs."""
 

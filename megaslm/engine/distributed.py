@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from megaslm.engine.network import LOOPBACK
 from megaslm.engine.rendezvous import LONGEST_JOINING, meet
+from megaslm.engine.seat import seat_in
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 T = TypeVar("T")
@@ -48,19 +49,20 @@ class World:
 def join_world() -> World:
     """Joins the process group that the launcher described in the environment; alone, makes one of a single process.
 
-    The `deepspeed` and `torchrun` launchers set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
-
     Raises:
+        LaunchError: it describes one in part, as `seat.seat_in` tells.
         ConfigError: there is no GPU for this rank while there are some for others.
         MegaSLMError: ranks do not come or do not fit together, as `rendezvous.meet` tells.
     """
-    if "RANK" not in os.environ:
+    seat = seat_in(os.environ)
+    if seat.world_size == 1:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=LOOPBACK)
-    device = _own_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = _own_device(seat.local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        _connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
+        _connect(seat.rank, seat.world_size, device)
+        _tell_streaming()
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
@@ -99,6 +101,13 @@ def _connect(rank: int, size: int, device: torch.device) -> None:
         ) from error
     # Connecting takes no such time, but work may.
     _set_pg_timeout(LONGEST_WAIT)
+
+
+def _tell_streaming() -> None:
+    """How many ranks this host has, where the launcher has not: streaming would take them for one each."""
+    hosts = gather_objects(socket.gethostname())
+    count = os.environ.get("LOCAL_SIZE", str(hosts.count(socket.gethostname())))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", count)
 
 
 def leave_world() -> None:

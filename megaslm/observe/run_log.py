@@ -23,7 +23,7 @@ class RunLog:
         last_step: int,
         validation_is_due: bool,
     ) -> None:
-        """Goes on after `last_step`; what an interrupted run wrote of later steps is taken out or hidden.
+        """Goes on after `last_step`; what an interrupted run wrote of later steps is taken out.
 
         So is its validation of `last_step` where `validation_is_due`: it is made again.
         """
@@ -31,12 +31,13 @@ class RunLog:
         self._failing: set[str] = set()
         metrics_file = MetricsFile(metrics, last_step=last_step, validation_is_due=validation_is_due)
         # Step 0 has nothing but a validation, which a run that begins anew makes again.
-        hides_last_step = validation_is_due or last_step == 0
-        events = TensorBoard(tensorboard, hidden_from=last_step if hides_last_step else last_step + 1)
+        tells_last_step = validation_is_due or last_step == 0
+        events = TensorBoard(tensorboard, first_step=last_step if tells_last_step else last_step + 1)
         self._files = (metrics_file, events)
-        if validation_is_due and metrics.exists():
-            # TensorBoard hides whole steps. What else there was of this one is shown anew.
-            self._attempt(events.name, lambda: events.write(read_step(metrics, last_step)))
+        # TensorBoard's readers take back whole steps: what else there was of this one is shown anew. A server that is
+        # running is told at once, not with the first step.
+        shown_anew = read_step(metrics, last_step) if validation_is_due and metrics.exists() else []
+        self._attempt(events.name, lambda: events.write(shown_anew))
 
     def say(self, line: str) -> None:
         """Prints a line."""

@@ -5,35 +5,51 @@ The events are written here and not by its own writer, whose thread dies for goo
 
 import itertools
 import os
+import re
 import socket
+import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megaslm.observe.log_file import LogFile
 from megaslm.observe.records import PaceRecord, Record, SkippedRecord, StepRecord
 
 _FILE_VERSION = "brain.Event:2"
+_BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
+# Others who write into the folder count without leading zeros, or not at all.
+_OURS = re.compile(_BEGUN.pattern + r".+\.\d+\.\d{6}")
+_HEADER = struct.Struct("<QI")
+_CHECKSUM_BYTES = 4
 _numbers = itertools.count()
 
 
 class TensorBoard:
     """Writes records as scalars, against the step."""
 
-    def __init__(self, folder: Path, *, hidden_from: int) -> None:
-        """Begins a new event file; what an interrupted run wrote of the step `hidden_from` and later ones is hidden."""
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        """Begins a new event file; what an interrupted run wrote of the step `first_step` and later ones is taken out.
+
+        Files of other writers in the folder stay as they are.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
-        # TensorBoard reads a folder's files in the order of their names.
-        place = f"{socket.gethostname()}.{os.getpid()}"
-        self._file = LogFile(folder / f"events.out.tfevents.{time.time():010.0f}.{place}.{next(_numbers):06d}")
+        self._file = LogFile(_next_file(folder))
         self._keep(Event(file_version=_FILE_VERSION))
-        self._keep(Event(step=hidden_from, session_log=SessionLog(status=SessionLog.START)))
+        if tags := _take_out(folder, first_step):
+            # For servers that have read already what is no longer in the files.
+            self._keep(_without_points(tags, first_step))
+        self._keep(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     @property
     def lost_entries(self) -> int:
@@ -60,6 +76,73 @@ class TensorBoard:
         framed = BytesIO()
         RecordWriter(framed).write(event.SerializeToString())
         self._file.keep(framed.getvalue())
+
+
+def _next_file(folder: Path) -> Path:
+    """Behind all others: TensorBoard reads a folder's files in the order of their names."""
+    begun = [int(found[1]) for path in folder.iterdir() if (found := _BEGUN.match(path.name))]
+    # Not by the clock alone: the host that the run was on may have been ahead of this one.
+    seconds = max([int(time.time()), *(second + 1 for second in begun)])
+    return folder / f"events.out.tfevents.{seconds:010}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
+
+
+def _take_out(folder: Path, step: int) -> set[str]:
+    """Cuts our files off before that step's first scalar; gives the tags that lose some."""
+    tags: set[str] = set()
+    for path in sorted((path for path in folder.iterdir() if _OURS.fullmatch(path.name)), reverse=True):
+        end_bytes, its_tags, begun_at = _behind(path, step)
+        if its_tags:
+            # In place: nobody goes on writing into it, and who has read beyond its new end finds nothing more there.
+            os.truncate(path, end_bytes)
+        tags |= its_tags
+        # What version 0.1.0 took back, it left in the files from before.
+        step = min(step, begun_at)
+    return tags
+
+
+def _behind(path: Path, step: int) -> tuple[int, set[str], int]:
+    """Where in a file that step's scalars begin, the tags from there on, and the step from which the file was begun.
+
+    Steps never fall in a file.
+    """
+    end_bytes, tags, begun_at = 0, set[str](), step
+    for begin, event in _events(path):
+        if event.session_log.status == SessionLog.START:
+            begun_at = event.step
+        if event.step >= step and event.HasField("summary"):
+            end_bytes = end_bytes if tags else begin
+            tags.update(value.tag for value in event.summary.value)
+    return end_bytes, tags, begun_at
+
+
+def _events(path: Path) -> Iterator[tuple[int, Event]]:
+    """All whole events of a file, each with where it begins; the last may be one that a killed process left in part."""
+    begin, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while begin + _HEADER.size < size:
+            (length, _) = _HEADER.unpack(file.read(_HEADER.size))
+            end = begin + _HEADER.size + length + _CHECKSUM_BYTES
+            if end > size:
+                return
+            content = file.read(length + _CHECKSUM_BYTES)[:length]
+            # What no reader can read, none shows.
+            with suppress(DecodeError):
+                yield begin, Event.FromString(content)
+            begin = end
+
+
+def _without_points(tags: Iterable[str], step: int) -> Event:
+    """Takes the tags' points from that step on out of a data server that is running.
+
+    It knows no session log: a value makes it give up those of its tag that are of the same step or later ones, and a
+    value that is no number it does not show. Other readers give that value up as well, with the START that follows.
+    """
+    nothing = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[b""])
+    scalars = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DATA_CLASS_SCALAR
+    )
+    values = [Summary.Value(tag=tag, metadata=scalars, tensor=nothing) for tag in sorted(tags)]
+    return Event(step=step, summary=Summary(value=values))
 
 
 def _scalars(record: Record) -> dict[str, float]:

@@ -100,6 +100,7 @@ def test_ranks_that_may_be_on_several_hosts_meet_where_others_reach_them(tmp_pat
     def run() -> None:
         del os.environ["LOCAL_WORLD_SIZE"]
         _work_and_note(tmp_path / "hosts")
+        assert os.environ["LOCAL_WORLD_SIZE"] == "2"
 
     assert statuses_of(fork_ranks(2, run)) == [0, 0]
     assert not set(_noted(tmp_path / "hosts", 0)) <= LOOPBACK_ADDRESSES

@@ -5,11 +5,11 @@ import signal
 from pathlib import Path
 
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaslm.config.schema import RunConfig
 from megaslm.engine import faults
 from megaslm.training.train import train
+from tests.events import points_in
 from tests.forks import fork_two_ranks, statuses_of
 from tests.toy import SEQ_LEN, make_dataset, run_config
 
@@ -47,8 +47,7 @@ def test_each_step_and_validation_is_told_of_once(tmp_path: Path) -> None:
     }
     assert told == {"step": [1, 3, 4, 5, 6, 8], "skipped": [2, 7], "validation": [0, 4, 8]}
     assert [line["skipped_steps"] for line in lines if line["kind"] == "skipped"] == [1, 2]
-    events = EventAccumulator(str(run / "tensorboard")).Reload()
-    shown = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    shown = {tag: [step for step, _ in points] for tag, points in points_in(run / "tensorboard").items()}
     assert shown["loss/selected"] == told["step"]
     assert shown["guard/skipped_steps"] == told["skipped"]
     assert shown["loss_validation/held/a"] == told["validation"]

@@ -1,5 +1,6 @@
 """What a user sees of mistakes: one clear message, exit status 2, no traceback, no torch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from tests.ranks import ROOT
 
 
-def megaslm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "megaslm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **environment}
+    )
 
 
 def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
@@ -45,3 +48,21 @@ def test_explain_says_where_a_value_comes_from() -> None:
     assert "0.0005" in done.stdout
     assert "--set" in done.stdout
     assert "configs/demo/base.yaml" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "nowhere.yaml"), "LaunchError: "),
+        (("score", "--reference", "nowhere", "nowhere", "out"), "LaunchError: "),
+        # One process, whatever its environment says.
+        (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
+    ],
+)
+def test_what_another_job_has_left_in_the_environment_hides_no_message(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    done = megaslm(*arguments, RANK="3", LOCAL_RANK="3")
+    assert done.returncode == 2
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr + done.stdout

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megaslm.observe.console import RunConsole
 from megaslm.observe.records import StepRecord, ValidationRecord
 from megaslm.observe.run_log import RunLog
+from tests.events import points_in
 
 
 def step(number: int) -> StepRecord:
@@ -35,11 +35,6 @@ def steps_in(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def shown_in(folder: Path, tag: str) -> list[tuple[int, float]]:
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
-
-
 @pytest.mark.parametrize(("is_due", "losses"), [(False, [3.0, 2.0]), (True, [3.0, 1.0])])
 def test_a_resumed_run_takes_back_the_validation_that_it_makes_again(
     tmp_path: Path, is_due: bool, losses: list[float]
@@ -51,8 +46,9 @@ def test_a_resumed_run_takes_back_the_validation_that_it_makes_again(
         resumed.write([validation(1, 1.0)])
     resumed.write([step(2)])
     assert steps_in(tmp_path) == [0, 1, 1, 2]
-    assert shown_in(tmp_path, "loss_validation/held/a") == list(enumerate(losses))
-    assert shown_in(tmp_path, "loss/selected") == [(1, 1.5), (2, 1.5)]
+    shown = points_in(tmp_path / "tensorboard")
+    assert shown["loss_validation/held/a"] == list(enumerate(losses))
+    assert shown["loss/selected"] == [(1, 1.5), (2, 1.5)]
 
 
 def test_a_sync_writes_what_waits_and_fails_as_a_write_does(
