@@ -95,7 +95,6 @@ def make_dataset(
         seq_len=seq_len,
         vocab_size=vocab_size,
         tokenizer_sha256=facts.sha256,
-        ids_sha256=facts.ids_sha256,
         tokenizer_files=tokenizer_files(folder / TOKENIZER),
         eos_id=facts.eos_id,
         bos_id=None,

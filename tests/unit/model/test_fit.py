@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from megaslm.data.dataset.manifest import Manifest
+from megaslm.data.dataset.manifest import TOKENIZER, Manifest
+from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 from megaslm.errors import DataError
 from megaslm.model.fit import check_tokenizer_fits
 from tests.toy import EOS_ID, VOCAB_SIZE, make_dataset, make_tokenizer
@@ -18,7 +19,9 @@ Change = Callable[[dict[str, Any], dict[str, Any]], None]
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    return make_dataset(tmp_path_factory.mktemp("toy") / "data", {("train", "a"): [2]})
+    folder = tmp_path_factory.mktemp("toy") / "data"
+    made = make_dataset(folder, {("train", "a"): [2]})
+    return made.model_copy(update={"ids_sha256": tokenizer_facts(folder / TOKENIZER).ids_sha256})
 
 
 def model_with(folder: Path, change: Change) -> Path:
