@@ -44,13 +44,13 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str
     """
     if not (model_folder / TOKENIZER_FILE).is_file():
         return
-    found = tokenizer_sha256(model_folder)
-    same = found == manifest.tokenizer_sha256
-    if manifest.ids_sha256 is not None:
+    if manifest.ids_sha256 is None:
+        same = tokenizer_sha256(model_folder) == manifest.tokenizer_sha256
+    else:
         same = ids_sha256(text_tokenizer(model_folder, manifest.eos_id), manifest.eos_id) == manifest.ids_sha256
     if not same:
         raise DataError(
-            f"{model_folder} has the tokenizer {found[:12]}; {dataset} was tokenised with "
+            f"{model_folder} has the tokenizer {tokenizer_sha256(model_folder)[:12]}; {dataset} was tokenised with "
             f"{manifest.tokenizer_sha256[:12]}, and texts get other ids from it: "
             f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
         )

@@ -1,5 +1,6 @@
 """What a scored dataset will say of its reference, once it is certain that the two belong together."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -7,6 +8,7 @@ import torch
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
 from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, require_tokenizer
@@ -34,11 +36,10 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
     window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
     check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)
-    tokenizer = tokenizer_sha256(reference)
     described = Reference(
         name=reference.resolve().name,
         weights_sha256=weights_sha256(reference),
-        tokenizer_sha256=None if tokenizer == manifest.tokenizer_sha256 else tokenizer,
+        tokenizer_sha256=_other_tokenizer(reference, manifest),
         precision=choose_precision(settings.precision, device),
         document_isolation=settings.document_isolation,
         window=window,
@@ -48,6 +49,15 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
         entropy=settings.entropy,
     )
     return manifest.model_copy(update={"kind": "scored", "reference": described})
+
+
+def _other_tokenizer(reference: Path, manifest: Manifest) -> str | None:
+    """The fingerprint of the reference's tokenizer; null where it is the dataset's."""
+    content = (reference / TOKENIZER_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() == manifest.tokenizer_files.get(TOKENIZER_FILE):
+        return None
+    found = tokenizer_sha256(reference)
+    return None if found == manifest.tokenizer_sha256 else found
 
 
 def _windows(settings: ScoreSettings, seq_len: int, positions: int, reference: Path) -> tuple[int, int]:

@@ -158,7 +158,7 @@ def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, 
     return (
         _Trait(
             "the tokenizer",
-            f"{manifest.ids_fingerprint(beside.manifest)[:12]} of {manifest.vocab_size} ids and EOS {manifest.eos_id}",
+            f"{manifest.ids_fingerprint(beside.manifest)[:12]} of {manifest.vocab_size} ids, EOS {manifest.eos_id}",
             "prepare both with one tokenizer",
         ),
         _Trait(

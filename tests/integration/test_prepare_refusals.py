@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.preparing.prepare import prepare
+from megaslm.config.recipe import Recipe
+from megaslm.config.share import Share
+from megaslm.data.dataset.manifest import Manifest, read_manifest
+from megaslm.data.preparing.prepare import prepare, prepare_share
 from megaslm.data.storage import output as output_module
 from megaslm.errors import DataError
 from tests.corpus import content, recipe_of
@@ -124,3 +126,49 @@ def test_a_bad_line_is_named_by_a_worker_process_too(corpus: Path, dataset: Path
     recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
     with pytest.raises(DataError, match=r"noisy/3.jsonl, the line at byte \d+ is not JSON"):
         prepare(recipe, tmp_path / "dataset", workers=2)
+
+
+def test_what_a_message_says_can_be_done_where_nothing_was_done(corpus: Path, tmp_path: Path) -> None:
+    source = {"domain": "noisy", "reader": "jsonl", "paths": [str(corpus / "noisy")]}
+    tokenizer = {"train_sentencepiece": {"vocab_size": 30_000}}
+    for share in (Share(1, 2), None):
+        with pytest.raises(DataError, match=r"lower tokenizer\.train_sentencepiece\.vocab_size"):
+            make(recipe_of(corpus, sources=[source], tokenizer=tokenizer), tmp_path / "dataset", share)
+    wrong = {**source, "text_field": "content"}
+    trained = {"huggingface": str(tokenizer_of(corpus, tmp_path))}
+    with pytest.raises(DataError, match=r"set text_field"):
+        make(recipe_of(corpus, sources=[wrong], tokenizer=trained), tmp_path / "dataset", None)
+    manifest = make(recipe_of(corpus, sources=[source]), tmp_path / "dataset", None)
+    assert manifest is not None
+    assert manifest.domains == ("noisy",)
+
+
+def test_what_is_in_the_way_of_another_recipe_is_said_with_the_mistake(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"lower seq_len \({tmp_path}/dataset .* remove it"):
+        prepare(recipe_of(corpus, seq_len=100_000), tmp_path / "dataset", workers=1)
+
+
+def make(recipe: Recipe, output: Path, share: Share | None) -> Manifest | None:
+    if share is None:
+        return prepare(recipe, output, workers=1)
+    prepare_share(recipe, output, share, workers=1)
+    return None
+
+
+def tokenizer_of(corpus: Path, folder: Path) -> Path:
+    prepare(recipe_of(corpus), folder / "other", workers=1)
+    return folder / "other" / "tokenizer"
+
+
+def test_a_tokenizer_named_amiss_is_refused_by_its_file(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    for number, (origin, named) in enumerate(
+        [
+            ({"sentencepiece": str(tmp_path / "llama")}, r"llama is not a file; name the model .* tokenizer\.model"),
+            ({"sentencepiece": str(tmp_path / "llama" / "tokenizer.model")}, r"tokenizer\.model: not a SentencePiece"),
+            ({"huggingface": str(tmp_path / "llama")}, r"llama: no tokenizer\.json; .* `tokenizer\.sentencepiece`"),
+        ]
+    ):
+        with pytest.raises(DataError, match=named):
+            prepare(recipe_of(corpus, tokenizer=origin), tmp_path / f"{number}", workers=1)

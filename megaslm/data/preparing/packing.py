@@ -17,10 +17,10 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
     """`rows` in the type that they are stored as. Raises DataError for an id that the vocabulary does not have."""
-    outside = rows[(rows < 0) | (rows >= vocab_size)]
-    if outside.size:
+    if rows.size and not 0 <= rows.min() <= rows.max() < vocab_size:
+        outside = rows.min() if rows.min() < 0 else rows.max()
         raise DataError(
-            f"the id {outside[0]} is none of a vocabulary of {vocab_size}; give a tokenizer whose ids lie below its "
+            f"the id {outside} is none of a vocabulary of {vocab_size}; give a tokenizer whose ids lie below its "
             "vocabulary's size"
         )
     return rows.astype(token_dtype(vocab_size))

@@ -61,7 +61,7 @@ def test_tokens_are_as_narrow_as_the_vocabulary_allows() -> None:
     assert token_dtype(65_537) == np.uint32
 
 
-@pytest.mark.parametrize("id", [-1, 300, 65_536 + 5])
+@pytest.mark.parametrize("id", [-1, 300, 65_541])
 def test_an_id_outside_the_vocabulary_is_not_stored_as_another(id: int) -> None:
     rows = np.array([[1, 2, id]], dtype=np.int64)
     with pytest.raises(DataError, match=rf"{id} .* 300"):
