@@ -36,19 +36,23 @@ def check_model_fits(
         )
 
 
-def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
+def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
     """Compares the ids that texts get from the tokenizer in a model's folder, where it has one, with a dataset's.
+
+    Args:
+        model_folder: the model's.
+        manifest: of the dataset.
+        tokenizer: the folder of the dataset's tokenizer.
+        dataset: what messages call it.
 
     Raises:
         DataError: they give other ids.
     """
     if not (model_folder / TOKENIZER_FILE).is_file():
         return
-    if manifest.ids_sha256 is None:
-        same = tokenizer_sha256(model_folder) == manifest.tokenizer_sha256
-    else:
-        same = ids_sha256(text_tokenizer(model_folder, manifest.eos_id), manifest.eos_id) == manifest.ids_sha256
-    if not same:
+    # Datasets of earlier versions do not state it.
+    expected = manifest.ids_sha256 or _ids_sha256(tokenizer, manifest.eos_id)
+    if _ids_sha256(model_folder, manifest.eos_id) != expected:
         raise DataError(
             f"{model_folder} has the tokenizer {tokenizer_sha256(model_folder)[:12]}; {dataset} was tokenised with "
             f"{manifest.tokenizer_sha256[:12]}, and texts get other ids from it: "
@@ -56,7 +60,7 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, dataset: str
         )
 
 
-def require_tokenizer(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> None:
+def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
     """As `check_tokenizer_fits`, where it has to be certain that the model's ids are those of the dataset.
 
     Raises:
@@ -68,4 +72,8 @@ def require_tokenizer(model_folder: Path, manifest: Manifest, *, dataset: str | 
             f"{manifest.tokenizer_sha256[:12]}: nobody can tell whether its ids mean the same; if they do, copy the "
             f"files of {dataset}/tokenizer into it"
         )
-    check_tokenizer_fits(model_folder, manifest, dataset=dataset)
+    check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset)
+
+
+def _ids_sha256(folder: Path, eos_id: int) -> str:
+    return ids_sha256(text_tokenizer(folder, eos_id), eos_id)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import Manifest, Reference, read_manifest
+from megaslm.data.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
@@ -32,7 +32,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
             f"{dataset.place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from"
         )
     config = check_model_folder(reference)
-    require_tokenizer(reference, manifest, dataset=dataset.place)
+    require_tokenizer(reference, manifest, tokenizer=dataset.path / TOKENIZER, dataset=dataset.place)
     window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
     check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)

@@ -5,6 +5,7 @@ from pathlib import Path
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
+from megaslm.data.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
@@ -63,8 +64,9 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
 def _check_origin(folder: Path, data: TrainingData) -> None:
     """What can be seen of a model before its weights are loaded."""
     config = check_model_folder(folder)
-    check_model_fits(config, data.first.manifest, model=str(folder), dataset=data.first.source.place)
-    check_tokenizer_fits(folder, data.first.manifest, dataset=data.first.source.place)
+    manifest, source = data.first.manifest, data.first.source
+    check_model_fits(config, manifest, model=str(folder), dataset=source.place)
+    check_tokenizer_fits(folder, manifest, tokenizer=source.path / TOKENIZER, dataset=source.place)
     require_library_losses(config, model=str(folder))
 
 

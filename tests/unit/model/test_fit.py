@@ -18,10 +18,18 @@ Change = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
-    folder = tmp_path_factory.mktemp("toy") / "data"
-    made = make_dataset(folder, {("train", "a"): [2]})
-    return made.model_copy(update={"ids_sha256": tokenizer_facts(folder / TOKENIZER).ids_sha256})
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("toy") / "data"
+
+
+@pytest.fixture(scope="module")
+def manifest(dataset: Path) -> Manifest:
+    made = make_dataset(dataset, {("train", "a"): [2]})
+    return made.model_copy(update={"ids_sha256": tokenizer_facts(dataset / TOKENIZER).ids_sha256})
+
+
+def check(model: Path, dataset: Path, manifest: Manifest) -> None:
+    check_tokenizer_fits(model, manifest, tokenizer=dataset / TOKENIZER, dataset="data")
 
 
 def model_with(folder: Path, change: Change) -> Path:
@@ -70,19 +78,20 @@ def eos_elsewhere(state: dict[str, Any], config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [pad, chat, template, stale_eos, no_eos])
-def test_special_tokens_alone_make_no_other_tokenizer(tmp_path: Path, manifest: Manifest, change: Change) -> None:
+@pytest.mark.parametrize("states_ids", [True, False], ids=["now", "of an earlier version"])
+def test_special_tokens_alone_make_no_other_tokenizer(
+    tmp_path: Path, dataset: Path, manifest: Manifest, change: Change, states_ids: bool
+) -> None:
+    stated = manifest if states_ids else manifest.model_copy(update={"ids_sha256": None})
     assert manifest.eos_id == EOS_ID
-    check_tokenizer_fits(model_with(tmp_path / "model", change), manifest, dataset="data")
+    check(model_with(tmp_path / "model", change), dataset, stated)
 
 
 @pytest.mark.parametrize("change", [plain_token, lower, eos_elsewhere])
-def test_other_ids_are_refused(tmp_path: Path, manifest: Manifest, change: Change) -> None:
+@pytest.mark.parametrize("states_ids", [True, False], ids=["now", "of an earlier version"])
+def test_other_ids_are_refused(
+    tmp_path: Path, dataset: Path, manifest: Manifest, change: Change, states_ids: bool
+) -> None:
+    stated = manifest if states_ids else manifest.model_copy(update={"ids_sha256": None})
     with pytest.raises(DataError, match="model has the tokenizer"):
-        check_tokenizer_fits(model_with(tmp_path / "model", change), manifest, dataset="data")
-
-
-def test_a_dataset_of_an_earlier_version_is_compared_by_the_whole_tokenizer(tmp_path: Path, manifest: Manifest) -> None:
-    earlier = manifest.model_copy(update={"ids_sha256": None})
-    check_tokenizer_fits(model_with(tmp_path / "same", template), earlier, dataset="data")
-    with pytest.raises(DataError, match="other has the tokenizer"):
-        check_tokenizer_fits(model_with(tmp_path / "other", pad), earlier, dataset="data")
+        check(model_with(tmp_path / "model", change), dataset, stated)
