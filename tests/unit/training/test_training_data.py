@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
+from megaslm.data.dataset.manifest import write_manifest
 from megaslm.errors import DataError
 from megaslm.training.training_data import open_training_data
 from tests.toy import make_dataset, run_config
@@ -76,3 +77,10 @@ def test_a_dataset_that_lacks_a_shard_is_refused(web: Path, code: Path) -> None:
     next((code / "train").rglob("*.mds*")).unlink()
     with pytest.raises(DataError, match="code/train/python"):
         open_training_data(streams_config(web, code))
+
+
+def test_another_eos_of_the_same_tokenizer_is_refused(web: Path, tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "other", {("train", "a"): [9]})
+    write_manifest(tmp_path / "other", made.model_copy(update={"eos_id": 3}))
+    with pytest.raises(DataError, match=r"web = .* ids, EOS 2, .*other has \w+ of 64 ids, EOS 3"):
+        open_training_data(streams_config(web, tmp_path / "other"))
