@@ -182,3 +182,24 @@ def test_nothing_is_left_of_an_export_that_opens_as_another_model(
     with pytest.raises(ModelError, match=r"another\.weight"):
         save_hugging_face(weights, tmp_path / "described", tmp_path / "exported")
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"max_new_tokens": -3}', '{"watermarking_config": {"a": 1}}', "{"])
+def test_a_generation_config_that_no_script_can_open_is_refused_before_training(content: str, tmp_path: Path) -> None:
+    """Where nothing is exported, as of a reference, it is not read."""
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "origin/generation_config.json").write_text(content)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"origin/generation_config\.json"):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=tmp_path / "origin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
+
+
+@pytest.mark.parametrize("config", [{"model_max_length": "many"}, {"padding_side": "middle"}], ids=str)
+def test_a_tokenizer_that_no_script_can_use_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer", **config)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer: "):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
