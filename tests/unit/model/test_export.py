@@ -13,10 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
+from megaslm.data.tokenizing.plain_folder import write_plain_folder
 from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face
 from megaslm.model.load import build_from_shape, load_pretrained
+from megaslm.model.plain_script import require_same_ids
 from tests.model_folders import make_model, plain_losses, rows, store_head
 from tests.toy import EOS_ID, SHAPE, make_tokenizer
 
@@ -153,6 +155,21 @@ def test_other_tokenizers_classes_do_not_build_it_anew(config: dict[str, Any], t
     expected = FolderEncoder(tmp_path / "tokenizer").encode([TEXT])[0].tolist()
     found = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False, split_special_tokens=True)
     assert found["input_ids"] == expected
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("said", [{}, {"add_prefix_space": True}, {"add_prefix_space": False}], ids=str)
+def test_the_space_in_front_is_said_as_it_is(said: dict[str, bool], stored: bool, tmp_path: Path) -> None:
+    """transformers 4 goes by tokenizer_config.json, where it says nothing by false."""
+    byte_tokenizer(tmp_path / "tokenizer", **said)
+    path = tmp_path / "tokenizer/tokenizer.json"
+    made = Tokenizer.from_file(str(path))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=stored)
+    made.save(str(path))
+    (tmp_path / "folder").mkdir()
+    write_plain_folder(tmp_path / "tokenizer", tmp_path / "folder", begins_with_bos=False)
+    assert json.loads((tmp_path / "folder/tokenizer_config.json").read_text())["add_prefix_space"] is stored
+    require_same_ids(tmp_path / "folder", tmp_path / "tokenizer")
 
 
 def test_a_tokenizer_that_every_script_would_build_anew_is_refused_before_training(tmp_path: Path) -> None:
