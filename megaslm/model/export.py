@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.tokenizing.plain_folder import write_plain_folder
@@ -35,7 +35,7 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
         origin: the model's folder, where it was loaded from one, which says how to generate text.
 
     Raises:
-        ModelError: a plain script that opened an export would give texts other ids.
+        ModelError: a plain script could not open an export, or would give texts other ids.
     """
     described = start_folder(folder)
     try:
@@ -43,12 +43,13 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
         # What the tokenizer was taken from may have been another model's folder.
         (described / _GENERATION).unlink(missing_ok=True)
         if origin is not None and (origin / _GENERATION).is_file():
+            _require_generation_config(origin)
             shutil.copyfile(origin / _GENERATION, described / _GENERATION)
         lm.config.dtype = dtype
         lm.config.save_pretrained(described)
         is_there = folder.is_dir() and _content(folder) == _content(described)
         if not is_there:
-            _try_tokenizer(described)
+            _try_tokenizer(described, tokenizer)
     except BaseException:
         abandon_folder(folder)
         raise
@@ -121,13 +122,23 @@ def _describe(model_description: Path, folder: Path) -> None:
         weights_file.chmod((folder / _CONFIG).stat().st_mode)
 
 
-def _try_tokenizer(described: Path) -> None:
-    """Whether an export of a described model would give texts the ids that it was trained on."""
+def _require_generation_config(folder: Path) -> None:
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+        raise ModelError(
+            f"{folder / _GENERATION}: transformers cannot read how to generate: {type(error).__name__}: {error}; no "
+            "script could open an export: correct the file or remove it"
+        ) from error
+
+
+def _try_tokenizer(described: Path, tokenizer: Path) -> None:
+    """Whether an export of a described model would give texts the ids of the dataset's tokenizer."""
     trial = start_folder(described / "trial")
     try:
         shutil.copyfile(described / _CONFIG, trial / _CONFIG)
         _describe(described, trial)
-        require_same_ids(trial, described)
+        require_same_ids(trial, tokenizer)
     finally:
         abandon_folder(described / "trial")
 

@@ -20,6 +20,8 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
 }
 """The architectures that MegaSLM knows, by their model type."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Not in front of the names in a folder that was saved from the model without its head.
+_BASE = "model."
 _CONFIG = "config.json"
 _FLOATING_POINT = ("F64", "F32", "F16", "BF16")
 # Of no use to any release that MegaSLM runs with: the angles of rotary embeddings, which follow from config.json.
@@ -49,7 +51,8 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
         if weight.dtype not in _FLOATING_POINT and not _NEEDLESS.search(name):
             raise ModelError(
                 f"{folder}: {name} is stored as {weight.dtype}; expected one of {', '.join(_FLOATING_POINT)}: the "
-                "model is quantised; use the model that it was made from"
+                "model is quantised, or this is none of its weights; use the model that it was made from, or load it "
+                "with transformers and save it again"
             )
     config.tie_word_embeddings = config.tie_word_embeddings and not _has_a_head_of_its_own(weights)
     return config
@@ -82,8 +85,14 @@ def read_config(folder: Path) -> PretrainedConfig:
 def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: Iterable[str]) -> None:
     """Raise ModelError where a folder holds weights that a model has no use for, by the names of those that it uses."""
     known = set(used)
-    # A folder that was saved from the model without its head has names without this.
-    unused = [name for name in weights if not {name, f"model.{name}"} & known and not _NEEDLESS.search(name)]
+    # Of a weight under both of its names, one is left over.
+    unused = [
+        name
+        for name in weights
+        if name not in known
+        and (f"{_BASE}{name}" not in known or f"{_BASE}{name}" in weights)
+        and not _NEEDLESS.search(name)
+    ]
     if unused:
         raise ModelError(
             f"{folder}: {len(unused)} of its {len(weights)} weights, such as {', '.join(sorted(unused)[:3])}, are not "
@@ -93,14 +102,15 @@ def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: It
 
 
 def _has_a_head_of_its_own(weights: Mapping[str, StoredWeight]) -> bool:
-    return {EMBEDDING, HEAD} <= set(weights) and not hold_the_same(weights, EMBEDDING, HEAD)
+    embedding = EMBEDDING if EMBEDDING in weights else EMBEDDING.removeprefix(_BASE)
+    return {embedding, HEAD} <= set(weights) and not hold_the_same(weights, embedding, HEAD)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        stated = json.loads(path.read_bytes())
+        stated = json.loads(path.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+        raise ModelError(f"{path}: cannot be read as JSON in UTF-8: {error}; correct the file") from error
     if not isinstance(stated, dict):
         raise ModelError(f"{path}: holds a {type(stated).__name__}; expected an object that names a model_type")
     return stated

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
@@ -79,6 +80,10 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
             dtype=dtype,
             attn_implementation=_ATTENTION,
             output_loading_info=True,
+            # Nothing is generated, so that nothing need be said of it.
+            generation_config=GenerationConfig(),
+            # Then the report names them, and they are refused below. Where parameters are divided, torch names them.
+            ignore_mismatched_sizes=not is_deepspeed_zero3_enabled(),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -86,12 +91,16 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
-        raise ModelError(f"{folder}: the model cannot be loaded: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {error}; correct the file that it speaks "
+            "of, until AutoModelForCausalLM.from_pretrained opens the folder"
+        ) from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
             found = ", ".join(str(key) for key in sorted(report[problem], key=str)[:5])
             raise ModelError(
-                f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}"
+                f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}; its "
+                "config.json and its weights are two models': copy the folder again, or correct config.json"
             )
     # Not by the library's own report, which knows of none where parameters are divided over ranks.
     names = (name for name, _ in lm.named_parameters(remove_duplicate=False))

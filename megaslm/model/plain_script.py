@@ -1,5 +1,7 @@
 """A model's folder, opened as a script opens it that knows nothing of MegaSLM: AutoModel and AutoTokenizer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,17 +50,14 @@ class Opened(NamedTuple):
 
 def require_same_ids(folder: Path, tokenizer: Path) -> None:
     """Raise ModelError unless AutoTokenizer gives texts, by a folder, the ids that a dataset's tokenizer gives them."""
-    try:
+    with _refusing_files(tokenizer):
         opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers and what it calls raise anything for files that they do not expect.
-        raise ModelError(
-            f"{tokenizer}: AutoTokenizer cannot open the tokenizer: {type(error).__name__}: {error}"
-        ) from error
     encoder = FolderEncoder(tokenizer)
     named = tuple(f"a {token}b {token} c" for token in opened.all_special_tokens)
     for text in (*_SAMPLE, *named):
         expected = encoder.encode([text])[0].tolist()
-        found = opened(text, add_special_tokens=False, split_special_tokens=text in named)["input_ids"]
+        with _refusing_files(tokenizer):
+            found = opened(text, add_special_tokens=False, split_special_tokens=text in named)["input_ids"]
         if found != expected:
             first = next((at for at, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), 0)
             raise ModelError(
@@ -85,6 +84,17 @@ def require_same_model(folder: Path, expected: Opened) -> None:
             f"{folder}: when AutoModelForCausalLM opens it, its loss on the same tokens is {found.loss:.4f} nats, that "
             f"of the trained model {expected.loss:.4f}; report it with the config.json"
         )
+
+
+@contextmanager
+def _refusing_files(tokenizer: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers and what it calls raise anything for files that they do not expect.
+        raise ModelError(
+            f"{tokenizer}: AutoTokenizer cannot use the tokenizer: {type(error).__name__}: {error}; correct "
+            "tokenizer_config.json"
+        ) from error
 
 
 @torch.no_grad()

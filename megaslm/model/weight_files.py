@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from megaslm.errors import ModelError
@@ -29,7 +29,9 @@ class StoredWeight(NamedTuple):
 
 
 class _Index(BaseModel):
-    weight_map: dict[str, str]
+    metadata: dict[str, Any]
+    """Of no use here, but transformers opens no folder without it."""
+    weight_map: dict[str, str] = Field(min_length=1)
     """Name of a weight to the file that holds it, from the folder on."""
 
 
@@ -130,8 +132,14 @@ def _read_index(folder: Path) -> _Index:
     try:
         index = _Index.model_validate_json((folder / _INDEX).read_bytes())
     except ValidationError as error:
-        raise ModelError(f"{folder / _INDEX}: is not an index of weights: {error}") from error
+        found = "; ".join(" ".join((*map(str, each["loc"]), each["msg"])) for each in error.errors())
+        raise ModelError(f"{folder / _INDEX}: is not an index of weights: {found}: copy it again") from error
     for file in index.weight_map.values():
+        if PurePosixPath(file).suffix != ".safetensors":
+            raise ModelError(
+                f"{folder / _INDEX}: names {file!r}; expected the name of a .safetensors file: convert the weights "
+                "with save_pretrained first"
+            )
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise ModelError(f"{folder / _INDEX}: names {file!r}, which lies outside of the folder; copy it into it")
     return index

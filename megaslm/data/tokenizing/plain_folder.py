@@ -17,6 +17,8 @@ _KEPT = (
     "padding_side",
     "truncation_side",
 )
+# Of a pre-tokeniser: transformers 4 puts what the configuration says in its place, and false where that says nothing.
+_SAID_TWICE = ("add_prefix_space",)
 _TEMPLATE = "chat_template.jinja"
 # Read as it is by transformers 4 and 5, where the class of a model's usual tokenizer is built anew from the vocabulary.
 _CLASS = "PreTrainedTokenizerFast"
@@ -41,6 +43,7 @@ def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) 
         made.post_processor = None
     made.encode_special_tokens = False
     made.save(str(folder / TOKENIZER_FILE))
+    pre_tokenizer = read_object(folder / TOKENIZER_FILE).get("pre_tokenizer") or {}
     stated = read_object(tokenizer / _CONFIG)
     named = named_tokens(tokenizer)
     if not begins_with_bos and named.get("bos_token") != named.get("eos_token"):
@@ -49,6 +52,7 @@ def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) 
         "tokenizer_class": _CLASS,
         **named,
         **{key: stated[key] for key in _KEPT if key in stated},
+        **{key: pre_tokenizer[key] for key in _SAID_TWICE if key in pre_tokenizer},
         "model_input_names": ["input_ids", "attention_mask"],
     }
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -13,10 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
+from megaslm.data.tokenizing.plain_folder import write_plain_folder
 from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face
 from megaslm.model.load import build_from_shape, load_pretrained
+from megaslm.model.plain_script import require_same_ids
 from tests.model_folders import make_model, plain_losses, rows, store_head
 from tests.toy import EOS_ID, SHAPE, make_tokenizer
 
@@ -155,6 +157,21 @@ def test_other_tokenizers_classes_do_not_build_it_anew(config: dict[str, Any], t
     assert found["input_ids"] == expected
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("said", [{}, {"add_prefix_space": True}, {"add_prefix_space": False}], ids=str)
+def test_the_space_in_front_is_said_as_it_is(said: dict[str, bool], stored: bool, tmp_path: Path) -> None:
+    """transformers 4 goes by tokenizer_config.json, where it says nothing by false."""
+    byte_tokenizer(tmp_path / "tokenizer", **said)
+    path = tmp_path / "tokenizer/tokenizer.json"
+    made = Tokenizer.from_file(str(path))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=stored)
+    made.save(str(path))
+    (tmp_path / "folder").mkdir()
+    write_plain_folder(tmp_path / "tokenizer", tmp_path / "folder", begins_with_bos=False)
+    assert json.loads((tmp_path / "folder/tokenizer_config.json").read_text())["add_prefix_space"] is stored
+    require_same_ids(tmp_path / "folder", tmp_path / "tokenizer")
+
+
 def test_a_tokenizer_that_every_script_would_build_anew_is_refused_before_training(tmp_path: Path) -> None:
     """transformers 5 goes by the model type qwen2, and splits texts as Qwen2's tokenizer does."""
     make_model(tmp_path / "origin", "qwen2", vocab_size=300)
@@ -182,3 +199,24 @@ def test_nothing_is_left_of_an_export_that_opens_as_another_model(
     with pytest.raises(ModelError, match=r"another\.weight"):
         save_hugging_face(weights, tmp_path / "described", tmp_path / "exported")
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"max_new_tokens": -3}', '{"watermarking_config": {"a": 1}}', "{"])
+def test_a_generation_config_that_no_script_can_open_is_refused_before_training(content: str, tmp_path: Path) -> None:
+    """Where nothing is exported, as of a reference, it is not read."""
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    (tmp_path / "origin/generation_config.json").write_text(content)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"origin/generation_config\.json"):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=tmp_path / "origin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
+
+
+@pytest.mark.parametrize("config", [{"model_max_length": "many"}, {"padding_side": "middle"}], ids=str)
+def test_a_tokenizer_that_no_script_can_use_is_named(config: dict[str, Any], tmp_path: Path) -> None:
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer", **config)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer: "):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)

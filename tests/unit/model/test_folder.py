@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from megaslm.errors import ModelError
@@ -48,8 +49,10 @@ def test_what_is_no_model_folder_is_refused(folder: Path, tmp_path: Path) -> Non
         b'{"model_type": ' + b"[" * 100_000,
         b'{"model_type": ["llama"]}',
         b"{}",
+        b'\xef\xbb\xbf{"model_type": "llama"}',
+        '{"model_type": "llama"}'.encode("utf-16"),
     ],
-    ids=["cut", "list", "latin-1", "huge number", "deep", "list as type", "nothing"],
+    ids=["cut", "list", "latin-1", "huge number", "deep", "list as type", "nothing", "byte order mark", "utf-16"],
 )
 def test_a_config_that_cannot_be_parsed_is_named(content: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(content)
@@ -144,6 +147,36 @@ def test_code_in_a_folder_is_not_run(folder: Path, model_type: str) -> None:
 )
 def test_a_weight_that_nothing_uses_is_named(name: str, folder: Path) -> None:
     edit_weights(folder, **{name: torch.ones(3)})
+    with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "layers.0.mlp.up_proj.weight", "embed_tokens.weight"])
+def test_a_weight_under_both_of_its_names_is_one_too_many(name: str, folder: Path) -> None:
+    edit_weights(folder, **{name: load_file(folder / "model.safetensors")[f"model.{name}"] + 1})
+    with pytest.raises(ModelError, match=rf"as {name}, ".replace(".", r"\.")):
+        load(folder)
+
+
+@pytest.mark.parametrize("stored", ["both", "equal", "embedding"])
+def test_names_without_the_models_are_the_same_weights(stored: str, folder: Path) -> None:
+    """As the model without its head has them; a head that is stored beside stays one of its own."""
+    store_head(folder, stored)
+    path = folder / "model.safetensors"
+    weights = {name.removeprefix("model."): weight for name, weight in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    edit_config(folder, tie_word_embeddings=True)
+    assert check_model_folder(folder).tie_word_embeddings is (stored != "both")
+    lm = load(folder)
+    assert torch.equal(lm.model.embed_tokens.weight, weights["embed_tokens.weight"])
+    assert torch.equal(lm.lm_head.weight, weights.get(HEAD, weights["embed_tokens.weight"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("model.norm.weight", ()), ("model.norm.weight", (1, 32)), ("lm_head.weight", (0, 32))]
+)
+def test_a_weight_of_another_shape_is_named(name: str, shape: tuple[int, ...], folder: Path) -> None:
+    edit_weights(folder, **{name: torch.ones(shape)})
     with pytest.raises(ModelError, match=name.replace(".", r"\.")):
         load(folder)
 

@@ -148,3 +148,11 @@ def test_the_check_refuses_a_configuration_that_cannot_compute(tmp_path: Path) -
     config.hidden_act = "unheard-of"
     with pytest.raises(ModelError, match="unheard-of"):
         require_library_losses(config, model="model")
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_that_lets_no_token_see_itself_is_refused(window: int, tmp_path: Path) -> None:
+    """What a token without any context computes differs from one of transformers' attention functions to the other."""
+    config = make_model(tmp_path, "mistral", sliding_window=window).config
+    with pytest.raises(ModelError, match="whole rows"):
+        require_library_losses(config, model="model")

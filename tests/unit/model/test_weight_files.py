@@ -68,9 +68,20 @@ def test_files_of_another_model_are_found_out(sharded: Path) -> None:
         stored_weights(sharded)
 
 
-def test_an_index_that_is_none(sharded: Path) -> None:
-    (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": ')
-    with pytest.raises(ModelError, match="is not an index of weights"):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ('{"weight_map": {"a": ', "JSON"),
+        ('{"metadata": {}}', "weight_map"),
+        ('{"metadata": {}, "weight_map": {}}', "weight_map"),
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "metadata"),
+        ('{"metadata": null, "weight_map": {"a": "model-00001-of-00002.safetensors"}}', "metadata"),
+        ('{"metadata": {}, "weight_map": {"a": "pytorch_model.bin"}}', r"pytorch_model\.bin"),
+    ],
+)
+def test_an_index_that_is_none(content: str, found: str, sharded: Path) -> None:
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ModelError, match=rf"index\.json: .*{found}"):
         stored_weights(sharded)
 
 
