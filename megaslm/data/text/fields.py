@@ -40,10 +40,10 @@ def key_of(value: object) -> str | None:
 
 def _key_with_items(value: object) -> str | list[object] | dict[str, object] | None:
     if isinstance(value, list | tuple):
-        items = [_key_with_items(item) for item in value]
+        items: list[object] = [_key_with_items(item) for item in value]
         return None if all(item is None for item in items) else items
     if isinstance(value, dict):
-        fields = {name: _key_with_items(item) for name, item in value.items()}
+        fields: dict[str, object] = {name: _key_with_items(item) for name, item in value.items()}
         return None if all(field is None for field in fields.values()) else fields
     if isinstance(value, str):
         return value if value.strip() else None
