@@ -121,6 +121,8 @@ class Source(Section):
             raise ValueError(f"reader {self.reader} reads the running Python's standard library and takes no paths")
         if not built_in and not self.paths:
             raise ValueError(f"reader {self.reader} needs paths")
+        if not all(path.strip() for path in self.paths):
+            raise ValueError("a path is empty; write . for the folder that you are in, or take it off the list")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megaslm.config.credentials import without_credentials
+from megaslm.config.home import home_expanded
 from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.storage.file_systems import is_remote
 from megaslm.engine.preflight.demands import Demands
@@ -28,5 +29,5 @@ def demands_of(task: ScoreTask) -> Demands:
         # A URL that holds credentials is refused where it is opened, and must not be printed before.
         settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
         files=files,
-        cache=task.cache.expanduser() if fetches else None,
+        cache=home_expanded(task.cache) if fetches else None,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from megaslm.config.home import home_expanded
 from megaslm.config.load import settings_of
 from megaslm.config.plan import parameter_count
 from megaslm.config.schema import ModelSection, RunConfig
@@ -36,7 +37,7 @@ def demands_of(config: RunConfig) -> Demands:
         },
         checkpoints=RunFolder(Path(config.run_dir)).checkpoints,
         checkpoint_bytes=_checkpoint_bytes(config.model),
-        cache=Path(config.data.fetch.cache).expanduser() if fetches else None,
+        cache=home_expanded(config.data.fetch.cache) if fetches else None,
     )
 
 

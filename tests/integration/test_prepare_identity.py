@@ -1,5 +1,6 @@
 """A file of a corpus is what was recorded of it: whatever is done to its name and times, other content is noticed."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -135,3 +136,20 @@ def test_notes_that_cannot_be_read_are_named(recipe: Recipe, interrupted: Path, 
     if "task" in name:
         note.unlink()
         assert prepare(recipe, interrupted, workers=1) == read_manifest(interrupted)
+
+
+def test_a_tokenizer_that_gives_other_ids_by_now_is_noticed(recipe: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(str(recipe.tokenizer.huggingface), folder)
+    recipe = recipe.model_copy(update={"tokenizer": recipe.tokenizer.model_copy(update={"huggingface": str(folder)})})
+    made = prepare(recipe, tmp_path / "out", workers=1)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_bytes())
+    file.write_text(json.dumps({**tokenizer, "truncation": None}, indent=3))
+    assert prepare(recipe, tmp_path / "out", workers=1) == made
+    file.write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(DataError, match="tokenizer"):
+        prepare(recipe, tmp_path / "out", workers=1)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError, match="tokenizer"):
+        prepare(recipe, tmp_path / "out", workers=1)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from megaslm import __version__
+from megaslm.config.home import home_expanded
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import DomainSplit, Manifest, SourceFile
@@ -13,7 +14,7 @@ from megaslm.data.preparing.inputs import Inputs, has_changed
 from megaslm.data.preparing.prepare_task import TaskOutcome
 from megaslm.data.text.python_stdlib import absent_packages
 from megaslm.data.text.tasks import Task, recipe_sha256
-from megaslm.data.tokenizing.tokenizer import TokenizerFacts
+from megaslm.data.tokenizing.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.errors import DataError
 
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
@@ -34,15 +35,31 @@ def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], plac
     pieces = {(piece.file.label, piece.start): piece for task in tasks for piece in task.pieces}
     for key, piece in pieces.items():
         record = recorded.pop(key, None)
-        is_known = record is not None or piece.file.label in manifest.skipped
-        if not is_known or has_changed(piece, record, inputs):
+        if record is None and piece.file.label not in manifest.skipped:
+            raise DataError(
+                f"{piece.file.label} is new since {place} was prepared; remove {place} or choose another output"
+            )
+        if has_changed(piece, record, inputs):
             raise DataError(
                 f"{piece.file.label} has changed since {place} was prepared; remove it or choose another output"
             )
+    _require_same_tokenizer(manifest, recipe, place)
     for gone, _ in recorded:
         raise DataError(
             f"{gone} is gone since {place} was prepared, or the recipe's paths lead to it no more; remove {place} or "
             "choose another output"
+        )
+
+
+def _require_same_tokenizer(manifest: Manifest, recipe: Recipe, place: str) -> None:
+    """Of a folder, which may hold another by now; the dataset has the one that it was made with."""
+    if recipe.tokenizer.huggingface is None or manifest.ids_sha256 is None:
+        return
+    folder = home_expanded(recipe.tokenizer.huggingface)
+    if tokenizer_facts(folder).ids_sha256 != manifest.ids_sha256:
+        raise DataError(
+            f"tokenizer.huggingface: {folder} gives other ids than when {place} was prepared; remove {place} or choose "
+            "another output"
         )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.credentials import refuse_credentials
+from megaslm.config.home import home_expanded
 from megaslm.config.schema import Split
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shard_index import Shard
@@ -50,4 +51,4 @@ def open_dataset(place: str, cache: str) -> DatasetFolder:
         return DatasetFolder(Path(place))
     from megaslm.data.storage.remote_dataset import fetch_description
 
-    return DatasetFolder(fetch_description(place, Path(cache).expanduser()), place.rstrip("/"))
+    return DatasetFolder(fetch_description(place, home_expanded(cache)), place.rstrip("/"))

@@ -17,6 +17,7 @@ _STEP_BYTES = 2**14
 _LONGEST_HEADER_BYTES = 18
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _HAS_NO_WINDOW = 0b0010_0000
+_HAS_DICTIONARY = 0b0000_0011
 _BEGINNINGS = {
     b"\x1f\x8b": "gzip (.gz)",
     _ZSTD: "zstd (.zst)",
@@ -52,8 +53,8 @@ def what_it_is(beginning: bytes) -> str | None:
     return next((name for magic, name in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 
-class WindowTooLong(zstandard.ZstdError):
-    """A frame looks back further than memory is given for."""
+class NotUnpacked(zstandard.ZstdError):
+    """A sound frame that is packed in a way that is not read; says which, and how to pack it."""
 
 
 class _ZstdFrames(io.RawIOBase):
@@ -101,15 +102,19 @@ class _ZstdFrames(io.RawIOBase):
 
 
 def _explained(error: zstandard.ZstdError, header: bytes) -> zstandard.ZstdError:
-    """The same error, or the one that says what the library does not: how far a frame looks back."""
-    if not header.startswith(_ZSTD) or len(header) < 6 or header[4] & _HAS_NO_WINDOW:
+    """The same error, or the one that says what the library does not: how a sound frame is packed."""
+    if not header.startswith(_ZSTD) or len(header) < 6:
+        return error
+    if header[4] & _HAS_DICTIONARY:
+        return NotUnpacked("it was packed with a dictionary, which is not read; pack the file anew without `zstd -D`")
+    if header[4] & _HAS_NO_WINDOW:
         return error
     # RFC 8878, 3.1.1.1.2: five bits of exponent, three of mantissa.
     base = 1 << (10 + (header[5] >> 3))
     window_bytes = base + base // 8 * (header[5] & 7)
     if window_bytes <= _LARGEST_WINDOW_BYTES:
         return error
-    return WindowTooLong(
+    return NotUnpacked(
         f"its window is {window_bytes / 2**30:g} GiB, and {_LARGEST_WINDOW_BYTES / 2**30:g} GiB is the most that is "
         "read; pack the file anew with `zstd --long=31` or less"
     )

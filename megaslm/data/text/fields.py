@@ -1,6 +1,7 @@
 """Documents out of records with fields, lines of JSON and rows of parquet alike."""
 
 import json
+from decimal import Decimal
 
 from megaslm.config.recipe import Source
 from megaslm.data.text.documents import Document
@@ -31,19 +32,28 @@ def key_of(value: object) -> str | None:
     """The text by which values are told apart; null where there is nothing to tell: null, NaN, blank text, no items.
 
     A number is itself however it is written, 7 or 7.0: a column of integers becomes one of fractions where a value is
-    missing. A list or an object is its items, whatever their order in the object.
+    missing. A list or an object is its items, told apart in the same way, whatever their order in the object.
     """
+    key = _key_with_items(value)
+    return key if key is None or isinstance(key, str) else json.dumps(key, sort_keys=True)
+
+
+def _key_with_items(value: object) -> str | list[object] | dict[str, object] | None:
+    if isinstance(value, list | tuple):
+        items: list[object] = [_key_with_items(item) for item in value]
+        return None if all(item is None for item in items) else items
+    if isinstance(value, dict):
+        fields: dict[str, object] = {name: _key_with_items(item) for name, item in value.items()}
+        return None if all(field is None for field in fields.values()) else fields
     if isinstance(value, str):
         return value if value.strip() else None
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, list | tuple | dict):
-        items = value.values() if isinstance(value, dict) else value
-        is_empty = all(key_of(item) is None for item in items)
-        return None if is_empty else json.dumps(value, sort_keys=True, default=str)
     # What is not equal to itself is NaN, of whichever type.
     if value is None or value != value:
         return None
+    if isinstance(value, Decimal):
+        # Not by way of int: Python's own type turns into no text of more than 4,300 digits.
+        digits = f"{value:f}"
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 

@@ -3,8 +3,10 @@
 import os
 import stat
 from collections import Counter
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from megaslm.config.home import home_expanded
 from megaslm.config.recipe import Source
 from megaslm.data.storage.remote import is_remote, list_remote, split_glob
 from megaslm.data.text.documents import InputFile, describe, status_of
@@ -80,11 +82,13 @@ def _remote_files(pattern: str, source: Source, passed_over: Counter[str]) -> di
 
 def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
     """The folder or file that a path begins with, and the glob that follows; a name that is there is none."""
-    path = Path(pattern).expanduser()
-    first = next((place for place, part in enumerate(path.parts) if any(sign in part for sign in MAGIC)), None)
-    if first is None or status_of(path) is not None:
-        return path, ()
-    return Path(*path.parts[:first]), path.parts[first:]
+    path = home_expanded(pattern)
+    for place, part in enumerate(path.parts):
+        # A name such as v[1], which as a glob means v1 alone; where * or ? is a name, its glob means that too.
+        is_there = not fnmatchcase(part, part) and status_of(Path(*path.parts[: place + 1])) is not None
+        if any(sign in part for sign in MAGIC) and not is_there:
+            return Path(*path.parts[:place]), path.parts[place:]
+    return path, ()
 
 
 def _why_nothing(pattern: str, source: Source, passed_over: Counter[str]) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
+_OF_A_VALUE = "copy the file again, write the value as a string, or name another field for groups or domains"
 
 
 def read_parquet(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
@@ -69,20 +70,20 @@ def _records(batch: "RecordBatch", path: str, rows_before: int) -> list[dict[str
     except Exception:
         # Once more, one by one, to name the row: the library does not.
         for number in range(batch.num_rows):
-            with _explaining(f"{path}, row {rows_before + number + 1} cannot be read"):
+            with _explaining(f"{path}, row {rows_before + number + 1} cannot be read", _OF_A_VALUE):
                 batch.slice(number, 1).to_pylist()
         raise
 
 
 @contextmanager
-def _explaining(what: str) -> Iterator[None]:
+def _explaining(what: str, remedy: str = "copy the file again, or write it anew") -> Iterator[None]:
     """Puts `what`, with the place, before what is raised over a file: the library's errors, Python's, the system's."""
     try:
         yield
     except MegaSLMError:
         raise
     except Exception as error:
-        raise DataError(f"{what}: {type(error).__name__}: {error}; copy the file again, or write it anew") from error
+        raise DataError(f"{what}: {type(error).__name__}: {error}; {remedy}") from error
 
 
 def _first_byte(group: "RowGroupMetaData") -> int:
@@ -96,7 +97,7 @@ def _columns(table: "ParquetFile", piece: Piece, source: Source) -> list[str]:
     there = [schema.column(number).path for number in range(len(schema))]
     fields = [field for field in (source.text_field, source.group_field, source.domain_field) if field is not None]
     for field in fields:
-        if not _is_among(there, field):
+        if not _among(there, field):
             outer, _, inner = field.partition(".")
             inside = [path.removeprefix(f"{outer}.") for path in there if path.startswith(f"{outer}.")]
             lacking = f", {outer} has no field {inner!r}" if inside else f" has no column {field!r}"
@@ -104,8 +105,13 @@ def _columns(table: "ParquetFile", piece: Piece, source: Source) -> list[str]:
                 f"{piece.file.path}{lacking}; it has {', '.join(inside or there)}: set text_field, group_field or "
                 "domain_field"
             )
+        if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
+            raise DataError(
+                f"{piece.file.path} has {twice[0]!r} {there.count(twice[0])} times, and which one is meant is not "
+                "known: write the file anew with names of their own"
+            )
     return list(dict.fromkeys(fields))
 
 
-def _is_among(there: list[str], field: str) -> bool:
-    return any(path == field or path.startswith(f"{field}.") for path in there)
+def _among(there: list[str], field: str) -> list[str]:
+    return [path for path in there if path == field or path.startswith(f"{field}.")]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from megaslm.data.text.compression import WindowTooLong, is_compressed, unpacked, what_it_is
+from megaslm.data.text.compression import NotUnpacked, is_compressed, unpacked, what_it_is
 from megaslm.data.text.documents import Piece
 from megaslm.data.text.source_bytes import PieceBytes, ReadLog, buffered, piece_bytes
 from megaslm.errors import DataError
@@ -132,7 +132,7 @@ def opened(
     with piece_bytes(piece, max(0, piece.start - lead_bytes), log) as data:
         try:
             yield data, unpacked(path, data) if unpack else buffered(data)
-        except WindowTooLong as error:
+        except NotUnpacked as error:
             raise DataError(f"{path}: {error}") from error
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             if isinstance(error, OSError) and error.errno is not None:

@@ -6,6 +6,7 @@ special decides ids, because the names of special tokens in a text are text.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def _extra(path: Path, content: dict[str, Any]) -> Iterator[AddedToken]:
 
 
 def _decoded(path: Path, decoder: object) -> dict[int, AddedToken]:
-    if not isinstance(decoder, dict) or not all(key.isdecimal() for key in decoder):
+    if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,10}", key) for key in decoder):
         raise DataError(f"{path}: added_tokens_decoder is no object of ids and tokens; copy the file again")
     return {int(key): _token(path, f"added_tokens_decoder.{key}", value) for key, value in decoder.items()}
 
@@ -202,6 +203,7 @@ def _legacy(path: Path, special: set[str]) -> dict[int, AddedToken]:
     for content, number in read_object(path).items():
         if type(number) is not int:
             raise DataError(f"{path}: {content!r} has the id {number!r}; expected a number: copy the file again")
+        _require_characters(path, content)
         is_special = content in special
         listed[number] = AddedToken(content, normalized=not is_special, special=is_special)
     return listed
@@ -209,6 +211,9 @@ def _legacy(path: Path, special: set[str]) -> dict[int, AddedToken]:
 
 def _token(path: Path, key: str, value: object) -> AddedToken:
     """A token is written as its name, or as an object that has it as `content`, with flags."""
+    content = value.get("content") if isinstance(value, dict) else value
+    if isinstance(content, str):
+        _require_characters(path, content)
     if isinstance(value, str):
         return AddedToken(value, special=True)
     if isinstance(value, dict) and isinstance(value.get("content"), str):
@@ -219,6 +224,11 @@ def _token(path: Path, key: str, value: object) -> AddedToken:
         f"{path}: {key} is {value!r}; expected a token's name, or an object with `content` and flags that are true or "
         "false"
     )
+
+
+def _require_characters(path: Path, content: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in content):
+        raise DataError(f"{path}: the token {content!r} holds half of a surrogate pair; correct it or remove it")
 
 
 def _objects(path: Path, key: str, values: object) -> list[dict[str, Any]]:

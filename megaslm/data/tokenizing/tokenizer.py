@@ -143,7 +143,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         )
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
         raise DataError(
             f"{path} is not a tokenizer that this version of `tokenizers` reads: {error}; copy the file again, or save "
             "it with this version"
@@ -173,8 +175,15 @@ def refusing_texts() -> Iterator[None]:
     """Turns what the library raises over a text into DataError."""
     try:
         yield
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:
+        if not _is_of_library(error):
+            raise
         raise DataError(
             f"`tokenizers` cannot encode the text: {error}; give the tokenizer an unknown token that its vocabulary "
             "holds, or leave such documents out with a filter"
         ) from error
+
+
+def _is_of_library(error: BaseException) -> bool:
+    """Whether `tokenizers` raised it: nothing narrower than Exception or, where Rust panics, than BaseException."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megaslm.config.home import home_expanded
 from megaslm.config.recipe import Recipe
 from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.text.documents import Document
@@ -37,12 +38,12 @@ def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
 def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     origin = recipe.tokenizer
     if origin.huggingface is not None:
-        _copy(Path(origin.huggingface).expanduser(), folder)
+        _copy(home_expanded(origin.huggingface), folder)
         return
     if origin.train_sentencepiece is not None:
         model = train_sentencepiece(recipe, origin.train_sentencepiece, tasks)
     else:
-        model = _read_model(Path(origin.sentencepiece or "").expanduser())
+        model = _read_model(home_expanded(origin.sentencepiece or ""))
     export_sentencepiece(model, folder)
     if doubtful_texts(model) is not None:
         (folder / ORIGINAL).write_bytes(model)

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from megaslm.config.recipe import Source
 from megaslm.data.text.files import find_files
-from megaslm.errors import DataError
+from megaslm.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,29 @@ def test_a_folder_gives_the_readers_files_sorted() -> None:
 def test_a_glob_crosses_folders() -> None:
     assert found("jsonl", "text/**/*.jsonl") == ["a/x.jsonl", "b/2.jsonl", "single.jsonl"]
     assert found("jsonl", "text/[b]") == ["b/10.jsonl.gz", "b/2.jsonl"]
+
+
+def test_a_name_with_brackets_is_itself_where_it_is_there() -> None:
+    for name in ("v[1]/a.jsonl", "v1/b.jsonl", "w/[x].jsonl", "w/x.jsonl", "w/*", "w/y?.jsonl", "w/yz.jsonl"):
+        Path("text", name).parent.mkdir(exist_ok=True)
+        Path("text", name).touch()
+    assert found("jsonl", "text/v[1]/*.jsonl") == found("jsonl", "text/v[1]") == ["v[1]/a.jsonl"]
+    assert found("jsonl", "text/v[12]/*.jsonl") == ["v1/b.jsonl"]
+    assert found("jsonl", "text/w/[x].jsonl") == ["w/[x].jsonl"]
+    assert found("jsonl", "text/w/y?.jsonl") == ["w/y?.jsonl", "w/yz.jsonl"]
+    assert len(found("jsonl", "text/w/*")) == 5
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/a.jsonl", "~nobody-of-that-name"])
+def test_a_home_that_nobody_has_is_a_mistake(path: str) -> None:
+    with pytest.raises(ConfigError, match="~nobody-of-that-name"):
+        found("jsonl", path)
+
+
+@pytest.mark.parametrize("paths", [[""], ["text", " "]])
+def test_an_empty_path_is_not_the_folder_one_is_in(paths: list[str]) -> None:
+    with pytest.raises(ValidationError, match="path"):
+        found("jsonl", *paths)
 
 
 def test_paths_keep_their_order_and_a_file_comes_once() -> None:

@@ -123,10 +123,15 @@ def test_a_file_that_was_cut_is_never_taken_for_one_that_ends(
                 read(path, "jsonl")
 
 
-def test_a_window_is_read_up_to_a_bound_and_named_beyond_it(tmp_path: Path) -> None:
+def test_a_sound_frame_is_read_or_what_keeps_it_from_that_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(in_frames([b'{"text": "a"}\n', b'{"text": "b"}\n'], 31))
     assert [document.text for document in read(path, "jsonl")] == ["a", "b"]
+    for flags, frame_id in ((1, b"\7"), (2, b"\7\1"), (0b0010_0011, b"\7\1\0\1")):
+        window = b"" if flags & 0b0010_0000 else bytes([10 << 3])
+        path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([flags]) + window + frame_id + b"\x03\x01\0\0abc")
+        with pytest.raises(DataError, match=r"a.jsonl.zst: it.*dictionary.*-D"):
+            read(path, "jsonl")
     for exponent, mantissa, size in ((22, 0, "4 GiB"), (21, 1, r"2\.25 GiB"), (31, 7, "3840 GiB")):
         path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, exponent << 3 | mantissa]) + b"\x01\x00\x00")
         with pytest.raises(DataError, match=rf"a.jsonl.zst.*window.*{size}.*--long"):
@@ -244,6 +249,20 @@ def test_columns_that_nobody_asked_for_are_not_converted(tmp_path: Path) -> None
         read(tmp_path / "a.parquet", "parquet", group_field="time")
 
 
+def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    texts, numbers = pyarrow.array(["a", "b"]), pyarrow.array([1, 2])
+    twice = pyarrow.StructArray.from_arrays([texts, numbers], ["id", "id"])
+    columns = {"text": texts, "n": numbers, "m": twice, "l": pyarrow.array([[1], [2]])}
+    for asked, names in (("text", ["text", "text"]), ("n", ["text", "n", "n"]), ("m.id", ["text", "m"]),
+                         ("l", ["text", "l", "l"])):  # fmt: skip
+        table = pyarrow.Table.from_arrays([columns[name] for name in names], names=names)
+        parquet.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=rf"a\.parquet.*'{asked}"):
+            read(tmp_path / "a.parquet", "parquet", group_field=None if asked == "text" else asked)
+        if asked != "text":
+            assert [each.text for each in read(tmp_path / "a.parquet", "parquet")] == ["a", "b"]
+
+
 @pytest.mark.parametrize("damage", ["page", "footer", "cut", "empty", "encrypted", "no text"])
 def test_parquet_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "a.parquet"
@@ -280,7 +299,10 @@ def test_a_missing_key_is_no_key(value: object) -> None:
         ((7, 7.0, "7"), True), ((True, 1), False), ((0, False), False), ((0, None), False), ((0.5, 0), False),
         (({"a": 1, "b": 2}, {"b": 2, "a": 1}), True), ((["a", "b"], ["b", "a"]), False), (("None", None), False),
         ((" a", "a"), False), ((math.inf, -math.inf), False), ((2**70, float(2**70)), True),
-        ((datetime(2020, 1, 1), datetime(2020, 1, 2)), False),
+        ((datetime(2020, 1, 1), datetime(2020, 1, 2)), False), ((7, Decimal("7.00"), Decimal(7)), True),
+        ((7.5, Decimal("7.50")), True), ((70, Decimal("70.0"), Decimal("7E1")), True), ((Decimal(70), 7), False),
+        (([7], [7.0], [Decimal(7)], ["7"]), True), (({"a": [1, None]}, {"a": [1.0, math.nan]}), True),
+        (([[1], 2], [1, [2]]), False), (({"a": 1}, {"b": 1}), False),
     ],
 )  # fmt: skip
 def test_which_keys_are_one(values: tuple[object, ...], is_one: bool) -> None:

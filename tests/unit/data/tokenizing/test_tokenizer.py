@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, processors
 
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts, tokenizer_sha256
+from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
 
 
@@ -109,3 +110,42 @@ def test_a_damaged_tokenizer_json_is_refused(folder: Path) -> None:
 def test_what_is_not_a_sentencepiece_model_is_refused() -> None:
     with pytest.raises(DataError, match="not a SentencePiece model"):
         SentencePieceEncoder(b"nonsense")
+
+
+@pytest.mark.parametrize("charsmap", ["AAAA", "/////wAAAAAAAAAA"])
+def test_a_tokenizer_over_which_the_library_panics_is_refused(folder: Path, charsmap: str) -> None:
+    rewrite(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": charsmap})
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        tokenizer_facts(folder)
+
+
+@pytest.mark.parametrize("pattern", ["(a*)*$", "(a|aa)+$"])
+def test_a_text_over_which_the_library_panics_is_refused(folder: Path, pattern: str) -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    rewrite(folder / "tokenizer.json", pre_tokenizer=split)
+    encoder = fastest_encoder(folder)
+    with pytest.raises(DataError, match="text"):
+        encoder.encode(["a" * 60 + "b"])
+    assert encoder.encode(["b"])[0].size > 0
+
+
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", {"eos_token": HALF}),
+        ("tokenizer_config.json", {"eos_token": "</s>", "extra_special_tokens": [f"<{HALF}>"]}),
+        ("special_tokens_map.json", {"pad_token": {"content": HALF}}),
+        ("added_tokens.json", {HALF: 7}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"7": {"content": HALF}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"٣": {"content": "x"}}}),
+    ],
+)
+def test_a_token_that_cannot_be_is_named_by_its_file(folder: Path, file: str, content: dict[str, object]) -> None:
+    path = folder / file
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.is_file() else {}), **content}))
+    with pytest.raises(DataError, match=file):
+        tokenizer_facts(folder)
