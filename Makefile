@@ -12,11 +12,18 @@ help:  ## this list
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
 
+# Small tests run side by side, each with one thread. Those that start processes of their own have all cores, one by one.
+SMALL := tests/unit tests/policy
+SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+ONE_BY_ONE := .venv/bin/python -m pytest $(SMALL:%=--ignore %)
+
 test: $(INSTALLED)  ## the quick tests
-	.venv/bin/python -m pytest -m "not slow"
+	$(SIDE_BY_SIDE) -m "not slow" $(SMALL)
+	$(ONE_BY_ONE) -m "not slow"
 
 test-all: $(INSTALLED)  ## all tests, the slow ones too
-	.venv/bin/python -m pytest
+	$(SIDE_BY_SIDE) $(SMALL)
+	$(ONE_BY_ONE)
 
 bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench
 	@mkdir -p runs/bench

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from megaslm.config.dump import dump
 from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from megaslm.training.run_lock import take
-from tests.ranks import ROOT
+from tests.forked_cli import call_megaslm
 from tests.toy import run_config
 
 STEPS = (10, 20, 30, 40)
@@ -38,8 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(*arguments: str | Path, expect_status: int = 0) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "megaslm", "checkpoint", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = call_megaslm("checkpoint", *arguments)
     assert done.returncode == expect_status, done.stderr
     assert "Traceback" not in done.stderr
     return done

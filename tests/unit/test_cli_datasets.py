@@ -1,21 +1,14 @@
 """`megaslm verify` and `megaslm inspect` as they are called: what they print, write and end with."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megaslm.data.dataset.score_summary import ScoreSummary
+from tests.forked_cli import call_megaslm
 from tests.inspected import make_inspected
-from tests.ranks import ROOT
 from tests.scores import write_scores
-
-
-def megaslm(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "megaslm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +17,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_whole_dataset_is_said_to_be_whole(scored: Path, tmp_path: Path) -> None:
-    done = megaslm("verify", scored, "--workers", "1", "--json", tmp_path / "found.json")
+    done = call_megaslm("verify", scored, "--workers", "1", "--json", tmp_path / "found.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"verify · {scored} · 3 parts · 9 rows · " in done.stdout
     assert "MB/s · 1 workers" in done.stdout
@@ -39,7 +32,7 @@ def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:-1])
     (dataset / "train" / "a" / "index.json").unlink()
     (dataset / ".unfinished-train").mkdir()
-    done = megaslm("verify", dataset, "--json", tmp_path / "found.json")
+    done = call_megaslm("verify", dataset, "--json", tmp_path / "found.json")
     assert done.returncode == 2
     assert "problem · train/a/index.json is missing\n" in done.stdout
     assert "problem · train/b/part-00000/shard.00000.mds has " in done.stdout
@@ -58,13 +51,13 @@ def test_a_manifest_that_was_edited_is_said_to_be(tmp_path: Path) -> None:
     dataset = make_inspected(tmp_path, scored=False).folder
     manifest = dataset / "manifest.json"
     manifest.write_text(manifest.read_text().replace("alphabet", "alphabets"))
-    done = megaslm("verify", dataset)
+    done = call_megaslm("verify", dataset)
     assert done.returncode == 2
     assert "problem · manifest.json was changed since it was written" in done.stdout
 
 
 def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
-    done = megaslm("inspect", scored, "--domain", "a", "--json", tmp_path / "facts.json")
+    done = call_megaslm("inspect", scored, "--domain", "a", "--json", tmp_path / "facts.json")
     assert done.returncode == 0
     assert "alphabet · scored" in done.stdout
     facts = json.loads((tmp_path / "facts.json").read_text())
@@ -75,18 +68,18 @@ def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
 def test_the_scoring_of_a_dataset_is_shown(tmp_path: Path) -> None:
     dataset = make_inspected(tmp_path / "dataset", scored=True).folder
     summary = write_scores(dataset, fewest_targets=4)
-    done = megaslm("inspect", dataset, "--json", tmp_path / "facts.json")
+    done = call_megaslm("inspect", dataset, "--json", tmp_path / "facts.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert "hardest and easiest documents" in done.stdout
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert ScoreSummary.model_validate(facts["scores"]) == summary
     assert [share["scores"]["worst"][0]["excerpt"] for share in facts["shares"]] == ["qrstuvwxyz", "lkjihg"]
-    verified = megaslm("verify", dataset)
+    verified = call_megaslm("verify", dataset)
     assert "warning" not in verified.stdout
 
 
 def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:
-    done = megaslm("inspect", scored, "--row", "5", "--json", tmp_path / "row.json")
+    done = call_megaslm("inspect", scored, "--row", "5", "--json", tmp_path / "row.json")
     assert done.returncode == 0
     assert "train/a · row 5 of 6 · row 1 of part-00001" in done.stdout
     assert "\x1b" not in done.stdout
@@ -107,7 +100,7 @@ def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_not_there_is_one_message(scored: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = megaslm("inspect", scored, *arguments)
+    done = call_megaslm("inspect", scored, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
