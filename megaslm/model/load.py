@@ -100,7 +100,7 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
             found = ", ".join(str(key) for key in sorted(report[problem], key=str)[:5])
             raise ModelError(
                 f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}; its "
-                "config.json and its weights are two models': copy the folder again, or correct config.json"
+                "config.json and its weights do not belong together: copy the folder again, or correct config.json"
             )
     # Not by the library's own report, which knows of none where parameters are divided over ranks.
     names = (name for name, _ in lm.named_parameters(remove_duplicate=False))
