@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE, named_tokens, read_object
+from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL
 from megaslm.data.tokenizing.tokenizer import text_tokenizer
 
 _CONFIG = "tokenizer_config.json"
@@ -19,7 +20,8 @@ _KEPT = (
 )
 # Of a pre-tokeniser: transformers 4 puts what the configuration says in its place, and false where that says nothing.
 _SAID_TWICE = ("add_prefix_space",)
-_TEMPLATE = "chat_template.jinja"
+# The SentencePiece model goes along, so that text is compared with it wherever the folder makes another dataset.
+_AS_THEY_ARE = ("chat_template.jinja", ORIGINAL)
 # Read as it is by transformers 4 and 5, where the class of a model's usual tokenizer is built anew from the vocabulary.
 _CLASS = "PreTrainedTokenizerFast"
 
@@ -56,5 +58,6 @@ def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) 
         "model_input_names": ["input_ids", "attention_mask"],
     }
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if (tokenizer / _TEMPLATE).is_file():
-        shutil.copyfile(tokenizer / _TEMPLATE, folder / _TEMPLATE)
+    for name in _AS_THEY_ARE:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
 from megaslm.data.tokenizing.plain_folder import write_plain_folder
+from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL
 from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face
@@ -94,6 +95,19 @@ def test_a_script_opens_the_same_model(name: str, tmp_path: Path) -> None:
     expected = FolderEncoder(tmp_path / "tokenizer").encode([TEXT])[0].tolist()
     assert opened(TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"] == expected
     assert opened.model_input_names == ["input_ids", "attention_mask"]
+
+
+def test_what_texts_are_compared_with_goes_along(tmp_path: Path) -> None:
+    """A SentencePiece model by which a dataset is made of the exported tokenizer, and a template of chats."""
+    make_model(tmp_path / "origin", vocab_size=300)
+    byte_tokenizer(tmp_path / "tokenizer")
+    for name in (ORIGINAL, "chat_template.jinja"):
+        (tmp_path / "tokenizer" / name).write_bytes(name.encode())
+    folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path)
+    assert [(folder / name).read_text() for name in (ORIGINAL, "chat_template.jinja")] == [
+        ORIGINAL,
+        "chat_template.jinja",
+    ]
 
 
 @pytest.mark.parametrize("stored", ["both", "equal"])
