@@ -159,6 +159,7 @@ def test_unpacking_takes_steps_of_bounded_size() -> None:
         ("a.txt.lz4", b"\x04\x22\x4d\x18\x60\x40\x82\xff\xff", "lz4"),
         ("a.txt", b"PAR1\x15\x04\xff", "parquet"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 def test_a_file_under_a_wrong_name_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, kind: str) -> None:
     (tmp_path / name).write_bytes(content)
