@@ -36,7 +36,7 @@ def test_a_slow_head_shows_and_nothing_waits_for_the_gpu() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.lm_head = nn.Linear(WIDTH, VOCAB_SIZE, bias=False, device="cuda", dtype=torch.bfloat16)
-            self.config = object()
+            self.config = LlamaConfig()
 
     head = SelectiveHead.taking_over(Holder(), HeadSettings())
     hidden = torch.randn(ROWS, WIDTH, device="cuda", dtype=torch.bfloat16)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
 
 from megaslm.engine.distributed import World
 from megaslm.engine.head_stopwatch import HeadStopwatch
@@ -63,7 +64,7 @@ def head() -> SelectiveHead:
         def __init__(self) -> None:
             super().__init__()
             self.lm_head = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
-            self.config = object()
+            self.config = LlamaConfig()
 
     torch.manual_seed(0)
     return SelectiveHead.taking_over(Holder(), HeadSettings())
