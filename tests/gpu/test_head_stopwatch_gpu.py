@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from megaslm.engine.head_stopwatch import HeadStopwatch
 from megaslm.model.selective_head import HeadSettings, SelectiveHead
