@@ -109,6 +109,25 @@ def require_stated_ids(folder: Path, tokenizer: Tokenizer) -> None:
             )
 
 
+def require_told_apart(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise DataError where two added tokens are one text to the normaliser: which of them is found, the library leaves
+    to the order of a hash table, another one in every process. `tokenizer` is as texts are encoded with it."""
+    if tokenizer.normalizer is None:
+        return
+    by_text: dict[str, list[AddedToken]] = {}
+    for token in tokenizer.get_added_tokens_decoder().values():
+        if token.normalized:
+            by_text.setdefault(tokenizer.normalizer.normalize_str(token.content), []).append(token)
+    for tokens in by_text.values():
+        # Special ones are text, whichever is found.
+        if len(tokens) > 1 and not all(token.special for token in tokens):
+            names = " and ".join(repr(token.content) for token in tokens)
+            raise DataError(
+                f"{folder}: the normaliser makes one text of the added tokens {names}, so that a text gets the one or "
+                'the other by chance; give all but one of them "normalized": false, or take them out'
+            )
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty where there is no such file. Raises DataError where it holds anything else."""
     if not path.is_file():

@@ -17,6 +17,7 @@ from megaslm.data.tokenizing.folder_tokens import (
     apply_folder_tokens,
     require_eos,
     require_stated_ids,
+    require_told_apart,
     special_id,
 )
 from megaslm.errors import DataError
@@ -164,6 +165,7 @@ def text_tokenizer(folder: Path, eos_id: int | None = None) -> Tokenizer:
     """
     tokenizer = load_tokenizer(folder)
     apply_folder_tokens(folder, tokenizer, special_id(folder, tokenizer, "eos") if eos_id is None else eos_id)
+    require_told_apart(folder, tokenizer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
