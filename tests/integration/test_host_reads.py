@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -251,12 +250,6 @@ def test_causal_training_never_reads(
     assert reads_of_steps(model, CausalObjective(), micro_steps, world) == [[]] * STEPS
 
 
-# transformers 5 reads whether position numbers start anew within a row, wherever it is given no mask of its own.
-@pytest.mark.xfail(
-    transformers.__version__.startswith("5."),
-    strict=True,
-    reason="without document isolation transformers reads the device at every forward",
-)
 @pytest.mark.parametrize("objective", [CausalObjective(), SelectiveObjective(SelectionRule(KEEP))], ids=["clm", "slm"])
 def test_rows_without_document_isolation_read_no_more(
     model: SelectiveLM, world: World, monkeypatch: pytest.MonkeyPatch, objective: Objective
