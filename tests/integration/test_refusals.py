@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from megaslm.data.dataset.manifest import DomainSplit, Manifest, Part, read_manifest, write_manifest
+from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, read_manifest, write_manifest
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shards import RowFormat, part_writer
@@ -185,7 +185,9 @@ def test_another_tokenizer(chain: Chain, tmp_path: Path) -> None:
     vocab["w5"], vocab["w6"] = vocab["w6"], vocab["w5"]
     (other / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"model has the tokenizer \w{12}; .*tokens was tokenised with \w{12}"):
-        check_tokenizer_fits(other, read_manifest(chain.tokens), dataset=chain.tokens)
+        check_tokenizer_fits(
+            other, read_manifest(chain.tokens), tokenizer=chain.tokens / TOKENIZER, dataset=chain.tokens
+        )
 
 
 def test_another_vocabulary(chain: Chain) -> None:
