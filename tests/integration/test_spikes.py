@@ -1,11 +1,13 @@
 """What a run does about a loss spike: nothing, a warning, an end, or a roll-back behind the rows that were read."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,14 +143,16 @@ def test_a_roll_back_waits_for_what_is_being_removed(
 ) -> None:
     """As it is where a checkpoint is large: a file is removed, and the next one some time after."""
 
-    def remove_slowly(folder: Path) -> None:
-        is_being_removed = folder == step_folder(folder.parent, LAST_GOOD_CHECKPOINT - STEPS_BETWEEN_CHECKPOINTS)
-        for path in sorted(folder.iterdir()):
-            path.unlink()
-            time.sleep(1.0 if is_being_removed else 0.0)
-        folder.rmdir()
+    remove = shutil.rmtree
 
-    monkeypatch.setattr("megaslm.training.checkpoints.store.shutil.rmtree", remove_slowly)
+    def remove_slowly(folder: Path, **options: Any) -> None:
+        if folder == step_folder(folder.parent, LAST_GOOD_CHECKPOINT - STEPS_BETWEEN_CHECKPOINTS):
+            for path in sorted(folder.iterdir()):
+                path.unlink()
+                time.sleep(1.0)
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
     spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
     config = changed(configured("rollback"), checkpoint={"keep_last": 1})
     run_training(config)
