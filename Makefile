@@ -53,12 +53,13 @@ clean:  ## remove caches and build outputs; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# The stamp comes last, so that an interrupted installation is taken up again. uv reads the overrides of pyproject.toml
+# The stamp comes last, so that an interrupted installation is taken up again. Bytecode is written here once: where
+# Python may not write any (PYTHONDONTWRITEBYTECODE), every process of every rank would compile torch anew. uv reads the overrides of pyproject.toml
 # only in this folder, and looks for local wheels where pip does.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("MegaSLM needs Python 3.11 or newer; $(PYTHON) is %d.%d.%d. Name another one: make PYTHON=python3.12 ..." % sys.version_info[:3])'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
 	env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} \
-	    .venv/bin/uv pip install --python .venv -c constraints.txt -e '.[dev]'
+	    .venv/bin/uv pip install --compile-bytecode --python .venv -c constraints.txt -e '.[dev]'
 	@touch $@

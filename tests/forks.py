@@ -8,6 +8,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds at every `deepspeed.initialize`.
 import torch
 
 from megaslm.engine.distributed import end_process
