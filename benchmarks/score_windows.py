@@ -24,7 +24,7 @@ from torch import Tensor
 
 from megaslm.data.dataset.manifest import Reference, read_manifest
 from megaslm.model.flops import forward_flops_per_token
-from megaslm.model.load import check_model_folder
+from megaslm.model.folder import check_model_folder
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.model.windows import windows_of
 from megaslm.slm.targets import valid_targets
