@@ -78,25 +78,41 @@ class Case:
         return self.method == "cache" and self.score in EXPECTED_CUT and not measured_before
 
 
-def every_case() -> Iterator[Case]:
+def every_case() -> list[Case]:
     """On each engine every scope × score; further cases for what they leave out.
 
     A choice that depends on losses meets every method with every scope. For one known beforehand all methods go one
     way: each engine has every pair of score, scope and method, and all engines together every three of them.
     """
-    for engine, (tied, micro_steps) in enumerate(product((False, True), (1, 4))):
-        for score, scope, method in product(("excess", "loss"), SCOPES, METHODS):
-            yield Case(scope, micro_steps, tied, score=score, method=method)
-        for score, method in product(("excess", "loss"), METHODS):
-            yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
-        for (number, score), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
-            yield Case(scope, micro_steps, tied, score=score, method=METHODS[(number + place + engine) % 3])
-        for place, scope in enumerate(SCOPES):
-            yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
-    yield Case("batch", 1, tied=True, starved_rank=True)
-    yield Case("sequence", 4, tied=False, starved_rank=True)
-    yield Case("batch", 4, tied=False, starved_rank=True)
-    yield Case("batch", 1, tied=True, checkpointing=True)
+    return [case for cases in zip(*map(cases_of, range(len(ENGINES))), strict=True) for case in cases] + FURTHER
+
+
+def cases_in_turn() -> list[Case]:
+    """What every engine computes, computed by one of them, each in its turn; the further cases all."""
+    per_engine = zip(*map(cases_of, range(len(ENGINES))), strict=True)
+    return [cases[number % len(ENGINES)] for number, cases in enumerate(per_engine)] + FURTHER
+
+
+def cases_of(engine: int) -> Iterator[Case]:
+    tied, micro_steps = ENGINES[engine]
+    for score, scope, method in product(("excess", "loss"), SCOPES, METHODS):
+        yield Case(scope, micro_steps, tied, score=score, method=method)
+    for score, method in product(("excess", "loss"), METHODS):
+        yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
+    for (number, score), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
+        yield Case(scope, micro_steps, tied, score=score, method=METHODS[(number + place + engine) % 3])
+    for place, scope in enumerate(SCOPES):
+        yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
+
+
+ENGINES = list(product((False, True), (1, 4)))
+"""Tied or not, and micro-steps."""
+FURTHER = [
+    Case("batch", 1, tied=True, starved_rank=True),
+    Case("sequence", 4, tied=False, starved_rank=True),
+    Case("batch", 4, tied=False, starved_rank=True),
+    Case("batch", 1, tied=True, checkpointing=True),
+]
 
 
 class RecordingEngine(ZeroEngine):
@@ -281,12 +297,11 @@ def config_of(case: Case, world: World) -> RunConfig:
     )
 
 
-def main(output: Path) -> None:
+def main(cases: list[Case], output: Path) -> None:
     torch.set_num_threads(1)
     world = join_world()
     # Several chunks a call, and not equally many on the two ranks: no rank waits for another inside the head.
     head_pass._LOGIT_BYTES_ON_CPU = 4 * VOCAB_SIZE * (10 + 20 * world.rank)
-    cases = list(every_case())
     # Before the first engine announces itself: from then on transformers divides every model it builds.
     definitions: dict[object, Definition] = {}
     for case in cases:
@@ -309,4 +324,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main({"every": every_case, "in turn": cases_in_turn}[sys.argv[1]](), Path(sys.argv[2]))

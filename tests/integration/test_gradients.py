@@ -9,12 +9,17 @@ from tests.ranks import ROOT, run_ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_every_parameter_gets_the_gradient_of_the_definition(world_size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cases_named", "count"), [("in turn", 43), pytest.param("every", 160, marks=pytest.mark.slow)]
+)
+def test_every_parameter_gets_the_gradient_of_the_definition(
+    cases_named: str, count: int, world_size: int, tmp_path: Path
+) -> None:
     output = tmp_path / "errors.json"
     worker = str(ROOT / "tests/integration/gradient_worker.py")
-    run_ranks(world_size, [worker, str(output)], timeout_seconds=280)
+    run_ranks(world_size, [worker, cases_named, str(output)], timeout_seconds=280)
     cases = json.loads(output.read_text())
-    assert len(cases) == 160
+    assert len(cases) == count
     wrong = [
         f"{case['case']} {name}: {error:.1e}"
         for case in cases
