@@ -63,6 +63,54 @@ def test_neighbours_of_plain_characters_change_nothing(train_model: Train, tmp_p
         assert wanted.tolist() == found.tolist(), ascii(text)
 
 
+@pytest.mark.parametrize("keeps_spaces", [False, True])
+def test_line_ends_of_all_kinds_are_plain_where_spaces_are_joined(
+    train_model: Train, tmp_path: Path, keeps_spaces: bool
+) -> None:
+    model = train_model(vocab_size=600, **{**NFKC, "remove_extra_whitespaces": not keeps_spaces})
+    export_sentencepiece(model, tmp_path)
+    doubtful = doubtful_texts(model)
+    assert doubtful is not None
+    assert bool(doubtful.search("one\r\ntwo")) is keeps_spaces
+    sentencepiece, exported = SentencePieceEncoder(model), FolderEncoder(tmp_path)
+
+    @settings(deadline=None)
+    @given(st.lists(st.text("ae \r\n\té", max_size=30), min_size=20, max_size=20))
+    def compare(texts: list[str]) -> None:
+        for text, wanted, found in zip(texts, sentencepiece.encode(texts), exported.encode(texts), strict=True):
+            if not doubtful.search(text):
+                assert wanted.tolist() == found.tolist(), ascii(text)
+
+    compare()
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_words_tell_of_a_whole_text(train_model: Train, tmp_path: Path, kind: str) -> None:
+    """Where `require_same` looks at the doubtful words alone, it finds what a look at the whole text finds."""
+    model = train_model(vocab_size=600, **NFKC, model_type=kind)
+    export_sentencepiece(model, tmp_path)
+    (tmp_path / ORIGINAL).write_bytes(model)
+    original, exported = Original.of(tmp_path), FolderEncoder(tmp_path)
+    assert original is not None
+    assert original._words is not None
+    sentencepiece = SentencePieceEncoder(model)
+
+    @settings(deadline=None, max_examples=300)
+    @given(st.text(ODD + PLAIN, max_size=24))
+    def compare(text: str) -> None:
+        (wanted,), (found,) = sentencepiece.encode([text]), exported.encode([text])
+        is_right = wanted.tolist() == found.tolist() or sentencepiece.is_tie(wanted, found)
+        try:
+            original.require_same(Document(text, text, "b.jsonl, line 7"), found, exported)
+        except DataError:
+            # Or it decodes to another text.
+            assert not is_right or sentencepiece.decode(wanted) != exported.decode(found)
+        else:
+            assert is_right, ascii(text)
+
+    compare()
+
+
 def test_the_model_goes_where_its_tokenizer_goes(train_model: Train, tmp_path: Path) -> None:
     model = train_model(vocab_size=600, **NFKC)
     export_sentencepiece(model, tmp_path)
