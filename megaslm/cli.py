@@ -308,7 +308,9 @@ def verify(
 
 @app.command()
 def inspect(
-    dataset: Annotated[Path, typer.Argument(help="The dataset to look at.")],
+    dataset: Annotated[
+        Path, typer.Argument(help="The dataset to look at; with --order, a run's folder or its YAML file.")
+    ],
     split: Annotated[
         Literal["train", "heldout"] | None, typer.Option(help="Only this split; of a row, train where none is named.")
     ] = None,
@@ -316,16 +318,25 @@ def inspect(
     row: Annotated[
         int | None, typer.Option(help="Show this row; they are counted as in training, or in the domain, from 0 on.")
     ] = None,
+    order: Annotated[
+        int | None, typer.Option(help="Which rows a run reads in this step, on any number of ranks.", metavar="STEP")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show what a dataset is, or one of its rows as text with, where there are any, losses or selected tokens."""
+    """Show what a dataset is, one of its rows as text with losses or selected tokens, or which rows a step reads."""
     from dataclasses import asdict
 
     from rich.console import Console
 
     # In a file or a pipe there is no edge to fold the columns at.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
-    if row is None:
+    if order is not None:
+        from megaslm.training.step_rows import rows_of_step
+
+        rows = rows_of_step(dataset, order)
+        console.print(f"step {rows.step}, epoch {rows.epoch}: {' '.join(rows.rows)}")
+        write_json(json_file, asdict(rows))
+    elif row is None:
         from megaslm.data.dataset.dataset_facts import dataset_facts
         from megaslm.observe.dataset_view import show_dataset
 

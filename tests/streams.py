@@ -1,11 +1,11 @@
 """Small streams for the training stream's tests: rows whose every value tells which row it is."""
 
 import itertools
+import math
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from megaslm.config.plan import BatchPlan
 from megaslm.data.dataset.merged_index import merge_index
@@ -13,6 +13,7 @@ from megaslm.data.dataset.shard_index import Shard, read_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
+from megaslm.data.locks import locked
 
 SEQ_LEN = 16
 BATCH_ROWS = 4
@@ -54,7 +55,7 @@ def fetched(stream: MixtureStream, cache: Path, remote: str | None = None) -> Mi
     """The same stream, read from `remote` (its folder) through a cache that holds the index only."""
     cache.mkdir(parents=True)
     (cache / "index.json").write_bytes((stream.local / "index.json").read_bytes())
-    return MixtureStream(cache, remote or str(stream.local), stream.rows, stream.domain, stream.proportion)
+    return MixtureStream(cache, remote or stream.local.as_uri(), stream.rows, stream.domain, stream.proportion)
 
 
 def plan(world_size: int = 1, micro_steps: int = 1) -> BatchPlan:
@@ -97,7 +98,7 @@ def assert_right(batches: list[MicroBatch]) -> None:
 def cached_bytes(training: TrainingStream, folder: Path) -> int:
     """What shards take in a cache folder at one moment: none is added and none leaves while they are counted."""
     total = 0
-    with FileLock(training._rows._cache_filelock_path):
+    with locked(training._host.path / "ready" / "room", patience_seconds=math.inf, busy=""):
         for path in folder.rglob("*.mds*"):
             # One that is on its way may be given its name meanwhile.
             with suppress(FileNotFoundError):

@@ -6,7 +6,6 @@ them for the real one.
 """
 
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,44 +52,9 @@ def _check_torchvision() -> None:
         ) from error
 
 
-# The deepspeed launcher calls it LOCAL_SIZE; without the name that torchrun uses, ranks disagree and wait for ever.
-if "LOCAL_SIZE" in os.environ:
-    os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
-
 with _torchvision_or_stand_in():
-    from streaming import MDSWriter, Stream, StreamingDataset
-    from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, LOCALS, SHM_TO_CLEAN, TICK
-    from streaming.base.dataset import _ShardState as ShardState
+    from streaming import MDSWriter
     from streaming.base.hashing import get_hash
-    from streaming.base.shared import SharedArray, SharedScalar
-    from streaming.base.shared import _get_path as shared_name
-    from streaming.base.shared.prefix import _check_and_find
+    from streaming.base.shuffle import get_shuffle
 
-__all__ = [
-    "LOCALS",
-    "LOCK_FILES",
-    "SHARED_OBJECTS",
-    "TICK",
-    "MDSWriter",
-    "ShardState",
-    "SharedArray",
-    "SharedScalar",
-    "Stream",
-    "StreamingDataset",
-    "free_prefix",
-    "get_hash",
-    "shared_name",
-]
-
-SHARED_OBJECTS = tuple(SHM_TO_CLEAN)
-"""What a dataset keeps in shared memory, each after the dataset's prefix: `shared_name(prefix, name)`."""
-LOCK_FILES = (BARRIER_FILELOCK, CACHE_FILELOCK)
-"""What it keeps in the folder for temporary files, likewise."""
-
-
-def free_prefix(folders: list[str], remotes: list[str | None]) -> int:
-    """The prefix that a dataset takes which is opened now.
-
-    Raises ValueError where another dataset on this host fetches into one of `folders`.
-    """
-    return max(_check_and_find(folders, remotes, name) for name in SHARED_OBJECTS)
+__all__ = ["MDSWriter", "get_hash", "get_shuffle"]

@@ -62,7 +62,7 @@ def join_world() -> World:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         _connect(seat.rank, seat.world_size, device)
-        _tell_streaming()
+        _tell_host_ranks()
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
@@ -103,8 +103,8 @@ def _connect(rank: int, size: int, device: torch.device) -> None:
     _set_pg_timeout(LONGEST_WAIT)
 
 
-def _tell_streaming() -> None:
-    """How many ranks this host has, where the launcher has not: streaming would take them for one each."""
+def _tell_host_ranks() -> None:
+    """How many ranks this host has, where the launcher has not told."""
     hosts = gather_objects(socket.gethostname())
     count = os.environ.get("LOCAL_SIZE", str(hosts.count(socket.gethostname())))
     os.environ.setdefault("LOCAL_WORLD_SIZE", count)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megaslm.data.dataset.manifest import COST
 from megaslm.data.durable import write_file
-from megaslm.data.loading.shard_board import ShardChecks
+from megaslm.data.loading.shards import ShardChecks
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.domain_counts import DomainCounts

@@ -1,7 +1,7 @@
 """What a run's configuration asks for, in the terms of those who do it."""
 
 from megaslm.config.schema import FetchSection, RunConfig
-from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.shards import FetchSettings
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.recent_cuts import SelectionState

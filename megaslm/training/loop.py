@@ -117,7 +117,7 @@ class Session:
             job.world,
             eos_id=job.data.eos_id,
             domain_count=len(job.data.mixture.domains),
-            may_repeat_rows=job.data.mixture.may_repeat_rows(job.plan.global_batch_rows),
+            may_repeat_rows=job.data.mixture.may_repeat_rows,
             moment=Moment(step, (step - 1) * job.plan.tokens_per_step),
             learning_rate=learning_rate(job.config.train, step * job.plan.tokens_per_step),
             row_name=job.data.mixture.row_name,

@@ -66,7 +66,7 @@ def _step(job: Job) -> None:
             job.world,
             eos_id=job.data.eos_id,
             domain_count=len(job.data.mixture.domains),
-            may_repeat_rows=job.data.mixture.may_repeat_rows(job.plan.global_batch_rows),
+            may_repeat_rows=job.data.mixture.may_repeat_rows,
             moment=Moment(1, tokens),
             learning_rate=0.0,
             row_name=job.data.mixture.row_name,

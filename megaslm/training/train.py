@@ -15,6 +15,7 @@ from megaslm.engine.preflight.shared_folders import require_shared
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import CheckpointError
+from megaslm.training.checkpoints.progress import BY_PASSES
 from megaslm.training.checkpoints.resume import Resumed, resume
 from megaslm.training.demands import demands_of
 from megaslm.training.from_config import fetch_settings
@@ -132,5 +133,11 @@ def _resume(job: Job, say: Callable[[str], None]) -> Resumed:
         raise CheckpointError(
             f"{job.run.checkpoints}: the run has made {resumed.progress.step} steps; train.total_tokens asks for "
             f"{job.plan.total_steps} in all"
+        )
+    if resumed.progress.row_order != BY_PASSES and job.data.mixture.may_repeat_rows:
+        raise CheckpointError(
+            f"{job.run.checkpoints}: was written when data.streams with weight or repeat were drawn anew each epoch; "
+            "they are read pass after pass now, and where these passes stand cannot be told: start a new "
+            "run from this one's model (`megaslm export`, then model.from_pretrained)"
         )
     return after_rollbacks(job, resumed)

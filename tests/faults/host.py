@@ -1,4 +1,4 @@
-"""What runs leave behind on this machine: processes, shared memory, listening sockets."""
+"""What runs leave behind on this machine: processes, files that they share, listening sockets."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -10,11 +10,12 @@ from tests.forks import wait_until
 MARK = "MEGASLM_TEST_RUN"
 """An environment variable that a run's processes inherit, whatever becomes of their parents."""
 _SHARED_MEMORY = "/dev/shm/"
+_HOST_FOLDERS = f"/megaslm-{os.getuid()}/"
 _LISTENING = "0A"
 
 
-class SharedObject(NamedTuple):
-    """An object in shared memory; another one of that name has another inode."""
+class SharedFile(NamedTuple):
+    """A file in shared memory, or in the folder of a run's processes; another one of that name has another inode."""
 
     path: Path
     inode: int
@@ -53,14 +54,15 @@ def all_listening_sockets() -> set[str]:
     return {columns[9] for columns in rows if columns[3] == _LISTENING}
 
 
-def shared_memory_of(processes: Iterable[int]) -> set[SharedObject]:
-    """The objects in shared memory that these processes have mapped."""
+def shared_files_of(processes: Iterable[int]) -> set[SharedFile]:
+    """What these processes have mapped of what they may share."""
     rows = [line.split(maxsplit=5) for process in processes for line in _maps(process).splitlines()]
-    mapped = {SharedObject(Path(row[5]), int(row[4])) for row in rows if row[-1].startswith(_SHARED_MEMORY)}
+    shared = [row for row in rows if row[-1].startswith(_SHARED_MEMORY) or _HOST_FOLDERS in row[-1]]
+    mapped = {SharedFile(Path(row[5]), int(row[4])) for row in shared}
     return {each for each in mapped if each.exists()}
 
 
-def wait_until_gone(found: Callable[[], set[int] | set[SharedObject]]) -> None:
+def wait_until_gone(found: Callable[[], set[int] | set[SharedFile]]) -> None:
     """Waits until there is nothing any more: loader processes notice the end of their rank by themselves."""
     wait_until(lambda: not found())
 

@@ -86,8 +86,8 @@ _ROWS = (
         "neighbours",
         "two runs on one host, one crashes",
         "the other comes to its weights",
-        "left behind: {processes_left} processes, {shared_memory_objects_left} of {shared_memory_objects_used} objects "
-        "in shared memory, {ports_left} of {ports_used} listening sockets",
+        "left behind: {processes_left} processes, {shared_files_left} of {shared_files_used} files that they shared, "
+        "{ports_left} of {ports_used} listening sockets",
     ),
     Row(
         "soak",

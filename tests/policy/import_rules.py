@@ -83,6 +83,8 @@ def broken_rule(found: Import) -> str | None:
     for library, owner in OWNERS.items():
         if found.is_of(library) and found.file != owner:
             return f"only {owner} may import {library}"
+    if found.is_of("streaming") and "._" in found.module:
+        return "streaming is used by its public names alone"
     if found.layer == "config" and any(found.is_of(library) for library in HEAVY):
         return "config never imports torch, nor what imports it"
     if found.layer == "slm" and not _may_slm_import(found):

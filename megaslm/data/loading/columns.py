@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megaslm.data.dataset.target_bits import unpacked
-from megaslm.data.loading.training_rows import Row
+from megaslm.data.loading.shards import Row
 
 Number = TypeVar("Number", bound=np.generic)
 

@@ -1,26 +1,30 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks."""
 
 import os
+import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
 from megaslm.data.loading.columns import nats_of, selected_of, values_of
-from megaslm.data.loading.fetch import FetchSettings
+from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.loading.shard_board import ShardChecks
-from megaslm.data.loading.shared_memory import open_leased
-from megaslm.data.loading.training_rows import Row, RowOrder, TrainingRows
-from megaslm.errors import DataError, MegaSLMError
+from megaslm.data.loading.mixture import MixtureStream, order_of
+from megaslm.data.loading.order import Numbers, first_place
+from megaslm.data.loading.shards import FetchSettings, Row, ShardChecks, Supply, TrainingShards
+from megaslm.errors import DataError
+
+# Shards of so many micro-batches are asked for before the first of them is read.
+_BATCHES_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class TrainingStream:
         workers: int,
         fetch: FetchSettings | None,
     ) -> None:
-        """Opens the streams; called on all ranks, contains barriers.
+        """Opens the streams; called on all ranks.
 
         An epoch holds whole global batches only: at its end fewer rows than one batch wait for the next shuffle.
 
@@ -104,19 +108,23 @@ class TrainingStream:
 
         Raises:
             DataError: the streams have fewer rows than one global batch, an index is damaged, the cache is too small
-                or in use.
+                or in use, or there is no room for an epoch's order.
         """
-        rows = sum(stream.rows for stream in streams)
-        self._rows_per_epoch = rows // plan.global_batch_rows * plan.global_batch_rows
-        if self._rows_per_epoch == 0:
-            raise DataError(
-                f"{rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
-                f"{plan.global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
-            )
+        self._order = order_of(streams, plan, seed=shuffle_seed)
         self._workers = workers
         self._plan = plan
-        order = RowOrder(self._rows_per_epoch, plan.micro_batch_rows, plan.canonical_nodes, shuffle_seed)
-        self._rows = open_leased(streams, lambda: TrainingRows(streams, order, fetch))
+        # As the first rank sees them: all have to come to one order.
+        agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
+        rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
+        if dist.is_initialized():
+            dist.broadcast_object_list(agreed)
+            rank = dist.get_rank()
+        name, host_ranks = agreed
+        # Hosts that are made on one machine may share a disk for temporary files: each has a folder of its own.
+        self._host = HostFolder(f"{name}-{rank - local_rank}")
+        self._host.require_room(self._order)
+        self._shards = TrainingShards(streams, self._host, fetch)
+        self._first_place = first_place(rank, plan.world_size, int(host_ranks))
 
     def micro_batches(self, rows_seen: int) -> Generator[MicroBatch]:
         """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
@@ -124,37 +132,33 @@ class TrainingStream:
         Raises:
             DataError: a shard is damaged, cannot be fetched, or did not come in time.
         """
-        epoch, rows_into_epoch = divmod(rows_seen, self._rows_per_epoch)
+        epoch, rows_into_epoch = divmod(rows_seen, self._order.rows_per_epoch)
         while True:
-            self._rows.start_at(epoch, rows_into_epoch)
+            numbers = self._host.order_of(self._order, epoch)
+            mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
             loader: DataLoader[MicroBatch | DataError] = DataLoader(
-                _MicroBatches(self._rows, self._plan.micro_batch_rows, visit=epoch),
+                _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch),
                 batch_size=None,
                 num_workers=self._workers,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=partial(follow_rank, os.getpid()),
             )
-            expected = (self._rows_per_epoch - rows_into_epoch) // self._plan.world_size // self._plan.micro_batch_rows
-            found = 0
             with without_signals(), begun_processes() as workers:
                 items = iter(loader)
             try:
                 for item in items:
                     if isinstance(item, DataError):
                         raise item
-                    found += 1
                     yield item
             finally:
                 # One that waits for a shard is not asked to end: torch would wait for it, 5 s for each.
                 for worker in workers:
                     worker.terminate()
-            if found != expected:
-                raise MegaSLMError(f"epoch {epoch} ended after {found} micro-batches of this rank, not {expected}")
             epoch, rows_into_epoch = epoch + 1, 0
 
     def checked(self) -> ShardChecks:
         """What checking shards at their first use has cost on this host so far, all processes counted."""
-        return self._rows.checks()
+        return self._shards.checks()
 
 
 class _MicroBatches(IterableDataset[MicroBatch | DataError]):
@@ -163,19 +167,44 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     An error travels as a value: what a loader process raises arrives as the text of a traceback.
     """
 
-    def __init__(self, rows: TrainingRows, batch_rows: int, visit: int) -> None:
-        self._rows = rows
+    def __init__(self, shards: TrainingShards, numbers: Numbers, batch_rows: int, visit: int) -> None:
+        self._shards = shards
+        self._numbers = numbers
         self._batch_rows = batch_rows
         self._visit = visit
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
-        rows = iter(self._rows)
         try:
-            while batch := list(islice(rows, self._batch_rows)):
-                yield _stacked(batch, self._visit)
+            with Supply(self._shards.make_ready) as supply:
+                yield from self._read(supply)
         except DataError as error:
             # Its children are made of more than a message, and so do not find their way between processes.
             yield DataError(str(error))
+
+    def _read(self, supply: Supply) -> Iterator[MicroBatch]:
+        coming: deque[tuple[list[int], list[int]]] = deque()
+        for rows in self._batches():
+            shards = self._shards.shards_of(rows)
+            for shard in dict.fromkeys(shards):
+                if not self._shards.is_ready(shard):
+                    supply.ask(shard)
+            coming.append((rows.tolist(), shards))
+            if len(coming) > _BATCHES_AHEAD:
+                yield self._batch(coming, supply)
+        while coming:
+            yield self._batch(coming, supply)
+
+    def _batches(self) -> Iterator[Numbers]:
+        """The rows of this process's micro-batches: loader processes take turns."""
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for start in range(first * self._batch_rows, len(self._numbers), step * self._batch_rows):
+            yield self._numbers[start : start + self._batch_rows]
+
+    def _batch(self, coming: deque[tuple[list[int], list[int]]], supply: Supply) -> MicroBatch:
+        self._shards.keep_mapped({shard for _, shards in coming for shard in shards})
+        rows = [self._shards.row(number, shard, supply) for number, shard in zip(*coming.popleft(), strict=True)]
+        return _stacked(rows, self._visit)
 
 
 def _stacked(rows: list[Row], visit: int) -> MicroBatch:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Manifest
+from megaslm.data.dataset.shard_index import read_index
+from megaslm.data.loading.order import RowOrder
 from megaslm.errors import DataError
 from megaslm.slm.keys import MOST_VISITS
 
@@ -88,10 +91,10 @@ class Mixture:
         place = bisect_right(starts, number) - 1
         return f"{self.domains[place]}:{number - starts[place]}"
 
-    def may_repeat_rows(self, global_batch_rows: int) -> bool:
-        """Whether a row may come more than once in an epoch, and so in a step."""
-        rows_per_epoch = self.rows_per_epoch(global_batch_rows)
-        return any(self._most_drawn(stream, rows_per_epoch) > stream.rows for stream in self.streams)
+    @property
+    def may_repeat_rows(self) -> bool:
+        """Whether a row may come more than once in a step, as where a stream ends a pass in it and begins the next."""
+        return any(stream.proportion is not None for stream in self.streams)
 
     def check_epoch(self, global_batch_rows: int) -> None:
         """Checks that an epoch holds something of every domain, and no row more often than keys can tell apart.
@@ -104,17 +107,13 @@ class Mixture:
             if stream.proportion is None or not rows_per_epoch:
                 continue
             share = f"{name}: its {stream.rows} rows get {stream.proportion:.3g} of an epoch of {rows_per_epoch} rows"
-            if int(rows_per_epoch * stream.proportion) < 1:
+            # Shares are rounded down, and what is left goes to some of the streams.
+            fewest = int(rows_per_epoch * stream.proportion)
+            if fewest < 1:
                 raise DataError(f"{share}, less than one; raise the stream's weight or repeat, or leave the domain out")
-            if math.ceil(self._most_drawn(stream, rows_per_epoch) / stream.rows) > MOST_VISITS:
+            # The last pass of the epoch before may end in this one.
+            if math.ceil((fewest + 1) / stream.rows) + 1 > MOST_VISITS:
                 raise DataError(f"{share}, each more than {MOST_VISITS} times; lower the stream's weight or repeat")
-
-    def _most_drawn(self, stream: MixtureStream, rows_per_epoch: int) -> int:
-        """The most rows that an epoch may hold of a stream: shares are rounded down, what is left goes to some."""
-        proportion = stream.proportion
-        if proportion is None:
-            proportion = stream.rows / sum(other.rows for other in self.streams)
-        return int(rows_per_epoch * proportion) + 1
 
 
 def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
@@ -141,6 +140,23 @@ def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
             )
     names = (dataset.name_of(domain) for dataset in datasets for domain in dataset.domains)
     return Mixture(tuple(streams), tuple(names))
+
+
+def order_of(streams: Sequence[MixtureStream], plan: BatchPlan, *, seed: int) -> RowOrder:
+    """The order in which a run reads its streams.
+
+    Raises:
+        DataError: they have fewer rows than one global batch, or an index is damaged.
+    """
+    shards = tuple(tuple(shard.samples for shard in read_index(stream.local).shards) for stream in streams)
+    shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
+    order = RowOrder(shards, shares, plan.global_batch_rows, plan.canonical_nodes, seed)
+    if order.rows_per_epoch == 0:
+        raise DataError(
+            f"{order.rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
+            f"{plan.global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
+        )
+    return order
 
 
 def _check_read_once(datasets: Sequence[MixtureDataset]) -> None:

@@ -51,6 +51,16 @@ def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = D
     Raises DataError where it cannot be had, or is not what the index says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # What is damaged on its way is right the second time.
+    if not (_fetched(url, path, shard, settings) or _fetched(url, path, shard, settings)):
+        raise DataError(
+            f"{url} has another {CHECKSUM} than its index says, fetched twice; the stored shard is damaged: write the "
+            "dataset again"
+        )
+
+
+def _fetched(url: str, path: Path, shard: Shard, settings: RemoteSettings) -> bool:
+    """Whether what came has the checksum; `path` is there then."""
     digest = xxhash.xxh3_64()
     # Processes of one host may want the same shard; each writes its own copy, and the last name given wins.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as copy:
@@ -61,11 +71,9 @@ def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = D
                     digest.update(block)
                     copy.write(block)
             if digest.hexdigest() != shard.stored.hashes[CHECKSUM]:
-                raise DataError(
-                    f"{url} has the {CHECKSUM} {digest.hexdigest()}, its index says {shard.stored.hashes[CHECKSUM]}; "
-                    "the stored shard is damaged: write the dataset again"
-                )
+                return False
             unfinished.replace(path)
+            return True
         finally:
             unfinished.unlink(missing_ok=True)
 

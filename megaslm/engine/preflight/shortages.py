@@ -6,7 +6,7 @@ from megaslm.engine.preflight.facts import RankFacts, by_host
 from megaslm.engine.preflight.findings import Finding
 
 _LEAST_CACHE_BYTES = 1 << 30
-# Loaders, streaming and NCCL pass data on through it.
+# NCCL passes data on through it; nothing else of a run does.
 _LEAST_SHARED_MEMORY_BYTES_A_RANK = 16 << 20
 
 
@@ -57,9 +57,9 @@ def _cache(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Finding]:
 def _shared_memory(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Finding]:
     disk = its_facts[0].shared_memory
     needed_bytes = _LEAST_SHARED_MEMORY_BYTES_A_RANK * len(its_facts)
-    if disk is not None and disk.free_bytes < needed_bytes:
+    if its_facts[0].gpus and disk is not None and disk.free_bytes < needed_bytes:
         yield Finding(
-            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)}; {_size(needed_bytes)} are advised: remove "
+            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)}; NCCL wants {_size(needed_bytes)}: remove "
             "what is left in it, or make it larger (a container's --shm-size)",
             ends_the_job=False,
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 from megaslm.slm.recent_cuts import AT_START, SelectionState
 
 PROGRESS = "progress.json"
+BY_PASSES = 2
+"""The order in which streams with a weight or repeat are read: pass after pass. 1: each epoch was drawn anew."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Progress:
     """Of the last steps, in nats: by these a spike is judged."""
     validation_is_due: bool = False
     """Whether the run was told to stop before the validation of this step was through."""
+    row_order: int = BY_PASSES
+    """The order in which rows were read until here."""
 
     def as_json(self) -> str:
         """What `read_progress` reads."""
@@ -43,6 +47,8 @@ class Progress:
 def read_progress(checkpoint: Path) -> Progress:
     """Where the run stood when the checkpoint was written."""
     stored = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    # Checkpoints from before there was a second order say nothing of it.
+    stored.setdefault("row_order", 1)
     selection = stored.pop("selection")
     stored["recent_losses"] = tuple(stored["recent_losses"])
     return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))

@@ -8,7 +8,7 @@ import torch
 from megaslm.config.schema import StreamSection
 from megaslm.data.dataset.manifest import Manifest, Reference
 from megaslm.data.loading.mixture import Mixture, MixtureStream
-from megaslm.data.loading.shard_board import ShardChecks
+from megaslm.data.loading.shards import ShardChecks
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.engine.distributed import World
 from megaslm.training.checkpoints.progress import Progress

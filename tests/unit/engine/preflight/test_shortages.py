@@ -21,6 +21,7 @@ ENOUGH: list[dict[str, Any]] = [
     {"memory_bytes": 6 * GIB},
     {"cache": disk(GIB)},
     {"shared_memory": disk(32 * MIB)},
+    {"shared_memory": disk(0), "gpus": []},
     {"checkpoints": None, "cache": None, "shared_memory": None},
     {"checkpoint_bytes": 0, "checkpoints": disk(0), "memory_bytes": 0},
 ]
@@ -41,7 +42,11 @@ TOO_LITTLE: list[tuple[dict[str, Any], str, bool]] = [
         True,
     ),
     ({"cache": disk(300 * MIB)}, "/some/folder on node-1 has room for 300.0 MiB of what is fetched", False),
-    ({"shared_memory": disk(31 * MIB)}, "/some/folder on node-1 has room for 31.0 MiB; 32.0 MiB are advised", False),
+    (
+        {"shared_memory": disk(31 * MIB)},
+        "/some/folder on node-1 has room for 31.0 MiB; NCCL wants 32.0 MiB",
+        False,
+    ),
 ]
 
 

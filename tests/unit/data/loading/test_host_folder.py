@@ -1,0 +1,125 @@
+"""What the processes of a run share on a host: an epoch's order, written once, and a folder that goes with them."""
+
+import os
+import resource
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megaslm.data.loading.host_folder import HostFolder
+from megaslm.data.loading.order import RowOrder
+from megaslm.errors import DataError
+from tests.forks import fork, statuses_of, wait_until
+
+ORDER = RowOrder(((64, 64),), None, 8, 8, 0)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def expected(epoch: int) -> list[int]:
+    numbers = np.empty(ORDER.rows_per_epoch, ORDER.dtype)
+    ORDER.fill(epoch, numbers)
+    return numbers.tolist()
+
+
+def test_processes_that_want_an_order_at_once_get_one(tmp_path: Path) -> None:
+    """Each of them tells by its inode which file it has read."""
+
+    def read(number: int) -> None:
+        host = HostFolder("run")
+        assert host.order_of(ORDER, 2).tolist() == expected(2)
+        (tmp_path / str(number)).write_text(str((host.path / "order-2").stat().st_ino))
+
+    host = HostFolder("run")
+    assert statuses_of([fork(lambda number=number: read(number)) for number in range(4)]) == [0] * 4
+    assert len({(tmp_path / str(number)).read_text() for number in range(4)}) == 1
+    assert [path.name for path in host.path.glob("order-?")] == ["order-2"]
+
+
+def test_processes_at_different_epochs_do_not_disturb_one_another() -> None:
+    def read(first: int) -> None:
+        host = HostFolder("run")
+        orders = [expected(epoch) for epoch in range(2)]
+        for number in range(first, 200):
+            assert host.order_of(ORDER, number % 2).tolist() == orders[number % 2]
+
+    assert statuses_of([fork(lambda first=first: read(first)) for first in range(4)]) == [0] * 4
+
+
+def test_an_order_that_is_mapped_stays_when_the_next_one_is_written() -> None:
+    host = HostFolder("run")
+    first = host.order_of(ORDER, 0)
+    host.order_of(ORDER, 1)
+    assert first.tolist() == expected(0)
+    assert host.order_of(ORDER, 0).tolist() == expected(0)
+
+
+def test_a_full_disk_is_an_error_by_name_and_leaves_the_order_unwritten(capfd: pytest.CaptureFixture[str]) -> None:
+    def fill() -> None:
+        host = HostFolder("run")
+        host.require_room(ORDER)
+        # A disk that ends within the file, as far as a process can tell.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (ORDER.rows_per_epoch, resource.RLIM_INFINITY))
+        try:
+            host.order_of(ORDER, 0)
+        finally:
+            # What is said of it goes into a file.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    host = HostFolder("run")
+    assert statuses_of([fork(fill)]) == [2]
+    assert str(host.path) in capfd.readouterr().err
+    assert not (host.path / "order-0").exists()
+    assert host.order_of(ORDER, 0).tolist() == expected(0)
+
+
+def test_an_order_that_is_larger_than_the_disk_is_refused_beforehand() -> None:
+    large = RowOrder(((1 << 31,) * 4_000_000,), None, 8, 8, 0)
+    with pytest.raises(DataError, match=r"run: the order of an epoch's 8,589,934,592,000,000 rows takes .* are free"):
+        HostFolder("run").require_room(large)
+
+
+def test_a_folder_goes_with_its_last_holder_and_that_of_killed_ones_with_the_next_process(tmp_path: Path) -> None:
+    def hold(number: int) -> None:
+        host = HostFolder("killed")
+        host.order_of(ORDER, 0)
+        (tmp_path / f"held-{number}").touch()
+        time.sleep(60)
+        assert host.path.exists()
+
+    host = HostFolder("mine")
+    killed = [fork(lambda number=number: hold(number)) for number in range(2)]
+    wait_until(lambda: len(list(tmp_path.glob("held-*"))) == 2)
+    os.kill(killed[0], signal.SIGKILL)
+    assert statuses_of(killed[:1]) == [-signal.SIGKILL]
+    HostFolder("other")
+    assert host.path.with_name("killed").exists()
+    assert not host.path.with_name("other").exists()
+    os.kill(killed[1], signal.SIGKILL)
+    assert statuses_of(killed[1:]) == [-signal.SIGKILL]
+    HostFolder("other")
+    assert not host.path.with_name("killed").exists()
+    assert host.path.exists()
+
+
+def test_the_first_failure_stays() -> None:
+    host, same = HostFolder("run"), HostFolder("run")
+    assert host.failure() is None
+    host.fail("one")
+    same.fail("two")
+    assert host.failure() == same.failure() == "one"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_by_name(temporary: Path) -> None:
+    (temporary / f"megaslm-{os.getuid()}").write_text("in the way")
+    with pytest.raises(DataError, match="TMPDIR"):
+        HostFolder("run")

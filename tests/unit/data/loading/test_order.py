@@ -1,0 +1,158 @@
+"""The order of rows: streaming's where every row comes once an epoch, pass after pass where streams have shares."""
+
+import itertools
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megaslm.config.plan import BatchPlan
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.loading.loader import TrainingStream
+from megaslm.data.loading.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.data.loading.order import RowOrder, first_place
+from megaslm.engine.distributed import join_world
+from tests.forks import fork_ranks, statuses_of
+from tests.plain_streaming import get_sampling
+from tests.toy import SEQ_LEN, make_dataset
+
+SEED = 3
+GOLDEN = json.loads(Path(__file__).with_name("golden_order.json").read_text())
+"""Recorded from StreamingDataset with mosaicml-streaming 0.13, on 1, 2 and 4 ranks with 0 and 2 loader processes, which
+all agreed: SHARDS / rows of a step / canonical nodes → rows seen → the rows of the next steps."""
+SHARDS = {"one": ((40, 33), (21,)), "whole": ((48, 16, 32),), "two": ((40, 33), (21,), (17, 30))}
+
+
+def rows_of(order: RowOrder, epoch: int) -> list[int]:
+    numbers = np.empty(order.rows_per_epoch, order.dtype)
+    order.fill(epoch, numbers)
+    return numbers.tolist()
+
+
+def rows_from(order: RowOrder, rows_seen: int, count: int) -> list[int]:
+    epoch, into = divmod(rows_seen, order.rows_per_epoch)
+    epochs = itertools.chain.from_iterable(rows_of(order, number) for number in itertools.count(epoch))
+    return list(itertools.islice(epochs, into, into + count))
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_without_shares_it_is_streamings(case: str) -> None:
+    name, batch_rows, canonical_nodes = case.split("/")
+    order = RowOrder(SHARDS[name], None, int(batch_rows), int(canonical_nodes), SEED)
+    for rows_seen, expected in GOLDEN[case].items():
+        assert rows_from(order, int(rows_seen), len(expected)) == expected
+
+
+@settings(deadline=None)
+@given(
+    shards=st.lists(st.integers(1, 40), min_size=1, max_size=6).map(tuple),
+    epoch=st.integers(0, 5),
+    batch_rows=st.sampled_from([1, 4, 12]),
+)
+def test_as_many_rows_of_a_shard_stay_as_streaming_would_sample(
+    shards: tuple[int, ...], epoch: int, batch_rows: int
+) -> None:
+    order = RowOrder((shards,), None, batch_rows, 1, SEED)
+    if order.rows_per_epoch:
+        ends = np.cumsum(shards)
+        rows = rows_of(order, epoch)
+        assert len(set(rows)) == len(rows)
+        expected = get_sampling(np.array(shards), order.rows_per_epoch, 1, SEED, epoch, True)
+        found = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(shards))
+        assert found.tolist() == expected.tolist()
+
+
+@settings(deadline=None)
+@given(
+    streams=st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_no_row_of_a_stream_comes_again_before_every_other_has_come(
+    streams: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    shares = data.draw(st.lists(st.floats(0.05, 5), min_size=len(streams), max_size=len(streams)))
+    order = RowOrder(tuple(streams), tuple(shares), batch_rows=4, canonical_nodes=4, seed=SEED)
+    if not order.rows_per_epoch:
+        return
+    ends = np.cumsum([sum(shards) for shards in streams])
+    counts = [Counter(dict.fromkeys(range(sum(shards)), 0)) for shards in streams]
+    drawn = [rows_of(order, epoch) for epoch in range(5)]
+    for number in itertools.chain.from_iterable(drawn):
+        stream = int(np.searchsorted(ends, number, side="right"))
+        counts[stream][number - (int(ends[stream - 1]) if stream else 0)] += 1
+        assert max(counts[stream].values()) - min(counts[stream].values()) <= 1
+    for stream, share in enumerate(shares):
+        expected = share / sum(shares) * order.rows_per_epoch
+        assert all(
+            abs(int((np.searchsorted(ends, rows, side="right") == stream).sum()) - expected) <= 1 for rows in drawn
+        )
+
+
+def test_rows_come_in_another_order_in_each_epoch_and_pass() -> None:
+    even = RowOrder(((64, 64),), None, 8, 8, SEED)
+    shared = RowOrder(((64, 64), (128,)), (0.5, 0.5), 8, 8, SEED)
+    for order in (even, shared):
+        epochs = [rows_of(order, epoch) for epoch in range(3)]
+        assert epochs[0] != epochs[1] != epochs[2]
+        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(order.rows))
+
+
+@pytest.mark.parametrize(("world_size", "host_ranks"), [(1, 1), (8, 8), (8, 4), (8, 2), (6, 4), (12, 3)])
+def test_ranks_share_a_step_without_a_gap(world_size: int, host_ranks: int) -> None:
+    places = [first_place(rank, world_size, host_ranks) for rank in range(world_size)]
+    assert sorted(places) == list(range(world_size))
+    if world_size % host_ranks == 0:
+        hosts = world_size // host_ranks
+        # Canonical nodes lie at distances of their number, so a host has its own.
+        assert all(places[rank] % hosts == rank // host_ranks for rank in range(world_size))
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mixture]:
+    folder = tmp_path_factory.mktemp("order")
+    make_dataset(folder / "a", {("train", "x"): [40, 33], ("train", "y"): [21]})
+    make_dataset(folder / "b", {("train", "z"): [17, 30]}, seed=5)
+
+    def dataset(name: str, domains: tuple[str, ...], weight: float | None) -> MixtureDataset:
+        return MixtureDataset(name, folder / name, None, read_manifest(folder / name), domains, weight)
+
+    return {
+        "even": plan_mixture([dataset("a", ("x", "y"), None), dataset("b", ("z",), None)]),
+        "weights": plan_mixture([dataset("a", ("x", "y"), 0.7), dataset("b", ("z",), 0.3)]),
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("name", ["even", "weights"])
+def test_a_step_reads_the_same_rows_on_any_ranks(
+    mixtures: dict[str, Mixture], tmp_path: Path, name: str, world_size: int, workers: int
+) -> None:
+    mixture, batch_rows, steps = mixtures[name], 8, 4
+    plan = BatchPlan(world_size, SEQ_LEN, batch_rows, batch_rows // world_size, 2, 4 // world_size, 10, 8)
+    shares = tuple(stream.proportion for stream in mixture.streams if stream.proportion is not None) or None
+    order = RowOrder(SHARDS["two"], shares, batch_rows, 8, SEED)
+    starts = (0, 3 * batch_rows, order.rows_per_epoch - batch_rows, order.rows_per_epoch + batch_rows)
+
+    def read() -> None:
+        if world_size > 1:
+            join_world()
+        stream = TrainingStream(mixture.streams, plan, shuffle_seed=SEED, workers=workers, fetch=None)
+        for rows_seen in starts:
+            batches = stream.micro_batches(rows_seen)
+            rows = [next(batches).rows.tolist() for _ in range(steps * plan.micro_steps)]
+            batches.close()
+            said = tmp_path / f"{rows_seen}-{os.environ.get('RANK', '0')}"
+            said.write_text(json.dumps(list(itertools.chain.from_iterable(rows))))
+
+    assert statuses_of(fork_ranks(world_size, read)) == [0] * world_size
+    for rows_seen in starts:
+        ranks = [json.loads((tmp_path / f"{rows_seen}-{rank}").read_text()) for rank in range(world_size)]
+        # Ranks of one host take turns.
+        together = [row for turn in zip(*ranks, strict=True) for row in turn]
+        assert together == rows_from(order, rows_seen, steps * batch_rows)
