@@ -4,6 +4,7 @@ The folder lies under TMPDIR and belongs to one start of the run. Each process h
 holds is removed by the next process of the same user that opens one.
 """
 
+import errno
 import fcntl
 import math
 import os
@@ -45,8 +46,8 @@ class HostFolder:
         self.name = name
         self.path = _parent() / name
         with self._saying_where(), _alone():
-            for other in _parent().glob(f"*/{_HELD}"):
-                _remove_if_unheld(other.parent)
+            for other in _parent().glob("*/"):
+                _remove_if_unheld(other)
             self.path.mkdir(exist_ok=True)
             held = (self.path / _HELD).open("a")
             fcntl.flock(held, fcntl.LOCK_SH)
@@ -84,7 +85,10 @@ class HostFolder:
         Raises:
             DataError: another run on this host fetches into it.
         """
-        reader = (folder / _READER).open("a+")
+        try:
+            reader = (folder / _READER).open("a+")
+        except OSError as error:
+            raise DataError(f"{folder}: {error.strerror or error}; a cache has to be a folder to write in") from error
         self._holds.append(reader)
         deadline = time.monotonic() + _ORPHANS_SECONDS
         while True:
@@ -137,6 +141,9 @@ def _parent() -> Path:
 @contextmanager
 def _alone() -> Iterator[None]:
     _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Whoever else may write here could change what is read.
+    if _parent().lstat().st_uid != os.getuid():
+        raise PermissionError(errno.EPERM, f"{_parent()} belongs to another user")
     with locked(_parent() / "lock", patience_seconds=math.inf, busy=""):
         yield
 

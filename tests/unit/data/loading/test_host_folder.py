@@ -123,3 +123,25 @@ def test_a_folder_that_cannot_be_made_is_an_error_by_name(temporary: Path) -> No
     (temporary / f"megaslm-{os.getuid()}").write_text("in the way")
     with pytest.raises(DataError, match="TMPDIR"):
         HostFolder("run")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
+def test_the_folder_of_another_user_is_not_trusted(temporary: Path) -> None:
+    folder = temporary / f"megaslm-{os.getuid()}"
+    folder.mkdir()
+    os.chown(folder, 12345, -1)
+    with pytest.raises(DataError, match="belongs to another user"):
+        HostFolder("run")
+
+
+def test_what_was_killed_before_it_held_its_folder_goes_too(temporary: Path) -> None:
+    left = temporary / f"megaslm-{os.getuid()}" / "left"
+    left.mkdir(parents=True)
+    HostFolder("run")
+    assert not left.exists()
+
+
+def test_a_cache_that_is_no_folder_is_an_error_by_name(temporary: Path) -> None:
+    (temporary / "cache").write_text("a file")
+    with pytest.raises(DataError, match="a cache has to be a folder"):
+        HostFolder("run").claim_cache(temporary / "cache")
