@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.s3 import Bucket, FaultyProxy, FaultyS3, can_serve_s3, s3_environment, s3_server
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("megaslm", deadline=None)
+settings.load_profile("megaslm")
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ class Original:
             return
         if self._words is not None:
             words = " ".join(self._words.findall(document.text))
-            if np.array_equal(*self._sentencepiece.encode([words]), *exported.encode([words])):
+            (wanted,), (of_words,) = self._sentencepiece.encode([words]), exported.encode([words])
+            if np.array_equal(wanted, of_words):
                 return
         _require_same(self._sentencepiece, exported, document, found)
 
