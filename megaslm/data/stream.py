@@ -53,8 +53,8 @@ def _check_torchvision() -> None:
 
 
 with _torchvision_or_stand_in():
-    from streaming import MDSWriter
+    from streaming import MDSWriter, StreamingDataset
     from streaming.base.hashing import get_hash
     from streaming.base.shuffle import get_shuffle
 
-__all__ = ["MDSWriter", "get_hash", "get_shuffle"]
+__all__ = ["MDSWriter", "StreamingDataset", "get_hash", "get_shuffle"]
