@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness.plain_streaming import Stream, StreamingDataset
 from harness.report import Bar, options, report
 from harness.timing import Times, in_turns
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
+from megaslm.data.stream import Stream, StreamingDataset
 
 SEQ_LEN = 2048
 VOCAB_SIZE = 32_000

@@ -53,8 +53,7 @@ def _check_torchvision() -> None:
 
 
 with _torchvision_or_stand_in():
-    from streaming import MDSWriter, StreamingDataset
-    from streaming.base.hashing import get_hash
+    from streaming import MDSWriter, Stream, StreamingDataset
     from streaming.base.shuffle import get_shuffle
 
-__all__ = ["MDSWriter", "StreamingDataset", "get_hash", "get_shuffle"]
+__all__ = ["MDSWriter", "Stream", "StreamingDataset", "get_shuffle"]

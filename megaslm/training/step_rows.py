@@ -6,6 +6,7 @@ from pathlib import Path
 from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.data.dataset.shard_index import read_index
 from megaslm.data.loading.mixture import order_of
 from megaslm.errors import ConfigError
 from megaslm.training.run_folder import CONFIG
@@ -34,6 +35,8 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     plan = plan_batches(config, world_size=1)
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"--order {step}: {run} has steps 1 to {plan.total_steps}")
-    order = order_of(data.mixture.streams, plan, seed=config.data.shuffle_seed)
+    streams = data.mixture.streams
+    indices = [read_index(stream.local) for stream in streams]
+    order = order_of(streams, indices, plan, seed=config.data.shuffle_seed)
     rows = [data.mixture.row_name(number) for number in order.of_step(step).tolist()]
     return StepRows(step, (step - 1) * plan.global_batch_rows // order.rows_per_epoch, rows)

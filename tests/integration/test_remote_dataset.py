@@ -95,7 +95,7 @@ def test_what_is_written_is_the_dataset_and_its_manifest_comes_last(
 
 
 def test_streaming_reads_what_was_written(s3: Bucket, dataset: Path, working: Path, tmp_path: Path) -> None:
-    from tests.plain_streaming import Stream, StreamingDataset
+    from megaslm.data.stream import Stream, StreamingDataset
 
     write_all(RemoteOutput(s3.url("ds"), working), read_manifest(dataset))
     described = fetch_description(s3.url("ds"), tmp_path / "cache")

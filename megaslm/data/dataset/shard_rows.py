@@ -21,7 +21,7 @@ def require_checksum(path: Path, content: bytes | memoryview, expected: ShardFil
     digest = xxhash.xxh3_64()
     digest.update(content)
     if digest.hexdigest() != stated:
-        raise Damaged(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}: its bytes have changed")
+        raise Damaged(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}")
 
 
 def unpacked(path: Path, packed: bytes, shard: Shard) -> NDArray[np.uint8]:

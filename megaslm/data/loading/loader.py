@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
+from megaslm.data.dataset.shard_index import read_index
 from megaslm.data.loading.columns import nats_of, selected_of, values_of
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
@@ -110,7 +111,8 @@ class TrainingStream:
             DataError: the streams have fewer rows than one global batch, an index is damaged, the cache is too small
                 or in use, or there is no room for an epoch's order.
         """
-        self._order = order_of(streams, plan, seed=shuffle_seed)
+        indices = [read_index(stream.local) for stream in streams]
+        self._order = order_of(streams, indices, plan, seed=shuffle_seed)
         self._workers = workers
         self._plan = plan
         # As the first rank sees them: all have to come to one order.
@@ -123,7 +125,7 @@ class TrainingStream:
         # Hosts that are made on one machine may share a disk for temporary files: each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
         self._host.require_room(self._order)
-        self._shards = TrainingShards(streams, self._host, fetch)
+        self._shards = TrainingShards(streams, indices, self._host, fetch)
         self._first_place = first_place(rank, plan.world_size, int(host_ranks))
 
     def micro_batches(self, rows_seen: int) -> Generator[MicroBatch]:

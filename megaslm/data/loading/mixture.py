@@ -10,7 +10,7 @@ from pathlib import Path
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.dataset.shard_index import read_index
+from megaslm.data.dataset.shard_index import ShardIndex
 from megaslm.data.loading.order import RowOrder
 from megaslm.errors import DataError
 from megaslm.slm.keys import MOST_VISITS
@@ -142,13 +142,15 @@ def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
     return Mixture(tuple(streams), tuple(names))
 
 
-def order_of(streams: Sequence[MixtureStream], plan: BatchPlan, *, seed: int) -> RowOrder:
-    """The order in which a run reads its streams.
+def order_of(
+    streams: Sequence[MixtureStream], indices: Sequence[ShardIndex], plan: BatchPlan, *, seed: int
+) -> RowOrder:
+    """The order in which a run reads its streams, whose indices these are.
 
     Raises:
-        DataError: they have fewer rows than one global batch, or an index is damaged.
+        DataError: they have fewer rows than one global batch.
     """
-    shards = tuple(tuple(shard.samples for shard in read_index(stream.local).shards) for stream in streams)
+    shards = tuple(tuple(shard.samples for shard in index.shards) for index in indices)
     shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
     order = RowOrder(shards, shares, plan.global_batch_rows, plan.canonical_nodes, seed)
     if order.rows_per_epoch == 0:

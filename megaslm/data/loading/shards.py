@@ -1,4 +1,4 @@
-"""The shards of a run on one host: fetched, compared with their checksums, unpacked, mapped into memory, and evicted.
+"""The shards of a run on one host: which are ready, who makes others ready, which are mapped, and which leave for them.
 
 A shard is ready once a note of it lies in the host's folder, which is written when its bytes have been compared with
 their checksum. Who makes it ready holds a lock; a reader holds the lock of a shard's file while it has it mapped.
@@ -6,30 +6,28 @@ their checksum. Who makes it ready holds a lock; a reader holds the lock of a sh
 
 import fcntl
 import math
-import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, perf_counter, sleep
+from time import monotonic, sleep
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.data.dataset.damage import Damaged
-from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard, ShardFile, read_index
-from megaslm.data.dataset.shard_rows import rows_in, unpacked
-from megaslm.data.durable import UNFINISHED, unfinished
+from megaslm.data.dataset.shard_index import ShardIndex
+from megaslm.data.dataset.shard_rows import rows_in
+from megaslm.data.durable import UNFINISHED
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.mixture import MixtureStream
+from megaslm.data.loading.shard_files import ShardFiles, files_of
 from megaslm.data.locks import Busy, locked
-from megaslm.data.storage.remote_dataset import fetch_shard
+from megaslm.data.storage.remote import DEFAULTS
 from megaslm.data.storage.retries import RemoteSettings
-from megaslm.data.stream import get_hash
 from megaslm.errors import DataError
 
 # Each map keeps its file open, of which a process may have 1,024 where nobody has raised the limit.
@@ -81,71 +79,34 @@ class ShardChecks:
     """Time of the threads that did it, added up."""
 
 
-class _Place(NamedTuple):
-    """One shard, in a local folder and maybe in an object store."""
-
-    folder: Path
-    remote: str | None
-    shard: Shard
-    domain: int
-    first_row: int
-    """The number of its first row in its stream."""
-
-    @property
-    def raw(self) -> Path:
-        """The file that rows are read from."""
-        return self.folder / self.shard.raw_data.basename
-
-    @property
-    def stored(self) -> Path:
-        """The file that is fetched, or that the dataset has."""
-        return self.folder / self.shard.stored.basename
-
-    @property
-    def url(self) -> str:
-        return f"{self.remote}/{self.shard.stored.basename}"
-
-    @property
-    def rows(self) -> str:
-        return f"rows {self.first_row} to {self.first_row + self.shard.samples - 1}"
-
-    @property
-    def name(self) -> str:
-        return f"{self.url if self.remote else self.stored} ({self.rows})"
-
-    @property
-    def most_bytes(self) -> int:
-        """What it takes on disk while it is unpacked."""
-        return sum(file.bytes for file in (self.shard.raw_data, self.shard.zip_data) if file is not None)
-
-    def bytes_on_disk(self) -> int:
-        """What it takes on disk now."""
-        total = 0
-        for path in {self.raw, self.stored}:
-            with suppress(FileNotFoundError):
-                total += path.stat().st_size
-        return total
-
-
 class TrainingShards:
     """One process's view of the shards."""
 
-    def __init__(self, streams: Sequence[MixtureStream], host: HostFolder, fetch: FetchSettings | None) -> None:
-        """Raises DataError where an index is missing or damaged, a folder is read twice, or the cache is too small or
-        in use."""
+    def __init__(
+        self,
+        streams: Sequence[MixtureStream],
+        indices: Sequence[ShardIndex],
+        host: HostFolder,
+        fetch: FetchSettings | None,
+    ) -> None:
+        """Takes each stream with its index.
+
+        Raises:
+            DataError: a folder is read twice, or the cache is too small or in use.
+        """
         _refuse_repeated(streams)
-        self._places = [place for stream in streams for place in _places_of(stream)]
-        self._ends = np.cumsum([place.shard.samples for place in self._places])
+        self._files = [files for pair in zip(streams, indices, strict=True) for files in files_of(*pair)]
+        self._ends = np.cumsum([files.shard.samples for files in self._files])
         self._host, self._fetch = host, fetch
         self._notes = host.path / "ready"
         self._notes.mkdir(exist_ok=True)
         self._limit_bytes = None if fetch is None else fetch.cache_limit_bytes
         self._maps: OrderedDict[int, tuple[NDArray[np.void], BinaryIO]] = OrderedDict()
         self._stay_ready: set[int] = set()
-        if any(place.remote for place in self._places):
+        if any(files.remote for files in self._files):
             if fetch is None:
                 raise ValueError("remote streams cannot be read without FetchSettings")
-            _require_room(self._places, fetch)
+            _require_room(self._files, fetch)
         for stream in streams:
             if stream.remote is not None and host.claim_cache(stream.local):
                 # What a killed run was fetching.
@@ -182,7 +143,7 @@ class TrainingShards:
             self._map_once_ready(shard, supply)
         self._maps.move_to_end(shard)
         rows, _ = self._maps[shard]
-        return Row(number, self._places[shard].domain, rows[number - self._ends[shard]])
+        return Row(number, self._files[shard].domain, rows[number - self._ends[shard]])
 
     def make_ready(self, shard: int) -> None:
         """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.
@@ -190,16 +151,16 @@ class TrainingShards:
         Raises:
             DataError: it is damaged, or cannot be fetched or written; the other processes of the host hear of it.
         """
-        place, claim = self._places[shard], self._claim(shard)
+        files, claim = self._files[shard], self._claim(shard)
         try:
             with suppress(Busy), locked(claim, busy=""):
-                if not (self.is_ready(shard) and place.raw.is_file()) and self._has_room_for(shard):
-                    self._bring(place)
+                if not (self.is_ready(shard) and files.raw.is_file()) and self._has_room_for(shard):
+                    files.bring(DEFAULTS if self._fetch is None else self._fetch.remote, self._count)
                     self._note(shard).touch()
                     claim.write_text("")
         except OSError as error:
             raise self._failed(
-                f"{place.raw}: cannot be written or read: {error}; make room on that disk, or mend its permissions"
+                f"{files.raw}: cannot be written or read: {error}; make room on that disk, or mend its permissions"
             ) from error
         except DataError as error:
             self._host.fail(str(error))
@@ -220,14 +181,14 @@ class TrainingShards:
 
     def _map(self, shard: int) -> bool:
         """Maps a shard's rows, left in their file until they are read; false where it has left the cache."""
-        place = self._places[shard]
+        files = self._files[shard]
         # Maps of shards that have left the cache keep their files on the disk.
         for other in [other for other in self._maps if not self.is_ready(other)]:
             self._forget(other)
         if len(self._maps) == _MOST_MAPS:
             self._forget(next(iter(self._maps)))
         try:
-            file = place.raw.open("rb")
+            file = files.raw.open("rb")
         except FileNotFoundError:
             with suppress(FileNotFoundError):
                 self._stay_ready.discard(shard)
@@ -236,7 +197,7 @@ class TrainingShards:
         if self._limit_bytes is not None:
             fcntl.flock(file, fcntl.LOCK_SH)
         content = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
-        self._maps[shard] = rows_in(place.raw, content, place.shard), file
+        self._maps[shard] = rows_in(files.raw, content, files.shard), file
         return True
 
     def _forget(self, shard: int) -> None:
@@ -250,13 +211,13 @@ class TrainingShards:
         failure = self._host.failure()
         if failure is not None:
             raise DataError(failure)
-        place = self._places[shard]
-        if place.remote is not None and self._fetch is not None and waited_seconds > self._fetch.timeout_seconds:
+        files = self._files[shard]
+        if files.remote is not None and self._fetch is not None and waited_seconds > self._fetch.timeout_seconds:
             claim = self._claim(shard)
             preparer = claim.read_text() if claim.exists() else ""
             at_work = f"process {preparer} is still fetching it" if preparer else "the cache has no room for it"
             raise self._failed(
-                f"{place.name}: not there after {waited_seconds:.0f} seconds: {at_work}; check the network and the "
+                f"{files.name}: not there after {waited_seconds:.0f} seconds: {at_work}; check the network and the "
                 "store, or raise the time limit or the cache's limit"
             )
 
@@ -266,21 +227,21 @@ class TrainingShards:
 
     def _has_room_for(self, shard: int) -> bool:
         """Whether the cache has room for a shard, which is kept for it then; what was read longest ago may leave."""
-        place, limit_bytes = self._places[shard], self._limit_bytes
-        if place.remote is None:
+        files, limit_bytes = self._files[shard], self._limit_bytes
+        if files.remote is None:
             return True
         with locked(self._notes / "room", patience_seconds=math.inf, busy=""):
-            if limit_bytes is not None and not self._make_room(limit_bytes - place.most_bytes, without=shard):
+            if limit_bytes is not None and not self._make_room(limit_bytes - files.most_bytes, without=shard):
                 return False
             self._claim(shard).write_text(str(os.getpid()))
         return True
 
     def _make_room(self, most_bytes: int, *, without: int) -> bool:
         """Evicts shards until the others take no more than `most_bytes`; false where that cannot be done."""
-        remote = {shard: place for shard, place in enumerate(self._places) if place.remote and shard != without}
+        remote = {shard: files for shard, files in enumerate(self._files) if files.remote and shard != without}
         coming = {shard for shard in remote if _size(self._claim(shard))}
         used_bytes = {
-            shard: place.most_bytes if shard in coming else place.bytes_on_disk() for shard, place in remote.items()
+            shard: files.most_bytes if shard in coming else files.bytes_on_disk() for shard, files in remote.items()
         }
         there = [shard for shard in remote if shard not in coming and used_bytes[shard]]
         last_read = {shard: _last_read(self._note(shard)) for shard in there}
@@ -292,62 +253,20 @@ class TrainingShards:
         return excess_bytes <= 0
 
     def _evict(self, shard: int, *, only_unmapped: bool) -> bool:
-        place = self._places[shard]
-        with suppress(FileNotFoundError), place.raw.open("rb") as file:
+        files = self._files[shard]
+        with suppress(FileNotFoundError), files.raw.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if only_unmapped:
                     return False
         self._note(shard).unlink(missing_ok=True)
-        for path in {place.raw, place.stored}:
-            path.unlink(missing_ok=True)
+        files.remove()
         return True
 
-    def _bring(self, place: _Place) -> None:
-        """Brings `raw` onto the local disk, every byte compared with a checksum of the index."""
-        if self._is_sound(place, place.shard.raw_data):
-            return
-        packed = place.shard.zip_data
-        if packed is None or not self._is_sound(place, packed):
-            if place.remote is None:
-                raise Damaged(place.stored, f"is missing, though {INDEX} lists it ({place.rows})")
-            assert self._fetch is not None, "remote streams are opened with settings"
-            try:
-                fetch_shard(place.url, place.stored, place.shard, self._fetch.remote)
-            except DataError as error:
-                raise DataError(f"{error} ({place.rows})") from error
-            self._is_sound(place, place.shard.stored)
-        if packed is not None:
-            rows = unpacked(place.stored, place.stored.read_bytes(), place.shard)
-            rows.tofile(unfinished(place.raw))
-            unfinished(place.raw).replace(place.raw)
-
-    def _is_sound(self, place: _Place, file: ShardFile) -> bool:
-        """Whether `file` is there and right; removes a wrong one that can be had again, and refuses any other."""
-        path = place.folder / file.basename
-        if not path.is_file():
-            return False
-        finding = self._compared(path, file)
-        if finding is None:
-            return True
-        if place.remote is None and (path == place.stored or not place.stored.is_file()):
-            raise Damaged(path, f"{finding} ({place.rows})")
-        path.unlink()
-        return False
-
-    def _compared(self, path: Path, file: ShardFile) -> str | None:
-        """What is wrong with a file, in words; None where its content is what the index says."""
-        started = perf_counter()
-        found_bytes = path.stat().st_size
-        if found_bytes != file.bytes:
-            return f"has {found_bytes} bytes, {INDEX} says {file.bytes}"
-        with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = get_hash(CHECKSUM, content)
+    def _count(self, size: int, seconds: float) -> None:
         with (self._host.path / _CHECKS).open("a") as checks:
-            checks.write(f"{file.bytes} {perf_counter() - started}\n")
-        expected = file.hashes.get(CHECKSUM)
-        return None if found == expected else f"has the {CHECKSUM} {found}, {INDEX} says {expected}"
+            checks.write(f"{size} {seconds}\n")
 
     def _note(self, shard: int) -> Path:
         """There while the shard is ready; when it was read last is when the file was changed last."""
@@ -388,13 +307,6 @@ class Supply:
             self._asked[shard] = self._pool.submit(self._make_ready, shard)
 
 
-def _places_of(stream: MixtureStream) -> Iterator[_Place]:
-    first_row = 0
-    for shard in read_index(stream.local).shards:
-        yield _Place(stream.local, stream.remote, shard, stream.domain, first_row)
-        first_row += shard.samples
-
-
 def _refuse_repeated(streams: Sequence[MixtureStream]) -> None:
     folders = [stream.local for stream in streams]
     repeated = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
@@ -402,9 +314,9 @@ def _refuse_repeated(streams: Sequence[MixtureStream]) -> None:
         raise DataError(f"{', '.join(repeated)} is read twice in one run; name it once, with the sum of its weights")
 
 
-def _require_room(places: Sequence[_Place], fetch: FetchSettings) -> None:
+def _require_room(all_files: Sequence[ShardFiles], fetch: FetchSettings) -> None:
     """Raises DataError where the cache is too small."""
-    largest = max(place.most_bytes for place in places if place.remote)
+    largest = max(files.most_bytes for files in all_files if files.remote)
     if fetch.cache_limit_bytes is not None and fetch.cache_limit_bytes < _LEAST_SHARDS * largest:
         raise DataError(
             f"a cache of {fetch.cache_limit_bytes:,} bytes is too small for shards of up to {largest:,} bytes; it must "

@@ -57,7 +57,7 @@ def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
 
 
 def test_streaming_reads_the_same_rows(tmp_path: Path) -> None:
-    from tests.plain_streaming import StreamingDataset
+    from megaslm.data.stream import StreamingDataset
 
     make(tmp_path, FORMATS["compressed"])
     copy = tmp_path / "copy"

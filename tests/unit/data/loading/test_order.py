@@ -18,7 +18,6 @@ from megaslm.data.loading.mixture import Mixture, MixtureDataset, plan_mixture
 from megaslm.data.loading.order import RowOrder, first_place
 from megaslm.engine.distributed import join_world
 from tests.forks import fork_ranks, statuses_of
-from tests.plain_streaming import get_sampling
 from tests.toy import SEQ_LEN, make_dataset
 
 SEED = 3
@@ -57,6 +56,9 @@ def test_without_shares_it_is_streamings(case: str) -> None:
 def test_as_many_rows_of_a_shard_stay_as_streaming_would_sample(
     shards: tuple[int, ...], epoch: int, batch_rows: int
 ) -> None:
+    # Importable once megaslm.data.stream has been imported, as it was by now.
+    from streaming.base.sampling import get_sampling
+
     order = RowOrder((shards,), None, batch_rows, 1, SEED)
     if order.rows_per_epoch:
         ends = np.cumsum(shards)

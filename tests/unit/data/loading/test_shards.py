@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megaslm.data.dataset.shard_index import read_index
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shards import FetchSettings, Supply, TrainingShards
@@ -28,7 +29,7 @@ class Reader:
     """One process's view, on its own."""
 
     def __init__(self, stream: MixtureStream, fetch: FetchSettings | None, host: str = "run") -> None:
-        self.shards = TrainingShards([stream], HostFolder(host), fetch)
+        self.shards = TrainingShards([stream], [read_index(stream.local)], HostFolder(host), fetch)
         self.supply = Supply(self.shards.make_ready)
 
     def read(self, shard: int) -> None:
@@ -102,7 +103,7 @@ def test_a_shard_is_finished_by_another_where_its_maker_is_killed(stream: Mixtur
             time.sleep(60)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("megaslm.data.loading.shards.fetch_shard", fetch_for_ever)
+            patch.setattr("megaslm.data.loading.shard_files.fetch_shard", fetch_for_ever)
             reader.shards.make_ready(0)
 
     host = HostFolder("run")

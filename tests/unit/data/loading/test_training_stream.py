@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 from megaslm.data.loading.loader import TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shards import FetchSettings
+from megaslm.data.stream import Stream, StreamingDataset
 from megaslm.errors import DataError
-from tests.plain_streaming import Stream, StreamingDataset
 from tests.streams import (
     BATCH_ROWS,
     SHUFFLE_SEED,
