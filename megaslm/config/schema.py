@@ -109,7 +109,7 @@ class FetchSection(Section):
     cache_limit_gib: AboveZero | None = None
     """What a run's shards may take there: those that were read longest ago make room. null has no limit."""
     retries: NonNegative = 5
-    """How often a failed download of a shard is tried again, after a pause that doubles each time."""
+    """How often a failed request for a shard is made again, after a pause that doubles each time."""
     timeout_seconds: AboveZero = 300.0
     """How long a process waits for a shard before the run gives up, all tries together."""
 

@@ -200,8 +200,8 @@ class _Reader:
     def _scalar(self, node: yaml.Node) -> object:
         try:
             value = self.loader.construct_object(node)
-        # The library's constructors raise whatever comes of text that is not of its tag.
-        except Exception:
+        # What the library's constructors run into over text that is not of its tag.
+        except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             value = _UNREADABLE
         if value is _UNREADABLE or not isinstance(value, str | int | float | None):
             self.mistakes.append(f"{self._place(node)}: {_shown(node.value)} cannot be read as {node.tag}")
