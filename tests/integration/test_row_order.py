@@ -54,6 +54,8 @@ def test_the_rows_of_a_step_are_told_and_counted(config: RunConfig, tmp_path: Pa
     assert printed.split() == ["step", "6,", "epoch", "1:", *told[-1].rows]
     with pytest.raises(ConfigError, match="has steps 1 to 6"):
         rows_of_step(path, 7)
+    assert "--order: tells of all rows" in run_megaslm("inspect", path, "--order", "1", "--row", "1", expect_status=2)
+    assert "config.yaml" in run_megaslm("inspect", tmp_path / "web", "--order", "1", expect_status=2)
 
 
 def test_a_checkpoint_of_the_order_before_is_refused_where_there_are_weights(

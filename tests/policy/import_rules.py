@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("observe",),
     ("scoring", "training", "evaluation", "launch"),
-    ("cli", "checkpoint_cli", "launch_cli", "json_option", "demo", "__main__", "__init__"),
+    ("cli", "checkpoint_cli", "dataset_cli", "launch_cli", "json_option", "demo", "__main__", "__init__"),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
 APART = {"scoring", "training", "evaluation", "launch"}
