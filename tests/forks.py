@@ -1,5 +1,6 @@
 """Real processes that start in a moment: forked from one that has imported what takes seconds to import."""
 
+import faulthandler
 import os
 import socket
 import sys
@@ -14,6 +15,9 @@ import torch
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
 
+# A little before pytest gives up: where a child hangs, its stacks say at what.
+_STACKS_AFTER_SECONDS = 280
+
 
 def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
     """Runs `run` in a child, in a process group of its own or in `group`; it ends as a rank of MegaSLM does."""
@@ -25,6 +29,7 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
         # In a child torch makes its pool of threads anew at first use, and fails where two threads use it first.
         torch.set_num_threads(torch.get_num_threads())
+        faulthandler.dump_traceback_later(_STACKS_AFTER_SECONDS, file=2)
         try:
             os.setpgid(0, group)
             os.environ.update(environment)

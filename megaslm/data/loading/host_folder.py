@@ -150,7 +150,7 @@ def _alone() -> Iterator[None]:
 
 def _leave(folder: Path, holds: list[TextIO], process: int) -> None:
     if process == os.getpid():
-        with suppress(OSError), _alone():
+        with suppress(OSError, Busy), _alone():
             for file in holds:
                 file.close()
             _remove_if_unheld(folder)

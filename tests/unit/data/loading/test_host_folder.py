@@ -3,7 +3,6 @@
 import os
 import resource
 import signal
-import tempfile
 import time
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from megaslm.errors import DataError
 from tests.forks import fork, statuses_of, wait_until
 
 ORDER = RowOrder(((64, 64),), None, 8, 8, 0)
-
-
-@pytest.fixture(autouse=True)
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
 
 
 def expected(epoch: int) -> list[int]:
