@@ -24,11 +24,11 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.dump import dump
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.durable import write_file
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.device_name import device_name
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.jobs.durable import write_file
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.training.checkpoints.progress import Progress

@@ -13,7 +13,7 @@ from megaslm.data.dataset.shard_index import Shard, read_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.locks import locked
+from megaslm.jobs.locks import locked
 
 SEQ_LEN = 16
 BATCH_ROWS = 4

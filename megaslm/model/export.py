@@ -10,9 +10,9 @@ from accelerate import init_empty_weights
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.tokenizing.plain_folder import write_plain_folder
 from megaslm.errors import ModelError
+from megaslm.jobs.durable import abandon_folder, finish_folder, start_folder
 from megaslm.model.folder import HEAD, read_config
 from megaslm.model.plain_script import Opened, require_same_ids, require_same_model
 from megaslm.model.rope import in_both_spellings

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from megaslm.data.durable import sync
+from megaslm.jobs.durable import sync
 
 _MOST_KEPT_BYTES = 16 << 20
 

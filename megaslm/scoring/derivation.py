@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from megaslm import __version__
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
-from megaslm.data.durable import write_file
-from megaslm.data.locks import locked
-from megaslm.data.read_back import read_back
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.storage.output import output_at
-from megaslm.data.task_notes import PATIENCE_SECONDS, TaskNotes
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
+from megaslm.jobs.ledger import PATIENCE_SECONDS, TaskNotes
+from megaslm.jobs.locks import locked
+from megaslm.jobs.read_back import read_back
 from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
 
 _NOTES = ".derived"

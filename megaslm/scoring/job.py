@@ -10,15 +10,15 @@ import torch
 
 from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import Manifest, Reference
-from megaslm.data.locks import Busy
 from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
-from megaslm.data.task_notes import PATIENCE_SECONDS, keeping_what_is_done
 from megaslm.engine.distributed import join_world, on_first_rank
 from megaslm.engine.preflight.check import preflight
 from megaslm.engine.preflight.shared_folders import require_shared
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.work_queue import WorkQueue
 from megaslm.errors import MegaSLMError
+from megaslm.jobs.ledger import PATIENCE_SECONDS, keeping_what_is_done
+from megaslm.jobs.locks import Busy
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.score_progress import ScoreProgress
 from megaslm.scoring.demands import demands_of

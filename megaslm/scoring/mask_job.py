@@ -17,9 +17,9 @@ from megaslm.data.dataset.manifest import COST, Manifest, Mask, read_manifest
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.dataset.target_bits import packed
 from megaslm.data.storage.dataset_folder import open_dataset
-from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError
+from megaslm.jobs.ledger import keeping_what_is_done
 from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.mask import describe_masked, selected_targets

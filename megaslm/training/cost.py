@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megaslm.data.dataset.manifest import COST
-from megaslm.data.durable import write_file
 from megaslm.data.loading.shards import ShardChecks
 from megaslm.engine.distributed import World
+from megaslm.jobs.durable import write_file
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.training_data import TrainingDataset

@@ -8,10 +8,10 @@ from itertools import islice
 import torch
 
 from megaslm.config.dump import dump
-from megaslm.data.durable import UNFINISHED
 from megaslm.engine.distributed import on_first_rank
 from megaslm.engine.places import reach
 from megaslm.errors import ConfigError
+from megaslm.jobs.durable import UNFINISHED
 from megaslm.slm.recent_cuts import AT_START
 from megaslm.slm.step_plan import Moment
 from megaslm.training.checkpoints.progress import Progress

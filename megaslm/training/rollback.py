@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from megaslm.data.durable import write_file
 from megaslm.engine.distributed import on_first_rank
 from megaslm.errors import LossSpike
+from megaslm.jobs.durable import write_file
 from megaslm.training.checkpoints.resume import Resumed, resume
 from megaslm.training.checkpoints.store import complete_checkpoints, remove_checkpoint
 from megaslm.training.guard import Spike

@@ -13,8 +13,8 @@ from megaslm.config.dump import dump
 from megaslm.config.load import load, settings_of
 from megaslm.config.schema import RunConfig
 from megaslm.data.dataset.manifest import TOKENIZER, Manifest
-from megaslm.data.durable import write_file
 from megaslm.errors import CheckpointError, ConfigError
+from megaslm.jobs.durable import write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
 from megaslm.training.training_data import TrainingData, TrainingDataset

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from megaslm.data.locks import Busy, locked
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.errors import ConfigError
+from megaslm.jobs.locks import Busy, locked
 
 _PATIENCE_SECONDS = 30.0
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}

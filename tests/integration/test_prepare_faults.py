@@ -20,9 +20,9 @@ import pytest
 import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
 from megaslm.data.dataset.manifest import MANIFEST
-from megaslm.data.durable import UNFINISHED
 from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import DataError, MegaSLMError
+from megaslm.jobs.durable import UNFINISHED
 from tests.corpus import content, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]

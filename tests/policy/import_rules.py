@@ -11,6 +11,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("config",),
     ("slm",),
+    ("jobs",),
     ("data",),
     ("model",),
     ("engine",),

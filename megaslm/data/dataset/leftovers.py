@@ -5,7 +5,7 @@ from pathlib import Path
 
 from megaslm.data.dataset.manifest import BESIDE_ROWS, MANIFEST
 from megaslm.data.dataset.shard_index import INDEX, ShardIndex
-from megaslm.data.durable import UNFINISHED
+from megaslm.jobs.durable import UNFINISHED
 
 _OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask")
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from megaslm.config.recipe import DomainName
 from megaslm.config.schema import Ratio, Split
 from megaslm.data.dataset.damage import Damaged
-from megaslm.data.durable import write_file
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"

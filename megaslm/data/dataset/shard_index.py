@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from megaslm.data.dataset.damage import Damaged
-from megaslm.data.durable import write_file
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
 
 INDEX = "index.json"
 CHECKSUM = "xxh3_64"

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from megaslm.data.dataset.manifest import Manifest, Part
 from megaslm.data.dataset.shard_index import CHECKSUM, parse_index, read_index_bytes
 from megaslm.data.dataset.target_bits import bytes_of
-from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.preparing.packing import token_dtype
 from megaslm.errors import DataError
+from megaslm.jobs.durable import abandon_folder, finish_folder, start_folder
 
 
 def part_name(number: int) -> str:

@@ -20,10 +20,10 @@ from typing import TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.data.durable import unfinished
 from megaslm.data.loading.order import RowOrder
-from megaslm.data.locks import Busy, locked
 from megaslm.errors import DataError
+from megaslm.jobs.durable import unfinished
+from megaslm.jobs.locks import Busy, locked
 
 _HELD = "held"
 _FAILURE = "failure"

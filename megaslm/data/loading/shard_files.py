@@ -10,11 +10,11 @@ from typing import NamedTuple
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.shard_index import INDEX, Shard, ShardFile, ShardIndex
 from megaslm.data.dataset.shard_rows import require_checksum, unpacked
-from megaslm.data.durable import unfinished
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.storage.remote_dataset import fetch_shard
 from megaslm.data.storage.retries import RemoteSettings
 from megaslm.errors import DataError
+from megaslm.jobs.durable import unfinished
 
 OnCheck = Callable[[int, float], None]
 """Called with the bytes of a file that was compared, and the seconds that it took."""

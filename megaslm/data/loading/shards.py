@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from megaslm.data.dataset.shard_index import ShardIndex
 from megaslm.data.dataset.shard_rows import rows_in
-from megaslm.data.durable import UNFINISHED
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.mixture import MixtureStream
 from megaslm.data.loading.shard_files import ShardFiles, files_of
-from megaslm.data.locks import Busy, locked
 from megaslm.data.storage.remote import DEFAULTS
 from megaslm.data.storage.retries import RemoteSettings
 from megaslm.errors import DataError
+from megaslm.jobs.durable import UNFINISHED
+from megaslm.jobs.locks import Busy, locked
 
 # Each map keeps its file open, of which a process may have 1,024 where nobody has raised the limit.
 _MOST_MAPS = 128

@@ -12,19 +12,19 @@ from pathlib import Path
 from megaslm.config.recipe import Recipe
 from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import INPUTS, TOKENIZER, Manifest
-from megaslm.data.durable import write_file
 from megaslm.data.preparing.inputs import Inputs, joined
 from megaslm.data.preparing.prepare_task import Job, TaskProgress
 from megaslm.data.preparing.provenance import manifest_of, require_enough, require_same
 from megaslm.data.preparing.task_pool import run_tasks
 from megaslm.data.preparing.workplace import Plan, Workplace, claimed
-from megaslm.data.read_back import read_back
 from megaslm.data.storage.output import output_at
-from megaslm.data.task_notes import keeping_what_is_done
 from megaslm.data.text.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.data.tokenizing.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_origin import make_tokenizer
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
+from megaslm.jobs.ledger import keeping_what_is_done
+from megaslm.jobs.read_back import read_back
 
 
 @dataclass(frozen=True)

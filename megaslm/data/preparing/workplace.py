@@ -12,14 +12,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from megaslm.data.dataset.manifest import TOKENIZER
-from megaslm.data.durable import write_file
-from megaslm.data.locks import locked
 from megaslm.data.preparing.inputs import has_changed
 from megaslm.data.preparing.prepare_task import TaskOutcome
-from megaslm.data.read_back import read_back
-from megaslm.data.task_notes import TaskNotes
 from megaslm.data.text.tasks import Task
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
+from megaslm.jobs.ledger import TaskNotes
+from megaslm.jobs.locks import locked
+from megaslm.jobs.read_back import read_back
 
 _FOLDER = ".prepare"
 _PLAN = "plan.json"

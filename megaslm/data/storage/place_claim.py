@@ -9,11 +9,11 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from megaslm.data.durable import write_file
-from megaslm.data.read_back import read_back
 from megaslm.data.storage.remote import NotThere, RemoteSettings, read_bytes
 from megaslm.data.storage.uploads import remove_remote, write_bytes
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
+from megaslm.jobs.read_back import read_back
 
 UPLOAD = ".upload.json"
 """The file of a working folder that says which place it fills."""

@@ -15,10 +15,10 @@ from megaslm.data.dataset.manifest import COST, MANIFEST, TOKENIZER, Manifest, r
 from megaslm.data.dataset.merged_index import check_merged, joined, read_part_indices
 from megaslm.data.dataset.shard_index import CHECKSUM, INDEX, Shard
 from megaslm.data.dataset.tokenizer_files import check_tokenizer
-from megaslm.data.durable import UNFINISHED, abandon_folder, finish_folder, start_folder
-from megaslm.data.locks import locked
 from megaslm.data.storage.remote import DEFAULTS, NotThere, RemoteSettings, open_remote, read_bytes
 from megaslm.errors import DataError
+from megaslm.jobs.durable import UNFINISHED, abandon_folder, finish_folder, start_folder
+from megaslm.jobs.locks import locked
 
 _REQUESTS_AT_ONCE = 16
 

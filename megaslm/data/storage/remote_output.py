@@ -12,12 +12,12 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import BESIDE_ROWS, MANIFEST, TOKENIZER, Manifest, Part, write_manifest
 from megaslm.data.dataset.merged_index import joined, read_part_index, read_part_indices
 from megaslm.data.dataset.shard_index import INDEX, ShardIndex, check_size, write_index
-from megaslm.data.durable import write_file
 from megaslm.data.storage.place_claim import UPLOAD, PlaceClaim
 from megaslm.data.storage.remote import DEFAULTS, NotThere, RemoteSettings, list_remote, read_bytes
 from megaslm.data.storage.remote_dataset import read_remote_manifest
 from megaslm.data.storage.uploads import has_arrived, upload_file
 from megaslm.errors import DataError
+from megaslm.jobs.durable import write_file
 
 _EXTENDS = "more parts of the dataset that is there"
 

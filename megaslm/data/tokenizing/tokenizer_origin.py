@@ -6,7 +6,6 @@ from pathlib import Path
 
 from megaslm.config.home import home_expanded
 from megaslm.config.recipe import Recipe
-from megaslm.data.durable import abandon_folder, finish_folder, start_folder
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task
@@ -17,6 +16,7 @@ from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, tokenizer_fa
 from megaslm.data.tokenizing.tokenizer_training import train_sentencepiece
 from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
+from megaslm.jobs.durable import abandon_folder, finish_folder, start_folder
 
 _CHECKED_BYTES = 2_000_000
 _MOST_CHECKED_TASKS = 64

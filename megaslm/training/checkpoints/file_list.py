@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from megaslm.data.durable import write_file
 from megaslm.errors import CheckpointError
+from megaslm.jobs.durable import write_file
 
 COMPLETE = "COMPLETE"
 WEIGHTS = "weights-"

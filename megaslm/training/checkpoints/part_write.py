@@ -4,8 +4,8 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.data.durable import sync
 from megaslm.engine.faults import inject
+from megaslm.jobs.durable import sync
 from megaslm.training.checkpoints.file_list import FileList, describe
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.state_files import HostCopy

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megaslm.data.durable import sync, unfinished
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.places import reach
 from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
+from megaslm.jobs.durable import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, write_file_list
 from megaslm.training.checkpoints.layout import LAYOUT, Layout
 from megaslm.training.checkpoints.part_write import PartWrite

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from megaslm.data.durable import UNFINISHED
 from megaslm.errors import CheckpointError
+from megaslm.jobs.durable import UNFINISHED
 from megaslm.training.checkpoints.file_list import COMPLETE, Damage, FileList, damage_of, read_file_list
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")

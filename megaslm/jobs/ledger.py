@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel
 
-from megaslm.data.durable import write_file
-from megaslm.data.locks import locked
-from megaslm.data.read_back import read_back
 from megaslm.errors import MegaSLMError
+from megaslm.jobs.durable import write_file
+from megaslm.jobs.locks import locked
+from megaslm.jobs.read_back import read_back
 
 Outcome = TypeVar("Outcome", bound=BaseModel)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.locks import Busy, locked
+from megaslm.jobs.locks import Busy, locked
 from tests.forks import fork, statuses_of
 
 
