@@ -65,7 +65,7 @@ class Job:
     def _targets_per_second(self) -> float:
         summary = read_scores(self._output)
         assert summary is not None
-        by = [part.by for part in summary.parts]
+        by = [by for part in summary.parts for by in part.by]
         began: datetime = min(each.started for each in by)
         ended = max(each.started + timedelta(seconds=each.rank_seconds) for each in by)
         return summary.targets / (ended - began).total_seconds()

@@ -103,7 +103,6 @@ def prepare(
     loaded = load(Recipe, recipe, overrides or []).value
 
     from megaslm.data.preparing import prepare as preparing
-    from megaslm.observe.prepare_progress import prepare_work
     from megaslm.observe.work_console import WorkConsole
 
     if finish:
@@ -112,14 +111,10 @@ def prepare(
         _say_passed_over(manifest.passed_over)
         return
     with WorkConsole("prepare") as console:
-
-        def show(progress: preparing.PrepareProgress) -> None:
-            console.show(prepare_work(progress))
-
         if share is not None:
-            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show)
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=console.show)
             return
-        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show)
+        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=console.show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
     _say_passed_over(manifest.passed_over)
 
@@ -175,8 +170,6 @@ def score(
     if share is not None and finish:
         raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
 
-    from megaslm.engine.distributed import leave_world
-    from megaslm.observe.score_progress import ScoreProgress, score_work
     from megaslm.observe.work_console import WorkConsole
     from megaslm.scoring import job
     from megaslm.scoring.task import ScoreSettings, ScoreTask
@@ -190,17 +183,12 @@ def score(
         stride=stride,
     )
     task = ScoreTask(reference, dataset, output, settings, working=work, cache=cache)
+    # At the end no rank waits for the others: one of them may have died, and its work been done by them.
     with WorkConsole("score") as console:
-
-        def show(progress: ScoreProgress) -> None:
-            console.show(score_work(progress))
-
         if share is not None:
-            job.score_share(task, share, show)
-            leave_world()
+            job.score_share(task, share, console.show)
             return
-        manifest = job.finish(task) if finish else job.score(task, show)
-    leave_world()
+        manifest = job.finish(task) if finish else job.score(task, console.show)
     if _seat.rank == 0:
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
@@ -226,17 +214,15 @@ def mask(
 
     What is interrupted goes on when it is started again. Where the dataset has grown, only its new parts are masked.
     """
-    from rich.console import Console
-
-    from megaslm.observe.verification import progress_bar
+    from megaslm.observe.work_console import WorkConsole
     from megaslm.scoring.mask import mask_rule
     from megaslm.scoring.mask_job import MaskTask
     from megaslm.scoring.mask_job import mask as mask_dataset
 
     rule = mask_rule(score, keep_ratio, max_ref_loss)
     task = MaskTask(dataset, output, rule, workers=workers, working=work, cache=cache)
-    with progress_bar(Console(highlight=False), f"mask · {dataset}") as on_progress:
-        manifest = mask_dataset(task, on_progress)
+    with WorkConsole("mask") as console:
+        manifest = mask_dataset(task, console.show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 

@@ -29,10 +29,10 @@ def write_scores(dataset: Path, *, fewest_targets: int = loss_statistics.FEWEST_
                 by = ScoredBy(
                     host=HOST, rank=len(parts), device=DEVICE, device_type="cuda", threads=1, megaslm_version="0",
                     torch_version="2", transformers_version="5", started=datetime(2026, 1, 2, tzinfo=UTC),
-                    rank_seconds=RANK_SECONDS, start_seconds=0.0,
+                    rank_seconds=RANK_SECONDS, start_seconds=0.0, targets=found.targets,
                 )  # fmt: skip
                 scores = PartScores(
-                    split=split, domain=domain, part=part.name, rows=part.rows, statistics=found, by=by,
+                    split=split, domain=domain, part=part.name, rows=part.rows, statistics=found, by=(by,),
                     tokens_per_second=found.targets / RANK_SECONDS,
                 )  # fmt: skip
                 parts.append(scores)

@@ -25,8 +25,12 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
 
     On a file system of several hosts it keeps out other hosts too, if that file system knows locks (NFS 4, Lustre
     mounted with `flock`). A process that the holding thread forks holds the lock too; one that another thread forks
-    does not. Raises Busy with that message where another holds it for longer than the patience, and at once where
-    this very thread does.
+    does not.
+
+    Raises:
+        Busy: with that message, where another holds it for longer than the patience; at once where this thread does.
+        DataError: the file system has no locks.
+        OSError: the file cannot be opened.
     """
     deadline = time.monotonic() + patience_seconds
     mine = path, threading.get_ident()
@@ -45,6 +49,11 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
                 if time.monotonic() >= deadline:
                     raise Busy(busy) from error
                 time.sleep(_LOOK_AGAIN_SECONDS)
+            except OSError as error:
+                raise DataError(
+                    f"{path}: its file system gives no locks ({error.strerror}), by which processes keep out of one "
+                    "another's way; use a folder on one that does, such as a local disk, or mount it with locks"
+                ) from error
         yield
     finally:
         del _open[file]

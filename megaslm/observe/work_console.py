@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from megaslm.jobs.progress import JobProgress
+
 _LINE_SECONDS = 10.0
+_COUNTED = {
+    "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
+    "documents": (1, "{:,.0f} documents", "{:,.0f} documents/s"),
+    "tokens": (1, "{:,.0f} tokens", "{:,.0f} tokens/s"),
+    "rows": (1, "{:,.0f} rows", "{:,.1f} rows/s"),
+    "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
+}
+"""What jobs count, in the order in which it is said: its unit, and how it and its rate are written."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,30 @@ class Work:
         return f" · {hours}:{minutes:02}:{seconds:02} left"
 
 
+def work_of(progress: JobProgress) -> Work:
+    """What is to be said of a job's progress."""
+    seconds = max(1e-9, progress.seconds)
+    numbers = [f"task {progress.tasks_done:,}/{progress.tasks:,}"]
+    for name, text in _COUNTED.items():
+        if name in progress.counts:
+            per_unit, said, per_second = text
+            count = progress.counts[name] / per_unit
+            numbers.append(said.format(count))
+            numbers.append(per_second.format(count / seconds))
+    numbers.append("1 process" if progress.processes == 1 else f"{progress.processes} processes")
+    if progress.tasks_retried:
+        numbers.append(f"{progress.tasks_retried:,} begun again")
+    if progress.tasks_left:
+        numbers.append(f"{progress.tasks_left:,} left")
+    return Work(
+        total=progress.total,
+        done=progress.done,
+        before=progress.before,
+        seconds=progress.seconds,
+        numbers=" · ".join(numbers),
+    )
+
+
 class WorkConsole:
     """Follows one job."""
 
@@ -69,8 +103,9 @@ class WorkConsole:
         """Leaves the bar as it is."""
         self._bar.stop()
 
-    def show(self, work: Work) -> None:
+    def show(self, progress: JobProgress) -> None:
         """Shows how far the job has come."""
+        work = work_of(progress)
         if self._task is None:
             self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)
         self._bar.update(self._task, completed=work.done, numbers=work.numbers)

@@ -22,8 +22,9 @@ from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.data.storage.output import output_at
 from megaslm.errors import DataError
 from megaslm.jobs.durable import write_file
-from megaslm.jobs.ledger import PATIENCE_SECONDS, TaskNotes
+from megaslm.jobs.ledger import Drawn, Ledger
 from megaslm.jobs.locks import locked
+from megaslm.jobs.progress import Tally
 from megaslm.jobs.read_back import read_back
 from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
 
@@ -76,14 +77,14 @@ class Derivation(Generic[Outcome]):
         self._described = described
         self._output, self.working = output_at(str(output), working, local_working=working_name)
         self._folder = Path(output) if working is None else None
-        self._notes = TaskNotes(self.working / _NOTES, outcome_type, place=self._output.place)
+        self.ledger = Ledger(self.working / _NOTES, outcome_type, place=self._output.place)
         self._known_parts = known_parts
         self._plan = Plan.of(described)
 
     @property
-    def workplace(self) -> Path:
-        """A folder that all who do the work share; there while the output is claimed, and gone when it is done."""
-        return self._notes.folder
+    def claim(self) -> Path:
+        """The file whose lock the first process of a job holds while it works."""
+        return self.ledger.folder / "lock"
 
     def finished(self) -> Manifest | None:
         """The manifest of the output, where it is the dataset that would be made.
@@ -113,10 +114,10 @@ class Derivation(Generic[Outcome]):
         Raises DataError where another process is at work there, or where anything else is there.
         """
         self._require_ours()
-        self._notes.folder.mkdir(parents=True, exist_ok=True)
+        self.ledger.folder.mkdir(parents=True, exist_ok=True)
         busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
-        with locked(self._notes.folder / "lock", shared=not alone, busy=busy):
-            with self._notes.setting_up():
+        with locked(self.claim, shared=not alone, busy=busy):
+            with self.ledger.setting_up():
                 self._begin(alone=alone)
             yield
 
@@ -126,17 +127,12 @@ class Derivation(Generic[Outcome]):
 
     def is_done(self, item: SourcePart) -> bool:
         """Whether a part is done."""
-        return self._notes.is_done(item.name)
+        return self.ledger.is_done(item.name)
 
-    def complete(
-        self, item: SourcePart, make: Callable[[Path], Outcome], *, patience_seconds: float = PATIENCE_SECONDS
-    ) -> Outcome:
-        """Do a part: `make` writes the folder that it is given, and gives what is to be noted of it.
+    def draw(self, item: SourcePart, make: Callable[[Path], Outcome], run_id: str, tally: Tally | None = None) -> Drawn:
+        """Do a part as `Ledger.draw` does: `make` writes the folder that it gets, and gives what is to be noted."""
 
-        Raises Busy where another process has been at it for longer than the patience.
-        """
-
-        def run() -> Outcome:
+        def do() -> Outcome:
             outcome = make(self.working / item.path)
             if not item.has_rows_of(outcome.part):
                 raise DataError(
@@ -146,7 +142,7 @@ class Derivation(Generic[Outcome]):
             self._output.keep_part(item.split, item.domain, outcome.part)
             return outcome
 
-        return self._notes.complete(item.name, run, patience_seconds=patience_seconds)
+        return self.ledger.draw(item.name, do, run_id, tally)
 
     def outcomes(self, *, patience_seconds: float = 0.0) -> list[tuple[SourcePart, Outcome]]:
         """What was noted of every part, in the order of their rows.
@@ -156,7 +152,7 @@ class Derivation(Generic[Outcome]):
         """
         deadline = time.monotonic() + patience_seconds
         while True:
-            noted = [(item, self._notes.outcome(name)) for name, item in self._sources.items()]
+            noted = [(item, self.ledger.outcome(name)) for name, item in self._sources.items()]
             if all(outcome is not None for _, outcome in noted) or time.monotonic() >= deadline:
                 break
             time.sleep(_LOOK_AGAIN_SECONDS)
@@ -185,7 +181,7 @@ class Derivation(Generic[Outcome]):
             write_file(self.working / name, content)
         manifest = self._described.model_copy(update={"splits": splits, "megaslm_version": __version__})
         self._output.finish(manifest)
-        self._tidy_up()
+        self.tidy_up()
         return manifest
 
     @cached_property
@@ -194,7 +190,7 @@ class Derivation(Generic[Outcome]):
 
     def _require_ours(self) -> None:
         """Raise DataError where the folder that is worked in holds neither a dataset nor the beginnings of this one."""
-        if self._notes.folder.exists() or (self._folder is not None and self._output.finished() is not None):
+        if self.ledger.folder.exists() or (self._folder is not None and self._output.finished() is not None):
             return
         folder = self._folder or self.working
         if folder.exists() and any(path != self.working for path in folder.iterdir()):
@@ -205,9 +201,12 @@ class Derivation(Generic[Outcome]):
 
         Where nothing is done yet and no one else is at work, another plan may follow.
         """
-        done = self._notes.outcomes()
+        if alone:
+            self.ledger.forget_runs()
+        done = self.ledger.outcomes()
         begun = self._begun()
-        if begun is not None and (done or not alone):
+        # What is noted may lie deeper, of ranges of parts.
+        if begun is not None and (not alone or any(self.ledger.folder.rglob("task-*.json"))):
             self._plan.require_continues(begun, self._output.place)
             require_rows(self._sources, {name: outcome.part for name, outcome in done.items()}, self._output.place)
         finished = self._output.finished()
@@ -217,23 +216,24 @@ class Derivation(Generic[Outcome]):
             self._output.extend(finished)
             for name, outcome in self._known_parts(finished, self._output.beside).items():
                 if name not in done:
-                    self._notes.note(name, outcome)
-        write_file(self._notes.folder / _PLAN, self._plan.model_dump_json())
+                    self.ledger.note(name, outcome)
+        write_file(self.ledger.folder / _PLAN, self._plan.model_dump_json())
 
     def _begun(self) -> Plan | None:
-        path = self._notes.folder / _PLAN
+        path = self.ledger.folder / _PLAN
         if not path.is_file():
             return None
-        return read_back(Plan, path.read_bytes(), str(path), f"remove {self._notes.folder} and start it again")
+        return read_back(Plan, path.read_bytes(), str(path), f"remove {self.ledger.folder} and start it again")
 
     def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
         """Where one came after the manifest; what a job notes that adds other parts is left alone."""
-        if self._notes.folder.is_dir():
-            with suppress(DataError), locked(self._notes.folder / "lock", busy="others are at work"):
-                if self._notes.outcomes().keys() <= finished.keys():
-                    self._tidy_up()
+        if self.ledger.folder.is_dir():
+            with suppress(DataError), locked(self.claim, busy="others are at work"):
+                if self.ledger.outcomes().keys() <= finished.keys():
+                    self.tidy_up()
 
-    def _tidy_up(self) -> None:
+    def tidy_up(self) -> None:
+        """Once the dataset is finished: remove what was needed to make it."""
         self._output.tidy_up()
-        leftovers = self._notes.folder if self._folder is None else self.working
+        leftovers = self.ledger.folder if self._folder is None else self.working
         shutil.rmtree(leftovers, ignore_errors=True)

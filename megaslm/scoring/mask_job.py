@@ -3,8 +3,9 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -18,17 +19,19 @@ from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.dataset.target_bits import packed
 from megaslm.data.storage.dataset_folder import open_dataset
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import DataError
-from megaslm.jobs.ledger import keeping_what_is_done
+from megaslm.errors import DataError, Stopped
+from megaslm.jobs.ledger import Drawn, draw_all, keeping_what_is_done, new_run_id
+from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.mask import describe_masked, selected_targets
 
 _WORKING = ".mask"
 _TARGETS_AT_ONCE = 1 << 18
+_LOOK_SECONDS = 0.25
 
-OnProgress = Callable[[int, int], None]
-"""Called with the bytes that were read and those that are to be read, from one thread at a time."""
+OnProgress = Callable[[JobProgress], None]
+"""Called about once a second."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class MaskTask:
     """For a dataset at a URL: the folder in which what is fetched is kept."""
 
 
-def mask(task: MaskTask, on_progress: OnProgress = lambda done, total: None) -> Manifest:
+def mask(task: MaskTask, on_progress: OnProgress = lambda progress: None) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `selected` in place of what it is made of.
 
     Parts that an earlier job has finished are not made again, nor those of a finished output whose dataset has grown.
@@ -95,46 +98,70 @@ class _Job:
         self._rule = described.mask
         self._eos_id = described.eos_id
         self._format = RowFormat.of(described)
-        self._waiting = [item for item in derivation.parts() if not derivation.is_done(item)]
+        self._parts = derivation.parts()
+        self._waiting = [item for item in self._parts if not derivation.is_done(item)]
         self._on_progress = on_progress
-        self._done_bytes = 0.0
-        self._lock = threading.Lock()
+        self._run_id = new_run_id()
+        self._over = threading.Event()
 
     def run(self, threads: int) -> None:
         """Does them in so many threads, until one fails."""
+        rows = sum(item.part.rows for item in self._parts)
+        publisher = Publisher(
+            self._derivation.ledger.folder,
+            self._run_id,
+            job="mask",
+            unit="rows",
+            total=rows,
+            before=rows - sum(item.part.rows for item in self._waiting),
+            tasks=len(self._parts),
+            tasks_before=len(self._parts) - len(self._waiting),
+        )
         # Each of these threads would have as many of torch's, which contend for the same cores.
         torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         pool = ThreadPoolExecutor(threads)
         with StopSignal() as stop:
             try:
-                for done in as_completed([pool.submit(self._mask_part, item, stop) for item in self._waiting]):
-                    done.result()
+                running = {pool.submit(self._draw_all, number, stop) for number in range(threads)}
+                while running:
+                    ended, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+                    for thread in ended:
+                        thread.result()
+                    progress = publisher.publish(at_once=not running)
+                    if progress is not None:
+                        self._on_progress(progress)
             finally:
+                self._over.set()
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(torch_threads)
 
-    def _mask_part(self, item: SourcePart, stop: StopSignal) -> None:
+    def _draw_all(self, thread: int, stop: StopSignal) -> None:
+        tally = Tally(self._derivation.ledger.folder, self._run_id, thread)
+
+        def look() -> None:
+            stop.raise_if_told("the parts that are done are kept; start it again for the others")
+            if self._over.is_set():
+                raise Stopped("another thread has failed")
+
+        def draw(item: SourcePart) -> Drawn:
+            return self._derivation.draw(item, partial(self._make, item, tally, look), self._run_id, tally)
+
+        draw_all(self._waiting, draw, look)
+
+    def _make(self, item: SourcePart, tally: Tally, look: Callable[[], None], folder: Path) -> PartOutcome:
         reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)
         at_once = max(1, _TARGETS_AT_ONCE // self._format.seq_len)
-
-        def make(folder: Path) -> PartOutcome:
-            with part_writer(folder, self._format) as writer:
-                for start in range(0, len(reader), at_once):
-                    stop.raise_if_told("the parts that are done are kept; start it again for the others")
-                    rows = reader.rows(start, min(len(reader), start + at_once))
-                    try:
-                        selected = selected_targets(self._rule, rows, self._eos_id)
-                    except DataError as error:
-                        raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
-                    tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
-                    writer.write(tokens, int(rows["domain"][0]), selected=packed(selected))
-                    self._progress(item.part.bytes * len(tokens) / len(reader))
-            return PartOutcome(part=writer.part)
-
-        self._derivation.complete(item, make)
-
-    def _progress(self, read_bytes: float) -> None:
-        with self._lock:
-            self._done_bytes += read_bytes
-            self._on_progress(round(self._done_bytes), sum(item.part.bytes for item in self._waiting))
+        with part_writer(folder, self._format) as writer:
+            for start in range(0, len(reader), at_once):
+                look()
+                rows = reader.rows(start, min(len(reader), start + at_once))
+                try:
+                    selected = selected_targets(self._rule, rows, self._eos_id)
+                except DataError as error:
+                    raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
+                tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
+                writer.write(tokens, int(rows["domain"][0]), selected=packed(selected))
+                done = start + len(tokens)
+                tally.report(rows=done, targets=done * self._format.seq_len)
+        return PartOutcome(part=writer.part)

@@ -1,9 +1,9 @@
-"""One part of a dataset: its rows through the reference, in batches of one shape, into a part with their losses.
+"""Rows of a part through the reference, in batches of one shape, and a part with their losses.
 
 On a GPU three batches are on their way at a time: one is read and one is written while the device works on the third.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,50 +16,85 @@ from torch import Tensor
 from megaslm.data.dataset.manifest import Manifest, Part
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.score_summary import PartStatistics
-from megaslm.data.dataset.shards import PartWriter, RowFormat, part_writer
+from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
+from megaslm.jobs.durable import sync, unfinished
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
 from megaslm.scoring.read_ahead import read_ahead
 from megaslm.slm.targets import valid_targets
 
 OnRows = Callable[[int], object]
-"""Called with the number of rows that were written since the last call."""
+"""Called with the number of rows that were scored since the last call."""
+
+
+class ScoredRows(NamedTuple):
+    """Rows as stored, (n, L+1), of one domain, and what a reference says of them: (columns, n, L) float16."""
+
+    tokens: NDArray[np.unsignedinteger]
+    domain: int
+    values: NDArray[np.float16]
+
+
+def write_part(folder: Path, manifest: Manifest, scored: Iterable[ScoredRows]) -> tuple[Part, PartStatistics]:
+    """Write rows, in order, as the part `folder` of the dataset that `manifest` describes."""
+    statistics = LossStatistics(manifest.eos_id)
+    with part_writer(folder, RowFormat.of(manifest)) as writer:
+        for rows in scored:
+            writer.write(rows.tokens, rows.domain, rows.values[0], rows.values[1] if len(rows.values) == 2 else None)
+            statistics.add(rows.tokens, rows.values[0])
+    return writer.part, statistics.finish()
+
+
+def write_values(path: Path, scored: Iterable[ScoredRows]) -> None:
+    """Write the values of rows, in order, as one array to `path`."""
+    with unfinished(path).open("wb") as file:
+        np.save(file, np.concatenate([rows.values for rows in scored], axis=1), allow_pickle=False)
+    sync(unfinished(path))
+    unfinished(path).replace(path)
+
+
+def with_values(reader: RowReader, paths: Sequence[Path], at_once: int) -> Iterator[ScoredRows]:
+    """The rows of `reader`, so many at once, with the values that `write_values` has written of them, in order."""
+    start = 0
+    for path in paths:
+        values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        for first in range(0, values.shape[1], at_once):
+            some = np.ascontiguousarray(values[:, first : first + at_once])
+            rows = reader.rows(start, start + some.shape[1])
+            start += some.shape[1]
+            yield ScoredRows(cast(NDArray[np.unsignedinteger], rows["tokens"]), int(rows["domain"][0]), some)
 
 
 @dataclass(frozen=True)
 class PartScorer:
-    """Scores parts with one model."""
+    """Scores rows with one model."""
 
     model: ReferenceModel
-    manifest: Manifest
-    """Of the dataset that is written; its `reference` says how the model is run."""
+    eos_id: int
     batch_rows: int
     """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
 
-    def score(self, reader: RowReader, folder: Path, place: str, on_rows: OnRows) -> tuple[Part, PartStatistics]:
-        """Write the rows of `reader` with what the model says of them as the part `folder`.
+    def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
+        """Rows of a part, from a multiple of `batch_rows` on, with what the model says of them.
 
         `place` is what messages call the part. Raises NonFiniteLoss where the model gives NaN or an infinite value,
         Damaged where a shard is not what was written.
         """
-        statistics = LossStatistics(self.manifest.eos_id)
-        with part_writer(folder, RowFormat.of(self.manifest)) as writer:
-            try:
-                for batch in self._scored(reader):
-                    self._write(batch, writer, statistics, place)
-                    on_rows(len(batch.tokens))
-            except torch.OutOfMemoryError as error:
-                raise MegaSLMError(
-                    f"{place}: {self.batch_rows} rows at once do not fit into the memory of {self.model.device}; lower "
-                    f"--batch-rows ({error})"
-                ) from error
-        return writer.part, statistics.finish()
+        try:
+            for batch in self._measured(reader, rows):
+                yield _arrived(batch, place)
+                on_rows(len(batch.tokens))
+        except torch.OutOfMemoryError as error:
+            raise MegaSLMError(
+                f"{place}: {self.batch_rows} rows at once do not fit into the memory of {self.model.device}; lower "
+                f"--batch-rows ({error})"
+            ) from error
 
-    def _scored(self, reader: RowReader) -> Iterator["_Scored"]:
+    def _measured(self, reader: RowReader, rows: range) -> Iterator["_Scored"]:
         """Batches whose values are on their way to the host; each is given when the next is under way."""
         earlier: _Scored | None = None
-        for batch in read_ahead(self._batches(reader)):
+        for batch in read_ahead(self._batches(reader, rows)):
             measured = self._measure(batch)
             if earlier is not None:
                 yield earlier
@@ -67,38 +102,24 @@ class PartScorer:
         if earlier is not None:
             yield earlier
 
-    def _batches(self, reader: RowReader) -> Iterator["_Batch"]:
-        for start in range(0, len(reader), self.batch_rows):
-            rows = reader.rows(start, min(len(reader), start + self.batch_rows))
-            stored = cast(NDArray[np.unsignedinteger], rows["tokens"])
+    def _batches(self, reader: RowReader, rows: range) -> Iterator["_Batch"]:
+        for start in range(rows.start, rows.stop, self.batch_rows):
+            found = reader.rows(start, min(rows.stop, start + self.batch_rows))
+            stored = cast(NDArray[np.unsignedinteger], found["tokens"])
             padding = np.repeat(stored[-1:], self.batch_rows - len(stored), axis=0)
             tokens = torch.from_numpy(np.concatenate([stored, padding]).astype(np.int64))
-            yield _Batch(start, stored, int(rows["domain"][0]), tokens)
+            yield _Batch(start, stored, int(found["domain"][0]), tokens)
 
     def _measure(self, batch: "_Batch") -> "_Scored":
         # Pinned here and not by the thread that reads, which would open the first GPU, whichever is this rank's.
         tokens = batch.padded.pin_memory() if self.model.device.type == "cuda" else batch.padded
         tokens = tokens.to(self.model.device, non_blocking=True)
-        valid = valid_targets(tokens, self.manifest.eos_id)
+        valid = valid_targets(tokens, self.eos_id)
         losses, entropies = self.model.measure(tokens)
         columns = [losses] if entropies is None else [losses, entropies]
         values = torch.stack([as_stored(column, valid) for column in columns])
         finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
         return _Scored(batch.start, batch.stored, batch.domain, _OnItsWay(values), _OnItsWay(finite))
-
-    def _write(self, batch: "_Scored", writer: PartWriter, statistics: LossStatistics, place: str) -> None:
-        count = len(batch.tokens)
-        finite = batch.finite.arrived()[:, :count]
-        if not finite.all():
-            column, row = (int(number) for number in (~finite).nonzero()[0])
-            what = ("a loss", "an entropy")[column]
-            raise NonFiniteLoss(
-                f"{place}, row {batch.start + row} of the part: the reference gives {what} that is NaN or infinite; "
-                "try --precision fp32"
-            )
-        values: NDArray[np.float16] = batch.values.arrived()[:, :count].numpy()
-        writer.write(batch.tokens, batch.domain, values[0], values[1] if len(values) == 2 else None)
-        statistics.add(batch.tokens, values[0])
 
 
 class _Batch(NamedTuple):
@@ -134,3 +155,16 @@ class _OnItsWay:
         if self._event is not None:
             self._event.synchronize()
         return self._tensor
+
+
+def _arrived(batch: _Scored, place: str) -> ScoredRows:
+    count = len(batch.tokens)
+    finite = batch.finite.arrived()[:, :count]
+    if not finite.all():
+        column, row = (int(number) for number in (~finite).nonzero()[0])
+        what = ("a loss", "an entropy")[column]
+        raise NonFiniteLoss(
+            f"{place}, row {batch.start + row} of the part: the reference gives {what} that is NaN or infinite; "
+            "try --precision fp32"
+        )
+    return ScoredRows(batch.tokens, batch.domain, batch.values.arrived()[:, :count].numpy())

@@ -25,7 +25,7 @@ class ScoredPart(PartOutcome):
 
     statistics: PartStatistics
     """Of its losses."""
-    by: ScoredBy
+    by: tuple[ScoredBy, ...]
     """Who computed them."""
 
 
@@ -61,13 +61,13 @@ def reports(outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifes
             rows=item.part.rows,
             statistics=scored.statistics,
             by=scored.by,
-            tokens_per_second=scored.statistics.targets / scored.by.rank_seconds,
+            tokens_per_second=scored.statistics.targets / sum(by.rank_seconds for by in scored.by),
         )
         for item, scored in outcomes
     ]
     flops = _flops_per_target(record, manifest.seq_len, reference)
     summary = summarise(parts, flops, cast(ChosenPrecision, record.precision))
-    cost = _cost([scored.by for _, scored in outcomes], reference)
+    cost = _cost([by for _, scored in outcomes for by in scored.by], reference)
     return {SCORES: summary.model_dump_json(indent=1) + "\n", COST: json.dumps(cost, indent=1) + "\n"}
 
 

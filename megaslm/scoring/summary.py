@@ -27,9 +27,12 @@ from megaslm.engine.peak_flops import peak_flops
 from megaslm.model.precision import ChosenPrecision
 from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
 
+# Clocks of two kinds, and what lies between two rows that a process has scored.
+_CLOSE_SECONDS = 1.0
 
-def scored_by(rank: int, device: torch.device, rank_seconds: float, start_seconds: float) -> ScoredBy:
-    """This process at the end of a part that took it `rank_seconds`, begun `start_seconds` after its last."""
+
+def scored_by(rank: int, device: torch.device, targets: int, rank_seconds: float, start_seconds: float) -> ScoredBy:
+    """This process at the end of rows that took it `rank_seconds`, begun `start_seconds` after its last."""
     return ScoredBy(
         host=socket.gethostname(),
         rank=rank,
@@ -42,7 +45,23 @@ def scored_by(rank: int, device: torch.device, rank_seconds: float, start_second
         started=datetime.now(UTC) - timedelta(seconds=rank_seconds),
         rank_seconds=rank_seconds,
         start_seconds=start_seconds,
+        targets=targets,
     )
+
+
+def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
+    """The same processes, each named once where it scored one range of rows after the other."""
+    known: list[ScoredBy] = []
+    for each in sorted(by, key=lambda each: (each.host, each.rank, each.started)):
+        last = known[-1] if known else None
+        if last is not None and (last.host, last.rank) == (each.host, each.rank):
+            seconds = (each.started - last.started).total_seconds()
+            if seconds - last.rank_seconds <= each.start_seconds + _CLOSE_SECONDS:
+                update = {"rank_seconds": seconds + each.rank_seconds, "targets": last.targets + each.targets}
+                known[-1] = last.model_copy(update=update)
+                continue
+        known.append(each)
+    return tuple(known)
 
 
 def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, precision: ChosenPrecision) -> ScoreSummary:
@@ -51,19 +70,20 @@ def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, preci
     `precision` is the arithmetic of the forward pass, on which the devices' peak depends.
     """
     devices = tuple(
-        _device_scores(device, [part for part in parts if part.by.device == device], forward_flops_per_token, precision)
-        for device in sorted({part.by.device for part in parts})
+        _device_scores(device, parts, forward_flops_per_token, precision)
+        for device in sorted({by.device for part in parts for by in part.by})
     )
+    everyone = [by for part in parts for by in part.by]
     targets = sum(part.statistics.targets for part in parts)
-    rank_seconds = sum(part.by.rank_seconds for part in parts)
+    rank_seconds = sum(by.rank_seconds for by in everyone)
     return ScoreSummary(
         targets=targets,
         rank_seconds=rank_seconds,
-        gpu_hours=sum(part.by.rank_seconds for part in parts if part.by.device_type == "cuda") / 3600,
-        ranks=_ranks(parts),
+        gpu_hours=sum(by.rank_seconds for by in everyone if by.device_type == "cuda") / 3600,
+        ranks=_ranks(everyone),
         tokens_per_second_per_rank=targets / rank_seconds,
         forward_flops_per_token=forward_flops_per_token,
-        mfu=_model_flops_utilisation(parts, forward_flops_per_token, precision),
+        mfu=_model_flops_utilisation(everyone, forward_flops_per_token, precision),
         bin_edges=LOSS_BIN_EDGES,
         devices=devices,
         domains=tuple(
@@ -87,35 +107,35 @@ def quantile(histogram: Sequence[int], share: float) -> float:
 def _device_scores(
     device: str, parts: Sequence[PartScores], forward_flops_per_token: float, precision: ChosenPrecision
 ) -> DeviceScores:
-    targets = sum(part.statistics.targets for part in parts)
-    rank_seconds = sum(part.by.rank_seconds for part in parts)
+    by = [each for part in parts for each in part.by if each.device == device]
+    targets, rank_seconds = sum(each.targets for each in by), sum(each.rank_seconds for each in by)
     return DeviceScores(
         device=device,
-        hosts=len({part.by.host for part in parts}),
-        ranks=_ranks(parts),
-        parts=len(parts),
+        hosts=len({each.host for each in by}),
+        ranks=_ranks(by),
+        parts=sum(any(each.device == device for each in part.by) for part in parts),
         targets=targets,
         rank_seconds=rank_seconds,
         tokens_per_second_per_rank=targets / rank_seconds,
-        mfu=_model_flops_utilisation(parts, forward_flops_per_token, precision),
+        mfu=_model_flops_utilisation(by, forward_flops_per_token, precision),
     )
 
 
 def _model_flops_utilisation(
-    parts: Iterable[PartScores], forward_flops_per_token: float, precision: ChosenPrecision
+    by: Iterable[ScoredBy], forward_flops_per_token: float, precision: ChosenPrecision
 ) -> float | None:
     done = possible = 0.0
-    for part in parts:
-        peak = peak_flops(part.by.device, precision)
+    for each in by:
+        peak = peak_flops(each.device, precision)
         if peak is None:
             return None
-        done += part.statistics.targets * forward_flops_per_token
-        possible += part.by.rank_seconds * peak
+        done += each.targets * forward_flops_per_token
+        possible += each.rank_seconds * peak
     return done / possible
 
 
-def _ranks(parts: Iterable[PartScores]) -> int:
-    return len({(part.by.host, part.by.rank) for part in parts})
+def _ranks(by: Iterable[ScoredBy]) -> int:
+    return len({(each.host, each.rank) for each in by})
 
 
 def _domain_scores(split: Split, domain: str, parts: Sequence[PartScores]) -> DomainScores:

@@ -16,11 +16,12 @@ from megaslm.config.recipe import Recipe
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing import task_pool
+from megaslm.data.preparing import prepare as preparing
 from megaslm.data.preparing.packing import count_targets
-from megaslm.data.preparing.prepare import PrepareProgress, prepare
+from megaslm.data.preparing.prepare import prepare
 from megaslm.data.text.python_stdlib import standard_library_files
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
+from megaslm.jobs.progress import JobProgress
 from tests.corpus import content, documents_of, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,14 +74,19 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
 
 
 def test_the_number_of_workers_does_not_matter(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    calls: list[PrepareProgress] = []
+    calls: list[JobProgress] = []
     prepare(recipe_of(corpus), tmp_path / "two", workers=2, on_progress=calls.append)
     assert content(tmp_path / "two") == content(dataset)
     manifest = read_manifest(dataset)
     last = calls[-1]
-    assert last.tokens == sum(share.tokens for domains in manifest.splits.values() for share in domains.values())
+    assert last.counts["tokens"] == sum(
+        share.tokens for domains in manifest.splits.values() for share in domains.values()
+    )
     assert last.tasks_done == last.tasks > 10
-    assert last.input_bytes_done == last.input_bytes == sum(path.stat().st_size for path in corpus.rglob("*.jsonl"))
+    assert last.counts["documents"] == sum(
+        share.documents for domains in manifest.splits.values() for share in domains.values()
+    )
+    assert last.done == last.total == sum(path.stat().st_size for path in corpus.rglob("*.jsonl"))
     assert [call.tasks_done for call in calls] == sorted(call.tasks_done for call in calls)
 
 
@@ -157,7 +163,7 @@ def test_streaming_alone_reads_it(corpus: Path, tmp_path: Path, compression: str
 
 def test_a_finished_dataset_is_left_as_it_is(corpus: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
-    monkeypatch.setattr(task_pool, "run_task", lambda *_: pytest.fail("a task ran"))
+    monkeypatch.setattr(preparing, "run_task", lambda *_: pytest.fail("a task ran"))
     assert prepare(recipe_of(corpus), dataset) == read_manifest(dataset)
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
 

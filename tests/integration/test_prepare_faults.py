@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import DataError, MegaSLMError
 from megaslm.jobs.durable import UNFINISHED
+from megaslm.jobs.progress import read_progress
 from tests.corpus import content, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,27 +99,62 @@ def test_a_worker_that_dies_is_replaced_and_its_task_done_again(corpus: Path, da
     assert content(output) == content(dataset)
 
 
-def test_a_task_whose_workers_die_again_and_again_is_named(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done(
+    corpus: Path, dataset: Path, tmp_path: Path
+) -> None:
+    output, poison = tmp_path / "dataset", "00003"
+    deaths: list[int] = []
+    with (
+        _killing(lambda: [pid for pid in _at_task(output, poison) if pid not in deaths], deaths),
+        pytest.raises(MegaSLMError, match=r"died 3 times over task 3: .*/clean/1\.jsonl, from byte") as caught,
+    ):
+        prepare(recipe_of(corpus), output, workers=2)
+    assert not isinstance(caught.value, DataError)
+    assert len(deaths) == 3
+    done = markers(output)
+    progress = read_progress(output / ".prepare")
+    assert progress is not None
+    assert f"task-{poison}.json" not in done
+    assert (progress.tasks_done, progress.tasks_left) == (len(done), 1) == (progress.tasks - 1, 1)
+    # What killed them is no more: the next run tries again, and does what is left.
+    prepare(recipe_of(corpus), output, workers=2)
+    assert content(output) == content(dataset)
+
+
+def test_workers_that_die_whatever_they_do_end_the_run(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")})
+    with _killing(_workers, []), pytest.raises(MegaSLMError, match="died") as caught:
+        prepare(recipe, tmp_path / "dataset", workers=2)
+    assert not isinstance(caught.value, DataError)
+
+
+@contextmanager
+def _killing(victims: Callable[[], list[int]], killed: list[int]) -> Iterator[None]:
     over = threading.Event()
 
-    def kill_all() -> None:
+    def kill() -> None:
         while not over.wait(0.001):
-            for pid in _workers():
+            for pid in victims():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
 
-    recipe = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")})
-    killer = threading.Thread(target=kill_all)
+    killer = threading.Thread(target=kill)
     killer.start()
     try:
-        with pytest.raises(
-            MegaSLMError, match=r"a worker process of prepare died 3 times over .*jsonl.*run it again"
-        ) as caught:
-            prepare(recipe, tmp_path / "dataset", workers=2)
+        yield
     finally:
         over.set()
         killer.join()
-    assert not isinstance(caught.value, DataError)
+
+
+def _at_task(output: Path, task: str) -> list[int]:
+    """The process that is at a task."""
+    try:
+        *_, last = (output / ".prepare" / f"task-{task}.tries").read_text().split() or ["0"]
+    except FileNotFoundError:
+        return []
+    return [int(last)] if _is_alive(int(last)) else []
 
 
 def test_a_folder_that_another_process_works_in_is_refused(corpus: Path, dataset: Path, tmp_path: Path) -> None:

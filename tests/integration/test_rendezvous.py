@@ -16,8 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from megaslm.engine import roll_call
 from megaslm.engine.distributed import all_reduce_sum, join_world, leave_world
-from megaslm.engine.rendezvous import meet
-from megaslm.engine.work_queue import WorkQueue
+from megaslm.engine.rendezvous import meet, serve_store
 from megaslm.errors import ConfigError
 from tests.forks import fork, fork_ranks, statuses_of
 from tests.toy import make_dataset, run_config
@@ -29,12 +28,11 @@ LOOPBACK_ADDRESSES = {"127.0.0.1", "::1"}
 def _work_and_note(note: Path) -> None:
     """Meets, works together, and writes down at which addresses this process can be reached meanwhile."""
     world = join_world()
-    queue = WorkQueue(world)
-    queue.draw()
+    served = serve_store(world.size) if world.is_first else None
     assert all_reduce_sum(torch.ones(1, device=world.device)).item() == world.size
     note.with_name(f"{note.name}-{world.rank}").write_text(json.dumps(_listening_addresses(psutil.Process())))
-    queue.wait_for_all()
     leave_world()
+    del served
 
 
 def _listening_addresses(process: psutil.Process) -> list[str]:

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.dataset.verify import verify
-from megaslm.engine import work_queue
 from tests.forks import statuses_of, wait_until
 from tests.ranks import ROOT
 from tests.scoring import NOTES, fail, make_reference, notes, rows_of, run_job, scores, start, task_of
@@ -78,22 +77,19 @@ def test_killed_at_ten_random_points_and_finished_with_another_number_of_ranks(
     assert not (scored / ".score").exists()
 
 
-def test_a_rank_that_dies_alone_ends_the_others(
-    reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(work_queue, "_SIGN_SECONDS", 0.1)
-    monkeypatch.setattr(work_queue, "_MOST_SILENT_SECONDS", 2.0)
-    monkeypatch.setattr(work_queue, "_FAREWELL_SECONDS", 1.0)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_work_of_a_rank_that_dies_is_done_by_the_others(
+    reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path, victim: int
+) -> None:
     scored = tmp_path / "scored"
-    task = task_of(reference, tokens, scored)
-    ranks = start(2, task)
+    ranks = start(2, task_of(reference, tokens, scored))
     wait_until(lambda: bool(notes(scored)))
-    os.kill(ranks[1], signal.SIGKILL)
-    assert statuses_of(ranks) == [1, -signal.SIGKILL]
-    assert "rank 1 has given no sign of life" in capfd.readouterr().err
-    run_job(1, task)
+    os.kill(ranks[victim], signal.SIGKILL)
+    expected = [0, 0]
+    expected[victim] = -signal.SIGKILL
+    assert statuses_of(ranks) == expected
     assert rows_of(scored) == rows_of(undisturbed)
+    assert scores(scored) == scores(undisturbed)
 
 
 def test_a_half_written_part_is_written_again(reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path) -> None:

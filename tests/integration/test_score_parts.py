@@ -5,7 +5,9 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.data.dataset.verify import verify
 from megaslm.data.storage import output
-from megaslm.observe.score_progress import ScoreProgress
+from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.job import finish, score, score_share
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import fail, failing, make_reference, notes, rows_of, run_job, scores, start, task_of
@@ -64,11 +66,7 @@ def test_shares_of_unlike_jobs_do_not_mix(folder: Path, tmp_path: Path, capfd: p
     make_reference(tmp_path / "other", intermediate_size=64)
     task, other = (task_of(model, folder / "grown", scored) for model in (folder / "model", tmp_path / "other"))
 
-    def slowly(progress: ScoreProgress) -> None:
-        (tmp_path / "begun").touch()
-        time.sleep(0.3)
-
-    first = fork(lambda: score_share(task, Share(1, 2), slowly))
+    first = fork(lambda: _slowly(0.3, tmp_path / "begun", lambda: score_share(task, Share(1, 2))))
     wait_until((tmp_path / "begun").exists)
     said = failing(lambda: score_share(other, Share(2, 2)), 2, capfd)
     assert not notes(scored)
@@ -83,11 +81,7 @@ def test_a_part_that_another_job_is_at_is_come_back_to(folder: Path, tmp_path: P
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "grown", scored)
 
-    def slowly(progress: ScoreProgress) -> None:
-        (tmp_path / "begun").touch()
-        time.sleep(0.02)
-
-    first = fork(lambda: score_share(task, Share(1, 1), slowly))
+    first = fork(lambda: _slowly(0.02, tmp_path / "begun", lambda: score_share(task, Share(1, 1))))
     wait_until((tmp_path / "begun").exists)
     assert statuses_of([fork(lambda: score_share(task, Share(1, 2))), first]) == [0, 0]
     assert statuses_of([fork(lambda: _expect(finish(task) == read_manifest(scored)))]) == [0]
@@ -259,6 +253,19 @@ def test_tokens_that_are_not_those_of_the_manifest(
     assert "train/a/part-00000: its tokens have the hash" in said
     assert "its manifest says 000000000000; prepare it again" in said
     assert not any("part-00000" in note for note in notes(tmp_path / "scored"))
+
+
+def _slowly(seconds: float, begun: Path, run: Callable[[], object]) -> None:
+    """Runs a job that takes so long for each batch; `begun` is there once it has scored one."""
+    measure = ReferenceModel.measure
+
+    def slow(*arguments: Any) -> Any:
+        begun.touch()
+        time.sleep(seconds)
+        return measure(*arguments)
+
+    ReferenceModel.measure = slow  # type: ignore[method-assign]
+    run()
 
 
 def _expect(condition: bool) -> None:

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import SCORES
@@ -55,7 +55,7 @@ class PartStatistics(_Record):
 
 
 class ScoredBy(_Record):
-    """The process that scored a part, and what it ran on."""
+    """A process that scored rows of a part one after the other, and what it ran on."""
 
     host: str
     """Name of the machine."""
@@ -71,11 +71,13 @@ class ScoredBy(_Record):
     torch_version: str
     transformers_version: str
     started: datetime
-    """When it began with the part, in UTC."""
+    """When it began with these rows, in UTC."""
     rank_seconds: float
-    """What the process spent on the part."""
+    """What the process spent on them."""
     start_seconds: float
-    """What it spent before, since its start or its last part: loading the model, waiting."""
+    """What it spent before, since its start or its last rows: loading the model, waiting, joining."""
+    targets: int = 0
+    """Their valid targets."""
 
 
 class PartScores(_Record):
@@ -87,9 +89,23 @@ class PartScores(_Record):
     """Its name."""
     rows: int
     statistics: PartStatistics
-    by: ScoredBy
+    by: tuple[ScoredBy, ...]
+    """Who scored its rows."""
     tokens_per_second: float
-    """Valid targets by `by.rank_seconds`."""
+    """Valid targets by the sum of `rank_seconds`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scored_by_one(cls, values: object) -> object:
+        """Earlier builds gave a part to one process, and named that."""
+        if isinstance(values, dict) and isinstance(values.get("by"), dict):
+            return values | {"by": [{"targets": values["statistics"]["targets"], **values["by"]}]}
+        return values
+
+    @property
+    def rank_seconds(self) -> float:
+        """What all processes spent on its rows."""
+        return sum(by.rank_seconds for by in self.by)
 
 
 class DomainScores(_Record):
@@ -125,9 +141,9 @@ class DeviceScores(_Record):
     ranks: int
     """Processes that ran on it, told apart by host and rank."""
     parts: int
-    """How many they scored."""
+    """Of how many they scored rows."""
     targets: int
-    """Valid targets of these."""
+    """Valid targets of these rows."""
     rank_seconds: float
     """What they spent on them."""
     tokens_per_second_per_rank: float

@@ -26,7 +26,7 @@ def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
     return rows.astype(token_dtype(vocab_size))
 
 
-def count_targets(rows: Tokens, eos_id: int) -> int:
+def count_targets(rows: NDArray[np.integer], eos_id: int) -> int:
     """Valid targets of `rows` (n, seq_len + 1): a token that follows EOS opens another document and is not one."""
     return int(np.count_nonzero(rows[:, :-1] != eos_id))
 

@@ -1,11 +1,11 @@
 """Text files to a dataset: packed rows of tokens in shards, with a manifest."""
 
 import os
-import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,43 +13,23 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import INPUTS, TOKENIZER, Manifest
 from megaslm.data.preparing.inputs import Inputs, joined
-from megaslm.data.preparing.prepare_task import Job, TaskProgress
+from megaslm.data.preparing.prepare_task import Job, run_task
 from megaslm.data.preparing.provenance import manifest_of, require_enough, require_same
-from megaslm.data.preparing.task_pool import run_tasks
 from megaslm.data.preparing.workplace import Plan, Workplace, claimed
 from megaslm.data.storage.output import output_at
 from megaslm.data.text.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.data.tokenizing.tokenizer import TokenizerFacts, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_origin import make_tokenizer
-from megaslm.errors import DataError
+from megaslm.errors import DataError, MegaSLMError, PeerFailed
 from megaslm.jobs.durable import write_file
-from megaslm.jobs.ledger import keeping_what_is_done
+from megaslm.jobs.ledger import MOST_DEATHS, Drawn, draw_all, keeping_what_is_done, new_run_id
+from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.jobs.read_back import read_back
+from megaslm.jobs.workers import run_workers
 
-
-@dataclass(frozen=True)
-class PrepareProgress:
-    """How far a run has come."""
-
-    tasks: int
-    """In all, of this run's share."""
-    tasks_done: int
-    """Those of earlier runs included."""
-    input_bytes: int
-    """In all, as the files have them."""
-    input_bytes_done: int
-    """Those of earlier runs included."""
-    input_bytes_before: int
-    """Of earlier runs alone."""
-    text_bytes: int = 0
-    """UTF-8 bytes of the documents that this run kept."""
-    tokens: int = 0
-    """Valid targets that this run wrote."""
-    seconds: float = 0.0
-    """Since this run began with its tasks."""
-
-
-OnProgress = Callable[[PrepareProgress], None]
+OnProgress = Callable[[JobProgress], None]
+# What takes seconds to import.
+_PRELOADED = ("megaslm.data.preparing.prepare", "megaslm.data.stream")
 _REMEDY = "remove the file, and the text is read once to compare it"
 
 
@@ -157,27 +137,53 @@ class _Work:
     def do(self, tasks: Sequence[Task], workplace: Workplace, workers: int | None, on_progress: OnProgress) -> None:
         """Those of the tasks that are not done."""
         waiting = [task for task in tasks if not workplace.is_done(task.name)]
-        before = _input_bytes(tasks) - _input_bytes(waiting)
-        progress = PrepareProgress(
+        if not waiting:
+            return
+        run_id = new_run_id()
+        publisher = Publisher(
+            workplace.folder,
+            run_id,
+            job="prepare",
+            unit="input_bytes",
+            total=_input_bytes(tasks),
+            before=_input_bytes(tasks) - _input_bytes(waiting),
             tasks=len(tasks),
-            tasks_done=len(tasks) - len(waiting),
-            input_bytes=_input_bytes(tasks),
-            input_bytes_done=before,
-            input_bytes_before=before,
+            tasks_before=len(tasks) - len(waiting),
         )
-        started = time.monotonic()
 
-        def add_up(running: list[TaskProgress], done: list[TaskProgress]) -> None:
-            nonlocal progress
-            progress = _added(replace(progress, tasks_done=progress.tasks_done + len(done)), done)
-            on_progress(replace(_added(progress, running), seconds=time.monotonic() - started))
+        def publish(*, at_once: bool = False) -> None:
+            progress = publisher.publish(at_once=at_once)
+            if progress is not None:
+                on_progress(progress)
 
         jobs = [
             Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
+        work = _Worker(jobs, self._folder, run_id)
+        count = min(workers or len(os.sched_getaffinity(0)), len(waiting))
         with self._saying_what_is_in_the_way(workplace):
-            run_tasks(jobs, self._folder, workers or len(os.sched_getaffinity(0)), add_up)
+            if count == 1:
+                work.draw_all(0, publish)
+            else:
+                self._run_workers(count, work, workplace, publish)
+        publish(at_once=True)
+        left = [task for task in waiting if not workplace.is_done(task.name)]
+        if left:
+            raise MegaSLMError(_why_left(left, self._folder))
+
+    def _run_workers(self, count: int, work: "_Worker", workplace: Workplace, publish: Callable[[], None]) -> None:
+        def look() -> None:
+            publish()
+            failure = workplace.failure(work.run_id)
+            if failure is not None:
+                raise failure
+
+        def tasks_done() -> int:
+            return sum(workplace.is_done(job.task.name) for job in work.jobs)
+
+        run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
+        look()
 
     def assemble(self, workplace: Workplace) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
@@ -217,10 +223,55 @@ def _input_bytes(tasks: Sequence[Task]) -> int:
     return sum(task.input_bytes for task in tasks)
 
 
-def _added(progress: PrepareProgress, tasks: list[TaskProgress]) -> PrepareProgress:
-    return replace(
-        progress,
-        input_bytes_done=progress.input_bytes_done + sum(task.input_bytes for task in tasks),
-        text_bytes=progress.text_bytes + sum(task.text_bytes for task in tasks),
-        tokens=progress.tokens + sum(task.tokens for task in tasks),
+def _why_left(tasks: Sequence[Task], folder: Path) -> str:
+    places = [f"task {task.number}: {_place_of(task)}" for task in tasks[:10]] + ["…"][: len(tasks) > 10]
+    return (
+        f"{folder}: worker processes died {MOST_DEATHS} times over {'; '.join(places)}: out of memory, or killed from "
+        "outside; all other tasks are done and kept: run it again for these, with fewer --workers where memory is "
+        "short, or leave these files out in another recipe"
     )
+
+
+def _place_of(task: Task) -> str:
+    first, last = task.pieces[0], task.pieces[-1]
+    upto = "" if first.file == last.file else f" to {last.file.path}"
+    return f"{first.file.path}{upto}, from byte {first.start}"
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What each process of a run does."""
+
+    jobs: Sequence[Job]
+    folder: Path
+    run_id: str
+
+    def __call__(self, number: int) -> None:
+        """Draws tasks until there are none, in a process of its own; why it cannot go on is noted in the ledger."""
+        try:
+            with keeping_what_is_done(self.folder):
+                self.draw_all(number, lambda: None)
+        except PeerFailed:
+            pass
+        except BaseException as error:
+            if not isinstance(error, MegaSLMError):
+                traceback.print_exc()
+            Workplace(self.folder).fail(self.run_id, error)
+
+    def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
+        """Draws tasks until there are none."""
+        workplace = Workplace(self.folder)
+        tally = Tally(workplace.folder, self.run_id, number)
+
+        def look() -> None:
+            on_progress()
+            workplace.raise_if_failed(self.run_id)
+
+        def draw(job: Job) -> Drawn:
+            def report(**counts: int) -> None:
+                tally.report(**counts)
+                look()
+
+            return workplace.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
+
+        tally.end(left=len(draw_all(self.jobs, draw, look)))

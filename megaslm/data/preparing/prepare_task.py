@@ -1,10 +1,11 @@
 """One task of prepare: pieces of files to the parts that they become. A pure function of its job, run anywhere."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,19 +83,14 @@ class TaskOutcome(_Outcome):
         return sum(written.tokens for written in self.parts)
 
 
-@dataclass(frozen=True)
-class TaskProgress:
-    """How far a task has come."""
+class OnProgress(Protocol):
+    """Called with how far a task has come."""
 
-    input_bytes: int = 0
-    """Read, as the files have them."""
-    text_bytes: int = 0
-    """UTF-8 bytes of the documents kept."""
-    tokens: int = 0
-    """Valid targets written."""
+    def __call__(self, *, input_bytes: int, text_bytes: int, documents: int, tokens: int) -> None:
+        """Bytes read, as the files have them; UTF-8 bytes and number of the documents kept; valid targets written."""
 
 
-def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda progress: None) -> TaskOutcome:
+def run_task(job: Job, on_progress: OnProgress) -> TaskOutcome:
     """Read, encode, pack, write and hand over.
 
     Raises DataError, naming the document, for text that cannot be read or encoded.
@@ -112,9 +108,10 @@ def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda prog
                     building[place] = _PartBuilder.open(job, place, open_parts)
                 if encoded:
                     building[place].add(encoded)
-            on_progress(TaskProgress(reader.input_bytes, text_bytes, sum(each.tokens for each in building.values())))
+            _report(on_progress, reader.input_bytes, text_bytes, building)
         for builder in building.values():
             builder.finish()
+        _report(on_progress, job.task.input_bytes, text_bytes, building)
     parts = tuple(builder.written() for _, builder in sorted(building.items()))
     for written in parts:
         job.output.keep_part(written.split, written.domain, written.part)
@@ -129,6 +126,11 @@ def run_task(job: Job, on_progress: Callable[[TaskProgress], None] = lambda prog
             skipped_sha256=dict(reader.skipped_sha256),
         ),
     )
+
+
+def _report(on_progress: OnProgress, input_bytes: int, text_bytes: int, building: dict[Place, "_PartBuilder"]) -> None:
+    documents, tokens = (sum(getattr(each, name) for each in building.values()) for name in ("documents", "tokens"))
+    on_progress(input_bytes=input_bytes, text_bytes=text_bytes, documents=documents, tokens=tokens)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ from megaslm.data.preparing.prepare_task import TaskOutcome
 from megaslm.data.text.tasks import Task
 from megaslm.errors import DataError
 from megaslm.jobs.durable import write_file
-from megaslm.jobs.ledger import TaskNotes
+from megaslm.jobs.ledger import Ledger
 from megaslm.jobs.locks import locked
 from megaslm.jobs.read_back import read_back
 
@@ -37,7 +37,7 @@ class Plan(BaseModel):
     """Fingerprint of the files' names, sizes and versions."""
 
 
-class Workplace(TaskNotes[TaskOutcome]):
+class Workplace(Ledger[TaskOutcome]):
     """An output folder in which a dataset is being made."""
 
     def __init__(self, output: Path) -> None:
@@ -48,6 +48,8 @@ class Workplace(TaskNotes[TaskOutcome]):
         """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
         if another recipe was not yet gone on with as far as one task."""
         path = self.folder / _PLAN
+        if alone:
+            self.forget_runs()
         if path.is_file():
             found = read_back(Plan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
             # A share leaves that look to whoever joins them, who reads no file of another machine again and again.

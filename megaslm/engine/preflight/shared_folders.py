@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaslm.engine.distributed import World, on_first_rank
+from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.preflight.exchange import exchange
 from megaslm.engine.rank_names import Rank, name_ranks
 from megaslm.errors import PreflightError
+from megaslm.jobs.locks import Busy, locked
 
 # For so long NFS may remember that something was not there (acdirmax).
 _PATIENCE_SECONDS = 65.0
@@ -87,3 +88,16 @@ def _is_there(mark: Path) -> bool:
         return mark.exists()
     except OSError:  # It may not look there.
         return False
+
+
+def locks_hold(path: Path, world: World) -> bool:
+    """Whether the lock of a file, which the first rank holds, keeps out the other hosts too; called on all ranks."""
+
+    def has_it() -> bool:
+        try:
+            with locked(path, busy=""):
+                return True
+        except Busy:
+            return False
+
+    return not any(gather_objects(not world.is_first and has_it()))

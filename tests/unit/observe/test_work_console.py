@@ -1,12 +1,21 @@
+from datetime import UTC, datetime
+
 import pytest
 
+from megaslm.jobs.progress import JobProgress
 from megaslm.observe import work_console
-from megaslm.observe.score_progress import ScoreProgress, score_work
-from megaslm.observe.work_console import Work, WorkConsole
+from megaslm.observe.work_console import Work, WorkConsole, work_of
 
 
 def work(done: int, *, before: int = 0, seconds: float = 10.0) -> Work:
     return Work(total=1000, done=done, before=before, seconds=seconds, numbers=f"{done} done")
+
+
+def progress(rows: int, *, before: int = 0, total: int = 1000, retried: int = 0, left: int = 0) -> JobProgress:
+    return JobProgress(
+        job="score", unit="rows", total=total, before=before, tasks=4, tasks_done=1, tasks_retried=retried,
+        tasks_left=left, counts={"rows": rows}, processes=2, seconds=10.0, written=datetime(2026, 1, 2, tzinfo=UTC),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -31,14 +40,14 @@ def test_into_a_file_it_prints_a_line_now_and_then_and_one_at_the_end(
     with WorkConsole("score") as console:
         for second, done in enumerate([0, 100, 200, 200, 200, 1000, 1000]):
             now = 6.0 * second
-            console.show(work(done))
+            console.show(progress(done))
     assert capsys.readouterr().out.splitlines() == [
-        "score ·  20% · 200 done · 0:00:40 left",
-        "score · 100% · 1000 done",
+        "score ·  20% · task 1/4 · 200 rows · 20.0 rows/s · 2 processes · 0:00:40 left",
+        "score · 100% · task 1/4 · 1,000 rows · 100.0 rows/s · 2 processes",
     ]
 
 
-def test_scoring_is_told_in_rows() -> None:
-    told = score_work(ScoreProgress(rows=4000, rows_done=1500, seq_len=2048, ranks=2, seconds=30.0))
-    assert told.numbers == "1,500/4,000 rows · 2 ranks · 50.0 rows/s · 102,400 tokens/s"
-    assert (told.total, told.done, told.before) == (4000, 1500, 0)
+def test_what_was_begun_again_or_left_is_told() -> None:
+    told = work_of(progress(1500, before=500, total=4000, retried=2, left=1))
+    assert told.numbers == ("task 1/4 · 1,500 rows · 150.0 rows/s · 2 processes · 2 begun again · 1 left")
+    assert (told.total, told.done, told.before) == (4000, 2000, 500)

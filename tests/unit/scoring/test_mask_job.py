@@ -7,15 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.manifest import Manifest, Part, read_manifest, write_manifest
+from megaslm.data.dataset.manifest import Manifest, Mask, Part, read_manifest, write_manifest
 from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.row_reader import RowReader, Rows
 from megaslm.data.dataset.row_text import read_row
 from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.dataset.verify import verify
 from megaslm.errors import DataError, Stopped
+from megaslm.jobs.progress import JobProgress
+from megaslm.scoring import mask_job
 from megaslm.scoring.mask import mask_rule, selected_targets
 from megaslm.scoring.mask_job import MaskTask, mask
 from tests.inspected import EOS_ID, SEQ_LEN, make_inspected
@@ -35,13 +38,13 @@ def parts_of(manifest: Manifest) -> list[Part]:
 
 def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked"
-    seen: list[tuple[int, int]] = []
-    manifest = mask(MaskTask(scored, masked, RULE, workers=2), lambda done, total: seen.append((done, total)))
+    seen: list[JobProgress] = []
+    manifest = mask(MaskTask(scored, masked, RULE, workers=2), seen.append)
     assert (manifest, manifest.kind, manifest.mask) == (read_manifest(masked), "masked", RULE)
     assert manifest.tokens_fingerprint() == read_manifest(scored).tokens_fingerprint()
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
-    stored = sum(part.bytes for part in parts_of(read_manifest(scored)))
-    assert seen[-1] == (stored, stored)
+    rows = sum(part.rows for part in parts_of(read_manifest(scored)))
+    assert (seen[-1].done, seen[-1].total) == (rows, rows)
     for domain, count in ROWS.items():
         theirs, ours = (RowReader(dataset, "train", domain).rows(0, count) for dataset in (scored, masked))
         assert set(ours) == {"tokens", "domain", "selected"}
@@ -88,25 +91,27 @@ def test_a_damaged_part_stops_it_and_the_others_are_kept(scored: Path, tmp_path:
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
 
 
-def test_it_stops_when_told_to_and_goes_on(scored: Path, tmp_path: Path) -> None:
+def test_it_stops_when_told_to_and_goes_on(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masked = tmp_path / "masked"
-    done_bytes: list[int] = []
+    calls: list[int] = []
 
-    def tell_to_stop(done: int, total: int) -> None:
-        done_bytes.append(done)
-        if len(done_bytes) == 2:
+    def select(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
+        calls.append(len(rows))
+        if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
             # The signal is noted by the main thread, once it gets its turn.
             time.sleep(0.5)
+        return selected_targets(rule, rows, eos_id)
 
-    with pytest.raises(Stopped, match="the parts that are done are kept; start it again"):
-        mask(MaskTask(scored, masked, RULE, workers=1), tell_to_stop)
-    assert len(done_bytes) == 2
+    monkeypatch.setattr(mask_job, "selected_targets", select)
+    with pytest.raises(Stopped, match="are kept; start it again"):
+        mask(MaskTask(scored, masked, RULE, workers=1))
+    assert len(calls) == 2
     assert not (masked / "manifest.json").exists()
     assert len(list(masked.rglob("*.mds"))) == 2
-    again: list[int] = []
-    assert mask(MaskTask(scored, masked, RULE), lambda done, total: again.append(total)).kind == "masked"
-    assert again[-1] < sum(part.bytes for part in parts_of(read_manifest(scored)))
+    again: list[JobProgress] = []
+    assert mask(MaskTask(scored, masked, RULE), again.append).kind == "masked"
+    assert again[-1].counts["rows"] < again[-1].total == sum(part.rows for part in parts_of(read_manifest(scored)))
 
 
 def test_a_dataset_that_has_grown_gets_the_bits_of_its_new_parts(scored: Path, tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ def part(
     by = ScoredBy(
         host=host, rank=rank, device=device, device_type="cuda" if device == H200 else "cpu", threads=8,
         megaslm_version="0", torch_version="2", transformers_version="5", started=datetime(2026, 1, 2, tzinfo=UTC),
-        rank_seconds=rank_seconds, start_seconds=0.0,
+        rank_seconds=rank_seconds, start_seconds=0.0, targets=len(losses),
     )  # fmt: skip
     return PartScores(
-        split=split, domain=domain, part=name, rows=rows, statistics=statistics, by=by,
+        split=split, domain=domain, part=name, rows=rows, statistics=statistics, by=(by,),
         tokens_per_second=len(losses) / rank_seconds,
     )  # fmt: skip
 
@@ -141,14 +141,14 @@ def test_quantiles_of_the_bins_without_an_edge() -> None:
 
 
 def test_this_process_is_described() -> None:
-    by = scored_by(3, torch.device("cpu"), 1.5, 0.25)
+    by = scored_by(3, torch.device("cpu"), 7, 1.5, 0.25)
     assert (by.rank, by.device_type, by.threads, by.torch_version) == (
         3,
         "cpu",
         torch.get_num_threads(),
         torch.__version__,
     )
-    assert (by.rank_seconds, by.start_seconds) == (1.5, 0.25)
+    assert (by.targets, by.rank_seconds, by.start_seconds) == (7, 1.5, 0.25)
     assert by.host
     assert by.device
     assert 1.5 <= (datetime.now(UTC) - by.started).total_seconds() < 60

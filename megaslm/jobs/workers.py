@@ -1,0 +1,93 @@
+"""Processes of one machine that work off a job together; one that dies is replaced."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+
+from megaslm.errors import MegaSLMError
+
+_LOOK_SECONDS = 0.25
+# More than a few tasks that kill whoever does them account for.
+_MOST_DEATHS_IN_A_ROW = 30
+
+
+def run_workers(
+    count: int,
+    work: Callable[[int], None],
+    *,
+    preload: Sequence[str],
+    look: Callable[[], None],
+    tasks_done: Callable[[], int],
+) -> None:
+    """Run `work`, which can be pickled, in so many processes with the numbers from 0 on, until each has returned.
+
+    Args:
+        count: of processes.
+        work: draws tasks until there are none. It must not raise; where it cannot go on, it says so elsewhere.
+        preload: modules that are imported once, by the server from which all processes are forked.
+        look: called some times a second; what it raises ends the processes and is raised.
+        tasks_done: how many tasks are done by now.
+
+    Raises:
+        MegaSLMError: one process after the other dies, and no task is done meanwhile.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+
+    def start(number: int) -> ForkServerProcess:
+        process = context.Process(target=_run, args=(work, number), name=f"worker-{number}")
+        process.start()
+        return process
+
+    running = {number: start(number) for number in range(count)}
+    deaths, done = 0, tasks_done()
+    try:
+        while running:
+            wait([process.sentinel for process in running.values()], timeout=_LOOK_SECONDS)
+            look()
+            for number, process in list(running.items()):
+                if process.is_alive():
+                    continue
+                process.join()
+                if process.exitcode == 0:
+                    del running[number]
+                    continue
+                deaths, before, done = deaths + 1, done, tasks_done()
+                if done > before:
+                    deaths = 1
+                if deaths == _MOST_DEATHS_IN_A_ROW:
+                    raise MegaSLMError(
+                        f"worker processes died {deaths} times (the last with {_how(process.exitcode)}) and did no "
+                        "task meanwhile: out of memory, killed from outside, or started from a script without "
+                        '`if __name__ == "__main__":`; what is done is kept: run it again'
+                    )
+                running[number] = start(number)
+    finally:
+        for process in running.values():
+            process.kill()
+        for process in running.values():
+            process.join()
+
+
+def _run(work: Callable[[int], None], number: int) -> None:
+    # The processes share the cores among them; threads of their own would only contend.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # An interruption from the keyboard reaches the whole group; the first process sees to it that all stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(number)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _how(exitcode: int | None) -> str:
+    return f"signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"status {exitcode}"
