@@ -245,8 +245,10 @@ def keeping_what_is_done(place: str | Path) -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """The nearest class of megaslm.errors that is made of a message alone."""
+    """The nearest class of megaslm.errors that is made of a message alone and ends a process alike; "" for none."""
     for kind in type(error).__mro__:
         if getattr(errors, kind.__name__, None) is kind and kind.__init__ is Exception.__init__:
-            return kind.__name__
+            assert issubclass(kind, MegaSLMError)
+            alike = isinstance(error, MegaSLMError) and kind.exit_status == error.exit_status
+            return kind.__name__ if alike else ""
     return ""

@@ -336,13 +336,12 @@ class _Rank:
         if self._world.is_first:
             self._publisher = self._publisher_of(tasks)
         self._look()
-        waiting = [task for task in tasks if not self._work.is_done(task)]
         if share is None:
-            waiting += [item for item in self._work.parts if self._work.ranges(item)]
-        mine = waiting if self._locks_hold else Share(self._world.rank + 1, self._world.size).of(waiting)
+            tasks = [*tasks, *(item for item in self._work.parts if self._work.ranges(item))]
+        mine = tasks if self._locks_hold else Share(self._world.rank + 1, self._world.size).of(tasks)
         left = draw_all(mine, self._draw, self._look)
         if not self._locks_hold:
-            draw_all(waiting, self._is_done, self._look)
+            draw_all(tasks, self._is_done, self._look)
         self._tally.end(len(left))
         self._publish(at_once=True)
         if left:
@@ -373,6 +372,8 @@ class _Rank:
     def _look(self) -> None:
         self._stop.raise_if_told(_WHAT_IS_KEPT)
         self._work.ledger.raise_if_failed(self._work.run_id)
+        # Raises FileNotFoundError once another rank has made the dataset and removed the ledger.
+        self._work.ledger.folder.stat()
         self._publish()
 
     def _publish(self, *, at_once: bool = False) -> None:
@@ -404,6 +405,8 @@ class _Rank:
 
     def _draw_part(self, item: SourcePart) -> Drawn:
         ranges = self._work.ranges(item)
+        if self._work.ledger.is_done(item.name):
+            return Drawn.DONE
         if not all(self._work.range_ledger.is_done(each.name) for each in reversed(ranges)):
             return Drawn.LEFT if item.name in self._left else Drawn.BUSY
         drawn = self._work.derivation.draw(

@@ -1,0 +1,268 @@
+"""Parts scored in ranges of rows: ranks share one part, and what comes out is what one rank writes in one go."""
+
+import json
+import os
+import random
+import signal
+import time
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.config.share import Share
+from megaslm.data.dataset.manifest import read_manifest
+from megaslm.data.dataset.score_summary import ScoreSummary, read_scores
+from megaslm.data.dataset.verify import verify
+from megaslm.engine.distributed import join_world, wait_for_all
+from megaslm.engine.preflight import shared_folders
+from megaslm.jobs.ledger import Drawn
+from megaslm.jobs.locks import locked
+from megaslm.model.reference_model import ReferenceModel
+from megaslm.scoring import job
+from megaslm.scoring.derivation_plan import source_parts
+from megaslm.scoring.job import finish, ranges_of, score, score_share
+from megaslm.scoring.summary import joined, scored_by
+from tests.forks import fork, fork_ranks, statuses_of, wait_until
+from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
+from tests.toy import SEQ_LEN, make_dataset
+
+PARTS = {("train", "a"): [61, 8], ("train", "b"): [40]}
+BATCH_ROWS = 4
+CUT = 12 * SEQ_LEN
+"""Targets of a range, in place of as many as take a moment."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reference, a dataset, and what one rank makes of it where no part is cut."""
+    folder = tmp_path_factory.mktemp("ranges")
+    make_reference(folder / "model")
+    make_dataset(folder / "tokens", PARTS)  # type: ignore[arg-type]
+    run_job(1, task_of(folder / "model", folder / "tokens", folder / "scored", entropy=True))
+    return folder
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "_LEAST_TARGETS", CUT)
+
+
+def summary_of(scored: Path) -> ScoreSummary:
+    summary = read_scores(scored)
+    assert summary is not None
+    return summary
+
+
+def range_notes(scored: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (scored / NOTES / "ranges").glob("task-*.json")}
+
+
+def require_same(scored: Path, folder: Path) -> None:
+    assert rows_of(scored) == rows_of(folder / "scored")
+    found, expected = summary_of(scored), summary_of(folder / "scored")
+    assert [part.statistics for part in found.parts] == [part.statistics for part in expected.parts]
+    for part in found.parts:
+        assert sum(by.targets for by in part.by) == part.statistics.targets
+    assert not verify(scored).problems
+    assert not (scored / ".score").exists()
+
+
+@pytest.mark.parametrize(("rows", "batch_rows"), [(1, 4), (12, 4), (13, 4), (61, 5), (1000, 7), (5000, 16)])
+def test_ranges_cover_a_part_and_begin_at_whole_batches(folder: Path, cut: None, rows: int, batch_rows: int) -> None:
+    item = next(source_parts(read_manifest(folder / "tokens")))
+    part = item.part.model_copy(update={"rows": rows})
+    ranges = ranges_of(type(item)(item.split, item.domain, part), SEQ_LEN, batch_rows)
+    assert [row for each in ranges for row in each.rows] == list(range(rows))
+    assert all(each.rows.start % batch_rows == 0 for each in ranges)
+    assert len(ranges) <= 32
+    assert len({each.name for each in ranges}) == len(ranges)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_same_bytes_come_out(folder: Path, cut: None, tmp_path: Path, ranks: int) -> None:
+    run_job(ranks, task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True))
+    require_same(tmp_path / "scored", folder)
+
+
+def test_ranks_share_one_part(folder: Path, cut: None, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [200]})
+    task = task_of(folder / "model", tmp_path / "tokens", tmp_path / "scored")
+
+    def run() -> None:
+        # So that no rank is done before the other begins.
+        _wait_before_each_batch(0.01)
+        score(task)
+
+    assert statuses_of(fork_ranks(2, run)) == [0, 0]
+    (part,) = summary_of(tmp_path / "scored").parts
+    assert [by.rank for by in part.by] == [0, 1]
+    assert min(by.targets for by in part.by) > part.statistics.targets / 4
+
+
+def test_killed_at_random_points_it_goes_on_within_a_part(folder: Path, cut: None, tmp_path: Path) -> None:
+    scored, points = tmp_path / "scored", random.Random(3)
+    task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
+
+    def run() -> None:
+        _wait_before_each_batch(0.02)
+        score(task)
+
+    done: dict[str, int] = {}
+    for _ in range(6):
+        ranks = fork_ranks(points.choice((1, 2)), run)
+        before = len(range_notes(scored))
+        wait_until(lambda before=before: len(range_notes(scored)) > before or bool(notes(scored)))
+        time.sleep(points.uniform(0, 0.1))
+        for rank in ranks if points.random() < 0.5 else ranks[:1]:
+            os.kill(rank, signal.SIGKILL)
+        time.sleep(0.02)
+        os.killpg(ranks[0], signal.SIGKILL)
+        statuses_of(ranks)
+        if not (scored / ".score").exists():
+            break
+        assert done.items() <= range_notes(scored).items(), "a range was scored again"
+        done = range_notes(scored)
+    run_job(2, task)
+    require_same(scored, folder)
+
+
+def test_a_range_that_kills_its_ranks_is_left_and_named(
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
+
+    def run() -> None:
+        scored = job._Rank._score_range
+
+        def dying(self: Any, each: Any) -> Any:
+            if each.item.domain == "a" and each.rows.start == 12:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return scored(self, each)
+
+        job._Rank._score_range = dying  # type: ignore[method-assign]
+        _wait_before_each_batch(0.02)
+        score(task)
+
+    assert sorted(statuses_of(fork_ranks(4, run))) == [-signal.SIGKILL] * 3 + [1]
+    assert "ranks died 3 times over train/a/part-00000 (rows 12 to 23)" in capfd.readouterr().err
+    run_job(1, task)
+    require_same(tmp_path / "scored", folder)
+
+
+def test_shares_of_one_part_are_joined_at_the_end(folder: Path, cut: None, tmp_path: Path) -> None:
+    """Whichever share scores the last range, or `finish` where that one was killed before it could join."""
+    task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
+
+    def without_joining(share: Share) -> None:
+        draw = job._Rank._draw_part
+        job._Rank._draw_part = (  # type: ignore[method-assign]
+            lambda self, item: Drawn.BUSY if self._work.ranges(item) else draw(self, item)
+        )
+        score_share(task, share)
+
+    assert statuses_of([fork(lambda: score_share(task, Share(1, 2)))]) == [0]
+    assert statuses_of([fork(lambda: without_joining(Share(2, 2)))]) == [0]
+    assert len(notes(tmp_path / "scored")) < 3
+    assert statuses_of([fork(lambda: finish(task) and None)]) == [0]
+    require_same(tmp_path / "scored", folder)
+
+
+def test_another_dataset_or_batch_does_not_take_the_ranges_of_the_last(
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scored = tmp_path / "scored"
+    task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
+
+    def run() -> None:
+        _wait_before_each_batch(0.02)
+        score(task)
+
+    ranks = fork_ranks(1, run)
+    wait_until(lambda: bool(range_notes(scored)))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
+    assert not notes(scored)
+    other = task_of(folder / "model", folder / "tokens", scored, entropy=True, batch_rows=5)
+    said = failing(lambda: score(other), 2, capfd)
+    assert "reference.batch_rows = 4 there, 5 here" in said
+    # The same rows in number, but others.
+    make_dataset(tmp_path / "tokens", PARTS, seed=7)  # type: ignore[arg-type]
+    run_job(1, task_of(folder / "model", tmp_path / "tokens", scored, entropy=True))
+    run_job(1, task_of(folder / "model", tmp_path / "tokens", tmp_path / "again", entropy=True))
+    assert rows_of(scored) == rows_of(tmp_path / "again")
+
+
+def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
+
+    def run() -> None:
+        job.locks_hold = lambda path, world: False  # type: ignore[attr-defined]
+        score(task)
+
+    assert statuses_of(fork_ranks(3, run)) == [0, 0, 0]
+    assert "keeps no locks between hosts" in capfd.readouterr().out
+    require_same(tmp_path / "scored", folder)
+
+
+def test_one_who_gets_a_lock_that_the_first_rank_holds_finds_out(tmp_path: Path) -> None:
+    def look(path: Path) -> None:
+        world = join_world()
+        with locked(tmp_path / "lock", busy="") if world.is_first else nullcontext():
+            wait_for_all()
+            holds = shared_folders.locks_hold(path, world)
+        (tmp_path / f"said-{path.name}-{world.rank}").write_text(str(holds))
+
+    for name, holds in (("lock", "True"), ("of-each-host", "False")):
+        assert statuses_of(
+            fork_ranks(2, lambda name=name: look(tmp_path / name))  # type: ignore[misc]
+        ) == [0, 0]
+        assert {(tmp_path / f"said-{name}-{rank}").read_text() for rank in range(2)} == {holds}
+
+
+def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: Path) -> None:
+    """It says of each part that one process scored it."""
+    make_dataset(tmp_path / "small", {("train", "a"): [61]})
+    scored = tmp_path / "scored"
+    run_job(1, task_of(folder / "model", tmp_path / "small", scored, entropy=True))
+    summary = summary_of(scored).model_dump(mode="json")
+    for part in summary["parts"]:
+        (by,) = part["by"]
+        del by["targets"]
+        part["by"] = by
+    (scored / "scores.json").write_text(json.dumps(summary))
+    assert summary_of(scored).parts[0].by[0].targets == summary_of(scored).parts[0].statistics.targets
+    make_dataset(tmp_path / "grown", {("train", "a"): [61, 8]})
+    run_job(2, task_of(folder / "model", tmp_path / "grown", scored, entropy=True))
+    assert [part.rows for part in summary_of(scored).parts] == [61, 8]
+    assert not verify(scored).problems
+
+
+def test_a_process_is_named_once_where_it_scored_one_range_after_the_other() -> None:
+    first = scored_by(0, torch.device("cpu"), 10, 2.0, 0.5)
+    second = first.model_copy(update={"started": first.started + timedelta(seconds=2.1), "start_seconds": 0.1})
+    later = first.model_copy(update={"started": first.started + timedelta(days=3), "start_seconds": 0.1})
+    other = first.model_copy(update={"rank": 1})
+    found = joined([later, second, other, first])
+    assert [(by.rank, by.targets, round(by.rank_seconds, 3)) for by in found] == [
+        (0, 20, 4.1),
+        (0, 10, 2.0),
+        (1, 10, 2.0),
+    ]
+    assert found[0].start_seconds == first.start_seconds
+
+
+def _wait_before_each_batch(seconds: float) -> None:
+    measure = ReferenceModel.measure
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return measure(*arguments)
+
+    ReferenceModel.measure = slow  # type: ignore[method-assign]
