@@ -3,9 +3,10 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +17,9 @@ from megaslm.engine.seat import ALONE, seat_in
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.json_option import JsonFile, write_json
 from megaslm.launch_cli import TAKES_THE_REST, launch
+
+if TYPE_CHECKING:
+    from megaslm.jobs.ray_workers import RayCluster
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -37,6 +41,15 @@ Work = Annotated[
 ]
 Cache = Annotated[
     Path, typer.Option("--cache", help="For a dataset at a URL: the folder in which what is fetched is kept.")
+]
+
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Who places the processes: this command or the launcher above it, or a Ray cluster."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="With --engine ray: the cluster's head; by default what RAY_ADDRESS says."),
 ]
 
 _seat = ALONE
@@ -89,6 +102,8 @@ def prepare(
     finish: Annotated[
         bool, typer.Option("--finish", help="Make the dataset of what all --part runs have done.")
     ] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -110,11 +125,12 @@ def prepare(
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
         _say_passed_over(manifest.passed_over)
         return
-    with WorkConsole("prepare") as console:
+    with WorkConsole("prepare") as console, _engine(engine, ray_address) as ray:
+        show = console.show
         if share is not None:
-            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=console.show)
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show, ray=ray)
             return
-        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=console.show)
+        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show, ray=ray)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
     _say_passed_over(manifest.passed_over)
 
@@ -153,6 +169,8 @@ def score(
     finish: Annotated[
         bool, typer.Option("--finish", help="Make the dataset of what all --part jobs have scored.")
     ] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
     work: Work = None,
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
@@ -184,7 +202,13 @@ def score(
     )
     task = ScoreTask(reference, dataset, output, settings, working=work, cache=cache)
     # At the end no rank waits for the others: one of them may have died, and its work been done by them.
-    with WorkConsole("score") as console:
+    with WorkConsole("score") as console, _engine(engine, ray_address) as ray:
+        if ray is not None:
+            if part is not None or finish or _seat.world_size > 1:
+                raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
+            manifest = job.score_on_ray(task, ray, console.show)
+            _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+            return
         if share is not None:
             job.score_share(task, share, console.show)
             return
@@ -320,6 +344,20 @@ def _say_passed_over(passed_over: Mapping[str, int]) -> None:
 
     if passed_over:
         typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")
+
+
+@contextmanager
+def _engine(engine: str, address: str | None) -> Iterator["RayCluster | None"]:
+    """The cluster, where Ray is to place the processes."""
+    if engine == "local":
+        if address is not None:
+            raise ConfigError(f"--ray-address {address}: is for --engine ray")
+        yield None
+        return
+    from megaslm.jobs.ray_workers import ray_cluster
+
+    with ray_cluster(address) as cluster:
+        yield cluster
 
 
 def _take_seat() -> None:

@@ -48,7 +48,10 @@ def inspect(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show what a dataset is, one of its rows as text with losses or selected tokens, or which rows a step reads."""
+    """Show what a dataset is, one of its rows as text with losses or selected tokens, or which rows a step reads.
+
+    Of one that is being made, it shows how far that has come.
+    """
     from dataclasses import asdict
 
     from rich.console import Console
@@ -64,6 +67,17 @@ def inspect(
         console.print(f"step {rows.step}, epoch {rows.epoch}: {' '.join(rows.rows)}")
         write_json(json_file, asdict(rows))
     elif row is None:
+        from megaslm.data.dataset.manifest import MANIFEST
+        from megaslm.jobs.progress import jobs_in
+        from megaslm.observe.work_console import show_job
+
+        jobs = jobs_in(dataset)
+        for progress in jobs:
+            show_job(console, progress)
+        if jobs and not (dataset / MANIFEST).exists():
+            write_json(json_file, {"jobs": [progress.model_dump(mode="json") for progress in jobs]})
+            return
+
         from megaslm.data.dataset.dataset_facts import dataset_facts
         from megaslm.observe.dataset_view import show_dataset
 

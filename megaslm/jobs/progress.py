@@ -58,6 +58,12 @@ def read_progress(folder: Path) -> JobProgress | None:
     return read_back(JobProgress, path.read_bytes(), str(path), "remove it") if path.is_file() else None
 
 
+def jobs_in(output: Path) -> list[JobProgress]:
+    """The progress of the jobs that make a dataset in `output`, or work for a remote one there. Raises DataError."""
+    ledgers = sorted(path.parent for depth in (f".*/{PROGRESS}", f".*/.*/{PROGRESS}") for path in output.glob(depth))
+    return [progress for ledger in ledgers if (progress := read_progress(ledger)) is not None]
+
+
 class _Sums(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

@@ -44,7 +44,7 @@ def run_workers(
         return process
 
     running = {number: start(number) for number in range(count)}
-    deaths, done = 0, tasks_done()
+    deaths = DeathWatch(tasks_done)
     try:
         while running:
             wait([process.sentinel for process in running.values()], timeout=_LOOK_SECONDS)
@@ -56,21 +56,33 @@ def run_workers(
                 if process.exitcode == 0:
                     del running[number]
                     continue
-                deaths, before, done = deaths + 1, done, tasks_done()
-                if done > before:
-                    deaths = 1
-                if deaths == _MOST_DEATHS_IN_A_ROW:
-                    raise MegaSLMError(
-                        f"worker processes died {deaths} times (the last with {_how(process.exitcode)}) and did no "
-                        "task meanwhile: out of memory, killed from outside, or started from a script without "
-                        '`if __name__ == "__main__":`; what is done is kept: run it again'
-                    )
+                deaths.count(_how(process.exitcode))
                 running[number] = start(number)
     finally:
         for process in running.values():
             process.kill()
         for process in running.values():
             process.join()
+
+
+class DeathWatch:
+    """Counts processes that die one after the other while no task gets done."""
+
+    def __init__(self, tasks_done: Callable[[], int]) -> None:
+        """`tasks_done` tells how many tasks are done by now."""
+        self._tasks_done = tasks_done
+        self._deaths, self._done = 0, tasks_done()
+
+    def count(self, how: str) -> None:
+        """One has died, by what `how` tells. Raises MegaSLMError where too many have."""
+        before, self._done = self._done, self._tasks_done()
+        self._deaths = 1 if self._done > before else self._deaths + 1
+        if self._deaths == _MOST_DEATHS_IN_A_ROW:
+            raise MegaSLMError(
+                f"worker processes died {self._deaths} times (the last: {how}) and did no task meanwhile: out of "
+                'memory, killed from outside, or started from a script without `if __name__ == "__main__":`; what is '
+                "done is kept: run it again"
+            )
 
 
 def _run(work: Callable[[int], None], number: int) -> None:

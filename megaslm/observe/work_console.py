@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -9,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from megaslm.jobs.progress import JobProgress
 
 _LINE_SECONDS = 10.0
+_QUIET_SECONDS = 30.0
 _COUNTED = {
     "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
     "documents": (1, "{:,.0f} documents", "{:,.0f} documents/s"),
@@ -70,6 +72,17 @@ def work_of(progress: JobProgress) -> Work:
         before=progress.before,
         seconds=progress.seconds,
         numbers=" · ".join(numbers),
+    )
+
+
+def show_job(console: Console, progress: JobProgress) -> None:
+    """Prints how far a job has come that another process does."""
+    work, age = work_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
+    share = work.done / max(1, work.total)
+    ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
+    console.print(
+        f"{progress.job} · {share:4.0%} · {work.numbers}{work.time_left()} · written {age:,.0f} s ago{ended}",
+        soft_wrap=True,
     )
 
 

@@ -23,10 +23,11 @@ from megaslm.engine.preflight import shared_folders
 from megaslm.jobs.ledger import Drawn
 from megaslm.jobs.locks import locked
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.scoring import job
+from megaslm.scoring import job, work
 from megaslm.scoring.derivation_plan import source_parts
-from megaslm.scoring.job import finish, ranges_of, score, score_share
+from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.summary import joined, scored_by
+from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
 from tests.toy import SEQ_LEN, make_dataset
@@ -49,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "_LEAST_TARGETS", CUT)
+    monkeypatch.setattr(work, "_LEAST_TARGETS", CUT)
 
 
 def summary_of(scored: Path) -> ScoreSummary:
@@ -137,14 +138,14 @@ def test_a_range_that_kills_its_ranks_is_left_and_named(
     task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
 
     def run() -> None:
-        scored = job._Rank._score_range
+        scored = work.ScoreProcess._score_range
 
         def dying(self: Any, each: Any) -> Any:
             if each.item.domain == "a" and each.rows.start == 12:
                 os.kill(os.getpid(), signal.SIGKILL)
             return scored(self, each)
 
-        job._Rank._score_range = dying  # type: ignore[method-assign]
+        work.ScoreProcess._score_range = dying  # type: ignore[method-assign]
         _wait_before_each_batch(0.02)
         score(task)
 
@@ -159,8 +160,8 @@ def test_shares_of_one_part_are_joined_at_the_end(folder: Path, cut: None, tmp_p
     task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
 
     def without_joining(share: Share) -> None:
-        draw = job._Rank._draw_part
-        job._Rank._draw_part = (  # type: ignore[method-assign]
+        draw = work.ScoreProcess._draw_part
+        work.ScoreProcess._draw_part = (  # type: ignore[method-assign]
             lambda self, item: Drawn.BUSY if self._work.ranges(item) else draw(self, item)
         )
         score_share(task, share)

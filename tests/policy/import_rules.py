@@ -26,6 +26,7 @@ APART = {"scoring", "training", "evaluation", "launch"}
 OWNERS = {
     "deepspeed": "megaslm/engine/zero.py",
     "fsspec": "megaslm/data/storage/file_systems.py",
+    "ray": "megaslm/jobs/ray_workers.py",
     "streaming": "megaslm/data/stream.py",
     "tensorboard": "megaslm/observe/tensorboard.py",
     "tensorboardX": "megaslm/observe/tensorboard.py",

@@ -24,6 +24,7 @@ from megaslm.errors import DataError, MegaSLMError, PeerFailed
 from megaslm.jobs.durable import write_file
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, draw_all, keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.jobs.ray_workers import RayCluster
 from megaslm.jobs.read_back import read_back
 from megaslm.jobs.workers import run_workers
 
@@ -40,13 +41,14 @@ def prepare(
     working: Path | None = None,
     workers: int | None = None,
     on_progress: OnProgress = lambda progress: None,
+    ray: RayCluster | None = None,
 ) -> Manifest:
     """Make the dataset of a recipe in `output`, a folder or a URL, and give its manifest.
 
-    The dataset is the same, byte for byte, for any number of `workers` (null: one a core). A run that was interrupted
-    goes on where it stopped; a finished dataset of the same recipe and files is left as it is. A URL needs `working`, a
-    local folder for parts on their way there. With more than one worker, a script that calls this needs the usual
-    `if __name__ == "__main__":`.
+    The dataset is the same, byte for byte, for any number of `workers` (null: one a core), here or on a `ray` cluster.
+    A run that was interrupted goes on where it stopped; a finished dataset of the same recipe and files is left as it
+    is. A URL needs `working`, a local folder for parts on their way there. With more than one worker, a script that
+    calls this needs the usual `if __name__ == "__main__":`.
 
     Raises DataError for text, tokenizers and folders that do not serve, naming file and line; MegaSLMError where the
     disk is full or a worker dies again and again.
@@ -55,7 +57,7 @@ def prepare(
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
-        work.do(work.tasks, workplace, workers, on_progress)
+        work.do(work.tasks, workplace, workers, on_progress, ray)
         return work.assemble(workplace)
 
 
@@ -67,6 +69,7 @@ def prepare_share(
     working: Path | None = None,
     workers: int | None = None,
     on_progress: OnProgress = lambda progress: None,
+    ray: RayCluster | None = None,
 ) -> None:
     """Do a share of the tasks and leave `output` unfinished; the other shares may be done at the same time, elsewhere.
 
@@ -75,7 +78,7 @@ def prepare_share(
     work = _Work(recipe, output, working)
     if work.finished() is None:
         with work.claimed(alone=False) as workplace:
-            work.do(share.of(work.tasks), workplace, workers, on_progress)
+            work.do(share.of(work.tasks), workplace, workers, on_progress, ray)
 
 
 def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -> Manifest:
@@ -134,7 +137,14 @@ class _Work:
                 workplace.forget_plan()
                 raise
 
-    def do(self, tasks: Sequence[Task], workplace: Workplace, workers: int | None, on_progress: OnProgress) -> None:
+    def do(
+        self,
+        tasks: Sequence[Task],
+        workplace: Workplace,
+        workers: int | None,
+        on_progress: OnProgress,
+        ray: RayCluster | None,
+    ) -> None:
         """Those of the tasks that are not done."""
         waiting = [task for task in tasks if not workplace.is_done(task.name)]
         if not waiting:
@@ -161,18 +171,26 @@ class _Work:
             for task in waiting
         ]
         work = _Worker(jobs, self._folder, run_id)
-        count = min(workers or len(os.sched_getaffinity(0)), len(waiting))
+        cores = len(os.sched_getaffinity(0)) if ray is None else ray.cpus
+        count = min(workers or cores, len(waiting))
         with self._saying_what_is_in_the_way(workplace):
-            if count == 1:
+            if count == 1 and ray is None:
                 work.draw_all(0, publish)
             else:
-                self._run_workers(count, work, workplace, publish)
+                self._run_workers(count, work, workplace, publish, ray)
         publish(at_once=True)
         left = [task for task in waiting if not workplace.is_done(task.name)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))
 
-    def _run_workers(self, count: int, work: "_Worker", workplace: Workplace, publish: Callable[[], None]) -> None:
+    def _run_workers(
+        self,
+        count: int,
+        work: "_Worker",
+        workplace: Workplace,
+        publish: Callable[[], None],
+        ray: RayCluster | None,
+    ) -> None:
         def look() -> None:
             publish()
             failure = workplace.failure(work.run_id)
@@ -182,7 +200,10 @@ class _Work:
         def tasks_done() -> int:
             return sum(workplace.is_done(job.task.name) for job in work.jobs)
 
-        run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
+        if ray is None:
+            run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
+        else:
+            ray.run(count, work, claim=workplace.claim, look=look, tasks_done=tasks_done)
         look()
 
     def assemble(self, workplace: Workplace) -> Manifest:

@@ -44,6 +44,11 @@ class Workplace(Ledger[TaskOutcome]):
         super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
         self._output = output
 
+    @property
+    def claim(self) -> Path:
+        """The file whose lock the first process of a run holds while it works."""
+        return self.folder / "lock"
+
     def begin(self, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
         if another recipe was not yet gone on with as far as one task."""
@@ -103,5 +108,6 @@ def claimed(output: Path, *, alone: bool) -> Iterator[Workplace]:
         raise DataError(f"{output} is not empty and holds no unfinished dataset; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
-    with locked(folder / "lock", shared=not alone, busy=busy):
-        yield Workplace(output)
+    workplace = Workplace(output)
+    with locked(workplace.claim, shared=not alone, busy=busy):
+        yield workplace

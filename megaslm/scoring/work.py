@@ -1,0 +1,297 @@
+"""The work of scoring a dataset, as it lies in the ledger, and a process at it: ranges of rows, then parts."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import cast
+
+from pydantic import BaseModel, ConfigDict
+
+from megaslm.config.share import Share
+from megaslm.data.dataset.manifest import Manifest, Reference
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.data.dataset.score_summary import ScoredBy
+from megaslm.data.preparing.packing import count_targets
+from megaslm.engine.distributed import World
+from megaslm.engine.stop_signal import StopSignal
+from megaslm.errors import MegaSLMError
+from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
+from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.scoring.derivation import Derivation
+from megaslm.scoring.derivation_plan import SourcePart
+from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
+from megaslm.scoring.reports import ScoredPart
+from megaslm.scoring.summary import joined, scored_by
+
+_RANGES = "ranges"
+# A range is a task: small enough that ranks share a small dataset evenly, and that little is lost with a rank.
+_LEAST_TARGETS = 1 << 18
+_MOST_RANGES = 32
+
+OnProgress = Callable[[JobProgress], None]
+"""Called about once a second."""
+
+_WHAT_IS_KEPT = "what is scored is kept; start it again for the rest"
+
+
+class RangeOutcome(BaseModel):
+    """What is noted of a range of rows that is scored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: ScoredBy
+    """Who computed its losses."""
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows of a part that one rank scores in one go."""
+
+    item: SourcePart
+    rows: range
+
+    @property
+    def name(self) -> str:
+        """What notes of it are filed under."""
+        tokens = self.item.part.tokens_sha256[:12]
+        return f"{self.item.name}--{tokens}--{self.rows.start:08d}-{self.rows.stop:08d}"
+
+
+def ranges_of(item: SourcePart, seq_len: int, batch_rows: int) -> list[RowRange]:
+    """The ranges of a part. It depends on the part alone, so that any number of ranks may go on with another's work.
+
+    Each begins at a multiple of `batch_rows`: batches hold the same rows as if the part were scored in one go.
+    """
+    most_rows = max(math.ceil(_LEAST_TARGETS / seq_len), math.ceil(item.part.rows / _MOST_RANGES))
+    step = math.ceil(most_rows / batch_rows) * batch_rows
+    return [RowRange(item, range(start, min(item.part.rows, start + step))) for start in range(0, item.part.rows, step)]
+
+
+class ScoreWork:
+    """The parts of a job, and the ranges of those that are cut."""
+
+    def __init__(self, derivation: Derivation[ScoredPart], described: Manifest, run_id: str) -> None:
+        self.derivation, self.described, self.run_id = derivation, described, run_id
+        self.parts = derivation.parts()
+        self.ledger = derivation.ledger
+        self.batch_rows = cast(Reference, described.reference).batch_rows
+        folder = derivation.ledger.folder / _RANGES
+        folder.mkdir(exist_ok=True)
+        self.range_ledger = Ledger(folder, RangeOutcome, place=str(derivation.working))
+
+    def tasks(self) -> list[RowRange | SourcePart]:
+        """The ranges of all parts; a part that is not cut is one task."""
+        tasks: list[RowRange | SourcePart] = []
+        for item in self.parts:
+            tasks += self.ranges(item) or [item]
+        return tasks
+
+    def ranges(self, item: SourcePart) -> list[RowRange]:
+        """Of a part; none where it is scored in one go."""
+        ranges = ranges_of(item, self.described.seq_len, self.batch_rows)
+        return ranges if len(ranges) > 1 else []
+
+    def is_done(self, task: RowRange | SourcePart) -> bool:
+        """Whether a task or the part of a range is done."""
+        if isinstance(task, RowRange):
+            return self.range_ledger.is_done(task.name) or self.ledger.is_done(task.item.name)
+        return self.ledger.is_done(task.name)
+
+    def values(self, task: RowRange) -> Path:
+        """Where the values of a range lie until its part is joined."""
+        return self.range_ledger.folder / f"{task.name}.npy"
+
+    def publisher(self, tasks: Sequence[RowRange | SourcePart]) -> Publisher:
+        """Of the progress that all processes make with these tasks."""
+        done = [task for task in tasks if self.is_done(task)]
+        return Publisher(
+            self.ledger.folder,
+            self.run_id,
+            job="score",
+            unit="rows",
+            total=sum(map(_rows, tasks)),
+            before=sum(map(_rows, done)),
+            tasks=len(tasks),
+            tasks_before=len(done),
+        )
+
+    def tasks_done(self) -> int:
+        """How many are."""
+        return sum(map(self.is_done, self.tasks()))
+
+    def why_left(self) -> str:
+        """Of tasks that were left, which they are and what to do."""
+        left = [
+            f"{each.item.path} (rows {each.rows.start} to {each.rows.stop - 1})"
+            if isinstance(each, RowRange)
+            else str(each.path)
+            for each in self.tasks()
+            if not self.is_done(each)
+        ]
+        shown = "; ".join(left[:10]) + ("; …" if len(left) > 10 else "")
+        return (
+            f"{self.derivation.working}: ranks died {MOST_DEATHS} times over {shown}: out of memory, or killed from "
+            "outside; all else is scored and kept: start it again for these"
+        )
+
+
+class ScoreProcess:
+    """One process at work: a rank, or one that Ray has placed."""
+
+    def __init__(
+        self,
+        work: ScoreWork,
+        world: World,
+        load: Callable[[], PartScorer],
+        stop: StopSignal,
+        on_progress: OnProgress | None,
+        *,
+        locks_hold: bool,
+    ) -> None:
+        """`load` is called when there is something to score; one process is given `on_progress`, to tell it for all."""
+        self._work, self._world, self._load, self._stop, self._on_progress = work, world, load, stop, on_progress
+        self._locks_hold = locks_hold
+        # Parts with a range that was left.
+        self._left: set[str] = set()
+        self._scorer: PartScorer | None = None
+        self._free_since = time.monotonic()
+        self._tally = Tally(work.ledger.folder, work.run_id, world.rank)
+        self._publisher: Publisher | None = None
+        self._reader_of = lru_cache(maxsize=1)(self._open_reader)
+
+    def run(self, share: Share | None) -> None:
+        """Draws tasks until all of a share are done. Of all parts, where no share is asked for, parts are joined too.
+
+        Where locks do not hold, each rank has a fixed share of these, and waits for the others.
+        """
+        tasks = self._work.tasks() if share is None else share.of(self._work.tasks())
+        if self._on_progress is not None:
+            self._publisher = self._work.publisher(tasks)
+        self._look()
+        if share is None:
+            tasks = [*tasks, *(item for item in self._work.parts if self._work.ranges(item))]
+        mine = tasks if self._locks_hold else Share(self._world.rank + 1, self._world.size).of(tasks)
+        left = draw_all(mine, self._draw, self._look)
+        if not self._locks_hold:
+            draw_all(tasks, self._is_done, self._look)
+        self._tally.end(len(left))
+        self._publish(at_once=True)
+        if left:
+            raise MegaSLMError(self._work.why_left())
+
+    def join_parts(self) -> None:
+        """Joins the parts whose ranges are all done."""
+        for item in self._work.parts:
+            if self._work.ranges(item):
+                self._draw_part(item)
+
+    def _look(self) -> None:
+        self._stop.raise_if_told(_WHAT_IS_KEPT)
+        self._work.ledger.raise_if_failed(self._work.run_id)
+        # Raises FileNotFoundError once another rank has made the dataset and removed the ledger.
+        self._work.ledger.folder.stat()
+        self._publish()
+
+    def _publish(self, *, at_once: bool = False) -> None:
+        if self._publisher is not None and self._on_progress is not None:
+            progress = self._publisher.publish(at_once=at_once)
+            if progress is not None:
+                self._on_progress(progress)
+
+    def _draw(self, task: RowRange | SourcePart) -> Drawn:
+        return self._draw_range(task) if isinstance(task, RowRange) else self._draw_part(task)
+
+    def _draw_range(self, task: RowRange) -> Drawn:
+        scored_here = False
+
+        def do() -> RangeOutcome:
+            nonlocal scored_here
+            scored_here = True
+            return self._score_range(task)
+
+        if self._work.ledger.is_done(task.item.name):
+            return Drawn.DONE
+        drawn = self._work.range_ledger.draw(task.name, do, self._work.run_id, self._tally)
+        if drawn is Drawn.LEFT:
+            self._left.add(task.item.name)
+        if scored_here and self._locks_hold:
+            # Whoever is the last joins the part, and it is drawn again at the end where that one has died.
+            self._draw_part(task.item)
+        return drawn
+
+    def _draw_part(self, item: SourcePart) -> Drawn:
+        ranges = self._work.ranges(item)
+        if self._work.ledger.is_done(item.name):
+            return Drawn.DONE
+        if not all(self._work.range_ledger.is_done(each.name) for each in reversed(ranges)):
+            return Drawn.LEFT if item.name in self._left else Drawn.BUSY
+        drawn = self._work.derivation.draw(
+            item, partial(self._make, item, ranges), self._work.run_id, None if ranges else self._tally
+        )
+        if drawn is Drawn.DONE:
+            for each in ranges:
+                self._work.values(each).unlink(missing_ok=True)
+        return drawn
+
+    def _is_done(self, task: RowRange | SourcePart) -> Drawn:
+        item = task.item if isinstance(task, RowRange) else task
+        return Drawn.DONE if self._work.ledger.is_done(item.name) else Drawn.BUSY
+
+    def _score_range(self, task: RowRange) -> RangeOutcome:
+        began = time.monotonic()
+        rows = self._scored(task.item, task.rows)
+        targets = 0
+
+        def counted() -> Iterator[ScoredRows]:
+            nonlocal targets
+            for some in rows:
+                targets += count_targets(some.tokens, self._work.described.eos_id)
+                yield some
+
+        write_values(self._work.values(task), counted())
+        by = self._ended(began, targets)
+        return RangeOutcome(by=by)
+
+    def _make(self, item: SourcePart, ranges: Sequence[RowRange], folder: Path) -> ScoredPart:
+        """A part as a whole: scored, or joined of its ranges."""
+        began = time.monotonic()
+        described = self._work.described
+        if ranges:
+            by = joined(
+                outcome.by for each in ranges if (outcome := self._work.range_ledger.outcome(each.name)) is not None
+            )
+            paths = [self._work.values(each) for each in ranges]
+            part, statistics = write_part(
+                folder, described, with_values(self._reader_of(item), paths, self._work.batch_rows)
+            )
+        else:
+            part, statistics = write_part(folder, described, self._scored(item, range(item.part.rows)))
+            by = (self._ended(began, statistics.targets),)
+        return ScoredPart(part=part, statistics=statistics, by=by)
+
+    def _scored(self, item: SourcePart, rows: range) -> Iterator[ScoredRows]:
+        seq_len, done = self._work.described.seq_len, 0
+
+        def count(rows: int) -> None:
+            nonlocal done
+            done += rows
+            self._tally.report(rows=done, targets=done * seq_len)
+            self._look()
+
+        self._scorer = self._scorer or self._load()
+        return self._scorer.scored(self._reader_of(item), rows, str(item.path), count)
+
+    def _ended(self, began: float, targets: int) -> ScoredBy:
+        seconds, start_seconds = time.monotonic() - began, began - self._free_since
+        self._free_since = time.monotonic()
+        return scored_by(self._world.rank, self._world.device, targets, seconds, start_seconds)
+
+    def _open_reader(self, item: SourcePart) -> RowReader:
+        return self._work.derivation.source.reader(item.split, item.domain, item.part.name, checked=True)
+
+
+def _rows(task: RowRange | SourcePart) -> int:
+    return len(task.rows) if isinstance(task, RowRange) else task.part.rows
