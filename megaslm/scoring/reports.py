@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
 
 from megaslm.data.dataset.manifest import COST, SCORES, Manifest, Reference
-from megaslm.data.dataset.score_summary import PartScores, PartStatistics, ScoredBy, parse_scores
+from megaslm.data.dataset.score_summary import PartScores, PartStatistics, ScoredBy, parse_scores, scored_by_one
 from megaslm.errors import DataError
 from megaslm.model.flops import forward_flops_per_token
 from megaslm.model.folder import check_model_folder
@@ -27,6 +27,11 @@ class ScoredPart(PartOutcome):
     """Of its losses."""
     by: tuple[ScoredBy, ...]
     """Who computed them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scored_by_one(cls, values: object) -> object:
+        return scored_by_one(values)
 
 
 def known_parts(manifest: Manifest, beside: Callable[[str], bytes | None]) -> Mapping[str, ScoredPart]:

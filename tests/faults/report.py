@@ -97,6 +97,37 @@ _ROWS = (
         "{mean_restart_seconds:.0f} s in the mean; {effective_time_ratio:.0%} of the time in the {steps} steps that "
         "count",
     ),
+    Row(
+        "job_worker_killed",
+        "SIGKILL of a worker of `prepare`",
+        "another process draws its task, and a new worker takes its place; equal bytes",
+        "drawn again after {redrawn_seconds:.2f} s",
+    ),
+    Row(
+        "job_worker_out_of_memory",
+        "the kernel kills a worker of `prepare` for want of memory",
+        "likewise; equal bytes",
+        "{killed} killed",
+    ),
+    Row(
+        "job_poisonous_task",
+        "a task that kills whoever does it",
+        "it is left after the third death and named with its file, status 1; the others are done; the next run tries "
+        "it again",
+        "{deaths} deaths, {done} of {tasks} tasks done",
+    ),
+    Row(
+        "job_ray_node_killed",
+        "SIGKILL of all processes of a Ray node in the middle of `prepare --engine ray`",
+        "the other node does its task, and all the rest; equal bytes",
+        "ended {ended_seconds:.0f} s after the kill, on one node in place of two",
+    ),
+    Row(
+        "small_shared_memory",
+        "a container's /dev/shm, and a dataset of millions of rows",
+        "nothing: it is not used",
+        "{mebibytes} MB, {rows:,} rows, two ranks with two loaders each: 20 micro-batches read after {seconds:.1f} s",
+    ),
 )
 
 

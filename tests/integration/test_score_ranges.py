@@ -245,6 +245,29 @@ def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: 
     assert not verify(scored).problems
 
 
+def test_what_an_earlier_build_has_begun_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+    """Its notes say of each part that one process scored it."""
+    scored = tmp_path / "scored"
+    task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
+
+    def run() -> None:
+        _wait_before_each_batch(0.02)
+        score(task)
+
+    ranks = fork_ranks(1, run)
+    wait_until(lambda: bool(notes(scored)))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
+    done = notes(scored)
+    for name in done:
+        noted = json.loads((scored / NOTES / name).read_text())
+        (noted["by"],) = noted["by"]
+        del noted["by"]["targets"]
+        (scored / NOTES / name).write_text(json.dumps(noted))
+    run_job(1, task)
+    require_same(scored, folder)
+
+
 def test_a_process_is_named_once_where_it_scored_one_range_after_the_other() -> None:
     first = scored_by(0, torch.device("cpu"), 10, 2.0, 0.5)
     second = first.model_copy(update={"started": first.started + timedelta(seconds=2.1), "start_seconds": 0.1})

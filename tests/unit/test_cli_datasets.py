@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.data.dataset.score_summary import ScoreSummary
+from megaslm.jobs.progress import Publisher, Tally
 from tests.forked_cli import call_megaslm
 from tests.inspected import make_inspected
 from tests.scores import write_scores
@@ -104,3 +105,33 @@ def test_what_is_not_there_is_one_message(scored: Path, arguments: tuple[str, ..
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ledger", [".prepare", ".score/.derived", ".mask/.derived"])
+def test_a_job_under_way_is_told_of_from_another_terminal(tmp_path: Path, ledger: str) -> None:
+    folder = tmp_path / "dataset" / ledger
+    folder.mkdir(parents=True)
+    publisher = Publisher(folder, "run", job="a-verb", unit="rows", total=40, before=10, tasks=4, tasks_before=1)
+    tally = Tally(folder, "run", 0)
+    tally.report(rows=10)
+    tally.end_task(retried=True)
+    assert publisher.publish() is not None
+    done = call_megaslm("inspect", tmp_path / "dataset", "--json", tmp_path / "found.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("a-verb ·  50% · task 2/4 · 10 rows · ")
+    assert "1 begun again" in done.stdout
+    (job,) = json.loads((tmp_path / "found.json").read_text())["jobs"]
+    assert (job["job"], job["tasks_done"], job["tasks_retried"], job["counts"]) == ("a-verb", 2, 1, {"rows": 10})
+
+
+def test_the_progress_of_a_dataset_that_grows_is_told_before_what_it_is(tmp_path: Path) -> None:
+    dataset = make_inspected(tmp_path / "dataset", scored=False).folder
+    (dataset / ".score" / ".derived").mkdir(parents=True)
+    publisher = Publisher(
+        dataset / ".score" / ".derived", "run", job="a-verb", unit="rows", total=4, before=1, tasks=4, tasks_before=1
+    )
+    assert publisher.publish() is not None
+    done = call_megaslm("inspect", dataset)
+    assert done.returncode == 0
+    assert done.stdout.startswith("a-verb ·  25% · ")
+    assert "written by  MegaSLM" in done.stdout

@@ -80,6 +80,13 @@ class ScoredBy(_Record):
     """Their valid targets."""
 
 
+def scored_by_one(values: object) -> object:
+    """What was read of a part's scores; earlier builds gave a part to one process, and named that."""
+    if isinstance(values, dict) and isinstance(values.get("by"), dict):
+        return values | {"by": [{"targets": values["statistics"]["targets"], **values["by"]}]}
+    return values
+
+
 class PartScores(_Record):
     """One part of the dataset."""
 
@@ -97,10 +104,7 @@ class PartScores(_Record):
     @model_validator(mode="before")
     @classmethod
     def _scored_by_one(cls, values: object) -> object:
-        """Earlier builds gave a part to one process, and named that."""
-        if isinstance(values, dict) and isinstance(values.get("by"), dict):
-            return values | {"by": [{"targets": values["statistics"]["targets"], **values["by"]}]}
-        return values
+        return scored_by_one(values)
 
     @property
     def rank_seconds(self) -> float:

@@ -1,10 +1,14 @@
 """Locks on files: who holds them when a process forks, and who waits for itself."""
 
+import errno
+import fcntl
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from megaslm.errors import DataError
 from megaslm.jobs.locks import Busy, locked
 from tests.forks import fork, statuses_of
 
@@ -57,4 +61,16 @@ def test_a_thread_that_holds_a_lock_does_not_wait_for_itself(tmp_path: Path) -> 
     ):
         pass
     with locked(tmp_path / "lock", busy="busy"):
+        pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DataError, match="lock: its file system gives no locks"), locked(tmp_path / "lock", busy=""):
+        pass
+    monkeypatch.undo()
+    with locked(tmp_path / "lock", busy=""):
         pass

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.corpus import content, recipe_of, text
+from tests.faults.figures import Figures
 from tests.forks import wait_until
 from tests.ranks import ROOT
 from tests.scoring import make_reference, rows_of, run_job, task_of
@@ -92,7 +93,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_ray
-def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
     from megaslm.data.preparing.prepare import prepare
 
     (tmp_path / "corpus").mkdir()
@@ -109,9 +110,10 @@ def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, tmp_path:
     assert cluster.kill_the_node_of(int(at_work[0]))
     killed_at = time.monotonic()
     said = job.communicate(timeout=300)
+    ended_at = time.monotonic()
     assert job.returncode == 0, said
     assert content(tmp_path / "dataset") == content(tmp_path / "expected")
-    print(f"finished {time.monotonic() - killed_at:.1f} s after the node was killed")
+    figures.record("job_ray_node_killed", ended_seconds=ended_at - killed_at)
 
     # The other node alone scores it.
     make_reference(tmp_path / "model")
