@@ -33,10 +33,11 @@ MOST_DEATHS = 3
 """A task whose process has died so often within one run of its job is left."""
 _PATIENCE_SECONDS = 120.0
 """How long a file system of several hosts may keep the lock of a host that died."""
-_LOOK_AGAIN_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 0.6
-# Of those that others are at: with hundreds of processes on a network file system, more would load its server.
+# Hundreds of processes on a network file system would load its server if all that wait looked at all that others do.
+# They look at a few tasks at a time, and more seldom the more they are.
 _LOOKED_AT_ONCE = 8
+_PAUSE_SECONDS_PER_PROCESS = 0.01
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.8
 
 
 class Drawn(Enum):
@@ -189,10 +190,12 @@ def new_run_id() -> str:
     return uuid.uuid4().hex[:12]
 
 
-def draw_all(tasks: Sequence[T], draw: Callable[[T], Drawn], look: Callable[[], None]) -> list[T]:
+def draw_all(
+    tasks: Sequence[T], draw: Callable[[T], Drawn], look: Callable[[], None], *, processes: int = 1
+) -> list[T]:
     """Draw tasks until each is done, by whomever, or left; gives those that were left.
 
-    `look` is called while all that is not done is another's: it raises what ends the wait.
+    `look` is called while all that is not done is another's: it raises what ends the wait. So many `processes` do so.
     """
     left: list[T] = []
     busy: list[T] = []
@@ -210,14 +213,11 @@ def draw_all(tasks: Sequence[T], draw: Callable[[T], Drawn], look: Callable[[], 
             busy.append(task)
         # One that another is at may have come free by its death.
         _take_some(busy, take, 1)
-    pause = _LOOK_AGAIN_SECONDS
+    pause = min(_LONGEST_PAUSE_SECONDS, max(_SHORTEST_PAUSE_SECONDS, _PAUSE_SECONDS_PER_PROCESS * processes))
     while busy:
         look()
-        if _take_some(busy, take, _LOOKED_AT_ONCE):
-            pause = _LOOK_AGAIN_SECONDS
-        elif busy:
+        if not _take_some(busy, take, _LOOKED_AT_ONCE):
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     return left
 
 

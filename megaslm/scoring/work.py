@@ -174,9 +174,9 @@ class ScoreProcess:
         if share is None:
             tasks = [*tasks, *(item for item in self._work.parts if self._work.ranges(item))]
         mine = tasks if self._locks_hold else Share(self._world.rank + 1, self._world.size).of(tasks)
-        left = draw_all(mine, self._draw, self._look)
+        left = draw_all(mine, self._draw, self._look, processes=self._world.size)
         if not self._locks_hold:
-            draw_all(tasks, self._is_done, self._look)
+            draw_all(tasks, self._is_done, self._look, processes=self._world.size)
         self._tally.end(len(left))
         self._publish(at_once=True)
         if left:

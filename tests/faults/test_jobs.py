@@ -25,11 +25,15 @@ TASKS = 12
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("corpus")
-    words = "\n\n".join(text(seed) for seed in range(4000))
+    words = "\n\n".join(text(seed) for seed in range(1000))
     for number in range(TASKS):
         (folder / f"{number:02}.txt").write_text(words, encoding="utf-8")
     sources = [{"domain": "words", "reader": "text", "paths": [str(folder / "*.txt")]}]
-    return recipe_of(folder, sources=sources, part_bytes=len(words.encode()))
+    part_bytes = len(words.encode())
+    trained = folder / "trained"
+    prepare(recipe_of(folder, sources=sources, part_bytes=part_bytes), trained, workers=2)
+    tokenizer = {"huggingface": str(trained / "tokenizer")}
+    return recipe_of(folder, sources=sources, part_bytes=part_bytes, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -1,17 +1,20 @@
 """A container's 64 MB of /dev/shm, and an order of eight million rows."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megaslm.data.dataset.manifest import write_manifest
+from megaslm.data.dataset.merged_index import merge_index
 from tests.faults.figures import Figures
 from tests.ranks import ROOT
 from tests.toy import make_dataset
 
-ROWS = 8_000_000
+ROWS, PARTS = 8_000_000, 32
 MEBIBYTES = 64
 
 READ = """
@@ -42,13 +45,26 @@ assert statuses_of(fork_ranks(2, read)) == [0, 0]
 """
 
 
+def _make_large(folder: Path) -> None:
+    """One part under many names: it takes minutes to write as many rows."""
+    manifest = make_dataset(folder, {("train", "a"): [ROWS // PARTS]}, seq_len=2)
+    share = manifest.splits["train"]["a"]
+    (part,) = share.parts
+    parts = tuple(part.model_copy(update={"name": f"part-{number:05d}"}) for number in range(PARTS))
+    for each in parts[1:]:
+        shutil.copytree(folder / "train" / "a" / part.name, folder / "train" / "a" / each.name, copy_function=os.link)
+    merge_index(folder / "train" / "a", parts)
+    many = share.model_copy(update={"parts": parts, "rows": ROWS, "tokens": PARTS * share.tokens})
+    write_manifest(folder, manifest.model_copy(update={"splits": {"train": {"a": many}}}))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_eight_million_rows_in_a_containers_shared_memory(figures: Figures, tmp_path: Path) -> None:
     namespace = ["unshare", "--map-root-user", "--mount"]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False, timeout=20).returncode != 0:
         pytest.skip("this user may not mount a file system in a namespace")
-    make_dataset(tmp_path / "rows", {("train", "a"): [ROWS // 8] * 8}, seq_len=2)
+    _make_large(tmp_path / "rows")
     mount = f'mount -t tmpfs -o size={MEBIBYTES}m tmpfs /dev/shm && exec "$0" -c "$1" "$2"'
     read = subprocess.run(
         [*namespace, "sh", "-c", mount, sys.executable, READ, str(tmp_path / "rows")],

@@ -170,9 +170,9 @@ class _Work:
             Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
-        work = _Worker(jobs, self._folder, run_id)
         cores = len(os.sched_getaffinity(0)) if ray is None else ray.cpus
         count = min(workers or cores, len(waiting))
+        work = _Worker(jobs, self._folder, run_id, count)
         with self._saying_what_is_in_the_way(workplace):
             if count == 1 and ray is None:
                 work.draw_all(0, publish)
@@ -266,6 +266,7 @@ class _Worker:
     jobs: Sequence[Job]
     folder: Path
     run_id: str
+    processes: int
 
     def __call__(self, number: int) -> None:
         """Draws tasks until there are none, in a process of its own; why it cannot go on is noted in the ledger."""
@@ -295,4 +296,4 @@ class _Worker:
 
             return workplace.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
 
-        tally.end(left=len(draw_all(self.jobs, draw, look)))
+        tally.end(left=len(draw_all(self.jobs, draw, look, processes=self.processes)))
