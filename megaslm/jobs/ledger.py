@@ -9,6 +9,7 @@ import math
 import os
 import random
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,8 @@ class Ledger(Generic[Outcome]):
             return Drawn.DONE
         lock = self._note(task).with_suffix(".lock")
         with suppress(Busy), locked(lock, busy=""):
-            if self._is_done_for_sure(task):
+            self.look_again()
+            if self.is_done(task):
                 return Drawn.DONE
             deaths = self._tries(task, run_id)
             if len(deaths) >= MOST_DEATHS:
@@ -131,40 +133,55 @@ class Ledger(Generic[Outcome]):
                 self.note(task, do())
             finally:
                 # Not reached by a process that is killed.
-                tries.unlink()
+                tries.unlink(missing_ok=True)
             if tally is not None:
                 tally.end_task(retried=bool(deaths))
             return Drawn.DONE
         return Drawn.BUSY
 
+    def is_left(self, task: str, run_id: str) -> bool:
+        """Whether so many processes of a run have died over a task that it is to be left."""
+        return not self.is_done(task) and len(self._tries(task, run_id)) >= MOST_DEATHS
+
+    def look_again(self) -> None:
+        """A file system of several hosts remembers for a while that there was no note, but not past an opening."""
+        os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
+
     def fail(self, run_id: str, error: BaseException) -> None:
         """Tell all processes of a run that one of them cannot go on, and why; the first message stays."""
-        with suppress(OSError), self._failure(run_id).open("x") as file:
-            status = error.exit_status if isinstance(error, MegaSLMError) else 1
-            failure = _Failure(kind=_kind(error), message=str(error), exit_status=status)
-            file.write(failure.model_dump_json())
+        kind = _kind(error)
+        message = str(error) if isinstance(error, MegaSLMError) else f"{type(error).__name__}: {error}"
+        status = error.exit_status if isinstance(error, MegaSLMError) else 1
+        told = _Failure(kind=kind, message=message, exit_status=status).model_dump_json()
+        path = self._failure(run_id)
+        written = path.with_name(f".{path.stem}-{socket.gethostname()}-{os.getpid()}")
+        try:
+            written.write_text(told)
+            if not path.exists():
+                written.rename(path)
+        except OSError:
+            # A full disk, or a ledger that is gone: at least this process says it.
+            print(message, file=sys.stderr, flush=True)
+        finally:
+            with suppress(OSError):
+                written.unlink()
 
     def failure(self, run_id: str) -> MegaSLMError | None:
         """Why a process of a run cannot go on, as it has raised it or nearly so; null where all can."""
         path = self._failure(run_id)
-        # Empty for the moment between its making and its writing.
-        content = path.read_bytes() if path.exists() else b""
-        if not content:
+        if not path.exists():
             return None
-        failure = _Failure.model_validate_json(content)
-        kind: type[MegaSLMError] | None = getattr(errors, failure.kind, None)
-        return PeerFailed(failure.message, failure.exit_status) if kind is None else kind(failure.message)
+        failure = _Failure.model_validate_json(path.read_bytes())
+        kind: type[MegaSLMError] = getattr(errors, failure.kind, MegaSLMError)
+        if kind.exit_status != failure.exit_status:
+            return PeerFailed(failure.message, failure.exit_status)
+        return kind(failure.message)
 
     def raise_if_failed(self, run_id: str) -> None:
         """Raise PeerFailed where another process of the run cannot go on."""
         failure = self.failure(run_id)
         if failure is not None:
             raise PeerFailed(str(failure), failure.exit_status)
-
-    def _is_done_for_sure(self, task: str) -> bool:
-        # A file system of several hosts remembers for a while that there was no note, but not past an opening.
-        os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
-        return self.is_done(task)
 
     def _tries(self, task: str, run_id: str) -> list[str]:
         """Processes that began a task and did not end it in order: `run_id`, host and process id of each."""

@@ -6,7 +6,9 @@ to be on a file system that all nodes share and whose locks hold between them.
 
 import logging
 import os
+import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from megaslm.jobs.workers import DeathWatch
 ADDRESS = "RAY_ADDRESS"
 """The variable that names the cluster's head, as Ray's own tools read it."""
 _LOOK_SECONDS = 0.25
+_OTHERS_SECONDS = 10.0
 _CONNECT_SECONDS = 10.0
 
 
@@ -35,50 +38,70 @@ class RayCluster:
         count: int,
         work: Callable[[int], None],
         *,
-        claim: Path,
+        gpus: int,
+        folder: Path,
         look: Callable[[], None],
         tasks_done: Callable[[], int],
     ) -> None:
-        """Run `work`, which can be pickled, in so many processes with the numbers from 0 on, until each has returned.
+        """Run `work`, which can be pickled, in so many processes with the numbers from 0 on, until all is done.
 
         Args:
-            count: of processes; each has a GPU for itself where the cluster has any, else a processor.
+            count: of processes.
             work: draws tasks until there are none. It must not raise; where it cannot go on, it says so elsewhere.
-            claim: the file whose lock this process holds; nodes that do not see that are refused.
+            gpus: of each process; without any it has a processor.
+            folder: the ledger's; nodes that do not see a lock that this process holds there are refused.
             look: called some times a second; what it raises ends the processes and is raised.
             tasks_done: how many tasks are done by now.
 
         Raises:
             DataError: locks do not hold between the nodes.
+            LaunchError: the cluster has nothing to run a process on.
             MegaSLMError: one process after the other dies, and no task is done meanwhile.
         """
         import ray
 
+        if count == 0:
+            raise LaunchError(
+                "the Ray cluster has neither processors nor GPUs to give; start its nodes with --num-cpus"
+            )
+        died = (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.LocalRayletDiedError,
+        )
         # A process that dies is replaced here, where it is counted.
-        remote = ray.remote(num_cpus=0 if self.gpus else 1, num_gpus=1 if self.gpus else 0, max_retries=0)(_run)
+        remote = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_retries=0)(_run)
+        held = folder / f".locked-{secrets.token_hex(6)}"
 
         def start(number: int) -> Any:
-            return remote.remote(work, number, str(Path.cwd()), str(claim))
+            return remote.remote(work, number, str(Path.cwd()), str(held))
 
-        running = {start(number): number for number in range(count)}
+        running: dict[Any, int] = {}
         deaths = DeathWatch(tasks_done)
-        try:
-            while running:
-                ended, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
-                look()
-                for each in ended:
-                    number = running.pop(each)
-                    try:
-                        refusal: str | None = ray.get(each)
-                    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError) as error:
-                        deaths.count(str(error).splitlines()[0])
-                        running[start(number)] = number
-                        continue
-                    if refusal is not None:
-                        raise DataError(refusal)
-        finally:
-            for each in running:
-                ray.cancel(each, force=True)
+        # When the first process finds nothing more to do. Others may wait for a place that the cluster does not give.
+        ended_at: float | None = None
+        with locked(held, busy=f"{held} is locked by another process"):
+            try:
+                running |= {start(number): number for number in range(count)}
+                while running and (ended_at is None or time.monotonic() - ended_at < _OTHERS_SECONDS):
+                    ended, _ = ray.wait(list(running), num_returns=1, timeout=_LOOK_SECONDS)
+                    look()
+                    for each in ended:
+                        number = running.pop(each)
+                        try:
+                            refusal: str | None = ray.get(each)
+                        except died as error:
+                            deaths.count(str(error).splitlines()[0])
+                            running[start(number)] = number
+                            continue
+                        if refusal is not None:
+                            raise DataError(refusal)
+                        ended_at = ended_at or time.monotonic()
+            finally:
+                for each in running:
+                    ray.cancel(each, force=True)
+        held.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -123,22 +146,26 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
         ray.shutdown()
 
 
-def _run(work: Callable[[int], None], number: int, folder: str, claim: str) -> str | None:
+def _run(work: Callable[[int], None], number: int, folder: str, held: str) -> str | None:
     """On a node; gives why it cannot work there."""
     try:
         # Relative paths mean what they mean to whoever has started the job.
         os.chdir(folder)
-        with locked(Path(claim), busy=""):
-            pass
+        # Not made here, where it is another folder of this name.
+        Path(held).stat()
+        with locked(Path(held), busy=""):
+            keeps_out = False
     except Busy:
-        work(number)
-        return None
+        keeps_out = True
     except OSError as error:
         return (
             f"{error.filename}: {socket.gethostname()} does not see it ({error.strerror}); with --engine ray the "
             "folder that the job is started in, its inputs and its output have to be shared by all nodes"
         )
+    if keeps_out:
+        work(number)
+        return None
     return (
-        f"{claim}: {socket.gethostname()} could lock what the job's first process has locked; with --engine ray the "
+        f"{held}: {socket.gethostname()} could lock what the job's first process has locked; with --engine ray the "
         "output has to be on a file system whose locks hold between the nodes"
     )

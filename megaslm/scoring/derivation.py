@@ -7,6 +7,7 @@ stays one until then.
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -31,6 +32,8 @@ from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, sour
 _NOTES = ".derived"
 _PLAN = "plan.json"
 _LOOK_AGAIN_SECONDS = 1.0
+# For processes that were killed and are not gone yet.
+_PATIENCE_SECONDS = 10.0
 
 
 class PartOutcome(BaseModel):
@@ -86,6 +89,11 @@ class Derivation(Generic[Outcome]):
         """The file whose lock the first process of a job holds while it works."""
         return self.ledger.folder / "lock"
 
+    @property
+    def at_work(self) -> Path:
+        """The file on which every other process of a job holds a shared lock while it works."""
+        return self.ledger.folder / "at-work.lock"
+
     def finished(self) -> Manifest | None:
         """The manifest of the output, where it is the dataset that would be made.
 
@@ -117,6 +125,10 @@ class Derivation(Generic[Outcome]):
         self.ledger.folder.mkdir(parents=True, exist_ok=True)
         busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
         with locked(self.claim, shared=not alone, busy=busy):
+            if alone:
+                # Ranks of a run whose first rank has died may still be at work, by other settings perhaps.
+                with locked(self.at_work, patience_seconds=_PATIENCE_SECONDS, busy=busy):
+                    pass
             with self.ledger.setting_up():
                 self._begin(alone=alone)
             yield
@@ -229,11 +241,16 @@ class Derivation(Generic[Outcome]):
         """Where one came after the manifest; what a job notes that adds other parts is left alone."""
         if self.ledger.folder.is_dir():
             with suppress(DataError), locked(self.claim, busy="others are at work"):
-                if self.ledger.outcomes().keys() <= finished.keys():
+                ranges = {path.stem.rsplit("--", 2)[0] for path in self.ledger.folder.glob("*/task-*.json")}
+                if self.ledger.outcomes().keys() | {name.removeprefix("task-") for name in ranges} <= finished.keys():
                     self.tidy_up()
 
     def tidy_up(self) -> None:
         """Once the dataset is finished: remove what was needed to make it."""
         self._output.tidy_up()
-        leftovers = self.ledger.folder if self._folder is None else self.working
-        shutil.rmtree(leftovers, ignore_errors=True)
+        gone = self.ledger.folder.with_name(f"{_NOTES}-{uuid.uuid4().hex[:8]}")
+        # At once: to whoever still looks, notes that vanish one by one would be tasks to be done.
+        with suppress(FileNotFoundError):
+            self.ledger.folder.rename(gone)
+        for leftover in [gone] if self._folder is None else [gone, self.working]:
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,10 +1,12 @@
 """The `score` verb: the reference's loss of every target, computed once and stored beside the tokens."""
 
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -16,8 +18,9 @@ from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.preflight.check import preflight
 from megaslm.engine.preflight.shared_folders import locks_hold, require_shared
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import MegaSLMError, PeerFailed
-from megaslm.jobs.ledger import keeping_what_is_done, new_run_id
+from megaslm.errors import DataError, MegaSLMError, PeerFailed
+from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
+from megaslm.jobs.locks import locked
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.demands import demands_of
@@ -31,7 +34,10 @@ from megaslm.scoring.work import OnProgress, ScoreProcess, ScoreWork
 _WORKING = ".score"
 # All ranks have said that they are done: what they noted is there, if not yet for this host.
 _NOTED_ELSEWHERE_SECONDS = 120.0
+# Indices of all parts are joined, and a remote output may take what is written last.
+_MADE_ELSEWHERE_SECONDS = 1800.0
 _LOOK_AGAIN_SECONDS = 1.0
+_BRIEFLY = 10.0
 
 T = TypeVar("T")
 
@@ -98,12 +104,16 @@ def score_on_ray(task: ScoreTask, cluster: RayCluster, on_progress: OnProgress =
                     on_progress(progress)
 
             count = min(cluster.gpus or cluster.cpus, len(work.tasks()))
-            process = _OnRay(task, described, run_id, count)
-            cluster.run(count, process, claim=derivation.claim, look=look, tasks_done=work.tasks_done)
+            process = _OnRay(task, described, run_id, count, device.type, derivation.ledger.folder)
+            cluster.run(
+                count, process, gpus=1 if cluster.gpus else 0, folder=derivation.ledger.folder, look=look,
+                tasks_done=work.tasks_done,
+            )  # fmt: skip
+            work.look_again()
             look()
-            if work.tasks_done() < len(work.tasks()):
-                raise MegaSLMError(work.why_left())
-            return _assemble(task, described, derivation)
+            if why_left := work.why_left():
+                raise MegaSLMError(why_left)
+            return _assemble(task, described, derivation, patience_seconds=_NOTED_ELSEWHERE_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,19 @@ class _OnRay:
     described: Manifest
     run_id: str
     count: int
+    device_type: str
+    ledger: Path
 
     def __call__(self, number: int) -> None:
-        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-        derivation = _derive(self.task, self.described)
         try:
+            # As the job's first process has decided: another kind would give other losses.
+            device = torch.device("cuda", 0) if self.device_type == "cuda" else torch.device("cpu")
+            if device.type == "cuda" and not torch.cuda.is_available():
+                raise DataError(
+                    f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; mend that node's torch"
+                )
             with keeping_what_is_done(self.task.output), StopSignal() as stop:
+                derivation = _derive(self.task, self.described)
                 ScoreProcess(
                     ScoreWork(derivation, self.described, self.run_id),
                     World(number, self.count, device),
@@ -133,7 +150,7 @@ class _OnRay:
         except BaseException as error:
             if not isinstance(error, MegaSLMError):
                 traceback.print_exc()
-            derivation.ledger.fail(self.run_id, error)
+            Ledger(self.ledger, ScoredPart, place=str(self.task.output)).fail(self.run_id, error)
 
 
 def finish(task: ScoreTask) -> Manifest:
@@ -182,7 +199,11 @@ class _Job:
             self._once(lambda: held.enter_context(self._derivation.claimed(alone=alone)))
             folder = self._derivation.ledger.folder
             require_shared(folder, "output" if self._task.working is None else "--work", self._world)
-            self._locks_hold = locks_hold(self._derivation.claim, self._world)
+            if not self._world.is_first:
+                busy = f"{self._task.output}: another job begins to work here"
+                held.enter_context(locked(self._derivation.at_work, shared=True, patience_seconds=_BRIEFLY, busy=busy))
+            # Every rank has come here then, so that none comes too late for what follows.
+            self._locks_hold = locks_hold(folder, self._world)
             if not self._locks_hold and self._world.is_first:
                 print(
                     f"score · {folder}: this file system keeps no locks between hosts; each rank scores a fixed share, "
@@ -203,11 +224,21 @@ class _Job:
             raise
 
     def assembled(self) -> Manifest:
-        """The dataset, made of what all ranks have scored by the first that comes here."""
-        manifest = None
+        """The dataset, made of what all ranks have scored: by the first that comes here or, without locks, rank 0."""
+        deadline = time.monotonic() + _MADE_ELSEWHERE_SECONDS
+        manifest = self._derivation.finished()
         while manifest is None:
-            with self._unless_finished(), self._derivation.ledger.setting_up():
-                manifest = self._derivation.finished() or self._join(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
+            if self._locks_hold or self._world.is_first:
+                with (
+                    keeping_what_is_done(self._task.output),
+                    self._unless_finished(),
+                    self._derivation.ledger.setting_up(),
+                ):
+                    manifest = self._derivation.finished() or self._join(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
+            elif time.monotonic() > deadline:
+                raise MegaSLMError(f"{self._task.output}: the first rank has not joined what is scored; start it again")
+            else:
+                time.sleep(_LOOK_AGAIN_SECONDS)
             manifest = manifest or self._derivation.finished()
         # What ranks have written of their progress after the first of them removed it.
         self._derivation.tidy_up()
@@ -218,7 +249,7 @@ class _Job:
         """Another rank may have made the dataset meanwhile, and removed the ledger."""
         try:
             yield
-        except FileNotFoundError:
+        except (FileNotFoundError, DataError):
             deadline = time.monotonic() + _NOTED_ELSEWHERE_SECONDS
             # Another host may hear of it later.
             while self._derivation.finished() is None:
@@ -286,6 +317,5 @@ def _load(task: ScoreTask, described: Manifest, device: torch.device) -> PartSco
 def _assemble(
     task: ScoreTask, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
 ) -> Manifest:
-    with keeping_what_is_done(task.output):
-        outcomes = derivation.outcomes(patience_seconds=patience_seconds)
-        return derivation.assemble(outcomes, reports(outcomes, described, task.reference))
+    outcomes = derivation.outcomes(patience_seconds=patience_seconds)
+    return derivation.assemble(outcomes, reports(outcomes, described, task.reference))

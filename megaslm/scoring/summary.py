@@ -54,9 +54,10 @@ def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
     known: list[ScoredBy] = []
     for each in sorted(by, key=lambda each: (each.host, each.rank, each.started)):
         last = known[-1] if known else None
-        if last is not None and (last.host, last.rank) == (each.host, each.rank):
+        if last is not None and (last.host, last.rank, last.device) == (each.host, each.rank, each.device):
             seconds = (each.started - last.started).total_seconds()
-            if seconds - last.rank_seconds <= each.start_seconds + _CLOSE_SECONDS:
+            # Jobs of an array on one host all have a rank 0: those that overlap are several.
+            if abs(seconds - last.rank_seconds) <= _CLOSE_SECONDS:
                 update = {"rank_seconds": seconds + each.rank_seconds, "targets": last.targets + each.targets}
                 known[-1] = last.model_copy(update=update)
                 continue

@@ -1,5 +1,6 @@
 """The work of scoring a dataset, as it lies in the ledger, and a process at it: ranges of rows, then parts."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from megaslm.errors import MegaSLMError
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
 from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.scoring.derivation import Derivation
-from megaslm.scoring.derivation_plan import SourcePart
+from megaslm.scoring.derivation_plan import Plan, SourcePart
 from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
 from megaslm.scoring.reports import ScoredPart
 from megaslm.scoring.summary import joined, scored_by
@@ -52,22 +53,25 @@ class RowRange:
 
     item: SourcePart
     rows: range
+    made_by: str
+    """Digest of how it is scored: what was scored otherwise is another task."""
 
     @property
     def name(self) -> str:
         """What notes of it are filed under."""
-        tokens = self.item.part.tokens_sha256[:12]
-        return f"{self.item.name}--{tokens}--{self.rows.start:08d}-{self.rows.stop:08d}"
+        digest = hashlib.sha256(f"{self.item.part.tokens_sha256}{self.made_by}".encode()).hexdigest()[:16]
+        return f"{self.item.name}--{digest}--{self.rows.start:08d}-{self.rows.stop:08d}"
 
 
-def ranges_of(item: SourcePart, seq_len: int, batch_rows: int) -> list[RowRange]:
+def ranges_of(item: SourcePart, seq_len: int, batch_rows: int, made_by: str) -> list[RowRange]:
     """The ranges of a part. It depends on the part alone, so that any number of ranks may go on with another's work.
 
     Each begins at a multiple of `batch_rows`: batches hold the same rows as if the part were scored in one go.
     """
     most_rows = max(math.ceil(_LEAST_TARGETS / seq_len), math.ceil(item.part.rows / _MOST_RANGES))
     step = math.ceil(most_rows / batch_rows) * batch_rows
-    return [RowRange(item, range(start, min(item.part.rows, start + step))) for start in range(0, item.part.rows, step)]
+    starts = range(0, item.part.rows, step)
+    return [RowRange(item, range(start, min(item.part.rows, start + step)), made_by) for start in starts]
 
 
 class ScoreWork:
@@ -78,6 +82,7 @@ class ScoreWork:
         self.parts = derivation.parts()
         self.ledger = derivation.ledger
         self.batch_rows = cast(Reference, described.reference).batch_rows
+        self._made_by = Plan.of(described).model_dump_json(include={"reference", "kind"})
         folder = derivation.ledger.folder / _RANGES
         folder.mkdir(exist_ok=True)
         self.range_ledger = Ledger(folder, RangeOutcome, place=str(derivation.working))
@@ -91,7 +96,7 @@ class ScoreWork:
 
     def ranges(self, item: SourcePart) -> list[RowRange]:
         """Of a part; none where it is scored in one go."""
-        ranges = ranges_of(item, self.described.seq_len, self.batch_rows)
+        ranges = ranges_of(item, self.described.seq_len, self.batch_rows, self._made_by)
         return ranges if len(ranges) > 1 else []
 
     def is_done(self, task: RowRange | SourcePart) -> bool:
@@ -122,15 +127,21 @@ class ScoreWork:
         """How many are."""
         return sum(map(self.is_done, self.tasks()))
 
+    def look_again(self) -> None:
+        """See what other hosts have noted."""
+        self.ledger.look_again()
+        self.range_ledger.look_again()
+
     def why_left(self) -> str:
-        """Of tasks that were left, which they are and what to do."""
-        left = [
+        """Of tasks that were left, which they are and what to do; "" where none were."""
+        left = [str(item.path) for item in self.parts if self.ledger.is_left(item.name, self.run_id)]
+        left += [
             f"{each.item.path} (rows {each.rows.start} to {each.rows.stop - 1})"
-            if isinstance(each, RowRange)
-            else str(each.path)
             for each in self.tasks()
-            if not self.is_done(each)
+            if isinstance(each, RowRange) and self.range_ledger.is_left(each.name, self.run_id)
         ]
+        if not left:
+            return ""
         shown = "; ".join(left[:10]) + ("; …" if len(left) > 10 else "")
         return (
             f"{self.derivation.working}: ranks died {MOST_DEATHS} times over {shown}: out of memory, or killed from "
@@ -237,12 +248,11 @@ class ScoreProcess:
         return drawn
 
     def _is_done(self, task: RowRange | SourcePart) -> Drawn:
-        item = task.item if isinstance(task, RowRange) else task
-        return Drawn.DONE if self._work.ledger.is_done(item.name) else Drawn.BUSY
+        return Drawn.DONE if self._work.is_done(task) else Drawn.BUSY
 
     def _score_range(self, task: RowRange) -> RangeOutcome:
-        began = time.monotonic()
         rows = self._scored(task.item, task.rows)
+        began = time.monotonic()
         targets = 0
 
         def counted() -> Iterator[ScoredRows]:
@@ -257,7 +267,6 @@ class ScoreProcess:
 
     def _make(self, item: SourcePart, ranges: Sequence[RowRange], folder: Path) -> ScoredPart:
         """A part as a whole: scored, or joined of its ranges."""
-        began = time.monotonic()
         described = self._work.described
         if ranges:
             by = joined(
@@ -268,7 +277,9 @@ class ScoreProcess:
                 folder, described, with_values(self._reader_of(item), paths, self._work.batch_rows)
             )
         else:
-            part, statistics = write_part(folder, described, self._scored(item, range(item.part.rows)))
+            scored = self._scored(item, range(item.part.rows))
+            began = time.monotonic()
+            part, statistics = write_part(folder, described, scored)
             by = (self._ended(began, statistics.targets),)
         return ScoredPart(part=part, statistics=statistics, by=by)
 

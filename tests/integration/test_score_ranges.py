@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import time
-from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.data.dataset.verify import verify
-from megaslm.engine.distributed import join_world, wait_for_all
+from megaslm.engine.distributed import join_world
 from megaslm.engine.preflight import shared_folders
 from megaslm.jobs.ledger import Drawn
-from megaslm.jobs.locks import locked
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.scoring import job, work
+from megaslm.scoring import derivation, job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.summary import joined, scored_by
@@ -77,7 +75,7 @@ def require_same(scored: Path, folder: Path) -> None:
 def test_ranges_cover_a_part_and_begin_at_whole_batches(folder: Path, cut: None, rows: int, batch_rows: int) -> None:
     item = next(source_parts(read_manifest(folder / "tokens")))
     part = item.part.model_copy(update={"rows": rows})
-    ranges = ranges_of(type(item)(item.split, item.domain, part), SEQ_LEN, batch_rows)
+    ranges = ranges_of(type(item)(item.split, item.domain, part), SEQ_LEN, batch_rows, "")
     assert [row for each in ranges for row in each.rows] == list(range(rows))
     assert all(each.rows.start % batch_rows == 0 for each in ranges)
     assert len(ranges) <= 32
@@ -212,19 +210,53 @@ def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
     require_same(tmp_path / "scored", folder)
 
 
-def test_one_who_gets_a_lock_that_the_first_rank_holds_finds_out(tmp_path: Path) -> None:
-    def look(path: Path) -> None:
-        world = join_world()
-        with locked(tmp_path / "lock", busy="") if world.is_first else nullcontext():
-            wait_for_all()
-            holds = shared_folders.locks_hold(path, world)
-        (tmp_path / f"said-{path.name}-{world.rank}").write_text(str(holds))
+def test_shares_end_where_locks_do_not_hold(folder: Path, cut: None, tmp_path: Path) -> None:
+    task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
 
-    for name, holds in (("lock", "True"), ("of-each-host", "False")):
-        assert statuses_of(
-            fork_ranks(2, lambda name=name: look(tmp_path / name))  # type: ignore[misc]
-        ) == [0, 0]
-        assert {(tmp_path / f"said-{name}-{rank}").read_text() for rank in range(2)} == {holds}
+    def run(share: Share) -> None:
+        job.locks_hold = lambda path, world: False  # type: ignore[attr-defined]
+        score_share(task, share)
+
+    for number in (1, 2):
+        assert statuses_of(fork_ranks(2, lambda number=number: run(Share(number, 2)))) == [0, 0]  # type: ignore[misc]
+    assert statuses_of([fork(lambda: finish(task) and None)]) == [0]
+    require_same(tmp_path / "scored", folder)
+
+
+def test_no_job_begins_while_ranks_of_the_last_are_at_work(
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their first rank has died, and with it the claim."""
+    monkeypatch.setattr(derivation, "_PATIENCE_SECONDS", 0.2)
+    scored = tmp_path / "scored"
+    task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
+
+    def run() -> None:
+        _wait_before_each_batch(0.05)
+        score(task)
+
+    ranks = fork_ranks(2, run)
+    wait_until(lambda: bool(range_notes(scored)))
+    os.kill(ranks[0], signal.SIGKILL)
+    statuses_of(ranks[:1])
+    other = task_of(folder / "model", folder / "tokens", scored, entropy=True, precision="bf16")
+    assert "another process is making this dataset" in failing(lambda: score(other), 2, capfd)
+    assert statuses_of(ranks[1:]) == [0]
+    require_same(scored, folder)
+
+
+def test_one_who_gets_a_lock_that_the_first_rank_holds_finds_out(tmp_path: Path) -> None:
+    def look(hosts_have_their_own: bool) -> None:
+        world = join_world()
+        folder = tmp_path / (f"of-{world.rank}" if hosts_have_their_own else "shared")
+        folder.mkdir(exist_ok=True)
+        holds = shared_folders.locks_hold(folder, world)
+        (tmp_path / f"said-{hosts_have_their_own}-{world.rank}").write_text(str(holds))
+        assert not list(tmp_path.glob("of-0/.locked*"))
+
+    for own in (False, True):
+        assert statuses_of(fork_ranks(2, lambda own=own: look(own))) == [0, 0]  # type: ignore[misc]
+        assert {(tmp_path / f"said-{own}-{rank}").read_text() for rank in range(2)} == {str(not own)}
 
 
 def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: Path) -> None:
@@ -273,11 +305,16 @@ def test_a_process_is_named_once_where_it_scored_one_range_after_the_other() -> 
     second = first.model_copy(update={"started": first.started + timedelta(seconds=2.1), "start_seconds": 0.1})
     later = first.model_copy(update={"started": first.started + timedelta(days=3), "start_seconds": 0.1})
     other = first.model_copy(update={"rank": 1})
-    found = joined([later, second, other, first])
+    # Two jobs of an array on one host.
+    beside = first.model_copy(update={"rank": 2})
+    also = beside.model_copy(update={"started": first.started + timedelta(seconds=0.2)})
+    found = joined([later, second, other, first, beside, also])
     assert [(by.rank, by.targets, round(by.rank_seconds, 3)) for by in found] == [
         (0, 20, 4.1),
         (0, 10, 2.0),
         (1, 10, 2.0),
+        (2, 10, 2.0),
+        (2, 10, 2.0),
     ]
     assert found[0].start_seconds == first.start_seconds
 

@@ -179,9 +179,16 @@ class _Work:
             else:
                 self._run_workers(count, work, workplace, publish, ray)
         publish(at_once=True)
-        left = [task for task in waiting if not workplace.is_done(task.name)]
+        workplace.look_again()
+        undone = [task for task in waiting if not workplace.is_done(task.name)]
+        left = [task for task in undone if workplace.is_left(task.name, run_id)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))
+        if undone:
+            raise MegaSLMError(
+                f"{self._folder}: {len(undone)} tasks are not done, and no worker could tell why, as on a full disk; "
+                "what is done is kept: run it again"
+            )
 
     def _run_workers(
         self,
@@ -203,7 +210,7 @@ class _Work:
         if ray is None:
             run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
         else:
-            ray.run(count, work, claim=workplace.claim, look=look, tasks_done=tasks_done)
+            ray.run(count, work, gpus=0, folder=workplace.folder, look=look, tasks_done=tasks_done)
         look()
 
     def assemble(self, workplace: Workplace) -> Manifest:

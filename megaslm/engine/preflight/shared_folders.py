@@ -4,7 +4,7 @@ import secrets
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,14 +90,29 @@ def _is_there(mark: Path) -> bool:
         return False
 
 
-def locks_hold(path: Path, world: World) -> bool:
-    """Whether the lock of a file, which the first rank holds, keeps out the other hosts too; called on all ranks."""
+def locks_hold(folder: Path, world: World) -> bool:
+    """Whether a lock that the first rank holds in a folder keeps out the ranks of other hosts too.
 
-    def has_it() -> bool:
-        try:
-            with locked(path, busy=""):
-                return True
-        except Busy:
-            return False
+    Called on all ranks. The file is this job's own: the lock of one that jobs share could be another job's.
+    """
+    with ExitStack() as held:
 
-    return not any(gather_objects(not world.is_first and has_it()))
+        def hold() -> str:
+            name = f".locked-{secrets.token_hex(6)}"
+            held.enter_context(locked(folder / name, busy=f"{folder / name} is locked by another process"))
+            return name
+
+        path = folder / on_first_rank(hold)
+        got_it = not world.is_first and _can_lock(path)
+        holds = not any(gather_objects(got_it))
+    if world.is_first:
+        path.unlink(missing_ok=True)
+    return holds
+
+
+def _can_lock(path: Path) -> bool:
+    try:
+        with locked(path, busy=""):
+            return True
+    except Busy:
+        return False

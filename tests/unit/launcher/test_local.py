@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from psutil import Process
+from psutil import NoSuchProcess, Process
 
 from tests.forks import wait_until
 
@@ -106,12 +107,19 @@ def test_a_program_that_is_needed_and_not_there_is_named(workplace: Path) -> Non
     assert errors.startswith("pgrep is not installed on ")
 
 
+def has_a_launcher(script: int) -> bool:
+    """Whether DeepSpeed's has been started; other children of the script come and go."""
+    for child in Process(script).children():
+        with suppress(NoSuchProcess):
+            if any("deepspeed" in word for word in child.cmdline()):
+                return True
+    return False
+
+
 def test_a_job_that_is_told_before_it_has_ranks_may_be_started_again(workplace: Path) -> None:
     with start(workplace, "local.sh", "stay") as job:
         # DeepSpeed's launcher then imports for seconds.
-        wait_until(
-            lambda: any("deepspeed" in word for child in Process(job.pid).children() for word in child.cmdline())
-        )
+        wait_until(lambda: has_a_launcher(job.pid))
         time.sleep(0.2)
         job.send_signal(signal.SIGTERM)
         job.communicate(timeout=60)
