@@ -164,7 +164,7 @@ def score(
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows read at once.")] = 16,
     part: Annotated[
         str | None,
-        typer.Option(metavar="N/COUNT", help="Score the N-th of COUNT shares of the parts only."),
+        typer.Option(metavar="N/COUNT", help="Score the N-th of COUNT shares of the rows only."),
     ] = None,
     finish: Annotated[
         bool, typer.Option("--finish", help="Make the dataset of what all --part jobs have scored.")
