@@ -252,11 +252,12 @@ def test_one_who_gets_a_lock_that_the_first_rank_holds_finds_out(tmp_path: Path)
         folder.mkdir(exist_ok=True)
         holds = shared_folders.locks_hold(folder, world)
         (tmp_path / f"said-{hosts_have_their_own}-{world.rank}").write_text(str(holds))
-        assert not list(tmp_path.glob("of-0/.locked*"))
 
     for own in (False, True):
         assert statuses_of(fork_ranks(2, lambda own=own: look(own))) == [0, 0]  # type: ignore[misc]
         assert {(tmp_path / f"said-{own}-{rank}").read_text() for rank in range(2)} == {str(not own)}
+    # The first rank takes the file away that it has locked.
+    assert not [*tmp_path.glob("shared/.locked*"), *tmp_path.glob("of-0/.locked*")]
 
 
 def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: Path) -> None:
