@@ -54,7 +54,7 @@ class RowRange:
     item: SourcePart
     rows: range
     made_by: str
-    """Digest of how it is scored: what was scored otherwise is another task."""
+    """How it is scored, in words: what was scored otherwise is another task."""
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from megaslm.scoring import derivation, job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.summary import joined, scored_by
+from megaslm.scoring.task import ScoreTask
 from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
@@ -177,14 +179,7 @@ def test_another_dataset_or_batch_does_not_take_the_ranges_of_the_last(
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
-    def run() -> None:
-        _wait_before_each_batch(0.02)
-        score(task)
-
-    ranks = fork_ranks(1, run)
-    wait_until(lambda: bool(range_notes(scored)))
-    os.killpg(ranks[0], signal.SIGKILL)
-    statuses_of(ranks)
+    _kill_one_that_has(range_notes, task)
     assert not notes(scored)
     other = task_of(folder / "model", folder / "tokens", scored, entropy=True, batch_rows=5)
     said = failing(lambda: score(other), 2, capfd)
@@ -283,14 +278,7 @@ def test_what_an_earlier_build_has_begun_is_gone_on_with(folder: Path, tmp_path:
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
-    def run() -> None:
-        _wait_before_each_batch(0.02)
-        score(task)
-
-    ranks = fork_ranks(1, run)
-    wait_until(lambda: bool(notes(scored)))
-    os.killpg(ranks[0], signal.SIGKILL)
-    statuses_of(ranks)
+    _kill_one_that_has(notes, task)
     done = notes(scored)
     for name in done:
         noted = json.loads((scored / NOTES / name).read_text())
@@ -318,6 +306,19 @@ def test_a_process_is_named_once_where_it_scored_one_range_after_the_other() -> 
         (2, 10, 2.0),
     ]
     assert found[0].start_seconds == first.start_seconds
+
+
+def _kill_one_that_has(done: Callable[[Path], dict[str, int]], task: ScoreTask) -> None:
+    """Begins a job on one rank, and kills it once it has noted something."""
+
+    def run() -> None:
+        _wait_before_each_batch(0.02)
+        score(task)
+
+    ranks = fork_ranks(1, run)
+    wait_until(lambda: bool(done(Path(task.output))))
+    os.killpg(ranks[0], signal.SIGKILL)
+    statuses_of(ranks)
 
 
 def _wait_before_each_batch(seconds: float) -> None:
