@@ -93,7 +93,7 @@ class Session:
                 self._flush()
             if self._spike is not None and config.guard.on_spike == "rollback":
                 self._saver.wait()
-                return RollBack(self._spike, step, self._rows_seen(step))
+                return RollBack(self._spike, step, self._rows_seen(step), self._before.extents)
             if saves:
                 self._reporter.sync()
                 self._saver.begin(self._progress(step, validated=validated))
@@ -127,7 +127,7 @@ class Session:
         self._skips.add(step, result.skipped)
 
     def _micro_batches(self) -> Generator[MicroBatch]:
-        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen):
+        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen, self._before.extents):
             yield micro_batch.to(self._job.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
@@ -191,6 +191,7 @@ class Session:
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,
             validation_is_due=not validated,
+            extents=before.extents,
         )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
+from megaslm.data.loading.order import Extent
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
 from tests.toy import SEQ_LEN, VOCAB_SIZE, make_dataset, run_config
@@ -43,7 +44,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Stream = Callable[[TrainingStream, int], Iterator[MicroBatch]]
+Stream = Callable[[TrainingStream, int, tuple[Extent, ...]], Iterator[MicroBatch]]
 
 
 @pytest.fixture
@@ -58,10 +59,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def spoiled(clean: Stream, bad: range, deadly: int | None) -> Stream:
-    def micro_batches(stream: TrainingStream, rows_seen: int) -> Iterator[MicroBatch]:
+    def micro_batches(stream: TrainingStream, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Iterator[MicroBatch]:
         print(f"reads from row {rows_seen}", flush=True)
         noise = torch.Generator().manual_seed(0)
-        for batch in clean(stream, rows_seen):
+        for batch in clean(stream, rows_seen, extents):
             if rows_seen == deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
             if rows_seen in bad:

@@ -20,7 +20,7 @@ from megaslm.data.loading.columns import nats_of, selected_of, values_of
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
 from megaslm.data.loading.mixture import MixtureStream, order_of
-from megaslm.data.loading.order import Numbers, first_place
+from megaslm.data.loading.order import Extent, Numbers, RowOrder, first_place
 from megaslm.data.loading.shards import FetchSettings, Row, ShardChecks, Supply, TrainingShards
 from megaslm.errors import DataError
 
@@ -112,7 +112,8 @@ class TrainingStream:
                 or in use, or there is no room for an epoch's order.
         """
         indices = [read_index(stream.local) for stream in streams]
-        self._order = order_of(streams, indices, plan, seed=shuffle_seed)
+        self._order_of = partial(order_of, streams, indices, plan, seed=shuffle_seed)
+        order = self._order_of()
         self._workers = workers
         self._plan = plan
         # As the first rank sees them: all have to come to one order.
@@ -124,19 +125,26 @@ class TrainingStream:
         name, host_ranks = agreed
         # Hosts that are made on one machine may share a disk for temporary files: each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
-        self._host.require_room(self._order)
+        self._host.require_room(order)
         self._shards = TrainingShards(streams, indices, self._host, fetch)
         self._first_place = first_place(rank, plan.world_size, int(host_ranks))
 
-    def micro_batches(self, rows_seen: int) -> Generator[MicroBatch]:
+    def order(self, extents: tuple[Extent, ...]) -> RowOrder:
+        """The order of rows, where the streams had these extents."""
+        return self._order_of(extents=extents)
+
+    def micro_batches(self, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Generator[MicroBatch]:
         """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
+
+        `extents`: how long the streams were from which epoch on; none where they have always been as they are.
 
         Raises:
             DataError: a shard is damaged, cannot be fetched, or did not come in time.
         """
-        epoch, rows_into_epoch = divmod(rows_seen, self._order.rows_per_epoch)
+        order = self.order(extents)
+        epoch, rows_into_epoch = order.place_of(rows_seen)
         while True:
-            numbers = self._host.order_of(self._order, epoch)
+            numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
             loader: DataLoader[MicroBatch | DataError] = DataLoader(
                 _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch),
