@@ -16,8 +16,9 @@ from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.repeats import earlier_copies
 from megaslm.slm.step_plan import Moment
-from megaslm.slm.targets import Targets, valid_targets
+from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
+from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.skipped_step import why_left_out, why_unrankable
 
 

@@ -17,11 +17,11 @@ from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.preparing import prepare as preparing
-from megaslm.data.preparing.packing import count_targets
 from megaslm.data.preparing.prepare import prepare
 from megaslm.data.text.python_stdlib import standard_library_files
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
 from megaslm.jobs.progress import JobProgress
+from megaslm.slm.valid_targets import valid_targets
 from tests.corpus import content, documents_of, recipe_of, text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +64,7 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
             reader = RowReader(dataset, split, domain)
             rows = reader.rows(0, len(reader))
             assert len(reader) == share.rows == sum(part.rows for part in share.parts)
-            assert count_targets(rows["tokens"], manifest.eos_id) == share.tokens
+            assert int(valid_targets(rows["tokens"], manifest.eos_id).sum()) == share.tokens
             assert set(rows["domain"].tolist()) == {manifest.domains.index(domain)}
             assert share.documents == len(documents_of(dataset, manifest, split, domain))
     assert len(manifest.splits["train"]["noisy"].parts) > 1

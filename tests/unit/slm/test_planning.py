@@ -17,7 +17,8 @@ from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
 from megaslm.slm.step_plan import Moment, Scope, SelectionRule, StepPlan
-from megaslm.slm.targets import Score, Targets, valid_targets
+from megaslm.slm.targets import Score, Targets
+from megaslm.slm.valid_targets import valid_targets
 from tests.threads import run_together
 
 EOS = 2
