@@ -107,11 +107,6 @@ class ZeroEngine:
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
-    @property
-    def head(self) -> nn.Module:
-        """The model's loss head, in which DeepSpeed's hooks are already."""
-        return cast(nn.Module, self._engine.module.lm.lm_head)
-
     def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
         """The differentiable sum of the chosen losses and all losses; see `SelectiveLM.forward`."""
         return cast(tuple[Tensor, Tensor], self._engine(tokens, choice))

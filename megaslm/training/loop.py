@@ -51,7 +51,7 @@ class Session:
             validation_is_due=self._before.validation_is_due,
         )
         self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
-        self._meter = PaceMeter(job.engine.head, job.world)
+        self._meter = PaceMeter(job.world)
         self._pace = PaceWatch(self._meter, job.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()
 

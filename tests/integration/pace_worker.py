@@ -41,8 +41,8 @@ class Training:
     faults: str = ""
     loading_seconds: float = 0.0
     """What the last rank waits for each micro-batch."""
-    head_seconds: float = 0.0
-    """What its head takes longer than the others'."""
+    slow_product: int | None = None
+    """How large its matrices are at a report, in place of the others' 256."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +110,7 @@ def _engine_and_meter(training: Training, world: World) -> tuple[ZeroEngine, Pac
     lm.train()
     model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
     engine = ZeroEngine(model, settings, adamw(model, settings, config.train))
-    meter = PaceMeter(engine.head, world)
-    if world.rank == world.size - 1:
-        # Behind the meter's own hook, so in the time that it takes.
-        engine.head.register_forward_pre_hook(lambda *_: work_for(training.head_seconds))
-    return engine, meter
-
-
-def work_for(seconds: float) -> None:
-    """Keeps a processor busy."""
-    until = time.process_time() + seconds
-    while time.process_time() < until:
-        pass
+    return engine, PaceMeter(world, product_size=training.slow_product if world.rank == world.size - 1 else None)
 
 
 def _micro_batches(training: Training, world: World) -> Iterator[MicroBatch]:
