@@ -24,7 +24,6 @@ from megaslm.training.reporting import Reporter
 from megaslm.training.rollback import RollBack
 from megaslm.training.saving import make_saver
 from megaslm.training.schedule import learning_rate
-from megaslm.training.step import train_step
 
 
 class Session:
@@ -38,7 +37,7 @@ class Session:
         self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
-        self._objective = objective_of(job.config, self._before.selection)
+        self._step = job.train_step(objective_of(job.config, self._before.selection))
         self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
             job.run,
@@ -110,18 +109,8 @@ class Session:
         reach("step", step)
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((job.config.seed, step, job.world.rank)))
-        result = train_step(
-            job.engine,
-            self._objective,
-            rows,
-            job.world,
-            eos_id=job.data.eos_id,
-            domain_count=len(job.data.mixture.domains),
-            may_repeat_rows=job.data.mixture.may_repeat_rows,
-            moment=Moment(step, (step - 1) * job.plan.tokens_per_step),
-            learning_rate=learning_rate(job.config.train, step * job.plan.tokens_per_step),
-            row_name=job.data.mixture.row_name,
-        )
+        moment = Moment(step, (step - 1) * job.plan.tokens_per_step)
+        result = self._step(rows, moment, learning_rate(job.config.train, step * job.plan.tokens_per_step))
         self._meter.end_step()
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
@@ -187,7 +176,7 @@ class Session:
             rank_seconds=before.rank_seconds + seconds * self._job.world.size,
             skipped_steps=self._reporter.skipped_steps,
             skipped_in_a_row=self._skips.in_a_row,
-            selection=self._objective.state(),
+            selection=self._step.objective.state(),
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,
             validation_is_due=not validated,

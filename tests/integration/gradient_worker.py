@@ -30,7 +30,7 @@ from megaslm.slm.selection import ordered_image
 from megaslm.slm.step_plan import Mode, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 8
@@ -274,17 +274,9 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,
     )
-    train_step(
-        engine,
-        SelectiveObjective(rule, case.state),
-        micro_batches,
-        world,
-        eos_id=EOS_ID,
-        domain_count=2,
-        may_repeat_rows=False,
-        moment=Moment(STEP, 0),
-        learning_rate=0.0,
-    )
+    objective = SelectiveObjective(rule, case.state)
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=False)
+    train_step(micro_batches, Moment(STEP, 0), learning_rate=0.0)
     return engine.gradients
 
 

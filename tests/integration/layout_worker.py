@@ -18,15 +18,15 @@ from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.ranking import AboveThreshold, TopOfGroups
+from megaslm.slm.ranking import AboveThreshold
 from megaslm.slm.recent_cuts import score_of_rank
 from megaslm.slm.selection import AllReduceSum, score_of_image
 from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
 STEPS = 10
@@ -76,35 +76,29 @@ class RecordingObjective(SelectiveObjective):
         self._threshold = score_of_rank(self._cuts.threshold(torch.device("cpu"))) if self._cuts else None
         return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
 
-    def end_step(self, plan: StepPlan) -> Tensor | None:
-        step_cut = super().end_step(plan)
+    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
+        step_cut = super().end_step(plan, outputs)
         parts = []
-        for number, (choice, targets) in enumerate(zip(plan.choices, self._targets, strict=True)):
-            scores = self._scores(plan, number)
-            cuts = self._cuts_of(choice, step_cut)
+        for number, (output, targets) in enumerate(zip(outputs, self._targets, strict=True)):
+            losses = output.losses if plan.losses is None else plan.losses[number]
+            scores = excess_loss(losses, targets.needed_ref_loss())
+            cuts = self._cuts_of(plan.choices[number], output, step_cut)
             valid = targets.valid
             parts.append(
                 {
                     "keys": targets.keys[valid],
                     "scores": scores.view_as(valid)[valid],
                     "cuts": cuts.expand(scores.shape).reshape(valid.shape)[valid],
-                    "selected": choice.mask.view_as(valid)[valid],
+                    "selected": output.mask[valid],
                 }
             )
         self.steps.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         return step_cut
 
-    def _scores(self, plan: StepPlan, number: int) -> Tensor:
-        choice = plan.choices[number]
-        if isinstance(choice, TopOfGroups | AboveThreshold):
-            return choice.scores
-        assert plan.losses is not None
-        return excess_loss(plan.losses[number], self._targets[number].needed_ref_loss())
-
-    def _cuts_of(self, choice: Choice, step_cut: Tensor | None) -> Tensor:
+    def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
         """Scores at which the choice was cut, in a shape that expands to that of its scores."""
-        if isinstance(choice, TopOfGroups):
-            return score_of_image(choice.cut)[:, None]
+        if len(output.cut):
+            return score_of_image(output.cut)[:, None]
         cut = self._threshold if isinstance(choice, AboveThreshold) else step_cut
         assert cut is not None
         return cut
@@ -151,18 +145,9 @@ def train(name: str, world: World, micro_steps: int) -> Run:
     before = whole_parameters(model)
     objective = RecordingObjective(RULES[name])
     rows = ROWS.get(name, range(GLOBAL_ROWS))
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=name in ROWS)
     for step in range(1, STEPS + 1):
-        train_step(
-            engine,
-            objective,
-            list(micro_batches(step, world, micro_steps, rows)),
-            world,
-            eos_id=EOS_ID,
-            domain_count=2,
-            may_repeat_rows=name in ROWS,
-            moment=Moment(step, 0),
-            learning_rate=LEARNING_RATE,
-        )
+        train_step(list(micro_batches(step, world, micro_steps, rows)), Moment(step, 0), LEARNING_RATE)
     return Run(steps=objective.steps, before=before, after=whole_parameters(model))
 
 

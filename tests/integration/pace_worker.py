@@ -23,7 +23,7 @@ from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.pace import PaceWatch
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, VOCAB_SIZE, run_config
 
 GLOBAL_ROWS = 8
@@ -75,22 +75,13 @@ def train(training: Training, world: World) -> list[Report]:
     engine, meter = _engine_and_meter(training, world)
     watch = PaceWatch(meter, world, slow_ratio=1.5, last_step=0)
     objective = SelectiveObjective(training.rule)
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=1, may_repeat_rows=False)
     arm(training.faults)
     batches = meter.loading(_micro_batches(training, world))
     reports = []
     for step in range(1, training.steps + 1):
         inject("step", step)
-        train_step(
-            engine,
-            objective,
-            list(islice(batches, training.micro_steps)),
-            world,
-            eos_id=EOS_ID,
-            domain_count=1,
-            may_repeat_rows=False,
-            moment=Moment(step, 0),
-            learning_rate=1e-3,
-        )
+        train_step(list(islice(batches, training.micro_steps)), Moment(step, 0), learning_rate=1e-3)
         meter.end_step()
         if step % training.steps_per_report == 0:
             found = watch.report(step)

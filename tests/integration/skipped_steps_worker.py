@@ -20,12 +20,12 @@ from megaslm.engine.faults import arm
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.recent_cuts import SelectionState
 from megaslm.slm.step_plan import Moment, SelectionRule
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
 STEPS = 4
@@ -113,17 +113,17 @@ class IllEngine(ZeroEngine):
         super().__init__(self.model, settings, adamw(self.model, settings, config.train))
         self.ill: Ill | None = None
 
-    def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
         if not self._engine.is_gradient_accumulation_boundary():
             return super().forward(tokens, choice)
         self._hidden_are_ill = self.ill in ("hidden", "unselected")
-        total, losses = super().forward(tokens, choice)
+        output = super().forward(tokens, choice)
         self._hidden_are_ill = False
         if self.ill == "infinite":
             # As of a target whose logit is -inf: its loss is infinite, its gradient is not.
-            losses[-1, BAD_PLACES] = torch.inf
-            return total + torch.inf, losses
-        return total, losses
+            output.losses[-1, BAD_PLACES] = torch.inf
+            return output._replace(total=output.total + torch.inf)
+        return output
 
     _hidden_are_ill = False
 
@@ -163,22 +163,14 @@ def train(case: Case, world: World, steps: Sequence[int]) -> Run:
         },
     )
     engine, objective = IllEngine(case, config, world), case.objective
+    train_step = TrainStep(
+        engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=False, row_name=lambda row: f"row {row}"
+    )
     run = Run()
     for step in steps:
         engine.ill = case.ill if step == BAD_STEP and world.rank == 1 else None
         arm(f"nan@rank1:step{step}:step" if step == BAD_STEP and case.ill == "gradient" else "")
-        result = train_step(
-            engine,
-            objective,
-            list(micro_batches(step, case, world)),
-            world,
-            eos_id=EOS_ID,
-            domain_count=2,
-            may_repeat_rows=False,
-            moment=Moment(step, 0),
-            learning_rate=1e-2 / step,
-            row_name=lambda row: f"row {row}",
-        )
+        result = train_step(list(micro_batches(step, case, world)), Moment(step, 0), learning_rate=1e-2 / step)
         run.skipped[step] = result.skipped
         run.sums[step] = result.sums
         run.norms[step] = float(result.gradient_norm)

@@ -27,13 +27,13 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.step_plan import Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 4
@@ -138,8 +138,8 @@ class PlainEngine:
         self.model = model
         self.norm = torch.zeros(())
 
-    def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        return cast(tuple[Tensor, Tensor], self.model(tokens, choice))
+    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+        return HeadOutput(*self.model(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
@@ -205,21 +205,12 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
 def reads_of_steps(model: SelectiveLM, objective: Objective, micro_steps: int, world: World) -> list[list[str]]:
     """Where each of the steps read the device."""
     engine = cast(ZeroEngine, PlainEngine(model))
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=True)
     batches = micro_batches(micro_steps)
     steps = []
     for step in range(1, STEPS + 1):
         with host_reads() as places:
-            train_step(
-                engine,
-                objective,
-                batches,
-                world,
-                eos_id=EOS_ID,
-                domain_count=2,
-                may_repeat_rows=True,
-                moment=Moment(step, tokens=0),
-                learning_rate=0.01,
-            )
+            train_step(batches, Moment(step, tokens=0), learning_rate=0.01)
         steps.append(places)
     return steps
 
