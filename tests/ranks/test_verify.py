@@ -3,7 +3,7 @@
 import pytest
 
 from megaslm.data.dataset.verify import verify
-from tests.integration.conftest import Chain
+from tests.chain import Chain
 
 
 @pytest.mark.parametrize("stage", ["tokens", "scored"])

@@ -8,9 +8,8 @@ import pytest
 import yaml
 
 from megaslm.observe.records import read_validations
-from tests.integration.conftest import write_config
-from tests.ranks import run_megaslm
-from tests.toy import SHAPE, run_config
+from tests.launched import run_megaslm
+from tests.toy import SHAPE, run_config, write_config
 
 SHARED_DATA = os.environ.get("MEGASLM_SHARED_DATA")
 

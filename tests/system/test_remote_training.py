@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain, write_config
 from tests.s3 import Answer, FaultyS3, Rule
+from tests.toy import write_config
 
 pytest.importorskip("s3fs")
 pytestmark = pytest.mark.slow

@@ -15,10 +15,9 @@ from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.demands import demands_of
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
-from tests.integration.conftest import write_config
-from tests.ranks import run_ranks
+from tests.launched import run_ranks
 from tests.scoring import make_reference, task_of
-from tests.toy import SHAPE, make_dataset, run_config
+from tests.toy import SHAPE, make_dataset, run_config, write_config
 from tests.training import changed, run_training, with_steps
 
 HOST = socket.gethostname()

@@ -7,7 +7,7 @@ import torch
 
 from megaslm.slm.telemetry import SelectionSummary, summarise
 from tests.forks import fork_two_ranks, statuses_of
-from tests.integration.skipped_steps_worker import BAD_ROW, BAD_STEP, CASES, Run, train_every_case
+from tests.ranks.skipped_steps_worker import BAD_ROW, BAD_STEP, CASES, Run, train_every_case
 
 REASONS = {
     "reference": f"3 targets cannot be ranked, their score is NaN or infinite, in the rows row {BAD_ROW}",

@@ -115,7 +115,7 @@ import sys
 from pathlib import Path
 from megaslm.data.storage.remote_output import RemoteOutput
 from megaslm.data.dataset.manifest import read_manifest
-from tests.integration.test_remote_dataset import write_all
+from tests.system.test_remote_dataset import write_all
 url, working, dataset = sys.argv[1:]
 write_all(RemoteOutput(url, Path(working)), read_manifest(Path(dataset)))
 """

@@ -18,8 +18,7 @@ from megaslm.engine.distributed import join_world
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.training.checkpoints.store import complete_checkpoints
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
-from tests.integration.conftest import write_config
-from tests.toy import make_dataset, run_config
+from tests.toy import make_dataset, run_config, write_config
 from tests.training import losses, run_training, start_training, with_steps
 
 MANY_STEPS = 2000

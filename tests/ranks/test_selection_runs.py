@@ -8,9 +8,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from megaslm.config.schema import RunConfig
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain, write_config
-from tests.toy import SEQ_LEN
+from tests.toy import SEQ_LEN, write_config
 
 
 def changed(config: RunConfig, run: Path, **sections: dict[str, object]) -> RunConfig:

@@ -1,23 +1,11 @@
-"""What integration tests share: a corpus and its dataset, and a chain of runs: tokens → reference → scored → SLM."""
+"""A chain of runs: tokens → reference → scored → SLM."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-import torch
-
-from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
-from megaslm.data.preparing.prepare import prepare
-from tests.corpus import recipe_of, write_corpus
 from tests.forked_cli import run_megaslm
-from tests.toy import make_dataset, run_config
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Ranks that tests start have one thread each; more of them here would only contend with theirs."""
-    torch.set_num_threads(1)
+from tests.toy import make_dataset, run_config, write_config
 
 
 @dataclass(frozen=True)
@@ -64,16 +52,9 @@ class Chain:
         )
 
 
-def write_config(path: Path, config: RunConfig) -> Path:
-    """The configuration as a file."""
-    path.write_text(dump(config))
-    return path
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """Made once: a reference trained by one process, scoring and SLM by two ranks."""
-    chain = Chain(tmp_path_factory.mktemp("chain"))
+def make_chain(root: Path) -> Chain:
+    """A reference trained by one process, scoring and SLM by two ranks."""
+    chain = Chain(root)
     make_dataset(chain.tokens, {("train", "a"): [20, 15], ("train", "b"): [30], ("heldout", "a"): [5]})
     reference = run_config(
         chain.reference_run,
@@ -85,16 +66,3 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     run_megaslm("score", "--reference", chain.reference, chain.tokens, chain.scored, world_size=2)
     run_megaslm("train", write_config(chain.root / "slm.yaml", chain.slm_config(chain.slm_run)), world_size=2)
     return chain
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="session")
-def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an undisturbed run of one process makes of the corpus."""
-    output = tmp_path_factory.mktemp("prepared") / "dataset"
-    prepare(recipe_of(corpus), output, workers=1)
-    return output

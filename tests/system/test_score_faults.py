@@ -16,7 +16,7 @@ import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each p
 from megaslm.data.dataset.manifest import MANIFEST
 from megaslm.data.dataset.verify import verify
 from tests.forks import statuses_of, wait_until
-from tests.ranks import ROOT
+from tests.launched import ROOT
 from tests.scoring import NOTES, fail, make_reference, notes, rows_of, run_job, scores, start, task_of
 from tests.toy import make_dataset
 

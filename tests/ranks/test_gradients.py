@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, run_ranks
+from tests.launched import ROOT, run_ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -16,7 +16,7 @@ def test_every_parameter_gets_the_gradient_of_the_definition(
     cases_named: str, count: int, world_size: int, tmp_path: Path
 ) -> None:
     output = tmp_path / "errors.json"
-    worker = str(ROOT / "tests/integration/gradient_worker.py")
+    worker = str(ROOT / "tests/ranks/gradient_worker.py")
     run_ranks(world_size, [worker, cases_named, str(output)], timeout_seconds=280)
     cases = json.loads(output.read_text())
     assert len(cases) == count

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 

@@ -16,9 +16,9 @@ from megaslm.errors import ConfigError, DataError, ReferenceMismatch
 from megaslm.training.run_folder import check_run
 from megaslm.training.selection_check import check_scored
 from megaslm.training.training_data import open_training_data
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain, write_config
-from tests.toy import SEQ_LEN, make_dataset, run_config
+from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.row_reader import RowReader
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain
 from tests.toy import EOS_ID, SEQ_LEN
 
 PLACES = [("train", "a"), ("train", "b"), ("heldout", "a")]

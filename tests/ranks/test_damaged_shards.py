@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import write_config
-from tests.toy import make_dataset, run_config
+from tests.toy import make_dataset, run_config, write_config
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from megaslm.data.dataset.manifest import TOKENIZER
 from megaslm.training.export import export
-from tests.integration.conftest import Chain
+from tests.chain import Chain
 from tests.model_folders import edit_config, make_model
 from tests.toy import run_config
 from tests.training import losses, run_training, with_steps

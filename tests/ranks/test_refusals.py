@@ -19,10 +19,10 @@ from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.training.provenance_check import NamedReference
 from megaslm.training.reference_check import check_reference
 from megaslm.training.training_data import open_training_data
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain, write_config
 from tests.scoring import make_reference
-from tests.toy import make_tokenizer, run_config
+from tests.toy import make_tokenizer, run_config, write_config
 
 
 def check(

@@ -8,7 +8,7 @@ import pytest
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.step_plan import SelectionRule
 from tests.forks import fork_two_ranks, statuses_of
-from tests.integration.pace_worker import Report, Training, read_reports, train_each
+from tests.ranks.pace_worker import Report, Training, read_reports, train_each
 
 pytestmark = pytest.mark.slow
 STEPS_PER_REPORT = 10

@@ -12,8 +12,7 @@ from megaslm.training.checkpoints.progress import PROGRESS, read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.step_rows import rows_of_step
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import write_config
-from tests.toy import SEQ_LEN, make_dataset, run_config
+from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
 from tests.training import changed, run_training, with_steps
 
 BATCH_ROWS = 8

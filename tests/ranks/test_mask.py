@@ -16,9 +16,10 @@ from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.observe.records import read_validations
 from megaslm.training.selection_check import check_scored
 from megaslm.training.training_data import open_training_data
+from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.integration.conftest import Chain, write_config
-from tests.integration.test_selection_runs import changed, steps_of
+from tests.ranks.test_selection_runs import changed, steps_of
+from tests.toy import write_config
 
 # What a run knows by the reference's losses alone.
 BY_LOSSES = ("threshold", "excess_quantiles")

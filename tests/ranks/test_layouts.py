@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import row_of
-from tests.ranks import ROOT, run_ranks
+from tests.launched import ROOT, run_ranks
 
 SCORE_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 1e-4
@@ -27,7 +27,7 @@ Layouts = dict[str, list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
     folder = tmp_path_factory.mktemp("layouts")
-    arguments = [str(ROOT / "tests/integration/layout_worker.py"), str(folder)]
+    arguments = [str(ROOT / "tests/ranks/layout_worker.py"), str(folder)]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda world_size: run_ranks(world_size, arguments), (1, 2)))
     return {layout: recorded(folder, layout) for layout in LAYOUTS}
