@@ -1,9 +1,7 @@
-"""The scoring job: exact, the same on any number of ranks, readable without MegaSLM."""
+"""The scoring job: exact, and the same on any number of ranks."""
 
 import hashlib
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,21 +17,6 @@ from tests.forked_cli import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN
 
 PLACES = [("train", "a"), ("train", "b"), ("heldout", "a")]
-
-# torchvision is not installed beside MegaSLM; where it is, the stand-ins are not needed.
-PLAIN_STREAMING = """
-import sys, types, transformers
-for name in ("", ".datasets", ".transforms", ".transforms.functional"):
-    sys.modules["torchvision" + name] = types.ModuleType(name)
-sys.modules["torchvision.datasets"].VisionDataset = object
-sys.modules["torchvision.transforms.functional"].to_tensor = None
-from streaming import StreamingDataset
-rows = StreamingDataset(local=sys.argv[1], batch_size=1, shuffle=False)
-row = rows[0]
-assert "megaslm" not in sys.modules
-tokens, ref_loss = row["tokens"], row["ref_loss"]
-print(len(rows), tokens.dtype, tokens.shape, ref_loss.dtype, ref_loss.shape, int(row["domain"]))
-"""
 
 
 def predictions(lm: PreTrainedModel, row: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
@@ -101,12 +84,6 @@ def test_another_job_does_not_join_what_was_scored(chain: Chain, tmp_path: Path)
     assert (
         "was made otherwise than it would be now (reference.entropy = False there, True here); choose another" in said
     )
-
-
-def test_a_plain_streaming_script_reads_it(chain: Chain) -> None:
-    script = [sys.executable, "-c", PLAIN_STREAMING, str(chain.scored / "train" / "a")]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[0] == "35 uint16 (17,) float16 (16,) 0"
 
 
 def test_the_manifest_names_the_reference(chain: Chain) -> None:

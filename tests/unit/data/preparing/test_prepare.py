@@ -3,28 +3,19 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from megaslm.config.load import load
-from megaslm.config.recipe import Recipe
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import read_manifest
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.preparing import prepare as preparing
 from megaslm.data.preparing.prepare import prepare
-from megaslm.data.text.python_stdlib import standard_library_files
 from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
-from megaslm.jobs.progress import JobProgress
 from megaslm.slm.valid_targets import valid_targets
-from tests.corpus import content, documents_of, recipe_of, text
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.corpus import documents_of, recipe_of, text
 
 
 def test_every_document_is_there_once_in_the_split_of_its_group(corpus: Path, dataset: Path) -> None:
@@ -73,23 +64,6 @@ def test_the_manifest_counts_what_is_there(corpus: Path, dataset: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_number_of_workers_does_not_matter(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    calls: list[JobProgress] = []
-    prepare(recipe_of(corpus), tmp_path / "two", workers=2, on_progress=calls.append)
-    assert content(tmp_path / "two") == content(dataset)
-    manifest = read_manifest(dataset)
-    last = calls[-1]
-    assert last.counts["tokens"] == sum(
-        share.tokens for domains in manifest.splits.values() for share in domains.values()
-    )
-    assert last.tasks_done == last.tasks > 10
-    assert last.counts["documents"] == sum(
-        share.documents for domains in manifest.splits.values() for share in domains.values()
-    )
-    assert last.done == last.total == sum(path.stat().st_size for path in corpus.rglob("*.jsonl"))
-    assert [call.tasks_done for call in calls] == sorted(call.tasks_done for call in calls)
-
-
 def test_one_file_is_divided_among_parts(corpus: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     whole.write_bytes(b"".join(path.read_bytes() for path in sorted((corpus / "noisy").iterdir())))
@@ -125,40 +99,6 @@ def test_domains_by_field_and_filters(corpus: Path, tmp_path: Path) -> None:
         assert sorted(found[0] + found[1]) == sorted(map(str, expected))
     short = sum(len(str(each["text"])) < 200 for each in records if each["meta"] != {"set": "C"})
     assert manifest.left_out == {"sources.0.domains.C": 90, "sources.0.filters.0": short}
-
-
-PLAIN_STREAMING = """
-import sys, types
-import transformers
-names = ["torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"]
-if __import__("importlib.util").util.find_spec("torchvision") is None:
-    sys.modules.update({name: types.ModuleType(name) for name in names})
-    sys.modules["torchvision.datasets"].VisionDataset = object
-    sys.modules["torchvision.transforms.functional"].to_tensor = None
-import streaming
-for folder in sys.argv[1:]:
-    rows = list(streaming.StreamingDataset(local=folder, batch_size=1, shuffle=False))
-    print(len(rows), sum(int(row["tokens"].astype("int64").sum()) for row in rows), rows[0]["tokens"].dtype)
-assert not [name for name in sys.modules if name.startswith("megaslm")]
-"""
-
-
-@pytest.mark.parametrize("compression", [None, pytest.param("zstd", marks=pytest.mark.slow)])
-def test_streaming_alone_reads_it(corpus: Path, tmp_path: Path, compression: str | None) -> None:
-    dataset = tmp_path / "dataset"
-    manifest = prepare(recipe_of(corpus, compression=compression), dataset, workers=1)
-    places = [(split, domain) for split, domains in manifest.splits.items() for domain in domains]
-    expected = []
-    for split, domain in places:
-        reader = RowReader(dataset, split, domain)
-        total = int(reader.rows(0, len(reader))["tokens"].astype(np.int64).sum())
-        expected.append(f"{len(reader)} {total} uint16")
-    folders = [str(dataset / split / domain) for split, domain in places]
-    result = subprocess.run(
-        [sys.executable, "-c", PLAIN_STREAMING, *folders],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
-    assert result.stdout.splitlines() == expected, result.stderr
 
 
 def test_a_finished_dataset_is_left_as_it_is(corpus: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,19 +138,3 @@ def test_rows_of_a_large_vocabulary_are_wide(corpus: Path, dataset: Path, tmp_pa
     wide, narrow = (RowReader(folder, "train", "clean") for folder in (tmp_path / "wide", dataset))
     assert wide[0]["tokens"].dtype == np.uint32
     assert np.array_equal(wide.rows(0, len(wide))["tokens"], narrow.rows(0, len(narrow))["tokens"])
-
-
-@pytest.mark.slow
-def test_the_standard_library_holds_whole_modules_out(tmp_path: Path) -> None:
-    recipe = load(Recipe, ROOT / "data" / "python-stdlib.yaml", ["sources.1.keep_fraction=0.1"]).value
-    manifest = prepare(recipe, tmp_path / "dataset", workers=2)
-    assert manifest.splits["heldout"]["docs"].tokens >= 40_000
-    group_of = {Path(file.path).read_bytes(): file.group for file in standard_library_files("python-source")}
-    texts = {split: documents_of(tmp_path / "dataset", manifest, split, "source") for split in manifest.splits}
-    groups = {split: {group_of[each.encode()] for each in texts[split]} for split in texts}
-    assert groups["train"]
-    assert not groups["train"] & groups["heldout"]
-    documented = documents_of(tmp_path / "dataset", manifest, "heldout", "docs")
-    trained = "\n".join(documents_of(tmp_path / "dataset", manifest, "train", "docs"))
-    assert not [each for each in documented if each in trained and len(each) > 1000]
-    assert yaml.safe_load((ROOT / "data" / "python-stdlib.yaml").read_text())["licence"] in manifest.licences["docs"]

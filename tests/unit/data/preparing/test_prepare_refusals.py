@@ -118,16 +118,6 @@ def test_a_domain_without_text_is_named(corpus: Path, tmp_path: Path) -> None:
         prepare(recipe_of(corpus, sources=sources), tmp_path / "dataset", workers=1)
 
 
-@pytest.mark.slow
-def test_a_bad_line_is_named_by_a_worker_process_too(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    shutil.copytree(corpus, tmp_path / "corpus")
-    with (tmp_path / "corpus" / "noisy" / "3.jsonl").open("a") as file:
-        file.write("{\n")
-    recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
-    with pytest.raises(DataError, match=r"noisy/3.jsonl, the line at byte \d+ is not JSON"):
-        prepare(recipe, tmp_path / "dataset", workers=2)
-
-
 def test_what_a_message_says_can_be_done_where_nothing_was_done(corpus: Path, tmp_path: Path) -> None:
     source = {"domain": "noisy", "reader": "jsonl", "paths": [str(corpus / "noisy")]}
     tokenizer = {"train_sentencepiece": {"vocab_size": 30_000}}
