@@ -1,13 +1,12 @@
-"""One rank of test_gradients: gradients of a ZeRO-3 step against plain PyTorch in float64 over the whole batch."""
+"""Of test_gradients: the gradients of a ZeRO-3 step, and those of plain PyTorch in float64 over the whole batch."""
 
-import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import product
 from pathlib import Path
 
+import pytest
 import torch
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor
@@ -16,7 +15,7 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch
-from megaslm.engine.distributed import World, join_world, leave_world
+from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_head import HeadSettings
@@ -85,12 +84,6 @@ def every_case() -> list[Case]:
     way: each engine has every pair of score, scope and method, and all engines together every three of them.
     """
     return [case for cases in zip(*map(cases_of, range(len(ENGINES))), strict=True) for case in cases] + FURTHER
-
-
-def cases_in_turn() -> list[Case]:
-    """What every engine computes, computed by one of them, each in its turn; the further cases all."""
-    per_engine = zip(*map(cases_of, range(len(ENGINES))), strict=True)
-    return [cases[number % len(ENGINES)] for number, cases in enumerate(per_engine)] + FURTHER
 
 
 def cases_of(engine: int) -> Iterator[Case]:
@@ -176,8 +169,8 @@ class Batch:
 class Definition:
     """The definition, in float64: rank by sorting, sum, divide once by the global count."""
 
-    def __init__(self, case: Case, config: RunConfig) -> None:
-        architecture = config.model.from_scratch
+    def __init__(self, case: Case) -> None:
+        architecture = config_of(case, 1).model.from_scratch
         assert architecture is not None
         lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
@@ -185,8 +178,8 @@ class Definition:
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
         self.losses = torch.stack([documents_apart(lm, row) for row in self.batch.tokens])
 
-    def gradients(self, case: Case, world: World) -> dict[str, Tensor]:
-        selected = self.selected(case, world)
+    def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
+        selected = self.selected(case, world_size)
         if case.starved_rank:
             assert not selected[GLOBAL_ROWS // 2 :].any()
         denominator = max(1, int(selected.sum()))
@@ -197,7 +190,7 @@ class Definition:
         )
         return dict(zip(self.parameters, found, strict=True))
 
-    def selected(self, case: Case, world: World) -> Tensor:
+    def selected(self, case: Case, world_size: int) -> Tensor:
         batch, losses = self.batch, self.losses.detach()
         eligible = batch.valid & (batch.ref_loss <= (case.max_ref_loss or float("inf")))
         scores = {
@@ -208,12 +201,12 @@ class Definition:
             "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
         }
         if case.score == "reference_and_entropy":
-            return self.selected(replace(case, score="reference"), world) & self.selected(
-                replace(case, score="entropy"), world
+            return self.selected(replace(case, score="reference"), world_size) & self.selected(
+                replace(case, score="entropy"), world_size
             )
         if case.mode == "running":
             return eligible & (scores[case.score] >= EXPECTED_CUT[case.score])
-        return top_of_groups(case, groups(case, world), scores[case.score], batch.valid, eligible)
+        return top_of_groups(case, groups(case, world_size), scores[case.score], batch.valid, eligible)
 
 
 def top_of_groups(case: Case, row_groups: list[list[int]], scores: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
@@ -227,12 +220,12 @@ def top_of_groups(case: Case, row_groups: list[list[int]], scores: Tensor, valid
     return selected
 
 
-def groups(case: Case, world: World) -> list[list[int]]:
+def groups(case: Case, world_size: int) -> list[list[int]]:
     """The rows among which a target must rank, as the definition of the scope has them."""
     rows = list(range(GLOBAL_ROWS))
     if case.scope == "batch":
         return [rows]
-    size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world.size // case.micro_steps
+    size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world_size // case.micro_steps
     return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
 
 
@@ -288,40 +281,25 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
     return engine.gradients
 
 
-def config_of(case: Case, world: World) -> RunConfig:
+def config_of(case: Case, world_size: int) -> RunConfig:
     return run_config(
         Path("unused"),
         Path("unused"),
         model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
-        train={"micro_batch_rows": GLOBAL_ROWS // world.size // case.micro_steps},
+        train={"micro_batch_rows": GLOBAL_ROWS // world_size // case.micro_steps},
     )
 
 
-def main(cases: list[Case], output: Path) -> None:
-    torch.set_num_threads(1)
-    world = join_world()
-    # Several chunks a call, and not equally many on the two ranks: no rank waits for another inside the head.
-    head_pass._LOGIT_BYTES_ON_CPU = 4 * VOCAB_SIZE * (10 + 20 * world.rank)
-    # Before the first engine announces itself: from then on transformers divides every model it builds.
-    definitions: dict[object, Definition] = {}
-    for case in cases:
-        if case.data not in definitions:
-            definitions[case.data] = Definition(case, config_of(case, world))
-    engines: dict[object, RecordingEngine] = {}
-    results: list[dict[str, object]] = []
-    for case in cases:
-        expected = definitions[case.data].gradients(case, world)
-        kind = (case.tied, case.micro_steps, case.checkpointing)
-        if kind not in engines:
-            engines[kind] = start_engine(case, config_of(case, world), world)
-        found = step_gradients(engines[kind], case, world)
-        assert set(found) == set(expected)
-        errors = {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
-        results.append({"case": str(case), "in_bf16": case.is_cached, "errors": errors})
-    if world.is_first:
-        output.write_text(json.dumps(results))
-    leave_world()
+_ENGINES: dict[object, RecordingEngine] = {}
+"""What a rank has started for one case and keeps for the next."""
 
 
-if __name__ == "__main__":
-    main({"every": every_case, "in turn": cases_in_turn}[sys.argv[1]](), Path(sys.argv[2]))
+def gradients(world: World, case: Case) -> dict[str, Tensor]:
+    """The job: every parameter's whole gradient, as this rank has it."""
+    kind = (case.tied, case.micro_steps, case.checkpointing)
+    if kind not in _ENGINES:
+        _ENGINES[kind] = start_engine(case, config_of(case, world.size), world)
+    with pytest.MonkeyPatch.context() as patch:
+        # Several chunks a call, and not equally many on the two ranks: no rank waits for another inside the head.
+        patch.setattr(head_pass, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB_SIZE * (10 + 20 * world.rank))
+        return step_gradients(_ENGINES[kind], case, world)
