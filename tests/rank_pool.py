@@ -3,6 +3,7 @@
 import faulthandler
 import gc
 import os
+import pickle
 import random
 import signal
 import time
@@ -65,7 +66,7 @@ class RankPool:
         if not self._processes:
             self._start()
         for pipe in self._pipes:
-            pipe.send((job, arguments, keywords))
+            _send(pipe, (job, arguments, keywords))
         answers = self._answers(self._longest_job_seconds)
         if len(answers) == self.world_size and all(answer[0] for answer in answers.values()):
             return [answers[rank][1] for rank in range(self.world_size)]
@@ -110,7 +111,7 @@ class RankPool:
                 assert isinstance(pipe, Connection)
                 rank = pending.pop(pipe)
                 with suppress(EOFError, ConnectionResetError):
-                    answers[rank] = pipe.recv()
+                    answers[rank] = pickle.loads(pipe.recv_bytes())
                 if not answers.get(rank, (False,))[0]:
                     give_up = min(give_up, time.monotonic() + _OTHERS_SECONDS)
         return answers
@@ -149,19 +150,24 @@ def _serve(
     torch.set_num_threads(1)
     world = join_world()
     _set_back(environment, folder)
-    pipe.send((True, None))
+    _send(pipe, (True, None))
     with suppress(EOFError):
         while True:
-            job, arguments, keywords = pipe.recv()
+            job, arguments, keywords = pickle.loads(pipe.recv_bytes())
             faulthandler.dump_traceback_later(longest_job_seconds, file=stacks)
             try:
                 answer = True, job(world, *arguments, **keywords)
             except BaseException:
                 answer = False, traceback.format_exc()
             faulthandler.cancel_dump_traceback_later()
-            pipe.send(answer)
+            _send(pipe, answer)
             del job, arguments, keywords, answer
             _set_back(environment, folder)
+
+
+def _send(pipe: Connection, what: object) -> None:
+    # `Connection.send` would hand tensors over in shared memory, which ends with the process that made it.
+    pipe.send_bytes(pickle.dumps(what))
 
 
 def _set_back(environment: dict[str, str], folder: Path) -> None:

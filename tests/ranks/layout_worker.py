@@ -1,6 +1,5 @@
-"""One rank of test_layouts: trains every case on the layouts that its world size allows, and records each step."""
+"""The job of test_layouts: trains by every rule on one layout, and records each step."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +13,7 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch
-from megaslm.engine.distributed import World, join_world, leave_world
+from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
@@ -33,8 +32,6 @@ STEPS = 10
 GLOBAL_ROWS = 8
 LEARNING_RATE = 0.1
 KEEP_RATIO = Decimal("0.6")
-MICRO_STEPS = {1: (4, 1), 2: (2,)}
-"""Of each world size."""
 RULES = {
     "batch exact": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="exact"),
     "batch running": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="running"),
@@ -166,14 +163,6 @@ def train(name: str, world: World, micro_steps: int) -> Run:
     return Run(steps=objective.steps, before=before, after=whole_parameters(model))
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    world = join_world()
-    for micro_steps in MICRO_STEPS[world.size]:
-        runs = {name: train(name, world, micro_steps) for name in RULES}
-        torch.save(runs, folder / f"{world.size}x{micro_steps}-rank-{world.rank}.pt")
-    leave_world()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def train_by_every_rule(world: World, micro_steps: int) -> dict[str, Run]:
+    """The job: what this rank saw of each rule."""
+    return {name: train(name, world, micro_steps) for name in RULES}

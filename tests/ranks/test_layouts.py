@@ -1,17 +1,15 @@
 """Training does not depend on how a step's rows are laid out over ranks and micro-steps, up to floating point."""
 
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from megaslm.slm.keys import row_of
-from tests.launched import ROOT, run_ranks
+from tests.rank_pool import RankPool
+from tests.ranks.layout_worker import Run, Step, train_by_every_rule
 
 SCORE_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 1e-4
@@ -20,21 +18,14 @@ LAYOUTS = ("1x4", "2x2", "1x1")
 """Ranks x micro-steps."""
 RULES = ["batch exact", "batch running", "sequence", "repeated rows"]
 
-Layouts = dict[str, list[dict[str, Any]]]
-"""Of each layout what its ranks recorded: by rule, a `layout_worker.Run`."""
+Layouts = dict[str, list[dict[str, Run]]]
+"""Of each layout what its ranks recorded, by rule."""
 
 
 @pytest.fixture(scope="module")
-def layouts(tmp_path_factory: pytest.TempPathFactory) -> Layouts:
-    folder = tmp_path_factory.mktemp("layouts")
-    arguments = [str(ROOT / "tests/ranks/layout_worker.py"), str(folder)]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda world_size: run_ranks(world_size, arguments), (1, 2)))
-    return {layout: recorded(folder, layout) for layout in LAYOUTS}
-
-
-def recorded(folder: Path, layout: str) -> list[dict[str, Any]]:
-    return [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{layout}-rank-*.pt"))]
+def layouts(ranks: RankPool, lone_rank: RankPool) -> Layouts:
+    pools = {"1": lone_rank, "2": ranks}
+    return {layout: pools[layout[0]].run(train_by_every_rule, int(layout[2])) for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -90,17 +81,17 @@ def test_the_scope_microbatch_does_depend_on_the_layout(layouts: Layouts) -> Non
     assert min(distances.values()) > PARAMETER_TOLERANCE
 
 
-def global_steps(ranks: list[dict[str, Any]], rule: str) -> list[dict[str, Tensor]]:
+def global_steps(ranks: list[dict[str, Run]], rule: str) -> list[Step]:
     """Of each step the valid targets of all ranks, by ascending key."""
     return [by_key(parts) for parts in zip(*(rank[rule]["steps"] for rank in ranks), strict=True)]
 
 
-def by_key(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+def by_key(parts: tuple[Step, ...]) -> Step:
     order = torch.cat([part["keys"] for part in parts]).argsort()
     return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
 
-def selected_by_one_alone(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[int]:
+def selected_by_one_alone(one: Step, other: Step) -> list[int]:
     """Keys of targets that one layout selects and the other does not, but for those at the cut in both."""
     assert one["keys"].equal(other["keys"])
     at_cut = [(step["scores"] - step["cuts"]).abs() < SCORE_TOLERANCE for step in (one, other)]
