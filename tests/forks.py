@@ -56,10 +56,24 @@ def fork_ranks(world_size: int, run: Callable[[], None]) -> list[int]:
         port = probe.getsockname()[1]
     size = str(world_size)
     shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    first = fork(run, RANK="0", LOCAL_RANK="0", **shared)
+    wait, hold = os.pipe()
+
+    def run_when_all_are_there() -> None:
+        # A first rank that is at its end at once would leave no group for the others to join.
+        os.close(hold)
+        os.read(wait, 1)
+        os.close(wait)
+        run()
+
+    first = fork(run_when_all_are_there, RANK="0", LOCAL_RANK="0", **shared)
     # The child does so too; whoever comes first, the other ranks find the group.
     os.setpgid(first, first)
-    others = [fork(run, group=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(1, world_size)]
+    others = [
+        fork(run_when_all_are_there, group=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(1, world_size)
+    ]
+    os.close(hold)
+    os.close(wait)
     return [first, *others]
 
 

@@ -1,4 +1,4 @@
-"""One rank of test_skipped_steps: trains every case with a step that goes wrong, and once more without that step."""
+"""The job of test_skipped_steps: trains a case with a step that goes wrong, and once more without that step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch
-from megaslm.engine.distributed import World, join_world, leave_world
+from megaslm.engine.distributed import World
 from megaslm.engine.faults import arm
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
@@ -191,16 +191,15 @@ def whole(parameter: nn.Parameter, stage: int) -> Tensor:
     return (parameter.detach() if stage == 0 else safe_get_full_fp32_param(parameter)).clone()
 
 
-def train_every_case(folder: Path) -> None:
-    """Writes what this rank saw of each case: with the bad step, and without it."""
-    torch.set_num_threads(1)
-    world = join_world()
-    steps = range(1, STEPS + 1)
-    clean: dict[Case, Run] = {}
-    for name, case in CASES.items():
-        # Without the bad step it does not matter what is ill in it.
-        healthy = case if case.ill == "unselected" else replace(case, ill="gradient")
-        if healthy not in clean:
-            clean[healthy] = train(healthy, world, [step for step in steps if step != BAD_STEP])
-        torch.save((train(case, world, steps), clean[healthy]), folder / f"{name}-{world.rank}.pt")
-    leave_world()
+_CLEAN: dict[Case, Run] = {}
+"""Runs without the bad step: what a rank has made for one case and keeps for the next."""
+
+
+def train_with_and_without(world: World, name: str) -> tuple[Run, Run]:
+    """The job: what this rank saw of a case with the bad step, and without it."""
+    steps, case = range(1, STEPS + 1), CASES[name]
+    # Without the bad step it does not matter what is ill in it.
+    healthy = case if case.ill == "unselected" else replace(case, ill="gradient")
+    if healthy not in _CLEAN:
+        _CLEAN[healthy] = train(healthy, world, [step for step in steps if step != BAD_STEP])
+    return train(case, world, steps), _CLEAN[healthy]

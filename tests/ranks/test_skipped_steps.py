@@ -1,13 +1,13 @@
 """A step whose loss or gradient is no number changes nothing on any rank; the run goes on as if it had not been."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from megaslm.slm.telemetry import SelectionSummary, summarise
-from tests.forks import fork_two_ranks, statuses_of
-from tests.ranks.skipped_steps_worker import BAD_ROW, BAD_STEP, CASES, Run, train_every_case
+from tests.rank_pool import RankPool
+from tests.ranks.skipped_steps_worker import BAD_ROW, BAD_STEP, CASES, Run, train_with_and_without
 
 REASONS = {
     "reference": f"3 targets cannot be ranked, their score is NaN or infinite, in the rows row {BAD_ROW}",
@@ -18,17 +18,20 @@ REASONS = {
 SKIPPING = {name: case for name, case in CASES.items() if case.ill != "unselected"}
 
 
+RunsOf = Callable[[str], list[tuple[Run, Run]]]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("skipped")
-    assert statuses_of(fork_two_ranks(lambda: train_every_case(folder))) == [0, 0]
-    return folder
+def runs_of(ranks: RankPool) -> RunsOf:
+    """Of a case what each rank saw: with the bad step, and without it."""
+    runs: dict[str, list[tuple[Run, Run]]] = {}
 
+    def runs_of(name: str) -> list[tuple[Run, Run]]:
+        if name not in runs:
+            runs[name] = ranks.run(train_with_and_without, name)
+        return runs[name]
 
-def runs_of(folder: Path, name: str, rank: int) -> tuple[Run, Run]:
-    """With the bad step, and without it."""
-    with_it, without_it = torch.load(folder / f"{name}-{rank}.pt", weights_only=False)
-    return with_it, without_it
+    return runs_of
 
 
 def summary_of(run: Run, step: int) -> SelectionSummary:
@@ -36,10 +39,9 @@ def summary_of(run: Run, step: int) -> SelectionSummary:
 
 
 @pytest.mark.parametrize("name", SKIPPING)
-def test_a_bad_step_is_as_if_it_had_not_been_made(folder: Path, name: str) -> None:
+def test_a_bad_step_is_as_if_it_had_not_been_made(runs_of: RunsOf, name: str) -> None:
     weights = []
-    for rank in (0, 1):
-        bad, clean = runs_of(folder, name, rank)
+    for bad, clean in runs_of(name):
         assert bad.weights.keys() == clean.weights.keys()
         for parameter, weight in clean.weights.items():
             assert torch.isfinite(weight).all()
@@ -56,23 +58,23 @@ def test_a_bad_step_is_as_if_it_had_not_been_made(folder: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", SKIPPING)
-def test_all_ranks_name_the_rows_of_one(folder: Path, name: str) -> None:
+def test_all_ranks_name_the_rows_of_one(runs_of: RunsOf, name: str) -> None:
     reason = REASONS["reference" if name == "exact, lost in the model" else CASES[name].ill]
-    for rank in (0, 1):
-        assert runs_of(folder, name, rank)[0].skipped[BAD_STEP] == reason
+    for bad, _ in runs_of(name):
+        assert bad.skipped[BAD_STEP] == reason
 
 
 @pytest.mark.parametrize("name", SKIPPING)
-def test_the_rows_of_a_skipped_step_count_as_read_and_nothing_as_selected(folder: Path, name: str) -> None:
-    bad, _ = runs_of(folder, name, 0)
+def test_the_rows_of_a_skipped_step_count_as_read_and_nothing_as_selected(runs_of: RunsOf, name: str) -> None:
+    bad, _ = runs_of(name)[0]
     summary = summary_of(bad, BAD_STEP)
     assert summary.domain_rows == (4, 4) == summary_of(bad, 1).domain_rows
     assert (summary.selected, summary.not_finite) == (0, 0)
     assert summary.valid == summary_of(bad, 1).valid
 
 
-def test_losses_that_do_not_touch_the_gradient_leave_the_step_as_it_is(folder: Path) -> None:
-    bad, clean = runs_of(folder, "static, unselected", 0)
+def test_losses_that_do_not_touch_the_gradient_leave_the_step_as_it_is(runs_of: RunsOf) -> None:
+    bad, clean = runs_of("static, unselected")[0]
     assert set(bad.skipped.values()) == {None}
     summary = summary_of(bad, BAD_STEP)
     assert summary.not_finite == 3
@@ -83,7 +85,7 @@ def test_losses_that_do_not_touch_the_gradient_leave_the_step_as_it_is(folder: P
     assert not all(torch.equal(weight, clean.weights[name]) for name, weight in bad.weights.items())
 
 
-def test_every_stage_reports_the_norm_of_the_gradient(folder: Path) -> None:
-    norms = [runs_of(folder, f"stage {stage}, exact", 0)[1].norms for stage in (0, 1, 2)]
+def test_every_stage_reports_the_norm_of_the_gradient(runs_of: RunsOf) -> None:
+    norms = [runs_of(f"stage {stage}, exact")[0][1].norms for stage in (0, 1, 2)]
     for stage_norms in norms:
-        assert stage_norms == pytest.approx(runs_of(folder, "exact", 0)[1].norms, rel=1e-4)
+        assert stage_norms == pytest.approx(runs_of("exact")[0][1].norms, rel=1e-4)
