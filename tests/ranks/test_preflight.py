@@ -1,7 +1,6 @@
 """Jobs in which one rank really differs: they end at once, on all ranks, and say which it is."""
 
 import os
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import megaslm
 from megaslm.scoring.job import score
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.demands import demands_of
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
-from tests.launched import run_ranks
 from tests.scoring import make_reference, task_of
-from tests.toy import SHAPE, make_dataset, run_config, write_config
+from tests.toy import SHAPE, make_dataset, run_config
 from tests.training import changed, run_training, with_steps
 
 HOST = socket.gethostname()
@@ -117,25 +114,6 @@ def test_a_model_whose_checkpoints_no_disk_holds(
     assert f"  {tmp_path / 'run' / 'checkpoints'} has room for " in said
     assert f"  {HOST} has " in said
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_another_version_of_the_code(tokens: Path, tmp_path: Path) -> None:
-    """A copy with one byte more, as on a host that was left out of an update; in real processes, with real output."""
-    for host in ("usual", "odd"):
-        shutil.copytree(Path(megaslm.__file__).parent, tmp_path / host / "megaslm")
-    with (tmp_path / "odd" / "megaslm" / "slm" / "choice.py").open("a") as file:
-        file.write("\n")
-    start = (
-        "import os, runpy, sys; "
-        f"sys.path.insert(0, {str(tmp_path)!r} + ('/odd' if os.environ['RANK'] == '{ODD}' else '/usual')); "
-        "runpy.run_module('megaslm', run_name='__main__', alter_sys=True)"
-    )
-    config = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tokens))
-    output = run_ranks(WORLD_SIZE, ["-c", start, "train", str(config)], cwd=tmp_path, expect_status=2)
-    (line,) = [line for line in output.splitlines() if "megaslm's code" in line]
-    assert line.startswith(f"  rank {ODD} on {HOST}: megaslm's code is 0.1.0 (")
-    assert output.count("PreflightError: ") == 1
 
 
 def test_the_configuration_of_all_ranks_is_compared_in_full(tokens: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.observe.records import read_validations
 from tests.chain import Chain
-from tests.launched import run_megaslm
+from tests.forked_cli import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
 from tests.training import run_training
 
