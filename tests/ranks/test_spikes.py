@@ -150,7 +150,7 @@ def test_a_roll_back_waits_for_what_is_being_removed(
         if folder == step_folder(folder.parent, LAST_GOOD_CHECKPOINT - STEPS_BETWEEN_CHECKPOINTS):
             for path in sorted(folder.iterdir()):
                 path.unlink()
-                time.sleep(1.0)
+                time.sleep(0.2)
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", remove_slowly)

@@ -5,7 +5,7 @@ here; tests/gpu/test_host_reads_gpu.py sees it.
 """
 
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -34,6 +34,7 @@ from megaslm.slm.step_plan import Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.training.step import train_step
+from tests.pairwise import pairwise
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 4
@@ -54,12 +55,22 @@ RULES = {
     "warming-up": SelectionRule(KeepRatio(Decimal("0.6"), warmup_tokens=1000)),
 }
 CASES = {
-    f"{name}-{method}": (rule, method)
+    f"{name}-{method}-{micro_steps}": (rule, method, micro_steps)
     for name, rule in RULES.items()
     for method in METHODS
+    for micro_steps in MICRO_STEPS
     # A choice that does not wait for the losses has no use for a method.
     if rule.score in ("excess", "loss") or method == "bracket"
 }
+
+
+def values_of(case: str) -> dict[str, Hashable]:
+    rule, method, micro_steps = CASES[case]
+    return {**vars(rule), "method": method, "micro_steps": micro_steps}
+
+
+QUICK = pairwise(list(CASES), values_of)
+"""Any two values that meet in a case meet in one of these; the others are slow."""
 
 aten = torch.ops.aten
 WAITING = {
@@ -224,8 +235,10 @@ def reads_of_steps(model: SelectiveLM, objective: Objective, micro_steps: int, w
     return steps
 
 
-@pytest.mark.parametrize("micro_steps", MICRO_STEPS)
-@pytest.mark.parametrize(("rule", "method"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("rule", "method", "micro_steps"),
+    [pytest.param(*values, id=case, marks=[] if case in QUICK else pytest.mark.slow) for case, values in CASES.items()],
+)
 def test_selective_training_reads_at_most_once_a_micro_step(
     model: SelectiveLM,
     world: World,
