@@ -66,10 +66,16 @@ def test_shares_of_unlike_jobs_do_not_mix(folder: Path, tmp_path: Path, capfd: p
     make_reference(tmp_path / "other", intermediate_size=64)
     task, other = (task_of(model, folder / "grown", scored) for model in (folder / "model", tmp_path / "other"))
 
-    first = fork(lambda: _slowly(0.3, tmp_path / "begun", lambda: score_share(task, Share(1, 2))))
+    go_on = tmp_path / "go on"
+    first = fork(
+        lambda: _before_each_batch(
+            lambda: wait_until(go_on.exists), tmp_path / "begun", lambda: score_share(task, Share(1, 2))
+        )
+    )
     wait_until((tmp_path / "begun").exists)
     said = failing(lambda: score_share(other, Share(2, 2)), 2, capfd)
     assert not notes(scored)
+    go_on.touch()
     assert "reference.weights_sha256 = " in said
     assert statuses_of([first]) == [0]
     run_job(1, task)
@@ -81,7 +87,9 @@ def test_a_part_that_another_job_is_at_is_come_back_to(folder: Path, tmp_path: P
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "grown", scored)
 
-    first = fork(lambda: _slowly(0.02, tmp_path / "begun", lambda: score_share(task, Share(1, 1))))
+    first = fork(
+        lambda: _before_each_batch(lambda: time.sleep(0.02), tmp_path / "begun", lambda: score_share(task, Share(1, 1)))
+    )
     wait_until((tmp_path / "begun").exists)
     assert statuses_of([fork(lambda: score_share(task, Share(1, 2))), first]) == [0, 0]
     assert statuses_of([fork(lambda: _expect(finish(task) == read_manifest(scored)))]) == [0]
@@ -255,13 +263,13 @@ def test_tokens_that_are_not_those_of_the_manifest(
     assert not any("part-00000" in note for note in notes(tmp_path / "scored"))
 
 
-def _slowly(seconds: float, begun: Path, run: Callable[[], object]) -> None:
-    """Runs a job that takes so long for each batch; `begun` is there once it has scored one."""
+def _before_each_batch(wait: Callable[[], None], begun: Path, run: Callable[[], object]) -> None:
+    """Runs a job that waits before each batch that it scores; `begun` is there once it has come to one."""
     measure = ReferenceModel.measure
 
     def slow(*arguments: Any) -> Any:
         begun.touch()
-        time.sleep(seconds)
+        wait()
         return measure(*arguments)
 
     ReferenceModel.measure = slow  # type: ignore[method-assign]
