@@ -18,7 +18,7 @@ from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.order import Extent
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
-from tests.toy import SEQ_LEN, VOCAB_SIZE, make_dataset, run_config
+from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config
 from tests.training import changed, losses, run_training, start_training
 
 STEPS = 24
@@ -78,6 +78,7 @@ def config_of(run: Path, dataset: Path, on_spike: str, *, steps_between_checkpoi
     return run_config(
         run,
         dataset,
+        model={"from_scratch": {**SHAPE, "num_layers": 1}},
         train={"total_tokens": STEPS * step_tokens, "schedule": "constant"},
         checkpoint={"every_tokens": steps_between_checkpoints * step_tokens, "keep_last": STEPS},
         guard={"on_spike": on_spike, "spike_window_steps": 8},
