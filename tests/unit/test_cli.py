@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 
 def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 RUN = "configs/demo/slm.yaml"
 

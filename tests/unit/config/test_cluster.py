@@ -7,7 +7,7 @@ import pytest
 from megaslm.config.cluster import HostfileCluster, SlurmCluster, TorchrunCluster
 from megaslm.errors import ConfigError
 from megaslm.launch.cluster_file import load_cluster
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 KUBERNETES = (
     "kind: kubernetes\ngpus_per_node: 8\nimage: r/i\nvolume_claim: data\ncpus_per_node: 8\nmemory_gib_per_node: 64"

@@ -15,7 +15,7 @@ from megaslm.engine import faults
 from megaslm.engine.faults import Fault, InjectedFault, arm, inject, spoiled
 from megaslm.errors import ConfigError
 from tests.forks import fork, statuses_of, wait_until
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 HOSTFILE = ROOT / "launcher" / "hostfile.sh"
 

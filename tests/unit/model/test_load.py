@@ -12,7 +12,7 @@ from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ModelError
 from megaslm.model.load import build_from_shape, draw_weights, load_pretrained, parameter_count
 from megaslm.model.selective_lm import SelectiveLM
-from tests.ranks import ROOT
+from tests.launched import ROOT
 from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE, Unsharded
 
 
