@@ -65,9 +65,14 @@ class RankPool:
         """
         if not self._processes:
             self._start()
-        for pipe in self._pipes:
-            _send(pipe, (job, arguments, keywords))
-        answers = self._answers(self._longest_job_seconds)
+        try:
+            for pipe in self._pipes:
+                _send(pipe, (job, arguments, keywords))
+            answers = self._answers(self._longest_job_seconds)
+        except BaseException:
+            # Such as the limit of the test: what the ranks still answer is not for the next one.
+            self._end()
+            raise
         if len(answers) == self.world_size and all(answer[0] for answer in answers.values()):
             return [answers[rank][1] for rank in range(self.world_size)]
         failures = [self._failure(rank, answers) for rank in range(self.world_size)]

@@ -94,3 +94,19 @@ def test_who_hangs_is_named_with_its_stack(rank: int) -> None:
     with pytest.raises(RankFailed, match=f"rank {rank} has not come back from its job(.|\n)*in hang_on"):
         pool.run(hang_on, rank)
     pool.close()
+
+
+def test_what_is_answered_to_an_interrupted_test_is_not_for_the_next(
+    pool: RankPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pool.run(process)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.rank_pool.wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(process)
+    assert pool.run(together, 1) == [3.0, 3.0]
+    assert not set(before) & set(pool.run(process))
