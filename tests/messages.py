@@ -105,16 +105,14 @@ class Says:
         What differs from run to run is given by a name, `PORT=port`; it must be there, and the name stands for it.
         """
         __tracebackhide__ = True
-        names = {str(value): name for name, value in varying.items()} | self._folders
-        text = str(told.value if isinstance(told, pytest.ExceptionInfo) else told)
-        named = _named(text, names)
-        # A path of this session could hold a short fact by chance.
-        missing = [value for value in map(str, varying.values()) if value not in text]
-        missing += [fact for fact in map(str, facts) if _named(fact, names) not in named]
+        # First the folders: a path of this session could hold a short fact by chance.
+        text = _named(told.value if isinstance(told, pytest.ExceptionInfo) else told, self._folders)
+        names = {_named(value, self._folders): name for name, value in varying.items()}
+        missing = [fact for fact in (*(_named(fact, self._folders) for fact in facts), *names) if fact not in text]
         if missing:
-            pytest.fail(f"{' and '.join(map(repr, missing))} must be said in:\n{named}")
+            pytest.fail(f"{' and '.join(map(repr, missing))} must be said in:\n{text}")
         self.count += 1
-        self._messages.say(self._item, self.count, _as_kept(named))
+        self._messages.say(self._item, self.count, _as_kept(_named(text, names)))
 
 
 @pytest.fixture
@@ -158,7 +156,8 @@ def _name(item: pytest.Item) -> str:
     return f"{item.path.name}::{item.nodeid.partition('::')[2]}"
 
 
-def _named(text: str, names: dict[str, str]) -> str:
+def _named(told: object, names: dict[str, str]) -> str:
+    text = str(told)
     for value, name in names.items():
         text = text.replace(value, name)
     return text
@@ -166,7 +165,7 @@ def _named(text: str, names: dict[str, str]) -> str:
 
 def _as_kept(text: str) -> str:
     """The text as a file can hold it, without spaces that nobody sees and what is another one in another session."""
-    text = text.encode(errors="backslashreplace").decode()
+    text = text.encode(errors="backslashreplace").decode().removesuffix("\n")
     for varying, name in _VARYING.items():
         text = re.sub(varying, name, text)
     return "\n".join(line.rstrip(" ") for line in text.split("\n"))
