@@ -6,6 +6,7 @@ import pytest
 
 from megaslm.engine.pace import Pace
 from megaslm.training.pace import Ratios, SlowRanks, compare
+from tests.messages import Says
 
 QUICK = Pace(head_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, halted_share=0.0)
 FAIR = Ratios(1.0, 1.0, 1.0)
@@ -62,12 +63,11 @@ def test_two_reports_in_a_row_make_a_rank_slow_and_two_make_it_quick_again() -> 
     }
 
 
-def test_each_rank_is_judged_on_its_own() -> None:
+def test_each_rank_is_judged_on_its_own(says: Says) -> None:
     slow_ranks = SlowRanks(["a", "a", "b", "b"], slow_ratio=1.5, last_step=0)
     by_halts, by_loading = Ratios(1.0, 1.0, 1.5), Ratios(1.0, 1.7, 1.0)
     assert slow_ranks.judge(10, [FAIR, FAIR, by_halts, FAIR]) == []
     (line,) = slow_ranks.judge(20, [FAIR, FAIR, by_halts, by_loading])
-    assert line.startswith("warning: rank 2 on b is slow: 1.5 times")
+    says(line, "rank 2", "b", "1.5")
     (line,) = slow_ranks.judge(30, [FAIR, FAIR, by_halts, by_loading])
-    assert line.startswith("warning: rank 3 on b is slow: 1.7 times")
-    assert line.endswith("since step 11")
+    says(line, "rank 3", "1.7", "step 11")
