@@ -24,6 +24,18 @@ from megaslm.slm.token_loss import (
 ROWS, WIDTH, VOCAB = 37, 24, 50
 TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(scale=2.0, softcap=3.0)]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
+# Chunks, transform, method, type, bias: every pair of two values stands in one of these.
+EVERY_PAIR: list[tuple[int, LogitTransform, HeadMethod, torch.dtype, bool]] = [
+    (1, TRANSFORMS[0], "cache", torch.bfloat16, True),
+    (1, TRANSFORMS[1], "bracket", torch.bfloat16, False),
+    (1, TRANSFORMS[2], "recompute", torch.float32, True),
+    (8, TRANSFORMS[0], "recompute", torch.bfloat16, False),
+    (8, TRANSFORMS[1], "cache", torch.float32, True),
+    (8, TRANSFORMS[2], "bracket", torch.float32, False),
+    (1000, TRANSFORMS[0], "bracket", torch.float32, True),
+    (1000, TRANSFORMS[1], "recompute", torch.float32, True),
+    (1000, TRANSFORMS[2], "cache", torch.bfloat16, False),
+]
 
 
 @pytest.fixture(params=[1, 8, 1000], ids=lambda rows: f"chunks-of-{rows}")
@@ -123,13 +135,12 @@ def tolerance_of(dtype: torch.dtype, method: HeadMethod | None = None) -> float:
     return 1e-3 if method == "cache" else 1e-5
 
 
+@pytest.mark.parametrize(
+    ("chunk_rows", "transform", "method", "dtype", "bias"), EVERY_PAIR, indirect=["chunk_rows"], ids=str
+)
 @pytest.mark.usefixtures("chunk_rows")
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_the_gradients_of_float64(
-    method: HeadMethod, dtype: torch.dtype, bias: bool, transform: LogitTransform
+    transform: LogitTransform, method: HeadMethod, dtype: torch.dtype, bias: bool
 ) -> None:
     cut = 1.5 if transform.softcap is None and transform.scale < 1 else 4.0
 
@@ -149,10 +160,14 @@ def test_every_method_gives_the_gradients_of_float64(
     )
 
 
+@pytest.mark.parametrize(
+    ("chunk_rows", "transform", "dtype"),
+    [(*case[:2], case[3]) for case in EVERY_PAIR],
+    indirect=["chunk_rows"],
+    ids=str,
+)
 @pytest.mark.usefixtures("chunk_rows")
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_row_gives_the_gradients_of_float64(dtype: torch.dtype, transform: LogitTransform) -> None:
+def test_every_row_gives_the_gradients_of_float64(transform: LogitTransform, dtype: torch.dtype) -> None:
     assert_parity(
         weighted_loss,
         lambda losses: torch.ones_like(losses, dtype=torch.bool),
