@@ -37,7 +37,6 @@ def test_without_colours_what_is_selected_side_by_side_stands_in_one_pair_of_bra
     says(lines[1], "4")
     assert [line for line in lines[2:] if "──" not in line] == ["i[[jkl⟨</s>⟩]]", "mnop"]
     assert "\x1b" not in "".join(lines)
-    assert "hardest tokens" not in "".join(lines)
 
 
 def test_with_colours_it_stands_on_a_background(masked: Path) -> None:
