@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from megaslm.errors import ConfigError
 from megaslm.launch.command import PROJECT
@@ -22,6 +24,7 @@ from tests.unit.launch.kubernetes_jobs import (
 )
 
 MANIFESTS = PROJECT / "launcher" / "k8s"
+MARKS = some.sampled_from("$(){}'\"#:-&*!|>%@`, \n\tHOMEy1")
 HOSTILE = [
     "a b",
     "$(HOME)",
@@ -76,15 +79,21 @@ def expanded(text: str, variables: dict[str, str]) -> str:
     )
 
 
-@pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_value_arrives_as_it_is(value: str) -> None:
-    place = cluster(environment={"HOME": "/root", "VALUE": value})
+@settings(max_examples=20)
+@given(
+    some.text(
+        some.sampled_from("$(){}'\"#:-&*!|>%@`, \n\tHOMEy1") | some.characters(codec="utf-8", exclude_characters="\0")
+    )
+)
+def test_a_value_arrives_as_it_is(value: str) -> None:
+    values = {f"V{number}": each for number, each in enumerate((value, *HOSTILE))}
+    place = cluster(environment={"HOME": "/root", **values})
     for work in (Work("train", (value, *HOSTILE)), Work("score", (value, *HOSTILE))):
         job = documents(place, work)[-1]
         variables: dict[str, str] = {}
         for variable in container(job)["env"]:
             variables[variable["name"]] = expanded(variable["value"], variables)
-        assert variables["VALUE"] == value
+        assert {name: variables[name] for name in values} == values
         words = [expanded(word, variables) for word in container(job)["command"]]
         start = words.index(work.verb) + 1
         assert words[start : start + 1 + len(HOSTILE)] == [value, *HOSTILE]
