@@ -80,11 +80,7 @@ def expanded(text: str, variables: dict[str, str]) -> str:
 
 
 @settings(max_examples=20)
-@given(
-    some.text(
-        some.sampled_from("$(){}'\"#:-&*!|>%@`, \n\tHOMEy1") | some.characters(codec="utf-8", exclude_characters="\0")
-    )
-)
+@given(some.text(MARKS | some.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_arrives_as_it_is(value: str) -> None:
     values = {f"V{number}": each for number, each in enumerate((value, *HOSTILE))}
     place = cluster(environment={"HOME": "/root", **values})
