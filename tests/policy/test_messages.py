@@ -59,6 +59,13 @@ def test_another_message_fails(project: pytest.Pytester, old: str, new: str) -> 
     assert ran(project) == pytest.ExitCode.TESTS_FAILED
 
 
+def test_a_test_that_is_skipped_has_not_to_say_all(project: pytest.Pytester) -> None:
+    ran(project, "--rewrite-messages")
+    skipping = FIRST.replace("    says('the second')", "    import pytest\n    pytest.skip('no second')")
+    (project.path / "test_it.py").write_text(skipping + SECOND)
+    assert ran(project) == pytest.ExitCode.OK
+
+
 def test_only_what_no_test_says_any_more_is_dropped(project: pytest.Pytester) -> None:
     ran(project, "--rewrite-messages")
     written = read_messages(project.path / FILE)
@@ -78,8 +85,8 @@ def test_only_what_no_test_says_any_more_is_dropped(project: pytest.Pytester) ->
 
 def test_any_text_comes_back_as_it_was(tmp_path: Path) -> None:
     messages = {
-        ("test_it.py::test_a[# 2]", 1): "\n\na\r\n| b\n",
-        ("test_it.py::test_a[# 2]", 2): "",
+        ("test_it.py::test_a[ #2 ]", 1): "\n\na\r\n| b\n",
+        ("test_it.py::test_a[ #2 ]", 2): "",
         ("t.py::b", 11): "é",
     }
     write_messages(tmp_path / FILE, messages)
