@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench faults soak multinode lint clean
+.PHONY: help demo test test-system test-all bench faults soak multinode lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
@@ -12,17 +12,23 @@ help:  ## this list
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
 
-# Small tests run side by side, each with one thread. Those that start processes of their own have all cores, one by one.
-SMALL := tests/unit tests/policy
+# Tests of units and of ranks run side by side, each with one thread. Those of whole systems, which start commands and
+# servers, kill and set limits, have all cores, one by one.
+UNIT := tests/unit tests/policy
+RANKS := tests/ranks
 SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-ONE_BY_ONE := .venv/bin/python -m pytest $(SMALL:%=--ignore %)
+ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS))
 
-test: $(INSTALLED)  ## the quick tests
-	$(SIDE_BY_SIDE) -m "not slow" $(SMALL)
+test: $(INSTALLED)  ## the quick tests of units and of ranks
+	$(SIDE_BY_SIDE) -m "not slow" $(UNIT)
+	$(SIDE_BY_SIDE) -m "not slow" $(RANKS)
+
+test-system: $(INSTALLED)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
 	$(ONE_BY_ONE) -m "not slow"
 
 test-all: $(INSTALLED)  ## all tests, the slow ones too
-	$(SIDE_BY_SIDE) $(SMALL)
+	$(SIDE_BY_SIDE) $(UNIT)
+	$(SIDE_BY_SIDE) $(RANKS)
 	$(ONE_BY_ONE)
 
 bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench

@@ -11,7 +11,7 @@ from harness.timing import in_turns
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megaslm.slm.choice import Selected
+from megaslm.slm.choice import Selected, no_cut
 from megaslm.slm.token_loss import HeadMethod, selective_loss, weighted_loss
 
 KEEP_RATIO = 0.6
@@ -45,16 +45,17 @@ class Forecast:
 class TopByExcess:
     """The K rows of largest excess loss; the choice of naive code and of ours."""
 
-    mask: Tensor
-
     def __init__(self, ref_loss: Tensor, forecast: Forecast | None) -> None:
         self.ref_loss = ref_loss
         self.forecast = forecast
 
     def __call__(self, losses: Tensor) -> Selected:
         scores = losses - self.ref_loss
-        self.mask = scores >= kept_above(scores)
-        return Selected(self.mask, ~torch.isfinite(scores), (~torch.isfinite(scores)).sum())
+        bad = ~torch.isfinite(scores)
+        return Selected(scores >= kept_above(scores), no_cut(losses.device), bad, bad.sum())
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        return ~torch.isfinite(losses - self.ref_loss)
 
 
 def kept_above(scores: Tensor) -> Tensor:
@@ -115,8 +116,8 @@ class Head:
     def ours(self, method: HeadMethod, forecast: Forecast | None = None) -> None:
         hidden, weight = self.leaves()
         select = TopByExcess(self.ref_loss, forecast)
-        total, _ = selective_loss(hidden, weight, self.targets, self.row_weight, select, method=method)
-        (total / select.mask.sum()).backward()
+        found = selective_loss(hidden, weight, self.targets, self.row_weight, select, method=method)
+        (found.total / found.mask.sum()).backward()
 
     def naive_causal(self) -> None:
         hidden, weight = self.leaves()

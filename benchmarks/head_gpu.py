@@ -12,7 +12,7 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
 
-from megaslm.slm.choice import Selected
+from megaslm.slm.choice import Selected, no_cut
 from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, token_losses
 
 KEEP_RATIO = 0.6
@@ -42,15 +42,15 @@ class Forecast:
 class TopByLoss:
     """The rows whose loss is at or above a quantile; the choice of every head here."""
 
-    mask: Tensor
-
     def __init__(self, forecast: Forecast | None) -> None:
         self.forecast = forecast
 
     def __call__(self, losses: Tensor) -> Selected:
-        self.mask = losses >= kept_above(losses)
         bad = ~torch.isfinite(losses)
-        return Selected(self.mask, bad, bad.sum())
+        return Selected(losses >= kept_above(losses), no_cut(losses.device), bad, bad.sum())
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        return ~torch.isfinite(losses)
 
 
 def kept_above(losses: Tensor) -> Tensor:
@@ -81,8 +81,8 @@ class Head:
 
     def ours(self, method: HeadMethod, forecast: Forecast | None = None) -> None:
         select = TopByLoss(forecast)
-        total, _ = selective_loss(*self.leaves(), self.targets, self.row_weight, select, method=method)
-        (total / select.mask.sum()).backward()
+        found = selective_loss(*self.leaves(), self.targets, self.row_weight, select, method=method)
+        (found.total / found.mask.sum()).backward()
 
     def peer(self, losses_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         losses = losses_of(*self.leaves(), self.targets)

@@ -27,7 +27,7 @@ from megaslm.model.flops import forward_flops_per_token
 from megaslm.model.folder import check_model_folder
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.model.windows import windows_of
-from megaslm.slm.targets import valid_targets
+from megaslm.slm.valid_targets import valid_targets
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN, BATCH_ROWS = 512, 16

@@ -23,7 +23,7 @@ from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.step_plan import Moment, SelectionRule
-from megaslm.training.step import train_step
+from megaslm.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]
 EOS_ID = 2
@@ -62,17 +62,9 @@ class Trainer:
         """One step; with `reference`, its losses are computed first and not read."""
         self.steps += 1
         micro_batches = [self._micro_batch(reference) for _ in range(self.plan.micro_steps)]
-        result = train_step(
-            self.engine,
-            objective,
-            micro_batches,
-            self.world,
-            eos_id=EOS_ID,
-            domain_count=1,
-            may_repeat_rows=False,
-            moment=Moment(self.steps, self.steps * self.plan.tokens_per_step),
-            learning_rate=1e-6,
-        )
+        moment = Moment(self.steps, self.steps * self.plan.tokens_per_step)
+        train_step = TrainStep(self.engine, objective, self.world, EOS_ID, domain_count=1, may_repeat_rows=False)
+        result = train_step(micro_batches, moment, learning_rate=1e-6)
         result.sums.sum().item()
 
     def _micro_batch(self, reference: Callable[[Tensor], Tensor] | None) -> MicroBatch:

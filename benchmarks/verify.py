@@ -16,8 +16,8 @@ from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
 from megaslm.data.dataset.verify import verify
-from megaslm.data.preparing.packing import count_targets
 from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.slm.valid_targets import valid_targets
 
 SEQ_LEN, VOCAB_SIZE, EOS_ID = 2048, 1000, 2
 FULL_BYTES, QUICK_BYTES = 256_000_000, 16_000_000
@@ -43,7 +43,7 @@ def make(dataset: Path, row_format: RowFormat, row_bytes: int) -> None:
             losses = generator.gamma(0.7, 3, (shape[0], SEQ_LEN)).astype(np.float16)
             losses[tokens[:, :-1] == EOS_ID] = 0
             writer.write(tokens, 0, losses if row_format.scored else None)
-            targets += count_targets(tokens, EOS_ID)
+            targets += int(valid_targets(tokens, EOS_ID).sum())
     merge_index(dataset / "train" / "text", [writer.part])
     share = DomainSplit(rows=rows, tokens=targets, documents=1, parts=(writer.part,))
     make_tokenizer(dataset / TOKENIZER)

@@ -1,12 +1,19 @@
-"""Fixtures for all tests: object storage as a real server on this machine, and how messages read."""
+"""Fixtures for all tests: object storage as a real server on this machine, a corpus, a chain of runs, messages."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.messages import Messages, says
 from tests.s3 import Bucket, FaultyProxy, FaultyS3, can_serve_s3, s3_environment, s3_server
+
+if TYPE_CHECKING:
+    from tests.chain import Chain
 
 # How long an example takes says something of the machine alone.
 settings.register_profile("megaslm", deadline=None)
@@ -52,6 +59,35 @@ def faulty_s3(s3_endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield FaultyS3(Bucket.create(s3_endpoint_url), proxy)
     finally:
         proxy.close()
+
+
+# What takes seconds to import is imported where a test asks for it.
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.corpus import write_corpus
+
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an undisturbed run of one process makes of the corpus."""
+    from megaslm.data.preparing.prepare import prepare
+    from tests.corpus import recipe_of
+
+    output = tmp_path_factory.mktemp("prepared") / "dataset"
+    prepare(recipe_of(corpus), output, workers=1)
+    return output
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """Made once: tokens, a reference, scored tokens, an SLM run."""
+    from tests.chain import make_chain
+
+    return make_chain(tmp_path_factory.mktemp("chain"))
 
 
 def _set_environment(monkeypatch: pytest.MonkeyPatch, endpoint_url: str) -> None:

@@ -1,6 +1,7 @@
 """Real processes that start in a moment: forked from one that has imported what takes seconds to import."""
 
 import faulthandler
+import gc
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds at every `deepspeed.initialize`.
 import torch
+import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's; no child is to read it again.
 
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
@@ -24,6 +26,9 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
     child = os.fork()
     if child == 0:
         status = 1
+        # DeepSpeed collects garbage as it starts. What came with the fork is none; to look through it would copy each
+        # of its pages, which takes longer than a small run.
+        gc.freeze()
         # What the parent's libraries close at its exit needs their threads, and a child has none of them:
         # fsspec would wait for its own.
         weakref.finalize._registry.clear()  # type: ignore[attr-defined]
@@ -51,10 +56,24 @@ def fork_ranks(world_size: int, run: Callable[[], None]) -> list[int]:
         port = probe.getsockname()[1]
     size = str(world_size)
     shared = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    first = fork(run, RANK="0", LOCAL_RANK="0", **shared)
+    wait, hold = os.pipe()
+
+    def run_when_all_are_there() -> None:
+        # A first rank that is at its end at once would leave no group for the others to join.
+        os.close(hold)
+        os.read(wait, 1)
+        os.close(wait)
+        run()
+
+    first = fork(run_when_all_are_there, RANK="0", LOCAL_RANK="0", **shared)
     # The child does so too; whoever comes first, the other ranks find the group.
     os.setpgid(first, first)
-    others = [fork(run, group=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(1, world_size)]
+    others = [
+        fork(run_when_all_are_there, group=first, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank in range(1, world_size)
+    ]
+    os.close(hold)
+    os.close(wait)
     return [first, *others]
 
 

@@ -11,8 +11,9 @@ from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
-from megaslm.data.preparing.packing import RowPacker, count_targets
+from megaslm.data.preparing.packing import RowPacker
 from megaslm.data.tokenizing.tokenizer import load_tokenizer, tokenizer_facts
+from megaslm.slm.valid_targets import valid_targets
 
 SEQ_LEN, EOS_ID = 8, 2
 DOCUMENTS = {
@@ -64,7 +65,7 @@ def make_inspected(folder: Path, *, scored: bool) -> Inspected:
             with part_writer(folder / "train" / domain / part_name(place), row_format) as writer:
                 writer.write(rows, number, losses if scored else None, losses * 2 if scored else None)
             parts.append(writer.part)
-            targets += count_targets(rows, EOS_ID)
+            targets += int(valid_targets(rows, EOS_ID).sum())
         rows_in_all = merge_index(folder / "train" / domain, parts)
         documents = sum(map(len, of_parts))
         domains[domain] = DomainSplit(rows=rows_in_all, tokens=targets, documents=documents, parts=tuple(parts))

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 from torch import nn
 
+from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig, Split
 from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
 from megaslm.data.dataset.merged_index import merge_index
@@ -126,3 +127,9 @@ def run_config(run_dir: Path, dataset: Path, **sections: dict[str, Any]) -> RunC
     for name, changes in sections.items():
         settings[name] = {**settings.get(name, {}), **changes}
     return RunConfig.model_validate(settings)
+
+
+def write_config(path: Path, config: RunConfig) -> Path:
+    """The configuration as a file."""
+    path.write_text(dump(config))
+    return path

@@ -11,8 +11,8 @@ from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
 from megaslm.data.dataset.target_bits import packed
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
 from megaslm.data.dataset.verify import verify
-from megaslm.data.preparing.packing import count_targets
 from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.slm.valid_targets import valid_targets
 from tests.small_shards import kind_of
 from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
 
@@ -50,7 +50,7 @@ def make(
             losses = generator.uniform(0, 12, (count, SEQ_LEN)).astype(np.float16)
             losses[tokens[:, :-1] == EOS_ID] = 0
             last = (number, place) == (1, 1)
-            targets += count_targets(tokens, EOS_ID)
+            targets += int(valid_targets(tokens, EOS_ID).sum())
             # The writer would refuse such losses: they come in after its look at them.
             with part_writer(dataset / "train" / name / part_name(place), row_format) as writer:
                 writer._check_nats = lambda *_: None  # type: ignore[method-assign]

@@ -6,21 +6,22 @@ from dataclasses import astuple, dataclass
 from typing import Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megaslm.engine.distributed import World, all_gather
-from megaslm.engine.head_stopwatch import HeadStopwatch
 from megaslm.engine.metronome import Metronome
 
 T = TypeVar("T")
+
+_PRODUCTS = 8
 
 
 @dataclass(frozen=True)
 class Pace:
     """One rank's, over the steps of a report."""
 
-    head_seconds: float
-    """A unit of work in the loss head takes so long, in the quickest of the steps; NaN where none was timed."""
+    product_seconds: float
+    """Its processor or GPU multiplies two matrices in so long."""
     loading_seconds: float
     """It waits so long for its own rows, in the mean of the steps."""
     step_seconds: float
@@ -37,10 +38,10 @@ class Pace:
 class PaceMeter:
     """Takes the times of one rank."""
 
-    def __init__(self, head: nn.Module, world: World) -> None:
-        """`head` is the model's, once DeepSpeed has wrapped the model."""
+    def __init__(self, world: World, *, product_size: int | None = None) -> None:
+        """`product_size`: rows and columns of the matrices that are multiplied at a report; by the device if None."""
         self._world = world
-        self._head = HeadStopwatch(head, world.device)
+        self._product_size = product_size or (2048 if world.device.type == "cuda" else 256)
         self._metronome = Metronome()
         self._steps = 0
         self._loading_seconds = 0.0
@@ -61,17 +62,17 @@ class PaceMeter:
 
     def end_step(self) -> None:
         """An optimiser step is over; reads nothing from the device."""
-        self._head.end_step()
         self._steps += 1
         if self._step_begun_at is not None:
             self._step_seconds += time.perf_counter() - self._step_begun_at
             self._step_begun_at = None
 
     def share(self) -> list[Pace]:
-        """The paces of all ranks since the last call, in rank order; called on all ranks together."""
+        """The paces of all ranks since the last call, in rank order; called on all ranks together, waits for the
+        device."""
         steps = max(1, self._steps)
         own = Pace(
-            head_seconds=self._head.read(),
+            product_seconds=product_seconds(self._world.device, self._product_size),
             loading_seconds=self._loading_seconds / steps,
             step_seconds=self._step_seconds / steps,
             halted_share=self._metronome.halted_share(),
@@ -80,6 +81,31 @@ class PaceMeter:
         return Pace.from_tensor(all_gather(torch.tensor(astuple(own), dtype=torch.float64, device=self._world.device)))
 
     def close(self) -> None:
-        """Ends what runs beside the training, and leaves the head as it was."""
+        """Ends what runs beside the training."""
         self._metronome.stop()
-        self._head.close()
+
+
+def product_seconds(device: torch.device, size: int) -> float:
+    """How long a product of two (size, size) matrices takes: the quickest of several, the least disturbed one.
+
+    On a CPU it is the time that processors have worked for this process, which leaves out what other programs take
+    from it. Nearly everything else in a step contains collectives, in which the quick ranks wait for the slow.
+    """
+    on_gpu = device.type == "cuda"
+    left = torch.ones(size, size, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
+    product = torch.empty_like(left)
+    seconds = []
+    # The first one chooses and loads a kernel.
+    for _ in range(1 + _PRODUCTS):
+        if on_gpu:
+            begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begun.record()
+            torch.mm(left, left, out=product)
+            ended.record()
+            ended.synchronize()
+            seconds.append(begun.elapsed_time(ended) / 1000.0)
+        else:
+            started = time.process_time()
+            torch.mm(left, left, out=product)
+            seconds.append(time.process_time() - started)
+    return min(seconds[1:])

@@ -28,7 +28,7 @@ from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import ModelError
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, with a compiler that a user need not have,
 # and leave its segments behind; gloo does the same work.
@@ -107,14 +107,9 @@ class ZeroEngine:
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
-    @property
-    def head(self) -> nn.Module:
-        """The model's loss head, in which DeepSpeed's hooks are already."""
-        return cast(nn.Module, self._engine.module.lm.lm_head)
-
-    def forward(self, tokens: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
-        """The differentiable sum of the chosen losses and all losses; see `SelectiveLM.forward`."""
-        return cast(tuple[Tensor, Tensor], self._engine(tokens, choice))
+    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+        """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
+        return HeadOutput(*self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) losses of a micro-batch without gradients; called on all ranks equally often."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megaslm.errors import ModelError, NonFiniteScore
-from megaslm.slm.choice import ByLoss, Choice, Every, Known
+from megaslm.slm.choice import ByLoss, Choice, Every, Known, no_cut
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -71,11 +71,11 @@ class SelectiveHead(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, targets: Tensor | None = None, choice: Choice | None = None, *, entropies: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, ...]:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice`, before them the sum of the chosen ones, NaN on all ranks where a target cannot be ranked; with
-        `entropies`, after them those of the predictions.
+        With `choice` the parts of a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked; with
+        `entropies`, after the losses those of the predictions.
         """
         if targets is None:
             return super().forward(hidden)
@@ -85,13 +85,15 @@ class SelectiveHead(nn.Linear):
             case None:
                 return token_losses(hidden, self.weight, targets, self.bias, self.transform)
             case Every(mask):
-                return weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
+                chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
+                return *chosen, mask, no_cut(hidden.device)
             case Known():
                 return self._known(hidden, targets, choice)
             case _:
-                return self._by_loss(hidden, targets, choice)
+                # A plain tuple: DeepSpeed makes those anew that leave a module.
+                return tuple(self._by_loss(hidden, targets, choice))
 
-    def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> tuple[Tensor, Tensor]:
+    def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> tuple[Tensor, ...]:
         ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
         method = self.settings.method_for(hidden, self.weight.shape[0])
         try:
@@ -103,10 +105,10 @@ class SelectiveHead(nn.Linear):
             # rank: nothing is chosen, and the NaN makes every engine leave this step's update out.
             every_row = torch.arange(len(targets), device=targets.device)
             nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], rest=every_row)
-            total, losses = self._known(hidden, targets, nothing)
-            return total * torch.nan, losses
+            total, *rest = self._known(hidden, targets, nothing)
+            return total * torch.nan, *rest
 
-    def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+    def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> tuple[Tensor, ...]:
         """Runs over the rows that are wanted, and no others; the losses of those are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
         total, chosen = weighted_loss(
@@ -117,7 +119,7 @@ class SelectiveHead(nn.Linear):
         losses[known.rest] = token_losses(
             hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.transform
         )
-        return total, losses
+        return total, losses, known.mask, no_cut(hidden.device)
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:

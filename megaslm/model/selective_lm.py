@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.selective_head import AUTO_HEAD, HeadSettings, SelectiveHead
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 
 CausalLM = Any
 """A transformers model for causal language modeling: `.model` gives hidden states, `.lm_head` is a linear layer."""
@@ -35,7 +35,7 @@ class SelectiveLM(nn.Module):
         self.eos_id = eos_id
         self.document_isolation = document_isolation
 
-    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | tuple[Tensor, ...]:
         """The losses of a micro-batch.
 
         Args:
@@ -43,16 +43,15 @@ class SelectiveLM(nn.Module):
             choice: which of the B·L targets, in row order, to train on; None only measures.
 
         Returns:
-            (B, L) float32 losses, detached; with `choice`, the differentiable float32 sum of the chosen first. Under a
+            (B, L) float32 losses, detached; with `choice` the parts of a `HeadOutput` of (B, L) targets. Under a
             `Known` choice the losses of rows that it does not name are 0. Where a target of any rank cannot be ranked,
-            the sum is NaN on all of them, and so is the norm of its gradient.
+            the total is NaN on all of them, and so is the norm of its gradient.
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         hidden = self._hidden_states(inputs).flatten(0, 1)
         if choice is None:
             return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
-        total, losses = self.lm.lm_head(hidden, targets.flatten(), choice)
-        return total, losses.view(targets.shape)
+        return tuple(HeadOutput(*self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets))
 
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) float32 losses of (B, L+1) tokens, without gradients."""

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaslm.data.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
+from megaslm.slm.valid_targets import valid_targets
 
 MOST_DOCUMENTS = 10
 """Documents that are kept at either end."""
@@ -40,7 +41,7 @@ class LossStatistics:
         """The next n > 0 rows of the part: (n, L+1) tokens and their (n, L) losses in nats, both as they are stored."""
         self._seq_len = losses.shape[1]
         of_stream = losses.ravel()
-        valid = (tokens[:, :-1] != self._eos_id).ravel()
+        valid = valid_targets(tokens, self._eos_id).ravel()
         patterns = of_stream[valid].view(np.uint16) & _NO_SIGN
         self._counts += np.bincount(patterns, minlength=_PATTERNS)
         units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)

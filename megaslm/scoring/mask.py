@@ -11,7 +11,8 @@ from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import ConfigError, DataError
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static_selection import select_static
-from megaslm.slm.targets import Targets, valid_targets
+from megaslm.slm.targets import Targets
+from megaslm.slm.valid_targets import valid_targets
 
 
 def mask_rule(score: str, keep_ratio: str, max_ref_loss: float | None) -> Mask:

@@ -22,7 +22,7 @@ from megaslm.jobs.durable import sync, unfinished
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
 from megaslm.scoring.read_ahead import read_ahead
-from megaslm.slm.targets import valid_targets
+from megaslm.slm.valid_targets import valid_targets
 
 OnRows = Callable[[int], object]
 """Called with the number of rows that were scored since the last call."""

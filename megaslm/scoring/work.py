@@ -15,7 +15,6 @@ from megaslm.config.share import Share
 from megaslm.data.dataset.manifest import Manifest, Reference
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.score_summary import ScoredBy
-from megaslm.data.preparing.packing import count_targets
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError
@@ -26,6 +25,7 @@ from megaslm.scoring.derivation_plan import Plan, SourcePart
 from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
 from megaslm.scoring.reports import ScoredPart
 from megaslm.scoring.summary import joined, scored_by
+from megaslm.slm.valid_targets import valid_targets
 
 _RANGES = "ranges"
 # A range is a task: small enough that ranks share a small dataset evenly, and that little is lost with a rank.
@@ -258,7 +258,7 @@ class ScoreProcess:
         def counted() -> Iterator[ScoredRows]:
             nonlocal targets
             for some in rows:
-                targets += count_targets(some.tokens, self._work.described.eos_id)
+                targets += int(valid_targets(some.tokens, self._work.described.eos_id).sum())
                 yield some
 
         write_values(self._work.values(task), counted())

@@ -1,8 +1,9 @@
-"""Which rows of one call to the head are trained on, in the three ways in which that can be known."""
+"""Which rows of one call to the head are trained on, in the three ways in which that can be known; what it gives."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -37,11 +38,13 @@ class Known:
 class Selected(NamedTuple):
     """What a choice by loss comes to.
 
-    `mask`: (T,) bool. `non_finite`: (T,) bool, the rows that cannot be ranked because their score is NaN or infinite.
-    `stop`: int64 scalar, how many such rows there are on all ranks: they have to stop together.
+    `mask`: (T,) bool. `cut`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, the rows that cannot be ranked
+    because their score is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they have
+    to stop together.
     """
 
     mask: Tensor
+    cut: Tensor
     non_finite: Tensor
     stop: Tensor
 
@@ -67,19 +70,36 @@ class ByLoss(Protocol):
         """None where nothing is known: the head then waits for the choice."""
         ...
 
-    @property
-    def mask(self) -> Tensor:
-        """(T,) bool: what was chosen, once it was."""
-        ...
-
-    @property
-    def unrankable(self) -> Tensor:
-        """(T,) bool: the rows that could not be ranked, once they had to be."""
-        ...
-
     def __call__(self, losses: Tensor) -> Selected:
         """Chooses among the rows with the given losses, (T,) float32."""
         ...
 
+    def unrankable(self, losses: Tensor) -> Tensor:
+        """(T,) bool: the rows that cannot be ranked by these losses. No collectives."""
+        ...
+
 
 Choice = Every | Known | ByLoss
+
+
+class HeadOutput(NamedTuple):
+    """What the head gives for a choice.
+
+    `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
+    (T,) bool, what was chosen. `cut`: (G,) int64, the ordered image of the smallest score chosen of each group where
+    they were cut so, else empty.
+    """
+
+    total: Tensor
+    losses: Tensor
+    mask: Tensor
+    cut: Tensor
+
+    def view_as(self, targets: Tensor) -> "HeadOutput":
+        """The same for (B, L) targets in place of T."""
+        return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
+
+
+def no_cut(device: torch.device) -> Tensor:
+    """In place of the cuts of groups, where the choice was made in another way; (0,) int64."""
+    return torch.empty(0, dtype=torch.int64, device=device)

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from megaslm.slm.choice import HeadOutput
 from megaslm.slm.planning import StepPlanner, plan_for_all
 from megaslm.slm.recent_cuts import AT_START, NOTHING_CUT, RecentCuts, SelectionState, score_of_rank
 from megaslm.slm.selection import AllReduceSum
@@ -31,9 +32,9 @@ class Objective(Protocol):
         """Plans one step. Called on every rank with equally many micro-batches; contains collectives."""
         ...
 
-    def end_step(self, plan: StepPlan) -> Tensor | None:
-        """Takes note of the choices. Gives the score from which targets were selected, a float32 scalar, NaN where
-        there were none to select.
+    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
+        """Takes note of what the head gave for each micro-batch. Gives the score from which targets were selected, a
+        float32 scalar, NaN where there were none to select.
 
         Called on every rank; contains collectives.
         """
@@ -57,7 +58,7 @@ class CausalObjective:
         """Selects every valid target."""
         return plan_for_all(micro_batches, all_reduce_sum)
 
-    def end_step(self, plan: StepPlan) -> None:
+    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> None:
         """Nothing was cut."""
         return
 
@@ -100,13 +101,13 @@ class SelectiveObjective:
             return step.above_threshold(self._cuts)
         return step.over_all(self._cuts)
 
-    def end_step(self, plan: StepPlan) -> Tensor | None:
+    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
         """Remembers the cut."""
         if plan.cut is None:
             return None
-        cut = plan.cut()
-        self._cuts.add(cut)
-        selected_from = cut if plan.threshold is None else plan.threshold
+        cut = plan.cut(outputs)
+        self._cuts.add(cut.rank, cut.surplus)
+        selected_from = cut.rank if plan.threshold is None else plan.threshold
         return score_of_rank(selected_from).where(selected_from != NOTHING_CUT, torch.nan)
 
     def state(self) -> SelectionState:

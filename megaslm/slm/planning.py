@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from megaslm.errors import NonFiniteScore
-from megaslm.slm.choice import Choice, Every, Known
+from megaslm.slm.choice import Choice, Every, HeadOutput, Known
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.population import kept, population
 from megaslm.slm.ranking import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
-from megaslm.slm.recent_cuts import NOTHING_CUT, RANK_BITS, RecentCuts, ranks_of
+from megaslm.slm.recent_cuts import NOTHING_CUT, RANK_BITS, RecentCuts, corrected, ranks_of
 from megaslm.slm.selection import (
     AllReduceSum,
     find_cut,
@@ -22,7 +22,7 @@ from megaslm.slm.selection import (
     select_top,
 )
 from megaslm.slm.static_selection import StaticRanking, StaticSelection, select_static
-from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.step_plan import Cut, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import LossScore, Targets, joined
 
 
@@ -52,13 +52,18 @@ class StepPlanner:
         if len(self._micro_batches) == 1:
             forecast = forecast_from(cuts, ranked, float(self._ratio), surely=False)
             choice = TopOfGroups(ranked, count, self._all_reduce_sum, self._all_reduce_sum, forecast)
-            return StepPlan((choice,), count[0], cut=lambda: self._cut_rank(choice.cut, choice.scores, ranked, count))
+            return StepPlan(
+                (choice,), count[0], cut=lambda out: self._exact_cut(out[0].cut, out[0].losses, ranked, count)
+            )
         # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
         losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
-        scores = ranked.scores(torch.cat([part.flatten() for part in losses]))
+        everything = torch.cat([part.flatten() for part in losses])
+        scores = ranked.scores(everything)
         top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
         choices = self._known(self._split(top.mask), self._split(ranked.unrankable(scores)), measure_rest=False)
-        return StepPlan(choices, count[0], losses=losses, cut=lambda: self._cut_rank(top.cut, scores, ranked, count))
+        return StepPlan(
+            choices, count[0], losses=losses, cut=lambda _: self._exact_cut(top.cut, everything, ranked, count)
+        )
 
     def above_threshold(self, cuts: RecentCuts) -> StepPlan:
         """What lies above the cut that the steps before lead one to expect; k·N stands for the number of selected."""
@@ -72,10 +77,10 @@ class StepPlanner:
             forecast = forecast_from(cuts, ranked, float(self._ratio), surely=True)
             choices.append(AboveThreshold(ranked, threshold, self._all_reduce_sum, forecast))
 
-        def cut() -> Tensor:
-            cuts.add_surplus(self._sum([choice.mask.sum() for choice in choices]), count)
-            scores = torch.cat([choice.scores.flatten() for choice in choices])
-            return self._rank_at(scores, everything, cuts.corrected(count, valid))
+        def cut(outputs: Sequence[HeadOutput]) -> Cut:
+            surplus = cuts.surplus_with(self._sum([output.mask.sum() for output in outputs]), count)
+            scores = everything.scores(torch.cat([output.losses.flatten() for output in outputs]))
+            return Cut(self._rank_at(scores, everything, corrected(count, valid, surplus)), surplus)
 
         denominator = (valid.double() * float(self._ratio)).minimum(eligible.double())
         return StepPlan(tuple(choices), denominator, threshold=threshold, cut=cut)
@@ -97,7 +102,7 @@ class StepPlanner:
         return StepPlan(
             choices,
             self._all_reduce_sum(torch.stack([count.sum() for count in counts]).sum()),
-            cut=lambda: self._mean_cut([choice.cut for choice in choices], counts),
+            cut=lambda outputs: self._mean_cut([output.cut for output in outputs], counts),
         )
 
     def by_static_score(self) -> StepPlan:
@@ -111,7 +116,7 @@ class StepPlanner:
         counts = [selection.count for selection in selections]
         cuts = [selection.cut for selection in selections if selection.cut is not None]
         total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
-        return StepPlan(choices, total, cut=(lambda: self._mean_cut(cuts, counts)) if cuts else None)
+        return StepPlan(choices, total, cut=(lambda _: self._mean_cut(cuts, counts)) if cuts else None)
 
     def by_mask(self, masks: Sequence[Tensor]) -> StepPlan:
         """What was selected once for all runs; (B, L) bool of each micro-batch."""
@@ -178,11 +183,11 @@ class StepPlanner:
     def _split(self, step: Tensor) -> list[Tensor]:
         return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
 
-    def _cut_rank(self, cut: Tensor, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
+    def _exact_cut(self, cut: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Cut:
         """The rank of an exact cut; only a threshold needs to tell equal scores apart."""
         if self._rule.mode == "running":
-            return self._rank_at(scores, ranked, count[0])
-        return (cut << HASH_BITS).where(count > 0, NOTHING_CUT)[0]
+            return Cut(self._rank_at(ranked.scores(losses), ranked, count[0]))
+        return Cut((cut << HASH_BITS).where(count > 0, NOTHING_CUT)[0])
 
     def _rank_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
         """The rank of the last of the `count` largest over all ranks."""
@@ -190,13 +195,13 @@ class StepPlanner:
         cut, _ = find_cut(values, RANK_BITS, ranked.eligible, count[None], self._all_reduce_sum)
         return cut[0].where(count > 0, NOTHING_CUT)
 
-    def _mean_cut(self, cuts: Sequence[Tensor], counts: Sequence[Tensor]) -> Tensor:
+    def _mean_cut(self, cuts: Sequence[Tensor], counts: Sequence[Tensor]) -> Cut:
         """The rank of the mean score at which groups were cut, over those that were."""
         was_cut = torch.cat(list(counts)) > 0
         scores = score_of_image(torch.cat(list(cuts))).double().where(was_cut, 0.0)
         total, groups = self._all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
         mean = ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
-        return mean.where(groups > 0, NOTHING_CUT)
+        return Cut(mean.where(groups > 0, NOTHING_CUT))
 
 
 def plan_for_all(micro_batches: Sequence[Targets], all_reduce_sum: AllReduceSum) -> StepPlan:

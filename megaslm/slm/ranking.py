@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaslm.slm.choice import Selected
+from megaslm.slm.choice import Selected, no_cut
 from megaslm.slm.recent_cuts import RecentCuts, ranks_of, score_of_rank
 from megaslm.slm.selection import AllReduceSum, select_top
 from megaslm.slm.targets import LossScore, Targets, excess_loss, loss_scores
@@ -51,15 +51,7 @@ class TopOfGroups:
     """The `count` largest scores of each group, over the ranks among which the groups are spread.
 
     `rank_sum` sums over those ranks, `all_reduce_sum` over all: whatever the groups, all ranks have to stop together.
-
-    Once chosen, `scores` are (G, n) float32, `mask` and `unrankable` (G·n,) bool, and `cut` is (G,) int64, see
-    `select_top`.
     """
-
-    scores: Tensor
-    mask: Tensor
-    unrankable: Tensor
-    cut: Tensor
 
     def __init__(
         self,
@@ -78,22 +70,18 @@ class TopOfGroups:
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        self.scores = self._ranked.scores(losses)
-        top = select_top(self.scores, self._ranked.targets.keys, self._ranked.eligible, self._count, self._rank_sum)
-        self.mask, self.cut = top.mask.flatten(), top.cut
-        self.unrankable = self._ranked.unrankable(self.scores).flatten()
-        return Selected(self.mask, self.unrankable, self._all_reduce_sum(self.unrankable.sum()))
+        ranked = self._ranked
+        top = select_top(ranked.scores(losses), ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
+        non_finite = self.unrankable(losses)
+        return Selected(top.mask.flatten(), top.cut, non_finite, self._all_reduce_sum(non_finite.sum()))
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        """See `ByLoss`."""
+        return self._ranked.unrankable(self._ranked.scores(losses)).flatten()
 
 
 class AboveThreshold:
-    """The eligible targets whose (score, hash of key) is at or above a rank.
-
-    Once chosen, `scores` are (G, n) float32, `mask` and `unrankable` (G·n,) bool.
-    """
-
-    scores: Tensor
-    mask: Tensor
-    unrankable: Tensor
+    """The eligible targets whose (score, hash of key) is at or above a rank."""
 
     def __init__(
         self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
@@ -106,11 +94,14 @@ class AboveThreshold:
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        self.scores = self._ranked.scores(losses)
-        above = ranks_of(self.scores, self._ranked.targets.keys) >= self._threshold
-        self.mask = (self._ranked.eligible & above).flatten()
-        self.unrankable = self._ranked.unrankable(self.scores).flatten()
-        return Selected(self.mask, self.unrankable, self._all_reduce_sum(self.unrankable.sum()))
+        above = ranks_of(self._ranked.scores(losses), self._ranked.targets.keys) >= self._threshold
+        non_finite = self.unrankable(losses)
+        mask = (self._ranked.eligible & above).flatten()
+        return Selected(mask, no_cut(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        """See `ByLoss`."""
+        return self._ranked.unrankable(self._ranked.scores(losses)).flatten()
 
 
 def forecast_from(cuts: RecentCuts, ranked: RankedTargets, share: float, *, surely: bool) -> CutForecast | None:

@@ -60,19 +60,16 @@ class RecentCuts:
         """Whether there was any step yet."""
         return bool(self._cuts)
 
-    def add(self, cut: Tensor) -> None:
-        """Keeps the cut of a step, an int64 scalar, or `NOTHING_CUT`."""
+    def add(self, cut: Tensor, surplus: Tensor | None = None) -> None:
+        """Keeps the cut of a step, an int64 scalar, or `NOTHING_CUT`, and of one under a threshold the surplus."""
         self._cuts.append(cut)
+        if surplus is not None:
+            self._surplus = surplus
 
-    def add_surplus(self, selected: Tensor, count: Tensor) -> None:
-        """Takes note of a step under a threshold: how many it selected, and K, over all ranks; int64 scalars."""
+    def surplus_with(self, selected: Tensor, count: Tensor) -> Tensor:
+        """The surplus after a step under a threshold that selected so many in place of K, over all ranks."""
         surplus = self._surplus.to(count.device, non_blocking=True) + (selected - count) / count.clamp(min=1)
-        self._surplus = surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
-
-    def corrected(self, count: Tensor, valid: Tensor) -> Tensor:
-        """At which of the `valid` targets to cut, for K to come out on average; int64 scalar."""
-        surplus = self._surplus.to(count.device, non_blocking=True)
-        return torch.minimum(count - (surplus * count / _STEPS_TO_BALANCE).round().to(torch.int64), valid)
+        return surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
 
     def threshold(self, device: torch.device) -> Tensor:
         """The median of the cuts (of two, the lower), an int64 scalar; `NOTHING_CUT`, below any rank, without one."""
@@ -96,3 +93,8 @@ class RecentCuts:
     def _on(self, device: torch.device) -> Tensor:
         self._cuts = deque((cut.to(device, non_blocking=True) for cut in self._cuts), maxlen=_WINDOW)
         return torch.stack(list(self._cuts))
+
+
+def corrected(count: Tensor, valid: Tensor, surplus: Tensor) -> Tensor:
+    """At which of the `valid` targets to cut, for K = `count` to come out on average; int64 scalar."""
+    return torch.minimum(count - (surplus * count / _STEPS_TO_BALANCE).round().to(torch.int64), valid)

@@ -1,12 +1,12 @@
 """What the planning of a step takes and gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
-from megaslm.slm.choice import Choice
+from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.targets import Score
 
@@ -25,22 +25,33 @@ class Moment:
     tokens: int
 
 
+class Cut(NamedTuple):
+    """Where a step was cut.
+
+    `rank`: int64 scalar, the rank at which the next steps are to be cut, `NOTHING_CUT` where there is none; without a
+    threshold also that of this step. `surplus`: float64 scalar, what steps under a threshold have selected beyond K,
+    this one counted in; None without a threshold.
+    """
+
+    rank: Tensor
+    surplus: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """How to choose in each micro-batch, and by what to divide.
 
     `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
     `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
-    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: to be
-    called when the choices are made: the rank at which the next steps are to be cut, an int64 scalar, `NOTHING_CUT`
-    where there is none; without a `threshold` also that of this step. It contains collectives.
+    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: of what
+    the head has given for each micro-batch, where the step was cut; contains collectives. None where nothing is cut.
     """
 
     choices: tuple[Choice, ...]
     denominator: Tensor
     losses: tuple[Tensor, ...] | None = None
     threshold: Tensor | None = None
-    cut: Callable[[], Tensor] | None = None
+    cut: Callable[[Sequence[HeadOutput]], Cut] | None = None
 
 
 @dataclass(frozen=True)

@@ -56,18 +56,6 @@ class Targets:
         return self.ref_entropy
 
 
-def valid_targets(tokens: Tensor, eos_id: int) -> Tensor:
-    """Where a target counts: what follows EOS opens another document, or is padding. EOS itself is a target.
-
-    Args:
-        tokens: (B, L+1) int64.
-
-    Returns:
-        (B, L) bool.
-    """
-    return tokens[:, :-1] != eos_id
-
-
 def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
     """How much worse the model is than the reference, signed, in nats (Rho-1, equation 3). Any equal shapes."""
     return losses - ref_loss

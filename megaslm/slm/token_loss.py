@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megaslm.errors import NonFiniteScore
-from megaslm.slm.choice import ByLoss, Forecast, Selected
+from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_cut
 from megaslm.slm.exponentials import exponentials_and_entropy
 from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax
 from megaslm.slm.losses_alone import losses_alone
@@ -97,7 +97,7 @@ def weighted_loss(
     Returns:
         A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
     """
-    total, losses = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", transform)
+    total, losses, *_ = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", transform)
     return total, losses
 
 
@@ -111,8 +111,8 @@ def selective_loss(
     *,
     method: HeadMethod = "bracket",
     transform: LogitTransform = PLAIN_LOGITS,
-) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the selected losses, and all losses (the numerator of Rho-1's equation 4).
+) -> HeadOutput:
+    """The weighted sum of the selected losses (the numerator of Rho-1's equation 4), all losses, and what was selected.
 
     The host reads the device once, after the choice.
 
@@ -127,13 +127,12 @@ def selective_loss(
         transform: of the logits.
 
     Returns:
-        A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
+        Its total is differentiable once in hidden, weight and bias.
 
     Raises:
         NonFiniteScore: a row cannot be ranked.
     """
-    total, losses = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, transform)
-    return total, losses
+    return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, transform))
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -148,27 +147,27 @@ class _HeadLoss(torch.autograd.Function):
         select: ByLoss | None,
         method: HeadMethod,
         transform: LogitTransform,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         head = HeadPass(hidden, weight, bias, targets, transform)
         of_hidden, of_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         gradient = HeadGradient(head, of_hidden=of_hidden, of_weight=of_weight)
         if select is None:
             losses = _add_every_row(head, gradient, row_weight)
-            mask = row_weight != 0
+            mask, cut = row_weight != 0, no_cut(losses.device)
         elif method == "cache":
-            losses, mask = _add_from_cache(head, gradient, row_weight, select)
+            losses, mask, cut = _add_from_cache(head, gradient, row_weight, select)
         else:
             forecast = select.forecast if method == "bracket" else None
-            losses, mask = _add_around_cut(head, gradient, row_weight, select, forecast)
+            losses, mask, cut = _add_around_cut(head, gradient, row_weight, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        ctx.mark_non_differentiable(losses)
-        return (losses * row_weight).where(mask, 0.0).sum(), losses
+        ctx.mark_non_differentiable(losses, mask, cut)
+        return (losses * row_weight).where(mask, 0.0).sum(), losses, mask, cut
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_total: Tensor, _grad_losses: Tensor | None
+        ctx: Any, grad_total: Tensor, *_others: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = ctx.saved_tensors
         return (
@@ -202,7 +201,7 @@ def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -
 
 def _add_from_cache(
     head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
     losses, norms, peaks = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
@@ -221,12 +220,12 @@ def _add_from_cache(
     for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])
         gradient.add(rows, kept, row_weight[rows])
-    return losses, selected.mask
+    return losses, selected.mask, selected.cut
 
 
 def _add_around_cut(
     head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss, forecast: Forecast | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
@@ -244,7 +243,7 @@ def _add_around_cut(
         missing = selected.mask[rows]
         weights = row_weight[rows].where(missing, -row_weight[rows])
         gradient.add(rows, head.softmax(rows), weights, keep=missing)
-    return losses, selected.mask
+    return losses, selected.mask, selected.cut
 
 
 def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:

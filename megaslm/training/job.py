@@ -9,7 +9,9 @@ from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
+from megaslm.slm.objective import Objective
 from megaslm.training.run_folder import RunFolder
+from megaslm.training.step import TrainStep
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
 
@@ -28,3 +30,16 @@ class Job:
     world: World
     agreement: Agreement
     stop: StopSignal
+
+    def train_step(self, objective: Objective) -> TrainStep:
+        """The optimiser step under an objective."""
+        mixture = self.data.mixture
+        return TrainStep(
+            self.engine,
+            objective,
+            self.world,
+            eos_id=self.data.eos_id,
+            domain_count=len(mixture.domains),
+            may_repeat_rows=mixture.may_repeat_rows,
+            row_name=mixture.row_name,
+        )

@@ -24,7 +24,6 @@ from megaslm.training.reporting import Reporter
 from megaslm.training.rollback import RollBack
 from megaslm.training.saving import make_saver
 from megaslm.training.schedule import learning_rate
-from megaslm.training.step import train_step
 
 
 class Session:
@@ -38,7 +37,7 @@ class Session:
         self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
-        self._objective = objective_of(job.config, self._before.selection)
+        self._step = job.train_step(objective_of(job.config, self._before.selection))
         self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
             job.run,
@@ -51,7 +50,7 @@ class Session:
             validation_is_due=self._before.validation_is_due,
         )
         self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
-        self._meter = PaceMeter(job.engine.head, job.world)
+        self._meter = PaceMeter(job.world)
         self._pace = PaceWatch(self._meter, job.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()
 
@@ -93,7 +92,7 @@ class Session:
                 self._flush()
             if self._spike is not None and config.guard.on_spike == "rollback":
                 self._saver.wait()
-                return RollBack(self._spike, step, self._rows_seen(step))
+                return RollBack(self._spike, step, self._rows_seen(step), self._before.extents)
             if saves:
                 self._reporter.sync()
                 self._saver.begin(self._progress(step, validated=validated))
@@ -110,24 +109,14 @@ class Session:
         reach("step", step)
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((job.config.seed, step, job.world.rank)))
-        result = train_step(
-            job.engine,
-            self._objective,
-            rows,
-            job.world,
-            eos_id=job.data.eos_id,
-            domain_count=len(job.data.mixture.domains),
-            may_repeat_rows=job.data.mixture.may_repeat_rows,
-            moment=Moment(step, (step - 1) * job.plan.tokens_per_step),
-            learning_rate=learning_rate(job.config.train, step * job.plan.tokens_per_step),
-            row_name=job.data.mixture.row_name,
-        )
+        moment = Moment(step, (step - 1) * job.plan.tokens_per_step)
+        result = self._step(rows, moment, learning_rate(job.config.train, step * job.plan.tokens_per_step))
         self._meter.end_step()
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
 
     def _micro_batches(self) -> Generator[MicroBatch]:
-        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen):
+        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen, self._before.extents):
             yield micro_batch.to(self._job.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
@@ -187,10 +176,11 @@ class Session:
             rank_seconds=before.rank_seconds + seconds * self._job.world.size,
             skipped_steps=self._reporter.skipped_steps,
             skipped_in_a_row=self._skips.in_a_row,
-            selection=self._objective.state(),
+            selection=self._step.objective.state(),
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,
             validation_is_due=not validated,
+            extents=before.extents,
         )
 
 

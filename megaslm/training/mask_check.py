@@ -13,7 +13,8 @@ from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static_selection import select_static
-from megaslm.slm.targets import Targets, valid_targets
+from megaslm.slm.targets import Targets
+from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.provenance_check import NamedReference, check_provenance, spread_evenly
 
 # Of those selected or, where they are fewer, of those not. Other arithmetic moves a few targets over the cut; after a

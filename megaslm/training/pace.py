@@ -16,8 +16,8 @@ _LEAST_RUNNING_SHARE = 0.01
 class Ratios(NamedTuple):
     """How many times as long as the middle rank a rank needs, by what holds it up."""
 
-    head: float
-    """The same work in the loss head: by its processor or GPU."""
+    compute: float
+    """A product of two matrices: by its processor or GPU."""
     loading: float
     """A step of training with its own wait for rows in it, in place of the middle rank's."""
     halts: float
@@ -89,13 +89,13 @@ class SlowRanks:
             return f"{name} is as quick as the others again since step {since}"
         return (
             f"warning: {name} is slow: {found.largest:.1f} times as long as the middle rank for the same work "
-            f"(head {found.head:.1f}×, loading {found.loading:.1f}×, halts {found.halts:.1f}×) since step {since}"
+            f"(compute {found.compute:.1f}×, loading {found.loading:.1f}×, halts {found.halts:.1f}×) since step {since}"
         )
 
 
 def compare(paces: Sequence[Pace]) -> list[Ratios]:
     """Each rank with the middle one, of an even number the quicker of the two."""
-    head = _middle([pace.head_seconds for pace in paces])
+    compute = _middle([pace.product_seconds for pace in paces])
     loading = _middle([pace.loading_seconds for pace in paces])
     stretched = [1.0 / max(1.0 - pace.halted_share, _LEAST_RUNNING_SHARE) for pace in paces]
     # A step lasts as long as on the rank that loads longest; what of it is not loading, all ranks have in common.
@@ -103,7 +103,7 @@ def compare(paces: Sequence[Pace]) -> list[Ratios]:
     rest = max(0.0, longest.step_seconds - longest.loading_seconds)
     return [
         Ratios(
-            head=_ratio(pace.head_seconds, head),
+            compute=_ratio(pace.product_seconds, compute),
             loading=_ratio(rest + pace.loading_seconds, rest + loading),
             halts=_ratio(by_halts, _middle(stretched)),
         )

@@ -9,7 +9,7 @@ from megaslm.data.dataset.manifest import Manifest, Reference
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.slm.targets import valid_targets
+from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.provenance_check import NamedReference, check_provenance, spread_evenly
 
 # What the same arithmetic on another device may move a loss by. A shift by one, or another packing, moves most of them

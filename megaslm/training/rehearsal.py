@@ -19,7 +19,6 @@ from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention, remove_folder, remove_unfinished
 from megaslm.training.from_config import objective_of
 from megaslm.training.job import Job
-from megaslm.training.step import train_step
 
 
 def rehearse(job: Job, say: Callable[[str], None]) -> None:
@@ -59,18 +58,7 @@ def _step(job: Job) -> None:
     for tokens in sorted({0, job.config.slm.keep_ratio_warmup_tokens}):
         with closing(job.stream.micro_batches(0)) as stream:
             micro_batches = [rows.to(job.world.device) for rows in islice(stream, job.plan.micro_steps)]
-        train_step(
-            job.engine,
-            objective_of(job.config, AT_START),
-            micro_batches,
-            job.world,
-            eos_id=job.data.eos_id,
-            domain_count=len(job.data.mixture.domains),
-            may_repeat_rows=job.data.mixture.may_repeat_rows,
-            moment=Moment(1, tokens),
-            learning_rate=0.0,
-            row_name=job.data.mixture.row_name,
-        )
+        job.train_step(objective_of(job.config, AT_START))(micro_batches, Moment(1, tokens), learning_rate=0.0)
 
 
 def _validation(job: Job) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from megaslm.data.loading.order import Extent
 from megaslm.engine.distributed import on_first_rank
 from megaslm.errors import LossSpike
 from megaslm.jobs.durable import write_file
+from megaslm.training.checkpoints.progress import extents_from
 from megaslm.training.checkpoints.resume import Resumed, resume
 from megaslm.training.checkpoints.store import complete_checkpoints, remove_checkpoint
 from megaslm.training.guard import Spike
@@ -25,6 +27,8 @@ class RollBack:
     """Where the run stands, at or after the spike."""
     rows_seen: int
     """Where the data goes on."""
+    extents: tuple[Extent, ...]
+    """How many rows there are, from which epoch on."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class _Entry:
     checkpoint_step: int
     rows_seen: int
     spike: str
+    extents: tuple[Extent, ...] = ()
 
 
 def roll_back(job: Job, asked: RollBack, say: Callable[[str], None]) -> Resumed:
@@ -46,22 +51,33 @@ def roll_back(job: Job, asked: RollBack, say: Callable[[str], None]) -> Resumed:
     """
     on_first_rank(lambda: _forget_since(job.run.checkpoints, asked.spike))
     resumed = resume(job.run.checkpoints, job.engine.state(), job.world, say)
-    entry = _Entry(resumed.progress.step, asked.rows_seen, str(asked.spike))
+    entry = _Entry(resumed.progress.step, asked.rows_seen, str(asked.spike), asked.extents)
     on_first_rank(lambda: _note(_file(job), entry))
     say(
         f"warning: {asked.spike}; back from step {asked.step} to step {resumed.progress.step}, and on behind the "
         f"{asked.rows_seen - resumed.progress.rows_seen:,} rows that were read since"
     )
-    return replace(resumed, progress=replace(resumed.progress, rows_seen=asked.rows_seen, validation_is_due=False))
+    return _behind(resumed, entry, validation_is_due=False)
 
 
 def after_rollbacks(job: Job, resumed: Resumed) -> Resumed:
     """Where the data of a resumed run goes on, if it was cut off between a roll-back and the next checkpoint."""
     entries = on_first_rank(lambda: _read(_file(job)))
-    here = [entry.rows_seen for entry in entries if entry.checkpoint_step == resumed.progress.step]
+    here = [entry for entry in entries if entry.checkpoint_step == resumed.progress.step]
     if not here:
         return resumed
-    return replace(resumed, progress=replace(resumed.progress, rows_seen=max(here)))
+    last = max(here, key=lambda entry: entry.rows_seen)
+    return _behind(resumed, last, validation_is_due=resumed.progress.validation_is_due)
+
+
+def _behind(resumed: Resumed, entry: _Entry, *, validation_is_due: bool) -> Resumed:
+    progress = replace(
+        resumed.progress,
+        rows_seen=entry.rows_seen,
+        extents=entry.extents or resumed.progress.extents,
+        validation_is_due=validation_is_due,
+    )
+    return replace(resumed, progress=progress)
 
 
 def _file(job: Job) -> Path:
@@ -94,4 +110,5 @@ def _note(path: Path, entry: _Entry) -> None:
 def _read(path: Path) -> list[_Entry]:
     if not path.is_file():
         return []
-    return [_Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return [_Entry(**{**entry, "extents": extents_from(entry.get("extents", []))}) for entry in stored]

@@ -1,22 +1,27 @@
 """A run's folder: what is in it, and whether a run may go on in it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megaslm import __version__
 from megaslm.config.dump import dump
 from megaslm.config.load import load, settings_of
-from megaslm.config.schema import RunConfig
+from megaslm.config.schema import RunConfig, Split
 from megaslm.data.dataset.manifest import TOKENIZER, Manifest
+from megaslm.data.loading.mixture import TRAINING
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.jobs.durable import write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
+from megaslm.training.checkpoints.progress import read_progress
+from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
 CONFIG = "config.yaml"
@@ -104,8 +109,7 @@ def check_run(config: RunConfig, data: TrainingData, *, resume: bool) -> list[st
         raise ConfigError(
             f"run_dir = {run.path}: holds a run already; go on with it by --resume, or choose another run_dir"
         )
-    _check_same_data(run, data)
-    return _differences(run.config(), config)
+    return [*_check_same_data(run, data), *_differences(run.config(), config)]
 
 
 def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, origin: Path | None) -> None:
@@ -144,7 +148,8 @@ def _dotted(path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def _check_same_data(run: RunFolder, data: TrainingData) -> None:
+def _check_same_data(run: RunFolder, data: TrainingData) -> list[str]:
+    """How datasets have become longer, one line each; raises ConfigError where they are others."""
     before = _recorded_identity(run)
     now = {dataset.setting: _identity(dataset.manifest) for dataset in data.datasets}
     if list(before) != list(now):
@@ -152,6 +157,9 @@ def _check_same_data(run: RunFolder, data: TrainingData) -> None:
             f"{run.path}: the run read {', '.join(before)} so far, in this order; now it would read {', '.join(now)}: "
             "choose another run_dir, or take the change back"
         )
+    longer = [dataset for dataset in data.datasets if _is_longer(dataset, before[dataset.setting])]
+    for dataset in longer:
+        del now[dataset.setting]["tokens_sha256"]
     changed = [
         f"{setting}.{key}: {before[setting].get(key)} → {value}"
         for setting, identity in now.items()
@@ -160,13 +168,46 @@ def _check_same_data(run: RunFolder, data: TrainingData) -> None:
     ]
     if changed:
         raise ConfigError(f"{run.path}: the run read other training data so far\n" + "\n".join(changed))
+    if longer:
+        _check_extents_are_noted(run)
+    return [_growth(dataset, before[dataset.setting]["parts"]) for dataset in longer]
 
 
-def _recorded_identity(run: RunFolder) -> dict[str, dict[str, str | None]]:
+def _is_longer(dataset: TrainingDataset, before: Mapping[str, Any]) -> bool:
+    """Whether it begins with all that it had, and goes on."""
+    parts, had = before.get("parts"), before["tokens_sha256"]
+    if parts is None or dataset.manifest.tokens_fingerprint() == had:
+        return False
+    same_domains = set(dataset.domains) <= set(parts[TRAINING])
+    return same_domains and dataset.manifest.tokens_fingerprint(parts) == had
+
+
+def _growth(dataset: TrainingDataset, before: Mapping[Split, Mapping[str, int]]) -> str:
+    counts = dataset.manifest.part_counts()
+    changes = [
+        f"{split}/{domain} {before.get(split, {}).get(domain, 0)} → {count} parts"
+        for split, domains in counts.items()
+        for domain, count in domains.items()
+        if before.get(split, {}).get(domain, 0) != count
+    ]
+    return f"{dataset.setting} has become longer: {', '.join(changes)}"
+
+
+def _check_extents_are_noted(run: RunFolder) -> None:
+    for checkpoint in complete_checkpoints(run.checkpoints):
+        progress = read_progress(checkpoint.folder)
+        if progress.step and not progress.extents:
+            raise CheckpointError(
+                f"{checkpoint.folder}: was written by a version that did not note how long the training data was; go "
+                "on with the data as it was up to the next checkpoint, remove this one, and then take the longer data"
+            )
+
+
+def _recorded_identity(run: RunFolder) -> dict[str, dict[str, Any]]:
     """The identity of each dataset that the run has read, by its setting."""
     stored = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
     # Version 0.1.0 read one dataset.
-    datasets: dict[str, dict[str, str | None]] = stored.get("datasets") or {"data.train": stored["data"]}
+    datasets: dict[str, dict[str, Any]] = stored.get("datasets") or {"data.train": stored["data"]}
     return datasets
 
 
@@ -178,13 +219,14 @@ def _provenance(data: TrainingData) -> dict[str, object]:
     }
 
 
-def _description(dataset: TrainingDataset) -> dict[str, str | None]:
+def _description(dataset: TrainingDataset) -> dict[str, object]:
     reference = dataset.manifest.reference
     return {
         "folder": dataset.source.place,
         "name": dataset.manifest.name,
         "reference": None if reference is None else reference.name,
         **_identity(dataset.manifest),
+        "parts": dataset.manifest.part_counts(),
     }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megaslm.engine.distributed import gather_objects
-from megaslm.slm.choice import Choice, Every, Known
+from megaslm.slm.choice import Choice, Every, HeadOutput, Known
 from megaslm.slm.keys import row_of
 from megaslm.slm.targets import Targets
 
@@ -26,20 +26,20 @@ def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: 
 
 
 def why_left_out(
-    targets: Sequence[Targets], choices: Sequence[Choice], losses: Sequence[Tensor], row_name: Callable[[int], str]
+    targets: Sequence[Targets], choices: Sequence[Choice], outputs: Sequence[HeadOutput], row_name: Callable[[int], str]
 ) -> str:
     """The same for a step whose update was left out after its passes.
 
     Args:
         targets: of this rank's micro-batches.
-        choices: what was chosen of each.
-        losses: (B, L) float32 of each.
+        choices: how to choose of each.
+        outputs: what the head gave for each.
         row_name: what a message calls a row.
     """
     keys = _keys(targets)
-    chosen = torch.cat([choice.mask for choice in choices])
-    finite = torch.isfinite(torch.cat([part.flatten() for part in losses]))
-    unrankable = torch.cat([_unrankable(choice) for choice in choices])
+    chosen = torch.cat([output.mask.flatten() for output in outputs])
+    finite = torch.isfinite(torch.cat([output.losses.flatten() for output in outputs]))
+    unrankable = torch.cat([_unrankable(*pair) for pair in zip(choices, outputs, strict=True)])
     return _sentence(unrankable=keys[unrankable], without_loss=keys[chosen & ~finite], row_name=row_name)
 
 
@@ -47,9 +47,11 @@ def _keys(targets: Sequence[Targets]) -> Tensor:
     return torch.cat([part.keys.flatten() for part in targets])
 
 
-def _unrankable(choice: Choice) -> Tensor:
+def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
     """(T,) bool; a choice that does not wait for the losses was made before the passes, or not at all."""
-    return torch.zeros_like(choice.mask) if isinstance(choice, Every | Known) else choice.unrankable
+    if isinstance(choice, Every | Known):
+        return torch.zeros_like(choice.mask)
+    return choice.unrankable(output.losses.flatten())
 
 
 def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:

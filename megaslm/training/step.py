@@ -11,13 +11,14 @@ from megaslm.engine.distributed import World, all_gather, all_reduce_sum
 from megaslm.engine.faults import spoiled
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteScore
-from megaslm.slm.choice import Choice, Known
+from megaslm.slm.choice import HeadOutput, Known
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.repeats import earlier_copies
-from megaslm.slm.step_plan import Moment
-from megaslm.slm.targets import Targets, valid_targets
+from megaslm.slm.step_plan import Moment, StepPlan
+from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
+from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.skipped_step import why_left_out, why_unrankable
 
 
@@ -39,79 +40,84 @@ class StepResult:
     skipped: str | None = None
 
 
-def train_step(
-    engine: ZeroEngine,
-    objective: Objective,
-    micro_batches: Sequence[MicroBatch],
-    world: World,
-    *,
-    eos_id: int,
-    domain_count: int,
-    may_repeat_rows: bool,
-    moment: Moment,
-    learning_rate: float,
-    row_name: Callable[[int], str] = str,
-) -> StepResult:
-    """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
+@dataclass(frozen=True)
+class TrainStep:
+    """The optimiser step of a run: all of it that stays the same from step to step.
 
-    Where a score, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights, optimiser
-    and the memory of `objective` stay as they were. Where `may_repeat_rows` is false, no row comes twice in the step.
-    `row_name` is what a message calls a row.
+    Where `may_repeat_rows` is false, no row comes twice in a step. `row_name` is what a message calls a row.
     """
-    visits = _visits(micro_batches, world, may_repeat_rows=may_repeat_rows)
-    targets = [_targets(*visited, eos_id, moment) for visited in zip(micro_batches, visits, strict=True)]
 
-    no_number = torch.full((), torch.nan, device=world.device)
+    engine: ZeroEngine
+    objective: Objective
+    world: World
+    eos_id: int
+    domain_count: int
+    may_repeat_rows: bool
+    row_name: Callable[[int], str] = str
 
-    def skipped(reason: str) -> StepResult:
-        unused = sums_of_nothing(domain_count, world.device)
-        for part, micro_batch in zip(targets, micro_batches, strict=True):
-            unused += sums_of_unused(part, micro_batch.domain, domain_count)
-        return StepResult(moment.step, learning_rate, all_reduce_sum(unused), no_number, no_number, reason)
+    def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
+        """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
 
-    try:
-        plan = objective.plan_step(
-            targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
+        Where a score, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights,
+        optimiser and the memory of the objective stay as they were.
+        """
+        engine, world = self.engine, self.world
+        visits = _visits(micro_batches, world, may_repeat_rows=self.may_repeat_rows)
+        targets = [_targets(*visited, self.eos_id, moment) for visited in zip(micro_batches, visits, strict=True)]
+
+        def skipped(reason: str) -> StepResult:
+            sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
+            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason)
+
+        try:
+            plan = self.objective.plan_step(
+                targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
+            )
+        except NonFiniteScore as error:  # On all ranks, before any of them has run a pass with gradients.
+            return skipped(why_unrankable(targets, error.places, self.row_name))
+        # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
+        scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
+        sums = sums_of_nothing(self.domain_count, world.device)
+        outputs: list[HeadOutput] = []
+        left_out = False
+        for number, micro_batch in enumerate(micro_batches):
+            output = engine.forward(micro_batch.tokens, plan.choices[number])
+            total = spoiled("step", moment.step, output.total)
+            # What is added is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
+            # NaN makes the norm of the gradient NaN on all ranks, and their engines leave the update out.
+            engine.backward(total * (scale + 0 * total.detach()))
+            left_out = engine.step(learning_rate)
+            outputs.append(output._replace(total=total.detach()))
+            sums += self._sums(plan, number, outputs[-1], micro_batch, targets[number])
+        if left_out:
+            return skipped(why_left_out(targets, plan.choices, outputs, self.row_name))
+        threshold = self.objective.end_step(plan, outputs)
+        return StepResult(
+            step=moment.step,
+            learning_rate=learning_rate,
+            sums=all_reduce_sum(sums),
+            threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
+            gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
         )
-    except NonFiniteScore as error:  # On all ranks, before any of them has run a pass with gradients.
-        return skipped(why_unrankable(targets, error.places, row_name))
-    # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
-    averaged_over = world.size * len(micro_batches)
-    scale = averaged_over / plan.denominator.clamp(min=1)
-    sums = sums_of_nothing(domain_count, world.device)
-    passed: list[Tensor] = []
-    left_out = False
-    for number, micro_batch in enumerate(micro_batches):
-        choice = plan.choices[number]
-        selected_sum, losses = engine.forward(micro_batch.tokens, choice)
-        selected_sum = spoiled("step", moment.step, selected_sum)
-        # What is added is 0, or NaN where the sum is no number: an infinite loss can have a finite gradient. One NaN
-        # makes the norm of the gradient NaN on all ranks, and their engines leave the update out.
-        engine.backward(selected_sum * (scale + 0 * selected_sum.detach()))
-        left_out = engine.step(learning_rate)
-        passed.append(losses)
-        measured = _measured(choice, targets[number])
+
+    def _sums(
+        self, plan: StepPlan, number: int, output: HeadOutput, micro_batch: MicroBatch, targets: Targets
+    ) -> Tensor:
+        """What a micro-batch adds to the step's report."""
+        choice, losses = plan.choices[number], output.losses
+        measured = choice.measured.view_as(losses) if isinstance(choice, Known) else targets.valid
         if plan.losses is not None:
-            losses, measured = plan.losses[number], targets[number].valid
-        sums += selection_sums(
-            selected_sum.detach(),
-            losses,
-            measured,
-            choice.mask.view_as(losses),
-            targets[number],
-            micro_batch.domain,
-            domain_count,
+            losses, measured = plan.losses[number], targets.valid
+        return selection_sums(
+            output.total, losses, measured, output.mask, targets, micro_batch.domain, self.domain_count
         )
-    if left_out:
-        return skipped(why_left_out(targets, plan.choices, passed, row_name))
-    threshold = objective.end_step(plan)
-    return StepResult(
-        step=moment.step,
-        learning_rate=learning_rate,
-        sums=all_reduce_sum(sums),
-        threshold=no_number if threshold is None else threshold,
-        gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
-    )
+
+    def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
+        """What a skipped step reports: its rows and their valid targets alone."""
+        sums = sums_of_nothing(self.domain_count, self.world.device)
+        for part, micro_batch in zip(targets, micro_batches, strict=True):
+            sums += sums_of_unused(part, micro_batch.domain, self.domain_count)
+        return all_reduce_sum(sums)
 
 
 def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_rows: bool) -> Sequence[Tensor | int]:
@@ -133,7 +139,3 @@ def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int, moment:
         ref_entropy=micro_batch.ref_entropy,
         selected=micro_batch.selected,
     )
-
-
-def _measured(choice: Choice, targets: Targets) -> Tensor:
-    return choice.measured.view_as(targets.valid) if isinstance(choice, Known) else targets.valid

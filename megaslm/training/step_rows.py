@@ -7,9 +7,12 @@ from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.dataset.shard_index import read_index
-from megaslm.data.loading.mixture import order_of
+from megaslm.data.loading.mixture import lengthened, order_of
+from megaslm.data.loading.order import Extent, RowOrder
 from megaslm.errors import ConfigError
-from megaslm.training.run_folder import CONFIG
+from megaslm.training.checkpoints.progress import Progress, read_progress
+from megaslm.training.checkpoints.store import complete_checkpoints
+from megaslm.training.run_folder import CONFIG, RunFolder
 from megaslm.training.training_data import open_training_data
 
 
@@ -37,6 +40,18 @@ def rows_of_step(run: Path, step: int) -> StepRows:
         raise ConfigError(f"--order {step}: {run} has steps 1 to {plan.total_steps}")
     streams = data.mixture.streams
     indices = [read_index(stream.local) for stream in streams]
-    order = order_of(streams, indices, plan, seed=config.data.shuffle_seed)
-    rows = [data.mixture.row_name(number) for number in order.of_step(step).tolist()]
-    return StepRows(step, (step - 1) * plan.global_batch_rows // order.rows_per_epoch, rows)
+    so_far = _progress(run)
+
+    def order(extents: tuple[Extent, ...]) -> RowOrder:
+        return order_of(streams, indices, plan, seed=config.data.shuffle_seed, extents=extents)
+
+    found = order(lengthened(so_far.extents, data.mixture.extent, so_far.rows_seen, order))
+    rows = [data.mixture.row_name(number) for number in found.of_step(step).tolist()]
+    epoch, _ = found.place_of((step - 1) * plan.global_batch_rows)
+    return StepRows(step, epoch, rows)
+
+
+def _progress(run: Path) -> Progress:
+    """Where a run stands, by its newest checkpoint."""
+    found = complete_checkpoints(RunFolder(run).checkpoints) if run.is_dir() else []
+    return read_progress(found[-1].folder) if found else Progress()

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import TrainingStream
+from megaslm.data.loading.mixture import lengthened
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.places import reach
@@ -140,4 +142,14 @@ def _resume(job: Job, say: Callable[[str], None]) -> Resumed:
             "they are read pass after pass now, and where these passes stand cannot be told: start a new "
             "run from this one's model (`megaslm export`, then model.from_pretrained)"
         )
-    return after_rollbacks(job, resumed)
+    return _with_new_rows(job, after_rollbacks(job, resumed), say)
+
+
+def _with_new_rows(job: Job, resumed: Resumed, say: Callable[[str], None]) -> Resumed:
+    """Where a run goes on whose datasets may have become longer."""
+    progress, now = resumed.progress, job.data.mixture.extent
+    extents = lengthened(progress.extents, now, progress.rows_seen, job.stream.order)
+    if progress.extents not in ((), extents):
+        new_rows, first_epoch = sum(now.rows) - sum(progress.extents[-1].rows), extents[-1].first_epoch
+        say(f"the data has become longer: {new_rows:,} training rows more, which are read from epoch {first_epoch} on")
+    return replace(resumed, progress=replace(progress, extents=extents))

@@ -15,7 +15,7 @@ from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import DataError
 from megaslm.observe.records import ValidationRecord
-from megaslm.slm.targets import valid_targets
+from megaslm.slm.valid_targets import valid_targets
 
 ALL_DOMAINS = "all"
 _BATCHES_BETWEEN_QUESTIONS = 8

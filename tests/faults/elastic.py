@@ -17,8 +17,8 @@ from megaslm.config.schema import RunConfig
 from megaslm.engine.faults import ENVIRONMENT
 from tests.faults.host import MARK, environment_of, is_alive, processes_of
 from tests.faults.injected import InjectedAt, injected_in
-from tests.integration.conftest import write_config
-from tests.ranks import ROOT
+from tests.launched import ROOT
+from tests.toy import write_config
 
 _LOOK_SECONDS = 0.02
 _LONGEST_ATTEMPT_SECONDS = 180

@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 
 from megaslm.engine.device_name import device_name
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 Figure = float | int | str
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tests.faults.figures import figures_file, read_figures
 from tests.faults.table import Row, Table
+from tests.launched import ROOT
 from tests.multinode.report import NODES
-from tests.ranks import ROOT
 
 PAGE = ROOT / "docs" / "operations.md"
 

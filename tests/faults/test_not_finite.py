@@ -1,7 +1,7 @@
 """NaN in what is read and in a gradient: the step is skipped on all ranks, and too many in a row end the run.
 
 That infinite losses are skipped alike, and that every rank comes to the same weights as without the step, is shown by
-tests/integration/test_skipped_steps.py.
+tests/ranks/test_skipped_steps.py.
 """
 
 import math

@@ -17,7 +17,7 @@ import pytest
 from tests.corpus import content, recipe_of, text
 from tests.faults.figures import Figures
 from tests.forks import wait_until
-from tests.ranks import ROOT
+from tests.launched import ROOT
 from tests.scoring import make_reference, rows_of, run_job, task_of
 from tests.toy import make_dataset
 

@@ -11,7 +11,7 @@ import pytest
 from megaslm.data.dataset.manifest import write_manifest
 from megaslm.data.dataset.merged_index import merge_index
 from tests.faults.figures import Figures
-from tests.ranks import ROOT
+from tests.launched import ROOT
 from tests.toy import make_dataset
 
 ROWS, PARTS = 8_000_000, 32

@@ -17,8 +17,8 @@ from megaslm.config.schema import RunConfig
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
-from tests.integration.conftest import write_config
-from tests.ranks import ROOT
+from tests.launched import ROOT
+from tests.toy import write_config
 
 SECONDS_AFTER_ITS_BEGINNING = (0.0, 4.0)
 """The first is as soon as the command listens to signals; importing what it needs takes longer than the last."""

@@ -7,7 +7,7 @@ from typing import Any
 from megaslm.config.dump import dump
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig, Split
-from tests.ranks import ROOT
+from tests.launched import ROOT
 from tests.toy import make_dataset
 
 SEQ_LEN = 64

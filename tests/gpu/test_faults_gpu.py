@@ -10,7 +10,7 @@ import torch
 from megaslm.engine import faults
 from megaslm.errors import Stopped
 from tests.gpu.runs import SEQ_LEN, TOKENS_PER_STEP, config_file, losses, make_tokens, scratch_shape
-from tests.ranks import run_megaslm
+from tests.launched import run_megaslm
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaslm.slm.choice import Selected
 from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, weighted_loss
+from tests.chosen import selected
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +21,6 @@ METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
 class Above:
     """The rows whose loss is above `cut`, forecast a little too high."""
 
-    mask: Tensor
     share = 0.5
 
     def __init__(self, cut: float) -> None:
@@ -31,9 +31,10 @@ class Above:
         return losses - self.cut - 0.1
 
     def __call__(self, losses: Tensor) -> Selected:
-        self.mask = losses > self.cut
-        bad = ~torch.isfinite(losses)
-        return Selected(self.mask, bad, bad.sum())
+        return selected(losses > self.cut, self.unrankable(losses))
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        return ~torch.isfinite(losses)
 
 
 def drawn(dtype: torch.dtype, rows: int = ROWS, width: int = WIDTH, vocab: int = VOCAB) -> tuple[Tensor, ...]:
@@ -57,9 +58,7 @@ def test_gradients_are_those_of_float64(method: HeadMethod, dtype: torch.dtype) 
         total, losses = weighted_loss(hidden, weight, targets, row_weight, bias)
         mask = torch.ones_like(losses, dtype=torch.bool)
     else:
-        select = Above(cut)
-        total, losses = selective_loss(hidden, weight, targets, row_weight, select, bias, method=method)
-        mask = select.mask
+        total, losses, mask, _ = selective_loss(hidden, weight, targets, row_weight, Above(cut), bias, method=method)
     # As training has it: the number of selected targets, which bf16 cannot hold.
     found = torch.autograd.grad(total / 1801, [hidden, weight, bias])
     expected = torch.autograd.grad((expected_losses * row_weight)[mask].sum() / 1801, [hidden, weight, bias])
@@ -76,7 +75,7 @@ def test_gradients_are_those_of_float64(method: HeadMethod, dtype: torch.dtype) 
 def test_a_run_is_repeated_bit_for_bit(method: HeadMethod) -> None:
     def gradients() -> tuple[Tensor, ...]:
         hidden, weight, bias, targets, row_weight = drawn(torch.bfloat16)
-        total, _ = selective_loss(hidden, weight, targets, row_weight, Above(8.5), bias, method=method)
+        total, *_ = selective_loss(hidden, weight, targets, row_weight, Above(8.5), bias, method=method)
         return torch.autograd.grad(total, [hidden, weight, bias])
 
     assert all(torch.equal(one, other) for one, other in zip(gradients(), gradients(), strict=True))

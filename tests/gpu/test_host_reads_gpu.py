@@ -116,7 +116,7 @@ def test_training_on_chosen_rows_waits_once(
             return read_rows(selected, wanted)
 
     def run() -> None:
-        total, _ = selective_loss(hidden, weight, targets, row_weight, select, method=method, transform=transform)
+        total, *_ = selective_loss(hidden, weight, targets, row_weight, select, method=method, transform=transform)
         torch.autograd.grad(total, [hidden, weight])
 
     monkeypatch.setattr(token_loss, "_read_rows", counted)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megaslm.model.selective_head import HeadSettings, SelectiveHead
 from megaslm.slm import planning, token_loss
-from megaslm.slm.choice import Choice, Selected
+from megaslm.slm.choice import Choice, HeadOutput, Selected
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
@@ -79,23 +79,23 @@ def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], 
 
     plan = objective.plan_step([part[0] for part in parts], Moment(step, 0), measure, on_this_rank_alone)
     total = torch.zeros((), device="cuda")
+    outputs = []
     for (targets, hidden, labels), choice in zip(parts, plan.choices, strict=True):
-        loss, losses = head(hidden, weight, labels, choice)
-        (loss / plan.denominator.clamp(min=1)).backward()
+        output = head(hidden, weight, labels, choice).view_as(targets.valid)
+        (output.total / plan.denominator.clamp(min=1)).backward()
         domain = torch.zeros(len(targets.valid), dtype=torch.int64, device="cuda")
-        mask = choice.mask.view_as(targets.valid)
-        sums = selection_sums(loss.detach(), losses.view_as(mask), mask, mask, targets, domain, 1)
+        sums = selection_sums(output.total.detach(), output.losses, output.mask, output.mask, targets, domain, 1)
         total = total + sums.sum()
-    objective.end_step(plan)
+        outputs.append(output)
+    objective.end_step(plan, outputs)
     return total
 
 
-def head(hidden: Tensor, weight: Tensor, labels: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:
+def head(hidden: Tensor, weight: Tensor, labels: Tensor, choice: Choice) -> HeadOutput:
     module = SelectiveHead(WIDTH, VOCAB, bias=False, device="meta")
     module.settings = HeadSettings("bracket")
     module.weight = torch.nn.Parameter(weight.detach())
-    total, losses = module(hidden, labels, choice)
-    return total, losses
+    return HeadOutput(*module(hidden, labels, choice))
 
 
 @pytest.mark.parametrize("micro_steps", [1, 2])

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from megaslm.data.dataset.manifest import read_manifest
 from tests.gpu.runs import config_file, losses, make_tokens, scratch_shape
-from tests.ranks import run_megaslm
+from tests.launched import run_megaslm
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,8 +13,8 @@ from typing import Self
 from psutil import Process
 
 from tests.forks import wait_until
+from tests.launched import ROOT
 from tests.multinode.hosts import Hosts
-from tests.ranks import ROOT
 
 HOSTFILE = ROOT / "launcher" / "hostfile.sh"
 ONE_RANK_EACH = ("node-1 slots=1", "node-2 slots=1")

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from tests.launched import ROOT
 from tests.multinode.slurm_cluster import SlurmCluster
-from tests.ranks import ROOT
 
 SCRIPTS = Path("launcher") / "slurm"
 _LONGEST_START_SECONDS = 120

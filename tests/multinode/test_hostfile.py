@@ -11,10 +11,10 @@ from megaslm.config.schema import RunConfig
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
-from tests.integration.conftest import write_config
 from tests.multinode.hostfile_job import HostfileJob
 from tests.multinode.hosts import Hosts
 from tests.scoring import make_reference, rows_of
+from tests.toy import write_config
 from tests.training import losses
 
 pytestmark = pytest.mark.usefixtures("pdsh")

@@ -10,9 +10,9 @@ import pytest
 
 from tests.faults.figures import Figures
 from tests.forks import wait_until
+from tests.launched import ROOT
 from tests.multinode.hostfile_job import HostfileJob
 from tests.multinode.hosts import Hosts
-from tests.ranks import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("pdsh")]
 

@@ -10,11 +10,11 @@ import pytest
 from megaslm.config.dump import to_yaml
 from megaslm.config.schema import RunConfig
 from tests.faults.runs import Material, steps_made
-from tests.integration.conftest import write_config
+from tests.launched import ROOT
 from tests.multinode.hostfile_job import ONE_RANK_EACH, free_port
 from tests.multinode.hosts import Hosts
 from tests.multinode.slurm_cluster import SlurmCluster, why_there_is_none
-from tests.ranks import ROOT
+from tests.toy import write_config
 
 STEPS = 2
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}

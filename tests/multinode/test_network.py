@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.launched import ROOT
 from tests.multinode.hostfile_job import free_port
 from tests.multinode.hosts import Hosts
-from tests.ranks import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ from megaslm.config.schema import RunConfig
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, STEPS_BETWEEN_CHECKPOINTS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
-from tests.integration.conftest import write_config
+from tests.launched import ROOT
 from tests.multinode.hostfile_job import ONE_RANK_EACH, HostfileJob, free_port
 from tests.multinode.hosts import Hosts
-from tests.ranks import ROOT
+from tests.toy import write_config
 from tests.training import losses
 
 pytestmark = [pytest.mark.usefixtures("pdsh"), pytest.mark.timeout(400)]

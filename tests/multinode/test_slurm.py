@@ -16,12 +16,12 @@ from tests.corpus import content, recipe_of, write_corpus
 from tests.faults.injected import injected_in
 from tests.faults.runs import STEPS, Material, records, run_ranks, steps_made, weights_sha256
 from tests.forks import wait_until
-from tests.integration.conftest import write_config
+from tests.launched import ROOT
 from tests.multinode.hosts import Hosts
 from tests.multinode.slurm_cluster import SlurmCluster, why_there_is_none
 from tests.multinode.slurm_job import SCRIPTS, SlurmJob
-from tests.ranks import ROOT
 from tests.scoring import make_reference, rows_of
+from tests.toy import write_config
 from tests.training import losses
 
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1")

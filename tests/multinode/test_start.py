@@ -13,9 +13,9 @@ from megaslm.config.dump import to_yaml
 from tests.faults.figures import Figures
 from tests.faults.runs import Material
 from tests.forks import wait_until
-from tests.integration.conftest import write_config
 from tests.multinode.hostfile_job import ONE_RANK_EACH, free_port
 from tests.multinode.hosts import Hosts
+from tests.toy import write_config
 
 STARTS = 3
 

@@ -15,9 +15,9 @@ from megaslm.engine.faults import ENVIRONMENT
 from tests.faults.host import MARK, processes_of, wait_until_gone
 from tests.faults.injected import injected_in
 from tests.faults.runs import STEPS, Material, steps_made, weights_sha256
-from tests.integration.conftest import write_config
+from tests.launched import ROOT
 from tests.multinode.hosts import Hosts
-from tests.ranks import ROOT
+from tests.toy import write_config
 
 SCRIPT = ROOT / "launcher" / "torchrun.sh"
 ONE_HOST = {"RANKS_PER_NODE": "2"}

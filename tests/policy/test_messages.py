@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launched import ROOT
 from tests.messages import FILE, read_messages, write_messages
-from tests.ranks import ROOT
 
 pytest_plugins = ["pytester"]
 CONFTEST = "from tests.conftest import pytest_addoption, pytest_configure, says\n"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 
 
 def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":

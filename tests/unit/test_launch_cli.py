@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 
 RUN = "configs/demo/slm.yaml"
 

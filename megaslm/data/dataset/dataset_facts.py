@@ -16,6 +16,7 @@ from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.score_facts import ScoreFacts, score_facts, scores_of
 from megaslm.data.dataset.score_summary import DomainScores, ScoreSummary
 from megaslm.errors import DataError
+from megaslm.slm.valid_targets import valid_targets
 
 _LARGEST_EXPONENT = 700
 SAMPLED_ROWS = 256
@@ -169,4 +170,4 @@ def _valid_losses(reader: RowReader, rows: list[int], eos_id: int) -> Iterator[N
     for number in rows:
         row = reader[number]
         losses = cast(NDArray[np.float16], row["ref_loss"]).astype(np.float64)
-        yield losses[row["tokens"][:-1] != eos_id]
+        yield losses[valid_targets(row["tokens"], eos_id)]

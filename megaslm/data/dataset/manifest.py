@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -195,13 +196,24 @@ class Manifest(_Record):
             return self.tokenizer_sha256
         return self.ids_sha256
 
-    def tokens_fingerprint(self) -> str:
-        """SHA-256 over the token hashes of all parts: equal where two datasets hold the same rows in one order."""
+    def part_counts(self) -> dict[Split, dict[DomainName, int]]:
+        """How many parts each domain has in each split."""
+        return {
+            split: {domain: len(share.parts) for domain, share in domains.items()}
+            for split, domains in self.splits.items()
+        }
+
+    def tokens_fingerprint(self, first_parts: Mapping[Split, Mapping[DomainName, int]] | None = None) -> str:
+        """SHA-256 over the token hashes of parts: equal where two datasets hold the same rows in one order.
+
+        `first_parts` are so many of each domain; None: all.
+        """
+        counts = self.part_counts() if first_parts is None else first_parts
         places = [
             [split, domain, part.name, part.rows, part.tokens_sha256]
             for split, domains in sorted(self.splits.items())
             for domain, share in sorted(domains.items())
-            for part in share.parts
+            for part in share.parts[: counts.get(split, {}).get(domain, 0)]
         ]
         return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 

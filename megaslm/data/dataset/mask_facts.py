@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaslm.data.dataset.row_reader import RowReader
+from megaslm.slm.valid_targets import valid_targets
 
 
 def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float:
@@ -15,5 +16,5 @@ def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float
     for number in rows:
         row = reader[number]
         selected += int(np.bitwise_count(cast(NDArray[np.uint8], row["selected"])).sum())
-        targets += int((row["tokens"][:-1] != eos_id).sum())
+        targets += int(valid_targets(row["tokens"], eos_id).sum())
     return selected / max(1, targets)

@@ -12,6 +12,7 @@ from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.shards import RowFormat
 from megaslm.data.dataset.target_bits import packed, unpacked
+from megaslm.slm.valid_targets import valid_targets
 
 _CHUNK_BYTES = 2**20
 """Rows are looked at so many bytes at a time, which stay in a core's cache from one check to the next."""
@@ -76,28 +77,29 @@ class RowCheck:
             yield from _Fault.at("token id", tokens, tokens >= vocab_size, f"an id below {vocab_size}")
         domain = columns["domain"][:, None]
         yield from _Fault.at("domain", domain, domain != self._rules.domain, str(self._rules.domain))
-        invalid = tokens[:, :-1] == self._rules.eos_id
-        self.targets += invalid.size - int(np.count_nonzero(invalid))
+        valid = valid_targets(tokens, self._rules.eos_id)
+        self.targets += int(np.count_nonzero(valid))
         for name in _NATS:
             if name in columns:
-                yield from _nats_faults(name, columns[name], invalid)
+                yield from _nats_faults(name, columns[name], valid)
         if "selected" in columns:
-            yield from _bits_faults(columns["selected"], invalid)
+            yield from _bits_faults(columns["selected"], valid)
 
 
-def _nats_faults(name: str, values: NDArray[np.float16], invalid: NDArray[np.bool_]) -> Iterator["_Fault"]:
-    """What is wrong with `values` (n, seq_len): their range, and what stands where `invalid`, (n, seq_len), is true."""
+def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
+    """What is wrong with `values` (n, seq_len): their range, and 0 wherever `valid`, (n, seq_len), is false."""
     bits = values.view(np.uint16)
     # Comparing bits is quick and lets a negative zero through to the slower look, which is content with it.
     if int(bits.max()) > _LARGEST_FLOAT16:
         yield from _Fault.at(name, values, ~(np.isfinite(values) & (values >= 0)), "0 to 65504")
+    invalid = ~valid
     if bits[invalid].any():
         yield from _Fault.at(f"{name} after EOS", values, (values != 0) & invalid, "0")
 
 
-def _bits_faults(bits: NDArray[np.uint8], invalid: NDArray[np.bool_]) -> Iterator["_Fault"]:
+def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
     """What is wrong with `bits` (n, bytes) of the column `selected`: only of a target may one be set."""
-    wrong = bits & ~packed(~invalid)
+    wrong = bits & ~packed(valid)
     if wrong.any():
         places = unpacked(wrong, 8 * bits.shape[1])
         yield from _Fault.at("a bit of selected", places.view(np.uint8), places, "0, as there is no target")

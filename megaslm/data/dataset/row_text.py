@@ -16,6 +16,7 @@ from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.dataset.token_text import Piece, pieces
 from megaslm.data.tokenizing.tokenizer import load_tokenizer
 from megaslm.errors import DataError
+from megaslm.slm.valid_targets import valid_targets
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def _of_tokens(
     """What is known of each token as a target: nothing of the first, and of one that follows EOS."""
     if values is None:
         return None
-    valid = tokens[:-1] != eos_id
-    of_targets = zip(cast(NDArray[np.float16], values).tolist(), valid.tolist(), strict=True)
+    valid = valid_targets(tokens, eos_id).tolist()
+    of_targets = zip(cast(NDArray[np.float16], values).tolist(), valid, strict=True)
     return (None, *(value if is_valid else None for value, is_valid in of_targets))
 
 

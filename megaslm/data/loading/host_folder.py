@@ -56,7 +56,7 @@ class HostFolder:
         weakref.finalize(self, _leave, self.path, self._holds, os.getpid())
 
     def order_of(self, order: RowOrder, epoch: int) -> NDArray[np.integer]:
-        """An epoch's rows in order, (rows_per_epoch,), mapped; whoever asks first writes them, the others wait.
+        """An epoch's rows in order, (order.rows_in(epoch),), mapped; whoever asks first writes them, the others wait.
 
         Raises:
             DataError: there is no room for them.
@@ -120,7 +120,7 @@ class HostFolder:
     def _write_order(self, order: RowOrder, epoch: int, path: Path) -> None:
         with unfinished(path).open("w+b") as file:
             # Reserved before it is written: into a file with holes, a full disk would end the process by a signal.
-            os.posix_fallocate(file.fileno(), 0, order.rows_per_epoch * order.dtype.itemsize)
+            os.posix_fallocate(file.fileno(), 0, order.rows_in(epoch) * order.dtype.itemsize)
             order.fill(epoch, np.memmap(file, dtype=order.dtype, mode="r+").view(np.ndarray))
         unfinished(path).rename(path)
 

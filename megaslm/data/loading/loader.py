@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +17,15 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
 from megaslm.data.dataset.shard_index import read_index
-from megaslm.data.loading.columns import nats_of, selected_of, values_of
+from megaslm.data.dataset.target_bits import unpacked
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
 from megaslm.data.loading.mixture import MixtureStream, order_of
-from megaslm.data.loading.order import Numbers, first_place
+from megaslm.data.loading.order import Extent, Numbers, RowOrder, first_place
 from megaslm.data.loading.shards import FetchSettings, Row, ShardChecks, Supply, TrainingShards
 from megaslm.errors import DataError
+
+Number = TypeVar("Number", bound=np.generic)
 
 # Shards of so many micro-batches are asked for before the first of them is read.
 _BATCHES_AHEAD = 8
@@ -46,42 +49,27 @@ class MicroBatch:
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., "MicroBatch"], tuple[dict[str, NDArray[np.generic]], int]]:
+    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
         """Lets it pass between processes as bytes: of tensors, a killed process leaves files in shared memory."""
-        arrays = {name: value.numpy() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return _of_arrays, (arrays, self.visit)
+        return _of_arrays, (self._with(Tensor.numpy),)
 
     def pin_memory(self) -> "MicroBatch":
         """The same micro-batch in page-locked memory, from which copies need not be waited for."""
-        return self._moved(Tensor.pin_memory)
+        return MicroBatch(**self._with(Tensor.pin_memory))
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied without waiting for it."""
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return MicroBatch(**self._with(lambda tensor: tensor.to(device, non_blocking=True)))
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        return MicroBatch(
-            tokens=move(self.tokens),
-            rows=move(self.rows),
-            domain=move(self.domain),
-            ref_loss=None if self.ref_loss is None else move(self.ref_loss),
-            ref_entropy=None if self.ref_entropy is None else move(self.ref_entropy),
-            selected=None if self.selected is None else move(self.selected),
-            visit=self.visit,
-        )
+    def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
+        return {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
 
 
-def _of_arrays(arrays: dict[str, NDArray[np.generic]], visit: int) -> MicroBatch:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return MicroBatch(
-        tokens=tensors["tokens"],
-        rows=tensors["rows"],
-        domain=tensors["domain"],
-        ref_loss=tensors.get("ref_loss"),
-        ref_entropy=tensors.get("ref_entropy"),
-        selected=tensors.get("selected"),
-        visit=visit,
-    )
+def _of_arrays(fields: dict[str, Any]) -> MicroBatch:
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray):
+            fields[name] = torch.from_numpy(value)
+    return MicroBatch(**fields)
 
 
 class TrainingStream:
@@ -112,7 +100,8 @@ class TrainingStream:
                 or in use, or there is no room for an epoch's order.
         """
         indices = [read_index(stream.local) for stream in streams]
-        self._order = order_of(streams, indices, plan, seed=shuffle_seed)
+        self._order_of = partial(order_of, streams, indices, plan, seed=shuffle_seed)
+        order = self._order_of()
         self._workers = workers
         self._plan = plan
         # As the first rank sees them: all have to come to one order.
@@ -124,19 +113,26 @@ class TrainingStream:
         name, host_ranks = agreed
         # Hosts that are made on one machine may share a disk for temporary files: each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
-        self._host.require_room(self._order)
+        self._host.require_room(order)
         self._shards = TrainingShards(streams, indices, self._host, fetch)
         self._first_place = first_place(rank, plan.world_size, int(host_ranks))
 
-    def micro_batches(self, rows_seen: int) -> Generator[MicroBatch]:
+    def order(self, extents: tuple[Extent, ...]) -> RowOrder:
+        """The order of rows, where the streams had these extents."""
+        return self._order_of(extents=extents)
+
+    def micro_batches(self, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Generator[MicroBatch]:
         """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
+
+        `extents`: how long the streams were from which epoch on; none where they have always been as they are.
 
         Raises:
             DataError: a shard is damaged, cannot be fetched, or did not come in time.
         """
-        epoch, rows_into_epoch = divmod(rows_seen, self._order.rows_per_epoch)
+        order = self.order(extents)
+        epoch, rows_into_epoch = order.place_of(rows_seen)
         while True:
-            numbers = self._host.order_of(self._order, epoch)
+            numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
             loader: DataLoader[MicroBatch | DataError] = DataLoader(
                 _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch),
@@ -210,12 +206,23 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
 
 
 def _stacked(rows: list[Row], visit: int) -> MicroBatch:
+    stored = rows[0].columns.dtype.names or ()
+    bits = _values(rows, "selected", np.uint8) if "selected" in stored else None
+    tokens = _values(rows, "tokens", np.int64)
     return MicroBatch(
-        tokens=torch.from_numpy(values_of(rows, "tokens", np.int64)),
+        tokens=torch.from_numpy(tokens),
         rows=torch.tensor([row.number for row in rows]),
         domain=torch.tensor([row.domain for row in rows]),
-        ref_loss=nats_of(rows, "ref_loss"),
-        ref_entropy=nats_of(rows, "ref_entropy"),
-        selected=selected_of(rows),
+        ref_loss=torch.from_numpy(_values(rows, "ref_loss", np.float32)) if "ref_loss" in stored else None,
+        ref_entropy=torch.from_numpy(_values(rows, "ref_entropy", np.float32)) if "ref_entropy" in stored else None,
+        selected=None if bits is None else torch.from_numpy(unpacked(bits, tokens.shape[1] - 1)),
         visit=visit,
     )
+
+
+def _values(rows: list[Row], name: str, dtype: type[Number]) -> NDArray[Number]:
+    """(B, width) of a column, each value converted on its way into place."""
+    stacked = np.empty((len(rows), *rows[0].columns.dtype[name].shape), dtype=dtype)
+    for place, row in enumerate(rows):
+        stacked[place] = row.columns[name]
+    return stacked

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +11,7 @@ from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Manifest
 from megaslm.data.dataset.shard_index import ShardIndex
-from megaslm.data.loading.order import RowOrder
+from megaslm.data.loading.order import Extent, RowOrder
 from megaslm.errors import DataError
 from megaslm.slm.keys import MOST_VISITS
 
@@ -85,6 +85,11 @@ class Mixture:
         """Rows of an epoch: as many as there are, in whole global batches."""
         return sum(stream.rows for stream in self.streams) // global_batch_rows * global_batch_rows
 
+    @property
+    def extent(self) -> Extent:
+        """How many rows there are, from the first epoch on."""
+        return extent_of(self.streams)
+
     def row_name(self, number: int) -> str:
         """DOMAIN:ROW of a row that is numbered over all streams, one after the other."""
         starts = [0, *accumulate(stream.rows for stream in self.streams)]
@@ -142,23 +147,61 @@ def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
     return Mixture(tuple(streams), tuple(names))
 
 
+def extent_of(streams: Sequence[MixtureStream]) -> Extent:
+    """How many rows the streams have, from the first epoch on."""
+    shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
+    return Extent(0, tuple(stream.rows for stream in streams), shares)
+
+
 def order_of(
-    streams: Sequence[MixtureStream], indices: Sequence[ShardIndex], plan: BatchPlan, *, seed: int
+    streams: Sequence[MixtureStream],
+    indices: Sequence[ShardIndex],
+    plan: BatchPlan,
+    *,
+    seed: int,
+    extents: Sequence[Extent] = (),
 ) -> RowOrder:
     """The order in which a run reads its streams, whose indices these are.
+
+    `extents`: how long they were from which epoch on, the last as they are; none where they have always been so.
 
     Raises:
         DataError: they have fewer rows than one global batch.
     """
-    shards = tuple(tuple(shard.samples for shard in index.shards) for index in indices)
-    shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
-    order = RowOrder(shards, shares, plan.global_batch_rows, plan.canonical_nodes, seed)
+    before: RowOrder | None = None
+    for extent in extents or (extent_of(streams),):
+        shards = tuple(_first_shards(index, rows) for index, rows in zip(indices, extent.rows, strict=True))
+        order = RowOrder(
+            shards, extent.shares, plan.global_batch_rows, plan.canonical_nodes, seed, before, extent.first_epoch
+        )
+        before = order
     if order.rows_per_epoch == 0:
         raise DataError(
             f"{order.rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
             f"{plan.global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
         )
     return order
+
+
+def lengthened(
+    extents: tuple[Extent, ...], now: Extent, rows_seen: int, order: Callable[[tuple[Extent, ...]], RowOrder]
+) -> tuple[Extent, ...]:
+    """The extents of a run that has read `rows_seen` rows, with one more where its streams are longer `now`.
+
+    An epoch that has begun ends as it would have ended; what is new comes from the next one on.
+    """
+    if not extents:
+        return (now,)
+    if extents[-1].rows == now.rows:
+        return extents
+    epoch, rows_into_epoch = order(extents).place_of(rows_seen)
+    return (*extents, now._replace(first_epoch=epoch + (rows_into_epoch > 0)))
+
+
+def _first_shards(index: ShardIndex, rows: int) -> tuple[int, ...]:
+    """The rows of each of a stream's first shards, which have so many in all."""
+    shards = tuple(shard.samples for shard in index.shards)
+    return shards[: [0, *accumulate(shards)].index(rows)]
 
 
 def _check_read_once(datasets: Sequence[MixtureDataset]) -> None:

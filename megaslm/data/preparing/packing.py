@@ -26,11 +26,6 @@ def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
     return rows.astype(token_dtype(vocab_size))
 
 
-def count_targets(rows: NDArray[np.integer], eos_id: int) -> int:
-    """Valid targets of `rows` (n, seq_len + 1): a token that follows EOS opens another document and is not one."""
-    return int(np.count_nonzero(rows[:, :-1] != eos_id))
-
-
 class RowPacker:
     """Packs the documents of one part. Every token but the part's first is a target exactly once."""
 

@@ -16,7 +16,7 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import Part, SourceFile
 from megaslm.data.dataset.shards import PartWriter, RowFormat, part_name, part_writer
 from megaslm.data.preparing.inputs import Inputs
-from megaslm.data.preparing.packing import RowPacker, Tokens, as_stored, count_targets
+from megaslm.data.preparing.packing import RowPacker, Tokens, as_stored
 from megaslm.data.storage.output import Output
 from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
@@ -25,6 +25,7 @@ from megaslm.data.tokenizing.sentencepiece_original import Original
 from megaslm.data.tokenizing.tokenizer import TextEncoder, TokenizerFacts
 from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
+from megaslm.slm.valid_targets import valid_targets
 
 _BATCH_CHARACTERS = 1_000_000
 
@@ -191,7 +192,7 @@ class _PartBuilder:
         )
 
     def _write(self, rows: Tokens) -> None:
-        self.tokens += count_targets(rows, self.eos_id)
+        self.tokens += int(valid_targets(rows, self.eos_id).sum())
         self.writer.write(as_stored(rows, self.vocab_size), self.domain_number)
 
 

@@ -3,7 +3,10 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from megaslm.data.loading.order import Extent
+from megaslm.errors import CheckpointError
 from megaslm.slm.recent_cuts import AT_START, SelectionState
 
 PROGRESS = "progress.json"
@@ -36,6 +39,8 @@ class Progress:
     """Of the last steps, in nats: by these a spike is judged."""
     validation_is_due: bool = False
     """Whether the run was told to stop before the validation of this step was through."""
+    extents: tuple[Extent, ...] = ()
+    """How many rows there were to read, from which epoch on; none before the first step."""
     row_order: int = BY_PASSES
     """The order in which rows were read until here."""
 
@@ -45,10 +50,26 @@ class Progress:
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run stood when the checkpoint was written."""
-    stored = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    """Where the run stood when the checkpoint was written. Raises CheckpointError where the file does not say so."""
+    path = checkpoint / PROGRESS
+    try:
+        return _progress_from(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not as it was written: {error!r}; restore it from a copy") from error
+
+
+def _progress_from(stored: dict[str, Any]) -> Progress:
     # Checkpoints from before there was a second order say nothing of it.
     stored.setdefault("row_order", 1)
     selection = stored.pop("selection")
     stored["recent_losses"] = tuple(stored["recent_losses"])
+    stored["extents"] = extents_from(stored.get("extents", []))
     return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))
+
+
+def extents_from(stored: list[list[Any]]) -> tuple[Extent, ...]:
+    """Extents as they were before they were written as JSON."""
+    return tuple(
+        Extent(first_epoch, tuple(rows), None if shares is None else tuple(shares))
+        for first_epoch, rows, shares in stored
+    )

@@ -13,8 +13,8 @@ from megaslm.config.cluster import HostfileCluster, KubernetesCluster, SlurmClus
 from megaslm.config.section import Section
 from megaslm.errors import ConfigError
 from megaslm.launch.cluster_file import load_cluster
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 
 KUBERNETES = (
     "kind: kubernetes\ngpus_per_node: 8\nimage: r/i\nvolume_claim: data\ncpus_per_node: 8\nmemory_gib_per_node: 64"

@@ -15,8 +15,8 @@ from megaslm.engine import faults
 from megaslm.engine.faults import Fault, InjectedFault, arm, inject, spoiled
 from megaslm.errors import ConfigError
 from tests.forks import fork, statuses_of, wait_until
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as some
 
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 
 HOSTFILE = ROOT / "launcher" / "hostfile.sh"
 # No text of these starts anything, so that one folder serves for all of them.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.faults.host import MARK, processes_of, wait_until_gone
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 _SCRIPT = ROOT / "launcher" / "torchrun.sh"
 

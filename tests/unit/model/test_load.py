@@ -12,8 +12,8 @@ from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ModelError
 from megaslm.model.load import build_from_shape, draw_weights, load_pretrained, parameter_count
 from megaslm.model.selective_lm import SelectiveLM
+from tests.launched import ROOT
 from tests.messages import Says
-from tests.ranks import ROOT
 from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE, Unsharded
 
 

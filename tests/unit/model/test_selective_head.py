@@ -19,6 +19,7 @@ from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, Known, Selected
 from megaslm.slm.token_loss import HeadMethod
+from tests.chosen import selected
 from tests.messages import Says
 from tests.toy import EOS_ID
 
@@ -63,11 +64,12 @@ class Hardest:
     """The targets of a loss above 4 nats."""
 
     forecast = None
-    mask: Tensor
 
     def __call__(self, losses: Tensor) -> Selected:
-        self.mask = losses > 4.0
-        return Selected(self.mask, torch.zeros_like(self.mask), torch.zeros((), dtype=torch.int64))
+        return selected(losses > 4.0)
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        return torch.zeros_like(losses, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -80,7 +82,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(name: str) -> N
 
     model = SelectiveLM(ours, eos_id=EOS_ID, document_isolation=True, head=HeadSettings("bracket"))
     assert (model.measure(tokens).flatten() - losses).abs().max() < 1e-5
-    total, _ = model(tokens, Hardest())
+    total, *_ = model(tokens, Hardest())
     total.backward()
     theirs = dict(plain.named_parameters())
     for parameter_name, parameter in ours.named_parameters():
@@ -97,7 +99,7 @@ def test_every_choice_of_the_same_rows_gives_the_same_gradient() -> None:
     known = Known(mask, mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)[:3])
     for choice in (Hardest(), Every(mask), known):
         lm = drawn(ARCHITECTURES["llama"])
-        total, losses = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)(tokens, choice)
+        total, losses, *_ = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)(tokens, choice)
         total.backward()
         totals.append(total.detach())
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in lm.parameters()]))
@@ -121,7 +123,7 @@ class Unrankable(Hardest):
 def test_targets_that_cannot_be_ranked_make_the_sum_and_the_gradient_nan(method: HeadMethod) -> None:
     lm = drawn(ARCHITECTURES["llama"])
     model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True, head=HeadSettings(method))
-    total, losses = model(rows(), Unrankable())
+    total, losses, *_ = model(rows(), Unrankable())
     assert total.isnan()
     torch.testing.assert_close(losses, model.measure(rows()))
     total.backward()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaslm.slm.exponentials import _fused, exponentials, exponentials_and_entropy, torch_exponentials
-from tests.ranks import ROOT
+from tests.launched import ROOT
 
 ROWS, VOCAB = 7, 333
 INF, NAN = float("inf"), float("nan")

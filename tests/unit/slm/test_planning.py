@@ -17,7 +17,9 @@ from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
 from megaslm.slm.step_plan import Moment, Scope, SelectionRule, StepPlan
-from megaslm.slm.targets import Score, Targets, valid_targets
+from megaslm.slm.targets import Score, Targets
+from megaslm.slm.valid_targets import valid_targets
+from tests.chosen import output_of
 from tests.threads import run_together
 
 EOS = 2
@@ -70,13 +72,9 @@ def choose(
     plan = objective.plan_step(
         [part.targets for part in micro_batches], moment, lambda number: micro_batches[number].losses, all_reduce_sum
     )
-    masks = []
-    for part, choice in zip(micro_batches, plan.choices, strict=True):
-        if not isinstance(choice, Every | Known):
-            assert torch.equal(choice(part.losses.flatten()).mask, choice.mask)
-        masks.append(choice.mask.view_as(part.losses))
-    objective.end_step(plan)
-    return plan, masks
+    outputs = [output_of(choice, part.losses) for part, choice in zip(micro_batches, plan.choices, strict=True)]
+    objective.end_step(plan, outputs)
+    return plan, [output.mask for output in outputs]
 
 
 def test_what_follows_eos_is_no_target_and_eos_is_one() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaslm.slm.choice import Every, Known
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
@@ -16,6 +15,7 @@ from megaslm.slm.recent_cuts import RecentCuts, SelectionState, ranks_of, score_
 from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.slm.targets import Targets
+from tests.chosen import output_of
 from tests.threads import run_together
 
 ROWS, LENGTH = 256, 256
@@ -58,13 +58,9 @@ def one_step(
     parts = list(zip(losses.chunk(micro_steps), keys.chunk(micro_steps), strict=True))
     targets = [Targets(torch.ones_like(part, dtype=torch.bool), key) for part, key in parts]
     plan = objective.plan_step(targets, Moment(step, 0), lambda number: parts[number][0], all_reduce_sum)
-    masks = []
-    for (part, _), choice in zip(parts, plan.choices, strict=True):
-        if not isinstance(choice, Every | Known):
-            choice(part.flatten())
-        masks.append(choice.mask.view_as(part))
-    objective.end_step(plan)
-    return masks
+    outputs = [output_of(choice, part) for (part, _), choice in zip(parts, plan.choices, strict=True)]
+    objective.end_step(plan, outputs)
+    return [output.mask for output in outputs]
 
 
 def test_the_reported_threshold_is_the_one_that_chose() -> None:
@@ -75,11 +71,10 @@ def test_the_reported_threshold_is_the_one_that_chose() -> None:
     keys = target_keys(torch.arange(ROWS), 0, LENGTH)
     targets = Targets(torch.ones_like(losses, dtype=torch.bool), keys)
     plan = objective.plan_step([targets], Moment(2, 0), lambda number: losses, on_this_rank_alone)
-    plan.choices[0](losses.flatten())  # type: ignore[operator]
-    threshold = objective.end_step(plan)
+    output = output_of(plan.choices[0], losses)
+    threshold = objective.end_step(plan, [output])
     assert threshold is not None
-    selected = plan.choices[0].mask.view_as(losses)
-    assert losses[selected].min() >= threshold >= losses[~selected].max()
+    assert losses[output.mask].min() >= threshold >= losses[~output.mask].max()
 
 
 @pytest.mark.parametrize(
@@ -200,8 +195,7 @@ def test_a_step_without_targets_leaves_the_next_one_sound(empty_step: int) -> No
     for step in range(1, 12):
         if step == empty_step:
             plan = objective.plan_step([empty], Moment(step, 0), lambda number: torch.zeros(2, 8), on_this_rank_alone)
-            plan.choices[0](torch.zeros(16))  # type: ignore[operator]
-            threshold = objective.end_step(plan)
+            threshold = objective.end_step(plan, [output_of(plan.choices[0], torch.zeros(2, 8))])
             assert threshold is not None
             assert threshold.isnan() == (empty_step == 1)
         else:

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.slm.choice import Every, Known
 from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
@@ -18,6 +17,7 @@ from megaslm.slm.repeats import earlier_copies
 from megaslm.slm.selection import AllReduceSum
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.slm.targets import Score, Targets
+from tests.chosen import output_of
 from tests.threads import run_together
 
 ROWS = 16
@@ -80,12 +80,11 @@ def select_on_rank(
     ]
     plan = objective.plan_step(targets, moment, lambda number: losses[number], all_reduce_sum)
     selected: list[tuple[int, int]] = []
-    for choice, target, loss in zip(plan.choices, targets, losses, strict=True):
-        if not isinstance(choice, Every | Known):
-            choice(loss.flatten())
-        mask = choice.mask.view_as(loss)
-        selected += zip(row_of(target.keys[mask]).tolist(), mask.nonzero()[:, 1].tolist(), strict=True)
-    objective.end_step(plan)
+    outputs = [output_of(choice, loss) for choice, loss in zip(plan.choices, losses, strict=True)]
+    for output, target in zip(outputs, targets, strict=True):
+        rows = row_of(target.keys[output.mask]).tolist()
+        selected += zip(rows, output.mask.nonzero()[:, 1].tolist(), strict=True)
+    objective.end_step(plan, outputs)
     return selected
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -20,22 +21,15 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
+from tests.chosen import selected
+from tests.pairwise import pairwise
 
 ROWS, WIDTH, VOCAB = 37, 24, 50
 TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(scale=2.0, softcap=3.0)]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
-# Chunks, transform, method, type, bias: every pair of two values stands in one of these.
-EVERY_PAIR: list[tuple[int, LogitTransform, HeadMethod, torch.dtype, bool]] = [
-    (1, TRANSFORMS[0], "cache", torch.bfloat16, True),
-    (1, TRANSFORMS[1], "bracket", torch.bfloat16, False),
-    (1, TRANSFORMS[2], "recompute", torch.float32, True),
-    (8, TRANSFORMS[0], "recompute", torch.bfloat16, False),
-    (8, TRANSFORMS[1], "cache", torch.float32, True),
-    (8, TRANSFORMS[2], "bracket", torch.float32, False),
-    (1000, TRANSFORMS[0], "bracket", torch.float32, True),
-    (1000, TRANSFORMS[1], "recompute", torch.float32, True),
-    (1000, TRANSFORMS[2], "cache", torch.bfloat16, False),
-]
+Case = tuple[int, LogitTransform, HeadMethod, torch.dtype, bool]
+CASES: list[Case] = list(product((1, 8, 1000), TRANSFORMS, METHODS, (torch.float32, torch.bfloat16), (False, True)))
+EVERY_PAIR = pairwise(CASES, lambda case: {str(place): value for place, value in enumerate(case)})
 
 
 @pytest.fixture(params=[1, 8, 1000], ids=lambda rows: f"chunks-of-{rows}")
@@ -66,7 +60,10 @@ class Larger:
         assert not losses.requires_grad
         assert not torch.is_grad_enabled()
         bad = ~torch.isfinite(losses)
-        return Selected(losses > self.cut, bad, bad.sum())
+        return selected(losses > self.cut, bad)
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        return ~torch.isfinite(losses)
 
 
 FORECASTS = {
@@ -112,7 +109,7 @@ def assert_parity(
     """Losses, weighted sum and gradients against float64, under non-uniform weights and an upstream factor."""
     hidden, weight, targets, offset, row_weight = inputs(dtype, bias)
     parameters = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
-    total, losses = loss(hidden, weight, targets, row_weight, offset, transform)
+    total, losses, *_ = loss(hidden, weight, targets, row_weight, offset, transform)
     found = torch.autograd.grad(total * 3.0, parameters)
     expected_losses = exact(hidden, weight, targets, offset, transform)
     mask = mask_of(losses)
@@ -215,7 +212,7 @@ def test_a_bf16_head_multiplies_to_float32() -> None:
 def test_an_empty_selection_runs_its_backward(method: HeadMethod) -> None:
     hidden, weight, targets, _, row_weight = inputs()
     select = Larger(1000.0, LossesAbove(8.0, 0.5))
-    total, _ = selective_loss(hidden, weight, targets, row_weight, select, method=method)
+    total, *_ = selective_loss(hidden, weight, targets, row_weight, select, method=method)
     assert total.item() == 0.0
     grad_hidden, grad_weight = torch.autograd.grad(total, [hidden, weight])
     assert (grad_hidden == 0).all()
@@ -236,7 +233,7 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
     hidden, weight, targets, _, row_weight = inputs(bias=False)
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     trained = weight if frozen == "hidden" else hidden
-    total, _ = selective_loss(hidden, weight, targets, row_weight, Larger(5.0))
+    total, *_ = selective_loss(hidden, weight, targets, row_weight, Larger(5.0))
     expected = (exact(hidden, weight, targets, None) * row_weight)[token_losses(hidden, weight, targets) > 5.0].sum()
     (ours,), (theirs,) = torch.autograd.grad(total, [trained]), torch.autograd.grad(expected, [trained])
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()

@@ -8,7 +8,7 @@ from megaslm.engine.pace import Pace
 from megaslm.training.pace import Ratios, SlowRanks, compare
 from tests.messages import Says
 
-QUICK = Pace(head_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, halted_share=0.0)
+QUICK = Pace(product_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, halted_share=0.0)
 FAIR = Ratios(1.0, 1.0, 1.0)
 
 
@@ -19,12 +19,12 @@ def pace(**changes: float) -> Pace:
 @pytest.mark.parametrize("quick", [1, 2, 3])
 def test_the_middle_rank_is_the_measure_of_two_the_quicker(quick: int) -> None:
     """So half of the ranks, those of one host of two for instance, may be slow."""
-    found = compare([QUICK] * quick + [pace(head_seconds=0.021)] * quick)
+    found = compare([QUICK] * quick + [pace(product_seconds=0.021)] * quick)
     assert found == [FAIR] * quick + [Ratios(pytest.approx(2.1), 1.0, 1.0)] * quick
 
 
 def test_one_quick_rank_makes_no_other_slow() -> None:
-    assert compare([pace(head_seconds=0.005), QUICK, QUICK])[1:] == [FAIR, FAIR]
+    assert compare([pace(product_seconds=0.005), QUICK, QUICK])[1:] == [FAIR, FAIR]
 
 
 def test_loading_counts_by_what_it_makes_of_a_step() -> None:
@@ -43,8 +43,8 @@ def test_what_runs_half_of_the_time_needs_twice_as_long() -> None:
 
 
 def test_a_head_that_was_not_timed_says_nothing() -> None:
-    assert compare([pace(head_seconds=math.nan), QUICK]) == [FAIR, FAIR]
-    assert compare([pace(head_seconds=math.nan)] * 2) == [FAIR, FAIR]
+    assert compare([pace(product_seconds=math.nan), QUICK]) == [FAIR, FAIR]
+    assert compare([pace(product_seconds=math.nan)] * 2) == [FAIR, FAIR]
 
 
 def test_two_reports_in_a_row_make_a_rank_slow_and_two_make_it_quick_again(says: Says) -> None:

@@ -10,6 +10,7 @@ from megaslm.slm.choice import Every
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
 from megaslm.training.skipped_step import why_left_out, why_unrankable
+from tests.chosen import output_of
 from tests.messages import Says
 
 ROWS, SEQ_LEN = 12, 4
@@ -49,6 +50,8 @@ def test_losses_of_targets_that_were_not_chosen_are_not_to_blame(says: Says) -> 
     targets = [targets_of(torch.tensor([3])), targets_of(torch.tensor([8]))]
     losses = [torch.tensor([[1.0, torch.inf, torch.nan, 1.0]]), torch.tensor([[1.0, 1.0, torch.inf, 1.0]])]
     chosen = [Every(torch.tensor([True, False, False, True])), Every(torch.tensor([True, True, True, False]))]
-    says(why_left_out(targets, chosen, losses, row_name), "web:8")
+    outputs = [output_of(*pair) for pair in zip(chosen, losses, strict=True)]
+    says(why_left_out(targets, chosen, outputs, row_name), "web:8")
     of_none = [Every(torch.zeros(SEQ_LEN, dtype=torch.bool))] * 2
-    says(why_left_out(targets, of_none, losses, row_name))
+    outputs = [output_of(*pair) for pair in zip(of_none, losses, strict=True)]
+    says(why_left_out(targets, of_none, outputs, row_name))

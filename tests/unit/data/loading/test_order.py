@@ -95,6 +95,57 @@ def test_no_row_of_a_stream_comes_again_before_every_other_has_come(
         )
 
 
+@st.composite
+def longer_and_longer(draw: st.DrawFn) -> list[RowOrder]:
+    """The same streams three times, some of them with more shards from one to the next."""
+    streams = draw(st.lists(st.lists(st.integers(1, 12), min_size=3, max_size=6), min_size=1, max_size=3))
+    shares = draw(st.none() | st.lists(st.floats(0.05, 5), min_size=len(streams), max_size=len(streams)).map(tuple))
+    counts = [sorted(draw(st.lists(st.integers(1, len(sizes)), min_size=3, max_size=3))) for sizes in streams]
+    orders: list[RowOrder] = []
+    for stage, first_epoch in enumerate([0, draw(st.integers(0, 2)), 3]):
+        shards = tuple(tuple(sizes[: count[stage]]) for sizes, count in zip(streams, counts, strict=True))
+        orders.append(RowOrder(shards, shares, 2, 2, SEED, orders[-1] if orders else None, first_epoch))
+    return orders
+
+
+@settings(deadline=None)
+@given(longer_and_longer())
+def test_streams_that_become_longer_end_their_epoch_and_their_pass(orders: list[RowOrder]) -> None:
+    if not orders[0].rows_per_epoch:
+        return
+    last, epochs = orders[-1], range(8)
+    holding = [next(order for order in reversed(orders) if order.first_epoch <= epoch) for epoch in epochs]
+    begin = 0
+    for epoch in epochs:
+        rows = last.rows_in(epoch)
+        assert rows == holding[epoch].rows_per_epoch
+        assert last.place_of(begin) == (epoch, 0)
+        assert last.place_of(begin + rows - 1) == (epoch, rows - 1)
+        begin += rows
+    had: list[Counter[int]] = [Counter() for _ in last.shards]
+    for epoch in epochs:
+        rows_by_name = named(last, epoch)
+        assert rows_by_name == named(holding[epoch], epoch)
+        assert last.shares is not None or len(set(rows_by_name)) == len(rows_by_name)
+        for counts, shards in zip(had, holding[epoch].shards, strict=True):
+            # What is new joins the pass that the stream is in.
+            passes = min(counts.values(), default=0)
+            counts.update({row: passes for row in range(sum(shards)) if row not in counts})
+        for stream, row in rows_by_name:
+            had[stream][row] += 1
+            assert last.shares is None or max(had[stream].values()) - min(had[stream].values()) <= 1
+
+
+def named(order: RowOrder, epoch: int) -> list[tuple[int, int]]:
+    """An epoch's rows, each as its stream and its place in it, whatever the numbers of rows are."""
+    numbers = np.empty(order.rows_in(epoch), order.dtype)
+    order.fill(epoch, numbers)
+    ends = np.cumsum([sum(shards) for shards in order.shards])
+    streams = np.searchsorted(ends, numbers, side="right")
+    places = numbers.astype(np.int64) - np.concatenate([[0], ends])[streams]
+    return list(zip(streams.tolist(), places.tolist(), strict=True))
+
+
 def test_rows_come_in_another_order_in_each_epoch_and_pass() -> None:
     even = RowOrder(((64, 64),), None, 8, 8, SEED)
     shared = RowOrder(((64, 64), (128,)), (0.5, 0.5), 8, 8, SEED)

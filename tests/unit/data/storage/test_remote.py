@@ -1,4 +1,4 @@
-"""URLs, and what is said where a driver or a store cannot serve them; the stores themselves are in integration."""
+"""URLs, and what is said where a driver or a store cannot serve them; the stores themselves are in tests/system."""
 
 import subprocess
 import sys

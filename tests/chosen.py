@@ -1,0 +1,22 @@
+"""What the head gives for a choice, where the losses are made up and nothing is trained."""
+
+import torch
+from torch import Tensor
+
+from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_cut
+
+
+def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
+    """For (B, L) losses."""
+    flat = losses.flatten()
+    if isinstance(choice, Every | Known):
+        mask, cut = choice.mask, no_cut(losses.device)
+    else:
+        mask, cut, *_ = choice(flat)
+    return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
+
+
+def selected(mask: Tensor, non_finite: Tensor | None = None) -> Selected:
+    """What a choice comes to that cuts no groups."""
+    bad = torch.zeros_like(mask) if non_finite is None else non_finite
+    return Selected(mask, no_cut(mask.device), bad, bad.sum())

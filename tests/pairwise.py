@@ -1,0 +1,27 @@
+"""Few cases of many, in which any two values meet that meet in some of the many."""
+
+from collections.abc import Callable, Hashable, Sequence
+from itertools import combinations
+from typing import TypeVar
+
+T = TypeVar("T")
+Pair = frozenset[tuple[str, Hashable]]
+
+
+def pairs_of(values: dict[str, Hashable]) -> set[Pair]:
+    """Every two of a case's values, each with the name of what it is a value of."""
+    return {frozenset(pair) for pair in combinations(values.items(), 2)}
+
+
+def pairwise(cases: Sequence[T], values: Callable[[T], dict[str, Hashable]]) -> list[T]:
+    """Cases in which every pair occurs that occurs in all of them; each in its turn adds the most new pairs.
+
+    Not the fewest there are, but near them. What cannot go together need not be told: it is in none of the cases.
+    """
+    pairs = [pairs_of(values(case)) for case in cases]
+    missing = set[Pair]().union(*pairs)
+    chosen: list[int] = []
+    while missing:
+        chosen.append(max(range(len(cases)), key=lambda number: len(pairs[number] & missing)))
+        missing -= pairs[chosen[-1]]
+    return [cases[number] for number in sorted(chosen)]

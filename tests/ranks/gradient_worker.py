@@ -1,0 +1,297 @@
+"""Of test_gradients: the gradients of a ZeRO-3 step, and those of plain PyTorch in float64 over the whole batch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from deepspeed.utils import safe_get_full_grad
+from torch import Tensor
+
+from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import RunConfig
+from megaslm.data.loading.loader import MicroBatch
+from megaslm.engine.distributed import World
+from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.model.load import build_from_shape, draw_weights
+from megaslm.model.selective_head import HeadSettings
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm import head_pass
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
+from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.recent_cuts import AT_START, SelectionState
+from megaslm.slm.selection import ordered_image
+from megaslm.slm.step_plan import Mode, Moment, Scope, SelectionRule
+from megaslm.slm.targets import Score
+from megaslm.slm.token_loss import HeadMethod
+from megaslm.training.step import TrainStep
+from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
+
+GLOBAL_ROWS = 8
+STEP = 3
+# Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
+EXPECTED_CUT = {"excess": -0.7, "loss": 3.1}
+METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
+SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
+KNOWN_BEFOREHAND: tuple[Score, ...] = ("reference", "entropy", "reference_and_entropy", "random")
+
+
+@dataclass(frozen=True)
+class Case:
+    scope: Scope
+    micro_steps: int
+    tied: bool
+    score: Score = "excess"
+    mode: Mode = "exact"
+    method: HeadMethod = "bracket"
+    max_ref_loss: float | None = None
+    starved_rank: bool = False
+    checkpointing: bool = False
+
+    @property
+    def keep_ratio(self) -> Decimal:
+        """Less than half where one of two ranks is to come away empty."""
+        return Decimal("0.4" if self.starved_rank else "0.6")
+
+    @property
+    def state(self) -> SelectionState:
+        """The cuts of the steps before."""
+        if self.score not in EXPECTED_CUT:
+            return AT_START
+        return SelectionState((int(ordered_image(torch.tensor(EXPECTED_CUT[self.score]))) << HASH_BITS,))
+
+    @property
+    def data(self) -> object:
+        """What decides the losses: cases that share it share their float64 model."""
+        return self.tied, self.starved_rank and self.scope
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the gradient comes from exponentials kept in bf16: where the choice waits for the losses."""
+        measured_before = self.scope == "batch" and self.mode == "exact" and self.micro_steps > 1
+        return self.method == "cache" and self.score in EXPECTED_CUT and not measured_before
+
+
+def every_case() -> list[Case]:
+    """On each engine every scope × score; further cases for what they leave out.
+
+    A choice that depends on losses meets every method with every scope. For one known beforehand all methods go one
+    way: each engine has every pair of score, scope and method, and all engines together every three of them.
+    """
+    return [case for cases in zip(*map(cases_of, range(len(ENGINES))), strict=True) for case in cases] + FURTHER
+
+
+def cases_of(engine: int) -> Iterator[Case]:
+    tied, micro_steps = ENGINES[engine]
+    for score, scope, method in product(("excess", "loss"), SCOPES, METHODS):
+        yield Case(scope, micro_steps, tied, score=score, method=method)
+    for score, method in product(("excess", "loss"), METHODS):
+        yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
+    for (number, score), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
+        yield Case(scope, micro_steps, tied, score=score, method=METHODS[(number + place + engine) % 3])
+    for place, scope in enumerate(SCOPES):
+        yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
+
+
+ENGINES = list(product((False, True), (1, 4)))
+"""Tied or not, and micro-steps."""
+FURTHER = [
+    Case("batch", 1, tied=True, starved_rank=True),
+    Case("sequence", 4, tied=False, starved_rank=True),
+    Case("batch", 4, tied=False, starved_rank=True),
+    Case("batch", 1, tied=True, checkpointing=True),
+]
+
+
+class RecordingEngine(ZeroEngine):
+    """Keeps the whole gradients of the step's end, before they are used up."""
+
+    def __init__(self, model: SelectiveLM, settings: dict[str, object], config: RunConfig) -> None:
+        super().__init__(model, settings, adamw(model, settings, config.train))
+        self.model = model
+        self.gradients: dict[str, Tensor] = {}
+
+    def step(self, lr: float) -> bool:
+        if self._engine.is_gradient_accumulation_boundary():
+            self.gradients = {
+                name: safe_get_full_grad(parameter).double() for name, parameter in self.model.named_parameters()
+            }
+        return super().step(lr)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens (8, L+1), and (8, L) of the others; the second half of the rows goes to the second of two ranks."""
+
+    tokens: Tensor
+    ref_loss: Tensor
+    ref_entropy: Tensor
+
+    @classmethod
+    def of(cls, case: Case) -> "Batch":
+        generator = torch.Generator().manual_seed(7)
+        tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
+        tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
+        ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
+        ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
+        if case.starved_rank and case.scope == "batch":
+            ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
+        elif case.starved_rank:
+            tokens[GLOBAL_ROWS // 2 :] = EOS_ID
+        return cls(tokens, ref_loss, ref_entropy)
+
+    @property
+    def valid(self) -> Tensor:
+        return self.tokens[:, :-1] != EOS_ID
+
+    @property
+    def keys(self) -> Tensor:
+        return target_keys(torch.arange(GLOBAL_ROWS), 0, SEQ_LEN)
+
+    def share(self, world: World, micro_batch_rows: int) -> Iterator[MicroBatch]:
+        mine = torch.arange(GLOBAL_ROWS).chunk(world.size)[world.rank]
+        for rows in mine.split(micro_batch_rows):
+            yield MicroBatch(
+                self.tokens[rows],
+                rows,
+                rows % 2,
+                self.ref_loss[rows],
+                ref_entropy=self.ref_entropy[rows],
+                visit=0,
+            )
+
+
+class Definition:
+    """The definition, in float64: rank by sorting, sum, divide once by the global count."""
+
+    def __init__(self, case: Case) -> None:
+        architecture = config_of(case, 1).model.from_scratch
+        assert architecture is not None
+        lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+        draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
+        self.batch = Batch.of(case)
+        self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
+        self.losses = torch.stack([documents_apart(lm, row) for row in self.batch.tokens])
+
+    def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
+        selected = self.selected(case, world_size)
+        if case.starved_rank:
+            assert not selected[GLOBAL_ROWS // 2 :].any()
+        denominator = max(1, int(selected.sum()))
+        if case.mode == "running":
+            denominator = float(case.keep_ratio) * int(self.batch.valid.sum())
+        found = torch.autograd.grad(
+            self.losses[selected].sum() / denominator, list(self.parameters.values()), retain_graph=True
+        )
+        return dict(zip(self.parameters, found, strict=True))
+
+    def selected(self, case: Case, world_size: int) -> Tensor:
+        batch, losses = self.batch, self.losses.detach()
+        eligible = batch.valid & (batch.ref_loss <= (case.max_ref_loss or float("inf")))
+        scores = {
+            "excess": losses - batch.ref_loss,
+            "loss": losses,
+            "reference": -batch.ref_loss.double(),
+            "entropy": -batch.ref_entropy.double(),
+            "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
+        }
+        if case.score == "reference_and_entropy":
+            return self.selected(replace(case, score="reference"), world_size) & self.selected(
+                replace(case, score="entropy"), world_size
+            )
+        if case.mode == "running":
+            return eligible & (scores[case.score] >= EXPECTED_CUT[case.score])
+        return top_of_groups(case, groups(case, world_size), scores[case.score], batch.valid, eligible)
+
+
+def top_of_groups(case: Case, row_groups: list[list[int]], scores: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
+    selected = torch.zeros_like(valid)
+    for group in row_groups:
+        places = [(row, place) for row in group for place in range(SEQ_LEN)]
+        keep = int(case.keep_ratio * sum(bool(valid[place]) for place in places) + Decimal("0.5"))
+        candidates = sorted((-float(scores[place]), *place) for place in places if eligible[place])
+        for _, row, place in candidates[:keep]:
+            selected[row, place] = True
+    return selected
+
+
+def groups(case: Case, world_size: int) -> list[list[int]]:
+    """The rows among which a target must rank, as the definition of the scope has them."""
+    rows = list(range(GLOBAL_ROWS))
+    if case.scope == "batch":
+        return [rows]
+    size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world_size // case.micro_steps
+    return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
+
+
+def documents_apart(lm: torch.nn.Module, row: Tensor) -> Tensor:
+    """A row's losses, each document run through the model by itself."""
+    starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
+    ends = [*starts[1:], SEQ_LEN]
+    losses = []
+    for start, end in zip(starts, ends, strict=True):
+        if start < end:
+            logits = lm(row[None, start:end]).logits[0]
+            losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
+    return torch.cat(losses)
+
+
+def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
+    plan = plan_batches(config, world.size)
+    assert plan.micro_steps == case.micro_steps
+    settings = deepspeed_settings(config, plan, precision="fp32", on_gpu=False)
+    sharding = ZeroSharding(settings)
+    architecture = config.model.from_scratch
+    assert architecture is not None
+    lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+    draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
+    if case.checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lm.train()
+    return RecordingEngine(SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True), settings, config)
+
+
+def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[str, Tensor]:
+    """The gradients of one step that moves nothing: its learning rate is 0."""
+    engine.model.lm.lm_head.settings = HeadSettings(case.method)
+    micro_batches = list(Batch.of(case).share(world, GLOBAL_ROWS // world.size // case.micro_steps))
+    rule = SelectionRule(
+        KeepRatio(case.keep_ratio),
+        score=case.score,
+        scope=case.scope,
+        mode=case.mode,
+        max_ref_loss=case.max_ref_loss,
+    )
+    objective = SelectiveObjective(rule, case.state)
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=False)
+    train_step(micro_batches, Moment(STEP, 0), learning_rate=0.0)
+    return engine.gradients
+
+
+def config_of(case: Case, world_size: int) -> RunConfig:
+    return run_config(
+        Path("unused"),
+        Path("unused"),
+        model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
+        train={"micro_batch_rows": GLOBAL_ROWS // world_size // case.micro_steps},
+    )
+
+
+_ENGINES: dict[object, RecordingEngine] = {}
+"""What a rank has started for one case and keeps for the next."""
+
+
+def gradients(world: World, case: Case) -> dict[str, Tensor]:
+    """The job: every parameter's whole gradient, as this rank has it."""
+    kind = (case.tied, case.micro_steps, case.checkpointing)
+    if kind not in _ENGINES:
+        _ENGINES[kind] = start_engine(case, config_of(case, world.size), world)
+    with pytest.MonkeyPatch.context() as patch:
+        # Several chunks a call, and not equally many on the two ranks: no rank waits for another inside the head.
+        patch.setattr(head_pass, "_LOGIT_BYTES_ON_CPU", 4 * VOCAB_SIZE * (10 + 20 * world.rank))
+        return step_gradients(_ENGINES[kind], case, world)

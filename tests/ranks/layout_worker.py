@@ -1,0 +1,153 @@
+"""The job of test_layouts: trains by every rule on one layout, and records each step."""
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor
+
+from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import RunConfig
+from megaslm.data.loading.loader import MicroBatch
+from megaslm.engine.distributed import World
+from megaslm.engine.zero import ZeroEngine, ZeroSharding
+from megaslm.model.load import build_from_shape, draw_weights
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.ranking import AboveThreshold
+from megaslm.slm.recent_cuts import score_of_rank
+from megaslm.slm.selection import AllReduceSum, score_of_image
+from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.targets import Targets, excess_loss
+from megaslm.training.step import TrainStep
+from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
+
+STEPS = 6
+GLOBAL_ROWS = 8
+LEARNING_RATE = 0.1
+KEEP_RATIO = Decimal("0.6")
+RULES = {
+    "batch exact": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="exact"),
+    "batch running": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="running"),
+    "sequence": SelectionRule(KeepRatio(KEEP_RATIO), scope="sequence"),
+    "microbatch": SelectionRule(KeepRatio(KEEP_RATIO), scope="microbatch"),
+    "repeated rows": SelectionRule(KeepRatio(KEEP_RATIO), scope="batch", mode="exact"),
+}
+ROWS = {"repeated rows": (0, 3, 3, 1, 0, 5, 3, 0)}
+"""Which of its 8 rows a step has; without an entry each of them once."""
+
+
+Step = dict[str, Tensor]
+"""One rank's valid targets in one step, (n,) each: `keys`, `scores`, `selected` and `cuts`, where each was cut."""
+
+
+class Run(TypedDict):
+    """What one rank saw of one rule on one layout; parameters are whole."""
+
+    steps: list[Step]
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+
+
+class RecordingObjective(SelectiveObjective):
+    """Keeps what every step ranked, where it cut and what it chose."""
+
+    def __init__(self, rule: SelectionRule) -> None:
+        super().__init__(rule)
+        self.steps: list[Step] = []
+
+    def plan_step(
+        self,
+        micro_batches: Sequence[Targets],
+        moment: Moment,
+        measure_losses: MeasureLosses,
+        all_reduce_sum: AllReduceSum,
+    ) -> StepPlan:
+        self._targets = list(micro_batches)
+        self._threshold = score_of_rank(self._cuts.threshold(torch.device("cpu"))) if self._cuts else None
+        return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
+
+    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
+        step_cut = super().end_step(plan, outputs)
+        parts = []
+        for number, (output, targets) in enumerate(zip(outputs, self._targets, strict=True)):
+            losses = output.losses if plan.losses is None else plan.losses[number]
+            scores = excess_loss(losses, targets.needed_ref_loss())
+            cuts = self._cuts_of(plan.choices[number], output, step_cut)
+            valid = targets.valid
+            parts.append(
+                {
+                    "keys": targets.keys[valid],
+                    "scores": scores.view_as(valid)[valid],
+                    "cuts": cuts.expand(scores.shape).reshape(valid.shape)[valid],
+                    "selected": output.mask[valid],
+                }
+            )
+        self.steps.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return step_cut
+
+    def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
+        """Scores at which the choice was cut, in a shape that expands to that of its scores."""
+        if len(output.cut):
+            return score_of_image(output.cut)[:, None]
+        cut = self._threshold if isinstance(choice, AboveThreshold) else step_cut
+        assert cut is not None
+        return cut
+
+
+def micro_batches(step: int, world: World, micro_steps: int, chosen: Sequence[int]) -> Iterator[MicroBatch]:
+    """This rank's rows of a step, which are the same 8 on every layout and others at every step."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
+    tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
+    ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
+    mine = torch.tensor(chosen).chunk(world.size)[world.rank]
+    for rows in mine.chunk(micro_steps):
+        yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, ref_loss[rows], visit=0)
+
+
+def start_model(config: RunConfig, world: World) -> tuple[SelectiveLM, ZeroEngine]:
+    settings = deepspeed_settings(config, plan_batches(config, world.size), precision="fp32", on_gpu=False)
+    sharding = ZeroSharding(settings)
+    architecture = config.model.from_scratch
+    assert architecture is not None
+    lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+    draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
+    lm.train()
+    model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
+    return model, ZeroEngine(model, settings, torch.optim.SGD(model.parameters(), lr=LEARNING_RATE))
+
+
+def whole_parameters(model: SelectiveLM) -> dict[str, Tensor]:
+    return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in model.named_parameters()}
+
+
+def train(name: str, world: World, micro_steps: int) -> Run:
+    """Plain SGD from the same start: its steps are as far apart as the gradients are."""
+    config = run_config(
+        Path("unused"),
+        Path("unused"),
+        model={"from_scratch": {**SHAPE, "num_layers": 1}},
+        # Clipped gradients would be the same whatever they are divided by.
+        train={"micro_batch_rows": GLOBAL_ROWS // world.size // micro_steps, "max_grad_norm": 0.0},
+        deepspeed_extra={"zero_allow_untested_optimizer": True},
+    )
+    model, engine = start_model(config, world)
+    before = whole_parameters(model)
+    objective = RecordingObjective(RULES[name])
+    rows = ROWS.get(name, range(GLOBAL_ROWS))
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=name in ROWS)
+    for step in range(1, STEPS + 1):
+        train_step(list(micro_batches(step, world, micro_steps, rows)), Moment(step, 0), LEARNING_RATE)
+    return Run(steps=objective.steps, before=before, after=whole_parameters(model))
+
+
+def train_by_every_rule(world: World, micro_steps: int) -> dict[str, Run]:
+    """The job: what this rank saw of each rule."""
+    return {name: train(name, world, micro_steps) for name in RULES}

@@ -1,0 +1,48 @@
+"""Gradient equality: ZeRO-3 on 1 and 2 ranks against plain PyTorch in float64 over the whole batch."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tests.pairwise import pairwise
+from tests.rank_pool import RankPool
+from tests.ranks.gradient_worker import Case, Definition, every_case, gradients
+
+CASES = every_case()
+QUICK = pairwise(CASES, asdict)
+"""Any two values that meet in a case meet in one of these; the others are slow."""
+
+
+def id_of(case: Case) -> str:
+    return "-".join(f"{name}={value}" for name, value in asdict(case).items() if value)
+
+
+_DEFINITIONS: dict[object, Definition] = {}
+
+
+def definition_of(case: Case) -> Definition:
+    if case.data not in _DEFINITIONS:
+        _DEFINITIONS[case.data] = Definition(case)
+    return _DEFINITIONS[case.data]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=id_of(case), marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
+)
+def test_every_parameter_gets_the_gradient_of_the_definition(
+    ranks: RankPool, lone_rank: RankPool, case: Case, world_size: int
+) -> None:
+    expected = definition_of(case).gradients(case, world_size)
+    for found in (lone_rank, ranks)[world_size - 1].run(gradients, case):
+        assert set(found) == set(expected)
+        errors = {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
+        # The cache of a loss-dependent choice is kept in bf16.
+        limit = 1e-3 if case.is_cached else 1e-5
+        assert {name: error for name, error in errors.items() if not error < limit} == {}
+
+
+def test_there_are_cases() -> None:
+    assert len(CASES) == 160
+    assert len(QUICK) < 30

@@ -1,0 +1,96 @@
+"""The pool of ranks: what jobs give and raise, who has died or hangs, and that jobs leave one another alone."""
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from megaslm.engine.distributed import World, all_reduce_sum
+from tests.rank_pool import RankFailed, RankPool
+
+
+@pytest.fixture
+def pool() -> Iterator[RankPool]:
+    """Ranks that only one test has."""
+    pool = RankPool(2)
+    yield pool
+    pool.close()
+
+
+def process(world: World) -> int:
+    return os.getpid()
+
+
+def together(world: World, value: int) -> float:
+    return all_reduce_sum(torch.tensor([float(value + world.rank)])).item()
+
+
+def changed(world: World) -> None:
+    os.environ["LEFT_BEHIND"] = "1"
+    os.chdir(tempfile.gettempdir())
+    torch.manual_seed(world.rank + 1)
+
+
+def seen(world: World) -> tuple[str | None, Path, int]:
+    return os.environ.get("LEFT_BEHIND"), Path.cwd(), torch.initial_seed()
+
+
+def fail_on(world: World, rank: int) -> None:
+    if world.rank == rank:
+        raise ValueError("out of sorts")
+    together(world, 0)
+
+
+def die_on(world: World, rank: int) -> None:
+    if world.rank == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    together(world, 0)
+
+
+def hang_on(world: World, rank: int) -> None:
+    if world.rank == rank:
+        time.sleep(600)
+
+
+def test_jobs_work_together_in_the_same_two_processes(ranks: RankPool) -> None:
+    first = ranks.run(process)
+    assert len({*first, os.getpid()}) == 3
+    assert ranks.run(together, 20) == [41.0, 41.0]
+    assert ranks.run(together, value=1) == [3.0, 3.0]
+    assert ranks.run(process) == first
+
+
+def test_what_a_job_changes_is_set_back(ranks: RankPool) -> None:
+    ranks.run(process)
+    before = ranks.run(seen)
+    ranks.run(changed)
+    assert ranks.run(seen) == before == [(None, Path.cwd(), 0)] * 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_fails_is_named_with_its_stack_and_the_ranks_are_made_anew(pool: RankPool, rank: int) -> None:
+    before = pool.run(process)
+    with pytest.raises(RankFailed, match=f"rank {rank}: Traceback(.|\n)*in fail_on(.|\n)*ValueError: out of sorts"):
+        pool.run(fail_on, rank)
+    assert pool.run(together, 1) == [3.0, 3.0]
+    assert not set(before) & set(pool.run(process))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_dies_is_named(pool: RankPool, rank: int) -> None:
+    with pytest.raises(RankFailed, match=f"rank {rank} has died, with the status -9"):
+        pool.run(die_on, rank)
+    assert pool.run(together, 1) == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_hangs_is_named_with_its_stack(rank: int) -> None:
+    pool = RankPool(2, longest_job_seconds=1.0)
+    with pytest.raises(RankFailed, match=f"rank {rank} has not come back from its job(.|\n)*in hang_on"):
+        pool.run(hang_on, rank)
+    pool.close()

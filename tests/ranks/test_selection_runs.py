@@ -1,0 +1,99 @@
+"""Whole runs that select otherwise than by exact excess loss, and runs that meet what cannot be ranked."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from megaslm.config.schema import RunConfig
+from tests.chain import Chain
+from tests.forked_cli import run_megaslm
+from tests.toy import SEQ_LEN, write_config
+
+
+def changed(config: RunConfig, run: Path, **sections: dict[str, object]) -> RunConfig:
+    settings = config.model_dump()
+    for name, changes in sections.items():
+        settings[name] |= changes
+    return RunConfig.model_validate({**settings, "run_dir": str(run)})
+
+
+def steps_of(run: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key != "tokens_per_second"}
+        for line in lines
+        if line["kind"] == "step"
+    ]
+
+
+def test_a_running_threshold_goes_on_from_its_checkpoint(chain: Chain, tmp_path: Path) -> None:
+    run = tmp_path / "running"
+    config = changed(chain.slm_config(run), run, slm={"mode": "running"})
+    path = write_config(tmp_path / "running.yaml", config)
+    run_megaslm("train", path)
+    undisturbed = steps_of(run)
+    progress = json.loads((run / "checkpoints" / "step-00000004" / "progress.json").read_text())
+    assert len(progress["selection"]["cuts"]) == 3
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    run_megaslm("train", path, "--resume")
+    assert steps_of(run) == undisturbed
+    # The first step is exact. The losses of this toy fall so fast that the threshold lags far behind them.
+    assert abs(float(str(undisturbed[0]["selected_ratio"])) - 0.6) < 0.005
+    ratios = [float(str(step["selected_ratio"])) for step in undisturbed]
+    assert len(set(ratios)) > 2
+    assert 0.2 < min(ratios[1:]) <= max(ratios[1:]) < 0.95
+
+
+def test_a_run_by_entropy_needs_entropies_and_reports_what_it_measured(chain: Chain, tmp_path: Path) -> None:
+    run = tmp_path / "entropy"
+    slm: dict[str, object] = {"score": "reference_and_entropy", "measure_unselected": False}
+    config = changed(chain.slm_config(run), run, slm=slm)
+    said = run_megaslm("train", write_config(tmp_path / "entropy.yaml", config), expect_status=2)
+    assert "holds no ref_entropy" in said
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+    scored = tmp_path / "scored"
+    run_megaslm("score", "--entropy", "--reference", chain.reference, chain.tokens, scored)
+    config = changed(config, run, data={"train": str(scored)})
+    run_megaslm("train", write_config(tmp_path / "entropy.yaml", config), world_size=2)
+    steps = steps_of(run)
+    assert len(steps) == 8
+    for step in steps:
+        assert step["all_loss"] is None
+        assert step["excess_quantiles"] == {}
+        assert set(step["domain_ratio"]) == {"a", "b"}  # type: ignore[arg-type]
+        # Of two sets of 60%, between 20% and 60% are in both.
+        assert 0.19 < float(str(step["selected_ratio"])) < 0.61
+
+
+def test_weights_that_give_no_numbers_stop_the_run_and_its_rows_are_named(chain: Chain, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(chain.reference, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    run = tmp_path / "run"
+    config = changed(
+        chain.slm_config(run),
+        run,
+        model={"from_run": None, "from_pretrained": str(broken)},
+        train={"micro_batch_rows": 4},
+    )
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2, expect_status=1)
+    for step in (1, 2, 3):
+        assert re.search(rf"step {step}/8 · skipped: \d+ targets cannot be ranked, .*in the rows [ab]:\d+, ", said)
+    assert "NonFiniteLoss: step 3: skipped as the last of 3 in a row" in said
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["kind"] == "skipped"] == [1, 2, 3]
+    assert not list((run / "checkpoints").glob("*/COMPLETE"))
+
+
+def test_a_cache_that_does_not_fit_is_refused(chain: Chain, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = changed(chain.slm_config(run), run, slm={"head": "cache", "head_cache_gib": 1e-6, "mode": "running"})
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), expect_status=2)
+    assert f"slm.head = cache: holds 3.81e-06 GiB for 2 rows of {SEQ_LEN} targets" in said
+    assert "more than slm.head_cache_gib = 1e-06" in said
+    assert [path.name for path in run.iterdir()] == [".lock"]

@@ -1,0 +1,195 @@
+"""What a run does about a loss spike: nothing, a warning, an end, or a roll-back behind the rows that were read."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from megaslm.config.schema import RunConfig
+from megaslm.data.loading.loader import MicroBatch, TrainingStream
+from megaslm.data.loading.order import Extent
+from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
+from tests.forks import statuses_of
+from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config
+from tests.training import changed, losses, run_training, start_training
+
+STEPS = 24
+ROWS_PER_STEP = 8
+STEPS_BETWEEN_CHECKPOINTS = 4
+BAD_STEP = 18
+LAST_GOOD_CHECKPOINT = 16
+FIRST_BAD_ROW = (BAD_STEP - 1) * ROWS_PER_STEP
+BEHIND_BAD_ROWS = BAD_STEP * ROWS_PER_STEP
+
+
+def same_rows(generator: np.random.Generator, count: int, seq_len: int, vocab_size: int) -> np.ndarray:
+    """Rows that are soon learned."""
+    return np.tile(np.arange(3, 4 + seq_len), (count, 1))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("spikes") / "tokens"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.toy.random_rows", same_rows)
+        make_dataset(folder, {("train", "a"): [2 * STEPS * ROWS_PER_STEP]})
+    return folder
+
+
+Stream = Callable[[TrainingStream, int, tuple[Extent, ...]], Iterator[MicroBatch]]
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes noise of the rows that are read in these places of the run's order, and kills who reads another one."""
+
+    def spoil(first: int, behind: int, *, deadly: int | None = None) -> None:
+        monkeypatch.setattr(TrainingStream, "micro_batches", spoiled(clean, range(first, behind), deadly))
+
+    clean = TrainingStream.micro_batches
+    return spoil
+
+
+def spoiled(clean: Stream, bad: range, deadly: int | None) -> Stream:
+    def micro_batches(stream: TrainingStream, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Iterator[MicroBatch]:
+        print(f"reads from row {rows_seen}", flush=True)
+        noise = torch.Generator().manual_seed(0)
+        for batch in clean(stream, rows_seen, extents):
+            if rows_seen == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if rows_seen in bad:
+                batch = replace(batch, tokens=torch.randint(3, VOCAB_SIZE, batch.tokens.shape, generator=noise))
+            yield batch
+            rows_seen += ROWS_PER_STEP
+
+    return micro_batches
+
+
+def config_of(run: Path, dataset: Path, on_spike: str, *, steps_between_checkpoints: int) -> RunConfig:
+    step_tokens = ROWS_PER_STEP * SEQ_LEN
+    return run_config(
+        run,
+        dataset,
+        model={"from_scratch": {**SHAPE, "num_layers": 1}},
+        train={"total_tokens": STEPS * step_tokens, "schedule": "constant"},
+        checkpoint={"every_tokens": steps_between_checkpoints * step_tokens, "keep_last": STEPS},
+        guard={"on_spike": on_spike, "spike_window_steps": 8},
+        log={"every_steps": 1},
+    )
+
+
+@pytest.fixture
+def configured(tmp_path: Path, dataset: Path) -> Callable[..., RunConfig]:
+    def configured(on_spike: str, *, steps_between_checkpoints: int = STEPS_BETWEEN_CHECKPOINTS) -> RunConfig:
+        run = tmp_path / "run"
+        return config_of(run, dataset, on_spike, steps_between_checkpoints=steps_between_checkpoints)
+
+    return configured
+
+
+def steps_saved(config: RunConfig) -> list[int]:
+    return [checkpoint.step for checkpoint in complete_checkpoints(Path(config.run_dir) / "checkpoints")]
+
+
+Said = pytest.CaptureFixture[str]
+FOUND = f"step {BAD_STEP}: the loss of "
+
+
+@pytest.mark.parametrize(("on_spike", "warnings"), [("warn", 1), ("off", 0)])
+def test_a_run_goes_on_over_a_spike(
+    on_spike: str, warnings: int, spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+) -> None:
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    config = configured(on_spike)
+    run_training(config)
+    said = capfd.readouterr().out
+    assert said.count(f"warning: {FOUND}") == said.count("above the mean of those before") == warnings
+    assert said.count("reads from row") == 1
+    assert len(losses(Path(config.run_dir))) == STEPS
+    assert steps_saved(config)[-1] == STEPS
+
+
+def test_a_run_stops_at_a_spike(spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said) -> None:
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    config = configured("stop")
+    run_training(config, expect_status=1)
+    said = capfd.readouterr().err
+    assert FOUND in said
+    assert "guard.on_spike = stop: look at the rows" in said
+    assert len(losses(Path(config.run_dir))) == BAD_STEP
+    assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
+
+
+def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+) -> None:
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    config = configured("rollback", steps_between_checkpoints=BAD_STEP)
+    run_training(config, expect_status=1)
+    said = capfd.readouterr().err
+    assert FOUND in said
+    assert "there is no checkpoint from before to go back to" in said
+    assert steps_saved(config) == []
+
+
+def test_a_roll_back_waits_for_what_is_being_removed(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, capfd: Said
+) -> None:
+    """As it is where a checkpoint is large: a file is removed, and the next one some time after."""
+
+    remove = shutil.rmtree
+
+    def remove_slowly(folder: Path, **options: Any) -> None:
+        if folder == step_folder(folder.parent, LAST_GOOD_CHECKPOINT - STEPS_BETWEEN_CHECKPOINTS):
+            for path in sorted(folder.iterdir()):
+                path.unlink()
+                time.sleep(0.2)
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    config = changed(configured("rollback"), checkpoint={"keep_last": 1})
+    run_training(config)
+    assert steps_saved(config) == [STEPS]
+    assert "cannot be removed" not in capfd.readouterr().out
+
+
+def test_a_run_gives_up_that_comes_back_to_one_checkpoint_again_and_again(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+) -> None:
+    spoil(FIRST_BAD_ROW, 2 * STEPS * ROWS_PER_STEP)
+    config = configured("rollback")
+    run_training(config, expect_status=1)
+    said = capfd.readouterr()
+    # From the first of the bad rows on each attempt meets the next of them at its first step.
+    for behind in range(3):
+        assert f"reads from row {BEHIND_BAD_ROWS + behind * ROWS_PER_STEP}\n" in said.out
+    assert said.out.count("reads from row") == 4
+    assert f"has gone back to step {LAST_GOOD_CHECKPOINT} 3 times already" in said.err
+    assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
+
+
+def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+) -> None:
+    """Before it has saved anything since: its newest checkpoint knows nothing of the roll-back."""
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS, deadly=BEHIND_BAD_ROWS + ROWS_PER_STEP)
+    config = configured("rollback")
+    assert statuses_of(start_training(config)) == [-signal.SIGKILL]
+    assert f"back from step {BAD_STEP} to step {LAST_GOOD_CHECKPOINT}" in capfd.readouterr().out
+    assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    run_training(config, resume=True)
+    said = capfd.readouterr().out
+    assert f"goes on after step {LAST_GOOD_CHECKPOINT}" in said
+    assert f"reads from row {BEHIND_BAD_ROWS}\n" in said
+    assert "above the mean of those before" not in said
+    assert len(losses(Path(config.run_dir))) == STEPS

@@ -1,0 +1,123 @@
+"""Training runs: resumed ones, SLM at k = 1, and what is exported."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megaslm.data.dataset.row_reader import RowReader
+from megaslm.observe.records import read_validations
+from tests.chain import Chain
+from tests.forked_cli import run_megaslm
+from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
+from tests.training import run_training
+
+
+def steps_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = ("step", "tokens", "loss", "all_loss", "selected_ratio", "learning_rate", "gradient_norm")
+    return [{name: line[name] for name in measured} for line in lines if line["kind"] == "step"]
+
+
+def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tmp_path: Path) -> None:
+    run = tmp_path / "slm"
+    shutil.copytree(chain.slm_run, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    config = write_config(tmp_path / "slm.yaml", chain.slm_config(run))
+
+    refused = run_megaslm("train", config, world_size=2, expect_status=2)
+    assert "holds a run already" in refused
+    said = run_megaslm("train", config, "--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}", world_size=2)
+
+    assert "train.total_tokens: 1024 → 1280" in said
+    undisturbed, resumed = steps_of(chain.slm_run), steps_of(run)
+    assert [record["step"] for record in resumed] == list(range(1, 11))
+    assert resumed[:8] == undisturbed
+    assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
+
+
+def test_one_rank_trains_on_what_two_trained_on(chain: Chain, tmp_path: Path) -> None:
+    run_training(chain.slm_config(tmp_path / "slm"))
+    for alone, together in zip(steps_of(tmp_path / "slm"), steps_of(chain.slm_run), strict=True):
+        assert alone["selected_ratio"] == together["selected_ratio"]
+        assert alone == pytest.approx(together, rel=1e-4)
+
+
+def test_slm_that_keeps_everything_is_clm_bit_for_bit(chain: Chain, tmp_path: Path) -> None:
+    def train(name: str, objective: str, keep_ratio: float) -> list[dict[str, float]]:
+        config = run_config(
+            tmp_path / name,
+            chain.scored,
+            train={"objective": objective, "total_tokens": 20 * 8 * SEQ_LEN},
+            slm={"keep_ratio": keep_ratio},
+        )
+        run_training(config)
+        return steps_of(tmp_path / name)
+
+    causal, selective = train("clm", "clm", 0.6), train("slm", "slm", 1)
+    assert len(causal) == 20
+    assert causal == selective
+
+
+def test_slm_selects_k_of_each_step(chain: Chain) -> None:
+    # 0.6 of at most 128 targets a step, rounded.
+    assert all(abs(record["selected_ratio"] - 0.6) <= 0.5 / 60 for record in steps_of(chain.slm_run))
+
+
+def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain: Chain) -> None:
+    lm = AutoModelForCausalLM.from_pretrained(chain.reference)
+    tokenizer = AutoTokenizer.from_pretrained(chain.reference)
+    assert tokenizer.eos_token_id == EOS_ID
+    assert len({path.stat().st_mode for path in chain.reference.iterdir()}) == 1
+    reader = RowReader(chain.tokens, "heldout", "a")
+    losses = []
+    for number in range(len(reader)):
+        row = torch.tensor(reader[number]["tokens"].astype("int64"))
+        starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
+        ends = [*(start - 1 for start in starts[1:]), SEQ_LEN]  # What an EOS would predict is another document.
+        for start, end in zip(starts, ends, strict=True):
+            if start < end:
+                with torch.no_grad():
+                    logits = lm(row[None, start:end]).logits[0]
+                losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
+    reported = read_validations(chain.reference_run / "metrics.jsonl")[-1]
+    measured = torch.cat(losses)
+    assert reported.targets == len(measured)
+    assert abs(float(measured.mean()) - reported.loss) < 1e-4
+
+
+def test_cost_counts_scoring_and_the_reference(chain: Chain) -> None:
+    cost = json.loads((chain.slm_run / "cost.json").read_text())
+    assert set(cost) == {"training", "shard_checks", "domains", "scoring", "reference_training", "datasets"}
+    assert set(cost["datasets"]) == {"data.train"}
+    for stage in ("scoring", "reference_training"):
+        assert cost[stage]["seconds"] == cost["datasets"]["data.train"][stage]["seconds"] > 0
+    assert cost["training"]["tokens_seen"] == 8 * 8 * SEQ_LEN
+    assert cost["training"]["tokens_selected"] < cost["training"]["tokens_seen"]
+
+
+def test_what_was_read_of_each_domain_adds_up(chain: Chain) -> None:
+    domains = json.loads((chain.slm_run / "cost.json").read_text())["domains"]
+    assert set(domains) == {"a", "b"}
+    assert sum(domain["tokens_seen"] for domain in domains.values()) == 8 * 8 * SEQ_LEN
+    # 64 rows of 65 make an epoch of 8 steps.
+    assert 34 / 35 <= domains["a"]["passes"] <= 1
+    assert 29 / 30 <= domains["b"]["passes"] <= 1
+    lines = [json.loads(line) for line in (chain.slm_run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["kind"] == "step"][-1]
+    assert last["domain_tokens"] == {name: domain["tokens_seen"] for name, domain in domains.items()}
+    assert last["domain_passes"] == {name: domain["passes"] for name, domain in domains.items()}
+
+
+def test_the_model_of_another_vocabulary_is_refused_by_name(chain: Chain, tmp_path: Path) -> None:
+    larger = tmp_path / "larger"
+    make_dataset(larger, {("train", "a"): [10]}, vocab_size=200)
+    config = run_config(tmp_path / "run", larger, model={"from_scratch": None, "from_pretrained": str(chain.reference)})
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), expect_status=2)
+    assert said.count("\n") < 5
+    assert str(chain.reference) in said
+    assert str(larger) in said
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]

@@ -1,0 +1,349 @@
+"""The host reads the device at most once a micro-step, and never for a chunk of the head.
+
+Counted on the CPU, by what would wait for a GPU there. A copy to the host by `tensor.to` cannot be told from others
+here; tests/gpu/test_host_reads_gpu.py sees it.
+"""
+
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import megaslm.slm.head_pass
+import megaslm.slm.ranking
+import megaslm.training.step
+from megaslm.data.loading.loader import MicroBatch
+from megaslm.engine.distributed import World
+from megaslm.engine.zero import ZeroEngine
+from megaslm.model.load import build_from_shape, draw_weights
+from megaslm.model.selective_head import HeadSettings
+from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.step_plan import Moment, Scope, SelectionRule
+from megaslm.slm.targets import Score
+from megaslm.slm.token_loss import HeadMethod
+from megaslm.training.step import TrainStep
+from tests.pairwise import pairwise
+from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
+
+GLOBAL_ROWS = 4
+STEPS = 2
+"""The first has no forecast, the second has one."""
+CHUNK_ROWS = 4
+MICRO_STEPS = [1, 4]
+METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
+SCORES: list[Score] = ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+SCOPES: list[Scope] = ["batch", "sequence", "microbatch"]
+KEEP = KeepRatio(Decimal("0.6"))
+RULES = {
+    **{f"{score}-{scope}": SelectionRule(KEEP, score, scope) for score in SCORES for scope in SCOPES},
+    "excess-running": SelectionRule(KEEP, "excess", mode="running"),
+    "loss-running": SelectionRule(KEEP, "loss", mode="running"),
+    "capped": SelectionRule(KEEP, max_ref_loss=4.5),
+    "reference-alone": SelectionRule(KEEP, "reference", measure_rest=False),
+    "warming-up": SelectionRule(KeepRatio(Decimal("0.6"), warmup_tokens=1000)),
+}
+CASES = {
+    f"{name}-{method}-{micro_steps}": (rule, method, micro_steps)
+    for name, rule in RULES.items()
+    for method in METHODS
+    for micro_steps in MICRO_STEPS
+    # A choice that does not wait for the losses has no use for a method.
+    if rule.score in ("excess", "loss") or method == "bracket"
+}
+
+
+def values_of(case: str) -> dict[str, Hashable]:
+    rule, method, micro_steps = CASES[case]
+    return {**vars(rule), "method": method, "micro_steps": micro_steps}
+
+
+QUICK = pairwise(list(CASES), values_of)
+"""Any two values that meet in a case meet in one of these; the others are slow."""
+
+aten = torch.ops.aten
+WAITING = {
+    aten._local_scalar_dense,
+    aten.allclose,
+    aten.bincount,
+    aten.equal,
+    aten.is_nonzero,
+    aten.masked_select,
+    aten.nonzero,
+    aten._unique,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.unique_dim,
+    aten.unique_dim_consecutive,
+}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
+READING_METHODS = ["cpu", "numpy", "tolist"]
+"""Of a tensor: those that reach no operator on the CPU. All others, such as `item`, reach one that waits."""
+
+
+class WaitingOperators(TorchDispatchMode):
+    """Notes every operator that waits for a GPU, by the line of MegaSLM that it comes from."""
+
+    def __init__(self, places: list[str]) -> None:
+        super().__init__()
+        self.places = places
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> object:
+        if waits(func, args, kwargs or {}):
+            self.places.append(line_of_megaslm())
+        return func(*args, **(kwargs or {}))
+
+
+def waits(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if operator.overloadpacket in INDEXING:
+        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if operator == aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return operator.overloadpacket in WAITING
+
+
+def line_of_megaslm() -> str:
+    """The innermost line of MegaSLM that is being run."""
+    for frame, line in traceback.walk_stack(None):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith("megaslm."):
+            return f"{module}:{line}"
+    return "outside of MegaSLM"
+
+
+@contextmanager
+def host_reads() -> Iterator[list[str]]:
+    """The places of all reads within the context, whoever makes them."""
+    places: list[str] = []
+
+    def noting(method: Callable[..., object]) -> Callable[..., object]:
+        def noted(*args: object, **kwargs: object) -> object:
+            places.append(line_of_megaslm())
+            return method(*args, **kwargs)
+
+        return noted
+
+    with pytest.MonkeyPatch.context() as patch, WaitingOperators(places):
+        for name in READING_METHODS:
+            patch.setattr(Tensor, name, noting(getattr(Tensor, name)))
+        yield places
+
+
+class PlainEngine:
+    """What train_step asks of an engine, in plain SGD at each micro-step: DeepSpeed's own reads are not ours."""
+
+    def __init__(self, model: SelectiveLM) -> None:
+        self.model = model
+        self.norm = torch.zeros(())
+
+    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+        return HeadOutput(*self.model(tokens, choice))
+
+    def measure(self, tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            return cast(Tensor, self.model(tokens))
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    @torch.no_grad()
+    def step(self, lr: float) -> bool:
+        gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
+        self.norm = nn.utils.get_total_norm(gradients)
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.sub_(gradient, alpha=lr)
+            parameter.grad = None
+        return False
+
+    def gradient_norm(self) -> Tensor:
+        return self.norm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world() -> Iterator[World]:
+    """A process group of this process alone, which leaves nothing in the environment."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield World(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def model() -> SelectiveLM:
+    architecture = run_config(
+        Path("unused"), Path("unused"), model={"from_scratch": {**SHAPE, "num_layers": 1}}
+    ).model.from_scratch
+    assert architecture is not None
+    lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+    draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
+    return SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
+
+
+@pytest.fixture
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many rows go through the head at once."""
+
+    def set_rows(rows: int) -> None:
+        monkeypatch.setattr(megaslm.slm.head_pass, "_LOGIT_BYTES_ON_CPU", rows * VOCAB_SIZE * 4)
+
+    return set_rows
+
+
+def micro_batches(micro_steps: int) -> list[MicroBatch]:
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(3, VOCAB_SIZE, (GLOBAL_ROWS, SEQ_LEN + 1), generator=generator)
+    tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
+    ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
+    ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
+    return [
+        MicroBatch(tokens[rows], rows, rows % 2, ref_loss[rows], ref_entropy=ref_entropy[rows], visit=0)
+        for rows in torch.arange(GLOBAL_ROWS).chunk(micro_steps)
+    ]
+
+
+def reads_of_steps(model: SelectiveLM, objective: Objective, micro_steps: int, world: World) -> list[list[str]]:
+    """Where each of the steps read the device."""
+    engine = cast(ZeroEngine, PlainEngine(model))
+    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=True)
+    batches = micro_batches(micro_steps)
+    steps = []
+    for step in range(1, STEPS + 1):
+        with host_reads() as places:
+            train_step(batches, Moment(step, tokens=0), learning_rate=0.01)
+        steps.append(places)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "micro_steps"),
+    [pytest.param(*values, id=case, marks=[] if case in QUICK else pytest.mark.slow) for case, values in CASES.items()],
+)
+def test_selective_training_reads_at_most_once_a_micro_step(
+    model: SelectiveLM,
+    world: World,
+    in_chunks: Callable[[int], None],
+    rule: SelectionRule,
+    method: HeadMethod,
+    micro_steps: int,
+) -> None:
+    model.lm.lm_head.settings = HeadSettings(method)
+    whole = reads_of_steps(model, SelectiveObjective(rule), micro_steps, world)
+    assert all(len(places) <= micro_steps for places in whole), whole
+    in_chunks(CHUNK_ROWS)
+    chunked = reads_of_steps(model, SelectiveObjective(rule), micro_steps, world)
+    assert chunked == whole
+
+
+@pytest.mark.parametrize("micro_steps", MICRO_STEPS)
+def test_causal_training_never_reads(
+    model: SelectiveLM, world: World, in_chunks: Callable[[int], None], micro_steps: int
+) -> None:
+    in_chunks(CHUNK_ROWS)
+    assert reads_of_steps(model, CausalObjective(), micro_steps, world) == [[]] * STEPS
+
+
+@pytest.mark.parametrize("objective", [CausalObjective(), SelectiveObjective(SelectionRule(KEEP))], ids=["clm", "slm"])
+def test_rows_without_document_isolation_read_no_more(
+    model: SelectiveLM, world: World, monkeypatch: pytest.MonkeyPatch, objective: Objective
+) -> None:
+    monkeypatch.setattr(model, "document_isolation", False)
+    allowed = 0 if isinstance(objective, CausalObjective) else 1
+    steps = reads_of_steps(model, objective, 1, world)
+    assert all(len(places) <= allowed for places in steps), steps
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "calls"),
+    [
+        (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
+        (megaslm.slm.ranking, "select_top", 1),
+        (megaslm.training.step, "selection_sums", 1),
+        (SelectiveObjective, "end_step", 1),
+    ],
+    ids=["a chunk", "a choice", "a micro-step", "a step"],
+)
+def test_a_read_too_many_is_found(
+    model: SelectiveLM,
+    world: World,
+    in_chunks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    owner: object,
+    name: str,
+    calls: int,
+) -> None:
+    in_chunks(CHUNK_ROWS)
+    model.lm.lm_head.settings = HeadSettings("cache")
+    before = reads_of_steps(model, SelectiveObjective(SelectionRule(KEEP)), 1, world)
+    function = getattr(owner, name)
+
+    def reading(*args: object, **kwargs: object) -> object:
+        torch.ones(1).item()
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, reading)
+    after = reads_of_steps(model, SelectiveObjective(SelectionRule(KEEP)), 1, world)
+    assert [len(places) for places in after] == [len(places) + calls for places in before]
+    assert all(len(places) > 1 for places in after)
+
+
+NUMBERS = torch.arange(4)
+EVEN = NUMBERS % 2 == 0
+READS: dict[str, Callable[[], object]] = {
+    "item": lambda: NUMBERS[0].item(),
+    "tolist": lambda: NUMBERS.tolist(),
+    "cpu": lambda: NUMBERS.cpu(),
+    "numpy": lambda: NUMBERS.numpy(),
+    "bool": lambda: bool(NUMBERS[1]),
+    "int": lambda: int(NUMBERS[1]),
+    "float": lambda: float(NUMBERS[1]),
+    "index": lambda: range(9)[NUMBERS[1]],
+    "if any": lambda: 1 if EVEN.any() else 0,
+    "equal": lambda: NUMBERS.equal(EVEN),
+    "allclose": lambda: NUMBERS.allclose(NUMBERS),
+    "nonzero": lambda: NUMBERS.nonzero(),
+    "argwhere": lambda: NUMBERS.argwhere(),
+    "where": lambda: torch.where(EVEN),
+    "rows by a mask": lambda: NUMBERS[EVEN],
+    "writing by a mask": lambda: NUMBERS.clone().index_put_((EVEN,), NUMBERS[:2]),
+    "masked_select": lambda: NUMBERS.masked_select(EVEN),
+    "unique": lambda: NUMBERS.unique(),
+    "unique_consecutive": lambda: NUMBERS.unique_consecutive(),
+    "bincount": lambda: NUMBERS.bincount(),
+    "repeat_interleave": lambda: NUMBERS.repeat_interleave(NUMBERS),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_every_way_to_read_counts_once(read: Callable[[], object]) -> None:
+    with host_reads() as places:
+        read()
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda: NUMBERS.where(EVEN, 0).sum(),
+        lambda: NUMBERS.clone().index_put_((NUMBERS,), NUMBERS),
+        lambda: NUMBERS[NUMBERS].masked_fill(EVEN, 0),
+        lambda: EVEN.nonzero_static(size=2),
+        lambda: NUMBERS.repeat_interleave(NUMBERS, output_size=6),
+        lambda: NUMBERS.topk(2).values.median(),
+    ],
+)
+def test_what_does_not_wait_does_not_count(work: Callable[[], object]) -> None:
+    with host_reads() as places:
+        work()
+    assert not places
