@@ -1,4 +1,4 @@
-"""Fixtures for all tests: object storage as a real server on this machine, a prepared corpus, a chain of runs."""
+"""Fixtures for all tests: object storage as a real server on this machine, a corpus, a chain of runs, messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.messages import Messages, says
 from tests.s3 import Bucket, FaultyProxy, FaultyS3, can_serve_s3, s3_environment, s3_server
 
 if TYPE_CHECKING:
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 # How long an example takes says something of the machine alone.
 settings.register_profile("megaslm", deadline=None)
 settings.load_profile("megaslm")
+
+__all__ = ["says"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--rewrite-messages` keeps what is said instead of comparing it."""
+    parser.addoption("--rewrite-messages", action="store_true", help="write the messages.txt of each folder anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Messages are kept by one process."""
+    if config.getoption("--rewrite-messages") and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--rewrite-messages: writes the messages of one process; leave --numprocesses away")
+    config.pluginmanager.register(Messages(config), Messages.NAME)
 
 
 @pytest.fixture(scope="session")

@@ -82,3 +82,8 @@ def make_inspected(folder: Path, *, scored: bool) -> Inspected:
     )  # fmt: skip
     write_manifest(folder, manifest)
     return Inspected(folder, streams)
+
+
+def below_the_title(shown: str) -> str:
+    """What is shown of a dataset but its first line, which is ruled as far as the folder's name leaves room."""
+    return shown.partition("\n")[2]

@@ -39,7 +39,8 @@ SlurmName = Annotated[str, _sound(r"[A-Za-z0-9_][A-Za-z0-9_.,-]*", "letters, dig
 SlurmTime = Annotated[
     str,
     _sound(
-        r"\d+|\d+:\d\d(?::\d\d)?|\d+-\d+(?::\d\d){0,2}", "a time as sbatch takes it, such as 12:00:00 or 2-00:00:00"
+        r"[0-9]+|[0-9]+:[0-9]{2}(?::[0-9]{2})?|[0-9]+-[0-9]+(?::[0-9]{2}){0,2}",
+        "a time as sbatch takes it, such as 12:00:00 or 2-00:00:00",
     ),
 ]
 # The verb and a pod's number follow, and a host's name has 63 characters at most.

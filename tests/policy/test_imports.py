@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.policy.import_rules import OWNERS, violations
+from tests.messages import Says
+from tests.policy.import_rules import violations
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -15,51 +16,42 @@ def test_no_import_breaks_a_rule() -> None:
 
 
 PLANTED = [
-    (
-        "slm/a.py",
-        "import torch\nfrom megaslm.config import schema",
-        "megaslm/slm/a.py:2: imports megaslm.config.schema; slm",
-    ),
-    ("slm/a.py", "import numpy", "slm imports torch and megaslm.errors only"),
-    ("slm/a.py", "import triton.language as tl", f"only {OWNERS['triton']} may import triton"),
-    ("model/a.py", "def f():\n    import triton", f"megaslm/model/a.py:2: imports triton; only {OWNERS['triton']} may"),
-    ("slm/triton_exponentials.py", "import triton\nimport tritonclient", "2: imports tritonclient; slm imports torch"),
-    ("slm/a.py", "from ..data import stream", "imports megaslm.data.stream; slm imports"),
-    (
-        "config/a.py",
-        "def f():\n    import torch.nn",
-        "megaslm/config/a.py:2: imports torch.nn; config never imports torch",
-    ),
-    ("data/stream.py", "from streaming.base.dataset import _ShardState", "by its public names alone"),
-    ("data/a.py", "from megaslm.model import load", "imports run one way"),
-    ("data/a.py", "from megaslm import engine", "imports run one way"),
-    ("errors.py", "import megaslm.config.load", "imports run one way"),
-    ("observe/a.py", "import megaslm.cli", "imports run one way"),
-    ("training/a.py", "from megaslm.scoring.job import score", "do not import one another"),
-    ("evaluation/a.py", "import megaslm.training", "do not import one another"),
-    ("scoring/a.py", "from megaslm.launch.work import Work", "do not import one another"),
-    ("launch/a.py", "from megaslm.engine import places", "launch imports megaslm.config and megaslm.errors only"),
-    ("launch/a.py", "def f():\n    import torch", "launch imports megaslm.config and megaslm.errors only"),
-    ("engine/a.py", "import megaslm.launch", "imports run one way"),
-    ("helpers/a.py", "import megaslm.errors", "megaslm/helpers has no place in the order"),
-    ("engine/distributed.py", "import deepspeed.comm as dist", f"only {OWNERS['deepspeed']} may import deepspeed"),
-    ("data/shards.py", "from streaming import MDSWriter", f"only {OWNERS['streaming']} may import streaming"),
-    ("data/readers.py", "def f():\n    import fsspec", f"only {OWNERS['fsspec']} may import fsspec"),
-    ("training/loop.py", "from torch.utils.tensorboard import SummaryWriter", "only megaslm/observe/tensorboard.py"),
-    ("training/loop.py", "from torch.utils import tensorboard", "only megaslm/observe/tensorboard.py"),
-    ("cli.py", "import importlib\nimportlib.import_module('deepspeed')", "megaslm/cli.py:2: imports deepspeed"),
-    ("training/a.py", "from transformers import AutoModelForCausalLM", "model classes belong to megaslm/model"),
-    ("data/a.py", "import transformers\nx = transformers.LlamaForCausalLM", "model classes belong to megaslm/model"),
-    ("scoring/a.py", "from transformers.models.llama import modeling_llama", "model classes belong to megaslm/model"),
+    ("slm/a.py", "import torch\nfrom megaslm.config import schema"),
+    ("slm/a.py", "import numpy"),
+    ("slm/a.py", "import triton.language as tl"),
+    ("model/a.py", "def f():\n    import triton"),
+    ("slm/triton_exponentials.py", "import triton\nimport tritonclient"),
+    ("slm/a.py", "from ..data import stream"),
+    ("config/a.py", "def f():\n    import torch.nn"),
+    ("data/stream.py", "from streaming.base.dataset import _ShardState"),
+    ("data/a.py", "from megaslm.model import load"),
+    ("data/a.py", "from megaslm import engine"),
+    ("errors.py", "import megaslm.config.load"),
+    ("observe/a.py", "import megaslm.cli"),
+    ("training/a.py", "from megaslm.scoring.job import score"),
+    ("evaluation/a.py", "import megaslm.training"),
+    ("scoring/a.py", "from megaslm.launch.work import Work"),
+    ("launch/a.py", "from megaslm.engine import places"),
+    ("launch/a.py", "def f():\n    import torch"),
+    ("engine/a.py", "import megaslm.launch"),
+    ("helpers/a.py", "import megaslm.errors"),
+    ("engine/distributed.py", "import deepspeed.comm as dist"),
+    ("data/shards.py", "from streaming import MDSWriter"),
+    ("data/readers.py", "def f():\n    import fsspec"),
+    ("training/loop.py", "from torch.utils.tensorboard import SummaryWriter"),
+    ("training/loop.py", "from torch.utils import tensorboard"),
+    ("cli.py", "import importlib\nimportlib.import_module('deepspeed')"),
+    ("training/a.py", "from transformers import AutoModelForCausalLM"),
+    ("data/a.py", "import transformers\nx = transformers.LlamaForCausalLM"),
+    ("scoring/a.py", "from transformers.models.llama import modeling_llama"),
 ]
 
 
-@pytest.mark.parametrize(("file", "source", "expected"), PLANTED)
-def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str, expected: str) -> None:
+@pytest.mark.parametrize(("file", "source"), PLANTED)
+def test_a_planted_violation_is_caught(tmp_path: Path, file: str, source: str, says: Says) -> None:
     _plant(tmp_path, file, source)
-    found = violations(tmp_path)
-    assert len(found) == 1
-    assert expected in found[0]
+    (found,) = violations(tmp_path)
+    says(found, f"megaslm/{file}:{len(source.splitlines())}: ")
 
 
 ALLOWED = [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages import Says
 from tests.policy.unsafe_calls import unsafe_calls
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,38 +16,31 @@ def test_no_call_could_run_what_comes_from_elsewhere() -> None:
 
 
 PLANTED = [
-    ("import pickle", "imports pickle: it unpickles"),
-    ("def f():\n    from cloudpickle import loads", "imports cloudpickle.loads: it unpickles"),
-    ("import torch\ntorch.load(path)", "a.py:2: calls torch.load without weights_only=True"),
-    ("import torch as t\nt.load(path, weights_only=False)", "calls torch.load without weights_only=True"),
-    ("from torch import load\nload(path, weights_only=safe)", "calls torch.load without weights_only=True"),
-    ("import numpy as np\nnp.load(path, allow_pickle=True)", "passes allow_pickle: only False"),
-    ("read(path, trust_remote_code=config.trust)", "passes trust_remote_code: only False"),
-    (
-        "from transformers import AutoConfig\nAutoConfig.from_pretrained(folder)",
-        "calls transformers.AutoConfig.from_pretrained without trust_remote_code=False",
-    ),
-    ("import subprocess\nsubprocess.run(line, shell=True)", "passes shell: only False"),
-    ("import os\nos.system(line)", "uses os.system: it passes text to a shell"),
-    ("import yaml\nyaml.load(text, Loader=yaml.SafeLoader)", "uses yaml.load: it makes objects of any class"),
-    ("import yaml\nclass Reader(yaml.Loader): ...", "uses yaml.Loader: it makes objects of any class"),
-    ("from yaml import unsafe_load as read\nread(text)", "uses yaml.unsafe_load: it makes objects of any class"),
-    ("value = eval(text)", "uses eval: it runs text as code"),
-    ("list(map(exec, lines))", "uses exec: it runs text as code"),
-    ("engine.load_checkpoint(folder)", "calls load_checkpoint: it unpickles what DeepSpeed has saved"),
-    (
-        "from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint as whole\nwhole(folder)",
-        "it unpickles what DeepSpeed has saved",
-    ),
+    "import pickle",
+    "def f():\n    from cloudpickle import loads",
+    "import torch\ntorch.load(path)",
+    "import torch as t\nt.load(path, weights_only=False)",
+    "from torch import load\nload(path, weights_only=safe)",
+    "import numpy as np\nnp.load(path, allow_pickle=True)",
+    "read(path, trust_remote_code=config.trust)",
+    "from transformers import AutoConfig\nAutoConfig.from_pretrained(folder)",
+    "import subprocess\nsubprocess.run(line, shell=True)",
+    "import os\nos.system(line)",
+    "import yaml\nyaml.load(text, Loader=yaml.SafeLoader)",
+    "import yaml\nclass Reader(yaml.Loader): ...",
+    "from yaml import unsafe_load as read\nread(text)",
+    "value = eval(text)",
+    "list(map(exec, lines))",
+    "engine.load_checkpoint(folder)",
+    "from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint as whole\nwhole(folder)",
 ]
 
 
-@pytest.mark.parametrize(("source", "expected"), PLANTED)
-def test_a_planted_call_is_caught(tmp_path: Path, source: str, expected: str) -> None:
+@pytest.mark.parametrize("source", PLANTED)
+def test_a_planted_call_is_caught(tmp_path: Path, source: str, says: Says) -> None:
     _plant(tmp_path, source)
-    found = unsafe_calls(tmp_path)
-    assert len(found) == 1
-    assert expected in found[0]
+    (found,) = unsafe_calls(tmp_path)
+    says(found, "megaslm/a.py:")
 
 
 ALLOWED = [

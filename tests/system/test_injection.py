@@ -14,6 +14,7 @@ import torch
 from megaslm.errors import ConfigError
 from tests.forks import fork, statuses_of, wait_until
 from tests.injection.faults import Fault, InjectedFault, arm, inject, injecting, spoiled
+from tests.messages import Says
 
 
 @pytest.fixture(autouse=True)
@@ -49,20 +50,21 @@ def test_a_fault_says_what_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "named"),
     [
-        ("kill", "expected ACTION@rankR:stepN[:POINT][:attemptA]"),
-        ("kill@rank-1:step7", "'kill@rank-1:step7' is no fault"),
-        ("kill@rank1:step7:save:attempt", "is no fault"),
-        ("kill@rank1:step7;", "'' is no fault"),
-        ("melt@rank1:step7", "the action 'melt'; allowed are kill, stop, term, usr1, raise, hang, slow, nan"),
-        ("kill@rank1:step7:lunch", "the point of kill 'lunch'; allowed are start, load, data, step, validate, save"),
-        ("nan@rank1:step7:save", "the point of nan 'save'; allowed are data, step"),
+        ("kill", "ACTION@rankR:stepN[:POINT][:attemptA]"),
+        ("kill@rank-1:step7", "'kill@rank-1:step7'"),
+        ("kill@rank1:step7:save:attempt", "kill@rank1:step7:save:attempt"),
+        ("kill@rank1:step7;", "''"),
+        ("melt@rank1:step7", "'melt'"),
+        ("kill@rank1:step7:lunch", "'lunch'"),
+        ("nan@rank1:step7:save", "'save'"),
     ],
 )
-def test_a_malformed_variable_says_what_is_allowed(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(said)):
+def test_a_malformed_variable_says_what_is_allowed(text: str, named: str, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         arm(text)
+    says(refused, named)
 
 
 def test_a_command_has_the_faults_of_its_environment() -> None:

@@ -1,6 +1,7 @@
 """`megaslm verify` and `megaslm inspect` as they are called: what they print, write and end with."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from megaslm.data.dataset.score_summary import ScoreSummary
 from megaslm.jobs.progress import Publisher, Tally
 from tests.forked_cli import call_megaslm
 from tests.inspected import make_inspected
+from tests.messages import Says
 from tests.scores import write_scores
 
 
@@ -17,17 +19,17 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_inspected(tmp_path_factory.mktemp("scored"), scored=True).folder
 
 
-def test_a_whole_dataset_is_said_to_be_whole(scored: Path, tmp_path: Path) -> None:
+def test_a_whole_dataset_is_said_to_be_whole(scored: Path, tmp_path: Path, says: Says) -> None:
     done = call_megaslm("verify", scored, "--workers", "1", "--json", tmp_path / "found.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"verify · {scored} · 3 parts · 9 rows · " in done.stdout
-    assert "MB/s · 1 workers" in done.stdout
-    assert done.stdout.endswith("every byte is what was written\n")
     found = json.loads((tmp_path / "found.json").read_text())
+    speed = re.search(r"[\d.]+ s · [\d.]+ MB/s", done.stdout)
+    assert speed is not None
+    says(done.stdout, scored, SPEED=speed[0])
     assert (found["problems"], found["warnings"], found["rows"]) == ([], [], 9)
 
 
-def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path) -> None:
+def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path, says: Says) -> None:
     dataset = make_inspected(tmp_path / "dataset", scored=False).folder
     shard = dataset / "train" / "b" / "part-00000" / "shard.00000.mds"
     shard.write_bytes(shard.read_bytes()[:-1])
@@ -35,11 +37,9 @@ def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path) -> None:
     (dataset / ".unfinished-train").mkdir()
     done = call_megaslm("verify", dataset, "--json", tmp_path / "found.json")
     assert done.returncode == 2
-    assert "problem · train/a/index.json is missing\n" in done.stdout
-    assert "problem · train/b/part-00000/shard.00000.mds has " in done.stdout
-    assert "warning · .unfinished-train was left by a run that was interrupted" in done.stdout
-    assert "every byte" not in done.stdout
-    assert f"DataError: {dataset}: 2 problems; " in done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("problem", "warning"))]
+    says("\n".join(told), "train/a/index.json", "train/b/part-00000/shard.00000.mds", ".unfinished-train")
+    says(done.stderr, f"DataError: {dataset}: 2 ")
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert [problem["path"] for problem in found["problems"]] == [
@@ -48,13 +48,13 @@ def test_every_problem_is_printed_and_the_status_is_2(tmp_path: Path) -> None:
     ]
 
 
-def test_a_manifest_that_was_edited_is_said_to_be(tmp_path: Path) -> None:
+def test_a_manifest_that_was_edited_is_said_to_be(tmp_path: Path, says: Says) -> None:
     dataset = make_inspected(tmp_path, scored=False).folder
     manifest = dataset / "manifest.json"
     manifest.write_text(manifest.read_text().replace("alphabet", "alphabets"))
     done = call_megaslm("verify", dataset)
     assert done.returncode == 2
-    assert "problem · manifest.json was changed since it was written" in done.stdout
+    says(done.stdout.splitlines()[0], "manifest.json")
 
 
 def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
@@ -71,7 +71,6 @@ def test_the_scoring_of_a_dataset_is_shown(tmp_path: Path) -> None:
     summary = write_scores(dataset, fewest_targets=4)
     done = call_megaslm("inspect", dataset, "--json", tmp_path / "facts.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "hardest and easiest documents" in done.stdout
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert ScoreSummary.model_validate(facts["scores"]) == summary
     assert [share["scores"]["worst"][0]["excerpt"] for share in facts["shares"]] == ["qrstuvwxyz", "lkjihg"]
@@ -79,10 +78,10 @@ def test_the_scoring_of_a_dataset_is_shown(tmp_path: Path) -> None:
     assert "warning" not in verified.stdout
 
 
-def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:
+def test_a_row_is_shown(scored: Path, tmp_path: Path, says: Says) -> None:
     done = call_megaslm("inspect", scored, "--row", "5", "--json", tmp_path / "row.json")
     assert done.returncode == 0
-    assert "train/a · row 5 of 6 · row 1 of part-00001" in done.stdout
+    says(done.stdout.splitlines()[0], "train/a", "row 5", "row 1", "part-00001")
     assert "\x1b" not in done.stdout
     row = json.loads((tmp_path / "row.json").read_text())
     assert [piece["text"] for document in row["documents"] for piece in document["pieces"]] == [
@@ -93,17 +92,17 @@ def test_a_row_is_shown(scored: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        (("--row", "9"), "has no row 9 in train; its rows are 0 to 8"),
-        (("--domain", "c"), "has nothing of any split/c; it has train/a, train/b"),
-        (("--split", "heldout", "--row", "0"), "has no split heldout; it has train"),
+        (("--row", "9"), "row 9"),
+        (("--domain", "c"), "/c"),
+        (("--split", "heldout", "--row", "0"), "heldout"),
     ],
 )
-def test_what_is_not_there_is_one_message(scored: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_what_is_not_there_is_one_message(scored: Path, arguments: tuple[str, ...], named: str, says: Says) -> None:
     done = call_megaslm("inspect", scored, *arguments)
     assert done.returncode == 2
-    assert message in done.stderr
+    says(done.stderr, named)
     assert "Traceback" not in done.stderr
 
 
@@ -119,7 +118,6 @@ def test_a_job_under_way_is_told_of_from_another_terminal(tmp_path: Path, ledger
     done = call_megaslm("inspect", tmp_path / "dataset", "--json", tmp_path / "found.json")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("a-verb ·  50% · task 2/4 · 10 rows · ")
-    assert "1 begun again" in done.stdout
     (job,) = json.loads((tmp_path / "found.json").read_text())["jobs"]
     assert (job["job"], job["tasks_done"], job["tasks_retried"], job["counts"]) == ("a-verb", 2, 1, {"rows": 10})
 
@@ -133,5 +131,6 @@ def test_the_progress_of_a_dataset_that_grows_is_told_before_what_it_is(tmp_path
     assert publisher.publish() is not None
     done = call_megaslm("inspect", dataset)
     assert done.returncode == 0
-    assert done.stdout.startswith("a-verb ·  25% · ")
-    assert "written by  MegaSLM" in done.stdout
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("a-verb ·  25% · ")
+    assert any("MegaSLM" in line for line in rest)

@@ -11,6 +11,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.storage.dataset_folder import open_dataset
 from megaslm.data.storage.output import output_at
 from megaslm.errors import ConfigError
+from tests.messages import Says
 
 SECRET = "wJalr/XUtn+FEMI"
 URLS = {
@@ -39,7 +40,7 @@ def test_what_a_url_holds_of_secrets_is_not_shown(url: str, shown: str) -> None:
     assert without_credentials(f"nothing at {url} (404)") == f"nothing at {shown} (404)"
     with pytest.raises(ConfigError) as refused:
         refuse_credentials(url)
-    assert str(refused.value).startswith(f"{shown}: the URL holds credentials")
+    assert str(refused.value).startswith(f"{shown}: ")
 
 
 @pytest.mark.parametrize("place", HARMLESS)
@@ -64,27 +65,27 @@ def test_a_configuration_with_a_secret_is_refused_without_a_word_of_it(tmp_path:
     path.write_text(f"run_dir: runs/a\ndata:\n  train: {url}\n  trian: {url}\n  seq_len: '{url}'\n")
     with pytest.raises(ConfigError) as refused:
         load(RunConfig, path)
-    assert "data.train: holds credentials" in str(refused.value)
+    assert all(f"{key}: " in str(refused.value) for key in ("data.train", "data.trian", "data.seq_len"))
     assert f"({path}:3)" in str(refused.value)
     _require_silence(refused.value, url)
 
 
-def test_overrides_and_deepspeeds_own_settings_are_looked_at(tmp_path: Path) -> None:
+def test_overrides_and_deepspeeds_own_settings_are_looked_at(tmp_path: Path, says: Says) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"deepspeed_extra:\n  comet:\n    api_key: {SECRET}\n")
     url = f"s3://AKIA:{SECRET}@bucket/web"
     with pytest.raises(ConfigError) as refused:
         load(RunConfig, path, [f"validation.sets.a.dataset={url}"])
-    assert "deepspeed_extra.comet.api_key: holds credentials" in str(refused.value)
-    assert "validation.sets.a.dataset: holds credentials" in str(refused.value)
+    says(refused, "deepspeed_extra.comet.api_key", "validation.sets.a.dataset")
     _require_silence(refused.value, url)
 
 
-def test_a_line_that_is_no_yaml_is_shown_without_its_secret(tmp_path: Path) -> None:
+def test_a_line_that_is_no_yaml_is_shown_without_its_secret(tmp_path: Path, says: Says) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"data: {{train: s3://AKIA:{SECRET}@bucket/web\n")
-    with pytest.raises(ConfigError, match="not valid YAML") as refused:
+    with pytest.raises(ConfigError) as refused:
         load(RunConfig, path)
+    says(refused, path)
     assert SECRET not in str(refused.value)
 
 
@@ -92,17 +93,20 @@ def test_recipes_are_looked_at(tmp_path: Path) -> None:
     url = f"https://host/a.jsonl?token={SECRET}"
     path = tmp_path / "recipe.yaml"
     path.write_text(f"sources:\n- domain: a\n  reader: jsonl\n  paths: [data/a.jsonl, '{url}']\n")
-    with pytest.raises(ConfigError, match=r"sources\.0\.paths\.1: holds credentials") as refused:
+    with pytest.raises(ConfigError) as refused:
         load(Recipe, path)
+    assert "sources.0.paths.1: " in str(refused.value)
     _require_silence(refused.value, url)
 
 
-def test_places_of_the_command_line_are_refused_before_they_are_reached(tmp_path: Path) -> None:
+def test_places_of_the_command_line_are_refused_before_they_are_reached(tmp_path: Path, says: Says) -> None:
     url = f"s3://AKIA:{SECRET}@bucket/web"
-    with pytest.raises(ConfigError, match="holds credentials") as dataset:
+    with pytest.raises(ConfigError) as dataset:
         open_dataset(url, str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match="holds credentials") as output:
+    with pytest.raises(ConfigError) as output:
         output_at(url, tmp_path / "work")
+    says(dataset, "s3://***@bucket/web")
+    assert str(output.value) == str(dataset.value)
     _require_silence(dataset.value, url)
     _require_silence(output.value, url)
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from megaslm.config.deepspeed import GOVERNED_BY, deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
+from tests.messages import Says
 
 MakeRun = Callable[..., RunConfig]
 
@@ -45,9 +46,10 @@ def test_gradients_accumulate_in_fp32(run_config: MakeRun, precision: str, stage
     assert found["data_types"]["grad_accum_dtype"] == "fp32"
 
 
-def test_bf16_without_zero_is_refused(run_config: MakeRun) -> None:
-    with pytest.raises(ConfigError, match=r"zero\.stage = 0: with bf16 .* use zero\.stage 1, 2 or 3"):
+def test_bf16_without_zero_is_refused(run_config: MakeRun, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         settings(run_config("zero.stage=0"), precision="bf16")
+    says(refused, "zero.stage = 0", "bf16", "zero.stage")
 
 
 def test_offloading_keeps_our_own_optimizer(run_config: MakeRun) -> None:
@@ -58,9 +60,10 @@ def test_offloading_keeps_our_own_optimizer(run_config: MakeRun) -> None:
     assert "zero_force_ds_cpu_optimizer" not in settings(run_config())
 
 
-def test_offloading_without_zero_is_refused(run_config: MakeRun) -> None:
-    with pytest.raises(ConfigError, match=r"zero\.offload_optimizer = true: needs zero\.stage 1, 2 or 3"):
+def test_offloading_without_zero_is_refused(run_config: MakeRun, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         settings(run_config("zero.offload_optimizer=true", "zero.stage=0"))
+    says(refused, "zero.offload_optimizer = true", "zero.stage")
 
 
 def test_extra_keys_are_merged_last(run_config: MakeRun) -> None:
@@ -90,17 +93,18 @@ def test_extra_values_are_not_shared_with_the_configuration(run_config: MakeRun)
             "zero.offload_optimizer",
         ),
         ("{zero_optimization: {prefetch_bucket_size: 1}}", "prefetch_bucket_size", "zero.prefetch_bucket_size"),
-        ("{gradient_allreduce_op: sum}", "gradient_allreduce_op", "the loss"),
+        ("{gradient_allreduce_op: sum}", "gradient_allreduce_op", "loss"),
         ("{fp16: {enabled: true}}", "fp16.enabled", "model.precision"),
-        ("{bf16: {check_grad_overflow: false}}", "bf16.check_grad_overflow", "the guard"),
-        ("{zero_optimization: {compute_grad_norm: false}}", "zero_optimization.compute_grad_norm", "the guard"),
+        ("{bf16: {check_grad_overflow: false}}", "bf16.check_grad_overflow", "guard"),
+        ("{zero_optimization: {compute_grad_norm: false}}", "zero_optimization.compute_grad_norm", "guard"),
     ],
 )
-def test_extra_keys_that_we_derive_are_refused(run_config: MakeRun, extra: str, key: str, owner: str) -> None:
+def test_extra_keys_that_we_derive_are_refused(
+    run_config: MakeRun, extra: str, key: str, owner: str, says: Says
+) -> None:
     with pytest.raises(ConfigError) as caught:
         settings(run_config(f"deepspeed_extra={extra}"))
-    assert f"{key}: MegaSLM derives DeepSpeed's" in str(caught.value)
-    assert f"it is decided by {owner}" in str(caught.value)
+    says(caught, key, owner)
 
 
 def test_every_key_that_we_set_is_guarded(run_config: MakeRun) -> None:
@@ -114,17 +118,17 @@ def test_every_key_that_we_set_is_guarded(run_config: MakeRun) -> None:
             assert any(f"{leaf}.".startswith(f"{governed}.") for governed in GOVERNED_BY), leaf
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize(
-    ("stage", "precision", "offload"),
-    [
-        (0, "fp32", False),
-        *(
-            (stage, precision, offload)
-            for stage in (1, 2, 3)
-            for precision in ("bf16", "fp32")
-            for offload in (False, True)
-        ),
+    ("stage", "precision", "offload", "on_gpu"),
+    [  # every pair of values that may stand together
+        (0, "fp32", False, False),
+        (0, "fp32", False, True),
+        (1, "bf16", False, True),
+        (1, "fp32", True, False),
+        (2, "bf16", True, False),
+        (2, "fp32", False, True),
+        (3, "bf16", True, True),
+        (3, "fp32", False, False),
     ],
 )
 def test_deepspeed_takes_it_as_meant(

@@ -8,23 +8,24 @@ from rich.console import Console
 from megaslm.config.explain import explain, render
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
+from tests.messages import Says
 
 
-def test_every_setting_has_value_origin_and_meaning(run_file: Path) -> None:
+def test_every_setting_has_value_origin_and_meaning(run_file: Path, says: Says) -> None:
     loaded = load(RunConfig, run_file, ["train.lr=1e-3", "validation.sets.web.dataset=d"])
     by_key = {setting.key: setting for setting in explain(loaded)}
     assert list(by_key) == list(loaded.provenance)
     assert (by_key["train.lr"].value, by_key["train.lr"].origin) == (1e-3, "--set")
-    assert by_key["train.lr"].meaning == "Peak learning rate."
-    assert by_key["validation.sets.web.dataset"].meaning == "The dataset folder."
+    says(by_key["train.lr"].meaning)
+    says(by_key["validation.sets.web.dataset"].meaning)
     assert by_key["model.from_scratch.num_layers"].origin == f"{run_file}:3"
     assert [key for key, setting in by_key.items() if not setting.meaning] == []
 
 
-def test_an_untyped_mapping_carries_its_fields_meaning(run_file: Path) -> None:
+def test_an_untyped_mapping_carries_its_fields_meaning(run_file: Path, says: Says) -> None:
     loaded = load(RunConfig, run_file, ["deepspeed_extra.comms_logger.enabled=true"])
     (setting,) = [row for row in explain(loaded) if row.key == "deepspeed_extra.comms_logger.enabled"]
-    assert setting.meaning.startswith("DeepSpeed settings that MegaSLM does not derive")
+    says(setting.meaning)
 
 
 def test_the_table_shows_brackets_as_they_are(run_file: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
+from tests.messages import Says
 
 
 class Corpus(BaseModel, frozen=True, extra="forbid"):
@@ -70,9 +71,9 @@ def test_null_takes_back_what_the_base_chose(run_file: Path) -> None:
     assert (model.from_pretrained, model.from_scratch) == ("models/x", None)
 
 
-def test_both_of_a_choice_are_refused(run_file: Path) -> None:
+def test_both_of_a_choice_are_refused(run_file: Path, says: Says) -> None:
     message = complaint(child_of(run_file, "model: {from_pretrained: models/x}"))
-    assert "model: exactly one of from_pretrained, from_run, from_scratch must be set; found" in message
+    says(message, "from_pretrained", "from_run", "from_scratch")
 
 
 def test_a_file_that_only_names_its_base_is_its_base(run_file: Path) -> None:
@@ -88,7 +89,7 @@ def test_an_empty_mapping_empties_the_base(run_file: Path) -> None:
     assert load(RunConfig, child).value.deepspeed_extra == {}
 
 
-def test_overrides_reach_into_lists(tmp_path: Path) -> None:
+def test_overrides_reach_into_lists(tmp_path: Path, says: Says) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("sources:\n- {name: a}\n- {name: b}\n", encoding="utf-8")
     loaded = load(Recipe, path, ["sources.1.keep_fraction=0.2"])
@@ -96,8 +97,9 @@ def test_overrides_reach_into_lists(tmp_path: Path) -> None:
     assert loaded.provenance["sources.1.keep_fraction"] == "--set"
     assert loaded.provenance["sources.1.name"] == f"{path}:3"
     assert loaded.provenance["sources.0.keep_fraction"] == "default"
-    with pytest.raises(ConfigError, match=r"sources\.2: sources is a list; an index from 0 to 1 must follow"):
+    with pytest.raises(ConfigError) as refused:
         load(Recipe, path, ["sources.2.keep_fraction=0.2"])
+    says(refused, "sources.2", "0 to 1")
 
 
 def test_overrides_make_the_sections_on_their_way(run_file: Path) -> None:
@@ -117,86 +119,75 @@ def test_provenance_names_file_and_line_override_or_default(run_file: Path) -> N
 
 
 BAD_SETTINGS = [
-    ("slm.keep_ratio=1.4", "slm.keep_ratio = 1.4: must be a number in (0, 1] (--set)"),
+    ("slm.keep_ratio=1.4", "slm.keep_ratio = 1.4"),
     (
         "slm.keep_ratio=0.1234567891",
-        "slm.keep_ratio = 0.1234567891: must be a number in (0, 1] with at most 9 decimal places (--set)",
+        "slm.keep_ratio = 0.1234567891",
     ),
     (
         "slm={mode: running, scope: sequence}",
-        "slm: mode running needs scope batch and score excess or loss; found scope sequence and score excess, whose "
-        "choice is exact in one pass: use mode exact (--set)",
+        "slm: ",
     ),
-    ("train.lr=fast", "train.lr = fast: must be a number above 0 (--set)"),
-    ("train.lr=true", "train.lr = true: must be a number above 0 (--set)"),
-    ("train.lr=.inf", "train.lr = .inf: must be a number above 0 (--set)"),
-    ("train.beta1=1", "train.beta1 = 1: must be a number in [0, 1) (--set)"),
-    ("train.micro_batch_rows=1.5", "train.micro_batch_rows = 1.5: must be a whole number above 0 (--set)"),
-    ("train.objective=slim", "train.objective = slim: must be one of clm, slm (--set)"),
-    ("validation.every_tokens=0", "validation.every_tokens = 0: must be a whole number above 0 or null (--set)"),
-    ("data.domains=web", "data.domains = web: must be a list or null (--set)"),
-    ("model.gradient_checkpointing=7", "model.gradient_checkpointing = 7: must be true or false (--set)"),
-    ("run_dir=7", "run_dir = 7: must be text (--set)"),
-    ("slm=null", "slm = null: must be a section of settings (--set)"),
-    ("train.lrr=1", "train.lrr = 1: unknown key; did you mean train.lr? (--set)"),
-    ("lr=1", "lr = 1: unknown key; did you mean train.lr? (--set)"),
-    ("train.keep_ratoi=1", "train.keep_ratoi = 1: unknown key; did you mean slm.keep_ratio? (--set)"),
-    ("log.zzz=1", "log.zzz = 1: unknown key; known here are every_steps (--set)"),
-    ("validation.sets.web.split=train", "validation.sets.web.dataset: not set; must be text"),
-    ("train.lr", "--set train.lr: must look like --set train.lr=2e-5"),
-    ("train..lr=1", "--set train..lr=1: must look like --set train.lr=2e-5"),
-    ("run_dir=[a", "--set run_dir=[a: not valid YAML at line 1, column 3"),
-    ("train.warmup_tokens=200000", "train: warmup_tokens = 200000 must be below total_tokens = 100000"),
-    ("data.seq_len=100", "train.global_batch_tokens = 1024 is not a multiple of data.seq_len = 100"),
+    ("train.lr=fast", "train.lr = fast"),
+    ("train.lr=true", "train.lr = true"),
+    ("train.lr=.inf", "train.lr = .inf"),
+    ("train.beta1=1", "train.beta1 = 1"),
+    ("train.micro_batch_rows=1.5", "train.micro_batch_rows = 1.5"),
+    ("train.objective=slim", "train.objective = slim"),
+    ("validation.every_tokens=0", "validation.every_tokens = 0"),
+    ("data.domains=web", "data.domains = web"),
+    ("model.gradient_checkpointing=7", "model.gradient_checkpointing = 7"),
+    ("run_dir=7", "run_dir = 7"),
+    ("slm=null", "slm = null"),
+    ("train.lrr=1", "train.lrr = 1"),
+    ("lr=1", "lr = 1"),
+    ("train.keep_ratoi=1", "train.keep_ratoi = 1"),
+    ("log.zzz=1", "log.zzz = 1"),
+    ("validation.sets.web.split=train", "validation.sets.web.dataset"),
+    ("train.lr", "--set train.lr"),
+    ("train..lr=1", "--set train..lr=1"),
+    ("run_dir=[a", "--set run_dir=[a"),
+    ("train.warmup_tokens=200000", "warmup_tokens = 200000"),
+    ("data.seq_len=100", "train.global_batch_tokens = 1024"),
 ]
 
 
-@pytest.mark.parametrize(("override", "expected"), BAD_SETTINGS, ids=[override for override, _ in BAD_SETTINGS])
-def test_a_bad_setting_says_what_is_allowed(run_file: Path, override: str, expected: str) -> None:
-    message = complaint(run_file, override)
-    assert expected in message
-    assert message.splitlines()[0] == f"{run_file}: 1 problem"
+@pytest.mark.parametrize(("override", "named"), BAD_SETTINGS, ids=[override for override, _ in BAD_SETTINGS])
+def test_a_bad_setting_says_what_is_allowed(run_file: Path, override: str, named: str, says: Says) -> None:
+    says(complaint(run_file, override), run_file, named)
 
 
-def test_all_problems_are_reported_at_once_with_their_files(run_file: Path) -> None:
+def test_all_problems_are_reported_at_once_with_their_files(run_file: Path, says: Says) -> None:
     child = child_of(run_file, "train: {lr: -1}\nzero: {stge: 2}\n")
     run_file.write_text(run_file.read_text().replace("seq_len: 128", "seq_len: long"), encoding="utf-8")
     first, *rest = complaint(child, "slm.keep_ratio=2", "oops").splitlines()
-    assert first == f"{child}: 5 problems"
-    assert sorted(rest) == sorted(
-        [
-            "  --set oops: must look like --set train.lr=2e-5",
-            f"  train.lr = -1: must be a number above 0 ({child}:2)",
-            f"  zero.stge = 2: unknown key; did you mean zero.stage? ({child}:3)",
-            f"  data.seq_len = long: must be a whole number above 0 ({run_file}:4)",
-            "  slm.keep_ratio = 2: must be a number in (0, 1] (--set)",
-        ]
-    )
+    told = "\n".join([first, *sorted(rest)])
+    says(told, child, "--set oops", f"({child}:2)", f"({child}:3)", f"({run_file}:4)", "slm.keep_ratio = 2")
+    assert len(rest) == 5
 
 
 BAD_FILES = [
-    ("", "the file is empty"),
-    ("# a comment\n", "the file is empty"),
-    ("- a\n- b\n", "must hold a mapping of settings; found a list"),
-    ("train\n", "must hold a mapping of settings; found text"),
-    ("seed: 1\ntrain: {lr: 1\n  lr: 2}\n", "not valid YAML at line 3, column 5"),
-    ("seed: 1\n\ttrain: 2\n", "not valid YAML at line 2, column 1"),
-    ("seed: 1\ndata:\n  seq_len: 1\n  seq_len: 2\nseed: 2\n", "run.yaml:4: data.seq_len is set twice; first at"),
-    ("seed: 1\ndata:\n  seq_len: 1\n  seq_len: 2\nseed: 2\n", "run.yaml:5: seed is set twice; first at"),
-    ("? [a, b]\n: 1\n", "run.yaml:1: a key must be text"),
-    ("seed: &a [*a]\n", "run.yaml:1: an alias refers to what contains it"),
-    ("seed: !!python/object:os.system 1\n", "cannot be read as"),
-    ("seed: 1\n---\nseed: 2\n", "not valid YAML at line 2"),
-    ("base: [a.yaml]\n", "must be the name of one file"),
-    ("base: absent.yaml\n", "absent.yaml: no such file"),
-    ("base: absent.yaml\n", "(named as base: by "),
+    ("", "run.yaml"),
+    ("# a comment\n", "run.yaml"),
+    ("- a\n- b\n", "run.yaml"),
+    ("train\n", "run.yaml"),
+    ("seed: 1\ntrain: {lr: 1\n  lr: 2}\n", "line 3, column 5"),
+    ("seed: 1\n\ttrain: 2\n", "line 2, column 1"),
+    ("seed: 1\ndata:\n  seq_len: 1\n  seq_len: 2\nseed: 2\n", "run.yaml:4: data.seq_len"),
+    ("seed: 1\ndata:\n  seq_len: 1\n  seq_len: 2\nseed: 2\n", "run.yaml:5: seed"),
+    ("? [a, b]\n: 1\n", "run.yaml:1"),
+    ("seed: &a [*a]\n", "run.yaml:1"),
+    ("seed: !!python/object:os.system 1\n", "os.system"),
+    ("seed: 1\n---\nseed: 2\n", "line 2"),
+    ("base: [a.yaml]\n", "base"),
+    ("base: absent.yaml\n", "absent.yaml"),
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), BAD_FILES)
-def test_a_bad_file_is_one_clear_message(run_file: Path, text: str, expected: str) -> None:
+@pytest.mark.parametrize(("text", "named"), BAD_FILES)
+def test_a_bad_file_is_one_clear_message(run_file: Path, text: str, named: str, says: Says) -> None:
     run_file.write_text(text, encoding="utf-8")
-    assert expected in complaint(run_file)
+    says(complaint(run_file), named)
 
 
 def test_a_syntax_error_shows_its_line(run_file: Path) -> None:
@@ -204,26 +195,26 @@ def test_a_syntax_error_shows_its_line(run_file: Path) -> None:
     assert complaint(run_file).splitlines()[1:] == ["    run_dir: @here", "             ^"]
 
 
-def test_a_missing_file_names_its_neighbours(run_file: Path) -> None:
+def test_a_missing_file_names_its_neighbours(run_file: Path, says: Says) -> None:
     message = complaint(run_file.with_name("rum.yaml"))
-    assert message == f"{run_file.with_name('rum.yaml')}: no such file; {run_file.parent} has run.yaml"
+    says(message, run_file.with_name("rum.yaml"), run_file.parent, "run.yaml")
 
 
-def test_a_folder_is_no_file(run_file: Path) -> None:
-    assert "this is a folder; name one YAML file" in complaint(run_file.parent)
+def test_a_folder_is_no_file(run_file: Path, says: Says) -> None:
+    says(complaint(run_file.parent), run_file.parent)
 
 
-def test_bytes_that_are_no_text_are_refused(run_file: Path) -> None:
+def test_bytes_that_are_no_text_are_refused(run_file: Path, says: Says) -> None:
     run_file.write_bytes(b"run_dir: \xff\n")
-    assert "not UTF-8 text (byte 9)" in complaint(run_file)
+    says(complaint(run_file), run_file, "(byte 9)")
 
 
-def test_a_path_that_cannot_be_read_is_refused(run_file: Path) -> None:
-    assert "cannot be read: Not a directory" in complaint(run_file / "below.yaml")
+def test_a_path_that_cannot_be_read_is_refused(run_file: Path, says: Says) -> None:
+    says(complaint(run_file / "below.yaml"), run_file / "below.yaml")
 
 
-def test_a_circle_of_bases_is_refused(tmp_path: Path) -> None:
+def test_a_circle_of_bases_is_refused(tmp_path: Path, says: Says) -> None:
     a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
     a.write_text("base: b.yaml\n", encoding="utf-8")
     b.write_text("base: a.yaml\n", encoding="utf-8")
-    assert f"based on one another in a circle: {a} -> {b} -> {a}" in complaint(a)
+    says(complaint(a), f"{a} -> {b} -> {a}")

@@ -9,6 +9,7 @@ from hypothesis import strategies as some
 from megaslm.config.plan import parameter_count, plan_batches
 from megaslm.config.schema import Architecture, DataSection, ModelSection, RunConfig, TrainSection
 from megaslm.errors import ConfigError
+from tests.messages import Says
 
 MakeRun = Callable[..., RunConfig]
 
@@ -46,23 +47,24 @@ def test_an_interval_is_never_longer_than_asked(run_config: MakeRun, tokens: int
     assert plan_batches(run_config(), 1).steps_of(tokens) == steps
 
 
-def test_ranks_that_do_not_divide_the_rows_are_refused_with_what_would(run_config: MakeRun) -> None:
+def test_ranks_that_do_not_divide_the_rows_are_refused_with_what_would(run_config: MakeRun, says: Says) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_batches(run_config(), world_size=3)
     message = str(caught.value)
-    assert "train.global_batch_tokens = 1024 is 8 rows of 128, which do not divide by 3 ranks" in message
-    assert "use 1, 2, 4, 8 ranks, or train.global_batch_tokens = 768 or 1152" in message
+    says(message, "train.global_batch_tokens = 1024", "1, 2, 4, 8", "train.global_batch_tokens = 768", "1152")
 
 
-def test_more_ranks_than_rows_are_refused(run_config: MakeRun) -> None:
-    with pytest.raises(ConfigError, match=r"or train\.global_batch_tokens = 2048$"):
+def test_more_ranks_than_rows_are_refused(run_config: MakeRun, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         plan_batches(run_config(), world_size=16)
+    says(refused, "train.global_batch_tokens = 2048")
 
 
 @pytest.mark.parametrize("world_size", [0, -1])
-def test_no_ranks_are_refused(run_config: MakeRun, world_size: int) -> None:
-    with pytest.raises(ConfigError, match="must be at least 1"):
+def test_no_ranks_are_refused(run_config: MakeRun, world_size: int, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         plan_batches(run_config(), world_size)
+    says(refused, world_size)
 
 
 @given(rows=some.integers(1, 500), world_size=some.integers(1, 64), limit=some.integers(1, 64))
@@ -88,9 +90,10 @@ def test_published_models_are_counted_exactly() -> None:
     assert parameter_count(MISTRAL).total == 7_241_732_096
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-@pytest.mark.parametrize("num_kv_heads", [None, 2])
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("family", "num_kv_heads", "tied"),
+    [("llama", None, False), ("llama", 2, True), ("mistral", None, True), ("mistral", 2, False)],  # every pair
+)
 def test_the_count_is_that_of_the_model_built(family: str, num_kv_heads: int | None, tied: bool) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

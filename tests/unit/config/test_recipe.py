@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
+from megaslm.errors import ConfigError
+from tests.messages import Says
 
 RECIPES = sorted((Path(__file__).resolve().parents[3] / "data").glob("*.yaml"))
 SOURCE = {"domain": "d", "reader": "jsonl", "paths": ["x"]}
@@ -42,36 +43,41 @@ def test_domains_of_a_field_are_numbered_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"tokenizer": {}}, "exactly one of huggingface, sentencepiece, train_sentencepiece must be set; found none"),
-        ({"tokenizer": {"huggingface": "a", "sentencepiece": "b"}}, "found huggingface and sentencepiece"),
+        ({"tokenizer": {}}, "train_sentencepiece"),
+        ({"tokenizer": {"huggingface": "a", "sentencepiece": "b"}}, "tokenizer"),
         (
             {"tokenizer": {"train_sentencepiece": {"vocab_size": 400, "domains": ["x"]}}},
-            "names x; the sources'",
+            "tokenizer",
         ),
-        ({"licence": None}, "no licence for d"),
-        ({"sources": [{"domain": "d", "reader": "jsonl"}]}, "reader jsonl needs paths"),
-        ({"sources": [{**SOURCE, "reader": "python-docs"}]}, "takes no paths"),
-        ({"sources": [{**SOURCE, "domain": "../up"}]}, "should match pattern"),
-        ({"sources": [{**SOURCE, "keep_fraction": 0}]}, "greater than 0"),
-        ({"sources": [{**SOURCE, "domain": None}]}, "exactly one of domain and domain_field"),
-        ({"sources": [{**SOURCE, "domain_field": "f"}]}, "exactly one of domain and domain_field"),
-        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f"}]}, "domain_field and domains go together"),
-        ({"sources": [{**SOURCE, "domains": {"a": "b"}}]}, "domain_field and domains go together"),
-        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f", "domains": {"a": None}}]}, "every value"),
-        ({"sources": [{**SOURCE, "reader": "text", "group_field": "f"}]}, "needs a reader with fields"),
-        ({"sources": [{**SOURCE, "separator": "-"}]}, "separator is a line"),
-        ({"sources": [{**SOURCE, "filters": [{"name": "length"}]}]}, "needs min_characters or max_characters"),
-        ({"sources": [{**SOURCE, "filters": [{"name": "regex"}]}]}, "exactly one of keep and drop"),
-        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "("}]}]}, "is not a regular expression"),
-        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "a", "drop": "b"}]}]}, "exactly one of keep"),
-        ({"sources": []}, "at least 1 item"),
-        ({"heldout_fraction": 1}, "less than 1"),
-        ({"shard_bytes": 2**32}, "less than 4294967296"),
-        ({"seqlen": 8}, "Extra inputs are not permitted"),
+        ({"licence": None}, "licence"),
+        ({"sources": [{"domain": "d", "reader": "jsonl"}]}, "sources.0: "),
+        ({"sources": [{**SOURCE, "reader": "python-docs"}]}, "sources.0: "),
+        ({"sources": [{**SOURCE, "domain": "../up"}]}, "sources.0.domain = ../up"),
+        ({"sources": [{**SOURCE, "keep_fraction": 0}]}, "sources.0.keep_fraction = 0"),
+        ({"sources": [{**SOURCE, "domain": None}]}, "domain_field"),
+        ({"sources": [{**SOURCE, "domain_field": "f"}]}, "domain_field"),
+        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f"}]}, "domain_field"),
+        ({"sources": [{**SOURCE, "domains": {"a": "b"}}]}, "domain_field"),
+        ({"sources": [{**SOURCE, "domain": None, "domain_field": "f", "domains": {"a": None}}]}, "sources.0: "),
+        ({"sources": [{**SOURCE, "reader": "text", "group_field": "f"}]}, "sources.0: "),
+        ({"sources": [{**SOURCE, "separator": "-"}]}, "sources.0: "),
+        ({"sources": [{**SOURCE, "filters": [{"name": "length"}]}]}, "min_characters"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex"}]}]}, "sources.0.filters.0"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "("}]}]}, "sources.0.filters.0"),
+        ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "a", "drop": "b"}]}]}, "sources.0.filters.0"),
+        ({"sources": []}, "sources"),
+        ({"heldout_fraction": 1}, "heldout_fraction = 1"),
+        ({"shard_bytes": 2**32}, "4294967296"),
+        ({"seqlen": 8}, "seqlen = 8"),
     ],
 )
-def test_a_recipe_that_cannot_be_meant_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Recipe.model_validate({**RECIPE, **changes})
+def test_a_recipe_that_cannot_be_meant_is_refused(
+    tmp_path: Path, changes: dict[str, object], named: str, says: Says
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}), encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load(Recipe, path)
+    says(refused, path, named)

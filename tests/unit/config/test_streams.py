@@ -9,6 +9,7 @@ from megaslm.config.explain import explain
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
+from tests.messages import Says
 
 STREAMS = """\
 run_dir: runs/test
@@ -40,41 +41,42 @@ def test_streams_are_read_in_their_order_and_survive_a_dump(streams_file: Path) 
     assert load(RunConfig, streams_file).value == config
 
 
-def test_each_setting_of_a_stream_is_explained(streams_file: Path) -> None:
+def test_each_setting_of_a_stream_is_explained(streams_file: Path, says: Says) -> None:
     loaded = load(RunConfig, streams_file, ["data.streams.web.weight=2.5"])
     by_key = {setting.key: setting for setting in explain(loaded)}
     weight = by_key["data.streams.web.weight"]
     assert (weight.value, weight.origin) == (2.5, "--set")
-    assert weight.meaning.startswith("Its share of the rows of an epoch")
+    says(weight.meaning)
     assert by_key["data.streams.code.reference"].origin == f"{streams_file}:8"
     assert [key for key, setting in by_key.items() if not setting.meaning] == []
 
 
 PROBLEMS = [
-    (["data.train=runs/tokens"], "data: exactly one of train and streams must be set; found both"),
-    (["data.streams=null", "data.train=null"], "data.streams = null: must be a mapping"),
-    (["data.domains=[a]"], "data: domains belongs to train; set domains of each stream"),
-    (["data.streams.web.weight=null"], "data: code has a weight and web has none; give all streams one, or none"),
-    (["data.streams.web.weight=0"], "data.streams.web.weight = 0: must be a number above 0 or null (--set)"),
-    (["data.streams.web.repeat=2"], "data: web has a repeat beside weights, which settle the shares; choose one"),
-    (["data.streams.web.wieght=1"], "unknown key; did you mean data.streams.web.weight? (--set)"),
-    (["data.streams.new={weight: 1}"], "data.streams.new.dataset: not set; must be text"),
-    (["data.streams.'a b'={dataset: x, weight: 1}"], "the stream name \"'a b'\" must begin with a letter or a digit"),
-    (["slm.reference=models/ref"], "slm.reference = models/ref: belongs to data.train; with data.streams set"),
+    (["data.train=runs/tokens"], "streams"),
+    (["data.streams=null", "data.train=null"], "data.streams = null"),
+    (["data.domains=[a]"], "domains"),
+    (["data.streams.web.weight=null"], "weight"),
+    (["data.streams.web.weight=0"], "data.streams.web.weight = 0"),
+    (["data.streams.web.repeat=2"], "repeat"),
+    (["data.streams.web.wieght=1"], "data.streams.web.weight"),
+    (["data.streams.new={weight: 1}"], "data.streams.new.dataset"),
+    (["data.streams.'a b'={dataset: x, weight: 1}"], "\"'a b'\""),
+    (["slm.reference=models/ref"], "slm.reference = models/ref"),
 ]
 
 
-@pytest.mark.parametrize(("overrides", "expected"), PROBLEMS, ids=[overrides[0] for overrides, _ in PROBLEMS])
-def test_what_cannot_be_meant_is_refused(streams_file: Path, overrides: list[str], expected: str) -> None:
+@pytest.mark.parametrize(("overrides", "named"), PROBLEMS, ids=[overrides[0] for overrides, _ in PROBLEMS])
+def test_what_cannot_be_meant_is_refused(streams_file: Path, overrides: list[str], named: str, says: Says) -> None:
     with pytest.raises(ConfigError) as caught:
         load(RunConfig, streams_file, overrides)
-    assert expected in str(caught.value)
-    assert str(caught.value).splitlines()[0] == f"{streams_file}: 1 problem"
+    says(caught, streams_file, named)
+    assert len(str(caught.value).splitlines()) == 2
 
 
-def test_no_data_at_all_is_refused(run_file: Path) -> None:
-    with pytest.raises(ConfigError, match="data: exactly one of train and streams must be set; found none"):
+def test_no_data_at_all_is_refused(run_file: Path, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         load(RunConfig, run_file, ["data.train=null"])
+    says(refused, "data")
 
 
 def test_repeats_need_no_weights(streams_file: Path) -> None:

@@ -1,7 +1,12 @@
+import re
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as some
 
 from megaslm.engine.seat import ALONE, Seat, seat_in
 from megaslm.errors import LaunchError
+from tests.messages import Says
 
 WHOLE = {
     "RANK": "3",
@@ -43,15 +48,12 @@ def test_a_whole_seat_is_taken(environment: dict[str, str], seat: Seat) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"LOCAL_WORLD_SIZE"}))
-def test_what_is_missing_is_named_with_what_is_set(name: str) -> None:
+def test_what_is_missing_is_named_with_what_is_set(name: str, says: Says) -> None:
     with pytest.raises(LaunchError) as refused:
         seat_in(whole_but(name))
-    said = str(refused.value)
-    missing = said[said.index("missing: ") : said.index(". If")]
-    assert name in missing
     others = WHOLE.keys() - {name}
-    assert not any(f" {other}" in missing for other in others)
-    assert all(f"{other} = {WHOLE[other]!r}" in said for other in others)
+    says(refused, name, *(f"{other} = {WHOLE[other]!r}" for other in others))
+    assert f" {name} = " not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
@@ -60,34 +62,52 @@ def test_one_that_is_left_over_alone_is_refused(name: str) -> None:
         seat_in({name: "0", "PATH": "/bin"})
 
 
-@pytest.mark.parametrize("name", [*WHOLE, "LOCAL_SIZE"])
-@pytest.mark.parametrize("value", ["", " ", "-1", "1.5", "0x1", "1_0", "٣", "9" * 5000, "a" * 5000])
+@pytest.mark.parametrize("name", sorted({*WHOLE, "LOCAL_SIZE"} - {"MASTER_ADDR"}))
+@example(" ")
+@example("-1")
+@example("1.5")
+@example("0x1")
+@example("1_0")
+@example("٣")
+@example("7\n")
+@example("9" * 5000)
+@example("a" * 5000)
+@given(some.text().filter(lambda value: not re.fullmatch(r"[0-9]{1,9}", value)))
 def test_a_value_that_is_no_number_is_shown(name: str, value: str) -> None:
-    if name == "MASTER_ADDR" and value.strip():
-        assert seat_in(whole_but(MASTER_ADDR=value)) == SEAT
-        return
     with pytest.raises(LaunchError) as refused:
         seat_in(whole_but(**{name: value}))
     assert f"{name} = {value[:40]!r}" in str(refused.value)
-    assert f"{name} must be" in str(refused.value)
+    assert len(str(refused.value)) < 1000
+
+
+@given(some.text())
+def test_the_address_to_meet_at_is_any_text_but_blanks(value: str) -> None:
+    if value.strip():
+        assert seat_in(whole_but(MASTER_ADDR=value)) == SEAT
+    else:
+        with pytest.raises(LaunchError, match=re.escape(f"MASTER_ADDR = {value[:40]!r}")):
+            seat_in(whole_but(MASTER_ADDR=value))
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"RANK": "4"}, "RANK must be below WORLD_SIZE"),
-        ({"WORLD_SIZE": "0"}, "RANK must be below WORLD_SIZE"),
-        ({"LOCAL_RANK": "2"}, "LOCAL_RANK must be below LOCAL_WORLD_SIZE"),
-        ({"LOCAL_SIZE": "1"}, "LOCAL_RANK must be below LOCAL_SIZE"),
-        ({"LOCAL_SIZE": "3"}, "LOCAL_WORLD_SIZE and LOCAL_SIZE must be equal"),
-        ({"LOCAL_WORLD_SIZE": "8"}, "WORLD_SIZE must be at least"),
-        ({"MASTER_PORT": "0"}, "MASTER_PORT must be from 1 to 65535"),
-        ({"MASTER_PORT": "65536"}, "MASTER_PORT must be from 1 to 65535"),
+        ({"RANK": "1.5"}, "RANK = '1.5'"),
+        ({"MASTER_ADDR": " "}, "MASTER_ADDR = ' '"),
+        ({"RANK": "4"}, "RANK"),
+        ({"WORLD_SIZE": "0"}, "RANK"),
+        ({"LOCAL_RANK": "2"}, "LOCAL_RANK"),
+        ({"LOCAL_SIZE": "1"}, "LOCAL_RANK"),
+        ({"LOCAL_SIZE": "3"}, "LOCAL_WORLD_SIZE"),
+        ({"LOCAL_WORLD_SIZE": "8"}, "WORLD_SIZE"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT"),
         # Of a job of one rank.
-        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK must be below WORLD_SIZE"),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "WORLD_SIZE must be at least"),
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "WORLD_SIZE"),
     ],
 )
-def test_ranks_that_cannot_be_are_refused(changes: dict[str, str], named: str) -> None:
-    with pytest.raises(LaunchError, match=named):
+def test_ranks_that_cannot_be_are_refused(changes: dict[str, str], named: str, says: Says) -> None:
+    with pytest.raises(LaunchError) as refused:
         seat_in(whole_but(**changes))
+    says(refused, named)

@@ -16,6 +16,7 @@ from megaslm.errors import ConfigError
 from megaslm.launch.command import PROJECT
 from megaslm.launch.start import command_of
 from megaslm.launch.work import Work
+from tests.messages import Says
 
 TRAIN = Work("train", ("run.yaml", "--set", "run_dir=a b"))
 SCORE = Work("score", ("--reference", "r", "in", "out"))
@@ -145,12 +146,16 @@ def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     assert command_of(on_cpus, TRAIN).environment == {"A": "1"}
 
 
-def test_slurm_begins_where_its_nodes_find_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_begins_where_its_nodes_find_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"give this command in {PROJECT}"):
+    with pytest.raises(ConfigError) as refused:
         command_of(SLURM, TRAIN)
+    says(refused, PROJECT)
 
 
-def test_the_tasks_of_an_array_are_told_their_part() -> None:
-    with pytest.raises(ConfigError, match="--part: on a cluster of kind slurm"):
+def test_the_tasks_of_an_array_are_told_their_part(says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         command_of(SLURM, Work("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
+    says(refused, "--part", "slurm")

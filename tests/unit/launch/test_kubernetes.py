@@ -5,6 +5,7 @@ import pytest
 from megaslm.errors import ConfigError
 from megaslm.launch.start import command_of
 from megaslm.launch.work import Work
+from tests.messages import Says
 from tests.unit.launch.kubernetes_jobs import TRAIN, cluster, container, documents
 
 SCORE = Work("score", ("--reference", "r", "in", "out"))
@@ -109,6 +110,7 @@ def test_nodes_without_gpus_and_with_a_secret() -> None:
     assert {"name": "OMP_NUM_THREADS", "value": "48"} in container(job)["env"]
 
 
-def test_a_part_is_told_by_the_pods() -> None:
-    with pytest.raises(ConfigError, match="--part: on a cluster of kind kubernetes"):
+def test_a_part_is_told_by_the_pods(says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
         command_of(cluster(), Work("score", (*SCORE.arguments, "--part", "1/4"), is_share=True))
+    says(refused, "--part", "kubernetes")

@@ -3,15 +3,27 @@
 import os
 import shutil
 import socket
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as some
 
 from tests.launched import ROOT
+from tests.messages import Says
 
 HOSTFILE = ROOT / "launcher" / "hostfile.sh"
+# No text of these starts anything, so that one folder serves for all of them.
+TRIES = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAYS_NOTHING = set(string.ascii_letters + string.digits + "_./:=,@%+^-")
+SAYS_SOMETHING_TO_A_SHELL = some.text(
+    some.one_of(
+        some.sampled_from(" ;&|<>$`\\'\"(){}[]*?!~#aA1-="), some.characters(codec="utf-8", exclude_characters="\0")
+    )
+).filter(lambda text: not text or not set(text) <= SAYS_NOTHING)
 
 
 @pytest.fixture
@@ -40,19 +52,28 @@ def refusal_of(workplace: Path, *arguments: str, cwd: Path | None = None, **vari
 
 def test_help_is_instant_and_no_arguments_are_a_mistake(workplace: Path) -> None:
     told = subprocess.run([HOSTFILE, "--help"], capture_output=True, text=True, timeout=20, check=True)
-    assert told.stdout.startswith("usage: launcher/hostfile.sh")
-    assert refusal_of(workplace).startswith("usage: launcher/hostfile.sh")
+    assert "launcher/hostfile.sh" in told.stdout
+    assert refusal_of(workplace) == told.stdout
 
 
-def test_a_hostfile_must_exist(workplace: Path) -> None:
-    assert refusal_of(workplace, "absent", "train", "run.yaml") == "absent: no such hostfile\n"
+def test_a_hostfile_must_exist(workplace: Path, says: Says) -> None:
+    says(refusal_of(workplace, "absent", "train", "run.yaml"), "absent")
 
 
-@pytest.mark.parametrize(
-    "argument", ["--set=a b", "run_dir=$HOME", "a;b", "data={a}", "a\nb", "'a'", "$(a)", "`a`", ""]
-)
+@settings(TRIES)
+@example("--set=a b")
+@example("run_dir=$HOME")
+@example("a\nb")
+@example("$(touch pwned)")
+@example("`touch pwned`")
+@example("")
+@given(SAYS_SOMETHING_TO_A_SHELL)
 def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path, argument: str) -> None:
-    assert "put such a value into the YAML" in refusal_of(workplace, "hosts", "train", argument)
+    assert refusal_of(workplace, "hosts", "train", argument).startswith("argument ")
+
+
+def test_what_an_argument_may_hold_is_told(workplace: Path, says: Says) -> None:
+    says(refusal_of(workplace, "hosts", "train", "a;b"), "a\\;b")
 
 
 @pytest.mark.parametrize(
@@ -75,31 +96,42 @@ def test_arguments_that_a_remote_shell_would_change_are_refused(workplace: Path,
 )
 def test_a_line_that_names_no_host_is_refused(workplace: Path, line: str) -> None:
     (workplace / "hosts").write_text(f"# the hosts\n\nnode-2 slots=8 # eight GPUs\n{line}\n", encoding="utf-8")
+    assert refusal_of(workplace, "hosts", "train", "run.yaml").startswith("hosts: ")
+
+
+def test_what_a_hostfile_holds_is_told(workplace: Path, says: Says) -> None:
+    (workplace / "hosts").write_text("node-1 slots=two\n", encoding="utf-8")
     said = refusal_of(workplace, "hosts", "train", "run.yaml")
-    assert "must be like `node-1 slots=8`" in said
-    assert said.endswith("users and ports go into ~/.ssh/config\n")
+    says(said, "hosts: ", "slots=two", "`node-1 slots=8`", "~/.ssh/config")
 
 
-def test_a_host_is_named_once_and_there_is_one(workplace: Path) -> None:
+def test_a_host_is_named_once_and_there_is_one(workplace: Path, says: Says) -> None:
     (workplace / "hosts").write_text("node-1 slots=8\nnode-2 slots=8\nnode-1 slots=8\n", encoding="utf-8")
-    assert refusal_of(workplace, "hosts", "train", "run.yaml") == "hosts: names node-1 more than once\n"
+    says(refusal_of(workplace, "hosts", "train", "run.yaml"), "hosts: ", "node-1")
     (workplace / "hosts").write_text("# none\n", encoding="utf-8")
-    assert refusal_of(workplace, "hosts", "train", "run.yaml") == "hosts: names no host\n"
+    says(refusal_of(workplace, "hosts", "train", "run.yaml"), "hosts")
 
 
 @pytest.mark.parametrize("variable", ["MASTER_ADDR", "MASTER_PORT", "REMOTE_SHELL"])
-@pytest.mark.parametrize(
-    "value",
-    ["$(touch pwned)", "a; touch pwned", "a b", "a\ntouch pwned", "'", "`touch pwned`", "-oX=y", "a[$(touch pwned)]"],
-)
+@settings(TRIES)
+@example("a; touch pwned")
+@example("a\ntouch pwned")
+@example("'")
+@example("`touch pwned`")
+@example("-oX=y")
+@example("a[$(touch pwned)]")
+@given(SAYS_SOMETHING_TO_A_SHELL.filter(bool))
 def test_variables_that_a_remote_shell_would_run_are_refused(workplace: Path, variable: str, value: str) -> None:
     assert refusal_of(workplace, "hosts", "train", "run.yaml", **{variable: value}).startswith(f"{variable} ")
 
 
 @pytest.mark.parametrize("address", ["node-1:29500", "[fd77::1]", "fe80::1%eth0", "node-1.", "fd77::1;"])
 def test_the_place_to_meet_is_an_address_or_a_name(workplace: Path, address: str) -> None:
-    said = refusal_of(workplace, "hosts", "train", "run.yaml", MASTER_ADDR=address)
-    assert said.endswith("must be an address or a name of the first host\n")
+    assert refusal_of(workplace, "hosts", "train", "run.yaml", MASTER_ADDR=address).startswith("MASTER_ADDR ")
+
+
+def test_what_a_place_to_meet_is_is_told(workplace: Path, says: Says) -> None:
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", MASTER_ADDR="node-1."), "MASTER_ADDR node-1.: ")
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "1e3"])
@@ -111,22 +143,18 @@ def test_a_port_is_a_port(workplace: Path, port: str) -> None:
 def test_names_of_variables_are_names(workplace: Path, names: str) -> None:
     said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT=names, A="1", B="2")
     assert said.startswith("EXPORT ")
-    assert said.endswith("must be names of variables, with commas between\n")
 
 
-def test_a_variable_to_hand_on_is_set(workplace: Path) -> None:
-    said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A,ABSENT", A="1")
-    assert said == "EXPORT: ABSENT is not set here\n"
+def test_a_variable_to_hand_on_has_a_name_and_is_set(workplace: Path, says: Says) -> None:
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="1A"), "EXPORT 1A: ")
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A,ABSENT", A="1"), "EXPORT: ", "ABSENT")
 
 
-@pytest.mark.parametrize(
-    ("name", "setter"),
-    [("MEGASLM_JOB", "the launcher"), ("RANK", "the launcher"), ("CUDA_VISIBLE_DEVICES", "DeepSpeed")],
-)
-def test_what_the_launcher_tells_the_ranks_is_not_taken_from_here(workplace: Path, name: str, setter: str) -> None:
+@pytest.mark.parametrize("name", ["MEGASLM_JOB", "RANK", "CUDA_VISIBLE_DEVICES"])
+def test_what_the_launcher_tells_the_ranks_is_not_taken_from_here(workplace: Path, name: str, says: Says) -> None:
     """A job inside a job would be ended with the outer one's mark."""
     said = refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT=f"A,{name}", A="1", **{name: "0"})
-    assert said.startswith(f"EXPORT: {name} is set by {setter}")
+    says(said, f"EXPORT: {name} ")
 
 
 @pytest.mark.parametrize("value", ["a\nb", "a\tb", "a\x1bb", " a", "a "])
@@ -134,21 +162,21 @@ def test_values_that_would_not_arrive_as_they_are_are_refused(workplace: Path, v
     assert refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A", A=value).startswith("A ")
 
 
-def test_a_folder_that_a_remote_shell_would_run_is_refused(workplace: Path) -> None:
+def test_a_folder_that_a_remote_shell_would_run_is_refused(workplace: Path, says: Says) -> None:
     folder = workplace / "a $(touch pwned)"
     folder.mkdir()
     (folder / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
-    assert "move it to another path" in refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder)
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder), "_./:=,@%+^-")
 
 
-def test_a_folder_that_cannot_stand_on_the_path_is_refused(workplace: Path) -> None:
+def test_a_folder_that_cannot_stand_on_the_path_is_refused(workplace: Path, says: Says) -> None:
     folder = workplace / "a:b"
     folder.mkdir()
     (folder / "hosts").write_text("node-1 slots=1\n", encoding="utf-8")
-    assert "holds a colon" in refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder)
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", cwd=folder), folder)
 
 
-def test_a_host_without_python_is_told_so(workplace: Path) -> None:
+def test_a_host_without_python_is_told_so(workplace: Path, says: Says) -> None:
     (workplace / "launcher").mkdir()
     for script in (ROOT / "launcher").glob("*.sh"):
         shutil.copy(script, workplace / "launcher")
@@ -164,7 +192,7 @@ def test_a_host_without_python_is_told_so(workplace: Path) -> None:
         text=True,
     )
     assert ended.returncode == 2
-    assert ended.stderr.startswith("there is no python on PATH, and no .venv in ")
+    says(ended.stderr, "PATH", ".venv", workplace)
 
 
 def answered(workplace: Path, meeting: str) -> "subprocess.CompletedProcess[str]":
@@ -194,10 +222,13 @@ def test_what_a_shell_prints_by_itself_is_no_part_of_the_address(
 def test_an_answer_that_is_no_address_is_refused_with_its_host(workplace: Path, last_line: str) -> None:
     ended = answered(workplace, rf"10.0.0.1\n{last_line}" if last_line else "")
     assert ended.returncode == 2
-    assert ended.stderr.startswith("node-1: printed ")
-    assert ended.stderr.endswith("nothing was started\n")
+    assert ended.stderr.startswith("node-1: ")
     assert not (workplace / "ran").exists()
     assert not list(workplace.rglob("pwned"))
+
+
+def test_what_a_host_printed_is_told(workplace: Path, says: Says) -> None:
+    says(answered(workplace, "Hello!").stderr, "node-1: ", "Hello\\!", "`ssh node-1 true`")
 
 
 def on_host(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -215,14 +246,12 @@ def test_an_address_to_meet_at_may_be_one_that_the_network_translates(address: s
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "203.0.113.7"])
-def test_a_port_that_is_taken_is_named(address: str) -> None:
+def test_a_port_that_is_taken_is_named(address: str, says: Says) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         ended = on_host("meeting", sys.executable, str(port), address)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(
-        f"MASTER_PORT = {port}: somebody listens there on {socket.gethostname()}, {address}; "
-    )
+    says(ended.stderr, "MASTER_PORT = ", address, PORT=port, HOST=socket.gethostname())
 
 
 def test_a_name_that_the_host_does_not_know_is_named() -> None:
@@ -231,9 +260,9 @@ def test_a_name_that_the_host_does_not_know_is_named() -> None:
     assert ended.stderr.startswith("MASTER_ADDR = no-such-host.invalid: ")
 
 
-def test_a_login_shell_that_hands_no_variables_on_is_told_of() -> None:
+def test_a_login_shell_that_hands_no_variables_on_is_told_of(says: Says) -> None:
     here = str(Path.cwd())
     assert on_host("check", here, sys.executable, MEGASLM_JOB="1").returncode == 0
     ended = on_host("check", here, sys.executable, MEGASLM_JOB="")
     assert ended.returncode == 1
-    assert ended.stderr.startswith("the login shell does not take `export NAME=VALUE`")
+    says(ended.stderr, "`export NAME=VALUE`")

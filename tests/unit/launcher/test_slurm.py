@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.messages import Says
+
 SCRIPTS = Path(__file__).resolve().parents[3] / "launcher" / "slurm"
 
 VERB = """
@@ -142,17 +144,16 @@ def test_a_job_that_is_cancelled_does_not_come_back(submitted_from: Path) -> Non
     assert not (submitted_from / "requeued.txt").exists()
 
 
-def test_another_number_of_gpus_than_of_tasks_is_refused(submitted_from: Path) -> None:
+def test_another_number_of_gpus_than_of_tasks_is_refused(submitted_from: Path, says: Says) -> None:
     done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=8)
     assert done.returncode == 2
-    assert "3 tasks and 8 GPUs on a node" in done.stderr
-    assert "--ntasks-per-node=8" in done.stderr
+    says(done.stderr, "3", "8", "--ntasks-per-node=8")
 
 
 def test_gpus_that_are_hidden_from_the_other_ranks_are_refused(submitted_from: Path) -> None:
     done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=3, SLURM_GPUS_PER_TASK=1)
     assert done.returncode == 2
-    assert "--gpus-per-node=3 instead" in done.stderr
+    assert "--gpus-per-node=3" in done.stderr
 
 
 def test_a_reference_is_trained_where_it_is_exported_from(submitted_from: Path) -> None:
@@ -176,11 +177,11 @@ def test_a_task_of_an_array_does_its_share(
     assert ran(submitted_from)[0] == [verb, *HOSTILE, "--part", part]
 
 
-def test_some_tasks_of_an_array_are_submitted_again_by_their_numbers(submitted_from: Path) -> None:
+def test_some_tasks_of_an_array_are_submitted_again_by_their_numbers(submitted_from: Path, says: Says) -> None:
     array = {"SLURM_ARRAY_TASK_ID": 17, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_ARRAY_TASK_MAX": 40}
     refused = run(submitted_from, "score_array.sbatch", "in", "out", SLURM_ARRAY_TASK_COUNT=3, **array)
     assert refused.returncode == 2
-    assert "the array has gaps" in refused.stderr
+    says(refused.stderr, "--export=ALL,PARTS=COUNT")
     assert run(submitted_from, "score_array.sbatch", "in", "out", PARTS=64, **array).returncode == 0
     assert share_of(submitted_from) == "17/64"
 
@@ -190,5 +191,5 @@ def test_outside_of_a_job_it_says_how_to_submit_it(submitted_from: Path, script:
     done = run(submitted_from, script, "score", "in", "out", SLURM_JOB_ID="")
     assert done.returncode == 2
     assert ".sbatch" in done.stderr
-    assert run(submitted_from, script, "--help").stdout.startswith(f"usage: launcher/slurm/{script}")
+    assert f"launcher/slurm/{script}" in run(submitted_from, script, "--help").stdout
     assert run(submitted_from, script).returncode == 2

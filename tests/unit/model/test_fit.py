@@ -1,6 +1,7 @@
 """A model's tokenizer is compared with a dataset's by the ids that texts get."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from megaslm.data.dataset.manifest import TOKENIZER, Manifest
 from megaslm.data.tokenizing.tokenizer import tokenizer_facts
 from megaslm.errors import DataError
 from megaslm.model.fit import check_tokenizer_fits
+from tests.messages import Says
 from tests.toy import EOS_ID, VOCAB_SIZE, make_dataset, make_tokenizer
 
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -93,5 +95,12 @@ def test_other_ids_are_refused(
     tmp_path: Path, dataset: Path, manifest: Manifest, change: Change, states_ids: bool
 ) -> None:
     stated = manifest if states_ids else manifest.model_copy(update={"ids_sha256": None})
-    with pytest.raises(DataError, match="model has the tokenizer"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "model"))):
         check(model_with(tmp_path / "model", change), dataset, stated)
+
+
+def test_both_tokenizers_are_told(tmp_path: Path, dataset: Path, manifest: Manifest, says: Says) -> None:
+    model = model_with(tmp_path / "model", lower)
+    with pytest.raises(DataError) as refused:
+        check(model, dataset, manifest)
+    says(refused, model, tokenizer_facts(model).sha256[:12], manifest.tokenizer_sha256[:12])

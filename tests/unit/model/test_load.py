@@ -13,6 +13,7 @@ from megaslm.errors import ModelError
 from megaslm.model.load import build_from_shape, draw_weights, load_pretrained, parameter_count
 from megaslm.model.selective_lm import SelectiveLM
 from tests.launched import ROOT
+from tests.messages import Says
 from tests.toy import EOS_ID, SHAPE, VOCAB_SIZE, Unsharded
 
 
@@ -61,19 +62,21 @@ def test_a_folder_gives_back_its_weights(folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(toy().parameters(), lm.parameters(), strict=True))
 
 
-def test_a_missing_weight_is_named(folder: Path) -> None:
+def test_a_missing_weight_is_named(folder: Path, says: Says) -> None:
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"1 missing keys.*model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(ModelError) as refused:
         load_pretrained(folder, dtype=torch.float32)
+    says(refused, folder, "1", "model.layers.1.mlp.up_proj.weight")
 
 
-def test_a_weight_of_another_size_is_refused(folder: Path) -> None:
+def test_a_weight_of_another_size_is_refused(folder: Path, says: Says) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": VOCAB_SIZE + 1}))
-    with pytest.raises(ModelError, match=r"(?s)mismatch"):
+    with pytest.raises(ModelError) as refused:
         load_pretrained(folder, dtype=torch.float32)
+    says(refused, folder)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from megaslm.errors import ModelError
 from megaslm.model.weight_files import count_parameters, stored_weights, weight_files, weights_sha256
+from tests.messages import Says
 
 
 def save(path: Path, *names: str) -> None:
@@ -46,26 +47,27 @@ def test_the_hash_sees_one_changed_byte_of_what_is_loaded(sharded: Path) -> None
     assert weights_sha256(sharded) != before
 
 
-def test_a_missing_file_is_named(sharded: Path) -> None:
+def test_a_missing_file_is_named(sharded: Path, says: Says) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"model-00002-of-00002\.safetensors: is missing"):
+    with pytest.raises(ModelError) as refused:
         stored_weights(sharded)
+    says(refused, "model-00002-of-00002.safetensors")
 
 
 @pytest.mark.parametrize("kept_bytes", [-1, 20, 0])
-def test_a_truncated_file_is_named(sharded: Path, kept_bytes: int) -> None:
+def test_a_truncated_file_is_named(sharded: Path, kept_bytes: int, says: Says) -> None:
     second = sharded / "model-00002-of-00002.safetensors"
     second.write_bytes(second.read_bytes()[:kept_bytes])
-    with pytest.raises(
-        ModelError, match=r"model-00002-of-00002\.safetensors: is damaged or incomplete, with \d+ bytes"
-    ):
+    with pytest.raises(ModelError) as refused:
         stored_weights(sharded)
+    says(refused, "model-00002-of-00002.safetensors", second.stat().st_size)
 
 
-def test_files_of_another_model_are_found_out(sharded: Path) -> None:
+def test_files_of_another_model_are_found_out(sharded: Path, says: Says) -> None:
     save(sharded / "model-00002-of-00002.safetensors", "dddd")
-    with pytest.raises(ModelError, match=r"ccc is in model-00002"):
+    with pytest.raises(ModelError) as refused:
         stored_weights(sharded)
+    says(refused, "ccc", "model-00002")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_an_index_that_is_none(content: str, found: str, sharded: Path) -> None:
         stored_weights(sharded)
 
 
-def test_files_may_lie_in_folders_of_the_folder(sharded: Path) -> None:
+def test_files_may_lie_in_folders_of_the_folder(sharded: Path, says: Says) -> None:
     second = "model-00002-of-00002.safetensors"
     (sharded / "shards").mkdir()
     (sharded / second).rename(sharded / "shards" / second)
@@ -93,17 +95,19 @@ def test_files_may_lie_in_folders_of_the_folder(sharded: Path) -> None:
     assert sorted(stored_weights(sharded)) == ["a", "bb", "ccc"]
     assert weights_sha256(sharded)
     _edit_index(sharded, ccc=f"../{sharded.name}/shards/{second}")
-    with pytest.raises(ModelError, match=r"outside"):
+    with pytest.raises(ModelError) as refused:
         weight_files(sharded)
+    says(refused, f"../{sharded.name}/shards/{second}", FOLDER=sharded.name)
 
 
-def test_a_weight_in_two_files_has_to_be_the_same_in_both(sharded: Path) -> None:
+def test_a_weight_in_two_files_has_to_be_the_same_in_both(sharded: Path, says: Says) -> None:
     save(sharded / "model-00002-of-00002.safetensors", "bb", "ccc")
     assert sorted(stored_weights(sharded)) == ["a", "bb", "ccc"]
     other = {"bb": torch.full((4,), 7.0), "ccc": torch.full((4,), 3.0)}
     save_file(other, sharded / "model-00002-of-00002.safetensors")
-    with pytest.raises(ModelError, match=r"bb is in model-00001.* and in model-00002"):
+    with pytest.raises(ModelError) as refused:
         stored_weights(sharded)
+    says(refused, "bb", "model-00001", "model-00002")
 
 
 def _edit_index(folder: Path, **files: str) -> None:

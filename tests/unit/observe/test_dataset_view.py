@@ -10,7 +10,8 @@ from megaslm.data.dataset.dataset_facts import dataset_facts
 from megaslm.data.dataset.manifest import read_manifest, write_manifest
 from megaslm.observe.dataset_view import show_dataset
 from megaslm.observe.units import size
-from tests.inspected import make_inspected
+from tests.inspected import below_the_title, make_inspected
+from tests.messages import Says
 
 
 def printed(dataset: Path) -> str:
@@ -19,13 +20,10 @@ def printed(dataset: Path) -> str:
     return output.getvalue()
 
 
-def test_it_says_what_the_dataset_is(tmp_path: Path) -> None:
+def test_it_says_what_the_dataset_is(tmp_path: Path, says: Says) -> None:
     make_inspected(tmp_path, scored=True)
     text = printed(tmp_path)
-    assert "alphabet · scored" in text
-    assert "ref · weights abababababab · fp32 · documents read one by one · window 8, stride 8 · with entropies" in text
-    assert "CC0 (a); MIT (b)" in text
-    assert "perplexity" in text
+    says(below_the_title(text), "abababababab", "fp32", "CC0 (a); MIT (b)")
     assert [line.split()[:4] for line in text.splitlines() if line.split()[:1] == ["train"]] == [
         ["train", "a", "6", "38"],
         ["train", "a", "6", "38"],

@@ -20,6 +20,7 @@ from megaslm.data.dataset.score_summary import (
 from megaslm.errors import DataError
 from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
 from megaslm.scoring.summary import quantile, scored_by, summarise
+from tests.messages import Says
 
 H200, EPYC = "NVIDIA H200", "AMD EPYC"
 FLOPS = 2e9
@@ -171,7 +172,8 @@ def test_the_summary_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     assert summarise(found.parts, FLOPS / 3, "bf16") == summary, "a summary has all that another is made of"
 
 
-def test_a_file_that_is_no_summary_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, says: Says) -> None:
     (tmp_path / "scores.json").write_text('{"targets": 3}')
-    with pytest.raises(DataError, match=r"scores.json is not the summary of a scored dataset"):
+    with pytest.raises(DataError) as refused:
         read_scores(tmp_path)
+    says(str(refused.value).splitlines()[0], tmp_path / "scores.json")

@@ -163,7 +163,7 @@ def compare_fused_with_torch(device: str) -> None:
     targets[0], targets[1] = VOCAB, -1
     losses, _ = fused_exponentials(logits.to(device), targets.to(device), torch.empty_like(logits, device=device))
     assert losses.isnan().tolist() == [True, True] + [False] * (ROWS - 2)
-    with pytest.raises(ValueError, match=r"column strides 7 and 1, expected 1 and 1"):
+    with pytest.raises(ValueError, match=r"7.* 1\b"):
         fused_exponentials(torch.empty(VOCAB, ROWS).t(), targets, torch.empty(ROWS, VOCAB))
 
 

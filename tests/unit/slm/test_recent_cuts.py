@@ -77,7 +77,9 @@ def test_the_reported_threshold_is_the_one_that_chose() -> None:
     assert losses[output.mask].min() >= threshold >= losses[~output.mask].max()
 
 
-@pytest.mark.parametrize("keep_ratio", ["0.05", "0.6", "0.9"])
+@pytest.mark.parametrize(
+    "keep_ratio", [pytest.param("0.05", marks=pytest.mark.slow), "0.6", pytest.param("0.9", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_after_any_change_the_ratio_returns_within_fifty_steps(name: str, keep_ratio: str) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
@@ -21,10 +22,14 @@ from megaslm.slm.token_loss import (
     weighted_loss,
 )
 from tests.chosen import selected
+from tests.pairwise import pairwise
 
 ROWS, WIDTH, VOCAB = 37, 24, 50
 TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(scale=2.0, softcap=3.0)]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
+Case = tuple[int, LogitTransform, HeadMethod, torch.dtype, bool]
+CASES: list[Case] = list(product((1, 8, 1000), TRANSFORMS, METHODS, (torch.float32, torch.bfloat16), (False, True)))
+EVERY_PAIR = pairwise(CASES, lambda case: {str(place): value for place, value in enumerate(case)})
 
 
 @pytest.fixture(params=[1, 8, 1000], ids=lambda rows: f"chunks-of-{rows}")
@@ -127,13 +132,12 @@ def tolerance_of(dtype: torch.dtype, method: HeadMethod | None = None) -> float:
     return 1e-3 if method == "cache" else 1e-5
 
 
+@pytest.mark.parametrize(
+    ("chunk_rows", "transform", "method", "dtype", "bias"), EVERY_PAIR, indirect=["chunk_rows"], ids=str
+)
 @pytest.mark.usefixtures("chunk_rows")
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("method", METHODS)
 def test_every_method_gives_the_gradients_of_float64(
-    method: HeadMethod, dtype: torch.dtype, bias: bool, transform: LogitTransform
+    transform: LogitTransform, method: HeadMethod, dtype: torch.dtype, bias: bool
 ) -> None:
     cut = 1.5 if transform.softcap is None and transform.scale < 1 else 4.0
 
@@ -153,10 +157,14 @@ def test_every_method_gives_the_gradients_of_float64(
     )
 
 
+@pytest.mark.parametrize(
+    ("chunk_rows", "transform", "dtype"),
+    [(*case[:2], case[3]) for case in EVERY_PAIR],
+    indirect=["chunk_rows"],
+    ids=str,
+)
 @pytest.mark.usefixtures("chunk_rows")
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_row_gives_the_gradients_of_float64(dtype: torch.dtype, transform: LogitTransform) -> None:
+def test_every_row_gives_the_gradients_of_float64(transform: LogitTransform, dtype: torch.dtype) -> None:
     assert_parity(
         weighted_loss,
         lambda losses: torch.ones_like(losses, dtype=torch.bool),

@@ -6,6 +6,7 @@ import pytest
 
 from megaslm.engine.pace import Pace
 from megaslm.training.pace import Ratios, SlowRanks, compare
+from tests.messages import Says
 
 QUICK = Pace(product_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, halted_share=0.0)
 FAIR = Ratios(1.0, 1.0, 1.0)
@@ -46,28 +47,25 @@ def test_a_head_that_was_not_timed_says_nothing() -> None:
     assert compare([pace(product_seconds=math.nan)] * 2) == [FAIR, FAIR]
 
 
-def test_two_reports_in_a_row_make_a_rank_slow_and_two_make_it_quick_again() -> None:
+def test_two_reports_in_a_row_make_a_rank_slow_and_two_make_it_quick_again(says: Says) -> None:
     slow_ranks = SlowRanks(["east", "west"], slow_ratio=1.5, last_step=100)
     slow = Ratios(2.14, 1.0, 1.0)
     heard = [
         slow_ranks.judge(100 + 10 * number, [FAIR, found])
         for number, found in enumerate([slow, FAIR, slow, slow, slow, FAIR, slow, FAIR, FAIR, FAIR, slow], start=1)
     ]
-    assert {110 + 10 * place: news for place, news in enumerate(heard) if news} == {
-        140: [
-            "warning: rank 1 on west is slow: 2.1 times as long as the middle rank for the same work "
-            "(compute 2.1×, loading 1.0×, halts 1.0×) since step 121"
-        ],
-        190: ["rank 1 on west is as quick as the others again since step 171"],
-    }
+    news = {110 + 10 * place: lines for place, lines in enumerate(heard) if lines}
+    assert list(news) == [140, 190]
+    (slow_again,), (quick_again,) = news.values()
+    says(slow_again, "rank 1", "west", "2.1", "step 121")
+    says(quick_again, "rank 1", "west", "step 171")
 
 
-def test_each_rank_is_judged_on_its_own() -> None:
+def test_each_rank_is_judged_on_its_own(says: Says) -> None:
     slow_ranks = SlowRanks(["a", "a", "b", "b"], slow_ratio=1.5, last_step=0)
     by_halts, by_loading = Ratios(1.0, 1.0, 1.5), Ratios(1.0, 1.7, 1.0)
     assert slow_ranks.judge(10, [FAIR, FAIR, by_halts, FAIR]) == []
     (line,) = slow_ranks.judge(20, [FAIR, FAIR, by_halts, by_loading])
-    assert line.startswith("warning: rank 2 on b is slow: 1.5 times")
+    says(line, "rank 2", "b", "1.5")
     (line,) = slow_ranks.judge(30, [FAIR, FAIR, by_halts, by_loading])
-    assert line.startswith("warning: rank 3 on b is slow: 1.7 times")
-    assert line.endswith("since step 11")
+    says(line, "rank 3", "1.7", "step 11")

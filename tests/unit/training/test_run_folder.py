@@ -11,6 +11,7 @@ from megaslm.data.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
 from megaslm.training.run_folder import check_run
 from megaslm.training.training_data import open_training_data
+from tests.messages import Says
 from tests.toy import make_dataset, run_config
 
 
@@ -56,25 +57,28 @@ def mixed(folders: Path) -> Path:
     return folders
 
 
-def test_a_run_of_version_0_1_0_goes_on(folders: Path) -> None:
+def test_a_run_of_version_0_1_0_goes_on(folders: Path, says: Says) -> None:
     config = run_config(folders / "run", folders / "web")
     leave_run(config, {"dataset": str(folders / "web"), "data": identity_of(folders / "web")})
     assert resume(config) == []
     other = run_config(folders / "run", folders / "code")
-    with pytest.raises(ConfigError, match=r"other training data so far\ndata\.train\.tokens_sha256: \w+ → \w+$"):
+    with pytest.raises(ConfigError) as refused:
         resume(other)
+    says(refused, "data.train.tokens_sha256")
 
 
-def test_a_mixture_goes_on_as_it_was_alone(mixed: Path) -> None:
+def test_a_mixture_goes_on_as_it_was_alone(mixed: Path, says: Says) -> None:
     assert resume(streams_config(mixed, web=1.0, code=3.0)) == []
-    with pytest.raises(ConfigError, match=r"what makes it this run.*\ndata\.streams\.code\.weight: 3\.0 → 2\.0$"):
+    with pytest.raises(ConfigError) as refused:
         resume(streams_config(mixed, web=1.0, code=2.0))
+    says(refused, "data.streams.code.weight: 3.0 → 2.0")
     for weights, found in (
-        ({"code": 3.0, "web": 1.0}, r"data\.streams\.code, data\.streams\.web"),
-        ({"web": 1.0}, r"data\.streams\.web"),
+        ({"code": 3.0, "web": 1.0}, "data.streams.code, data.streams.web"),
+        ({"web": 1.0}, "data.streams.web"),
     ):
-        with pytest.raises(ConfigError, match=rf"web, data\.streams\.code so far, .* would read {found}:"):
+        with pytest.raises(ConfigError) as refused:
             resume(streams_config(mixed, **weights))
+        says(refused, "data.streams.code", found)
 
 
 def test_datasets_may_move(mixed: Path) -> None:

@@ -8,6 +8,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.data.dataset.manifest import write_manifest
 from megaslm.errors import DataError
 from megaslm.training.training_data import open_training_data
+from tests.messages import Says
 from tests.toy import make_dataset, run_config
 
 
@@ -51,26 +52,28 @@ def test_streams_have_settings_and_references_of_their_own(web: Path, code: Path
     assert data.mixture.streams[-1].proportion == pytest.approx(18 / 38)
 
 
-def test_a_domain_without_training_rows_is_refused_by_its_setting(web: Path, code: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"data\.streams\.code\.domains: .*code has no training rows of c; it has python"
-    ):
+def test_a_domain_without_training_rows_is_refused_by_its_setting(web: Path, code: Path, says: Says) -> None:
+    with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, code, domains=["c"]))
+    says(refused, "data.streams.code.domains", "python")
 
 
-def test_other_vocabularies_and_rows_are_refused(web: Path, tmp_path: Path) -> None:
+def test_other_vocabularies_and_rows_are_refused(web: Path, tmp_path: Path, says: Says) -> None:
     make_dataset(tmp_path / "large", {("train", "a"): [9]}, vocab_size=100)
-    with pytest.raises(DataError, match=r"web = .* has the tokenizer \w+ of 64 ids, .*large has \w+ of 100 ids"):
+    with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, tmp_path / "large"))
+    says(refused, "web", "large", "64", "100")
     make_dataset(tmp_path / "long", {("train", "a"): [9]}, seq_len=32)
-    with pytest.raises(DataError, match=r"long has rows of 32 targets; data\.seq_len = 16"):
+    with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, tmp_path / "long"))
+    says(refused, "long", "32", "data.seq_len = 16")
 
 
-def test_a_share_that_cannot_be_drawn_is_refused(web: Path, code: Path) -> None:
+def test_a_share_that_cannot_be_drawn_is_refused(web: Path, code: Path, says: Says) -> None:
     config = streams_config(web, code, repeat=1e-3)
-    with pytest.raises(DataError, match=r"^code: its 9 rows get 0.00045 of an epoch of 24 rows, less than one"):
+    with pytest.raises(DataError) as refused:
         open_training_data(config)
+    says(refused, "code", "9 rows", "0.00045", "24 rows")
 
 
 def test_a_dataset_that_lacks_a_shard_is_refused(web: Path, code: Path) -> None:
@@ -79,8 +82,9 @@ def test_a_dataset_that_lacks_a_shard_is_refused(web: Path, code: Path) -> None:
         open_training_data(streams_config(web, code))
 
 
-def test_another_eos_of_the_same_tokenizer_is_refused(web: Path, tmp_path: Path) -> None:
+def test_another_eos_of_the_same_tokenizer_is_refused(web: Path, tmp_path: Path, says: Says) -> None:
     made = make_dataset(tmp_path / "other", {("train", "a"): [9]})
     write_manifest(tmp_path / "other", made.model_copy(update={"eos_id": 3}))
-    with pytest.raises(DataError, match=r"web = .* ids, EOS 2, .*other has \w+ of 64 ids, EOS 3"):
+    with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, tmp_path / "other"))
+    says(refused, "web", "other", "EOS 2", "EOS 3")

@@ -14,6 +14,7 @@ from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shard_index import read_index
 from megaslm.errors import DataError
+from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, make, tokens_of
 
 SCORED_COLUMNS = "domain (uint16), ref_loss (ndarray:float16:6), tokens (ndarray:uint16:7)"
@@ -25,7 +26,7 @@ ENTROPY_COLUMNS = SCORED_COLUMNS.replace("ref_loss", "ref_entropy (ndarray:float
     [("scored", SCORED_COLUMNS, ENTROPY_COLUMNS), ("entropy", ENTROPY_COLUMNS, SCORED_COLUMNS)],
 )
 def test_columns_that_are_not_the_manifests_are_named(
-    tmp_path: Path, row_format: str, found: str, expected: str
+    tmp_path: Path, row_format: str, found: str, expected: str, says: Says
 ) -> None:
     make(tmp_path, FORMATS[row_format])
     manifest = read_manifest(tmp_path)
@@ -34,7 +35,7 @@ def test_columns_that_are_not_the_manifests_are_named(
     write_manifest(tmp_path, manifest.model_copy(update={"reference": other}))
     with pytest.raises(DataError) as error:
         check_layout(tmp_path)
-    assert f"shard.00000.mds has the columns {found}; its manifest says {expected}; remove" in str(error.value)
+    says(error, "shard.00000.mds", found, expected)
 
 
 def drop_shard(folder: Path) -> None:
@@ -92,40 +93,42 @@ def add_part(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "named"),
     [
-        (drop_shard, r"shard.00001.mds is missing, though index.json lists it with \d+ rows; remove"),
-        (cut_shard, r"shard.00001.mds has \d+ bytes, index.json says \d+; remove"),
-        (drop_part_index, r"part-00001/index.json is missing; remove"),
-        (drop_merged_index, r"a/index.json is missing; remove"),
-        (spoil_merged_index, r"a/index.json is not an index of MDS shards"),
-        (shorten_merged_index, r"a/index.json lists \d+ rows, its parts 133; remove"),
-        (reorder_merged_index, r"a/index.json does not list the \d+ shards of its parts in order"),
-        (reformat_merged_index, r"a/index.json was changed since it was written, though it still says the same"),
-        (change_part_index, r"part-00001/index.json is not the one that was written with this part: its SHA-256 is"),
-        (cut_part_index, r"part-00001/index.json is not an index of MDS shards"),
-        (drop_part, r"part-00001 is missing, a part of 41 rows"),
-        (add_part, r"part-00002 belongs to another dataset: it is none of the 3 parts"),
+        (drop_shard, "shard.00001.mds"),
+        (cut_shard, "shard.00001.mds"),
+        (drop_part_index, "part-00001/index.json"),
+        (drop_merged_index, "a/index.json"),
+        (spoil_merged_index, "a/index.json"),
+        (shorten_merged_index, "a/index.json"),
+        (reorder_merged_index, "a/index.json"),
+        (reformat_merged_index, "a/index.json"),
+        (change_part_index, "part-00001/index.json"),
+        (cut_part_index, "part-00001/index.json"),
+        (drop_part, "part-00001"),
+        (add_part, "part-00002"),
     ],
 )
-def test_a_damaged_dataset_is_noticed_before_it_is_read(tmp_path: Path, damage: object, message: str) -> None:
+def test_a_damaged_dataset_is_noticed_before_it_is_read(tmp_path: Path, damage: object, named: str, says: Says) -> None:
     make(tmp_path, FORMATS["narrow"])
     check_layout(tmp_path)
     damage(tmp_path / "train" / "a")  # type: ignore[operator]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as refused:
         check_layout(tmp_path)
+    says(refused, named)
 
 
-def test_rows_that_the_manifest_does_not_count_are_noticed(tmp_path: Path) -> None:
+def test_rows_that_the_manifest_does_not_count_are_noticed(tmp_path: Path, says: Says) -> None:
     make(tmp_path, FORMATS["narrow"])
     manifest = read_manifest(tmp_path)
     share = manifest.splits["train"]["a"].model_copy(update={"rows": 7})
     write_manifest(tmp_path, manifest.model_copy(update={"splits": {"train": {"a": share}}}))
-    with pytest.raises(DataError, match=r"manifest.json counts 7 rows in train/a, its parts 133"):
+    with pytest.raises(DataError) as refused:
         check_layout(tmp_path)
+    says(refused, "manifest.json", "train/a", "133")
 
 
-def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path, says: Says) -> None:
     from megaslm.data.stream import MDSWriter
 
     make(tmp_path, FORMATS["narrow"], parts=(0,))
@@ -143,18 +146,21 @@ def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path) -> None:
     merge_index(folder.parent, [part])
     share = DomainSplit(rows=ROWS, tokens=0, documents=0, parts=(part,))
     write_manifest(tmp_path, read_manifest(tmp_path).model_copy(update={"splits": {"train": {"a": share}}}))
-    with pytest.raises(DataError, match=r"part-00000/shard.00000.mds has the column extra as pkl \(Python pickle\)"):
+    with pytest.raises(DataError) as refused:
         check_layout(tmp_path)
-    with pytest.raises(DataError, match="column extra is stored as pkl; expected a number or ndarray"):
+    says(refused, "part-00000/shard.00000.mds", "extra", "pkl")
+    with pytest.raises(DataError) as refused:
         RowReader(tmp_path, "train", "a").rows(0, 1)
+    says(refused, "extra", "pkl")
 
 
 @pytest.mark.parametrize("place", ["../../elsewhere.mds", "/elsewhere.mds", "a/../../elsewhere.mds"])
-def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, place: str) -> None:
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, place: str, says: Says) -> None:
     make(tmp_path, FORMATS["narrow"])
     (folder,) = {path.parent for path in tmp_path.rglob("part-00000/index.json")}
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["raw_data"]["basename"] = place
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match=r"(?s)index.json is not an index.*leads out of the folder of its index"):
+    with pytest.raises(DataError) as refused:
         read_index(folder)
+    says(refused, folder / "index.json", place)

@@ -10,6 +10,7 @@ from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import part_name
 from megaslm.errors import DataError
+from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, write
 
 
@@ -40,53 +41,59 @@ def test_what_else_lies_in_the_folder_is_not_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "named"),
     [
-        (["part-00000", "part-00001", "part-00002"], "part-00002 is missing, a part of 40 rows"),
-        (["part-00000"], "part-00001 belongs to another dataset: it is none of the 1 parts of this one"),
-        (["part-00000", "part-00001", "part-00001"], "part-00001 is named twice"),
-        (["part-00000", "part-00001", "part-000001"], "part-00001 is named twice"),
-        (["part-00000", "part-00001", "shard.00000.mds"], "not the name of a part"),
+        (["part-00000", "part-00001", "part-00002"], "part-00002"),
+        (["part-00000"], "part-00001"),
+        (["part-00000", "part-00001", "part-00001"], "part-00001"),
+        (["part-00000", "part-00001", "part-000001"], "part-00001"),
+        (["part-00000", "part-00001", "shard.00000.mds"], "shard.00000.mds"),
     ],
 )
-def test_parts_that_do_not_fit_are_not_joined(tmp_path: Path, names: list[str], message: str) -> None:
+def test_parts_that_do_not_fit_are_not_joined(tmp_path: Path, names: list[str], named: str, says: Says) -> None:
     parts = [write(tmp_path, number, FORMATS["narrow"]) for number in (0, 1)]
     given = [
         parts[min(number, 1) if number < 2 else 0].model_copy(update={"name": name})
         for number, name in enumerate(names)
     ]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as refused:
         merge_index(tmp_path, given)
+    says(refused, named)
     assert not (tmp_path / "index.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("record", "named"),
     [
-        ({"rows": 39}, r"part-00000/index.json lists 40 rows in \d+ bytes, the manifest says 39 rows"),
-        ({"bytes": 1}, r"part-00000/index.json lists 40 rows in \d+ bytes, the manifest says 40 rows in 1 bytes"),
-        ({"index_sha256": "0" * 64}, r"part-00000/index.json is not the one that .* the manifest says 000000000000"),
+        ({"rows": 39}, "39 rows"),
+        ({"bytes": 1}, "1 bytes"),
+        ({"index_sha256": "0" * 64}, "0" * 12),
     ],
 )
-def test_a_part_that_is_not_as_recorded_is_not_joined(tmp_path: Path, record: dict[str, object], message: str) -> None:
+def test_a_part_that_is_not_as_recorded_is_not_joined(
+    tmp_path: Path, record: dict[str, object], named: str, says: Says
+) -> None:
     part = write(tmp_path, 0, FORMATS["narrow"])
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as refused:
         merge_index(tmp_path, [part.model_copy(update=record)])
+    says(refused, "part-00000/index.json", named)
     assert not (tmp_path / "index.json").exists()
 
 
-def test_a_part_in_the_place_of_another_is_not_joined(tmp_path: Path) -> None:
+def test_a_part_in_the_place_of_another_is_not_joined(tmp_path: Path, says: Says) -> None:
     parts = [write(tmp_path, number, FORMATS["narrow"]) for number in (0, 1)]
     assert merge_index(tmp_path, parts) == 2 * ROWS + 1
     (tmp_path / "part-00000").rename(tmp_path / "other")
     (tmp_path / "part-00001").rename(tmp_path / "part-00000")
     (tmp_path / "other").rename(tmp_path / "part-00001")
-    with pytest.raises(DataError, match=r"part-00000/index.json is not the one that was written with this part"):
+    with pytest.raises(DataError) as refused:
         merge_index(tmp_path, parts)
+    says(refused, "part-00000/index.json")
 
 
-def test_a_part_without_one_of_its_shards_is_not_joined(tmp_path: Path) -> None:
+def test_a_part_without_one_of_its_shards_is_not_joined(tmp_path: Path, says: Says) -> None:
     part = write(tmp_path, 0, FORMATS["narrow"])
     (tmp_path / "part-00000" / "shard.00001.mds").unlink()
-    with pytest.raises(DataError, match=r"part-00000/shard.00001.mds is missing, though index.json lists it"):
+    with pytest.raises(DataError) as refused:
         merge_index(tmp_path, [part])
+    says(refused, "part-00000/shard.00001.mds", "index.json")

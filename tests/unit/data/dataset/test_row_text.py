@@ -7,6 +7,7 @@ import pytest
 from megaslm.data.dataset.row_text import RowText, read_row
 from megaslm.errors import DataError
 from tests.inspected import DOCUMENTS, EOS_ID, SEQ_LEN, Inspected, make_inspected
+from tests.messages import Says
 from tests.toy import make_dataset
 
 ROWS = {"a": 6, "b": 3}
@@ -89,19 +90,23 @@ def test_each_token_has_the_loss_of_itself_as_a_target(scored: Inspected) -> Non
 
 
 @pytest.mark.parametrize(
-    ("row", "domain", "message"),
+    ("row", "domain", "named"),
     [
-        (9, None, "has no row 9 in train; its rows are 0 to 8"),
-        (-1, None, "has no row -1 in train; its rows are 0 to 8"),
-        (6, "a", "has no row 6 in train/a; its rows are 0 to 5"),
-        (0, "c", "has no domain c in split train; it has a, b"),
+        (9, None, "row 9"),
+        (-1, None, "row -1"),
+        (6, "a", "row 6 in train/a"),
+        (0, "c", "domain c"),
     ],
 )
-def test_rows_that_are_not_there_are_refused(scored: Inspected, row: int, domain: str | None, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_rows_that_are_not_there_are_refused(
+    scored: Inspected, row: int, domain: str | None, named: str, says: Says
+) -> None:
+    with pytest.raises(DataError) as refused:
         read_row(scored.folder, "train", row, domain)
+    says(refused, named)
 
 
-def test_a_split_that_is_not_there_is_refused(scored: Inspected) -> None:
-    with pytest.raises(DataError, match="has no split heldout; it has train"):
+def test_a_split_that_is_not_there_is_refused(scored: Inspected, says: Says) -> None:
+    with pytest.raises(DataError) as refused:
         read_row(scored.folder, "heldout", 0)
+    says(refused, "heldout")

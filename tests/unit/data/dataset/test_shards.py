@@ -12,6 +12,7 @@ from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError
+from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, SEQ_LEN, bits_of, entropies_of, losses_of, make, tokens_of, write
 
 
@@ -98,12 +99,13 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_has_the_parts_name_before_it_is_whole(tmp_path: Path) -> None:
+def test_nothing_has_the_parts_name_before_it_is_whole(tmp_path: Path, says: Says) -> None:
     with part_writer(tmp_path / "part-00000", FORMATS["narrow"]) as writer:
         writer.write(tokens_of(0), 0)
         assert not (tmp_path / "part-00000").exists()
-        with pytest.raises(RuntimeError, match="is not finished"):
+        with pytest.raises(RuntimeError) as refused:
             _ = writer.part
+        says(refused, "part-00000")
     assert (tmp_path / "part-00000" / "index.json").is_file()
 
 
@@ -117,96 +119,96 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "losses", "message"),
+    ("tokens", "losses", "named"),
     [
-        (tokens_of(0, "int64"), losses_of(0), r"tokens are int64 of shape \(40, 7\); expected uint16 \(rows, 7\)"),
-        (tokens_of(0)[:, 1:], losses_of(0), r"tokens are uint16 of shape \(40, 6\)"),
-        (tokens_of(0), None, r"ref_loss is missing; expected float16 \(40, 6\)"),
-        (tokens_of(0), losses_of(0).astype("float32"), "ref_loss is float32"),
-        (tokens_of(0), losses_of(0)[:-1], r"ref_loss is float16 of shape \(39, 6\)"),
-        (tokens_of(0), losses_of(0) * np.nan, "ref_loss has NaN, infinite or negative"),
-        (tokens_of(0), -losses_of(0), "ref_loss has NaN, infinite or negative"),
+        (tokens_of(0, "int64"), losses_of(0), "int64 of shape (40, 7)"),
+        (tokens_of(0)[:, 1:], losses_of(0), "(40, 6)"),
+        (tokens_of(0), None, "float16 (40, 6)"),
+        (tokens_of(0), losses_of(0).astype("float32"), "float32"),
+        (tokens_of(0), losses_of(0)[:-1], "(39, 6)"),
+        (tokens_of(0), losses_of(0) * np.nan, "ref_loss"),
+        (tokens_of(0), -losses_of(0), "ref_loss"),
     ],
 )
 def test_rows_of_another_form_are_refused(
-    tmp_path: Path, tokens: np.ndarray, losses: np.ndarray | None, message: str
+    tmp_path: Path, tokens: np.ndarray, losses: np.ndarray | None, named: str, says: Says
 ) -> None:
-    with (
-        pytest.raises(DataError, match=message),
-        part_writer(tmp_path / "part-00000", FORMATS["scored"]) as writer,
-    ):
+    with pytest.raises(DataError) as refused, part_writer(tmp_path / "part-00000", FORMATS["scored"]) as writer:
         writer.write(tokens, 0, losses)
+    says(refused, named)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("entropies", "message"),
+    ("entropies", "named"),
     [
-        (None, r"ref_entropy is missing; expected float16 \(40, 6\)"),
-        (entropies_of(0)[:, 1:], r"ref_entropy is float16 of shape \(40, 5\); expected float16 \(40, 6\)"),
-        (entropies_of(0) + np.float16(np.inf), "ref_entropy has NaN, infinite or negative"),
+        (None, "float16 (40, 6)"),
+        (entropies_of(0)[:, 1:], "(40, 5)"),
+        (entropies_of(0) + np.float16(np.inf), "ref_entropy"),
     ],
 )
-def test_entropies_of_another_form_are_refused(tmp_path: Path, entropies: np.ndarray | None, message: str) -> None:
-    with (
-        pytest.raises(DataError, match=message),
-        part_writer(tmp_path / "part-00000", FORMATS["entropy"]) as writer,
-    ):
+def test_entropies_of_another_form_are_refused(
+    tmp_path: Path, entropies: np.ndarray | None, named: str, says: Says
+) -> None:
+    with pytest.raises(DataError) as refused, part_writer(tmp_path / "part-00000", FORMATS["entropy"]) as writer:
         writer.write(tokens_of(0), 0, losses_of(0), entropies)
+    says(refused, named)
 
 
 @pytest.mark.parametrize(
-    ("bits", "message"),
+    ("bits", "named"),
     [
-        (None, r"selected is missing; expected uint8 \(40, 1\)"),
-        (bits_of(0)[1:], r"selected is uint8 of shape \(39, 1\); expected uint8 \(40, 1\)"),
-        (np.zeros((ROWS, SEQ_LEN), np.uint8), r"selected is uint8 of shape \(40, 6\)"),
-        (bits_of(0).astype(np.bool_), r"selected is bool of shape \(40, 1\)"),
+        (None, "uint8 (40, 1)"),
+        (bits_of(0)[1:], "(39, 1)"),
+        (np.zeros((ROWS, SEQ_LEN), np.uint8), "(40, 6)"),
+        (bits_of(0).astype(np.bool_), "bool"),
     ],
 )
-def test_bits_of_another_form_are_refused(tmp_path: Path, bits: np.ndarray | None, message: str) -> None:
-    with (
-        pytest.raises(DataError, match=message),
-        part_writer(tmp_path / "part-00000", FORMATS["masked"]) as writer,
-    ):
+def test_bits_of_another_form_are_refused(tmp_path: Path, bits: np.ndarray | None, named: str, says: Says) -> None:
+    with pytest.raises(DataError) as refused, part_writer(tmp_path / "part-00000", FORMATS["masked"]) as writer:
         writer.write(tokens_of(0), 0, selected=bits)
+    says(refused, named)
 
 
-def test_rows_have_a_mask_or_what_it_was_made_of() -> None:
-    with pytest.raises(ValueError, match="either ref_loss or the mask"):
+def test_rows_have_a_mask_or_what_it_was_made_of(says: Says) -> None:
+    with pytest.raises(ValueError) as refused:
         RowFormat(SEQ_LEN, 65_536, scored=True, masked=True)
+    says(refused, "ref_loss")
 
 
 @pytest.mark.parametrize(("row_format", "column"), [("narrow", "ref_loss"), ("scored", "ref_entropy")])
-def test_values_without_a_column_are_refused(tmp_path: Path, row_format: str, column: str) -> None:
-    with (
-        pytest.raises(DataError, match=f"{column} was given for a dataset that has none"),
-        part_writer(tmp_path / "part-00000", FORMATS[row_format]) as writer,
-    ):
+def test_values_without_a_column_are_refused(tmp_path: Path, row_format: str, column: str, says: Says) -> None:
+    with pytest.raises(DataError) as refused, part_writer(tmp_path / "part-00000", FORMATS[row_format]) as writer:
         writer.write(tokens_of(0), 0, losses_of(0), entropies_of(0))
+    says(refused, column)
 
 
-def test_there_is_no_entropy_without_losses() -> None:
-    with pytest.raises(ValueError, match="only rows that are scored"):
+def test_there_is_no_entropy_without_losses(says: Says) -> None:
+    with pytest.raises(ValueError) as refused:
         RowFormat(SEQ_LEN, 65_536, entropy=True)
+    says(refused, "entropy")
 
 
-def test_a_shard_with_other_content_than_its_index_says_is_not_read(tmp_path: Path) -> None:
+def test_a_shard_with_other_content_than_its_index_says_is_not_read(tmp_path: Path, says: Says) -> None:
     make(tmp_path, FORMATS["narrow"])
     path = tmp_path / "train" / "a" / "part-00000" / "shard.00000.mds"
     path.write_bytes(bytes([path.read_bytes()[0] + 1]) + path.read_bytes()[1:])
-    with pytest.raises(DataError, match=r"shard.00000.mds does not hold \d+ rows of 16 bytes"):
+    with pytest.raises(DataError) as refused:
         RowReader(tmp_path, "train", "a").rows(0, 1)
+    says(refused, "shard.00000.mds", "16")
 
 
-def test_what_a_dataset_does_not_have_is_named(tmp_path: Path) -> None:
+def test_what_a_dataset_does_not_have_is_named(tmp_path: Path, says: Says) -> None:
     make(tmp_path, FORMATS["narrow"])
-    with pytest.raises(DataError, match="has no split heldout; it has train"):
+    with pytest.raises(DataError) as refused:
         RowReader(tmp_path, "heldout", "a")
-    with pytest.raises(DataError, match="has no domain b in split train; it has a"):
+    says(refused, "heldout")
+    with pytest.raises(DataError) as refused:
         RowReader(tmp_path, "train", "b")
-    with pytest.raises(DataError, match="has no part-00002; it has part-00000, part-00001, part-00012"):
+    says(refused, "domain b")
+    with pytest.raises(DataError) as refused:
         RowReader(tmp_path, "train", "a", part="part-00002")
+    says(refused, "part-00002", "part-00000", "part-00001", "part-00012")
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (3, 3), (0, 134), (5, 2)])

@@ -9,6 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from megaslm.data.storage.remote_file import RemoteFile
+from tests.messages import Says
 
 CONTENT = random.Random(0).randbytes(300_000)
 BLOCK_BYTES = 10_000
@@ -48,7 +49,7 @@ def test_lines_are_those_of_the_content() -> None:
         assert list(file) == list(expected)
 
 
-def test_seeks_read_as_a_local_file_does() -> None:
+def test_seeks_read_as_a_local_file_does(says: Says) -> None:
     places = random.Random(1)
     with Store(CONTENT).open() as file, io.BytesIO(CONTENT) as local:
         for _ in range(500):
@@ -59,8 +60,9 @@ def test_seeks_read_as_a_local_file_does() -> None:
             assert file.seek(offset, whence) == local.seek(offset, whence)
             assert file.read(size) == local.read(size)
             assert file.tell() == local.tell()
-    with pytest.raises(ValueError, match="cannot seek"):
+    with pytest.raises(ValueError) as refused:
         Store(CONTENT).open().seek(-1)
+    says(refused, "-1")
 
 
 def test_a_jump_moves_little_and_reading_on_moves_blocks() -> None:

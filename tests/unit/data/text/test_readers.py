@@ -18,6 +18,7 @@ from megaslm.data.text.files import describe
 from megaslm.data.text.readers import is_divisible, read_documents
 from megaslm.data.text.source_bytes import ReadLog
 from megaslm.errors import DataError
+from tests.messages import Says
 
 RECORDS = [{"text": "one\r\ntwo é", "book": "a"}, {"text": "", "book": "a"}, {"text": "three", "book": 7}]
 
@@ -79,37 +80,40 @@ def test_a_text_file_is_one_document_with_its_line_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        (b'{"text": "a"}\n{"text": "b"\n', r"a.jsonl, line 2 is not JSON"),
-        (b'{"text": "a"}\n\n["b"]\n', r"a.jsonl, line 3 holds a JSON list; expected an object"),
-        (b'{"content": "a", "id": 1}\n', r"a.jsonl, line 1 has no field 'text'; it has content, id: set text_field"),
-        (b'{"text": null}\n', r"a.jsonl, line 1: field 'text' is a NoneType; expected a string"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', r"a.jsonl, line 2 is not UTF-8: byte 10 of it is 0xff"),
-        (b'{"text": "\\ud800"}\n', r"a.jsonl, line 1: character 0 of the text is half of a surrogate pair"),
+        (b'{"text": "a"}\n{"text": "b"\n', "line 2"),
+        (b'{"text": "a"}\n\n["b"]\n', "line 3"),
+        (b'{"content": "a", "id": 1}\n', "line 1"),
+        (b'{"text": null}\n', "line 1"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2"),
+        (b'{"text": "\\ud800"}\n', "line 1"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_bad_line_is_named(tmp_path: Path, content: bytes, named: str, says: Says) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.jsonl")
+    says(refused, "a.jsonl", named)
 
 
-def test_a_missing_group_field_is_named(tmp_path: Path) -> None:
+def test_a_missing_group_field_is_named(tmp_path: Path, says: Says) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n')
-    with pytest.raises(DataError, match="line 1 has no field 'book'"):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.jsonl", group_field="book")
+    says(refused, "line 1", "'book'")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["truncated", "not compressed"])
-def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str) -> None:
+def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str, says: Says) -> None:
     content = lines(RECORDS * 2000)
     compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(content if damage == "not compressed" else compress(content)[:-20])
-    with pytest.raises(DataError, match=r"a.jsonl.* is damaged or not compressed as its name says"):
+    with pytest.raises(DataError) as refused:
         read(path)
+    says(refused, "a.jsonl")
 
 
 @pytest.mark.parametrize("ending", ["\n", ""])
@@ -153,11 +157,12 @@ def test_what_can_be_divided() -> None:
     assert is_divisible("a.txt", source_of(Path("x"), reader="text", separator="-"))
 
 
-def test_a_bad_line_in_the_middle_of_a_file_is_named_by_its_byte(tmp_path: Path) -> None:
+def test_a_bad_line_in_the_middle_of_a_file_is_named_by_its_byte(tmp_path: Path, says: Says) -> None:
     good = b'{"text": "a"}\n'
     (tmp_path / "a.jsonl").write_bytes(good * 10 + b"{\n" + good * 10)
-    with pytest.raises(DataError, match=r"a.jsonl, the line at byte 140 is not JSON"):
+    with pytest.raises(DataError) as refused:
         read_in_pieces(tmp_path / "a.jsonl", 4)
+    says(refused, "a.jsonl", "byte 140")
 
 
 def test_fields_of_objects_in_a_record(tmp_path: Path) -> None:
@@ -169,50 +174,57 @@ def test_fields_of_objects_in_a_record(tmp_path: Path) -> None:
     for path, reader in ((tmp_path / "a.jsonl", "jsonl"), (tmp_path / "a.parquet", "parquet")):
         (document,) = read(path, reader=reader, **settings, **by_domain)
         assert (document.text, document.group, document.domain) == ("a", "1", "web")
-        with pytest.raises(DataError, match=r"body.*has no (field|column).*txt"):
+        with pytest.raises(DataError, match=r"body.*txt"):
             read(path, reader=reader, text_field="body.txt")
 
 
-def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
+def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path, says: Says) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines(RECORDS))
     file = describe(path, label="a")
     with path.open("ab") as more:
         more.write(b"\n")
-    with pytest.raises(DataError, match=r"a.jsonl was written while it was prepared"):
+    with pytest.raises(DataError) as refused:
         list(read_documents(Piece(file, 0, file.bytes), source_of(path), ReadLog()))
+    says(refused, "a.jsonl")
 
 
 def test_a_record_without_end_is_refused_before_it_fills_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
     monkeypatch.setattr(records, "LONGEST_RECORD_BYTES", 2000)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + b"x" * 5000)
-    with pytest.raises(DataError, match=r"a.jsonl, line 2 begins a record of more than"):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="begins a record of more than"):
+    says(refused, "a.jsonl", "line 2")
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.jsonl", reader="text", separator="-")
+    says(refused, "a.jsonl")
 
 
-def test_a_missing_parquet_column_is_named(tmp_path: Path) -> None:
+def test_a_missing_parquet_column_is_named(tmp_path: Path, says: Says) -> None:
     parquet.write_table(pyarrow.table({"content": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet has no column 'text'; it has content"):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.parquet", reader="parquet")
+    says(refused, "a.parquet", "'text'")
 
 
-def test_a_null_in_a_parquet_column_is_named(tmp_path: Path) -> None:
+def test_a_null_in_a_parquet_column_is_named(tmp_path: Path, says: Says) -> None:
     parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match=r"a.parquet, row 2: field 'text' is a NoneType"):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.parquet", reader="parquet")
+    says(refused, "a.parquet", "row 2", "'text'", "NoneType")
 
 
-def test_what_is_not_parquet_is_named(tmp_path: Path) -> None:
+def test_what_is_not_parquet_is_named(tmp_path: Path, says: Says) -> None:
     (tmp_path / "a.parquet").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match=r"a.parquet is not a readable parquet file"):
+    with pytest.raises(DataError) as refused:
         read(tmp_path / "a.parquet", reader="parquet")
+    says(refused, "a.parquet")
 
 
-def test_a_text_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+def test_a_text_file_that_is_not_utf8_is_named(tmp_path: Path, says: Says) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(InvalidUtf8, match=r"a.txt is not UTF-8: byte 3 is 0xe9; .*skip_invalid_utf8"):
+    with pytest.raises(InvalidUtf8) as refused:
         read(tmp_path / "a.txt", reader="text")
+    says(refused, "a.txt", "byte 3", "0xe9", "skip_invalid_utf8")

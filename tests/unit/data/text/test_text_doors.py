@@ -130,11 +130,11 @@ def test_a_sound_frame_is_read_or_what_keeps_it_from_that_is_named(tmp_path: Pat
     for flags, frame_id in ((1, b"\7"), (2, b"\7\1"), (0b0010_0011, b"\7\1\0\1")):
         window = b"" if flags & 0b0010_0000 else bytes([10 << 3])
         path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([flags]) + window + frame_id + b"\x03\x01\0\0abc")
-        with pytest.raises(DataError, match=r"a.jsonl.zst: it.*dictionary.*-D"):
+        with pytest.raises(DataError, match=r"a.jsonl.zst: .*-D"):
             read(path, "jsonl")
     for exponent, mantissa, size in ((22, 0, "4 GiB"), (21, 1, r"2\.25 GiB"), (31, 7, "3840 GiB")):
         path.write_bytes(b"\x28\xb5\x2f\xfd" + bytes([0, exponent << 3 | mantissa]) + b"\x01\x00\x00")
-        with pytest.raises(DataError, match=rf"a.jsonl.zst.*window.*{size}.*--long"):
+        with pytest.raises(DataError, match=rf"a.jsonl.zst.*{size}.*--long"):
             read(path, "jsonl")
 
 

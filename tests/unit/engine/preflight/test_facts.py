@@ -1,5 +1,7 @@
 """What a rank finds out about itself and its host."""
 
+import errno
+import os
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from megaslm.engine.preflight.demands import Demands
 from megaslm.engine.preflight.facts import Disk, look
 from megaslm.engine.preflight.memory import available_memory_bytes
 from megaslm.engine.rank_names import Rank
+from tests.messages import Says
 
 KIB, GIB = 1 << 10, 1 << 30
 
@@ -31,14 +34,14 @@ def test_the_hash_of_the_code_depends_on_every_byte_and_name_and_on_nothing_else
     assert sources_sha256(copy) != usual
 
 
-def test_a_files_content_counts_and_why_it_cannot_be_read(tmp_path: Path) -> None:
+def test_a_files_content_counts_and_why_it_cannot_be_read(tmp_path: Path, says: Says) -> None:
     def contents() -> dict[str, str]:
         files = {"one": tmp_path / "one", "other": tmp_path / "other"}
         return look(Rank(0, "here"), Demands({}, files), ClockReading(0.0, 0.0)).files
 
     (tmp_path / "one").write_text("content")
     before = contents()
-    assert before["other"] == "unreadable (No such file or directory)"
+    says(before["other"], os.strerror(errno.ENOENT))
     (tmp_path / "other").write_text("content")
     assert contents() == {"one": before["one"], "other": before["one"]}
     (tmp_path / "other").write_text("Content")

@@ -6,6 +6,7 @@ import pytest
 
 from megaslm.engine.preflight.facts import Disk
 from megaslm.engine.preflight.shortages import shortages
+from tests.messages import Says
 from tests.planted_facts import GIB, planted
 
 MIB = 1 << 20
@@ -25,28 +26,12 @@ ENOUGH: list[dict[str, Any]] = [
     {"checkpoints": None, "cache": None, "shared_memory": None},
     {"checkpoint_bytes": 0, "checkpoints": disk(0), "memory_bytes": 0},
 ]
-TOO_LITTLE: list[tuple[dict[str, Any], str, bool]] = [
-    (
-        {"checkpoints": disk(12 * GIB - MIB)},
-        "/some/folder has room for 12.0 GiB, seen from node-1; a checkpoint takes 12.0 GiB: make room",
-        True,
-    ),
-    (
-        {"checkpoints": disk(24 * GIB - 1)},
-        "/some/folder has room for 24.0 GiB, seen from node-1; a checkpoint takes 12.0 GiB, and there are two",
-        False,
-    ),
-    (
-        {"memory_bytes": 5 * GIB},
-        "node-1 has 5.0 GiB of memory left; for a checkpoint its ranks copy 6.0 GiB into it",
-        True,
-    ),
-    ({"cache": disk(300 * MIB)}, "/some/folder on node-1 has room for 300.0 MiB of what is fetched", False),
-    (
-        {"shared_memory": disk(31 * MIB)},
-        "/some/folder on node-1 has room for 31.0 MiB; NCCL wants 32.0 MiB",
-        False,
-    ),
+TOO_LITTLE: list[tuple[dict[str, Any], tuple[str, ...], bool]] = [
+    ({"checkpoints": disk(12 * GIB - MIB)}, ("/some/folder", "12.0 GiB"), True),
+    ({"checkpoints": disk(24 * GIB - 1)}, ("/some/folder", "24.0 GiB", "12.0 GiB"), False),
+    ({"memory_bytes": 5 * GIB}, ("5.0 GiB", "6.0 GiB"), True),
+    ({"cache": disk(300 * MIB)}, ("/some/folder", "300.0 MiB"), False),
+    ({"shared_memory": disk(31 * MIB)}, ("/some/folder", "31.0 MiB", "32.0 MiB"), False),
 ]
 
 
@@ -55,16 +40,18 @@ def test_what_suffices_is_not_told_of(fields: dict[str, Any]) -> None:
     assert shortages(planted(4, **fields)) == []
 
 
-@pytest.mark.parametrize(("fields", "said", "ends_the_job"), TOO_LITTLE)
-def test_what_is_lacking_is_told_with_its_host(fields: dict[str, Any], said: str, ends_the_job: bool) -> None:
+@pytest.mark.parametrize(("fields", "named", "ends_the_job"), TOO_LITTLE)
+def test_what_is_lacking_is_told_with_its_host(
+    fields: dict[str, Any], named: tuple[str, ...], ends_the_job: bool, says: Says
+) -> None:
     (found,) = shortages(planted(4, {2: fields, 3: fields}))
-    assert found.text.startswith(said)
+    says(found.text, "node-1", *named)
     assert found.ends_the_job is ends_the_job
 
 
-def test_a_rank_alone_needs_room_too() -> None:
+def test_a_rank_alone_needs_room_too(says: Says) -> None:
     (found,) = shortages(planted(1, checkpoints=disk(0)))
-    assert found.text.startswith("/some/folder has room for 0 bytes, seen from node-0; a checkpoint takes 12.0 GiB")
+    says(found.text, "/some/folder", "node-0", "12.0 GiB")
 
 
 def test_one_rank_that_can_tell_the_size_of_a_checkpoint_is_enough() -> None:
