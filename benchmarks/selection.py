@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megaslm.engine.distributed import join_world
 from megaslm.slm.keys import target_keys
-from megaslm.slm.selection import select_top
+from megaslm.slm.topk import select_top
 
 RANKS = 2
 ROW_LENGTH = 1000

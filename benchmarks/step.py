@@ -20,9 +20,8 @@ from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import Sharding, build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from megaslm.slm.selection import AllReduceSum
+from megaslm.slm.topk import AllReduceSum
 
 T = TypeVar("T")
 

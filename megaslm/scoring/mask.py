@@ -10,7 +10,7 @@ from megaslm.data.dataset.row_reader import Rows
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import ConfigError, DataError
 from megaslm.slm.keys import target_keys
-from megaslm.slm.static_selection import select_static
+from megaslm.slm.static import select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 

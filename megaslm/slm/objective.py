@@ -13,10 +13,10 @@ from torch import Tensor
 
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.planning import StepPlanner, plan_for_all
-from megaslm.slm.recent_cuts import AT_START, NOTHING_CUT, RecentCuts, SelectionState, score_of_rank
-from megaslm.slm.selection import AllReduceSum
-from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets
+from megaslm.slm.threshold import AT_START, NOTHING_CUT, RecentCuts, SelectionState, score_of_rank
+from megaslm.slm.topk import AllReduceSum
 
 
 class Objective(Protocol):

@@ -8,22 +8,23 @@ from torch import Tensor
 
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known
+from megaslm.slm.dynamic import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.population import kept, population
-from megaslm.slm.ranking import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
-from megaslm.slm.recent_cuts import NOTHING_CUT, RANK_BITS, RecentCuts, corrected, ranks_of
-from megaslm.slm.selection import (
+from megaslm.slm.rule import Cut, MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.static import StaticRanking, StaticSelection, select_static
+from megaslm.slm.targets import LossScore, Targets, joined
+from megaslm.slm.threshold import NOTHING_CUT, RANK_BITS, RecentCuts, corrected, ranks_of
+from megaslm.slm.topk import (
     AllReduceSum,
     find_cut,
     keep_count,
+    kept,
     on_this_rank_alone,
     ordered_image,
+    population,
     score_of_image,
     select_top,
 )
-from megaslm.slm.static_selection import StaticRanking, StaticSelection, select_static
-from megaslm.slm.step_plan import Cut, MeasureLosses, Moment, SelectionRule, StepPlan
-from megaslm.slm.targets import LossScore, Targets, joined
 
 
 class StepPlanner:

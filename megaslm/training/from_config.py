@@ -2,10 +2,9 @@
 
 from megaslm.config.schema import FetchSection, RunConfig
 from megaslm.data.loading.shards import FetchSettings
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.recent_cuts import SelectionState
-from megaslm.slm.step_plan import SelectionRule
+from megaslm.slm.rule import KeepRatio, SelectionRule
+from megaslm.slm.threshold import SelectionState
 
 
 def objective_of(config: RunConfig, selection: SelectionState) -> Objective:

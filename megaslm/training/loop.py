@@ -12,7 +12,7 @@ from megaslm.engine.pace import PaceMeter
 from megaslm.engine.places import reach
 from megaslm.errors import LossSpike, NonFiniteLoss
 from megaslm.observe.records import PaceRecord
-from megaslm.slm.step_plan import Moment
+from megaslm.slm.rule import Moment
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.resume import Resumed
 from megaslm.training.domain_counts import DomainCounts

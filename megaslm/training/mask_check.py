@@ -12,7 +12,7 @@ from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
-from megaslm.slm.static_selection import select_static
+from megaslm.slm.static import select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.provenance_check import NamedReference, check_provenance, spread_evenly

@@ -12,8 +12,8 @@ from megaslm.engine.distributed import on_first_rank
 from megaslm.engine.places import reach
 from megaslm.errors import ConfigError
 from megaslm.jobs.durable import UNFINISHED
-from megaslm.slm.recent_cuts import AT_START
-from megaslm.slm.step_plan import Moment
+from megaslm.slm.rule import Moment
+from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention, remove_folder, remove_unfinished

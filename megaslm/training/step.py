@@ -14,7 +14,7 @@ from megaslm.slm.choice import HeadOutput, Known
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.repeats import earlier_copies
-from megaslm.slm.step_plan import Moment, StepPlan
+from megaslm.slm.rule import Moment, StepPlan
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets

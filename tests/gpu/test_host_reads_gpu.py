@@ -8,12 +8,11 @@ from torch import Tensor
 
 from megaslm.slm import head_pass, token_loss
 from megaslm.slm.choice import Selected
+from megaslm.slm.dynamic import RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.ranking import RankedTargets, TopOfGroups, forecast_from
-from megaslm.slm.recent_cuts import RecentCuts
-from megaslm.slm.selection import on_this_rank_alone, ordered_image
 from megaslm.slm.targets import Targets
+from megaslm.slm.threshold import RecentCuts
 from megaslm.slm.token_loss import (
     HeadMethod,
     selective_loss,
@@ -21,6 +20,7 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
+from megaslm.slm.topk import on_this_rank_alone, ordered_image
 from tests.waits import when_the_host_waits
 
 pytestmark = [

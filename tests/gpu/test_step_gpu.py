@@ -9,13 +9,12 @@ from torch import Tensor
 from megaslm.model.selective_head import HeadSettings, SelectiveHead
 from megaslm.slm import planning, token_loss
 from megaslm.slm.choice import Choice, HeadOutput, Selected
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.selection import on_this_rank_alone
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
+from megaslm.slm.topk import on_this_rank_alone
 from tests.waits import when_the_host_waits
 
 pytestmark = [

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from megaslm.data.loading.loader import MicroBatch
     from megaslm.engine.zero import ZeroEngine
     from megaslm.slm.choice import Choice, HeadOutput
-    from megaslm.slm.step_plan import Moment
+    from megaslm.slm.rule import Moment
     from megaslm.training.step import StepResult
 
 ROOT = Path(__file__).parents[2]

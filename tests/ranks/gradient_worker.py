@@ -21,14 +21,13 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm import head_pass
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.recent_cuts import AT_START, SelectionState
-from megaslm.slm.selection import ordered_image
-from megaslm.slm.step_plan import Mode, Moment, Scope, SelectionRule
+from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
+from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
+from megaslm.slm.topk import ordered_image
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 

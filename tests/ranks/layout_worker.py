@@ -18,13 +18,12 @@ from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.keep_ratio import KeepRatio
+from megaslm.slm.dynamic import AboveThreshold
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.ranking import AboveThreshold
-from megaslm.slm.recent_cuts import score_of_rank
-from megaslm.slm.selection import AllReduceSum, score_of_image
-from megaslm.slm.step_plan import MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
+from megaslm.slm.threshold import score_of_rank
+from megaslm.slm.topk import AllReduceSum, score_of_image
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 

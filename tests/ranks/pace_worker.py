@@ -18,9 +18,8 @@ from megaslm.engine.pace import PaceMeter
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.training.pace import PaceWatch
 from megaslm.training.step import TrainStep
 from tests.injection.faults import arm, inject

@@ -20,10 +20,9 @@ from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.recent_cuts import SelectionState
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.threshold import SelectionState
 from megaslm.training.step import TrainStep
 from tests.injection.faults import arm
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config

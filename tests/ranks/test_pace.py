@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.slm.keep_ratio import KeepRatio
-from megaslm.slm.step_plan import SelectionRule
+from megaslm.slm.rule import KeepRatio, SelectionRule
 from tests.forks import fork_two_ranks, statuses_of
 from tests.ranks.pace_worker import Report, Training, read_reports, train_each
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from megaslm.data.loading.order import Extent
 from megaslm.errors import CheckpointError
-from megaslm.slm.recent_cuts import AT_START, SelectionState
+from megaslm.slm.threshold import AT_START, SelectionState
 
 PROGRESS = "progress.json"
 BY_PASSES = 2

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Every, Known
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
-from megaslm.slm.step_plan import Moment, Scope, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.targets import Score, Targets
+from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
 from tests.chosen import output_of
 from tests.threads import run_together

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.repeats import earlier_copies
-from megaslm.slm.selection import AllReduceSum
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Score, Targets
+from megaslm.slm.topk import AllReduceSum
 from tests.chosen import output_of
 from tests.threads import run_together
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import megaslm.slm.dynamic
 import megaslm.slm.head_pass
-import megaslm.slm.ranking
 import megaslm.training.step
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
@@ -28,9 +28,8 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_head import HeadSettings
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.step_plan import Moment, Scope, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.training.step import TrainStep
@@ -268,7 +267,7 @@ def test_rows_without_document_isolation_read_no_more(
     ("owner", "name", "calls"),
     [
         (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
-        (megaslm.slm.ranking, "select_top", 1),
+        (megaslm.slm.dynamic, "select_top", 1),
         (megaslm.training.step, "selection_sums", 1),
         (SelectiveObjective, "end_step", 1),
     ],

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.slm.selection import (
+from megaslm.slm.topk import (
     AllReduceSum,
     find_cut,
     keep_count,

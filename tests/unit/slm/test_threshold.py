@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.recent_cuts import RecentCuts, SelectionState, ranks_of, score_of_rank
-from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
-from megaslm.slm.step_plan import Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
+from megaslm.slm.threshold import RecentCuts, SelectionState, ranks_of, score_of_rank
+from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.chosen import output_of
 from tests.threads import run_together
 

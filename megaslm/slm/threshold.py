@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import HASH_BITS, hash_of
-from megaslm.slm.selection import SCORE_BITS, ordered_image, score_of_image
+from megaslm.slm.topk import SCORE_BITS, ordered_image, score_of_image
 
 RANK_BITS = SCORE_BITS + HASH_BITS
 NOTHING_CUT = -1

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import KEY_BITS
+from megaslm.slm.targets import Targets
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; every rank gets the sum."""
@@ -50,6 +51,20 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
     """
     numerator, denominator = keep_ratio.as_integer_ratio()
     return (2 * numerator * target_count + denominator) // (2 * denominator)
+
+
+def population(groups: Targets, max_ref_loss: float | None, all_reduce_sum: AllReduceSum) -> Tensor:
+    """How many of (G, n) targets are valid in each group, and how many eligible; (2, G) int64.
+
+    `all_reduce_sum` sums over the ranks among which a group is spread.
+    """
+    return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(max_ref_loss).sum(1)]))
+
+
+def kept(groups: Targets, ratio: Decimal, max_ref_loss: float | None, all_reduce_sum: AllReduceSum) -> Tensor:
+    """K of each group: ⌊k·N + ½⌋ of its N valid targets, or what is eligible where that is less; (G,) int64."""
+    valid, eligible = population(groups, max_ref_loss, all_reduce_sum)
+    return keep_count(valid, ratio).minimum(eligible)
 
 
 def select_top(

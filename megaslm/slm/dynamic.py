@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Selected, no_cut
-from megaslm.slm.recent_cuts import RecentCuts, ranks_of, score_of_rank
-from megaslm.slm.selection import AllReduceSum, select_top
 from megaslm.slm.targets import LossScore, Targets, excess_loss, loss_scores
+from megaslm.slm.threshold import RecentCuts, ranks_of, score_of_rank
+from megaslm.slm.topk import AllReduceSum, select_top
 
 
 @dataclass(frozen=True)

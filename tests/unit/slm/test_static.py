@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Known
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.selection import AllReduceSum, on_this_rank_alone
-from megaslm.slm.static_selection import StaticRanking, select_static
-from megaslm.slm.step_plan import Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule, StepPlan
+from megaslm.slm.static import StaticRanking, select_static
 from megaslm.slm.targets import Targets
+from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.threads import run_together
 
 RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"]

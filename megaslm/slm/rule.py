@@ -1,17 +1,18 @@
-"""What the planning of a step takes and gives."""
+"""The rule by which targets are selected, and what planning a step by it takes and gives."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.keep_ratio import KeepRatio
 from megaslm.slm.targets import Score
 
 Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
+_STEP = Decimal("0.000001")
 
 MeasureLosses = Callable[[int], Tensor]
 """Runs the model over one micro-batch, named by its number, without gradients: (B, L) float32 losses."""
@@ -52,6 +53,20 @@ class StepPlan:
     losses: tuple[Tensor, ...] | None = None
     threshold: Tensor | None = None
     cut: Callable[[Sequence[HeadOutput]], Cut] | None = None
+
+
+@dataclass(frozen=True)
+class KeepRatio:
+    """k in (0, 1]; on the way to it, falling in a straight line from 1 over `warmup_tokens` targets."""
+
+    target: Decimal
+    warmup_tokens: int = 0
+
+    def at(self, tokens: int) -> Decimal:
+        """The ratio of the step that begins when `tokens` targets have been read; a decimal of six places."""
+        if tokens >= self.warmup_tokens:
+            return self.target
+        return (1 - (1 - self.target) * tokens / self.warmup_tokens).quantize(_STEP)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megaslm.slm.population import kept
-from megaslm.slm.selection import AllReduceSum, on_this_rank_alone, select_top
 from megaslm.slm.targets import StaticScore, Targets, static_scores
+from megaslm.slm.topk import AllReduceSum, kept, on_this_rank_alone, select_top
 
 StaticRanking = StaticScore | Literal["reference_and_entropy"]
 
