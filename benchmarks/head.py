@@ -11,7 +11,7 @@ from harness.timing import in_turns
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megaslm.slm.choice import Selected, no_cut
+from megaslm.slm.choice import Selected, no_threshold
 from megaslm.slm.token_loss import HeadMethod, selective_loss, weighted_loss
 
 KEEP_RATIO = 0.6
@@ -52,7 +52,7 @@ class TopByExcess:
     def __call__(self, losses: Tensor) -> Selected:
         scores = losses - self.ref_loss
         bad = ~torch.isfinite(scores)
-        return Selected(scores >= kept_above(scores), no_cut(losses.device), bad, bad.sum())
+        return Selected(scores >= kept_above(scores), no_threshold(losses.device), bad, bad.sum())
 
     def unrankable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses - self.ref_loss)

@@ -12,7 +12,7 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
 
-from megaslm.slm.choice import Selected, no_cut
+from megaslm.slm.choice import Selected, no_threshold
 from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, token_losses
 
 KEEP_RATIO = 0.6
@@ -47,7 +47,7 @@ class TopByLoss:
 
     def __call__(self, losses: Tensor) -> Selected:
         bad = ~torch.isfinite(losses)
-        return Selected(losses >= kept_above(losses), no_cut(losses.device), bad, bad.sum())
+        return Selected(losses >= kept_above(losses), no_threshold(losses.device), bad, bad.sum())
 
     def unrankable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_cut
+from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_threshold
 
 
 def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
     """For (B, L) losses."""
     flat = losses.flatten()
     if isinstance(choice, Every | Known):
-        mask, cut = choice.mask, no_cut(losses.device)
+        mask, cut = choice.mask, no_threshold(losses.device)
     else:
         mask, cut, *_ = choice(flat)
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
@@ -19,4 +19,4 @@ def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
 def selected(mask: Tensor, non_finite: Tensor | None = None) -> Selected:
     """What a choice comes to that cuts no groups."""
     bad = torch.zeros_like(mask) if non_finite is None else non_finite
-    return Selected(mask, no_cut(mask.device), bad, bad.sum())
+    return Selected(mask, no_threshold(mask.device), bad, bad.sum())

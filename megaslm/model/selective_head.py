@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megaslm.errors import ModelError, NonFiniteScore
-from megaslm.slm.choice import ByLoss, Choice, Every, Known, no_cut
+from megaslm.slm.choice import ByLoss, Choice, Every, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -86,7 +86,7 @@ class SelectiveHead(nn.Linear):
                 return token_losses(hidden, self.weight, targets, self.bias, self.transform)
             case Every(mask):
                 chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
-                return *chosen, mask, no_cut(hidden.device)
+                return *chosen, mask, no_threshold(hidden.device)
             case Known():
                 return self._known(hidden, targets, choice)
             case _:
@@ -119,7 +119,7 @@ class SelectiveHead(nn.Linear):
         losses[known.rest] = token_losses(
             hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.transform
         )
-        return total, losses, known.mask, no_cut(hidden.device)
+        return total, losses, known.mask, no_threshold(hidden.device)
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:

@@ -38,13 +38,13 @@ class Known:
 class Selected(NamedTuple):
     """What a choice by loss comes to.
 
-    `mask`: (T,) bool. `cut`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, the rows that cannot be ranked
-    because their score is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they have
-    to stop together.
+    `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, the rows that cannot be
+    ranked because their score is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they
+    have to stop together.
     """
 
     mask: Tensor
-    cut: Tensor
+    threshold: Tensor
     non_finite: Tensor
     stop: Tensor
 
@@ -86,20 +86,20 @@ class HeadOutput(NamedTuple):
     """What the head gives for a choice.
 
     `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
-    (T,) bool, what was chosen. `cut`: (G,) int64, the ordered image of the smallest score chosen of each group where
-    they were cut so, else empty.
+    (T,) bool, what was chosen. `threshold`: (G,) int64, the ordered image of the smallest score chosen of each group,
+    empty where there were no groups to choose from.
     """
 
     total: Tensor
     losses: Tensor
     mask: Tensor
-    cut: Tensor
+    threshold: Tensor
 
     def view_as(self, targets: Tensor) -> "HeadOutput":
         """The same for (B, L) targets in place of T."""
         return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
 
 
-def no_cut(device: torch.device) -> Tensor:
-    """In place of the cuts of groups, where the choice was made in another way; (0,) int64."""
+def no_threshold(device: torch.device) -> Tensor:
+    """In place of the thresholds of groups, where the choice was made in another way; (0,) int64."""
     return torch.empty(0, dtype=torch.int64, device=device)

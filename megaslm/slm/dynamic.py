@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megaslm.slm.choice import Selected, no_cut
+from megaslm.slm.choice import Selected, no_threshold
 from megaslm.slm.targets import LossScore, Targets, excess_loss, loss_scores
-from megaslm.slm.threshold import RecentCuts, ranks_of, score_of_rank
+from megaslm.slm.threshold import RecentThresholds, score_of_sort_key, sort_keys_of
 from megaslm.slm.topk import AllReduceSum, select_top
 
 
@@ -29,22 +29,22 @@ class RankedTargets:
 
 
 @dataclass(frozen=True)
-class CutForecast:
-    """Rows are surely chosen where they lie above the recent cuts by more than those lie apart.
+class ThresholdForecast:
+    """Rows are surely chosen where they lie above the recent thresholds by more than those lie apart.
 
-    `cut`: float32 scalar, the score above which a row is surely chosen.
+    `threshold`: float32 scalar, the score above which a row is surely chosen.
     """
 
     ranked: RankedTargets
     share: float
-    cut: Tensor
+    threshold: Tensor
 
     def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
         scores = losses
         if self.ranked.score == "excess":
             scores = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
-        return (scores - self.cut).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+        return (scores - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
 class TopOfGroups:
@@ -59,7 +59,7 @@ class TopOfGroups:
         count: Tensor,
         rank_sum: AllReduceSum,
         all_reduce_sum: AllReduceSum,
-        forecast: CutForecast | None,
+        forecast: ThresholdForecast | None,
     ) -> None:
         """Takes (G,) int64 counts, the same on every rank among which the groups are spread."""
         self.forecast = forecast
@@ -73,7 +73,7 @@ class TopOfGroups:
         ranked = self._ranked
         top = select_top(ranked.scores(losses), ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
         non_finite = self.unrankable(losses)
-        return Selected(top.mask.flatten(), top.cut, non_finite, self._all_reduce_sum(non_finite.sum()))
+        return Selected(top.mask.flatten(), top.threshold, non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
@@ -81,10 +81,10 @@ class TopOfGroups:
 
 
 class AboveThreshold:
-    """The eligible targets whose (score, hash of key) is at or above a rank."""
+    """The eligible targets whose (score, hash of key) is at or above a sort key."""
 
     def __init__(
-        self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: CutForecast | None
+        self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: ThresholdForecast | None
     ) -> None:
         """Takes the threshold as an int64 scalar, the same on every rank."""
         self.forecast = forecast
@@ -94,27 +94,29 @@ class AboveThreshold:
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        above = ranks_of(self._ranked.scores(losses), self._ranked.targets.keys) >= self._threshold
+        above = sort_keys_of(self._ranked.scores(losses), self._ranked.targets.keys) >= self._threshold
         non_finite = self.unrankable(losses)
         mask = (self._ranked.eligible & above).flatten()
-        return Selected(mask, no_cut(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
+        return Selected(mask, no_threshold(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
         return self._ranked.unrankable(self._ranked.scores(losses)).flatten()
 
 
-def forecast_from(cuts: RecentCuts, ranked: RankedTargets, share: float, *, surely: bool) -> CutForecast | None:
+def forecast_from(
+    recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
+) -> ThresholdForecast | None:
     """What the steps before say of this one; None before the first.
 
     Args:
-        cuts: of the steps before.
+        recent: of the steps before.
         ranked: the targets to choose among.
         share: the part of them that is to be chosen.
-        surely: whether the median of the cuts is the threshold itself, and not a guess of it.
+        surely: whether the median of the thresholds is this step's, and not a guess of it.
     """
-    if not cuts:
+    if not recent:
         return None
     device = ranked.eligible.device
-    cut = score_of_rank(cuts.threshold(device))
-    return CutForecast(ranked, share, cut if surely else cut + cuts.spread(device))
+    threshold = score_of_sort_key(recent.median(device))
+    return ThresholdForecast(ranked, share, threshold if surely else threshold + recent.spread(device))

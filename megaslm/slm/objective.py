@@ -15,7 +15,7 @@ from megaslm.slm.choice import HeadOutput
 from megaslm.slm.planning import StepPlanner, plan_for_all
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets
-from megaslm.slm.threshold import AT_START, NOTHING_CUT, RecentCuts, SelectionState, score_of_rank
+from megaslm.slm.threshold import AT_START, NO_THRESHOLD, RecentThresholds, SelectionState, score_of_sort_key
 from megaslm.slm.topk import AllReduceSum
 
 
@@ -59,7 +59,7 @@ class CausalObjective:
         return plan_for_all(micro_batches, all_reduce_sum)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> None:
-        """Nothing was cut."""
+        """There is no threshold."""
         return
 
     def state(self) -> SelectionState:
@@ -73,7 +73,7 @@ class SelectiveObjective:
     def __init__(self, rule: SelectionRule, state: SelectionState = AT_START) -> None:
         """Goes on from what `state` gave."""
         self._rule = rule
-        self._cuts = RecentCuts(state)
+        self._recent = RecentThresholds(state)
 
     def plan_step(
         self,
@@ -96,20 +96,20 @@ class SelectiveObjective:
         if self._rule.score == "random":
             return step.by_static_score()
         if self._rule.scope != "batch":
-            return step.within_micro_batches(self._cuts)
-        if self._rule.mode == "running" and self._cuts:
-            return step.above_threshold(self._cuts)
-        return step.over_all(self._cuts)
+            return step.within_micro_batches(self._recent)
+        if self._rule.mode == "running" and self._recent:
+            return step.above_threshold(self._recent)
+        return step.over_all(self._recent)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
-        """Remembers the cut."""
-        if plan.cut is None:
+        """Remembers the threshold."""
+        if plan.threshold_of is None:
             return None
-        cut = plan.cut(outputs)
-        self._cuts.add(cut.rank, cut.surplus)
-        selected_from = cut.rank if plan.threshold is None else plan.threshold
-        return score_of_rank(selected_from).where(selected_from != NOTHING_CUT, torch.nan)
+        threshold = plan.threshold_of(outputs)
+        self._recent.add(threshold.sort_key, threshold.surplus)
+        selected_from = threshold.sort_key if plan.known_threshold is None else plan.known_threshold
+        return score_of_sort_key(selected_from).where(selected_from != NO_THRESHOLD, torch.nan)
 
     def state(self) -> SelectionState:
-        """The recent cuts."""
-        return self._cuts.state()
+        """The recent thresholds."""
+        return self._recent.state()

@@ -10,13 +10,13 @@ from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known
 from megaslm.slm.dynamic import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.rule import Cut, MeasureLosses, Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
 from megaslm.slm.static import StaticRanking, StaticSelection, select_static
 from megaslm.slm.targets import LossScore, Targets, joined
-from megaslm.slm.threshold import NOTHING_CUT, RANK_BITS, RecentCuts, corrected, ranks_of
+from megaslm.slm.threshold import NO_THRESHOLD, SORT_KEY_BITS, RecentThresholds, corrected, sort_keys_of
 from megaslm.slm.topk import (
     AllReduceSum,
-    find_cut,
+    find_threshold,
     keep_count,
     kept,
     on_this_rank_alone,
@@ -46,15 +46,17 @@ class StepPlanner:
         self._all_reduce_sum = all_reduce_sum
         self._ratio = rule.keep_ratio.at(moment.tokens)
 
-    def over_all(self, cuts: RecentCuts) -> StepPlan:
+    def over_all(self, recent: RecentThresholds) -> StepPlan:
         """The top of the whole step, exactly."""
         ranked = self._ranked(joined(self._micro_batches))
         count = self._counts(ranked.targets, self._all_reduce_sum)
         if len(self._micro_batches) == 1:
-            forecast = forecast_from(cuts, ranked, float(self._ratio), surely=False)
+            forecast = forecast_from(recent, ranked, float(self._ratio), surely=False)
             choice = TopOfGroups(ranked, count, self._all_reduce_sum, self._all_reduce_sum, forecast)
             return StepPlan(
-                (choice,), count[0], cut=lambda out: self._exact_cut(out[0].cut, out[0].losses, ranked, count)
+                (choice,),
+                count[0],
+                threshold_of=lambda out: self._exact_threshold(out[0].threshold, out[0].losses, ranked, count),
             )
         # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
         losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
@@ -63,30 +65,33 @@ class StepPlanner:
         top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
         choices = self._known(self._split(top.mask), self._split(ranked.unrankable(scores)), measure_rest=False)
         return StepPlan(
-            choices, count[0], losses=losses, cut=lambda _: self._exact_cut(top.cut, everything, ranked, count)
+            choices,
+            count[0],
+            losses=losses,
+            threshold_of=lambda _: self._exact_threshold(top.threshold, everything, ranked, count),
         )
 
-    def above_threshold(self, cuts: RecentCuts) -> StepPlan:
-        """What lies above the cut that the steps before lead one to expect; k·N stands for the number of selected."""
+    def above_threshold(self, recent: RecentThresholds) -> StepPlan:
+        """What lies above the median threshold of the steps before; k·N stands for the number of selected."""
         everything = self._ranked(joined(self._micro_batches))
         valid, eligible = population(everything.targets, self._rule.max_ref_loss, self._all_reduce_sum)[:, 0]
         count = keep_count(valid, self._ratio).minimum(eligible)
-        threshold = cuts.threshold(valid.device)
+        known = recent.median(valid.device)
         choices = []
         for targets in self._micro_batches:
             ranked = self._ranked(targets)
-            forecast = forecast_from(cuts, ranked, float(self._ratio), surely=True)
-            choices.append(AboveThreshold(ranked, threshold, self._all_reduce_sum, forecast))
+            forecast = forecast_from(recent, ranked, float(self._ratio), surely=True)
+            choices.append(AboveThreshold(ranked, known, self._all_reduce_sum, forecast))
 
-        def cut(outputs: Sequence[HeadOutput]) -> Cut:
-            surplus = cuts.surplus_with(self._sum([output.mask.sum() for output in outputs]), count)
+        def threshold_of(outputs: Sequence[HeadOutput]) -> Threshold:
+            surplus = recent.surplus_with(self._sum([output.mask.sum() for output in outputs]), count)
             scores = everything.scores(torch.cat([output.losses.flatten() for output in outputs]))
-            return Cut(self._rank_at(scores, everything, corrected(count, valid, surplus)), surplus)
+            return Threshold(self._sort_key_at(scores, everything, corrected(count, valid, surplus)), surplus)
 
         denominator = (valid.double() * float(self._ratio)).minimum(eligible.double())
-        return StepPlan(tuple(choices), denominator, threshold=threshold, cut=cut)
+        return StepPlan(tuple(choices), denominator, known_threshold=known, threshold_of=threshold_of)
 
-    def within_micro_batches(self, cuts: RecentCuts) -> StepPlan:
+    def within_micro_batches(self, recent: RecentThresholds) -> StepPlan:
         """The top of each row, or of each rank's micro-batch."""
         ranked = [self._ranked(self._in_groups(targets)) for targets in self._micro_batches]
         counts = [self._counts(groups.targets, on_this_rank_alone) for groups in ranked]
@@ -96,14 +101,14 @@ class StepPlanner:
                 count,
                 on_this_rank_alone,
                 self._all_reduce_sum,
-                forecast_from(cuts, groups, float(self._ratio), surely=False),
+                forecast_from(recent, groups, float(self._ratio), surely=False),
             )
             for groups, count in zip(ranked, counts, strict=True)
         )
         return StepPlan(
             choices,
             self._all_reduce_sum(torch.stack([count.sum() for count in counts]).sum()),
-            cut=lambda outputs: self._mean_cut([output.cut for output in outputs], counts),
+            threshold_of=lambda outputs: self._mean_threshold([output.threshold for output in outputs], counts),
         )
 
     def by_static_score(self) -> StepPlan:
@@ -115,9 +120,11 @@ class StepPlanner:
             measure_rest=self._rule.measure_rest,
         )
         counts = [selection.count for selection in selections]
-        cuts = [selection.cut for selection in selections if selection.cut is not None]
+        thresholds = [selection.threshold for selection in selections if selection.threshold is not None]
         total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
-        return StepPlan(choices, total, cut=(lambda _: self._mean_cut(cuts, counts)) if cuts else None)
+        return StepPlan(
+            choices, total, threshold_of=(lambda _: self._mean_threshold(thresholds, counts)) if thresholds else None
+        )
 
     def by_mask(self, masks: Sequence[Tensor]) -> StepPlan:
         """What was selected once for all runs; (B, L) bool of each micro-batch."""
@@ -144,7 +151,7 @@ class StepPlanner:
             return [select(self._in_groups(targets), on_this_rank_alone) for targets in self._micro_batches]
         step = select(joined(self._micro_batches), self._all_reduce_sum)
         parts = zip(self._split(step.mask), self._split(step.unrankable), strict=True)
-        return [StaticSelection(mask, unrankable, step.count, step.cut) for mask, unrankable in parts]
+        return [StaticSelection(mask, unrankable, step.count, step.threshold) for mask, unrankable in parts]
 
     def _known(
         self, masks: Sequence[Tensor], unrankable: Sequence[Tensor], *, measure_rest: bool
@@ -184,25 +191,25 @@ class StepPlanner:
     def _split(self, step: Tensor) -> list[Tensor]:
         return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
 
-    def _exact_cut(self, cut: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Cut:
-        """The rank of an exact cut; only a threshold needs to tell equal scores apart."""
+    def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
+        """That of an exact step; only `running` needs to tell equal scores apart."""
         if self._rule.mode == "running":
-            return Cut(self._rank_at(ranked.scores(losses), ranked, count[0]))
-        return Cut((cut << HASH_BITS).where(count > 0, NOTHING_CUT)[0])
+            return Threshold(self._sort_key_at(ranked.scores(losses), ranked, count[0]))
+        return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
 
-    def _rank_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
-        """The rank of the last of the `count` largest over all ranks."""
-        values = ranks_of(scores.view_as(ranked.eligible), ranked.targets.keys)
-        cut, _ = find_cut(values, RANK_BITS, ranked.eligible, count[None], self._all_reduce_sum)
-        return cut[0].where(count > 0, NOTHING_CUT)
+    def _sort_key_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
+        """The sort key of the last of the `count` largest over all ranks."""
+        values = sort_keys_of(scores.view_as(ranked.eligible), ranked.targets.keys)
+        threshold, _ = find_threshold(values, SORT_KEY_BITS, ranked.eligible, count[None], self._all_reduce_sum)
+        return threshold[0].where(count > 0, NO_THRESHOLD)
 
-    def _mean_cut(self, cuts: Sequence[Tensor], counts: Sequence[Tensor]) -> Cut:
-        """The rank of the mean score at which groups were cut, over those that were."""
+    def _mean_threshold(self, thresholds: Sequence[Tensor], counts: Sequence[Tensor]) -> Threshold:
+        """The mean score of the groups' thresholds, over groups that have one."""
         was_cut = torch.cat(list(counts)) > 0
-        scores = score_of_image(torch.cat(list(cuts))).double().where(was_cut, 0.0)
+        scores = score_of_image(torch.cat(list(thresholds))).double().where(was_cut, 0.0)
         total, groups = self._all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
         mean = ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
-        return Cut(mean.where(groups > 0, NOTHING_CUT))
+        return Threshold(mean.where(groups > 0, NO_THRESHOLD))
 
 
 def plan_for_all(micro_batches: Sequence[Targets], all_reduce_sum: AllReduceSum) -> StepPlan:

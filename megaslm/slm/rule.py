@@ -12,7 +12,7 @@ from megaslm.slm.targets import Score
 
 Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
-_STEP = Decimal("0.000001")
+_RATIO_STEP = Decimal("0.000001")
 
 MeasureLosses = Callable[[int], Tensor]
 """Runs the model over one micro-batch, named by its number, without gradients: (B, L) float32 losses."""
@@ -26,15 +26,15 @@ class Moment:
     tokens: int
 
 
-class Cut(NamedTuple):
-    """Where a step was cut.
+class Threshold(NamedTuple):
+    """The threshold of a step.
 
-    `rank`: int64 scalar, the rank at which the next steps are to be cut, `NOTHING_CUT` where there is none; without a
-    threshold also that of this step. `surplus`: float64 scalar, what steps under a threshold have selected beyond K,
-    this one counted in; None without a threshold.
+    `sort_key`: int64 scalar, at which K targets of the step are selected, on average over the steps; `NO_THRESHOLD`
+    where there is none. `surplus`: float64 scalar, what steps under a known threshold have selected beyond K, this one
+    counted in; None in other modes.
     """
 
-    rank: Tensor
+    sort_key: Tensor
     surplus: Tensor | None = None
 
 
@@ -44,15 +44,16 @@ class StepPlan:
 
     `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
     `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
-    `threshold`: int64 scalar, the rank from which targets are selected, where that is known beforehand. `cut`: of what
-    the head has given for each micro-batch, where the step was cut; contains collectives. None where nothing is cut.
+    `known_threshold`: int64 scalar, the sort key from which targets are selected, where that is known beforehand.
+    `threshold_of`: the threshold of what the head has given for each micro-batch; contains collectives. None where the
+    step has none.
     """
 
     choices: tuple[Choice, ...]
     denominator: Tensor
     losses: tuple[Tensor, ...] | None = None
-    threshold: Tensor | None = None
-    cut: Callable[[Sequence[HeadOutput]], Cut] | None = None
+    known_threshold: Tensor | None = None
+    threshold_of: Callable[[Sequence[HeadOutput]], Threshold] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class KeepRatio:
         """The ratio of the step that begins when `tokens` targets have been read; a decimal of six places."""
         if tokens >= self.warmup_tokens:
             return self.target
-        return (1 - (1 - self.target) * tokens / self.warmup_tokens).quantize(_STEP)
+        return (1 - (1 - self.target) * tokens / self.warmup_tokens).quantize(_RATIO_STEP)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class SelectionRule:
     score: Score = "excess"
     """What is ranked, largest first."""
     scope: Scope = "batch"
-    """Among which targets a target has to rank."""
+    """Among which targets the largest are kept."""
     mode: Mode = "exact"
     """Under scope batch: K of each step, or what lies above a threshold that follows the steps before."""
     max_ref_loss: float | None = None

@@ -18,14 +18,14 @@ class StaticSelection:
     """What is selected in each of G groups of n targets.
 
     `mask`: (G, n) bool. `unrankable`: (G, n) bool, eligible targets whose score is NaN or infinite. `count`: (G,)
-    int64, how many are selected over the ranks among which a group is spread. `cut`: (G,) int64, see `select_top`; of
-    an intersection None.
+    int64, how many are selected over the ranks among which a group is spread. `threshold`: (G,) int64, see
+    `select_top`; of an intersection None.
     """
 
     mask: Tensor
     unrankable: Tensor
     count: Tensor
-    cut: Tensor | None
+    threshold: Tensor | None
 
 
 def select_static(
@@ -60,4 +60,4 @@ def select_static(
     eligible = groups.eligible(max_ref_loss)
     count = kept(groups, ratio, max_ref_loss, all_reduce_sum)
     top = select_top(scores, groups.keys, eligible, count, all_reduce_sum)
-    return StaticSelection(top.mask, eligible & ~torch.isfinite(scores), count, top.cut)
+    return StaticSelection(top.mask, eligible & ~torch.isfinite(scores), count, top.threshold)

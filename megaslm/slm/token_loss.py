@@ -8,8 +8,8 @@ for the losses of the others, and for a choice that depends on the losses, by `H
 
 - `recompute`: 2 + 6k. The logits of selected rows are computed again.
 - `cache`: 2 + 4k. The exponentials of all rows are kept, in bf16, until the choice is made.
-- `bracket`: 2 + 4k where the forecast is right. Rows surely above the cut get their gradient at once; what the choice
-  comes to beyond that is computed again, a wrong guess is taken away again: exact in every case, no T×V memory.
+- `bracket`: 2 + 4k where the forecast is right. Rows surely above the threshold get their gradient at once; what the
+  choice comes to beyond that is computed again, a wrong guess is taken away again: exact in every case, no T×V memory.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megaslm.errors import NonFiniteScore
-from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_cut
+from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_threshold
 from megaslm.slm.exponentials import exponentials_and_entropy
 from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax
 from megaslm.slm.losses_alone import losses_alone
@@ -153,16 +153,16 @@ class _HeadLoss(torch.autograd.Function):
         gradient = HeadGradient(head, of_hidden=of_hidden, of_weight=of_weight)
         if select is None:
             losses = _add_every_row(head, gradient, row_weight)
-            mask, cut = row_weight != 0, no_cut(losses.device)
+            mask, threshold = row_weight != 0, no_threshold(losses.device)
         elif method == "cache":
-            losses, mask, cut = _add_from_cache(head, gradient, row_weight, select)
+            losses, mask, threshold = _add_from_cache(head, gradient, row_weight, select)
         else:
             forecast = select.forecast if method == "bracket" else None
-            losses, mask, cut = _add_around_cut(head, gradient, row_weight, select, forecast)
+            losses, mask, threshold = _add_around_cut(head, gradient, row_weight, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        ctx.mark_non_differentiable(losses, mask, cut)
-        return (losses * row_weight).where(mask, 0.0).sum(), losses, mask, cut
+        ctx.mark_non_differentiable(losses, mask, threshold)
+        return (losses * row_weight).where(mask, 0.0).sum(), losses, mask, threshold
 
     @staticmethod
     @once_differentiable
@@ -220,7 +220,7 @@ def _add_from_cache(
     for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])
         gradient.add(rows, kept, row_weight[rows])
-    return losses, selected.mask, selected.cut
+    return losses, selected.mask, selected.threshold
 
 
 def _add_around_cut(
@@ -243,7 +243,7 @@ def _add_around_cut(
         missing = selected.mask[rows]
         weights = row_weight[rows].where(missing, -row_weight[rows])
         gradient.add(rows, head.softmax(rows), weights, keep=missing)
-    return losses, selected.mask, selected.cut
+    return losses, selected.mask, selected.threshold
 
 
 def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:

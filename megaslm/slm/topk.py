@@ -1,8 +1,8 @@
 """Which targets are trained on: the K of largest score, ties to the lower key (Rho-1, section 2.2, equation 5).
 
-Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The cut is
-found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance, nothing is
-read by the host; each pass all-reduces 256 counters of 4 bytes a group.
+Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The
+threshold is found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance,
+nothing is read by the host; each pass all-reduces 256 counters of 4 bytes a group.
 """
 
 from collections.abc import Callable
@@ -27,11 +27,11 @@ _LARGEST_KEY = (1 << KEY_BITS) - 1
 class Top(NamedTuple):
     """What `select_top` found.
 
-    `mask`: (G, n) bool. `cut`: (G,) int64, the ordered image of the smallest selected score of each group.
+    `mask`: (G, n) bool. `threshold`: (G,) int64, the ordered image of the smallest selected score of each group.
     """
 
     mask: Tensor
-    cut: Tensor
+    threshold: Tensor
 
 
 def on_this_rank_alone(tensor: Tensor) -> Tensor:
@@ -84,18 +84,18 @@ def select_top(
         all_reduce_sum: sums over the ranks among which a group is spread; called 4 + 7 times with G·256 counters.
 
     Returns:
-        The marks, and the cut; where a group's count is 0 its cut means nothing.
+        The marks, and the thresholds; where a group's count is 0 its threshold means nothing.
     """
     images = ordered_image(scores)
-    cut, left = find_cut(images, SCORE_BITS, eligible, count, all_reduce_sum)
-    ties = eligible & (images == cut[:, None])
+    threshold, left = find_threshold(images, SCORE_BITS, eligible, count, all_reduce_sum)
+    ties = eligible & (images == threshold[:, None])
     mirrored_keys = _LARGEST_KEY - keys
-    key_cut, _ = find_cut(mirrored_keys, KEY_BITS, ties, left, all_reduce_sum)
-    above = (eligible & (images > cut[:, None])) | (ties & (mirrored_keys >= key_cut[:, None]))
-    return Top(above & (count > 0)[:, None], cut)
+    key_threshold, _ = find_threshold(mirrored_keys, KEY_BITS, ties, left, all_reduce_sum)
+    above = (eligible & (images > threshold[:, None])) | (ties & (mirrored_keys >= key_threshold[:, None]))
+    return Top(above & (count > 0)[:, None], threshold)
 
 
-def find_cut(
+def find_threshold(
     values: Tensor, bits: int, counted: Tensor, count: Tensor, all_reduce_sum: AllReduceSum
 ) -> tuple[Tensor, Tensor]:
     """The `count`-th largest counted value of each group.
@@ -108,21 +108,21 @@ def find_cut(
         all_reduce_sum: as in `select_top`.
 
     Returns:
-        (G,) int64: the cut. (G,) int64: how many of those equal to the cut are among the `count` largest. With fewer
-        than `count` values the cut is 0; with a count of 0 both mean nothing.
+        (G,) int64: the thresholds. (G,) int64: how many of those equal to it are among the `count` largest. With fewer
+        than `count` values the threshold is 0; with a count of 0 both mean nothing.
     """
     # 4 bytes a counter: no step has two thousand million targets.
     weights = counted.to(torch.int32)
     prefix = torch.zeros_like(count)
     remaining = count
     for shift in reversed(range(0, bits, _DIGIT_BITS)):
-        # The next digit, from 1 on, of what still ties with the cut; what is settled falls into a bin on either side.
+        # The next digit, from 1 on, of what still ties with the threshold; the rest falls into a bin on either side.
         digits = (values >> shift).sub_((prefix << _DIGIT_BITS)[:, None] - 1).clamp_(0, _BINS + 1)
         counters = torch.zeros(len(values), _BINS + 2, dtype=torch.int32, device=values.device)
         counters.scatter_add_(1, digits, weights)
         histogram = all_reduce_sum(counters[:, 1:-1].contiguous()).to(torch.int64)
         at_least = histogram.flip(1).cumsum(1).flip(1)
-        # at_least falls with the digit: the cut is the largest digit that still leaves `remaining` at or above it.
+        # at_least falls with the digit: the threshold has the largest that still leaves `remaining` at or above it.
         digit = ((at_least >= remaining[:, None]).sum(1, keepdim=True) - 1).clamp(min=0)
         remaining = remaining - (at_least.gather(1, digit) - histogram.gather(1, digit)).squeeze(1)
         prefix = (prefix << _DIGIT_BITS) | digit.squeeze(1)

@@ -12,7 +12,7 @@ from megaslm.slm.dynamic import RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.targets import Targets
-from megaslm.slm.threshold import RecentCuts
+from megaslm.slm.threshold import RecentThresholds
 from megaslm.slm.token_loss import (
     HeadMethod,
     selective_loss,
@@ -56,9 +56,9 @@ def top_rows() -> TopOfGroups:
     keys = torch.arange(ROWS, device="cuda")[None]
     targets = Targets(torch.ones_like(keys, dtype=torch.bool), keys)
     ranked = RankedTargets(targets, targets.valid, "loss")
-    cuts = RecentCuts()
-    cuts.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
-    forecast = forecast_from(cuts, ranked, KEPT_ROWS / ROWS, surely=False)
+    recent = RecentThresholds()
+    recent.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
+    forecast = forecast_from(recent, ranked, KEPT_ROWS / ROWS, surely=False)
     count = torch.tensor([KEPT_ROWS], device="cuda")
     return TopOfGroups(ranked, count, on_this_rank_alone, on_this_rank_alone, forecast)
 

@@ -22,7 +22,7 @@ from megaslm.slm.dynamic import AboveThreshold
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
-from megaslm.slm.threshold import score_of_rank
+from megaslm.slm.threshold import score_of_sort_key
 from megaslm.slm.topk import AllReduceSum, score_of_image
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
@@ -69,7 +69,7 @@ class RecordingObjective(SelectiveObjective):
         all_reduce_sum: AllReduceSum,
     ) -> StepPlan:
         self._targets = list(micro_batches)
-        self._threshold = score_of_rank(self._cuts.threshold(torch.device("cpu"))) if self._cuts else None
+        self._threshold = score_of_sort_key(self._recent.median(torch.device("cpu"))) if self._recent else None
         return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
@@ -93,8 +93,8 @@ class RecordingObjective(SelectiveObjective):
 
     def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
         """Scores at which the choice was cut, in a shape that expands to that of its scores."""
-        if len(output.cut):
-            return score_of_image(output.cut)[:, None]
+        if len(output.threshold):
+            return score_of_image(output.threshold)[:, None]
         cut = self._threshold if isinstance(choice, AboveThreshold) else step_cut
         assert cut is not None
         return cut

@@ -36,7 +36,7 @@ def test_a_running_threshold_goes_on_from_its_checkpoint(chain: Chain, tmp_path:
     run_megaslm("train", path)
     undisturbed = steps_of(run)
     progress = json.loads((run / "checkpoints" / "step-00000004" / "progress.json").read_text())
-    assert len(progress["selection"]["cuts"]) == 3
+    assert len(progress["selection"]["thresholds"]) == 3
     shutil.rmtree(run / "checkpoints" / "step-00000008")
     run_megaslm("train", path, "--resume")
     assert steps_of(run) == undisturbed

@@ -62,9 +62,11 @@ def _progress_from(stored: dict[str, Any]) -> Progress:
     # Checkpoints from before there was a second order say nothing of it.
     stored.setdefault("row_order", 1)
     selection = stored.pop("selection")
+    # Version 0.1.0 wrote `cuts`.
+    thresholds = selection.get("thresholds", selection.get("cuts"))
     stored["recent_losses"] = tuple(stored["recent_losses"])
     stored["extents"] = extents_from(stored.get("extents", []))
-    return Progress(**stored, selection=SelectionState(tuple(selection["cuts"]), selection["surplus"]))
+    return Progress(**stored, selection=SelectionState(tuple(thresholds), selection["surplus"]))
 
 
 def extents_from(stored: list[list[Any]]) -> tuple[Extent, ...]:

@@ -12,7 +12,7 @@ from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
-from megaslm.slm.threshold import RecentCuts, SelectionState, ranks_of, score_of_rank
+from megaslm.slm.threshold import RecentThresholds, SelectionState, score_of_sort_key, sort_keys_of
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.chosen import output_of
 from tests.threads import run_together
@@ -169,20 +169,20 @@ def test_a_resumed_run_goes_on_alike() -> None:
 
 def test_ranks_order_by_score_and_tell_equal_scores_apart() -> None:
     scores = torch.tensor([-1.0, 0.5, 0.5, 2.0])
-    ranks = ranks_of(scores, torch.arange(4))
+    ranks = sort_keys_of(scores, torch.arange(4))
     assert ranks[0] < min(ranks[1], ranks[2])
     assert max(ranks[1], ranks[2]) < ranks[3]
     assert ranks[1] != ranks[2]
-    assert torch.equal(score_of_rank(ranks), scores)
+    assert torch.equal(score_of_sort_key(ranks), scores)
 
 
-def test_the_threshold_is_the_median_of_the_last_three_cuts() -> None:
-    cuts = RecentCuts()
-    assert not cuts
+def test_the_threshold_is_the_median_of_the_last_three_steps() -> None:
+    recent = RecentThresholds()
+    assert not recent
     for cut in (5, 1, 100, 7, 3):
-        cuts.add(torch.tensor(cut))
-    assert cuts.state().cuts == (100, 7, 3)
-    assert int(cuts.threshold(torch.device("cpu"))) == 7
+        recent.add(torch.tensor(cut))
+    assert recent.state().thresholds == (100, 7, 3)
+    assert int(recent.median(torch.device("cpu"))) == 7
 
 
 @pytest.mark.parametrize("empty_step", [1, 5])

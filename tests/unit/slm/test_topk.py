@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megaslm.slm.topk import (
     AllReduceSum,
-    find_cut,
+    find_threshold,
     keep_count,
     on_this_rank_alone,
     ordered_image,
@@ -39,11 +39,11 @@ def select_over_ranks(scores: list[Tensor], keys: list[Tensor], eligible: list[T
         top = select_top(
             scores[number][None], keys[number][None], eligible[number][None], torch.tensor([count]), all_reduce_sum
         )
-        return set(keys[number][top.mask[0]].tolist()), int(top.cut)
+        return set(keys[number][top.mask[0]].tolist()), int(top.threshold)
 
-    selected, cuts = zip(*run_together(len(scores), rank), strict=True)
+    selected, thresholds = zip(*run_together(len(scores), rank), strict=True)
     assert sum(map(len, selected)) == len(set().union(*selected))
-    assert len(set(cuts)) == 1
+    assert len(set(thresholds)) == 1
     return set().union(*selected)
 
 
@@ -66,7 +66,7 @@ def test_selects_what_sorting_selects(elements: list[tuple[float, bool]], data: 
     assert int(mask.sum()) == count
     assert set(keys[mask].tolist()) == by_sorting(scores, keys, eligible, count)
     if count:
-        assert float(score_of_image(top.cut)) == float(scores[mask].min())
+        assert float(score_of_image(top.threshold)) == float(scores[mask].min())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
@@ -124,7 +124,7 @@ def test_a_selection_moves_a_few_kilobytes() -> None:
 def test_the_cut_is_the_element_of_its_rank(values: list[int], data: st.DataObject) -> None:
     count = data.draw(st.integers(1, len(values)))
     everything = torch.ones(1, len(values), dtype=torch.bool)
-    cut, left = find_cut(torch.tensor([values]), 63, everything, torch.tensor([count]), on_this_rank_alone)
+    cut, left = find_threshold(torch.tensor([values]), 63, everything, torch.tensor([count]), on_this_rank_alone)
     assert int(cut) == sorted(values, reverse=True)[count - 1]
     assert int(left) == count - sum(value > int(cut) for value in values)
 
