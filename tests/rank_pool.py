@@ -20,8 +20,8 @@ import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from megaslm.engine.distributed import World, join_world
-from megaslm.engine.faults import arm
 from tests.forks import fork_ranks, statuses_of
+from tests.injection.faults import arm
 
 P = ParamSpec("P")
 T = TypeVar("T")

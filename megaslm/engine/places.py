@@ -1,10 +1,8 @@
-"""Where this process is in its work: its watchdog tells the other ranks, and tests inject faults there."""
+"""Where this process is in its work: its watchdog tells the other ranks."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Literal
-
-from megaslm.engine.faults import inject
 
 Point = Literal["start", "load", "data", "step", "validate", "save", "end"]
 """What a rank can be at, in this order: the start of the job, reading a checkpoint, waiting for its own rows, a step of
@@ -29,7 +27,6 @@ def reach(point: Point, step: int) -> None:
     """Note that this process has come so far."""
     global _here
     _here = Place(point, step)
-    inject(point, step)
 
 
 def here() -> Place:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, all_gather, all_reduce_sum
-from megaslm.engine.faults import spoiled
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import HeadOutput, Known
@@ -63,7 +62,7 @@ class TrainStep:
         """
         engine, world = self.engine, self.world
         visits = _visits(micro_batches, world, may_repeat_rows=self.may_repeat_rows)
-        targets = [_targets(*visited, self.eos_id, moment) for visited in zip(micro_batches, visits, strict=True)]
+        targets = [_targets(*visited, self.eos_id) for visited in zip(micro_batches, visits, strict=True)]
 
         def skipped(reason: str) -> StepResult:
             sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
@@ -82,12 +81,11 @@ class TrainStep:
         left_out = False
         for number, micro_batch in enumerate(micro_batches):
             output = engine.forward(micro_batch.tokens, plan.choices[number])
-            total = spoiled("step", moment.step, output.total)
             # What is added is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the norm of the gradient NaN on all ranks, and their engines leave the update out.
-            engine.backward(total * (scale + 0 * total.detach()))
+            engine.backward(output.total * (scale + 0 * output.total.detach()))
             left_out = engine.step(learning_rate)
-            outputs.append(output._replace(total=total.detach()))
+            outputs.append(output._replace(total=output.total.detach()))
             sums += self._sums(plan, number, outputs[-1], micro_batch, targets[number])
         if left_out:
             return skipped(why_left_out(targets, plan.choices, outputs, self.row_name))
@@ -130,12 +128,11 @@ def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_row
     return [epoch + earlier for epoch, earlier in zip(epochs, copies, strict=True)]
 
 
-def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int, moment: Moment) -> Targets:
-    ref_loss = micro_batch.ref_loss
+def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:
     return Targets(
         valid=valid_targets(micro_batch.tokens, eos_id),
         keys=target_keys(micro_batch.rows, visits, micro_batch.tokens.shape[1] - 1),
-        ref_loss=None if ref_loss is None else spoiled("data", moment.step, ref_loss),
+        ref_loss=micro_batch.ref_loss,
         ref_entropy=micro_batch.ref_entropy,
         selected=micro_batch.selected,
     )

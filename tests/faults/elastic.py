@@ -14,10 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from megaslm.config.schema import RunConfig
-from megaslm.engine.faults import ENVIRONMENT
 from tests.faults.host import MARK, environment_of, is_alive, processes_of
 from tests.faults.injected import InjectedAt, injected_in
-from tests.launched import ROOT
+from tests.injection.faults import injecting
 from tests.toy import write_config
 
 _LOOK_SECONDS = 0.02
@@ -144,9 +143,8 @@ class ElasticRun:
         return {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
             MARK: self.mark,
-            ENVIRONMENT: self.faults,
+            **injecting(self.faults),
         }
 
     @property

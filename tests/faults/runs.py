@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from megaslm.config.schema import RunConfig
-from megaslm.engine import faults
 from megaslm.training.export import export
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
+from tests.injection import faults
 from tests.s3 import Bucket
 from tests.toy import SEQ_LEN, run_config
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from megaslm.engine import faults
 from megaslm.errors import Stopped
 from tests.gpu.runs import SEQ_LEN, TOKENS_PER_STEP, config_file, losses, make_tokens, scratch_shape
+from tests.injection import faults
 from tests.launched import run_megaslm
 
 pytestmark = [

@@ -16,6 +16,7 @@ from tests.corpus import content, recipe_of, write_corpus
 from tests.faults.injected import injected_in
 from tests.faults.runs import STEPS, Material, records, run_ranks, steps_made, weights_sha256
 from tests.forks import wait_until
+from tests.injection.faults import injecting
 from tests.launched import ROOT
 from tests.multinode.hosts import Hosts
 from tests.multinode.slurm_cluster import SlurmCluster, why_there_is_none
@@ -160,7 +161,7 @@ def test_a_killed_rank_ends_the_job_on_both_nodes(
         return [len(host.processes()) for host in hosts.all]
 
     of_the_daemons = count_processes()
-    job, _ = endless(cluster, material, tmp_path, MEGASLM_FAULTS="kill@rank1:step5")
+    job, _ = endless(cluster, material, tmp_path, **injecting("kill@rank1:step5"))
     ended = job.end(seconds=120)
     (fault,) = injected_in(job.output)
     assert time.time() - fault.seconds < ENDED_WITHIN_SECONDS

@@ -11,10 +11,10 @@ from typing import IO
 import pytest
 
 from megaslm.config.schema import RunConfig
-from megaslm.engine.faults import ENVIRONMENT
 from tests.faults.host import MARK, processes_of, wait_until_gone
 from tests.faults.injected import injected_in
 from tests.faults.runs import STEPS, Material, steps_made, weights_sha256
+from tests.injection.faults import injecting
 from tests.launched import ROOT
 from tests.multinode.hosts import Hosts
 from tests.toy import write_config
@@ -59,7 +59,7 @@ def check(
     output = folder / "output.txt"
 
     def run(fault: str) -> set[int]:
-        settings_and_fault = {"MAX_RESTARTS": "3", "PYTHONPATH": str(ROOT), **settings, ENVIRONMENT: fault}
+        settings_and_fault = {"MAX_RESTARTS": "3", **settings, **injecting(fault)}
         return set(statuses(words, settings_and_fault, output, hosts))
 
     assert run("usr1@rank1:step3") == {75}, output.read_text()

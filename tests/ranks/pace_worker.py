@@ -14,7 +14,6 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.faults import arm, inject
 from megaslm.engine.pace import PaceMeter
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
@@ -24,6 +23,7 @@ from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.pace import PaceWatch
 from megaslm.training.step import TrainStep
+from tests.injection.faults import arm, inject
 from tests.toy import EOS_ID, SEQ_LEN, VOCAB_SIZE, run_config
 
 GLOBAL_ROWS = 8

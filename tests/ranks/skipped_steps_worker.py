@@ -16,7 +16,6 @@ from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
-from megaslm.engine.faults import arm
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
@@ -26,6 +25,7 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.recent_cuts import SelectionState
 from megaslm.slm.step_plan import Moment, SelectionRule
 from megaslm.training.step import TrainStep
+from tests.injection.faults import arm
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
 STEPS = 4

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from megaslm.config.schema import RunConfig
-from megaslm.engine import faults
 from megaslm.training.train import train
 from tests.events import points_in
 from tests.forks import fork_two_ranks, statuses_of
+from tests.injection import faults
 from tests.toy import SEQ_LEN, make_dataset, run_config
 
 STEP_TOKENS = 8 * SEQ_LEN

@@ -4,7 +4,6 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.engine.faults import inject
 from megaslm.jobs.durable import sync
 from megaslm.training.checkpoints.file_list import FileList, describe
 from megaslm.training.checkpoints.progress import Progress
@@ -39,14 +38,16 @@ class PartWrite:
 
     def _run(self) -> None:
         try:
-            inject("write", self.progress.step)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            paths = self._copy.write(self.folder, self._rank)
-            for name, text in self._texts.items():
-                (self.folder / name).write_text(text, encoding="utf-8")
-                paths.append(self.folder / name)
-            for path in paths:
-                sync(path)
-                self.files[path.name] = describe(path)
+            self._write()
         except Exception as error:  # It is the main thread that tells the others, at the next step.
             self.failure = error
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = self._copy.write(self.folder, self._rank)
+        for name, text in self._texts.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+            paths.append(self.folder / name)
+        for path in paths:
+            sync(path)
+            self.files[path.name] = describe(path)

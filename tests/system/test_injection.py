@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaslm.engine import faults
-from megaslm.engine.faults import Fault, InjectedFault, arm, inject, spoiled
 from megaslm.errors import ConfigError
 from tests.forks import fork, statuses_of, wait_until
-from tests.launched import ROOT
+from tests.injection.faults import Fault, InjectedFault, arm, inject, injecting, spoiled
 from tests.messages import Says
 
 
@@ -69,10 +67,10 @@ def test_a_malformed_variable_says_what_is_allowed(text: str, named: str, says: 
     says(refused, named)
 
 
-def test_the_variable_is_read_at_import() -> None:
+def test_a_command_has_the_faults_of_its_environment() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", "from megaslm.engine.places import reach; reach('data', 1); reach('save', 2)"],
-        env={**os.environ, faults.ENVIRONMENT: "kill@rank0:step2:save", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, **injecting("kill@rank0:step2:save")},
         capture_output=True,
         text=True,
         check=False,

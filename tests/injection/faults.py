@@ -1,25 +1,40 @@
-"""Faults that tests inject into real runs, by the environment variable MEGASLM_FAULTS. Without it nothing happens.
+"""Faults that tests inject into real runs.
 
-The variable holds one or more of `ACTION@rankR:stepN[:POINT][:attemptA]`, separated by semicolons. A fault happens
-once, in rank R, when it reaches POINT (of `megaslm.engine.places`, or "write": the checkpoint's writer) at step N, in
-the attempt A that torchrun counts.
+They are one or more of `ACTION@rankR:stepN[:POINT][:attemptA]`, separated by semicolons. A fault happens once, in rank
+R, when it reaches POINT (of `megaslm.engine.places`, or "write": the checkpoint's writer) at step N, in the attempt A
+that torchrun counts. Forked ranks call `arm`; commands that a test starts get the environment of `injecting`.
 """
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from typing import NoReturn, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, Self, cast
 
-import torch
-from torch import Tensor
-
+from megaslm.engine import places
 from megaslm.errors import ConfigError
 
+if TYPE_CHECKING:
+    # Python imports this file at its start, also where a command needs none of these.
+    from torch import Tensor
+
+    from megaslm.data.loading.loader import MicroBatch
+    from megaslm.engine.zero import ZeroEngine
+    from megaslm.slm.choice import Choice, HeadOutput
+    from megaslm.slm.step_plan import Moment
+    from megaslm.training.step import StepResult
+
+ROOT = Path(__file__).parents[2]
+
 ENVIRONMENT = "MEGASLM_FAULTS"
+_SITE = Path(__file__).with_name("site")
+"""The folder of sitecustomize.py, which Python runs at its start where PYTHONPATH names the folder."""
 
 POINTS = ("start", "load", "data", "step", "validate", "save", "write", "end")
 SPOILING_POINTS = ("data", "step")
@@ -88,15 +103,84 @@ class Fault:
 
 
 _coming: list[Fault] = []
+_watched: set[str] = set()
+
+
+def injecting(text: str) -> dict[str, str]:
+    """The environment variables by which these faults come in a command's processes."""
+    return {ENVIRONMENT: text, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, _SITE)))}
 
 
 def arm(text: str) -> None:
-    """Lets the faults of `text` come, in place of those so far; an empty text stands for none.
+    """Lets the faults of `text` come in this process, in place of those so far; an empty text stands for none.
 
     Raises:
         ConfigError: the text is malformed.
     """
     _coming[:] = [Fault.parse(part.strip()) for part in text.split(";")] if text.strip() else []
+    if _coming:
+        _watch_places()
+        _watch_training()
+
+
+def _watch_places() -> None:
+    if "places" in _watched:
+        return
+    _watched.add("places")
+    reach = places.reach
+
+    def reach_and_fail(point: places.Point, step: int) -> None:
+        reach(point, step)
+        _watch_training()
+        inject(point, step)
+
+    places.reach = reach_and_fail
+    for module in [module for name, module in sys.modules.items() if name.startswith("megaslm.")]:
+        if getattr(module, "reach", None) is reach:
+            module.reach = reach_and_fail
+
+
+def _watch_training() -> None:
+    """Once it has been imported: a command does so after Python's start, but before the first place is reached."""
+    if "training" in _watched or "megaslm.training.train" not in sys.modules:
+        return
+    _watched.add("training")
+    from megaslm.training.checkpoints.part_write import PartWrite
+    from megaslm.training.step import TrainStep
+
+    write, train_step = PartWrite._write, TrainStep.__call__
+
+    def write_and_fail(part: PartWrite) -> None:
+        inject("write", part.progress.step)
+        write(part)
+
+    def train_on_spoiled(
+        training: TrainStep, rows: "Sequence[MicroBatch]", moment: "Moment", learning_rate: float
+    ) -> "StepResult":
+        read = [
+            replace(part, ref_loss=None if part.ref_loss is None else spoiled("data", moment.step, part.ref_loss))
+            for part in rows
+        ]
+        engine = cast("ZeroEngine", _Spoiling(training.engine, moment.step))
+        return train_step(replace(training, engine=engine), read, moment, learning_rate)
+
+    PartWrite._write = write_and_fail
+    TrainStep.__call__ = train_on_spoiled
+
+
+class _Spoiling:
+    """An engine whose sum of losses may come to NaN."""
+
+    def __init__(self, engine: "ZeroEngine", step: int) -> None:
+        self._engine = engine
+        self._step = step
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    def forward(self, tokens: "Tensor", choice: "Choice") -> "HeadOutput":
+        output = self._engine.forward(tokens, choice)
+        return output._replace(total=spoiled("step", self._step, output.total))
 
 
 def inject(point: str, step: int) -> None:
@@ -111,12 +195,12 @@ def inject(point: str, step: int) -> None:
             _act(fault)
 
 
-def spoiled(point: str, step: int, value: Tensor) -> Tensor:
+def spoiled(point: str, step: int, value: "Tensor") -> "Tensor":
     """The value, or NaN in its place where that is to go wrong at this point and step."""
     if _coming:
         for fault in [fault for fault in _coming if fault.action == "nan" and fault.is_due(point, step)]:
             _announce(fault)
-            return value * torch.nan
+            return value * math.nan
     return value
 
 
@@ -151,6 +235,3 @@ def _hang() -> NoReturn:
 
 def _number(variable: str) -> int:
     return int(os.environ.get(variable, "0"))
-
-
-arm(os.environ.get(ENVIRONMENT, ""))
