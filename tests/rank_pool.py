@@ -125,11 +125,14 @@ class RankPool:
         if rank in answers:
             has_ended_well, found = answers[rank]
             return None if has_ended_well else f"rank {rank}: {found}"
-        ended, status = os.waitpid(self._processes[rank], os.WNOHANG)
-        if not ended:
-            return f"rank {rank} has not come back from its job"
+        # A process that dies closes its pipes first, and can be waited for a moment after.
+        give_up = time.monotonic() + _OTHERS_SECONDS
+        while not (ended := os.waitpid(self._processes[rank], os.WNOHANG))[0]:
+            if time.monotonic() > give_up:
+                return f"rank {rank} has not come back from its job"
+            time.sleep(0.01)
         self._processes[rank] = 0
-        return f"rank {rank} has died, with the status {os.waitstatus_to_exitcode(status)}"
+        return f"rank {rank} has died, with the status {os.waitstatus_to_exitcode(ended[1])}"
 
     def _end(self) -> str:
         """Ends the ranks; gives the stacks of those that came to their limit."""

@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,14 @@ def die_on(world: World, rank: int) -> None:
     together(world, 0)
 
 
+def die_slowly_on(world: World, rank: int) -> None:
+    """As a process does: its pipes are closed some time before it can be waited for."""
+    if world.rank == rank:
+        os.closerange(3, 256)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def hang_on(world: World, rank: int) -> None:
     if world.rank == rank:
         time.sleep(600)
@@ -82,9 +90,11 @@ def test_who_fails_is_named_with_its_stack_and_the_ranks_are_made_anew(pool: Ran
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_who_dies_is_named(pool: RankPool, rank: int) -> None:
-    with pytest.raises(RankFailed, match=f"rank {rank} has died, with the status -9"):
-        pool.run(die_on, rank)
+@pytest.mark.parametrize("die", [die_on, die_slowly_on])
+def test_who_dies_is_named(pool: RankPool, die: Callable[[World, int], None], rank: int) -> None:
+    # Gloo may abort a process whose pipes are closed before the signal comes.
+    with pytest.raises(RankFailed, match=rf"rank {rank} has died, with the status -\d"):
+        pool.run(die, rank)
     assert pool.run(together, 1) == [3.0, 3.0]
 
 
