@@ -1,7 +1,7 @@
 """pydantic's complaints, said in the terms of the one who wrote the file."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,7 +17,12 @@ LONGEST_SHOWN_VALUE = 60
 
 def describe_problems(error: ValidationError, model_class: type[BaseModel], layers: Layers) -> list[str]:
     """One line for each thing that is wrong: dotted key, value found, what is allowed, origin."""
-    lines = (_describe(details, SchemaNode(model_class), layers) for details in error.errors(include_url=False))
+    problems = error.errors(include_url=False)
+    lines = (
+        _describe(details, SchemaNode(model_class), layers)
+        for details in problems
+        if not _is_miscount(details, problems)
+    )
     return list(dict.fromkeys(lines))
 
 
@@ -50,6 +55,14 @@ def show(value: object) -> str:
     """`value` as a YAML author would write it on one line, cut where long."""
     line = to_yaml(value, one_line=True).strip().removesuffix("...").strip()
     return line if len(line) <= LONGEST_SHOWN_VALUE else line[: LONGEST_SHOWN_VALUE - 3] + "..."
+
+
+def _is_miscount(details: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
+    """Whether a list is called too short only because pydantic does not count those of its entries that are wrong."""
+    key = details["loc"]
+    return details["type"] == "too_short" and any(
+        other["loc"][: len(key)] == key and other["loc"] != key for other in problems
+    )
 
 
 def _describe(details: ErrorDetails, schema: SchemaNode, layers: Layers) -> str:

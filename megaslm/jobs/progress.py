@@ -147,7 +147,8 @@ class Publisher:
             seconds=now - self._began,
             written=datetime.now(UTC),
         )
-        temporary = unfinished(self._folder / PROGRESS)
+        # Shares of one dataset, each a run of its own, may write it at the same moment.
+        temporary = unfinished(self._folder / f"{self._run_id}-{PROGRESS}")
         temporary.write_text(progress.model_dump_json(indent=1) + "\n")
         temporary.replace(self._folder / PROGRESS)
         return progress

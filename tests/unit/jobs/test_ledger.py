@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,19 @@ def test_tallies_are_added_up_and_that_of_a_dead_process_is_gone_on_with(tmp_pat
     assert read_progress(tmp_path) == progress
     assert publisher.publish() is None
     assert publisher.publish(at_once=True) is not None
+
+
+def test_shares_of_one_dataset_publish_at_the_same_moment(tmp_path: Path) -> None:
+    publishers = [
+        Publisher(tmp_path, run_id, job="prepare", unit="bytes", total=1, before=0, tasks=1, tasks_before=0)
+        for run_id in ("one", "other")
+    ]
+
+    def publish(publisher: Publisher) -> None:
+        for _ in range(200):
+            publisher.publish(at_once=True)
+
+    with ThreadPoolExecutor(len(publishers)) as pool:
+        for published in [pool.submit(publish, publisher) for publisher in publishers]:
+            published.result()
+    assert read_progress(tmp_path) is not None
