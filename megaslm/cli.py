@@ -115,6 +115,10 @@ def prepare(
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
         raise ConfigError("--part and --finish: one does a share of the work, the other follows when all are done")
+    if finish and engine != "local":
+        raise ConfigError(
+            f"--engine {engine}: places processes that read text, of which --finish starts none; leave it out"
+        )
     loaded = load(Recipe, recipe, overrides or []).value
 
     from megaslm.data.preparing import prepare as preparing

@@ -34,6 +34,8 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "CheckpointError: nowhere"),
+        (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
+        (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: tuple[str, ...], named: str, says: Says) -> None:
