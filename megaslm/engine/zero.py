@@ -109,7 +109,7 @@ class ZeroEngine:
 
     def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
-        return HeadOutput(*self._engine(tokens, choice))
+        return cast(HeadOutput, self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) losses of a micro-batch without gradients; called on all ranks equally often."""

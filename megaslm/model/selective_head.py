@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megaslm.errors import ModelError, NonFiniteScore
-from megaslm.slm.choice import ByLoss, Choice, Every, Known, no_threshold
+from megaslm.slm.choice import ByLoss, Choice, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -71,10 +71,10 @@ class SelectiveHead(nn.Linear):
 
     def forward(  # type: ignore[override]
         self, hidden: Tensor, targets: Tensor | None = None, choice: Choice | None = None, *, entropies: bool = False
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice` the parts of a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked; with
+        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked; with
         `entropies`, after the losses those of the predictions.
         """
         if targets is None:
@@ -86,14 +86,13 @@ class SelectiveHead(nn.Linear):
                 return token_losses(hidden, self.weight, targets, self.bias, self.transform)
             case Every(mask):
                 chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
-                return *chosen, mask, no_threshold(hidden.device)
+                return HeadOutput(*chosen, mask, no_threshold(hidden.device))
             case Known():
                 return self._known(hidden, targets, choice)
             case _:
-                # A plain tuple: DeepSpeed makes those anew that leave a module.
-                return tuple(self._by_loss(hidden, targets, choice))
+                return self._by_loss(hidden, targets, choice)
 
-    def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> tuple[Tensor, ...]:
+    def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> HeadOutput:
         ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
         method = self.settings.method_for(hidden, self.weight.shape[0])
         try:
@@ -105,10 +104,10 @@ class SelectiveHead(nn.Linear):
             # rank: nothing is chosen, and the NaN makes every engine leave this step's update out.
             every_row = torch.arange(len(targets), device=targets.device)
             nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], rest=every_row)
-            total, *rest = self._known(hidden, targets, nothing)
-            return total * torch.nan, *rest
+            output = self._known(hidden, targets, nothing)
+            return output._replace(total=output.total * torch.nan)
 
-    def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> tuple[Tensor, ...]:
+    def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> HeadOutput:
         """Runs over the rows that are wanted, and no others; the losses of those are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
         total, chosen = weighted_loss(
@@ -119,7 +118,7 @@ class SelectiveHead(nn.Linear):
         losses[known.rest] = token_losses(
             hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.transform
         )
-        return total, losses, known.mask, no_threshold(hidden.device)
+        return HeadOutput(total, losses, known.mask, no_threshold(hidden.device))
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:

@@ -35,7 +35,7 @@ class SelectiveLM(nn.Module):
         self.eos_id = eos_id
         self.document_isolation = document_isolation
 
-    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | HeadOutput:
         """The losses of a micro-batch.
 
         Args:
@@ -43,7 +43,7 @@ class SelectiveLM(nn.Module):
             choice: which of the B·L targets, in row order, to train on; None only measures.
 
         Returns:
-            (B, L) float32 losses, detached; with `choice` the parts of a `HeadOutput` of (B, L) targets. Under a
+            (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a
             `Known` choice the losses of rows that it does not name are 0. Where a target of any rank cannot be ranked,
             the total is NaN on all of them, and so is the norm of its gradient.
         """
@@ -51,7 +51,7 @@ class SelectiveLM(nn.Module):
         hidden = self._hidden_states(inputs).flatten(0, 1)
         if choice is None:
             return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
-        return tuple(HeadOutput(*self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets))
+        return cast(HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
 
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) float32 losses of (B, L+1) tokens, without gradients."""

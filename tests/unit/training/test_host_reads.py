@@ -149,7 +149,7 @@ class PlainEngine:
         self.norm = torch.zeros(())
 
     def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
-        return HeadOutput(*self.model(tokens, choice))
+        return cast(HeadOutput, self.model(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
         with torch.no_grad():
