@@ -1,5 +1,6 @@
 """Killed at any moment, out of disk, worked on by two: nothing is lost, and the next run makes the same bytes."""
 
+import gzip
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import DataError, MegaSLMError
 from megaslm.jobs.durable import UNFINISHED
 from megaslm.jobs.progress import read_progress
-from tests.corpus import content, recipe_of, text
+from tests.corpus import content, recipe_of, text, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 fork = multiprocessing.get_context("fork")
@@ -99,16 +100,19 @@ def test_a_worker_that_dies_is_replaced_and_its_task_done_again(corpus: Path, da
     assert content(output) == content(dataset)
 
 
-def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done(
-    corpus: Path, dataset: Path, tmp_path: Path
-) -> None:
-    output, poison = tmp_path / "dataset", "00003"
+def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done(tmp_path: Path) -> None:
+    # A file that cannot be divided makes the first task a long one, in which a kill is never too late.
+    corpus = write_corpus(tmp_path / "corpus")
+    (corpus / "clean" / "0.jsonl").unlink()
+    with gzip.open(corpus / "clean" / "0.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text(seed), "book": f"long {seed}"}) + "\n" for seed in range(2_000))
+    recipe, output, poison = recipe_of(corpus), tmp_path / "dataset", "00000"
     deaths: list[int] = []
     with (
         _killing(lambda: [pid for pid in _at_task(output, poison) if pid not in deaths], deaths),
-        pytest.raises(MegaSLMError, match=r"died 3 times over task 3: .*/clean/1\.jsonl, from byte") as caught,
+        pytest.raises(MegaSLMError, match=r"died 3 times over task 0: .*/clean/0\.jsonl\.gz") as caught,
     ):
-        prepare(recipe_of(corpus), output, workers=2)
+        prepare(recipe, output, workers=2)
     assert not isinstance(caught.value, DataError)
     assert len(deaths) == 3
     done = markers(output)
@@ -117,8 +121,10 @@ def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done
     assert f"task-{poison}.json" not in done
     assert (progress.tasks_done, progress.tasks_left) == (len(done), 1) == (progress.tasks - 1, 1)
     # What killed them is no more: the next run tries again, and does what is left.
-    prepare(recipe_of(corpus), output, workers=2)
-    assert content(output) == content(dataset)
+    prepare(recipe, output, workers=2)
+    undisturbed = tmp_path / "undisturbed"
+    prepare(recipe, undisturbed, workers=2)
+    assert content(output) == content(undisturbed)
 
 
 def test_workers_that_die_whatever_they_do_end_the_run(corpus: Path, dataset: Path, tmp_path: Path) -> None:
