@@ -74,4 +74,5 @@ def test_too_many_in_a_row_end_the_run(material: Material, tmp_path: Path, capfd
     config = material.config(tmp_path / "run", guard={"max_skipped_steps": 2})
     assert run_ranks(config, injected="nan@rank1:step6; nan@rank0:step7") == [1, 1]
     said = capfd.readouterr().err
-    assert "step 7: skipped as the last of 2 in a row, which is guard.max_skipped_steps" in said
+    assert "step 7: " in said
+    assert "guard.max_skipped_steps = 2: " in said

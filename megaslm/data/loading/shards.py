@@ -160,7 +160,8 @@ class TrainingShards:
                     claim.write_text("")
         except OSError as error:
             raise self._failed(
-                f"{files.raw}: cannot be written or read: {error}; make room on that disk, or mend its permissions"
+                f"{files.name}: {files.raw} cannot be written or read: {error}; make room on that disk, or mend its "
+                "permissions"
             ) from error
         except DataError as error:
             self._host.fail(str(error))
