@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from megaslm.config.schema import RunConfig
+from megaslm.training.checkpoints.file_list import describe, read_file_list, write_file_list
+from megaslm.training.checkpoints.progress import PROGRESS
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.train import train
@@ -52,3 +54,12 @@ def last_weights(run: Path) -> dict[str, Tensor]:
 def are_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether all weights are the same, bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def forget_in_progress(checkpoint: Path, key: str) -> None:
+    """Makes a checkpoint one of a build that did not note `key` yet."""
+    path = checkpoint / PROGRESS
+    stored = json.loads(path.read_text())
+    del stored[key]
+    path.write_text(json.dumps(stored))
+    write_file_list(checkpoint, {**read_file_list(checkpoint), PROGRESS: describe(path)})

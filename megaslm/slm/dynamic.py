@@ -71,8 +71,9 @@ class TopOfGroups:
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self._ranked
-        top = select_top(ranked.scores(losses), ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
-        non_finite = self.unrankable(losses)
+        scores = ranked.scores(losses)
+        top = select_top(scores, ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
+        non_finite = ranked.unrankable(scores).flatten()
         return Selected(top.mask.flatten(), top.threshold, non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
@@ -94,9 +95,10 @@ class AboveThreshold:
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        above = sort_keys_of(self._ranked.scores(losses), self._ranked.targets.keys) >= self._threshold
-        non_finite = self.unrankable(losses)
-        mask = (self._ranked.eligible & above).flatten()
+        ranked = self._ranked
+        scores = ranked.scores(losses)
+        mask = (ranked.eligible & (sort_keys_of(scores, ranked.targets.keys) >= self._threshold)).flatten()
+        non_finite = ranked.unrankable(scores).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:

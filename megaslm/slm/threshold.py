@@ -74,7 +74,7 @@ class RecentThresholds:
         return surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
 
     def median(self, device: torch.device) -> Tensor:
-        """Of two, the lower; an int64 scalar, without any `NO_THRESHOLD`, which is below any sort key."""
+        """The median of the thresholds (of two, the lower), an int64 scalar; `NO_THRESHOLD` where there is none."""
         thresholds = self._on(device).sort().values
         missing = (thresholds == NO_THRESHOLD).sum()
         middle = (missing + len(thresholds) - 1) // 2

@@ -1,18 +1,16 @@
 """A run whose dataset has become longer goes on: the epoch ends as it would have ended, then come the new rows too."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from megaslm.config.schema import RunConfig
 from megaslm.errors import CheckpointError, ConfigError
-from megaslm.training.checkpoints.file_list import describe, read_file_list, write_file_list
-from megaslm.training.checkpoints.progress import PROGRESS, read_progress
+from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.step_rows import rows_of_step
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
-from tests.training import are_equal, changed, last_weights, run_training, with_steps
+from tests.training import are_equal, changed, forget_in_progress, last_weights, run_training, with_steps
 
 BATCH_ROWS = 8
 SHORT, LONG = [17, 13], [17, 13, 20, 4]
@@ -103,11 +101,7 @@ def test_a_checkpoint_that_does_not_say_how_long_the_data_was_is_refused(
 ) -> None:
     run_training(config)
     (checkpoint,) = complete_checkpoints(Path(config.run_dir) / "checkpoints")
-    path = checkpoint.folder / PROGRESS
-    stored = json.loads(path.read_text())
-    del stored["extents"]
-    path.write_text(json.dumps(stored))
-    write_file_list(checkpoint.folder, {**read_file_list(checkpoint.folder), PROGRESS: describe(path)})
+    forget_in_progress(checkpoint.folder, "extents")
     run_training(with_web(config, "long"), resume=True, expect_status=CheckpointError.exit_status)
     assert str(checkpoint.folder) in capfd.readouterr().err
     run_training(with_steps(config, 6), resume=True)

@@ -1,19 +1,17 @@
 """The order of rows as a run has it: told beforehand, the same after a resume, and refused where it was another one."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from megaslm.config.schema import RunConfig
 from megaslm.errors import CheckpointError, ConfigError
-from megaslm.training.checkpoints.file_list import describe, read_file_list, write_file_list
-from megaslm.training.checkpoints.progress import PROGRESS, read_progress
+from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.step_rows import rows_of_step
 from tests.forked_cli import run_megaslm
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
-from tests.training import changed, run_training, with_steps
+from tests.training import changed, forget_in_progress, run_training, with_steps
 
 BATCH_ROWS = 8
 STEPS = 6
@@ -62,10 +60,6 @@ def test_a_checkpoint_of_the_order_before_is_refused_where_there_are_weights(
 ) -> None:
     run_training(with_steps(config, 3))
     (checkpoint,) = complete_checkpoints(Path(config.run_dir) / "checkpoints")
-    path = checkpoint.folder / PROGRESS
-    stored = json.loads(path.read_text())
-    del stored["row_order"]
-    path.write_text(json.dumps(stored))
-    write_file_list(checkpoint.folder, {**read_file_list(checkpoint.folder), PROGRESS: describe(path)})
+    forget_in_progress(checkpoint.folder, "row_order")
     run_training(config, resume=True, expect_status=CheckpointError.exit_status)
     assert "megaslm export" in capfd.readouterr().err
