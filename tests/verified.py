@@ -8,7 +8,7 @@ import numpy as np
 from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
-from megaslm.data.dataset.target_bits import packed
+from megaslm.data.dataset.target_bits import pack_mask
 from megaslm.data.dataset.tokenizer_files import tokenizer_files
 from megaslm.data.dataset.verify import verify
 from megaslm.data.tokenizing.tokenizer import tokenizer_facts
@@ -58,7 +58,7 @@ def make(
                     spoil(tokens, losses)
                 of_domain = number if domain is None or not last else domain
                 entropies = losses / 2 if row_format.entropy else None
-                bits = packed(losses > 0)
+                bits = pack_mask(losses > 0)
                 bits[7, -1] |= more_bits if last else 0
                 writer.write(
                     tokens,

@@ -30,7 +30,7 @@ def show_scores(console: Console, shares: Sequence[ShareFacts], scores: ScoreSum
 
 
 def _histograms(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
-    table = _table("ref_loss of targets, in nats")
+    table = _statistics_table("ref_loss of targets, in nats")
     table.add_column("", style="bold", overflow="fold")
     table.add_column(_axis(), no_wrap=True)
     table.add_column("peak", justify="right")
@@ -56,7 +56,7 @@ def _bars(histogram: Sequence[int]) -> Iterator[str]:
 
 
 def _documents(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
-    table = _table("hardest and easiest documents")
+    table = _statistics_table("hardest and easiest documents")
     table.add_column("", style="bold", overflow="fold")
     for name in ("mean\nref_loss", "targets", "row", "token"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -82,7 +82,7 @@ def _document(document: DocumentFacts) -> tuple[str, str, str, str, Text]:
 
 
 def _devices(scores: ScoreSummary) -> Table:
-    table = _table("scored by")
+    table = _statistics_table("scored by")
     table.add_column("", style="bold", overflow="fold")
     for name in ("hosts", "ranks", "parts", "targets", "time of\nall ranks", "tokens/s\na rank", "MFU"):
         table.add_column(name, justify="right")
@@ -103,7 +103,7 @@ def _devices(scores: ScoreSummary) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def _statistics_table(title: str) -> Table:
     return Table(
         title=title,
         title_justify="left",

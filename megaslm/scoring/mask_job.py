@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from megaslm.data.dataset.layout import check_layout
 from megaslm.data.dataset.manifest import COST, Manifest, Mask, read_manifest
 from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.target_bits import packed
+from megaslm.data.dataset.target_bits import pack_mask
 from megaslm.data.storage.dataset_folder import open_dataset
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, Stopped
@@ -161,7 +161,7 @@ class _Job:
                 except DataError as error:
                     raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
                 tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
-                writer.write(tokens, int(rows["domain"][0]), selected=packed(selected))
+                writer.write(tokens, int(rows["domain"][0]), selected=pack_mask(selected))
                 done = start + len(tokens)
                 tally.report(rows=done, targets=done * self._format.seq_len)
         return PartOutcome(part=writer.part)

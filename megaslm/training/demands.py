@@ -14,8 +14,8 @@ from megaslm.engine.preflight.demands import Demands
 from megaslm.errors import MegaSLMError
 from megaslm.model.weight_files import count_parameters
 from megaslm.training.checkpoints.file_list import read_file_list
-from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.run_folder import CONFIG, RunFolder
+from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.run_folder import RunFolder
 
 # A weight and Adam's two moments, each of four bytes.
 _CHECKPOINT_BYTES_A_PARAMETER = 12

@@ -7,7 +7,7 @@ import torch
 
 from megaslm.config.schema import SlmSection
 from megaslm.data.dataset.manifest import Manifest, Mask
-from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.dataset.target_bits import unpack_mask
 from megaslm.data.storage.dataset_folder import DatasetFolder
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel, as_stored
@@ -57,7 +57,7 @@ def check_mask(
     if reference is not None and run.verify_rows:
         model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
         for domain in domains:
-            _check_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
+            _check_mask_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
 
 
 def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
@@ -79,7 +79,9 @@ def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
         )
 
 
-def _check_rows(model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int) -> None:
+def _check_mask_rows(
+    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+) -> None:
     compared = list(_compared(model, mask, dataset, domain, rows, eos_id))
     different, selected, targets = (sum(counts) for counts in zip(*compared, strict=True))
     if different > _MOST_DIFFERENT * min(selected, targets - selected):
@@ -107,5 +109,5 @@ def _compared(
             ref_entropy=None if entropies is None else as_stored(entropies, valid).float(),
         )
         again = select_static(mask.score, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
-        stored = torch.from_numpy(unpacked(row["selected"].astype(np.uint8), seq_len))
+        stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())

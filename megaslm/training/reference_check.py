@@ -62,10 +62,10 @@ def check_reference(
     if reference is not None and rows:
         model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
         for domain in domains:
-            _check_rows(model, found, dataset, domain, rows, manifest.eos_id)
+            _check_loss_rows(model, found, dataset, domain, rows, manifest.eos_id)
 
 
-def _check_rows(
+def _check_loss_rows(
     model: ReferenceModel, found: Reference, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
 ) -> None:
     reader = dataset.reader("train", domain)

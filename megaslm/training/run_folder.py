@@ -21,10 +21,9 @@ from megaslm.jobs.durable import write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
 from megaslm.training.checkpoints.progress import read_progress
-from megaslm.training.checkpoints.store import complete_checkpoints
+from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
-CONFIG = "config.yaml"
 # What a run is. The rest (length, logging, layout over ranks) may change when it is resumed.
 _IDENTITY = (
     "model",

@@ -11,8 +11,8 @@ from megaslm.data.loading.mixture import lengthened, order_of
 from megaslm.data.loading.order import Extent, RowOrder
 from megaslm.errors import ConfigError
 from megaslm.training.checkpoints.progress import Progress, read_progress
-from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.run_folder import CONFIG, RunFolder
+from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.run_folder import RunFolder
 from megaslm.training.training_data import open_training_data
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from megaslm.data.dataset.damage import Damaged
 from megaslm.data.dataset.manifest import Part
 from megaslm.data.dataset.shards import RowFormat
-from megaslm.data.dataset.target_bits import packed, unpacked
+from megaslm.data.dataset.target_bits import pack_mask, unpack_mask
 from megaslm.slm.valid_targets import valid_targets
 
 _CHUNK_BYTES = 2**20
@@ -99,9 +99,9 @@ def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_
 
 def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
     """What is wrong with `bits` (n, bytes) of the column `selected`: only of a target may one be set."""
-    wrong = bits & ~packed(valid)
+    wrong = bits & ~pack_mask(valid)
     if wrong.any():
-        places = unpacked(wrong, 8 * bits.shape[1])
+        places = unpack_mask(wrong, 8 * bits.shape[1])
         yield from _Fault.at("a bit of selected", places.view(np.uint8), places, "0, as there is no target")
 
 

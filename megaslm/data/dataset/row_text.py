@@ -12,7 +12,7 @@ from megaslm.config.schema import Split
 from megaslm.data.dataset.manifest import TOKENIZER, Manifest, Part, read_manifest
 from megaslm.data.dataset.merged_index import in_order
 from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.dataset.target_bits import unpack_mask
 from megaslm.data.dataset.token_text import Piece, pieces
 from megaslm.data.tokenizing.tokenizer import load_tokenizer
 from megaslm.errors import DataError
@@ -166,4 +166,4 @@ def _selected(bits: NDArray[np.generic] | None, targets: int) -> tuple[bool, ...
     """The bits of each token as a target; the first is none."""
     if bits is None:
         return None
-    return (False, *unpacked(cast(NDArray[np.uint8], bits)[None], targets)[0].tolist())
+    return (False, *unpack_mask(cast(NDArray[np.uint8], bits)[None], targets)[0].tolist())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megaslm.data.dataset.manifest import Manifest, Part
 from megaslm.data.dataset.shard_index import CHECKSUM, parse_index, read_index_bytes
-from megaslm.data.dataset.target_bits import bytes_of
+from megaslm.data.dataset.target_bits import mask_bytes
 from megaslm.data.preparing.packing import token_dtype
 from megaslm.errors import DataError
 from megaslm.jobs.durable import abandon_folder, finish_folder, start_folder
@@ -69,7 +69,7 @@ class RowFormat:
         if self.entropy:
             columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
         if self.masked:
-            columns["selected"] = f"ndarray:uint8:{bytes_of(self.seq_len)}"
+            columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
         return columns
 
 
@@ -116,7 +116,7 @@ class PartWriter:
             domain: its number.
             ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; just where rows are scored.
             ref_entropy: likewise; just where the format has entropy.
-            selected: (n, bytes) uint8 of `target_bits.packed`; just where rows are masked.
+            selected: (n, bytes) uint8 of `pack_mask`; just where rows are masked.
 
         Raises:
             DataError: another shape or type, a column that the format lacks or misses, or a value out of range.
@@ -124,7 +124,7 @@ class PartWriter:
         self._check_tokens(tokens)
         self._check_nats("ref_loss", ref_loss, len(tokens))
         self._check_nats("ref_entropy", ref_entropy, len(tokens))
-        self._check_form("selected", selected, (len(tokens), bytes_of(self._format.seq_len)), np.dtype(np.uint8))
+        self._check_form("selected", selected, (len(tokens), mask_bytes(self._format.seq_len)), np.dtype(np.uint8))
         columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy, "selected": selected}
         given = {name: values for name, values in columns.items() if values is not None}
         for name, values in given.items():

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
 from megaslm.data.dataset.shard_index import read_index
-from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.dataset.target_bits import unpack_mask
 from megaslm.data.loading.host_folder import HostFolder
 from megaslm.data.loading.loader_process import begun_processes, follow_rank, without_signals
 from megaslm.data.loading.mixture import MixtureStream, order_of
@@ -215,7 +215,7 @@ def _stacked(rows: list[Row], visit: int) -> MicroBatch:
         domain=torch.tensor([row.domain for row in rows]),
         ref_loss=torch.from_numpy(_values(rows, "ref_loss", np.float32)) if "ref_loss" in stored else None,
         ref_entropy=torch.from_numpy(_values(rows, "ref_entropy", np.float32)) if "ref_entropy" in stored else None,
-        selected=None if bits is None else torch.from_numpy(unpacked(bits, tokens.shape[1] - 1)),
+        selected=None if bits is None else torch.from_numpy(unpack_mask(bits, tokens.shape[1] - 1)),
         visit=visit,
     )
 

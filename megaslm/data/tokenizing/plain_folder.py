@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE, named_tokens, read_object
-from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL
+from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL
 from megaslm.data.tokenizing.tokenizer import text_tokenizer
 
 _CONFIG = "tokenizer_config.json"

@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
 from megaslm.errors import DataError
 
+ORIGINAL = "sentencepiece_original.model"
+"""The file of a tokenizer's folder that holds the model, where documents have to be compared."""
 SPACE = "▁"
 # Unigram looks names up in the vocabulary, so that a text that spells "</s>" or "<0x0A>" would become that token. In
 # text and pieces alike "<" is therefore written as this noncharacter, which no Unicode text contains.

@@ -15,12 +15,10 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as proto
 
 from megaslm.data.text.documents import Document
-from megaslm.data.tokenizing.sentencepiece_export import ANGLE, SPACE
+from megaslm.data.tokenizing.sentencepiece_export import ANGLE, ORIGINAL, SPACE
 from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, TextEncoder
 from megaslm.errors import DataError
 
-ORIGINAL = "sentencepiece_original.model"
-"""The file of a tokenizer's folder that holds the model, where documents have to be compared."""
 _Piece = proto.ModelProto.SentencePiece
 _ANY_TEXT = ""
 _SHOWN_IDS = 8

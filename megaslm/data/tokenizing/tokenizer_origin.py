@@ -10,8 +10,8 @@ from megaslm.data.text.documents import Document
 from megaslm.data.text.task_reader import TaskReader
 from megaslm.data.text.tasks import Task
 from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILES
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL, doubtful_texts, require_same_ids
+from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL, export_sentencepiece
+from megaslm.data.tokenizing.sentencepiece_original import doubtful_texts, require_same_ids
 from megaslm.data.tokenizing.tokenizer import SentencePieceEncoder, tokenizer_facts
 from megaslm.data.tokenizing.tokenizer_training import train_sentencepiece
 from megaslm.data.tokenizing.word_encoder import fastest_encoder

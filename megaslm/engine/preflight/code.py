@@ -9,8 +9,6 @@ import megaslm
 from megaslm.engine.preflight.findings import Trait
 from megaslm.engine.rank_names import Rank
 
-_SHOWN_DIGITS = 12
-
 
 @dataclass(frozen=True)
 class Code:
@@ -39,6 +37,6 @@ def code_trait(codes: Sequence[Code]) -> Trait:
     """That all run the same."""
     return Trait(
         "megaslm's code",
-        [f"{code.version} ({code.sources_sha256[:_SHOWN_DIGITS]})" for code in codes],
+        [f"{code.version} ({code.sources_sha256[:12]})" for code in codes],
         "bring the copies on all hosts to one state",
     )

@@ -21,7 +21,6 @@ LIBRARIES = ("torch", "deepspeed", "transformers", "mosaicml-streaming")
 
 _SHARED_MEMORY = Path("/dev/shm")
 _DRIVER = Path("/sys/module/nvidia/version")
-_SHOWN_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,6 @@ def by_host(all_facts: Sequence[RankFacts]) -> dict[str, list[RankFacts]]:
 
 def _content_of(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:_SHOWN_DIGITS]
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as error:
         return f"unreadable ({error.strerror})"

@@ -21,13 +21,13 @@ from megaslm.training.checkpoints.progress import PROGRESS, Progress
 from megaslm.training.checkpoints.pruning import Pruning
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
+    CONFIG,
     Retention,
     check_sizes,
     remove_checkpoint,
     remove_folder,
     step_folder,
 )
-from megaslm.training.run_folder import CONFIG
 
 
 class Saver:

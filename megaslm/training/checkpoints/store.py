@@ -12,6 +12,8 @@ from megaslm.errors import CheckpointError
 from megaslm.jobs.durable import UNFINISHED
 from megaslm.training.checkpoints.file_list import COMPLETE, Damage, FileList, damage_of, read_file_list
 
+CONFIG = "config.yaml"
+"""What a run is, in its folder and in each checkpoint."""
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
 from megaslm.data.tokenizing.plain_folder import write_plain_folder
-from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL
+from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL
 from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face

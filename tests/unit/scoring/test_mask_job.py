@@ -14,7 +14,7 @@ from megaslm.data.dataset.manifest import Manifest, Mask, Part, read_manifest, w
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.row_reader import RowReader, Rows
 from megaslm.data.dataset.row_text import read_row
-from megaslm.data.dataset.target_bits import unpacked
+from megaslm.data.dataset.target_bits import unpack_mask
 from megaslm.data.dataset.verify import verify
 from megaslm.errors import DataError, Stopped
 from megaslm.jobs.progress import JobProgress
@@ -52,7 +52,7 @@ def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path
         assert np.array_equal(ours["tokens"], theirs["tokens"])
         assert np.array_equal(ours["domain"], theirs["domain"])
         expected = selected_targets(RULE, theirs, EOS_ID)
-        assert np.array_equal(unpacked(ours["selected"].astype(np.uint8), SEQ_LEN), expected)
+        assert np.array_equal(unpack_mask(ours["selected"].astype(np.uint8), SEQ_LEN), expected)
         assert 16 * ours["selected"].nbytes == theirs["ref_loss"].nbytes
         row = read_row(masked, "train", 1, domain)
         assert row.selected == (False, *expected[1].tolist())

@@ -10,7 +10,7 @@ import torch
 from megaslm.config.plan import BatchPlan
 from megaslm.data.dataset.merged_index import merge_index
 from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.target_bits import packed
+from megaslm.data.dataset.target_bits import pack_mask
 from megaslm.data.loading.loader import MicroBatch, TrainingStream
 from megaslm.data.loading.mixture import MixtureStream
 
@@ -34,7 +34,7 @@ def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
     with part_writer(folder / "part-00000", row_format) as writer:
         losses = LOSSES if row_format.scored else None
         entropies = ENTROPIES if row_format.entropy else None
-        selected = packed(SELECTED) if row_format.masked else None
+        selected = pack_mask(SELECTED) if row_format.masked else None
         writer.write(TOKENS, 0, losses, entropies, selected)
     merge_index(folder, [writer.part])
     streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]

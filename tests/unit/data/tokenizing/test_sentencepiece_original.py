@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaslm.data.text.documents import Document
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.sentencepiece_original import _PLAIN, ORIGINAL, Original, doubtful_texts
+from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL, export_sentencepiece
+from megaslm.data.tokenizing.sentencepiece_original import _PLAIN, Original, doubtful_texts
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
 from megaslm.errors import DataError
 

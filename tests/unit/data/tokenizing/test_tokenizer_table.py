@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from megaslm.config.recipe import Recipe
 from megaslm.data.dataset.row_reader import RowReader
 from megaslm.data.preparing.prepare import prepare
-from megaslm.data.tokenizing.sentencepiece_original import ORIGINAL
+from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL
 from megaslm.errors import DataError
 from tests.doc_tables import require_table
 
