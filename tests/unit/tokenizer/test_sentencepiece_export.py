@@ -15,7 +15,7 @@ from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts
 from megaslm.errors import DataError
 from tests.messages import Says
-from tests.unit.data.conftest import AWKWARD, shared_texts, standard_library_texts
+from tests.unit.conftest import AWKWARD, shared_texts, standard_library_texts
 
 Train = Callable[..., bytes]
 UNIGRAM = {"model_type": "unigram"}

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megaslm.data.dataset.token_text import Piece, pieces
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from tests.unit.data.conftest import AWKWARD, standard_library_texts
+from tests.unit.conftest import AWKWARD, standard_library_texts
 
 EOS = 2
 

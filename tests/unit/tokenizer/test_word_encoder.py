@@ -14,7 +14,7 @@ from megaslm.data.tokenizing import word_encoder
 from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
 from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.data.tokenizing.word_encoder import WordEncoder, fastest_encoder
-from tests.unit.data.conftest import AWKWARD, shared_texts, standard_library_texts
+from tests.unit.conftest import AWKWARD, shared_texts, standard_library_texts
 
 Train = Callable[..., bytes]
 PREFIXED = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -11,7 +11,7 @@ from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
 from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
 from megaslm.errors import DataError
 from tests.messages import Says
-from tests.unit.data.conftest import standard_library_texts
+from tests.unit.conftest import standard_library_texts
 
 GOOD = Document("a text that agrees", "g", "a.jsonl, line 1")
 BAD = Document("another text", "g", "a.jsonl, line 2")
