@@ -21,20 +21,19 @@ from harness.report import Bar, options, report
 from harness.timing import Times
 
 from megaslm.config.deepspeed import deepspeed_settings
-from megaslm.config.dump import dump
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import dump
 from megaslm.engine.agreement import Agreement
-from megaslm.engine.device_name import device_name
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
-from megaslm.jobs.durable import write_file
+from megaslm.files import write_file
+from megaslm.model.flops import device_name
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.resume import resume
 from megaslm.training.checkpoints.saver import Saver
-from megaslm.training.checkpoints.store import Retention
+from megaslm.training.checkpoints.store import Retention, resume
 
 EOS_ID = 2
 MOST_PAUSE = 0.1

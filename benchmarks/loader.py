@@ -13,11 +13,11 @@ from harness.timing import Times, in_turns
 from torch.utils.data import DataLoader
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.stream import Stream, StreamingDataset
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.mosaic import Stream, StreamingDataset
+from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.stream.loader import MicroBatch, TrainingStream
+from megaslm.stream.mixture import MixtureStream
 
 SEQ_LEN = 2048
 VOCAB_SIZE = 32_000

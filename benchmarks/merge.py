@@ -16,10 +16,9 @@ import numpy as np
 from harness.report import Bar, options, report
 from harness.timing import in_turns
 
-from megaslm.data.dataset.manifest import Part
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shard_index import INDEX, read_index
-from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.dataset.index import INDEX, merge_index, read_index
+from megaslm.dataset.manifest import Part
+from megaslm.dataset.shards import RowFormat, part_name, part_writer
 
 FULL_PARTS, QUICK_PARTS = 4000, 200
 SHARDS_OF_A_PART = 4

@@ -11,11 +11,11 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from sentencepiece import SentencePieceProcessor
 
-from megaslm.data.preparing.prepare_task import Job, run_task
-from megaslm.data.storage.output import LocalOutput
-from megaslm.data.text.tasks import plan_tasks
-from megaslm.data.tokenizing.tokenizer import load_tokenizer, tokenizer_facts
-from megaslm.data.tokenizing.word_encoder import fastest_encoder
+from megaslm.corpus.tasks import plan_tasks
+from megaslm.dataset.output import LocalOutput
+from megaslm.preparing.prepare_task import Job, run_task
+from megaslm.tokenizer.tokenizer import load_tokenizer, tokenizer_facts
+from megaslm.tokenizer.word_encoder import fastest_encoder
 
 FULL_BYTES, QUICK_BYTES = 34_000_000, 1_500_000
 FULL_VOCABULARY, QUICK_VOCABULARY = 32_000, 2_000

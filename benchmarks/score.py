@@ -23,7 +23,7 @@ from harness.timing import in_turns
 from torch import Tensor
 
 from megaslm.config.schema import Architecture
-from megaslm.data.dataset.manifest import read_manifest
+from megaslm.dataset.manifest import read_manifest
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 
 PLAIN, PLAIN_BY_ROW = "plain loop", "plain loop, a row at a time"

@@ -21,9 +21,7 @@ from torch import Tensor
 
 from megaslm.config.load import load
 from megaslm.config.schema import Architecture, RunConfig
-from megaslm.engine.device_name import device_name
-from megaslm.engine.peak_flops import peak_flops
-from megaslm.model.flops import forward_flops_per_token
+from megaslm.model.flops import device_name, forward_flops_per_token, peak_flops
 from megaslm.model.load import build_from_shape
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 

@@ -19,8 +19,8 @@ from harness.corpora import corpus_name
 from harness.references import drawn_model, llama, prepare_text
 from harness.report import Bar, options, report
 
-from megaslm.data.dataset.manifest import TOKENIZER, read_manifest
-from megaslm.data.dataset.score_summary import read_scores
+from megaslm.dataset.manifest import TOKENIZER, read_manifest
+from megaslm.dataset.score_summary import read_scores
 
 ROOT = Path(__file__).parents[1]
 PARTS, PART_BYTES = 8, 20_000

@@ -22,11 +22,10 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
 
-from megaslm.data.dataset.manifest import Reference, read_manifest
+from megaslm.dataset.manifest import Reference, read_manifest
 from megaslm.model.flops import forward_flops_per_token
 from megaslm.model.folder import check_model_folder
-from megaslm.model.reference_model import ReferenceModel
-from megaslm.model.windows import windows_of
+from megaslm.model.reference_model import ReferenceModel, windows_of
 from megaslm.slm.valid_targets import valid_targets
 
 ROOT = Path(__file__).parents[1]

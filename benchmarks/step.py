@@ -15,13 +15,13 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.load import load
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import Sharding, build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 
 ROOT = Path(__file__).parents[1]

@@ -11,13 +11,13 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from tokenizers import Tokenizer, models
 
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Reference, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.tokenizer_files import tokenizer_files
-from megaslm.data.dataset.verify import verify
-from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.dataset.folder import tokenizer_files
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Reference, write_manifest
+from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.inspect.verify import verify
 from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 SEQ_LEN, VOCAB_SIZE, EOS_ID = 2048, 1000, 2
 FULL_BYTES, QUICK_BYTES = 256_000_000, 16_000_000

@@ -21,7 +21,7 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 @checkpoint_app.command("ls")
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run, oldest first; nothing but their lists is read."""
-    from megaslm.observe.units import size
+    from megaslm.observe.display import size
     from megaslm.training.checkpoints.file_list import COMPLETE, WEIGHTS, read_file_list
 
     rows: list[dict[str, object]] = []
@@ -94,8 +94,7 @@ def prune_checkpoints(
     The newest one is read first: nothing goes before it is found whole.
     """
     from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
-    from megaslm.training.run_folder import RunFolder
-    from megaslm.training.run_lock import take
+    from megaslm.training.run_folder import RunFolder, take
 
     configured = RunFolder(run).config().checkpoint
     retention = Retention(keep_last or configured.keep_last, keep_every_steps or configured.keep_every_steps)

@@ -108,9 +108,9 @@ def prepare(
     json_file: JsonFile = None,
 ) -> None:
     """Make a dataset of packed token rows from text. What is interrupted goes on when it is started again."""
+    from megaslm.config.cluster import Share
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
-    from megaslm.config.share import Share
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -121,8 +121,8 @@ def prepare(
         )
     loaded = load(Recipe, recipe, overrides or []).value
 
-    from megaslm.data.preparing import prepare as preparing
-    from megaslm.observe.work_console import WorkConsole
+    from megaslm.observe.console import WorkConsole
+    from megaslm.preparing import prepare as preparing
 
     if finish:
         manifest = preparing.finish(loaded, output, working=work)
@@ -186,15 +186,15 @@ def score(
     """
     _take_seat()
 
-    from megaslm.config.share import Share
+    from megaslm.config.cluster import Share
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
         raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
 
-    from megaslm.observe.work_console import WorkConsole
+    from megaslm.observe.console import WorkConsole
     from megaslm.scoring import job
-    from megaslm.scoring.task import ScoreSettings, ScoreTask
+    from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
 
     settings = ScoreSettings(
         precision=precision,
@@ -242,7 +242,7 @@ def mask(
 
     What is interrupted goes on when it is started again. Where the dataset has grown, only its new parts are masked.
     """
-    from megaslm.observe.work_console import WorkConsole
+    from megaslm.observe.console import WorkConsole
     from megaslm.scoring.mask import mask_rule
     from megaslm.scoring.mask_job import MaskTask
     from megaslm.scoring.mask_job import mask as mask_dataset
@@ -344,7 +344,7 @@ def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Pat
 
 
 def _say_passed_over(passed_over: Mapping[str, int]) -> None:
-    from megaslm.data.text.selection import in_words
+    from megaslm.corpus.patterns import in_words
 
     if passed_over:
         typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")

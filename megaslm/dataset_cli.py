@@ -20,8 +20,8 @@ def verify(
 
     from rich.console import Console
 
-    from megaslm.data.dataset.verify import verify as verify_dataset
-    from megaslm.observe.verification import progress_bar, show_verification
+    from megaslm.inspect.verification import progress_bar, show_verification
+    from megaslm.inspect.verify import verify as verify_dataset
 
     console = Console(highlight=False)
     with progress_bar(console, f"verify · {dataset}") as on_progress:
@@ -67,9 +67,9 @@ def inspect(
         console.print(f"step {rows.step}, epoch {rows.epoch}: {' '.join(rows.rows)}")
         write_json(json_file, asdict(rows))
     elif row is None:
-        from megaslm.data.dataset.manifest import MANIFEST
+        from megaslm.dataset.manifest import MANIFEST
         from megaslm.jobs.progress import jobs_in
-        from megaslm.observe.work_console import show_job
+        from megaslm.observe.console import show_job
 
         jobs = jobs_in(dataset)
         for progress in jobs:
@@ -78,8 +78,8 @@ def inspect(
             write_json(json_file, {"jobs": [progress.model_dump(mode="json") for progress in jobs]})
             return
 
-        from megaslm.data.dataset.dataset_facts import dataset_facts
-        from megaslm.observe.dataset_view import show_dataset
+        from megaslm.inspect.dataset_facts import dataset_facts
+        from megaslm.inspect.dataset_view import show_dataset
 
         facts = dataset_facts(dataset, split, domain)
         show_dataset(console, facts)
@@ -87,8 +87,8 @@ def inspect(
         scores = None if facts.scores is None else facts.scores.model_dump(mode="json")
         write_json(json_file, {"manifest": facts.manifest.model_dump(mode="json"), "shares": shares, "scores": scores})
     else:
-        from megaslm.data.dataset.row_text import read_row
-        from megaslm.observe.row_view import show_row
+        from megaslm.inspect.row_text import read_row
+        from megaslm.inspect.row_view import show_row
 
         found = read_row(dataset, split or "train", row, domain)
         show_row(console, found)

@@ -5,6 +5,10 @@ the command was asked for something impossible (exit status 2); `Stopped` that i
 faults (exit status 1).
 """
 
+from pathlib import Path
+
+PREPARE_AGAIN = "remove the dataset and prepare (or score) it again"
+
 
 class MegaSLMError(Exception):
     """The root of all errors raised on purpose."""
@@ -95,3 +99,13 @@ class PeerFailed(MegaSLMError):
         """Ends with the exit status of the rank that failed."""
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class Damaged(DataError):
+    """A file of a dataset is missing, or is not what was written."""
+
+    def __init__(self, path: Path, finding: str) -> None:
+        """`finding` goes on after the path: what was found, and what was expected."""
+        super().__init__(f"{path} {finding}; {PREPARE_AGAIN}")
+        self.path = path
+        self.finding = finding

@@ -8,7 +8,7 @@ import typer
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megaslm.launch.work import Verb, Work
+    from megaslm.launch.command import Verb, Work
 
 # What follows the first word belongs to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
@@ -31,8 +31,7 @@ def launch(
 
     The command takes the place of this one: signals reach it, and its status is this one's.
     """
-    from megaslm.launch.cluster_file import load_cluster
-    from megaslm.launch.start import command_of
+    from megaslm.launch.start import command_of, load_cluster
 
     place = load_cluster(cluster)
     command = command_of(place, _work(context, words))
@@ -44,7 +43,7 @@ def launch(
 
 def _work(context: typer.Context, words: list[str]) -> "Work":
     """The verb and its arguments, once the verb's own command has taken them."""
-    from megaslm.launch.work import Verb, Work
+    from megaslm.launch.command import Verb, Work
 
     verbs: tuple[Verb, ...] = get_args(Verb)
     known = context.find_root().command.commands  # type: ignore[attr-defined]

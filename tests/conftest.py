@@ -74,7 +74,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an undisturbed run of one process makes of the corpus."""
-    from megaslm.data.preparing.prepare import prepare
+    from megaslm.preparing.prepare import prepare
     from tests.corpus import recipe_of
 
     output = tmp_path_factory.mktemp("prepared") / "dataset"

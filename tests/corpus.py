@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.tokenizing.tokenizer import FolderEncoder
+from megaslm.dataset.manifest import Manifest
+from megaslm.dataset.rows import RowReader
+from megaslm.tokenizer.tokenizer import FolderEncoder
 
 WORDS = ["the", "a", "loss", "token", "of", "reference", "model", "rho", "every", "corpus", "shard", "</s>", "é\n"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
-from megaslm.data.dataset.tokenizer_files import tokenizer_files
-from megaslm.data.preparing.packing import RowPacker
-from megaslm.data.tokenizing.tokenizer import load_tokenizer, tokenizer_facts
+from megaslm.dataset.folder import tokenizer_files
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.dataset.packing import RowPacker
+from megaslm.dataset.shards import RowFormat, part_name, part_writer
 from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import load_tokenizer, tokenizer_facts
 
 SEQ_LEN, EOS_ID = 8, 2
 DOCUMENTS = {

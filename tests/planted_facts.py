@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from megaslm.engine.preflight.clocks import ClockReading
-from megaslm.engine.preflight.facts import LIBRARIES, Disk, RankFacts
 from megaslm.engine.rank_names import Rank
+from megaslm.health.clocks import ClockReading
+from megaslm.health.host_facts import LIBRARIES, Disk, RankFacts
 
 GIB = 1 << 30
 RANKS_A_HOST = 2

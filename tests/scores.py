@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from unittest import mock
 
-from megaslm.data.dataset.manifest import SCORES, read_manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.score_summary import PartScores, ScoredBy, ScoreSummary
+from megaslm.dataset.manifest import SCORES, read_manifest
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.score_summary import PartScores, ScoredBy, ScoreSummary
 from megaslm.scoring import loss_statistics
-from megaslm.scoring.summary import summarise
+from megaslm.scoring.reports import summarise
 
 DEVICE, HOST = "NVIDIA H200", "node1"
 RANK_SECONDS = 0.5

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from megaslm.config.schema import Architecture
-from megaslm.data.dataset.manifest import BESIDE_ROWS
+from megaslm.dataset.manifest import BESIDE_ROWS
 from megaslm.model.load import build_from_shape, draw_weights
+from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
 from megaslm.scoring.job import score
-from megaslm.scoring.task import ScoreSettings, ScoreTask
 from tests.corpus import content
 from tests.forks import fork, fork_ranks, statuses_of
 from tests.toy import EOS_ID, SHAPE, Unsharded, make_tokenizer

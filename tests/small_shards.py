@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from megaslm.data.dataset.manifest import DomainSplit, Manifest, Part, Reference, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.dataset.shards import RowFormat, part_name, part_writer
 
 SEQ_LEN, ROWS = 6, 40
 

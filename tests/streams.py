@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shard_index import Shard, read_index
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.jobs.locks import locked
+from megaslm.dataset.index import Shard, merge_index, read_index
+from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.files import locked
+from megaslm.stream.loader import MicroBatch, TrainingStream
+from megaslm.stream.mixture import MixtureStream
 
 SEQ_LEN = 16
 BATCH_ROWS = 4

@@ -10,13 +10,13 @@ import numpy as np
 from tokenizers import Tokenizer, models
 from torch import nn
 
-from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig, Split
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.tokenizer_files import tokenizer_files
-from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.config.source import dump
+from megaslm.dataset.folder import tokenizer_files
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
+from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 VOCAB_SIZE = 64
 EOS_ID = 2

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_name, part_writer
-from megaslm.data.dataset.target_bits import pack_mask
-from megaslm.data.dataset.tokenizer_files import tokenizer_files
-from megaslm.data.dataset.verify import verify
-from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.dataset.folder import tokenizer_files
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.dataset.rows import pack_mask
+from megaslm.dataset.shards import RowFormat, part_name, part_writer
+from megaslm.inspect.verify import verify
 from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import tokenizer_facts
 from tests.small_shards import kind_of
 from tests.toy import EOS_ID, VOCAB_SIZE, make_tokenizer, random_rows
 

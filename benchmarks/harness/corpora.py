@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megaslm.config.recipe import Recipe, TrainSentencePiece
-from megaslm.data.text.python_stdlib import standard_library_files
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.tokenizer_training import train_on
+from megaslm.corpus.python_stdlib import standard_library_files
+from megaslm.preparing.tokenizer_training import train_on
+from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
 
 _TRAINED_ON_BYTES = 6_000_000
 

@@ -9,10 +9,10 @@ from harness.corpora import recipe_of, texts, train_tokenizer, write_jsonl
 from torch import Tensor, nn
 
 from megaslm.config.schema import Architecture, Split
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing.prepare import prepare
+from megaslm.dataset.rows import RowReader
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM
+from megaslm.preparing.prepare import prepare
 
 _TOKENIZER_BYTES = 1_500_000
 

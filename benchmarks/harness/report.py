@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from megaslm.engine.device_name import device_name
+from megaslm.model.flops import device_name
 
 
 @dataclass(frozen=True)

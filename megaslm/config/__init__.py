@@ -1,0 +1,1 @@
+"""Settings: read from YAML, checked, explained. It imports no torch."""

@@ -4,30 +4,56 @@ What is written here ends up in command lines, environments and manifests on oth
 """
 
 import re
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 from pydantic import Field, StrictInt, model_validator
 
-from megaslm.config.section import NonNegative, Positive, Section
-from megaslm.config.sound_text import (
+from megaslm.config.section import (
     Address,
     HostAndPort,
     Image,
     JobName,
     LocalPath,
+    NonNegative,
     ObjectName,
     PathInContainer,
     Port,
+    Positive,
+    Section,
     SlurmName,
     SlurmTime,
 )
+from megaslm.errors import ConfigError
 
+T = TypeVar("T")
 SET_BY_LAUNCHERS = (
     *("EXPORT", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS", "NODES", "RANKS", "RANKS_PER_NODE", "REMOTE_SHELL"),
     *("RENDEZVOUS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "JOB_COMPLETION_INDEX"),
     *("MEGASLM_JOB", "MEGASLM_HOSTS"),
 )
 """Variables by which the launchers are told what to start, and each rank which one it is."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `number`-th of `count` shares, counted from 1."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """`3/400` as a share. Raises ConfigError for anything else."""
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"--part {text}: expected N/COUNT with 1 ≤ N ≤ COUNT, such as 3/400")
+        return cls(int(match[1]), int(match[2]))
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """Every `count`-th item, so that what lies side by side is shared out evenly."""
+        return items[self.number - 1 :: self.count]
 
 
 class _Cluster(Section):

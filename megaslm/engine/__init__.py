@@ -1,0 +1,1 @@
+"""Ranks, and DeepSpeed under them."""

@@ -1,1 +1,1 @@
-"""What lets a long job survive: files that are whole or not there, locks, and a ledger of its tasks."""
+"""The ledger of a long job's tasks, the processes that draw them, and its progress."""

@@ -22,10 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from megaslm import errors
 from megaslm.errors import MegaSLMError, PeerFailed
-from megaslm.jobs.durable import write_file
-from megaslm.jobs.locks import Busy, locked
+from megaslm.files import Busy, locked, read_back, write_file
 from megaslm.jobs.progress import PROGRESS, Tally
-from megaslm.jobs.read_back import read_back
 
 Outcome = TypeVar("Outcome", bound=BaseModel)
 T = TypeVar("T")

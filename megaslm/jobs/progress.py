@@ -7,8 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from megaslm.jobs.durable import unfinished
-from megaslm.jobs.read_back import read_back
+from megaslm.files import read_back, unfinished
 
 PROGRESS = "progress.json"
 # By hundreds of processes, maybe, on a network file system.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.errors import ConfigError, DataError, LaunchError
-from megaslm.jobs.locks import Busy, locked
+from megaslm.files import Busy, locked
 from megaslm.jobs.workers import DeathWatch
 
 ADDRESS = "RAY_ADDRESS"

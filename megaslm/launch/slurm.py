@@ -8,8 +8,7 @@ from pathlib import Path
 
 from megaslm.config.cluster import SlurmCluster
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, Command, one_process, script
-from megaslm.launch.work import Work
+from megaslm.launch.command import PROJECT, Command, Work, one_process, script
 
 
 def slurm_command(cluster: SlurmCluster, work: Work) -> Command:

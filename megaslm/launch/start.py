@@ -1,12 +1,75 @@
-"""From a cluster and a verb to the command that starts it there."""
+"""From a cluster's file and a verb to the command that starts it there."""
 
-from megaslm.config.cluster import Cluster, KubernetesCluster, SlurmCluster
+from collections.abc import Mapping
+from pathlib import Path
+from typing import get_args
+
+from megaslm.config.cluster import (
+    Cluster,
+    HostfileCluster,
+    KubernetesCluster,
+    LocalCluster,
+    SlurmCluster,
+    TorchrunCluster,
+)
+from megaslm.config.layers import gather
+from megaslm.config.load import load, show
 from megaslm.errors import ConfigError
-from megaslm.launch.command import Command
-from megaslm.launch.hosts import hosts_command
+from megaslm.launch.command import Command, Work, one_process, script
 from megaslm.launch.kubernetes import kubernetes_command
 from megaslm.launch.slurm import slurm_command
-from megaslm.launch.work import Work
+
+Hosts = LocalCluster | HostfileCluster | TorchrunCluster
+_Settings = Mapping[str, str | int | None]
+
+
+def load_cluster(path: str | Path) -> Cluster:
+    """The checked cluster that a file describes.
+
+    Raises:
+        ConfigError: all that is wrong with the file.
+    """
+    kinds = {get_args(section.model_fields["kind"].annotation)[0]: section for section in get_args(Cluster)}
+    settings = gather(Path(path), ()).settings
+    kind = settings.get("kind") if isinstance(settings, dict) else None
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(f"{path}: kind = {show(kind)}: must be one of {', '.join(kinds)}")
+    return load(kinds[kind], path).value
+
+
+def hosts_command(cluster: Hosts, work: Work) -> Command:
+    """The command that starts `work` from this host. A verb for one process runs in one, here.
+
+    Raises:
+        ConfigError: the launcher is not there.
+    """
+    if not work.is_for_ranks:
+        return Command(one_process(work), cluster.environment)
+    words, settings = _launcher(cluster, work)
+    told = {name: str(value) for name, value in settings.items() if value is not None}
+    return Command(words, {**told, **cluster.environment})
+
+
+def _launcher(cluster: Hosts, work: Work) -> tuple[tuple[str, ...], _Settings]:
+    """The words that start it, and what is told by variables; null leaves one unset."""
+    match cluster:
+        case LocalCluster():
+            return (script("local.sh"), *work.words), {"RANKS": cluster.ranks, "MASTER_PORT": cluster.master_port}
+        case HostfileCluster():
+            return (script("hostfile.sh"), cluster.hostfile, *work.words), {
+                "REMOTE_SHELL": cluster.remote_shell,
+                "MASTER_ADDR": cluster.master_addr,
+                "MASTER_PORT": cluster.master_port,
+                "EXPORT": ",".join(cluster.environment) or None,
+            }
+        case TorchrunCluster():
+            starts_again = cluster.max_restarts > 0
+            return (script("torchrun.sh"), *(work.going_on() if starts_again else work).words), {
+                "NODES": cluster.nodes,
+                "RANKS_PER_NODE": cluster.ranks_per_node,
+                "RENDEZVOUS": cluster.rendezvous,
+                "MAX_RESTARTS": cluster.max_restarts,
+            }
 
 
 def command_of(cluster: Cluster, work: Work) -> Command:

@@ -4,12 +4,11 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from megaslm.data.dataset.manifest import Manifest
-from megaslm.data.tokenizing.fingerprints import ids_sha256
-from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
-from megaslm.data.tokenizing.tokenizer import text_tokenizer, tokenizer_sha256
+from megaslm.dataset.manifest import Manifest
 from megaslm.errors import DataError, ModelError
-from megaslm.model.rope import longest_steady_row
+from megaslm.model.folder import longest_steady_row
+from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
+from megaslm.tokenizer.tokenizer import ids_sha256, text_tokenizer, tokenizer_sha256
 
 
 def check_model_fits(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import transformers
@@ -13,18 +13,31 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from megaslm.config.schema import Architecture
+from megaslm.config.schema import Architecture, Precision
 from megaslm.errors import ModelError
 from megaslm.model.folder import FAMILIES, check_model_folder, require_all_used
 from megaslm.model.selective_lm import CausalLM
 from megaslm.model.weight_files import stored_weights
 
+ChosenPrecision = Literal["bf16", "fp32"]
 # Loading and saving draw bars and tables, one a rank, into the lines of the run; what is wrong is raised here.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
 # What a `SelectiveLM` replaces; of no consequence but that every device has it.
 _ATTENTION = "sdpa"
+
+
+def choose_precision(precision: Precision, device: torch.device) -> ChosenPrecision:
+    """What `auto` means on a device: bf16 on GPUs; fp32 on CPUs, most of which are many times slower in bf16."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return precision
+
+
+def dtype_of(precision: ChosenPrecision) -> torch.dtype:
+    """The tensor type."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 class Sharding(Protocol):

@@ -1,19 +1,47 @@
-"""A reference model, run as its record in a dataset's manifest says."""
+"""A reference model, run as its record in a dataset's manifest says, in windows where its context is too short."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from megaslm.data.dataset.manifest import Reference
+from megaslm.dataset.manifest import Reference
 from megaslm.errors import ModelError
 from megaslm.model.folder import check_model_folder
-from megaslm.model.load import load_pretrained
-from megaslm.model.precision import ChosenPrecision, dtype_of
+from megaslm.model.load import ChosenPrecision, dtype_of, load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.model.self_check import require_library_losses
-from megaslm.model.windows import windows_of
+
+
+class Window(NamedTuple):
+    """A stretch of a row's targets, read on its own."""
+
+    start: int
+    """The first target, and the first token of its context."""
+    stop: int
+    """The target after the last."""
+    fresh: int
+    """The first target that no window before this one holds: from here on its losses are taken."""
+
+
+def windows_of(seq_len: int, window: int, stride: int) -> Iterator[Window]:
+    """Windows of `window` targets that cover a row of `seq_len`, `stride` apart; the last ends where the row does.
+
+    Every target is taken from the first window that holds it, in which it has the longest context: at least
+    window - stride tokens, where there are as many before it.
+
+    Raises:
+        ValueError: not 1 ≤ stride ≤ window ≤ seq_len.
+    """
+    if not 1 <= stride <= window <= seq_len:
+        raise ValueError(f"stride = {stride}, window = {window}, seq_len = {seq_len}: must not fall in this order")
+    covered = 0
+    while covered < seq_len:
+        start = min(0 if covered == 0 else covered + stride - window, seq_len - window)
+        yield Window(start, start + window, covered)
+        covered = start + window
 
 
 class Measured(NamedTuple):

@@ -1,12 +1,34 @@
-"""What a run prints: a progress bar on a terminal, plain lines elsewhere."""
+"""What a run and a long job print: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from megaslm.jobs.progress import JobProgress
 from megaslm.observe.records import Record, SkippedRecord, StepRecord, ValidationRecord
+
+_LINE_SECONDS = 10.0
+_QUIET_SECONDS = 30.0
+_COUNTED = {
+    "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
+    "documents": (1, "{:,.0f} documents", "{:,.0f} documents/s"),
+    "tokens": (1, "{:,.0f} tokens", "{:,.0f} tokens/s"),
+    "rows": (1, "{:,.0f} rows", "{:,.1f} rows/s"),
+    "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
+}
+"""What jobs count, in the order in which it is said: its unit, and how it and its rate are written."""
 
 
 class RunConsole:
@@ -74,3 +96,114 @@ class RunConsole:
             f"{self._name} · step {record.step}/{self._total_steps} · {numbers} · "
             f"lr {record.learning_rate:.2e} · {remaining_seconds:.0f} s left"
         )
+
+
+@dataclass(frozen=True)
+class Work:
+    """How far a job has come, in any unit."""
+
+    total: int
+    """In all."""
+    done: int
+    """Of the total, what earlier runs did included."""
+    before: int
+    """Of earlier runs alone."""
+    seconds: float
+    """Since this run began."""
+    numbers: str
+    """What is to be said of it."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left."""
+        return self.done == self.total
+
+    def time_left(self) -> str:
+        """At the pace of this run, for a log file; a terminal has its own column."""
+        made = self.done - self.before
+        if not made or self.is_complete:
+            return ""
+        minutes, seconds = divmod(round((self.total - self.done) / made * self.seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f" · {hours}:{minutes:02}:{seconds:02} left"
+
+
+def work_of(progress: JobProgress) -> Work:
+    """What is to be said of a job's progress."""
+    seconds = max(1e-9, progress.seconds)
+    numbers = [f"task {progress.tasks_done:,}/{progress.tasks:,}"]
+    for name, text in _COUNTED.items():
+        if name in progress.counts:
+            per_unit, said, per_second = text
+            count = progress.counts[name] / per_unit
+            numbers.append(said.format(count))
+            numbers.append(per_second.format(count / seconds))
+    numbers.append("1 process" if progress.processes == 1 else f"{progress.processes} processes")
+    if progress.tasks_retried:
+        numbers.append(f"{progress.tasks_retried:,} begun again")
+    if progress.tasks_left:
+        numbers.append(f"{progress.tasks_left:,} left")
+    return Work(
+        total=progress.total,
+        done=progress.done,
+        before=progress.before,
+        seconds=progress.seconds,
+        numbers=" · ".join(numbers),
+    )
+
+
+def show_job(console: Console, progress: JobProgress) -> None:
+    """Prints how far a job has come that another process does."""
+    work, age = work_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
+    share = work.done / max(1, work.total)
+    ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
+    console.print(
+        f"{progress.job} · {share:4.0%} · {work.numbers}{work.time_left()} · written {age:,.0f} s ago{ended}",
+        soft_wrap=True,
+    )
+
+
+class WorkConsole:
+    """Follows one job."""
+
+    def __init__(self, verb: str) -> None:
+        """Nothing is drawn before there is something to show."""
+        self._verb = verb
+        self._console = Console(highlight=False)
+        self._bar = Progress(
+            TextColumn(verb),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=120,
+        )
+        self._task: TaskID | None = None
+        self._said_at = time.monotonic()
+        self._said: Work | None = None
+
+    def __enter__(self) -> "WorkConsole":
+        """Starts the bar, where there is a terminal to draw it on."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves the bar as it is."""
+        self._bar.stop()
+
+    def show(self, progress: JobProgress) -> None:
+        """Shows how far the job has come."""
+        work = work_of(progress)
+        if self._task is None:
+            self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)
+        self._bar.update(self._task, completed=work.done, numbers=work.numbers)
+        now = time.monotonic()
+        is_news = self._said is None or work.numbers != self._said.numbers
+        is_due = now - self._said_at >= _LINE_SECONDS
+        is_end = work.is_complete and (self._said is None or not self._said.is_complete)
+        if not self._console.is_terminal and (is_end or (is_due and is_news)):
+            self._said_at, self._said = now, work
+            share = work.done / max(1, work.total)
+            self._console.print(f"{self._verb} · {share:4.0%} · {work.numbers}{work.time_left()}", soft_wrap=True)

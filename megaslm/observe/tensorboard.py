@@ -22,8 +22,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.log_file import LogFile
-from megaslm.observe.records import PaceRecord, Record, SkippedRecord, StepRecord
+from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord
 
 _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")

@@ -1,0 +1,1 @@
+"""The `score` and `mask` verbs: columns beside the tokens, computed once."""

@@ -18,15 +18,13 @@ from pydantic import BaseModel, ConfigDict
 
 from megaslm import __version__
 from megaslm.config.schema import Split
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
-from megaslm.data.storage.dataset_folder import DatasetFolder
-from megaslm.data.storage.output import output_at
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
+from megaslm.dataset.output import output_at
+from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import DataError
-from megaslm.jobs.durable import write_file
+from megaslm.files import locked, read_back, write_file
 from megaslm.jobs.ledger import Drawn, Ledger
-from megaslm.jobs.locks import locked
 from megaslm.jobs.progress import Tally
-from megaslm.jobs.read_back import read_back
 from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
 
 _NOTES = ".derived"

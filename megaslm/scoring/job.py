@@ -5,31 +5,33 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 
-from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import Manifest, Reference
-from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
+from megaslm.config.cluster import Share
+from megaslm.config.section import home_expanded, without_credentials
+from megaslm.dataset.manifest import MANIFEST, Manifest, Reference
+from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, join_world, on_first_rank
-from megaslm.engine.preflight.check import preflight
-from megaslm.engine.preflight.shared_folders import locks_hold, require_shared
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, MegaSLMError, PeerFailed
+from megaslm.files import locked
+from megaslm.health.findings import Demands
+from megaslm.health.preflight import preflight
+from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
-from megaslm.jobs.locks import locked
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.model.reference_model import ReferenceModel
-from megaslm.scoring.demands import demands_of
 from megaslm.scoring.derivation import Derivation
+from megaslm.scoring.derivation_plan import ScoreTask
 from megaslm.scoring.part_scoring import PartScorer
 from megaslm.scoring.provenance import describe_scored
 from megaslm.scoring.reports import ScoredPart, known_parts, reports
-from megaslm.scoring.task import ScoreTask
 from megaslm.scoring.work import OnProgress, ScoreProcess, ScoreWork
+from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
 # All ranks have said that they are done: what they noted is there, if not yet for this host.
@@ -40,6 +42,28 @@ _LOOK_AGAIN_SECONDS = 1.0
 _BRIEFLY = 10.0
 
 T = TypeVar("T")
+
+
+def demands_of(task: ScoreTask) -> Demands:
+    """What the ranks of a job have to have in common, and what their hosts need room for."""
+    fetches = is_remote(str(task.dataset))
+    folders = {
+        "--reference": task.reference,
+        "dataset": task.dataset,
+        "output": task.output,
+        "--work": task.working,
+        "--cache": task.cache,
+    }
+    files = {"config.json of --reference": task.reference / "config.json"}
+    if not fetches:
+        files[f"{MANIFEST} of the dataset"] = Path(task.dataset) / MANIFEST
+    options = {f"--{name.replace('_', '-')}": value for name, value in asdict(task.settings).items()}
+    return Demands(
+        # A URL that holds credentials is refused where it is opened, and must not be printed before.
+        settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
+        files=files,
+        cache=home_expanded(task.cache) if fetches else None,
+    )
 
 
 def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> Manifest:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.data.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
+from megaslm.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
 from megaslm.slm.valid_targets import valid_targets
 
 MOST_DOCUMENTS = 10

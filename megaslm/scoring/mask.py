@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from megaslm.data.dataset.manifest import Manifest, Mask
-from megaslm.data.dataset.row_reader import Rows
-from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.dataset.manifest import Manifest, Mask
+from megaslm.dataset.remote import DatasetFolder
+from megaslm.dataset.rows import Rows
 from megaslm.errors import ConfigError, DataError
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static import select_static

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import COST, Manifest, Mask, read_manifest
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.target_bits import pack_mask
-from megaslm.data.storage.dataset_folder import open_dataset
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import COST, Manifest, Mask, read_manifest
+from megaslm.dataset.remote import open_dataset
+from megaslm.dataset.rows import pack_mask
+from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, Stopped
 from megaslm.jobs.ledger import Drawn, draw_all, keeping_what_is_done, new_run_id

@@ -4,28 +4,38 @@ On a GPU three batches are on their way at a time: one is read and one is writte
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from megaslm.data.dataset.manifest import Manifest, Part
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.score_summary import PartStatistics
-from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.dataset.manifest import Manifest, Part
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.score_summary import PartStatistics
+from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
-from megaslm.jobs.durable import sync, unfinished
+from megaslm.files import sync, unfinished
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
-from megaslm.scoring.read_ahead import read_ahead
 from megaslm.slm.valid_targets import valid_targets
 
+T = TypeVar("T")
 OnRows = Callable[[int], object]
 """Called with the number of rows that were scored since the last call."""
+
+
+def read_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; each is made in a thread, one ahead of its use. What making it raises is raised here."""
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
 
 
 class ScoredRows(NamedTuple):

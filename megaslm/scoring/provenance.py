@@ -5,17 +5,17 @@ from pathlib import Path
 
 import torch
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
-from megaslm.data.storage.dataset_folder import DatasetFolder
-from megaslm.data.tokenizing.folder_tokens import TOKENIZER_FILE
-from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
+from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import ConfigError, DataError
 from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.folder import check_model_folder
-from megaslm.model.precision import choose_precision
+from megaslm.model.load import choose_precision
 from megaslm.model.weight_files import weights_sha256
-from megaslm.scoring.task import ScoreSettings
+from megaslm.scoring.derivation_plan import ScoreSettings
+from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
+from megaslm.tokenizer.tokenizer import tokenizer_sha256
 
 
 def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSettings, device: torch.device) -> Manifest:

@@ -11,10 +11,10 @@ from typing import cast
 
 from pydantic import BaseModel, ConfigDict
 
-from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import Manifest, Reference
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.score_summary import ScoredBy
+from megaslm.config.cluster import Share
+from megaslm.dataset.manifest import Manifest, Reference
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.score_summary import ScoredBy
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError
@@ -23,8 +23,7 @@ from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import Plan, SourcePart
 from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
-from megaslm.scoring.reports import ScoredPart
-from megaslm.scoring.summary import joined, scored_by
+from megaslm.scoring.reports import ScoredPart, joined, scored_by
 from megaslm.slm.valid_targets import valid_targets
 
 _RANGES = "ranges"

@@ -1,4 +1,8 @@
-"""The key of a target: a property of the data, never of the layout over ranks. Ties are broken by it."""
+"""The key of a target: a property of the data, never of the layout over ranks. Ties are broken by it.
+
+A row that comes more than once in a step has a key for each of its copies."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,6 +19,8 @@ MOST_VISITS = 1 << VISIT_BITS
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _SHIFTS = (30, 27, 31)
+AllGather = Callable[[Tensor], Tensor]
+"""Gathers a tensor of one shape from all ranks, stacked in their order; every rank gets the whole."""
 
 
 def target_keys(rows: Tensor, visits: Tensor | int, seq_len: int) -> Tensor:
@@ -67,3 +73,28 @@ def _mix(words: Tensor) -> Tensor:
 def _shifted_right(words: Tensor, bits: int) -> Tensor:
     """A shift that brings in zeros, as unsigned words have it."""
     return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def earlier_copies(rows: Tensor, rank: int, all_gather: AllGather) -> Tensor:
+    """How many copies of each row come before it in the step: 0 for all where no row comes twice.
+
+    Ranks follow one another. Which of two copies is the first depends on the layout; since they are alike, what is
+    selected of the row does not.
+
+    Args:
+        rows: (n,) int64, the rows of this rank's micro-batches of one step; each rank brings equally many.
+        rank: of this process.
+        all_gather: called once.
+
+    Returns:
+        (n,) int64.
+    """
+    of_ranks = all_gather(rows)
+    everywhere = of_ranks.flatten()
+    order = everywhere.argsort(stable=True)
+    ordered = everywhere[order]
+    places = torch.arange(len(ordered), device=rows.device)
+    opens_copies = torch.ones_like(ordered, dtype=torch.bool)
+    opens_copies[1:] = ordered[1:] != ordered[:-1]
+    first_places = places.where(opens_copies, 0).cummax(0).values
+    return torch.empty_like(everywhere).scatter_(0, order, places - first_places).view_as(of_ranks)[rank]

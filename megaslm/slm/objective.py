@@ -2,21 +2,233 @@
 
 The step's loss is the sum of the selected losses over all ranks and micro-steps, divided by their number: a sum over a
 global count, never a mean of means (Rho-1, equation 4). The count follows from the tokens and the reference alone, so
-it is known before the first backward pass.
-"""
+it is known before the first backward pass. How a step is planned depends on the criterion, the scope and the mode."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from megaslm.slm.choice import HeadOutput
-from megaslm.slm.planning import StepPlanner, plan_for_all
-from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan
-from megaslm.slm.targets import Targets
-from megaslm.slm.threshold import AT_START, NO_THRESHOLD, RecentThresholds, SelectionState, score_of_sort_key
-from megaslm.slm.topk import AllReduceSum
+from megaslm.errors import NonFiniteScore
+from megaslm.slm.choice import Choice, Every, HeadOutput, Known
+from megaslm.slm.dynamic import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
+from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
+from megaslm.slm.static import StaticRanking, StaticSelection, select_static
+from megaslm.slm.targets import LossScore, Targets, joined
+from megaslm.slm.threshold import (
+    AT_START,
+    NO_THRESHOLD,
+    SORT_KEY_BITS,
+    RecentThresholds,
+    SelectionState,
+    corrected,
+    score_of_sort_key,
+    sort_keys_of,
+)
+from megaslm.slm.topk import (
+    AllReduceSum,
+    find_threshold,
+    keep_count,
+    kept,
+    on_this_rank_alone,
+    ordered_image,
+    population,
+    score_of_image,
+    select_top,
+)
+
+
+class StepPlanner:
+    """One step under a rule."""
+
+    def __init__(
+        self,
+        rule: SelectionRule,
+        micro_batches: list[Targets],
+        moment: Moment,
+        measure_losses: MeasureLosses,
+        all_reduce_sum: AllReduceSum,
+    ) -> None:
+        """Takes what `Objective.plan_step` is given."""
+        self._rule = rule
+        self._micro_batches = micro_batches
+        self._moment = moment
+        self._measure_losses = measure_losses
+        self._all_reduce_sum = all_reduce_sum
+        self._ratio = rule.keep_ratio.at(moment.tokens)
+
+    def over_all(self, recent: RecentThresholds) -> StepPlan:
+        """The top of the whole step, exactly."""
+        ranked = self._ranked(joined(self._micro_batches))
+        count = self._counts(ranked.targets, self._all_reduce_sum)
+        if len(self._micro_batches) == 1:
+            forecast = forecast_from(recent, ranked, float(self._ratio), surely=False)
+            choice = TopOfGroups(ranked, count, self._all_reduce_sum, self._all_reduce_sum, forecast)
+            return StepPlan(
+                (choice,),
+                count[0],
+                threshold_of=lambda out: self._exact_threshold(out[0].threshold, out[0].losses, ranked, count),
+            )
+        # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
+        losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
+        everything = torch.cat([part.flatten() for part in losses])
+        scores = ranked.scores(everything)
+        top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
+        choices = self._known(self._split(top.mask), self._split(ranked.unrankable(scores)), measure_rest=False)
+        return StepPlan(
+            choices,
+            count[0],
+            losses=losses,
+            threshold_of=lambda _: self._exact_threshold(top.threshold, everything, ranked, count),
+        )
+
+    def above_threshold(self, recent: RecentThresholds) -> StepPlan:
+        """What lies above the median threshold of the steps before; k·N stands for the number of selected."""
+        everything = self._ranked(joined(self._micro_batches))
+        valid, eligible = population(everything.targets, self._rule.max_ref_loss, self._all_reduce_sum)[:, 0]
+        count = keep_count(valid, self._ratio).minimum(eligible)
+        known = recent.median(valid.device)
+        choices = []
+        for targets in self._micro_batches:
+            ranked = self._ranked(targets)
+            forecast = forecast_from(recent, ranked, float(self._ratio), surely=True)
+            choices.append(AboveThreshold(ranked, known, self._all_reduce_sum, forecast))
+
+        def threshold_of(outputs: Sequence[HeadOutput]) -> Threshold:
+            surplus = recent.surplus_with(self._sum([output.mask.sum() for output in outputs]), count)
+            scores = everything.scores(torch.cat([output.losses.flatten() for output in outputs]))
+            return Threshold(self._sort_key_at(scores, everything, corrected(count, valid, surplus)), surplus)
+
+        denominator = (valid.double() * float(self._ratio)).minimum(eligible.double())
+        return StepPlan(tuple(choices), denominator, known_threshold=known, threshold_of=threshold_of)
+
+    def within_micro_batches(self, recent: RecentThresholds) -> StepPlan:
+        """The top of each row, or of each rank's micro-batch."""
+        ranked = [self._ranked(self._in_groups(targets)) for targets in self._micro_batches]
+        counts = [self._counts(groups.targets, on_this_rank_alone) for groups in ranked]
+        choices = tuple(
+            TopOfGroups(
+                groups,
+                count,
+                on_this_rank_alone,
+                self._all_reduce_sum,
+                forecast_from(recent, groups, float(self._ratio), surely=False),
+            )
+            for groups, count in zip(ranked, counts, strict=True)
+        )
+        return StepPlan(
+            choices,
+            self._all_reduce_sum(torch.stack([count.sum() for count in counts]).sum()),
+            threshold_of=lambda outputs: self._mean_threshold([output.threshold for output in outputs], counts),
+        )
+
+    def by_static_score(self) -> StepPlan:
+        """The top by a score that the model has no part in."""
+        selections = self._static_selections(cast(StaticRanking, self._rule.score))
+        choices = self._known(
+            [selection.mask for selection in selections],
+            [selection.unrankable for selection in selections],
+            measure_rest=self._rule.measure_rest,
+        )
+        counts = [selection.count for selection in selections]
+        thresholds = [selection.threshold for selection in selections if selection.threshold is not None]
+        total = counts[0][0] if self._rule.scope == "batch" else self._sum([count.sum() for count in counts])
+        return StepPlan(
+            choices, total, threshold_of=(lambda _: self._mean_threshold(thresholds, counts)) if thresholds else None
+        )
+
+    def by_mask(self, masks: Sequence[Tensor]) -> StepPlan:
+        """What was selected once for all runs; (B, L) bool of each micro-batch."""
+        selected = [mask & targets.valid for mask, targets in zip(masks, self._micro_batches, strict=True)]
+        rankable = [torch.zeros_like(mask) for mask in selected]
+        choices = self._known(selected, rankable, measure_rest=self._rule.measure_rest)
+        return StepPlan(choices, self._sum([mask.sum() for mask in selected]))
+
+    def _static_selections(self, score: StaticRanking) -> list[StaticSelection]:
+        """What is selected of each micro-batch; under scope batch all of them have the counts of the step."""
+
+        def select(groups: Targets, all_reduce_sum: AllReduceSum) -> StaticSelection:
+            return select_static(
+                score,
+                groups,
+                self._ratio,
+                self._rule.max_ref_loss,
+                seed=self._rule.seed,
+                step=self._moment.step,
+                all_reduce_sum=all_reduce_sum,
+            )
+
+        if self._rule.scope != "batch":
+            return [select(self._in_groups(targets), on_this_rank_alone) for targets in self._micro_batches]
+        step = select(joined(self._micro_batches), self._all_reduce_sum)
+        parts = zip(self._split(step.mask), self._split(step.unrankable), strict=True)
+        return [StaticSelection(mask, unrankable, step.count, step.threshold) for mask, unrankable in parts]
+
+    def _known(
+        self, masks: Sequence[Tensor], unrankable: Sequence[Tensor], *, measure_rest: bool
+    ) -> tuple[Choice, ...]:
+        """The choices that the masks make. The host reads how many rows each has: once a step."""
+        rest = [
+            targets.valid.flatten() & ~mask.flatten() if measure_rest else torch.zeros_like(mask.flatten())
+            for targets, mask in zip(self._micro_batches, masks, strict=True)
+        ]
+        bad = torch.stack([part.sum() for part in unrankable])
+        sizes = [torch.stack([mask.sum(), others.sum()]) for mask, others in zip(masks, rest, strict=True)]
+        stop, *counts = torch.cat([self._all_reduce_sum(bad.sum())[None], *sizes]).tolist()
+        if stop:
+            raise NonFiniteScore(torch.cat([part.flatten() for part in unrankable]).nonzero().squeeze(1).tolist())
+        return tuple(
+            Known(
+                mask.flatten(),
+                mask.flatten().nonzero_static(size=selected).squeeze(1),
+                others.nonzero_static(size=unselected).squeeze(1),
+            )
+            for mask, others, selected, unselected in zip(masks, rest, counts[::2], counts[1::2], strict=True)
+        )
+
+    def _ranked(self, targets: Targets) -> RankedTargets:
+        return RankedTargets(targets, targets.eligible(self._rule.max_ref_loss), cast(LossScore, self._rule.score))
+
+    def _in_groups(self, targets: Targets) -> Targets:
+        """The targets as (G, n): a group is a row under `sequence` and all of them under the other scopes."""
+        return targets if self._rule.scope == "sequence" else joined([targets])
+
+    def _counts(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
+        return kept(groups, self._ratio, self._rule.max_ref_loss, all_reduce_sum)
+
+    def _sum(self, parts: Sequence[Tensor]) -> Tensor:
+        return self._all_reduce_sum(torch.stack(list(parts)).sum())
+
+    def _split(self, step: Tensor) -> list[Tensor]:
+        return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
+
+    def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
+        """That of an exact step; only `running` needs to tell equal scores apart."""
+        if self._rule.mode == "running":
+            return Threshold(self._sort_key_at(ranked.scores(losses), ranked, count[0]))
+        return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
+
+    def _sort_key_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
+        """The sort key of the last of the `count` largest over all ranks."""
+        values = sort_keys_of(scores.view_as(ranked.eligible), ranked.targets.keys)
+        threshold, _ = find_threshold(values, SORT_KEY_BITS, ranked.eligible, count[None], self._all_reduce_sum)
+        return threshold[0].where(count > 0, NO_THRESHOLD)
+
+    def _mean_threshold(self, thresholds: Sequence[Tensor], counts: Sequence[Tensor]) -> Threshold:
+        """The mean score of the groups' thresholds, over groups that have one."""
+        was_cut = torch.cat(list(counts)) > 0
+        scores = score_of_image(torch.cat(list(thresholds))).double().where(was_cut, 0.0)
+        total, groups = self._all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
+        mean = ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
+        return Threshold(mean.where(groups > 0, NO_THRESHOLD))
+
+
+def plan_for_all(micro_batches: Sequence[Targets], all_reduce_sum: AllReduceSum) -> StepPlan:
+    """The plan that selects every valid target."""
+    count = all_reduce_sum(torch.stack([targets.valid.sum() for targets in micro_batches]).sum())
+    return StepPlan(tuple(Every(targets.valid.flatten()) for targets in micro_batches), count)
 
 
 class Objective(Protocol):

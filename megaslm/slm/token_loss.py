@@ -22,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from megaslm.errors import NonFiniteScore
 from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_threshold
 from megaslm.slm.exponentials import exponentials_and_entropy
-from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax
-from megaslm.slm.losses_alone import losses_alone
+from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax, losses_alone
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
 

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from megaslm.config.home import home_expanded
 from megaslm.config.load import settings_of
 from megaslm.config.plan import parameter_count
 from megaslm.config.schema import ModelSection, RunConfig
+from megaslm.config.section import home_expanded
 from megaslm.config.source import dotted_key
-from megaslm.data.dataset.manifest import MANIFEST
-from megaslm.data.storage.file_systems import is_remote
-from megaslm.engine.preflight.demands import Demands
+from megaslm.dataset.manifest import MANIFEST
 from megaslm.errors import MegaSLMError
+from megaslm.health.findings import Demands
 from megaslm.model.weight_files import count_parameters
+from megaslm.storage.file_systems import is_remote
 from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.run_folder import RunFolder

@@ -1,19 +1,49 @@
-"""What stays the same while a run goes on, goes back, and goes on again."""
+"""What stays the same while a run trains, rolls back and trains again, made of its configuration."""
 
 from dataclasses import dataclass
 
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import TrainingStream
+from megaslm.config.schema import FetchSection, RunConfig
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
-from megaslm.slm.objective import Objective
+from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.rule import KeepRatio, SelectionRule
+from megaslm.slm.threshold import SelectionState
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.shards import FetchSettings
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
+
+
+def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
+    """The objective, selecting on from where an earlier run left off."""
+    if config.train.objective == "clm":
+        return CausalObjective()
+    slm = config.slm
+    rule = SelectionRule(
+        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
+        score=slm.score,
+        scope=slm.scope,
+        mode=slm.mode,
+        max_ref_loss=slm.max_ref_loss,
+        measure_rest=slm.measure_unselected,
+        seed=config.seed,
+    )
+    return SelectiveObjective(rule, selection)
+
+
+def fetch_settings(section: FetchSection) -> FetchSettings:
+    """How shards of remote datasets are fetched."""
+    limit_gib = section.cache_limit_gib
+    return FetchSettings(
+        cache_limit_bytes=None if limit_gib is None else int(limit_gib * (1 << 30)),
+        retries=section.retries,
+        timeout_seconds=section.timeout_seconds,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The loop: one for every objective, from where a run stands to its end."""
 
+import math
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -7,23 +8,43 @@ from itertools import islice
 
 import torch
 
-from megaslm.data.loading.loader import MicroBatch
-from megaslm.engine.pace import PaceMeter
+from megaslm.config.schema import TrainSection
 from megaslm.engine.places import reach
 from megaslm.errors import LossSpike, NonFiniteLoss
+from megaslm.health.pace import PaceMeter
 from megaslm.observe.records import PaceRecord
 from megaslm.slm.rule import Moment
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.resume import Resumed
-from megaslm.training.domain_counts import DomainCounts
-from megaslm.training.from_config import objective_of
-from megaslm.training.guard import SkipCount, Spike, SpikeWatch
-from megaslm.training.job import Job
+from megaslm.training.checkpoints.store import Resumed
+from megaslm.training.guard import RollBack, SkipCount, Spike, SpikeWatch
+from megaslm.training.job import Job, objective_of
 from megaslm.training.pace import PaceWatch
 from megaslm.training.reporting import Reporter
-from megaslm.training.rollback import RollBack
 from megaslm.training.saving import make_saver
-from megaslm.training.schedule import learning_rate
+from megaslm.training.training_data import DomainCounts
+
+
+def learning_rate(train: TrainSection, tokens: int) -> float:
+    """The learning rate of the step that ends when `tokens` targets have been read.
+
+    Rises linearly to `lr` over `warmup_tokens`, then follows `schedule` down to `lr · min_lr_ratio` at `total_tokens`.
+    """
+    if tokens < train.warmup_tokens:
+        return train.lr * tokens / train.warmup_tokens
+    floor = train.lr * train.min_lr_ratio
+    return floor + (train.lr - floor) * _height(train, tokens)
+
+
+def _height(train: TrainSection, tokens: int) -> float:
+    """How high above the floor, from 1 after the warm-up to 0 at the end; constant stays at 1."""
+    if train.schedule == "constant":
+        return 1.0
+    remaining_tokens = max(0, train.total_tokens - tokens)
+    if train.schedule == "wsd":
+        return min(1.0, remaining_tokens / train.decay_tokens)
+    progress = 1.0 - remaining_tokens / (train.total_tokens - train.warmup_tokens)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 class Session:

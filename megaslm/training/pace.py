@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from megaslm.engine.distributed import World, gather_objects
-from megaslm.engine.pace import Pace, PaceMeter
+from megaslm.health.pace import Pace, PaceMeter
 
 _REPORTS_IN_A_ROW = 2
 _LEAST_RUNNING_SHARE = 0.01

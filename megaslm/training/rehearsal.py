@@ -7,18 +7,17 @@ from itertools import islice
 
 import torch
 
-from megaslm.config.dump import dump
+from megaslm.config.source import dump
 from megaslm.engine.distributed import on_first_rank
 from megaslm.engine.places import reach
 from megaslm.errors import ConfigError
-from megaslm.jobs.durable import UNFINISHED
+from megaslm.files import UNFINISHED
 from megaslm.slm.rule import Moment
 from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention, remove_folder, remove_unfinished
-from megaslm.training.from_config import objective_of
-from megaslm.training.job import Job
+from megaslm.training.job import Job, objective_of
 
 
 def rehearse(job: Job, say: Callable[[str], None]) -> None:

@@ -13,9 +13,9 @@ from megaslm.observe.console import RunConsole
 from megaslm.observe.records import Record, SkippedRecord, StepRecord
 from megaslm.observe.run_log import RunLog
 from megaslm.slm.telemetry import SelectionSummary, summarise
-from megaslm.training.domain_counts import DomainCounts
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
+from megaslm.training.training_data import DomainCounts
 
 
 class Reporter:

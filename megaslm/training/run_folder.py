@@ -1,7 +1,11 @@
-"""A run's folder: what is in it, and whether a run may go on in it."""
+"""A run's folder: what is in it, whether a run may resume in it, and its lock.
 
+One job at a time works in it: a second one would take the first one's saves for its own leftovers."""
+
+import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -11,19 +15,22 @@ from typing import Any
 import torch
 
 from megaslm import __version__
-from megaslm.config.dump import dump
 from megaslm.config.load import load, settings_of
 from megaslm.config.schema import RunConfig, Split
-from megaslm.data.dataset.manifest import TOKENIZER, Manifest
-from megaslm.data.loading.mixture import TRAINING
+from megaslm.config.source import dump
+from megaslm.dataset.manifest import TOKENIZER, Manifest
+from megaslm.engine.distributed import World, on_first_rank
 from megaslm.errors import CheckpointError, ConfigError
-from megaslm.jobs.durable import write_file
+from megaslm.files import Busy, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
+from megaslm.stream.mixture import TRAINING
 from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
+_PATIENCE_SECONDS = 30.0
+_NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 # What a run is. The rest (length, logging, layout over ranks) may change when it is resumed.
 _IDENTITY = (
     "model",
@@ -43,6 +50,41 @@ _IDENTITY = (
 )
 # Folders may move: what lies in them is compared by its fingerprints.
 _MAY_DIFFER = ("model.gradient_checkpointing", "data.streams.*.dataset", "data.streams.*.reference")
+
+
+@contextmanager
+def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
+    """Within the context no other job trains in the folder; called on all ranks.
+
+    Waits half a minute for an attempt that is being killed. Where the file system has no locks, `say` is told so.
+
+    Raises:
+        ConfigError: another job goes on training in it.
+    """
+    with ExitStack() as held:
+        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
+            say(note)
+        yield
+
+
+def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
+    """Has `held` keep other jobs out of the folder; gives a warning where its file system has no locks.
+
+    Raises:
+        ConfigError: another job is in it, for longer than the patience.
+    """
+    # In the folder and not beside it, where a container has a file system of its own.
+    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
+    except Busy as error:
+        raise ConfigError(
+            f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        yield f"warning: {run_folder}: this file system has no locks ({error}); see that one job at a time trains in it"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,93 @@
-"""The saves of a run: as it is configured, each followed by what the run has cost so far."""
+"""The saves of a run, each followed by cost.json: tokens, seconds and GPU-hours, references and scoring included."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from megaslm.config.dump import dump
+from megaslm.config.source import dump
+from megaslm.dataset.manifest import COST
+from megaslm.engine.distributed import World
+from megaslm.files import write_file
+from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention
-from megaslm.training.cost import write_cost
-from megaslm.training.domain_counts import DomainCounts
+from megaslm.training.data_checks import reads_reference
 from megaslm.training.job import Job
-from megaslm.training.selection_check import reads_reference
+from megaslm.training.training_data import DomainCounts, TrainingDataset
+
+Costs = dict[str, dict[str, float]]
+"""Of `scoring` and `reference_training` what each took, as scoring left it beside the dataset."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of training alone; `gpu_hours` is 0 on CPUs."""
+
+    tokens_seen: int
+    tokens_selected: int
+    seconds: float
+    ranks: int
+    gpu_hours: float
+
+
+def write_cost(
+    path: Path,
+    progress: Progress,
+    tokens_seen: int,
+    world: World,
+    *,
+    domains: DomainCounts,
+    checks: ShardChecks,
+    scored: Sequence[TrainingDataset],
+) -> None:
+    """Writes cost.json.
+
+    `checks` is what comparing shards with their checksums took on the first host since the run was last started, in
+    threads beside the training. `scored` adds what the scoring of these datasets has cost, and the training of their
+    references: `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several
+    counts once; `datasets` has what each dataset brought.
+    """
+    gpu_seconds = progress.rank_seconds if world.device.type == "cuda" else 0.0
+    cost = Cost(
+        tokens_seen=tokens_seen,
+        tokens_selected=progress.selected_tokens,
+        seconds=progress.seconds,
+        ranks=world.size,
+        gpu_hours=gpu_seconds / 3600,
+    )
+    passes = domains.passes
+    content: dict[str, object] = {
+        "training": asdict(cost),
+        "shard_checks": asdict(checks),
+        "domains": {name: {"tokens_seen": tokens, "passes": passes[name]} for name, tokens in domains.tokens.items()},
+    }
+    if scored:
+        content |= _before_training(scored)
+    write_file(path, json.dumps(content, indent=1) + "\n")
+
+
+def _before_training(scored: Sequence[TrainingDataset]) -> dict[str, object]:
+    costs = {dataset.setting: _costs_of(dataset.source.path) for dataset in scored}
+    trained = {
+        dataset.manifest.reference.weights_sha256: costs[dataset.setting]["reference_training"]
+        for dataset in scored
+        if dataset.manifest.reference is not None and "reference_training" in costs[dataset.setting]
+    }
+    scoring = [cost["scoring"] for cost in costs.values() if "scoring" in cost]
+    return {"scoring": _total(scoring), "reference_training": _total(trained.values()), "datasets": costs}
+
+
+def _costs_of(dataset: Path) -> Costs:
+    path = dataset / COST
+    costs: Costs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return costs
+
+
+def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
+    parts = list(costs)
+    return {name: sum(part[name] for part in parts) for name in ("seconds", "gpu_hours")}
 
 
 def make_saver(job: Job, counts: DomainCounts, damaged: tuple[int, ...], say: Callable[[str], None]) -> Saver:

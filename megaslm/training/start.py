@@ -1,24 +1,63 @@
 """Everything that happens once before the first step: checks, the run folder, the model under its engine."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.manifest import TOKENIZER
+from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
-from megaslm.model.load import build_from_shape, draw_weights, load_pretrained
-from megaslm.model.precision import ChosenPrecision, choose_precision, dtype_of
-from megaslm.model.selective_head import HeadSettings
-from megaslm.model.selective_lm import CausalLM, SelectiveLM
+from megaslm.model.load import (
+    ChosenPrecision,
+    build_from_shape,
+    choose_precision,
+    draw_weights,
+    dtype_of,
+    load_pretrained,
+)
+from megaslm.model.selective_lm import CausalLM, HeadSettings, SelectiveLM
 from megaslm.model.self_check import require_library_losses
+from megaslm.model.weight_files import weights_sha256
 from megaslm.slm.token_loss import cache_bytes
-from megaslm.training.run_folder import open_run
+from megaslm.training.export import newest_weights
+from megaslm.training.run_folder import RunFolder, open_run
 from megaslm.training.training_data import TrainingData
+
+
+def pretrained_folder(config: RunConfig) -> Path | None:
+    """The Hugging Face folder that the run starts from: given, or made from another run's newest checkpoint.
+
+    Called by every rank. None where the weights are drawn.
+    """
+    if config.model.from_pretrained is not None:
+        return Path(config.model.from_pretrained)
+    if config.model.from_run is not None:
+        other = RunFolder(Path(config.model.from_run))
+        return on_first_rank(lambda: newest_weights(other))
+    return None
+
+
+def doubts(config: RunConfig, data: TrainingData, origin: Path | None) -> Iterator[str]:
+    """What a run is warned of: that its reference is the model it starts from, so that no target has an excess loss.
+
+    Reads all weights of `origin`.
+    """
+    if origin is None or config.train.objective != "slm" or config.slm.score != "excess":
+        return
+    weights = weights_sha256(origin)
+    for dataset in data.datasets:
+        reference = dataset.manifest.reference
+        if reference is not None and reference.weights_sha256 == weights:
+            yield (
+                f"{dataset.source.place} was scored by the very model that this run starts from ({origin}): its excess "
+                "loss is 0 everywhere but for rounding, and what is selected first is chance; score the data with a "
+                "reference that was trained on the text you want"
+            )
 
 
 def start_engine(

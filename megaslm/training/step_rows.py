@@ -6,10 +6,10 @@ from pathlib import Path
 from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.shard_index import read_index
-from megaslm.data.loading.mixture import lengthened, order_of
-from megaslm.data.loading.order import Extent, RowOrder
+from megaslm.dataset.index import read_index
 from megaslm.errors import ConfigError
+from megaslm.stream.mixture import lengthened, order_of
+from megaslm.stream.order import Extent, RowOrder
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.run_folder import RunFolder

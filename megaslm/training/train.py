@@ -7,29 +7,26 @@ from pathlib import Path
 
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import lengthened
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.places import reach
-from megaslm.engine.preflight.check import preflight
-from megaslm.engine.preflight.shared_folders import require_shared
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import CheckpointError
+from megaslm.health.preflight import preflight
+from megaslm.health.shared_folders import require_shared
+from megaslm.health.watchdog import Watchdog
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import lengthened
 from megaslm.training.checkpoints.progress import BY_PASSES
-from megaslm.training.checkpoints.resume import Resumed, resume
+from megaslm.training.checkpoints.store import Resumed, resume
+from megaslm.training.data_checks import check_scored
 from megaslm.training.demands import demands_of
-from megaslm.training.from_config import fetch_settings
-from megaslm.training.job import Job
+from megaslm.training.guard import after_rollbacks, roll_back
+from megaslm.training.job import Job, fetch_settings
 from megaslm.training.loop import Session
-from megaslm.training.origin import doubts, pretrained_folder
 from megaslm.training.rehearsal import rehearse
-from megaslm.training.rollback import after_rollbacks, roll_back
-from megaslm.training.run_folder import RunFolder, check_run
-from megaslm.training.run_lock import alone_in
-from megaslm.training.selection_check import check_scored
-from megaslm.training.start import start_engine
+from megaslm.training.run_folder import RunFolder, alone_in, check_run
+from megaslm.training.start import doubts, pretrained_folder, start_engine
 from megaslm.training.training_data import fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 

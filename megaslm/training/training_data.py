@@ -1,18 +1,101 @@
-"""The datasets of a run: opened, compared with one another and with the run, and planned as one mixture."""
+"""The datasets of a run: opened, compared with one another and with the run, planned as one mixture, and counted."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import Manifest, read_manifest
-from megaslm.data.dataset.shards import RowFormat
-from megaslm.data.loading.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
-from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
-from megaslm.errors import DataError
-from megaslm.training.provenance_check import NamedReference
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import Manifest, Reference, read_manifest
+from megaslm.dataset.remote import DatasetFolder, open_dataset
+from megaslm.dataset.shards import RowFormat
+from megaslm.errors import DataError, ReferenceMismatch
+from megaslm.model.weight_files import weights_sha256
+from megaslm.stream.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
+
+
+class DomainCounts:
+    """Rows read of each domain, over all ranks, from the first step on."""
+
+    def __init__(self, mixture: Mixture, seq_len: int, rows_read: Mapping[str, int]) -> None:
+        """Goes on from what `rows_read` was; a domain that it lacks has had none."""
+        self._mixture = mixture
+        self._seq_len = seq_len
+        self._rows_read = {name: rows_read.get(name, 0) for name in mixture.domains}
+
+    def add(self, rows: Sequence[int]) -> None:
+        """Counts a step, in the order of the domains' numbers."""
+        for name, count in zip(self._mixture.domains, rows, strict=True):
+            self._rows_read[name] += count
+
+    @property
+    def rows_read(self) -> dict[str, int]:
+        """What `__init__` takes."""
+        return dict(self._rows_read)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Targets read of each domain."""
+        return {name: rows * self._seq_len for name, rows in self._rows_read.items()}
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often each domain was read on average: rows read by rows that it has."""
+        return {
+            name: self._rows_read[name] / stream.rows
+            for name, stream in zip(self._mixture.domains, self._mixture.streams, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class NamedReference:
+    """A reference model that is at hand."""
+
+    setting: str
+    """The key that names it."""
+    folder: Path
+    """Its Hugging Face folder."""
+
+
+def spread_evenly(rows: int, of: int) -> list[int]:
+    """The numbers of the rows to score again: so many `of` all, or all where there are no more."""
+    return [int(number) for number in np.linspace(0, of, min(rows, of), endpoint=False)]
+
+
+def check_provenance(
+    found: Reference,
+    manifest: Manifest,
+    dataset: DatasetFolder,
+    *,
+    document_isolation: bool,
+    reference: NamedReference | None,
+) -> None:
+    """Compares the record `found` in the manifest of `dataset` with its rows, with the run and with the model at hand.
+
+    Raises:
+        ReferenceMismatch: its losses were computed for other rows, in other contexts or by other weights.
+    """
+    if found.dataset_sha256 != manifest.tokens_fingerprint():
+        raise ReferenceMismatch(
+            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
+            f"the rows {manifest.tokens_fingerprint()[:12]}; score the dataset again"
+        )
+    if found.document_isolation != document_isolation:
+        raise ReferenceMismatch(
+            f"{dataset.place} was scored with document_isolation = {found.document_isolation}; the run has "
+            f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
+        )
+    if reference is not None:
+        at_hand = weights_sha256(reference.folder)
+        if at_hand != found.weights_sha256:
+            raise ReferenceMismatch(
+                f"{dataset.place} was scored by {found.name} with weights {found.weights_sha256[:12]}; "
+                f"{reference.setting} = {reference.folder} has weights {at_hand[:12]}; name the right folder or score "
+                "the dataset again"
+            )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from megaslm.config.schema import ValidationSection, ValidationSet
-from megaslm.data.dataset.manifest import Manifest, read_manifest
-from megaslm.data.storage.dataset_folder import DatasetFolder, open_dataset
+from megaslm.dataset.manifest import Manifest, read_manifest
+from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import DataError

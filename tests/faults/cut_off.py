@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from megaslm.config.schema import RunConfig
-from megaslm.jobs.durable import UNFINISHED
+from megaslm.files import UNFINISHED
 from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
 from tests.faults.runs import STEPS, run_ranks, weights_sha256
 

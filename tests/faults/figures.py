@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import torch
 
-from megaslm.engine.device_name import device_name
+from megaslm.model.flops import device_name
 from tests.launched import ROOT
 
 Figure = float | int | str

@@ -15,7 +15,7 @@ from tests.faults.runs import Material, records, run_ranks, start_ranks, weights
 from tests.forks import statuses_of, wait_until
 
 HANG_SECONDS = 5.0
-# As megaslm/engine/watchdog.py has it.
+# As megaslm/health/watchdog.py has it.
 ENDED_WITHIN_SECONDS = 3.0
 STEPS = 80
 

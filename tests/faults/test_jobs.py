@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.preparing.prepare import prepare
 from megaslm.errors import MegaSLMError
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, text
 from tests.faults.figures import Figures
 

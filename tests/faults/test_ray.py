@@ -94,7 +94,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.timeout(600)
 @needs_ray
 def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
-    from megaslm.data.preparing.prepare import prepare
+    from megaslm.preparing.prepare import prepare
 
     (tmp_path / "corpus").mkdir()
     for number in range(6):

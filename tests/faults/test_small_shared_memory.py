@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.manifest import write_manifest
-from megaslm.data.dataset.merged_index import merge_index
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import write_manifest
 from tests.faults.figures import Figures
 from tests.launched import ROOT
 from tests.toy import make_dataset
@@ -21,9 +21,9 @@ READ = """
 import json, sys, time
 from pathlib import Path
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import MixtureDataset, plan_mixture
+from megaslm.dataset.manifest import read_manifest
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import MixtureDataset, plan_mixture
 from megaslm.engine.distributed import join_world
 from tests.forks import fork_ranks, statuses_of
 

@@ -12,7 +12,7 @@ from tests.faults.runs import Material, weights_sha256
 
 SILENCE_SECONDS = 5.0
 HANG_SECONDS = 20.0
-# As megaslm/engine/watchdog.py has it.
+# As megaslm/health/watchdog.py has it.
 ENDED_WITHIN_SECONDS = 3.0
 GRACE_AFTER_A_FAILURE_SECONDS = 5.0
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megaslm.config.dump import dump
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig, Split
+from megaslm.config.source import dump
 from tests.launched import ROOT
 from tests.toy import make_dataset
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megaslm.engine.pace import product_seconds
+from megaslm.health.pace import product_seconds
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from megaslm.model.selective_head import HeadSettings, SelectiveHead
-from megaslm.slm import planning, token_loss
+from megaslm.model.selective_lm import HeadSettings, SelectiveHead
+from megaslm.slm import objective, token_loss
 from megaslm.slm.choice import Choice, HeadOutput, Selected
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
@@ -40,20 +40,20 @@ RULES = {
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The reads that are allowed, as they happen: in the head after the choice, in planning where it is known."""
     happened: list[str] = []
-    read_rows, known = token_loss._read_rows, planning.StepPlanner._known
+    read_rows, known = token_loss._read_rows, objective.StepPlanner._known
 
     def head_reads(selected: Selected, wanted: Tensor) -> Tensor:
         happened.append("head")
         with when_the_host_waits("default"):
             return read_rows(selected, wanted)
 
-    def plan_reads(self: planning.StepPlanner, *args: object, **kwargs: object) -> tuple[Choice, ...]:
+    def plan_reads(self: objective.StepPlanner, *args: object, **kwargs: object) -> tuple[Choice, ...]:
         happened.append("plan")
         with when_the_host_waits("default"):
             return known(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(token_loss, "_read_rows", head_reads)
-    monkeypatch.setattr(planning.StepPlanner, "_known", plan_reads)
+    monkeypatch.setattr(objective.StepPlanner, "_known", plan_reads)
     return happened
 
 

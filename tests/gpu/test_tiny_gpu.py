@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from megaslm.data.dataset.manifest import read_manifest
+from megaslm.dataset.manifest import read_manifest
 from tests.gpu.runs import config_file, losses, make_tokens, scratch_shape
 from tests.launched import run_megaslm
 

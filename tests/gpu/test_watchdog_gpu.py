@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megaslm.engine.liveness.stacks import MainThread
+from megaslm.health.stacks import MainThread
 
 pytestmark = [
     pytest.mark.gpu,

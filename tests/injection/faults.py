@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     # Python imports this file at its start, also where a command needs none of these.
     from torch import Tensor
 
-    from megaslm.data.loading.loader import MicroBatch
     from megaslm.engine.zero import ZeroEngine
     from megaslm.slm.choice import Choice, HeadOutput
     from megaslm.slm.rule import Moment
+    from megaslm.stream.loader import MicroBatch
     from megaslm.training.step import StepResult
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def _watch_training() -> None:
     if "training" in _watched or "megaslm.training.train" not in sys.modules:
         return
     _watched.add("training")
-    from megaslm.training.checkpoints.part_write import PartWrite
+    from megaslm.training.checkpoints.saver import PartWrite
     from megaslm.training.step import TrainStep
 
     write, train_step = PartWrite._write, TrainStep.__call__

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.dump import to_yaml
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import to_yaml
 from tests.faults.runs import Material, steps_made
 from tests.launched import ROOT
 from tests.multinode.hostfile_job import ONE_RANK_EACH, free_port

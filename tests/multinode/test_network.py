@@ -106,8 +106,8 @@ def test_hosts_that_do_not_reach_one_another_end_within_the_limit(hosts: Hosts, 
 
 CHECK = """
 from megaslm.engine.distributed import end_process, join_world, leave_world
-from megaslm.engine.preflight.check import preflight
-from megaslm.engine.preflight.demands import Demands
+from megaslm.health.preflight import preflight
+from megaslm.health.findings import Demands
 world = join_world()
 lines = preflight(world, Demands(settings={}))
 if world.is_first:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
-from megaslm.data.preparing.prepare import prepare
+from megaslm.config.source import dump
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, write_corpus
 from tests.faults.injected import injected_in
 from tests.faults.runs import STEPS, Material, records, run_ranks, steps_made, weights_sha256

@@ -9,7 +9,7 @@ from statistics import median
 
 import pytest
 
-from megaslm.config.dump import to_yaml
+from megaslm.config.source import to_yaml
 from tests.faults.figures import Figures
 from tests.faults.runs import Material
 from tests.forks import wait_until

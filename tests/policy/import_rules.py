@@ -9,25 +9,31 @@ from pathlib import Path
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
+    ("files",),
     ("config",),
     ("slm",),
     ("jobs",),
-    ("data",),
+    ("storage",),
+    ("tokenizer",),
+    ("dataset",),
+    ("corpus",),
+    ("stream",),
     ("model",),
     ("engine",),
+    ("health",),
     ("observe",),
-    ("scoring", "training", "evaluation", "launch"),
+    ("preparing", "scoring", "training", "evaluation", "inspect", "launch"),
     ("cli", "checkpoint_cli", "dataset_cli", "launch_cli", "json_option", "demo", "__main__", "__init__"),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
-APART = {"scoring", "training", "evaluation", "launch"}
+APART = {"preparing", "scoring", "training", "evaluation", "inspect", "launch"}
 """Layers that do not import one another although they are of one height."""
 
 OWNERS = {
     "deepspeed": "megaslm/engine/zero.py",
-    "fsspec": "megaslm/data/storage/file_systems.py",
+    "fsspec": "megaslm/storage/file_systems.py",
     "ray": "megaslm/jobs/ray_workers.py",
-    "streaming": "megaslm/data/stream.py",
+    "streaming": "megaslm/dataset/mosaic.py",
     "tensorboard": "megaslm/observe/tensorboard.py",
     "tensorboardX": "megaslm/observe/tensorboard.py",
     "torch.utils.tensorboard": "megaslm/observe/tensorboard.py",

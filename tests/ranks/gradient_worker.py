@@ -14,12 +14,10 @@ from torch import Tensor
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
-from megaslm.model.selective_head import HeadSettings
-from megaslm.model.selective_lm import SelectiveLM
+from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
@@ -28,6 +26,7 @@ from megaslm.slm.targets import Score
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.slm.topk import ordered_image
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
@@ -24,6 +23,7 @@ from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, St
 from megaslm.slm.targets import Targets, excess_loss
 from megaslm.slm.threshold import score_of_sort_key
 from megaslm.slm.topk import AllReduceSum, score_of_image
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 

@@ -12,14 +12,14 @@ import torch
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.pace import PaceMeter
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.health.pace import PaceMeter
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.pace import PaceWatch
 from megaslm.training.step import TrainStep
 from tests.injection.faults import arm, inject

@@ -14,7 +14,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
@@ -23,6 +22,7 @@ from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.threshold import SelectionState
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.injection.faults import arm
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.manifest import Manifest, read_manifest, write_manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.dataset.manifest import Manifest, read_manifest, write_manifest
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.observe.records import read_validations
-from megaslm.training.selection_check import check_scored
+from megaslm.training.data_checks import check_scored
 from megaslm.training.training_data import open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm

@@ -9,16 +9,15 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from megaslm.data.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, read_manifest, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, read_manifest, write_manifest
+from megaslm.dataset.remote import DatasetFolder
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError, ModelError, ReferenceMismatch
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
-from megaslm.training.provenance_check import NamedReference
-from megaslm.training.reference_check import check_reference
-from megaslm.training.training_data import open_training_data
+from megaslm.training.data_checks import check_reference
+from megaslm.training.training_data import NamedReference, open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
 from tests.scoring import make_reference

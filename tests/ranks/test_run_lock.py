@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.errors import ConfigError
-from megaslm.training.run_lock import take
+from megaslm.training.run_folder import take
 from tests.forks import statuses_of, wait_until
 from tests.toy import make_dataset, run_config
 from tests.training import run_training, start_training
@@ -17,7 +17,7 @@ from tests.training import run_training, start_training
 def test_a_second_job_in_a_run_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("megaslm.training.run_lock._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("megaslm.training.run_folder._PATIENCE_SECONDS", 1.0)
     make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15]})
     config = run_config(tmp_path / "run", tmp_path / "tokens", train={"total_tokens": 10_000_000})
     first = start_training(config)

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.dataset.row_reader import RowReader
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import read_manifest
+from megaslm.dataset.rows import RowReader
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN

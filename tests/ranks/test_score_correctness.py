@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import Split
-from megaslm.data.dataset.manifest import Manifest, Part, Reference, read_manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing.prepare import prepare
+from megaslm.dataset.manifest import Manifest, Part, Reference, read_manifest
+from megaslm.dataset.rows import RowReader
 from megaslm.model.reference_model import ReferenceModel
+from megaslm.preparing.prepare import prepare
 from tests.scoring import fail, make_reference, run_job, task_of
 
 SEQ_LEN, VOCAB_SIZE = 96, 400

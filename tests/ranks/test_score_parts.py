@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
-from megaslm.config.share import Share
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import read_manifest, write_manifest
-from megaslm.data.dataset.verify import verify
-from megaslm.data.storage import output
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.config.cluster import Share
+from megaslm.dataset import output
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import read_manifest, write_manifest
+from megaslm.inspect.verify import verify
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.job import finish, score, score_share
 from tests.forks import fork, fork_ranks, statuses_of, wait_until

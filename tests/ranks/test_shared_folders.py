@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.preflight.shared_folders import require_shared
+from megaslm.health.shared_folders import require_shared
 from megaslm.scoring.job import score
 from tests.forks import fork, fork_ranks, statuses_of
 from tests.scoring import make_reference, task_of
@@ -36,7 +36,7 @@ def succeed(result: int) -> None:
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megaslm.engine.preflight.shared_folders._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("megaslm.health.shared_folders._PATIENCE_SECONDS", 0.0)
 
 
 def check_in_three_ranks(folder: Path, before: Callable[[int], None] = lambda rank: None) -> list[int]:

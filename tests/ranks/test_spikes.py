@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from megaslm.config.schema import RunConfig
-from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.data.loading.order import Extent
+from megaslm.stream.loader import MicroBatch, TrainingStream
+from megaslm.stream.order import Extent
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
 from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config

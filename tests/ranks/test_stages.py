@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from megaslm.data.dataset.manifest import TOKENIZER
+from megaslm.dataset.manifest import TOKENIZER
 from megaslm.training.export import export
 from tests.chain import Chain
 from tests.model_folders import edit_config, make_model

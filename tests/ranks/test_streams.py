@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.manifest import read_manifest, write_manifest
+from megaslm.dataset.manifest import read_manifest, write_manifest
 from megaslm.errors import ConfigError, DataError, ReferenceMismatch
+from megaslm.training.data_checks import check_scored
 from megaslm.training.run_folder import check_run
-from megaslm.training.selection_check import check_scored
 from megaslm.training.training_data import open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megaslm.data.dataset.row_reader import RowReader
+from megaslm.dataset.rows import RowReader
 from megaslm.observe.records import read_validations
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm

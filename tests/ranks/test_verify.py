@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaslm.data.dataset.verify import verify
+from megaslm.inspect.verify import verify
 from tests.chain import Chain
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face
 from megaslm.model.load import load_pretrained
+from megaslm.tokenizer.tokenizer import FolderEncoder
 from tests.doc_tables import require_table
 from tests.model_folders import make_model, rows
 from tests.unit.model.test_export import LLAMA3, TEXT, byte_tokenizer, trained

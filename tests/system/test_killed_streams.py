@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.loading.shards import FetchSettings
 from megaslm.engine.distributed import join_world
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import MixtureStream
+from megaslm.stream.shards import FetchSettings
 from tests.forks import fork, fork_two_ranks, statuses_of, wait_until
 from tests.streams import SHUFFLE_SEED, assert_right, fetched, plan, take, write_stream
 
@@ -90,7 +90,7 @@ def test_two_runs_do_not_fetch_into_one_cache(
     first = fork(lambda: read_on(stream, tmp_path / "first"))
     wait_until((tmp_path / "first").exists)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("megaslm.data.loading.host_folder._ORPHANS_SECONDS", 0.5)
+        patch.setattr("megaslm.stream.host_folder._ORPHANS_SECONDS", 0.5)
         assert statuses_of([fork(lambda: read_on(stream, tmp_path / "second"))]) == [2]
     assert f"{stream.local}: another run on this host fetches into it" in capfd.readouterr().err
     os.killpg(first, signal.SIGKILL)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.storage.dataset_folder import open_dataset
+from megaslm.dataset.remote import open_dataset
 from megaslm.errors import DataError
 from megaslm.scoring.mask import mask_rule
 from megaslm.scoring.mask_job import MaskTask, mask

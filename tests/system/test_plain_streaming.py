@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from megaslm.config.schema import Split
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing.prepare import prepare
+from megaslm.dataset.rows import RowReader
+from megaslm.preparing.prepare import prepare
 from tests.corpus import recipe_of
 from tests.scoring import make_reference, run_job, task_of
 from tests.toy import make_dataset

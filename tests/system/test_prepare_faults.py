@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
-from megaslm.data.dataset.manifest import MANIFEST
-from megaslm.data.preparing.prepare import prepare
+from megaslm.dataset.manifest import MANIFEST
 from megaslm.errors import DataError, MegaSLMError
-from megaslm.jobs.durable import UNFINISHED
+from megaslm.files import UNFINISHED
 from megaslm.jobs.progress import read_progress
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, text, write_corpus
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.config.cluster import Share
 from megaslm.config.recipe import Recipe
-from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.preparing.prepare import finish, prepare, prepare_share
+from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError, DataError
+from megaslm.preparing.prepare import finish, prepare, prepare_share
 from tests.corpus import content, recipe_of
 from tests.s3 import Answer, Bucket, FaultyS3, Rule, Truncate
 

@@ -8,11 +8,11 @@ import yaml
 
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.preparing.prepare import prepare
-from megaslm.data.text.python_stdlib import standard_library_files
+from megaslm.corpus.python_stdlib import standard_library_files
+from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import DataError
 from megaslm.jobs.progress import JobProgress
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, documents_of, recipe_of
 from tests.launched import ROOT
 

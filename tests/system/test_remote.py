@@ -13,15 +13,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from megaslm.data.storage.remote import (
+from megaslm.errors import DataError
+from megaslm.storage.remote import (
     RemoteSettings,
     describe_remote,
     list_remote,
     open_remote,
     read_bytes,
 )
-from megaslm.data.storage.uploads import upload_file, write_bytes
-from megaslm.errors import DataError
+from megaslm.storage.uploads import upload_file, write_bytes
 from tests.forks import wait_until
 from tests.s3 import Answer, Bucket, FaultyS3, IgnoreRange, Reset, Rule, Stall, Trickle, Truncate
 
@@ -272,7 +272,7 @@ def test_uploads_are_proved(faulty_s3: FaultyS3, tmp_path: Path) -> None:
 def test_large_uploads_go_in_pieces_and_are_read_back(
     faulty_s3: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megaslm.data.storage.uploads._UPLOAD_PIECE_BYTES", 5 * 2**20)
+    monkeypatch.setattr("megaslm.storage.uploads._UPLOAD_PIECE_BYTES", 5 * 2**20)
     content = random.Random(1).randbytes(11 * 2**20)
     local = tmp_path / "shard.mds"
     local.write_bytes(content)
@@ -331,7 +331,7 @@ def test_parquet_and_gzip_read_through_the_store(faulty_s3: FaultyS3, tmp_path: 
 def test_a_forked_child_connects_anew(stored: FaultyS3) -> None:
     program = f"""
 import hashlib, multiprocessing, sys
-from megaslm.data.storage.remote import read_bytes
+from megaslm.storage.remote import read_bytes
 
 def digest(url):
     return hashlib.sha256(read_bytes(url)).hexdigest()

@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.manifest import Manifest, read_manifest, write_manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.storage.place_claim import UPLOAD
-from megaslm.data.storage.remote import NotThere, RemoteSettings
-from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
-from megaslm.data.storage.remote_output import RemoteOutput
+from megaslm.dataset.manifest import Manifest, read_manifest, write_manifest
+from megaslm.dataset.output import UPLOAD, RemoteOutput
+from megaslm.dataset.remote import fetch_description, read_remote_manifest
+from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
+from megaslm.storage.remote import NotThere, RemoteSettings
 from tests.s3 import Answer, Bucket, FaultyS3, Rule, Stall, Truncate
 
 pytest.importorskip("s3fs")
@@ -95,7 +94,7 @@ def test_what_is_written_is_the_dataset_and_its_manifest_comes_last(
 
 
 def test_streaming_reads_what_was_written(s3: Bucket, dataset: Path, working: Path, tmp_path: Path) -> None:
-    from megaslm.data.stream import Stream, StreamingDataset
+    from megaslm.dataset.mosaic import Stream, StreamingDataset
 
     write_all(RemoteOutput(s3.url("ds"), working), read_manifest(dataset))
     described = fetch_description(s3.url("ds"), tmp_path / "cache")
@@ -113,8 +112,8 @@ def test_a_rerun_after_a_kill_sends_only_what_is_missing(faulty_s3: FaultyS3, da
     program = """
 import sys
 from pathlib import Path
-from megaslm.data.storage.remote_output import RemoteOutput
-from megaslm.data.dataset.manifest import read_manifest
+from megaslm.dataset.output import RemoteOutput
+from megaslm.dataset.manifest import read_manifest
 from tests.system.test_remote_dataset import write_all
 url, working, dataset = sys.argv[1:]
 write_all(RemoteOutput(url, Path(working)), read_manifest(Path(dataset)))

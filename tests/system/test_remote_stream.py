@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.loading.shards import FetchSettings
 from megaslm.engine.distributed import join_world
 from megaslm.errors import DataError
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import MixtureStream
+from megaslm.stream.shards import FetchSettings
 from tests.forks import fork_two_ranks, statuses_of, wait_until
 from tests.s3 import Answer, Bucket, Fault, FaultyS3, Rule, Stall, Truncate
 from tests.streams import (

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
-from megaslm.data.dataset.manifest import MANIFEST
-from megaslm.data.dataset.verify import verify
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.dataset.manifest import MANIFEST
+from megaslm.inspect.verify import verify
 from tests.forks import statuses_of, wait_until
 from tests.launched import ROOT
 from tests.scoring import NOTES, fail, make_reference, notes, rows_of, run_job, scores, start, task_of

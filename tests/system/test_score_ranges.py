@@ -13,20 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
-from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.dataset.score_summary import ScoreSummary, read_scores
-from megaslm.data.dataset.verify import verify
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.config.cluster import Share
+from megaslm.dataset.manifest import read_manifest
+from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.engine.distributed import join_world
-from megaslm.engine.preflight import shared_folders
+from megaslm.health import shared_folders
+from megaslm.inspect.verify import verify
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring import derivation, job, work
-from megaslm.scoring.derivation_plan import source_parts
+from megaslm.scoring.derivation_plan import ScoreTask, source_parts
 from megaslm.scoring.job import finish, score, score_share
-from megaslm.scoring.summary import joined, scored_by
-from megaslm.scoring.task import ScoreTask
+from megaslm.scoring.reports import joined, scored_by
 from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import megaslm.data.stream  # noqa: F401 (imported once, here, and not by each process that is forked)
-from megaslm.data.dataset.manifest import MANIFEST
-from megaslm.data.storage.remote_dataset import fetch_description, read_remote_manifest
-from megaslm.scoring.task import ScoreSettings, ScoreTask
+import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
+from megaslm.dataset.manifest import MANIFEST
+from megaslm.dataset.remote import fetch_description, read_remote_manifest
+from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
 from tests.corpus import content
 from tests.forks import statuses_of, wait_until
 from tests.s3 import Answer, Bucket, FaultyS3, Rule

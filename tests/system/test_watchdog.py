@@ -13,12 +13,12 @@ import torch.distributed as dist
 
 from megaslm.engine.agreement import Agreement
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.liveness import verdict
-from megaslm.engine.liveness.life_signs import Sign
-from megaslm.engine.liveness.sign_board import SignBoard
 from megaslm.engine.places import reach
-from megaslm.engine.watchdog import Watchdog
 from megaslm.errors import DataError, Stopped
+from megaslm.health import verdict
+from megaslm.health.heartbeats import SignBoard
+from megaslm.health.verdict import Sign
+from megaslm.health.watchdog import Watchdog
 from tests.forks import fork_ranks, statuses_of
 
 SILENCE_SECONDS = 3.0

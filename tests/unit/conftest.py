@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceTrainer
 
-from megaslm.data.text.python_stdlib import standard_library_files
+from megaslm.corpus.python_stdlib import standard_library_files
 
 # What text can do to a tokenizer: indentation, trailing and only spaces, tabs, bytes, marks, special tokens' names.
 AWKWARD = (

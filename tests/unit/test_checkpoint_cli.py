@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.dump import dump
+from megaslm.config.source import dump
 from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
-from megaslm.training.run_lock import take
+from megaslm.training.run_folder import take
 from tests.forked_cli import call_megaslm
 from tests.messages import Says
 from tests.toy import run_config

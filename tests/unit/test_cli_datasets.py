@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.score_summary import ScoreSummary
+from megaslm.dataset.score_summary import ScoreSummary
 from megaslm.jobs.progress import Publisher, Tally
 from tests.forked_cli import call_megaslm
 from tests.inspected import make_inspected

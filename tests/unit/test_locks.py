@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.errors import DataError
-from megaslm.jobs.locks import Busy, locked
+from megaslm.files import Busy, locked
 from tests.forks import fork, statuses_of
 
 

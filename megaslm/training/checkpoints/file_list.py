@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megaslm.errors import CheckpointError
-from megaslm.jobs.durable import write_file
+from megaslm.files import write_file
 
 COMPLETE = "COMPLETE"
 WEIGHTS = "weights-"

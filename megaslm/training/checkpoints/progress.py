@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megaslm.data.loading.order import Extent
 from megaslm.errors import CheckpointError
 from megaslm.slm.threshold import AT_START, SelectionState
+from megaslm.stream.order import Extent
 
 PROGRESS = "progress.json"
 BY_PASSES = 2

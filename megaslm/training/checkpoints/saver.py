@@ -1,10 +1,10 @@
 """Saves: a copy on the host, a thread that writes it while training goes on, and a commit once all ranks have written.
 
-The thread calls no collective. Between two steps the ranks tell one another how far their threads are; when all are
-done the first rank lists the files, and the folder gets its name.
-"""
+The threads call no collective. Between two steps the ranks tell one another how far their threads are; when all are
+done the first rank lists the files, and the folder gets its name. Old checkpoints are removed in a thread, too."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +13,91 @@ from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.places import reach
 from megaslm.engine.state_pieces import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
-from megaslm.jobs.durable import sync, unfinished
-from megaslm.training.checkpoints.file_list import FileList, write_file_list
+from megaslm.files import sync, unfinished
+from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
 from megaslm.training.checkpoints.layout import LAYOUT, Layout
-from megaslm.training.checkpoints.part_write import PartWrite
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
-from megaslm.training.checkpoints.pruning import Pruning
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
     CONFIG,
     Retention,
     check_sizes,
+    prune,
     remove_checkpoint,
     remove_folder,
     step_folder,
 )
+
+
+class PartWrite:
+    """Writes, syncs and hashes files into a folder that other ranks write into too."""
+
+    def __init__(self, folder: Path, progress: Progress, copy: HostCopy, rank: int, texts: Mapping[str, str]) -> None:
+        """Begins at once; `copy` must stay as it is until the end. `texts` are further files, by name."""
+        self.folder = folder
+        self.progress = progress
+        self.files: FileList = {}
+        """What was written, once it is over."""
+        self.failure: Exception | None = None
+        """Why it was not, once it is over."""
+        self._copy = copy
+        self._rank = rank
+        self._texts = texts
+        self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it is not over yet."""
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Returns when it is over."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except Exception as error:  # It is the main thread that tells the others, at the next step.
+            self.failure = error
+
+    def _write(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        paths = self._copy.write(self.folder, self._rank)
+        for name, text in self._texts.items():
+            (self.folder / name).write_text(text, encoding="utf-8")
+            paths.append(self.folder / name)
+        for path in paths:
+            sync(path)
+            self.files[path.name] = describe(path)
+
+
+class Pruning:
+    """A thread that removes what `retention` does not keep; what it cannot remove is said, and ends no run."""
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        retention: Retention,
+        *,
+        up_to_step: int,
+        damaged: Sequence[int],
+        say: Callable[[str], None],
+    ) -> None:
+        """Begins at once; see `prune`."""
+
+        def run() -> None:
+            try:
+                prune(checkpoints, retention, up_to_step=up_to_step, damaged=damaged)
+            except OSError as error:
+                say(f"warning: an old checkpoint cannot be removed: {error}")
+
+        self._thread = threading.Thread(target=run, name="pruning", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when it is through."""
+        self._thread.join()
 
 
 class Saver:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from megaslm.config.cluster import HostfileCluster, KubernetesCluster, SlurmCluster, TorchrunCluster
 from megaslm.config.section import Section
 from megaslm.errors import ConfigError
-from megaslm.launch.cluster_file import load_cluster
+from megaslm.launch.start import load_cluster
 from tests.launched import ROOT
 from tests.messages import Says
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.credentials import is_secret_name, refuse_credentials, without_credentials
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
-from megaslm.data.storage.dataset_folder import open_dataset
-from megaslm.data.storage.output import output_at
+from megaslm.config.section import is_secret_name, refuse_credentials, without_credentials
+from megaslm.dataset.output import output_at
+from megaslm.dataset.remote import open_dataset
 from megaslm.errors import ConfigError
 from tests.messages import Says
 

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
-from megaslm.config.dump import dump
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig, SlmSection
-from megaslm.config.source import parse_source
+from megaslm.config.source import dump, parse_source
 
 MakeRun = Callable[..., RunConfig]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.dump import dump
 from megaslm.config.explain import explain
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import dump
 from megaslm.errors import ConfigError
 from tests.messages import Says
 

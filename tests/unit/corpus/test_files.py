@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from megaslm.config.recipe import Source
-from megaslm.data.text.files import find_files
+from megaslm.corpus.files import find_files
 from megaslm.errors import ConfigError, DataError
 from tests.messages import Says
 

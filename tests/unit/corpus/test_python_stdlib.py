@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from megaslm.data.text import python_stdlib
-from megaslm.data.text.documents import InputFile
-from megaslm.data.text.files import describe
-from megaslm.data.text.python_stdlib import absent_packages, documentation, standard_library_files
+from megaslm.corpus import python_stdlib
+from megaslm.corpus.documents import InputFile
+from megaslm.corpus.files import describe
+from megaslm.corpus.python_stdlib import absent_packages, documentation, standard_library_files
 from megaslm.errors import DataError
 from tests.messages import Says
 

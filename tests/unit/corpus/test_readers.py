@@ -12,11 +12,11 @@ import zstandard
 from pyarrow import parquet
 
 from megaslm.config.recipe import Source
-from megaslm.data.text import records
-from megaslm.data.text.documents import Document, InvalidUtf8, Piece
-from megaslm.data.text.files import describe
-from megaslm.data.text.readers import is_divisible, read_documents
-from megaslm.data.text.source_bytes import ReadLog
+from megaslm.corpus import records
+from megaslm.corpus.documents import Document, InvalidUtf8, Piece
+from megaslm.corpus.files import describe
+from megaslm.corpus.readers import is_divisible, read_documents
+from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
 from tests.messages import Says
 

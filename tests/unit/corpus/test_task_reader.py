@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.text.task_reader import TaskReader
-from megaslm.data.text.tasks import plan_tasks
+from megaslm.corpus.tasks import TaskReader, plan_tasks
 from megaslm.errors import DataError
 from tests.messages import Says
 

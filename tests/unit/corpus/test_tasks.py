@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.text.documents import Document, falls_within
-from megaslm.data.text.tasks import files_sha256, plan_tasks, split_of
+from megaslm.corpus.documents import Document, falls_within
+from megaslm.corpus.tasks import files_sha256, plan_tasks, split_of
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:

@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from megaslm.config.recipe import Source
-from megaslm.data.text import compression
-from megaslm.data.text.documents import Document, InvalidUtf8, Piece, describe, falls_within
-from megaslm.data.text.fields import key_of
-from megaslm.data.text.readers import read_documents
-from megaslm.data.text.source_bytes import ReadLog
+from megaslm.corpus import compression
+from megaslm.corpus.documents import Document, InvalidUtf8, Piece, describe, falls_within, key_of
+from megaslm.corpus.readers import read_documents
+from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
 
 TEXTS = st.text(alphabet=st.characters(codec="utf-8"), max_size=20)

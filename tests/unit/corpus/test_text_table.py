@@ -13,10 +13,10 @@ import zstandard
 from pyarrow import parquet
 
 from megaslm.config.recipe import Source
-from megaslm.data.text.documents import Piece
-from megaslm.data.text.files import find_files
-from megaslm.data.text.readers import read_documents
-from megaslm.data.text.source_bytes import ReadLog
+from megaslm.corpus.documents import Piece
+from megaslm.corpus.files import find_files
+from megaslm.corpus.readers import read_documents
+from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
 from tests.doc_tables import require_table
 

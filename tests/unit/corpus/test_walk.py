@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaslm.config.recipe import Source
-from megaslm.data.text.files import find_files
+from megaslm.corpus.files import find_files
 from megaslm.errors import DataError
 from tests.messages import Says
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import DomainSplit, Part, read_manifest, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.shard_index import read_index
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.index import merge_index, read_index
+from megaslm.dataset.manifest import DomainSplit, Part, read_manifest, write_manifest
+from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
 from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, make, tokens_of
@@ -129,7 +128,7 @@ def test_rows_that_the_manifest_does_not_count_are_noticed(tmp_path: Path, says:
 
 
 def test_a_column_that_can_run_code_is_refused_by_name(tmp_path: Path, says: Says) -> None:
-    from megaslm.data.stream import MDSWriter
+    from megaslm.dataset.mosaic import MDSWriter
 
     make(tmp_path, FORMATS["narrow"], parts=(0,))
     folder = tmp_path / "train" / "a" / "part-00000"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.manifest import (
+from megaslm.dataset.manifest import (
     DomainSplit,
     Manifest,
     Part,

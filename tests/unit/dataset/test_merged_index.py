@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.manifest import Part
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import part_name
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import Part
+from megaslm.dataset.shards import part_name
 from megaslm.errors import DataError
 from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, write

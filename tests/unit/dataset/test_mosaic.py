@@ -29,7 +29,7 @@ def run(code: str, *, path: Path | None = None) -> subprocess.CompletedProcess[s
 def test_stand_ins_are_gone_afterwards() -> None:
     result = run(
         "import sys\n"
-        "from megaslm.data.stream import MDSWriter, get_shuffle\n"
+        "from megaslm.dataset.mosaic import MDSWriter, get_shuffle\n"
         "from streaming import StreamingDataset\n"
         "from transformers.utils import is_torchvision_available\n"
         "print([name for name in sys.modules if name.startswith('torchvision')], is_torchvision_available())\n"
@@ -44,7 +44,7 @@ def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, says: Says) ->
     )
     (tmp_path / "torchvision-0.1.dist-info").mkdir()
     (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.1\n")
-    result = run("import megaslm.data.stream", path=tmp_path)
+    result = run("import megaslm.dataset.mosaic", path=tmp_path)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     says(last, "DataError", "torchvision 0.1", "operator torchvision::nms does not exist", TORCH=version("torch"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.data.preparing.packing import RowPacker, as_stored, token_dtype
+from megaslm.dataset.packing import RowPacker, as_stored, token_dtype
 from megaslm.errors import DataError
 from megaslm.slm.valid_targets import valid_targets
 

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow
 import pytest
 
-from megaslm.data.dataset.damage import Damaged
-from megaslm.data.dataset.shard_index import Shard, read_index
-from megaslm.data.dataset.shard_rows import rows_in, unpacked
+from megaslm.dataset.index import Shard, read_index
+from megaslm.dataset.rows import rows_in, unpacked
+from megaslm.errors import Damaged
 from tests.messages import Says
 from tests.small_shards import FORMATS, tokens_of, write
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import Part
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.dataset.shards import RowFormat, part_writer
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import Part
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError
 from tests.messages import Says
 from tests.small_shards import FORMATS, ROWS, SEQ_LEN, bits_of, entropies_of, losses_of, make, tokens_of, write
@@ -58,7 +58,7 @@ def test_a_part_can_be_read_alone(tmp_path: Path) -> None:
 
 
 def test_streaming_reads_the_same_rows(tmp_path: Path) -> None:
-    from megaslm.data.stream import StreamingDataset
+    from megaslm.dataset.mosaic import StreamingDataset
 
     make(tmp_path, FORMATS["compressed"])
     copy = tmp_path / "copy"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.target_bits import mask_bytes, pack_mask, unpack_mask
+from megaslm.dataset.rows import mask_bytes, pack_mask, unpack_mask
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 8, 9, 16, 4096])

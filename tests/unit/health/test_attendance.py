@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from megaslm.engine.liveness import attendance as attendance_module
-from megaslm.engine.liveness.attendance import Attendance, AwakeClock
-from megaslm.engine.liveness.life_signs import Sign
-from megaslm.engine.liveness.processes import Process
 from megaslm.engine.places import Place
+from megaslm.health import heartbeats as attendance_module
+from megaslm.health.heartbeats import Attendance, AwakeClock
+from megaslm.health.processes import Process
+from megaslm.health.verdict import Sign
 
 LIMIT_SECONDS = 60.0
 

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from megaslm.engine.preflight.clocks import ClockReading
-from megaslm.engine.preflight.code import Code, code_trait
-from megaslm.engine.preflight.differences import differences
-from megaslm.engine.preflight.facts import LIBRARIES
-from megaslm.engine.preflight.findings import disagreements
 from megaslm.engine.rank_names import Rank, name_ranks
+from megaslm.health.clocks import ClockReading
+from megaslm.health.findings import disagreements
+from megaslm.health.host_facts import LIBRARIES, Code, code_trait
+from megaslm.health.preflight import differences
 from tests.messages import Says
 from tests.planted_facts import planted
 

@@ -7,12 +7,10 @@ import time
 from pathlib import Path
 
 import megaslm
-from megaslm.engine.preflight.clocks import ClockReading
-from megaslm.engine.preflight.code import sources_sha256
-from megaslm.engine.preflight.demands import Demands
-from megaslm.engine.preflight.facts import Disk, look
-from megaslm.engine.preflight.memory import available_memory_bytes
 from megaslm.engine.rank_names import Rank
+from megaslm.health.clocks import ClockReading
+from megaslm.health.findings import Demands
+from megaslm.health.host_facts import Disk, available_memory_bytes, look, sources_sha256
 from tests.messages import Says
 
 KIB, GIB = 1 << 10, 1 << 30

@@ -3,8 +3,8 @@
 import pytest
 
 from megaslm.engine.distributed import join_world, leave_world
-from megaslm.engine.preflight.links import Link, slow_links, time_links
 from megaslm.engine.rank_names import Rank
+from megaslm.health.network_check import Link, slow_links, time_links
 from tests.forks import fork_ranks, statuses_of
 from tests.messages import Says
 

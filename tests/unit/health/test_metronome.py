@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from megaslm.engine.metronome import Metronome
+from megaslm.health.pace import Metronome
 from tests.forks import fork, statuses_of, wait_until
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from megaslm.engine.pace import product_seconds
+from megaslm.health.pace import product_seconds
 
 
 def test_a_product_is_timed_in_processor_time(monkeypatch: pytest.MonkeyPatch) -> None:

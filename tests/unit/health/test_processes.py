@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from megaslm.engine.liveness.processes import Process, _stat
+from megaslm.health.processes import Process, _stat
 from tests.forks import wait_until
 
 

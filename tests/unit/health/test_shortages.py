@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from megaslm.engine.preflight.facts import Disk
-from megaslm.engine.preflight.shortages import shortages
+from megaslm.health.host_facts import Disk
+from megaslm.health.preflight import shortages
 from tests.messages import Says
 from tests.planted_facts import GIB, planted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.engine import agreement
-from megaslm.engine.liveness.stacks import is_in_collective, own_stacks
+from megaslm.health.stacks import is_in_collective, own_stacks
 
 PACKAGES = "/venv/lib/python3.11/site-packages"
 C10D = f"{PACKAGES}/torch/distributed/distributed_c10d.py"

@@ -2,11 +2,10 @@
 
 import pytest
 
-from megaslm.engine.liveness.life_signs import Sign
-from megaslm.engine.liveness.processes import Process
-from megaslm.engine.liveness.verdict import Verdict, guilty_of_standstill, on_failure, on_silence, on_standstill
 from megaslm.engine.places import Place, Point
 from megaslm.errors import DataError
+from megaslm.health.processes import Process
+from megaslm.health.verdict import Sign, Verdict, guilty_of_standstill, on_failure, on_silence, on_standstill
 from tests.messages import Says
 
 WAITING = True

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset import dataset_facts as module
-from megaslm.data.dataset.dataset_facts import dataset_facts, perplexity
-from megaslm.data.dataset.row_reader import RowReader
+from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
+from megaslm.inspect import dataset_facts as module
+from megaslm.inspect.dataset_facts import dataset_facts, perplexity
 from tests.inspected import EOS_ID, SEQ_LEN, Inspected, make_inspected
 from tests.messages import Says
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.manifest import read_manifest, write_manifest
-from megaslm.observe.dataset_view import show_dataset
-from megaslm.observe.units import size
+from megaslm.dataset.manifest import read_manifest, write_manifest
+from megaslm.inspect.dataset_facts import dataset_facts
+from megaslm.inspect.dataset_view import show_dataset
+from megaslm.observe.display import size
 from tests.inspected import below_the_title, make_inspected
 from tests.messages import Says
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.row_text import RowText, read_row
 from megaslm.errors import DataError
+from megaslm.inspect.row_text import RowText, read_row
 from tests.inspected import DOCUMENTS, EOS_ID, SEQ_LEN, Inspected, make_inspected
 from tests.messages import Says
 from tests.toy import make_dataset

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.dataset.row_text import read_row
-from megaslm.observe.row_view import show_row
+from megaslm.inspect.row_text import read_row
+from megaslm.inspect.row_view import show_row
 from tests.inspected import make_inspected
 from tests.messages import Says
 

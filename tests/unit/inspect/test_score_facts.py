@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset import score_facts as module
-from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.manifest import SCORES
-from megaslm.data.dataset.row_text import read_row
-from megaslm.data.dataset.score_facts import DocumentFacts
+from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError
+from megaslm.inspect import dataset_facts as module
+from megaslm.inspect.dataset_facts import DocumentFacts, dataset_facts
+from megaslm.inspect.row_text import read_row
 from tests.inspected import DOCUMENTS, make_inspected
 from tests.messages import Says
 from tests.scores import write_scores

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.score_summary import LOSS_BIN_EDGES
-from megaslm.observe.dataset_view import show_dataset
-from megaslm.observe.score_view import _axis, _bars
-from megaslm.observe.units import duration, operations
+from megaslm.dataset.score_summary import LOSS_BIN_EDGES
+from megaslm.inspect.dataset_facts import dataset_facts
+from megaslm.inspect.dataset_view import _axis, _bars, show_dataset
+from megaslm.observe.display import duration, operations
 from tests.inspected import below_the_title, make_inspected
 from tests.messages import Says
 from tests.scores import write_scores

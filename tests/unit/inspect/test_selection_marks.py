@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.row_text import read_row
-from megaslm.observe.dataset_view import show_dataset
-from megaslm.observe.row_view import show_row
+from megaslm.inspect.dataset_facts import dataset_facts
+from megaslm.inspect.dataset_view import show_dataset
+from megaslm.inspect.row_text import read_row
+from megaslm.inspect.row_view import show_row
 from megaslm.scoring.mask import mask_rule
 from megaslm.scoring.mask_job import MaskTask, mask
 from tests.inspected import make_inspected

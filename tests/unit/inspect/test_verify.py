@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.data.dataset.manifest import (
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import (
     TOKENIZER,
     Manifest,
     read_manifest,
     write_manifest,
 )
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat
-from megaslm.data.dataset.verify import Verification, verify
+from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError
+from megaslm.inspect.verify import Verification, verify
 from tests.messages import Says
 from tests.toy import VOCAB_SIZE
 from tests.verified import FORMATS, SEQ_LEN, found_in, make

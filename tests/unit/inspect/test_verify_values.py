@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset import row_check
-from megaslm.data.dataset.shards import RowFormat
+from megaslm.dataset.shards import RowFormat
+from megaslm.inspect import part_check
 from tests.messages import Says
 from tests.toy import EOS_ID, VOCAB_SIZE
 from tests.verified import FORMATS, SEQ_LEN, Change, found_in, make
@@ -69,7 +69,7 @@ def test_only_targets_may_be_selected(
 def test_rows_are_counted_over_the_stretches_that_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
-    monkeypatch.setattr(row_check, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(part_check, "_CHUNK_BYTES", 100)
     make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=100_000), spoil=fill_losses(-1))
     (problem,) = found_in(tmp_path)
     says(problem, "row 3", "ref_loss -1.0")

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from megaslm.config.cluster import KubernetesCluster
+from megaslm.launch.command import Work
 from megaslm.launch.kubernetes import kubernetes_command
-from megaslm.launch.work import Work
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 

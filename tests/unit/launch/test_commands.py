@@ -13,9 +13,8 @@ from megaslm.config.cluster import (
     TorchrunCluster,
 )
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT
+from megaslm.launch.command import PROJECT, Work
 from megaslm.launch.start import command_of
-from megaslm.launch.work import Work
 from tests.messages import Says
 
 TRAIN = Work("train", ("run.yaml", "--set", "run_dir=a b"))

@@ -3,8 +3,8 @@
 import pytest
 
 from megaslm.errors import ConfigError
+from megaslm.launch.command import Work
 from megaslm.launch.start import command_of
-from megaslm.launch.work import Work
 from tests.messages import Says
 from tests.unit.launch.kubernetes_jobs import TRAIN, cluster, container, documents
 

@@ -9,10 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT
-from megaslm.launch.kubernetes import kubernetes_command
-from megaslm.launch.manifest import read_manifests
-from megaslm.launch.work import Work
+from megaslm.launch.command import PROJECT, Work
+from megaslm.launch.kubernetes import kubernetes_command, read_manifests
 from tests.messages import Says
 from tests.unit.launch.kubernetes_jobs import (
     API_VERSION,

@@ -13,13 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.config.schema import Architecture
-from megaslm.data.tokenizing.plain_folder import write_plain_folder
-from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL
-from megaslm.data.tokenizing.tokenizer import FolderEncoder
 from megaslm.errors import ModelError
-from megaslm.model.export import describe_model, save_hugging_face
+from megaslm.model.export import describe_model, require_same_ids, save_hugging_face
 from megaslm.model.load import build_from_shape, load_pretrained
-from megaslm.model.plain_script import require_same_ids
+from megaslm.tokenizer.plain_folder import write_plain_folder
+from megaslm.tokenizer.sentencepiece_export import ORIGINAL
+from megaslm.tokenizer.tokenizer import FolderEncoder
 from tests.model_folders import make_model, plain_losses, rows, store_head
 from tests.toy import EOS_ID, SHAPE, make_tokenizer
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from megaslm.data.dataset.manifest import TOKENIZER, Manifest
-from megaslm.data.tokenizing.tokenizer import tokenizer_facts
+from megaslm.dataset.manifest import TOKENIZER, Manifest
 from megaslm.errors import DataError
 from megaslm.model.fit import check_tokenizer_fits
+from megaslm.tokenizer.tokenizer import tokenizer_facts
 from tests.messages import Says
 from tests.toy import EOS_ID, VOCAB_SIZE, make_dataset, make_tokenizer
 

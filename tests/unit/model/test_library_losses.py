@@ -136,7 +136,7 @@ def test_the_check_at_load_sees_what_a_layer_does(family: str, monkeypatch: pyte
         with pytest.raises(ModelError, match=r"config\.json"):
             require_library_losses(config, model="model")
     with monkeypatch.context() as patched:
-        patched.setattr("megaslm.model.selective_head.logit_transform", lambda config: HALVED)
+        patched.setattr("megaslm.model.selective_lm.logit_transform", lambda config: HALVED)
         with pytest.raises(ModelError, match=r"config\.json"):
             require_library_losses(config, model="model")
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megaslm.engine import device_name as module
-from megaslm.engine.device_name import device_name
-from megaslm.engine.peak_flops import peak_flops
+from megaslm.model import flops as module
+from megaslm.model.flops import device_name, peak_flops
 
 
 @pytest.mark.parametrize(

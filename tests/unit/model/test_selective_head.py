@@ -15,8 +15,7 @@ from transformers import (
 
 from megaslm.errors import ModelError
 from megaslm.model import selective_lm
-from megaslm.model.selective_head import HeadSettings
-from megaslm.model.selective_lm import SelectiveLM
+from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Every, Known, Selected
 from megaslm.slm.token_loss import HeadMethod
 from tests.chosen import selected

@@ -1,6 +1,6 @@
 import pytest
 
-from megaslm.model.windows import windows_of
+from megaslm.model.reference_model import windows_of
 from tests.messages import Says
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaslm.observe.visible import visible
+from megaslm.observe.display import visible
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from datetime import UTC, datetime
 import pytest
 
 from megaslm.jobs.progress import JobProgress
-from megaslm.observe import work_console
-from megaslm.observe.work_console import Work, WorkConsole, work_of
+from megaslm.observe import console
+from megaslm.observe.console import Work, WorkConsole, work_of
 from tests.messages import Says
 
 
@@ -37,11 +37,11 @@ def test_into_a_file_it_prints_a_line_now_and_then_and_one_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(work_console.time, "monotonic", lambda: now)
-    with WorkConsole("score") as console:
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with WorkConsole("score") as shown:
         for second, done in enumerate([0, 100, 200, 200, 200, 1000, 1000]):
             now = 6.0 * second
-            console.show(progress(done))
+            shown.show(progress(done))
     assert capsys.readouterr().out.splitlines() == [
         "score ·  20% · task 1/4 · 200 rows · 20.0 rows/s · 2 processes · 0:00:40 left",
         "score · 100% · task 1/4 · 1,000 rows · 100.0 rows/s · 2 processes",

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.layout import check_layout
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing import prepare as preparing
-from megaslm.data.preparing.prepare import prepare
-from megaslm.data.tokenizing.tokenizer import tokenizer_sha256
+from megaslm.dataset.folder import check_layout
+from megaslm.dataset.manifest import read_manifest
+from megaslm.dataset.rows import RowReader
+from megaslm.preparing import prepare as preparing
+from megaslm.preparing.prepare import prepare
 from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import tokenizer_sha256
 from tests.corpus import documents_of, recipe_of, text
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.dataset.verify import verify
-from megaslm.data.preparing import inputs
-from megaslm.data.preparing.prepare import prepare
-from megaslm.data.storage import output as output_module
+from megaslm.dataset import output as output_module
+from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import DataError
+from megaslm.inspect.verify import verify
+from megaslm.preparing import inputs
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of
 
 

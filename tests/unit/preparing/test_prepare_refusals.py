@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from megaslm.config.cluster import Share
 from megaslm.config.recipe import Recipe
-from megaslm.config.share import Share
-from megaslm.data.dataset.manifest import Manifest, read_manifest
-from megaslm.data.preparing.prepare import prepare, prepare_share
-from megaslm.data.storage import output as output_module
+from megaslm.dataset import output as output_module
+from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.errors import DataError
+from megaslm.preparing.prepare import prepare, prepare_share
 from tests.corpus import content, recipe_of
 from tests.messages import Says
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaslm.data.text.documents import Document
-from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL, export_sentencepiece
-from megaslm.data.tokenizing.sentencepiece_original import _PLAIN, Original, doubtful_texts
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
+from megaslm.corpus.documents import Document
 from megaslm.errors import DataError
+from megaslm.preparing.sentencepiece_original import _PLAIN, Original, doubtful_texts
+from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
+from megaslm.tokenizer.tokenizer import FolderEncoder, SentencePieceEncoder
 
 Train = Callable[..., bytes]
 NFKC = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True, "add_dummy_prefix": True}

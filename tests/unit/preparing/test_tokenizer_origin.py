@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from megaslm.data.text.documents import Document
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder
+from megaslm.corpus.documents import Document
 from megaslm.errors import DataError
+from megaslm.preparing.sentencepiece_original import require_same_ids
+from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
+from megaslm.tokenizer.tokenizer import FolderEncoder, SentencePieceEncoder
 from tests.messages import Says
 from tests.unit.conftest import standard_library_texts
 

@@ -13,10 +13,10 @@ from sentencepiece import SentencePieceTrainer
 from tokenizers import Tokenizer, models
 
 from megaslm.config.recipe import Recipe
-from megaslm.data.dataset.row_reader import RowReader
-from megaslm.data.preparing.prepare import prepare
-from megaslm.data.tokenizing.sentencepiece_export import ORIGINAL
+from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
+from megaslm.preparing.prepare import prepare
+from megaslm.tokenizer.sentencepiece_export import ORIGINAL
 from tests.doc_tables import require_table
 
 PIECES = [*"abc </s>x", "ab", "</", "</s", "</s>"]

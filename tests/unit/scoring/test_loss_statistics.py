@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megaslm.data.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
-from megaslm.data.preparing.packing import RowPacker
+from megaslm.dataset.packing import RowPacker
+from megaslm.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
 from megaslm.scoring.loss_statistics import FEWEST_TARGETS, MOST_DOCUMENTS, LossStatistics
 
 EOS = 2

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.manifest import Mask, read_manifest
-from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.dataset.manifest import Mask, read_manifest
+from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import ConfigError, DataError
 from megaslm.scoring.mask import describe_masked, mask_rule, selected_targets
 from tests.inspected import make_inspected

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from megaslm.data.dataset.dataset_facts import dataset_facts
-from megaslm.data.dataset.manifest import Manifest, Mask, Part, read_manifest, write_manifest
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.row_reader import RowReader, Rows
-from megaslm.data.dataset.row_text import read_row
-from megaslm.data.dataset.target_bits import unpack_mask
-from megaslm.data.dataset.verify import verify
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.manifest import Manifest, Mask, Part, read_manifest, write_manifest
+from megaslm.dataset.rows import RowReader, Rows, unpack_mask
 from megaslm.errors import DataError, Stopped
+from megaslm.inspect.dataset_facts import dataset_facts
+from megaslm.inspect.row_text import read_row
+from megaslm.inspect.verify import verify
 from megaslm.jobs.progress import JobProgress
 from megaslm.scoring import mask_job
 from megaslm.scoring.mask import mask_rule, selected_targets

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megaslm.config.schema import Split
-from megaslm.data.dataset.score_summary import (
+from megaslm.dataset.score_summary import (
     LOSS_BIN_EDGES,
     DocumentLoss,
     PartScores,
@@ -19,7 +19,7 @@ from megaslm.data.dataset.score_summary import (
 )
 from megaslm.errors import DataError
 from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
-from megaslm.scoring.summary import quantile, scored_by, summarise
+from megaslm.scoring.reports import quantile, scored_by, summarise
 from tests.messages import Says
 
 H200, EPYC = "NVIDIA H200", "AMD EPYC"

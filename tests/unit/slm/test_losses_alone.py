@@ -3,9 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaslm.slm import losses_alone
-from megaslm.slm.head_pass import LogitTransform
-from megaslm.slm.losses_alone import RunningLosses
+from megaslm.slm import head_pass
+from megaslm.slm.head_pass import LogitTransform, RunningLosses
 from megaslm.slm.token_loss import token_losses, weighted_loss
 
 ROWS, WIDTH, VOCAB = 7, 24, 50
@@ -61,8 +60,8 @@ def test_a_broken_row_gives_nan_and_leaves_the_others(columns: int) -> None:
 def test_losses_alone_are_those_of_the_pass_with_a_gradient(
     dtype: torch.dtype, transform: LogitTransform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(losses_alone, "_ROWS", 3)
-    monkeypatch.setattr(losses_alone, "_COLUMNS", 7)
+    monkeypatch.setattr(head_pass, "_ROWS", 3)
+    monkeypatch.setattr(head_pass, "_COLUMNS", 7)
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(ROWS, WIDTH, generator=generator).to(dtype)
     weight = torch.randn(VOCAB, WIDTH, generator=generator).to(dtype)

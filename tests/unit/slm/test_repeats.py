@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.slm.keys import row_of, target_keys
+from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.repeats import earlier_copies
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Score, Targets
 from megaslm.slm.topk import AllReduceSum

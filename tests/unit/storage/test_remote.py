@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from megaslm.data.storage.remote import (
+from megaslm.errors import ConfigError, DataError
+from megaslm.storage.remote import (
     describe_remote,
     is_remote,
     list_remote,
@@ -13,8 +14,7 @@ from megaslm.data.storage.remote import (
     read_bytes,
     require_unchanged,
 )
-from megaslm.data.storage.uploads import write_bytes
-from megaslm.errors import ConfigError, DataError
+from megaslm.storage.uploads import write_bytes
 from tests.messages import Says
 
 
@@ -73,8 +73,8 @@ def test_a_missing_driver_names_the_extra() -> None:
     program = """
 import sys
 sys.modules["s3fs"] = None
-from megaslm.data.storage.remote import describe_remote, read_bytes
-from megaslm.data.storage.uploads import write_bytes
+from megaslm.storage.remote import describe_remote, read_bytes
+from megaslm.storage.uploads import write_bytes
 from megaslm.errors import ConfigError
 for ask in (describe_remote, read_bytes):
     try:
@@ -87,6 +87,6 @@ for ask in (describe_remote, read_bytes):
 
 
 def test_importing_it_loads_no_driver() -> None:
-    program = "import sys, megaslm.data.storage.remote; print({'fsspec', 's3fs', 'aiohttp'} & set(sys.modules))"
+    program = "import sys, megaslm.storage.remote; print({'fsspec', 's3fs', 'aiohttp'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from megaslm.data.storage.remote_file import RemoteFile
+from megaslm.storage.remote import RemoteFile
 from tests.messages import Says
 
 CONTENT = random.Random(0).randbytes(300_000)

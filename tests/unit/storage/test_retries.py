@@ -2,9 +2,9 @@
 
 import pytest
 
-from megaslm.data.storage import retries
-from megaslm.data.storage.retries import NotThere, RemoteSettings, persistently
 from megaslm.errors import ConfigError, DataError
+from megaslm.storage import retries
+from megaslm.storage.retries import NotThere, RemoteSettings, persistently
 from tests.messages import Says
 
 QUICK = RemoteSettings(attempts=4, first_wait_seconds=0.001)

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.loading.host_folder import HostFolder
-from megaslm.data.loading.order import RowOrder
 from megaslm.errors import DataError
+from megaslm.stream.host_folder import HostFolder
+from megaslm.stream.order import RowOrder
 from tests.forks import fork, statuses_of, wait_until
 
 ORDER = RowOrder(((64, 64),), None, 8, 8, 0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.merged_index import merge_index
-from megaslm.data.dataset.shards import RowFormat, part_writer
-from megaslm.data.dataset.target_bits import pack_mask
-from megaslm.data.loading.loader import MicroBatch, TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
+from megaslm.dataset.index import merge_index
+from megaslm.dataset.rows import pack_mask
+from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.stream.loader import MicroBatch, TrainingStream
+from megaslm.stream.mixture import MixtureStream
 
 ROWS, SEQ_LEN = 12, 4
 TOKENS = np.arange(ROWS * (SEQ_LEN + 1), dtype=np.uint16).reshape(ROWS, SEQ_LEN + 1)

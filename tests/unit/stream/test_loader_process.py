@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NoReturn
 
-from megaslm.data.loading.loader_process import follow_rank, without_signals
+from megaslm.stream.loader import follow_rank, without_signals
 from tests.forks import fork, statuses_of, wait_until
 
 OTHERS_SIGNAL_SECONDS = 0.5

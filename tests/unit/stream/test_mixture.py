@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.manifest import DomainSplit, Manifest
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.dataset.manifest import DomainSplit, Manifest
 from megaslm.errors import DataError
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
 from tests.toy import SEQ_LEN, make_dataset
 
 BATCH = 8

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaslm.config.plan import BatchPlan
-from megaslm.data.dataset.manifest import read_manifest
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import Mixture, MixtureDataset, plan_mixture
-from megaslm.data.loading.order import RowOrder, first_place
+from megaslm.dataset.manifest import read_manifest
 from megaslm.engine.distributed import join_world
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.order import RowOrder, first_place
 from tests.forks import fork_ranks, statuses_of
 from tests.toy import SEQ_LEN, make_dataset
 
@@ -56,7 +56,7 @@ def test_without_shares_it_is_streamings(case: str) -> None:
 def test_as_many_rows_of_a_shard_stay_as_streaming_would_sample(
     shards: tuple[int, ...], epoch: int, batch_rows: int
 ) -> None:
-    # Importable once megaslm.data.stream has been imported, as it was by now.
+    # Importable once megaslm.dataset.mosaic has been imported, as it was by now.
     from streaming.base.sampling import get_sampling
 
     order = RowOrder((shards,), None, batch_rows, 1, SEED)

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.data.dataset.shard_index import read_index
-from megaslm.data.loading.host_folder import HostFolder
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.loading.shards import FetchSettings, Supply, TrainingShards
+from megaslm.dataset.index import read_index
 from megaslm.errors import DataError
+from megaslm.stream.host_folder import HostFolder
+from megaslm.stream.mixture import MixtureStream
+from megaslm.stream.shards import FetchSettings, Supply, TrainingShards
 from tests.forks import fork, statuses_of, wait_until
 from tests.streams import fetched, row_tokens, shards_of, write_stream
 
@@ -103,7 +103,7 @@ def test_a_shard_is_finished_by_another_where_its_maker_is_killed(stream: Mixtur
             time.sleep(60)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("megaslm.data.loading.shard_files.fetch_shard", fetch_for_ever)
+            patch.setattr("megaslm.stream.shard_files.fetch_shard", fetch_for_ever)
             reader.shards.make_ready(0)
 
     host = HostFolder("run")

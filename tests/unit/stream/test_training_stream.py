@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from megaslm.data.loading.loader import TrainingStream
-from megaslm.data.loading.mixture import MixtureStream
-from megaslm.data.loading.shards import FetchSettings
-from megaslm.data.stream import Stream, StreamingDataset
+from megaslm.dataset.mosaic import Stream, StreamingDataset
 from megaslm.errors import DataError
+from megaslm.stream.loader import TrainingStream
+from megaslm.stream.mixture import MixtureStream
+from megaslm.stream.shards import FetchSettings
 from tests.streams import (
     BATCH_ROWS,
     SHUFFLE_SEED,

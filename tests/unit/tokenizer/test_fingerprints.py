@@ -10,10 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers
 
-from megaslm.data.tokenizing.fingerprints import ids_sha256, meaning_sha256
-from megaslm.data.tokenizing.folder_tokens import require_told_apart
-from megaslm.data.tokenizing.tokenizer import load_tokenizer, text_tokenizer
 from megaslm.errors import DataError
+from megaslm.tokenizer.folder_tokens import require_told_apart
+from megaslm.tokenizer.tokenizer import ids_sha256, load_tokenizer, meaning_sha256, text_tokenizer
 
 PIECES = [*"abc <>/s", "ab", "</s>"]
 EOS_ID = len(PIECES) - 1

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, tokenizer_facts
 from megaslm.errors import DataError
+from megaslm.tokenizer.tokenizer import FolderEncoder, tokenizer_facts
 
 PIECES = [*"abcx <>/s|", "ab", "</", "</s", "</s>"]
 MERGES = [("a", "b"), ("<", "/"), ("</", "s"), ("</s", ">")]

@@ -9,11 +9,11 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-from megaslm.data.text.documents import Document
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.sentencepiece_original import require_same_ids
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts
+from megaslm.corpus.documents import Document
 from megaslm.errors import DataError
+from megaslm.preparing.sentencepiece_original import require_same_ids
+from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
+from megaslm.tokenizer.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts
 from tests.messages import Says
 from tests.unit.conftest import AWKWARD, shared_texts, standard_library_texts
 

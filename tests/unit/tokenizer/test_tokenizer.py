@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, processors
 
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts, tokenizer_sha256
-from megaslm.data.tokenizing.word_encoder import fastest_encoder
 from megaslm.errors import DataError
+from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
+from megaslm.tokenizer.tokenizer import FolderEncoder, SentencePieceEncoder, tokenizer_facts, tokenizer_sha256
+from megaslm.tokenizer.word_encoder import fastest_encoder
 from tests.messages import Says
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from megaslm.data.tokenizing import word_encoder
-from megaslm.data.tokenizing.sentencepiece_export import export_sentencepiece
-from megaslm.data.tokenizing.tokenizer import FolderEncoder
-from megaslm.data.tokenizing.word_encoder import WordEncoder, fastest_encoder
+from megaslm.tokenizer import word_encoder
+from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
+from megaslm.tokenizer.tokenizer import FolderEncoder
+from megaslm.tokenizer.word_encoder import WordEncoder, fastest_encoder
 from tests.unit.conftest import AWKWARD, shared_texts, standard_library_texts
 
 Train = Callable[..., bytes]

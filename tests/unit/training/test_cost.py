@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 
 from megaslm.config.schema import StreamSection
-from megaslm.data.dataset.manifest import Manifest, Reference
-from megaslm.data.loading.mixture import Mixture, MixtureStream
-from megaslm.data.loading.shards import ShardChecks
-from megaslm.data.storage.dataset_folder import DatasetFolder
+from megaslm.dataset.manifest import Manifest, Reference
+from megaslm.dataset.remote import DatasetFolder
 from megaslm.engine.distributed import World
+from megaslm.stream.mixture import Mixture, MixtureStream
+from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.cost import write_cost
-from megaslm.training.domain_counts import DomainCounts
-from megaslm.training.training_data import TrainingDataset
+from megaslm.training.saving import write_cost
+from megaslm.training.training_data import DomainCounts, TrainingDataset
 
 WORLD = World(0, 2, torch.device("cpu"))
 COUNTS = DomainCounts(Mixture((MixtureStream(Path("a"), None, 4, 0, None),), ("a",)), seq_len=8, rows_read={"a": 6})

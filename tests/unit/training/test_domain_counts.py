@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from megaslm.data.loading.mixture import Mixture, MixtureStream
-from megaslm.training.domain_counts import DomainCounts
+from megaslm.stream.mixture import Mixture, MixtureStream
+from megaslm.training.training_data import DomainCounts
 
 MIXTURE = Mixture(
     streams=tuple(

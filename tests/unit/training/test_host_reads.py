@@ -21,17 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megaslm.slm.dynamic
 import megaslm.slm.head_pass
 import megaslm.training.step
-from megaslm.data.loading.loader import MicroBatch
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
-from megaslm.model.selective_head import HeadSettings
-from megaslm.model.selective_lm import SelectiveLM
+from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Score
 from megaslm.slm.token_loss import HeadMethod
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.pairwise import pairwise
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from megaslm.engine.pace import Pace
+from megaslm.health.pace import Pace
 from megaslm.training.pace import Ratios, SlowRanks, compare
 from tests.messages import Says
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from megaslm.config.plan import plan_batches
-from megaslm.data.loading.mixture import Mixture, MixtureStream
 from megaslm.engine.distributed import World
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_unused
-from megaslm.training.domain_counts import DomainCounts
+from megaslm.stream.mixture import Mixture, MixtureStream
 from megaslm.training.reporting import Reporter
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
+from megaslm.training.training_data import DomainCounts
 from tests.messages import Says
 from tests.toy import SEQ_LEN, run_config
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.dump import dump
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.manifest import read_manifest
+from megaslm.config.source import dump
+from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
 from megaslm.training.run_folder import check_run
 from megaslm.training.training_data import open_training_data

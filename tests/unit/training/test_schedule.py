@@ -1,7 +1,7 @@
 import pytest
 
 from megaslm.config.schema import TrainSection
-from megaslm.training.schedule import learning_rate
+from megaslm.training.loop import learning_rate
 
 
 def section(**changes: object) -> TrainSection:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megaslm.slm.choice import Every
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
-from megaslm.training.skipped_step import why_left_out, why_unrankable
+from megaslm.training.step import why_left_out, why_unrankable
 from tests.chosen import output_of
 from tests.messages import Says
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
-from megaslm.data.dataset.manifest import write_manifest
+from megaslm.dataset.manifest import write_manifest
 from megaslm.errors import DataError
 from megaslm.training.training_data import open_training_data
 from tests.messages import Says

@@ -1,0 +1,117 @@
+"""Documents out of parquet files: of the columns that the recipe names, and of no other."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from megaslm.config.recipe import Source
+from megaslm.corpus.documents import Document, Piece, document_of
+from megaslm.corpus.source_bytes import ReadLog, open_input, sha256_of_piece
+from megaslm.errors import DataError, MegaSLMError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile, RowGroupMetaData
+
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 2**20
+_OF_A_VALUE = "copy the file again, write the value as a string, or name another field for groups or domains"
+
+
+def read_parquet(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    """The documents of the row groups that begin in a piece; read to their end, the log has the piece's SHA-256.
+
+    Raises DataError, with file and row, for what is not there, not text or not readable.
+    """
+    with open_input(piece.file) as file:
+        yield from _row_groups(file, piece, source, log)
+    log.sha256 = sha256_of_piece(piece)
+
+
+def _row_groups(file: BinaryIO, piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    from pyarrow import parquet
+
+    path = piece.file.path
+    with _explaining(f"{path} is not a readable parquet file"):
+        # Read page by page: a row group may be larger than what memory there is for it.
+        table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
+    with table:
+        columns = _columns(table, piece, source)
+        first_row = 0
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            if piece.start <= _first_byte(group) < piece.stop:
+                row = first_row
+                for batch in _batches(table, number, columns, path, first_row):
+                    for record in _records(batch, path, row):
+                        row += 1
+                        yield document_of(record, f"{path}, row {row}", source)
+                log.input_bytes += sum(
+                    group.column(column).total_compressed_size for column in range(group.num_columns)
+                )
+            first_row += group.num_rows
+
+
+def _batches(table: "ParquetFile", group: int, columns: list[str], path: str, row: int) -> Iterator["RecordBatch"]:
+    batches = iter(table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns))
+    while True:
+        with _explaining(f"{path}: what follows row {row} cannot be read"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+        row += batch.num_rows
+
+
+def _records(batch: "RecordBatch", path: str, rows_before: int) -> list[dict[str, object]]:
+    """A batch as Python's values; halved where they cannot be had, as the library does not name the row."""
+    try:
+        with _explaining(f"{path}, row {rows_before + 1} cannot be read", _OF_A_VALUE):
+            return batch.to_pylist()
+    except DataError:
+        if batch.num_rows == 1:
+            raise
+    half = batch.num_rows // 2
+    return _records(batch.slice(0, half), path, rows_before) + _records(batch.slice(half), path, rows_before + half)
+
+
+@contextmanager
+def _explaining(what: str, remedy: str = "copy the file again, or write it anew") -> Iterator[None]:
+    """Puts `what`, with the place, before what is raised over a file: the library's errors, Python's, the system's."""
+    try:
+        yield
+    except MegaSLMError:
+        raise
+    except Exception as error:
+        raise DataError(f"{what}: {type(error).__name__}: {error}; {remedy}") from error
+
+
+def _first_byte(group: "RowGroupMetaData") -> int:
+    column = group.column(0)
+    return min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset is not None)
+
+
+def _columns(table: "ParquetFile", piece: Piece, source: Source) -> list[str]:
+    """What to read for the fields of the recipe: of an object one field alone."""
+    schema = table.metadata.schema
+    there = [schema.column(number).path for number in range(len(schema))]
+    fields = [field for field in (source.text_field, source.group_field, source.domain_field) if field is not None]
+    for field in fields:
+        if not _among(there, field):
+            outer, _, inner = field.partition(".")
+            inside = [path.removeprefix(f"{outer}.") for path in there if path.startswith(f"{outer}.")]
+            lacking = f", {outer} has no field {inner!r}" if inside else f" has no column {field!r}"
+            raise DataError(
+                f"{piece.file.path}{lacking}; it has {', '.join(inside or there)}: set text_field, group_field or "
+                "domain_field"
+            )
+        if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
+            raise DataError(
+                f"{piece.file.path} has {twice[0]!r} {there.count(twice[0])} times, and which one is meant is not "
+                "known: write the file anew with names of their own"
+            )
+    return list(dict.fromkeys(fields))
+
+
+def _among(there: list[str], field: str) -> list[str]:
+    return [path for path in there if path == field or path.startswith(f"{field}.")]

@@ -1,0 +1,118 @@
+"""Documents out of pieces of files."""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+
+from megaslm.config.recipe import Source
+from megaslm.corpus.compression import is_compressed, what_it_is
+from megaslm.corpus.documents import Document, InvalidUtf8, Piece, document_of
+from megaslm.corpus.parquet_rows import read_parquet
+from megaslm.corpus.python_stdlib import documentation
+from megaslm.corpus.records import lines, opened, separated
+from megaslm.corpus.source_bytes import ReadLog
+from megaslm.errors import DataError
+
+
+def is_divisible(path: str, source: Source) -> bool:
+    """Whether a file can be read from the middle, so that it may be divided into pieces."""
+    if source.reader == "parquet":
+        return True
+    return (source.reader == "jsonl" or source.separator is not None) and not is_compressed(path)
+
+
+def read_documents(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    """The documents that begin in a piece, in order; read to their end, the log has the piece's SHA-256.
+
+    Memory is bounded by the longest document, of parquet by the longest row group. Raises DataError with file and place
+    for what is not readable text, InvalidUtf8 where a whole file is not UTF-8.
+    """
+    match source.reader:
+        case "jsonl":
+            return _read_jsonl(piece, source, log)
+        case "parquet":
+            return read_parquet(piece, source, log)
+        case "text" if source.separator is not None:
+            return _read_separated(piece, source.separator, log)
+        case "text" | "tree" | "python-source":
+            return _read_whole(piece, source, log)
+        case "python-docs":
+            return _read_documentation(piece, source, log)
+
+
+def skips_invalid_utf8(source: Source) -> bool:
+    """Whether a file of `source` that is not UTF-8 is left out; the standard library has some on purpose."""
+    return source.skip_invalid_utf8 or source.reads_standard_library
+
+
+def _read_whole(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    text = _read_text(piece, source, log)
+    yield Document(text, piece.file.group or text, piece.file.label)
+
+
+def _read_documentation(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    texts = documentation(piece.file, _read_text(piece, source, log), source.min_characters)
+    for number, text in enumerate(texts, start=1):
+        yield Document(text, piece.file.group or text, f"{piece.file.label}, docstring {number}")
+
+
+def _read_text(piece: Piece, source: Source, log: ReadLog) -> str:
+    # What a tree has packed belongs to whoever uses the tree, and is no text of it.
+    with opened(piece, 0, log, unpack=source.reader == "text") as (data, plain):
+        content = plain.read()
+        log.sha256 = data.sha256()
+    try:
+        # Bytes, because text mode would turn \r\n into \n.
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidUtf8(
+            f"{piece.file.path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
+            f"{_by_its_beginning(content)}; convert the file, or set skip_invalid_utf8 of its source"
+        ) from error
+
+
+def _read_separated(piece: Piece, separator: str, log: ReadLog) -> Iterator[Document]:
+    for record in separated(piece, separator.encode("utf-8"), log):
+        text = _decoded(record.content, record.place)
+        yield Document(text, text, record.place)
+
+
+def _read_jsonl(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+    for record in lines(piece, log):
+        yield document_of(_parse_line(record.content, record.place), record.place, source)
+
+
+def _parse_line(line: bytes, place: str) -> dict[str, object]:
+    text = _decoded(line, place)
+    try:
+        record = _parsed(text)
+    except RecursionError as error:
+        raise DataError(f"{place} is nested too deeply to be read: flatten it or leave it out") from error
+    except Exception as error:
+        raise DataError(f"{place} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{place} holds a JSON {type(record).__name__}; expected an object with a text field")
+    return record
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        # An integer of more digits than Python's own type takes from text, where nobody may have asked for it.
+        return json.loads(text, parse_int=Decimal)
+
+
+def _decoded(content: bytes, place: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        wrong = f"byte {error.start} of it is 0x{content[error.start]:02x}{_by_its_beginning(content)}"
+        raise DataError(f"{place} is not UTF-8: {wrong}") from error
+
+
+def _by_its_beginning(content: bytes) -> str:
+    found = what_it_is(content)
+    return f"; by its first bytes it is {found}, and its name or its reader says otherwise" if found else ""

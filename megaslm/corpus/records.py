@@ -1,0 +1,149 @@
+"""The records of a stretch of a file: lines, or the documents between separator lines.
+
+A record belongs to the piece in which its first byte lies, so that pieces share out a file's records whatever their
+bounds are.
+"""
+
+import io
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import zstandard
+
+from megaslm.corpus.compression import NotUnpacked, is_compressed, unpacked, what_it_is
+from megaslm.corpus.documents import Piece
+from megaslm.corpus.source_bytes import PieceBytes, ReadLog, buffered, piece_bytes
+from megaslm.errors import DataError
+
+LONGEST_RECORD_BYTES = 2**30
+"""A longer one is a file that is not what it is said to be, noticed before it fills the memory."""
+
+
+class Record(NamedTuple):
+    """A record's bytes, and where it is, in words."""
+
+    content: bytes
+    place: str
+
+
+class _Line(NamedTuple):
+    content: bytes
+    start: int
+    place: str
+
+
+def lines(piece: Piece, log: ReadLog) -> Iterator[Record]:
+    """The lines that begin in a piece and are not blank; read to their end, the log has the piece's SHA-256.
+
+    Raises DataError for a damaged file or a line of more than `LONGEST_RECORD_BYTES`.
+    """
+    with opened(piece, 1, log) as (data, plain):
+        for line in _lines_from(plain, piece, 1):
+            if line.start >= _stop(piece):
+                break
+            if line.start >= piece.start and not line.content.isspace():
+                yield Record(line.content, line.place)
+        log.sha256 = data.sha256()
+
+
+def separated(piece: Piece, separator: bytes, log: ReadLog) -> Iterator[Record]:
+    """The documents that begin in a piece, between lines of just `separator`, without line ends around them.
+
+    Logs and raises as `lines` does.
+    """
+    # As far before the piece as a separator that ends where the piece begins needs to be seen whole.
+    lead_bytes = len(separator) + len(b"\n\r\n")
+    with opened(piece, lead_bytes, log) as (data, plain):
+        document: list[_Line] = []
+        size = 0
+        is_mine = piece.start == 0
+        for line in _lines_from(plain, piece, lead_bytes):
+            if line.content.rstrip(b"\r\n") != separator:
+                if is_mine:
+                    document.append(line)
+                    size += len(line.content)
+                    _require_reasonable(size, line.place)
+                continue
+            yield from _joined(document)
+            document, size = [], 0
+            next_start = line.start + len(line.content)
+            is_mine = next_start >= piece.start
+            if next_start >= _stop(piece):
+                break
+        yield from _joined(document)
+        log.sha256 = data.sha256()
+
+
+def _joined(document: list[_Line]) -> Iterator[Record]:
+    content = b"".join(line.content for line in document).strip(b"\r\n")
+    if content:
+        yield Record(content, document[0].place)
+
+
+def _lines_from(plain: io.BufferedIOBase, piece: Piece, lead_bytes: int) -> Iterator[_Line]:
+    """The lines from `lead_bytes` before a piece on; where that is inside a line, from the next."""
+    position = max(0, piece.start - lead_bytes)
+    from_the_top = position == 0
+    if not from_the_top:
+        position += len(_read_line(plain, f"{piece.file.path}, byte {position}"))
+    number = 0
+    while True:
+        number += 1
+        where = f"line {number}" if from_the_top else f"the line at byte {position}"
+        place = f"{piece.file.path}, {where}"
+        content = _read_line(plain, place)
+        if not content:
+            return
+        yield _Line(content, position, place)
+        position += len(content)
+
+
+def _read_line(plain: io.BufferedIOBase, place: str) -> bytes:
+    content = plain.readline(LONGEST_RECORD_BYTES + 1)
+    _require_reasonable(len(content), place)
+    return content
+
+
+def _require_reasonable(size: int, place: str) -> None:
+    if size > LONGEST_RECORD_BYTES:
+        raise DataError(
+            f"{place} begins a record of more than {LONGEST_RECORD_BYTES / 2**30:g} GiB; expected lines or documents: "
+            "is the file what its source's reader says?"
+        )
+
+
+def _stop(piece: Piece) -> int:
+    """Where the records end that belong to a piece; a compressed file unpacks to more bytes than it has."""
+    return sys.maxsize if is_compressed(piece.file.path) else piece.stop
+
+
+@contextmanager
+def opened(
+    piece: Piece, lead_bytes: int, log: ReadLog, *, unpack: bool = True
+) -> Iterator[tuple[PieceBytes, io.BufferedIOBase]]:
+    """The bytes of a piece's file from `lead_bytes` before it on, and what they `unpack` to by the file's name.
+
+    Raises DataError where reading them fails: the disk, the permission, the compression.
+    """
+    path = piece.file.path
+    with piece_bytes(piece, max(0, piece.start - lead_bytes), log) as data:
+        try:
+            yield data, unpacked(path, data) if unpack else buffered(data)
+        except NotUnpacked as error:
+            raise DataError(f"{path}: {error}") from error
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(
+                    f"{path} cannot be read ({error.strerror}); check its disk and who may read it"
+                ) from error
+            found = what_it_is(data.beginning)
+            is_named_so = found is None or f"({path[path.rfind('.') :].lower()})" in found
+            remedy = (
+                "copy it again, or name it as what it is"
+                if is_named_so
+                else f"by its first bytes it is {found}: give it the ending of that"
+            )
+            raise DataError(f"{path} is damaged or not compressed as its name says: {error}; {remedy}") from error

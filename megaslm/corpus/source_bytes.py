@@ -1,0 +1,120 @@
+"""The bytes of an input file, read forward once, with their size and hash proved on the way."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from megaslm.corpus.documents import InputFile, Piece
+from megaslm.errors import DataError
+
+_BUFFER_BYTES = 2**20
+_BEGINNING_BYTES = 8
+
+
+@dataclass
+class ReadLog:
+    """What is known of the pieces that were read."""
+
+    input_bytes: int = 0
+    """Read so far of all of them, as the files have them."""
+    sha256: str = ""
+    """Of the bytes of the piece that was read last."""
+
+
+class PieceBytes(io.RawIOBase):
+    """A file from near the start of a piece on; knows the SHA-256 of the piece once its last byte was read."""
+
+    def __init__(self, file: BinaryIO, piece: Piece, start: int, log: ReadLog) -> None:
+        """`file` stands at byte `start`, at or before the piece's."""
+        self._file = file
+        self._piece = piece
+        self._position = start
+        self._log = log
+        self._sha256 = hashlib.sha256()
+        self.beginning = b""
+        """Of the file, once it was read; empty of a piece from its middle."""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
+        """Read what comes next; 0 at the file's end."""
+        view = memoryview(buffer).cast("B")
+        count = cast(io.RawIOBase, self._file).readinto(view) or 0
+        if self._position == 0:
+            self.beginning = bytes(view[: min(count, _BEGINNING_BYTES)])
+        begin = max(0, self._piece.start - self._position)
+        end = min(count, self._piece.stop - self._position)
+        if begin < end:
+            self._sha256.update(view[begin:end])
+            self._log.input_bytes += end - begin
+        self._position += count
+        return count
+
+    def sha256(self) -> str:
+        """Of the whole piece; what nobody has read yet is read now. Raises DataError where the file is shorter."""
+        buffer = bytearray(_BUFFER_BYTES)
+        while self._position < self._piece.stop:
+            if self.readinto(buffer) == 0:
+                raise DataError(
+                    f"{self._piece.file.path} ends at byte {self._position}; it had {self._piece.file.bytes} bytes "
+                    "when the work was planned: do not change files while they are prepared, and run it again"
+                )
+        return self._sha256.hexdigest()
+
+
+@contextmanager
+def piece_bytes(piece: Piece, start: int, log: ReadLog) -> Iterator[PieceBytes]:
+    """The bytes of a piece's file from `start` on. Raises DataError where the file is not what it was when planned."""
+    with open_input(piece.file) as file:
+        file.seek(start)
+        yield PieceBytes(file, piece, start, log)
+
+
+@contextmanager
+def open_input(file: InputFile) -> Iterator[BinaryIO]:
+    """A file to read from anywhere in it. Raises DataError where it cannot be read or has changed."""
+    if file.is_remote:
+        from megaslm.storage import remote
+
+        with remote.open_remote(file.path, file.bytes) as content:
+            yield cast(BinaryIO, content)
+        remote.require_unchanged(remote.RemoteObject(file.path, file.bytes, file.version))
+        return
+    _require_unchanged(file)
+    try:
+        local = Path(file.path).open("rb", buffering=0)  # noqa: SIM115 (only the opening is to be explained)
+    except OSError as error:
+        raise DataError(f"{file.path} cannot be opened ({error.strerror}); check who may read it") from error
+    with local:
+        yield cast(BinaryIO, local)
+    _require_unchanged(file)
+
+
+def _require_unchanged(file: InputFile) -> None:
+    """Raise DataError where a local file is gone or was written since the work was planned."""
+    try:
+        status = Path(file.path).stat()
+    except OSError as error:
+        raise DataError(f"{file.path}: {error.strerror}; it was there when the work was planned") from error
+    if (status.st_size, str(status.st_mtime_ns)) != (file.bytes, file.version):
+        raise DataError(
+            f"{file.path} was written while it was prepared (planned with {file.bytes} bytes, now {status.st_size}); "
+            "do not change files meanwhile, and run it again"
+        )
+
+
+def sha256_of_piece(piece: Piece) -> str:
+    """SHA-256 of the bytes of a piece, read for it alone. Raises DataError where they cannot be, or have changed."""
+    with piece_bytes(piece, piece.start, ReadLog()) as data:
+        return data.sha256()
+
+
+def buffered(data: io.RawIOBase) -> io.BufferedReader:
+    """With a buffer of 1 MiB, from which lines are cut."""
+    return io.BufferedReader(data, _BUFFER_BYTES)

@@ -1,0 +1,199 @@
+"""The division of a recipe's work into tasks, and the documents of each that the recipe keeps.
+
+Tasks follow from the recipe and its files alone, never from the machine."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from megaslm.config.recipe import Filter, Recipe, Source
+from megaslm.config.schema import Split
+from megaslm.corpus.documents import Document, InputFile, InvalidUtf8, Piece, falls_within
+from megaslm.corpus.files import find_files
+from megaslm.corpus.readers import is_divisible, read_documents, skips_invalid_utf8
+from megaslm.corpus.source_bytes import ReadLog
+from megaslm.dataset.manifest import SourceFile
+from megaslm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pieces of files that are read together and become one part in each split and domain."""
+
+    number: int
+    """Its place among all tasks, and the number of its parts."""
+    source_number: int
+    """The place of its source in the recipe."""
+    source: Source
+    """How to read the pieces."""
+    pieces: tuple[Piece, ...]
+    """What to read, in order."""
+
+    @property
+    def name(self) -> str:
+        """What notes of it are filed under."""
+        return f"{self.number:05d}"
+
+    @property
+    def input_bytes(self) -> int:
+        """Of the pieces, as the files have them."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+
+def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple[Task, ...]:
+    """The tasks, in the order of the sources and of their files.
+
+    What lies in the recipe's folders and is not read is added to `passed_over`, by source and reason. Raises DataError
+    where a path leads to no file.
+    """
+    tasks: list[Task] = []
+    for source_number, source in enumerate(recipe.sources):
+        not_read: Counter[str] = Counter()
+        files = find_files(source, not_read)
+        if passed_over is not None:
+            passed_over.update({f"sources.{source_number}: {why}": count for why, count in not_read.items()})
+        pieces = [piece for file in files for piece in _pieces(file, source, recipe.part_bytes)]
+        for together in _batches(pieces, recipe.part_bytes):
+            tasks.append(Task(len(tasks), source_number, source, together))
+    return tuple(tasks)
+
+
+def _pieces(file: InputFile, source: Source, most_bytes: int) -> Iterator[Piece]:
+    """A file in one piece or, where it is too large and can be divided, in as few equal ones as will do."""
+    count = -(-file.bytes // most_bytes) if is_divisible(file.path, source) else 1
+    bounds = [number * file.bytes // max(1, count) for number in range(max(1, count) + 1)]
+    for start, stop in pairwise(bounds):
+        yield Piece(file, start, stop)
+
+
+def _batches(pieces: list[Piece], most_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        piece_bytes = piece.stop - piece.start
+        if batch and size + piece_bytes > most_bytes:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(piece)
+        size += piece_bytes
+    if batch:
+        yield tuple(batch)
+
+
+def split_of(document: Document, recipe: Recipe) -> Split:
+    """Where a document goes, by the hash of its group."""
+    purpose = f"heldout-{recipe.split_seed}"
+    return "heldout" if falls_within(recipe.heldout_fraction, purpose, document.group) else "train"
+
+
+def recipe_sha256(recipe: Recipe) -> str:
+    """Fingerprint of all that a recipe says."""
+    return _sha256(recipe.model_dump(mode="json"))
+
+
+def files_sha256(tasks: Sequence[Task]) -> str:
+    """Fingerprint of the files' names, sizes and versions, by which a run that goes on sees that they have changed."""
+    files = [piece.file for task in tasks for piece in task.pieces]
+    return _sha256([[file.label, file.bytes, file.version] for file in files])
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def length(text: str, settings: Filter) -> bool:
+    """Whether a text has as many characters as it should."""
+    return settings.min_characters <= len(text) and (
+        settings.max_characters is None or len(text) <= settings.max_characters
+    )
+
+
+def regex(text: str, settings: Filter) -> bool:
+    """Whether a pattern is found in a text that has to have it, or is not in one that must not."""
+    if settings.keep is not None:
+        return re.search(settings.keep, text) is not None
+    return re.search(settings.drop or "", text) is None
+
+
+FILTERS: Mapping[str, Callable[[str, Filter], bool]] = {"length": length, "regex": regex}
+"""By the name that recipes use."""
+
+
+def first_unmet(text: str, filters: Sequence[Filter]) -> int | None:
+    """The place of the first condition that a text does not meet; null where it meets all."""
+    unmet = (place for place, settings in enumerate(filters) if not FILTERS[settings.name](text, settings))
+    return next(unmet, None)
+
+
+class TaskReader:
+    """Reads the pieces of one task, once."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._log = ReadLog()
+        self.sources: list[SourceFile] = []
+        """What was read to its end."""
+        self.skipped: list[str] = []
+        """Files left out because they are not UTF-8."""
+        self.skipped_sha256: dict[str, str] = {}
+        """Of these files."""
+        self.left_out: Counter[str] = Counter()
+        """Documents left out, by the recipe's key that did it."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Read so far, as the files have them."""
+        return self._log.input_bytes
+
+    def documents(self) -> Iterator[Document]:
+        """The documents that are kept, each with its domain, in order. Raises DataError for what cannot be read."""
+        for piece in self._task.pieces:
+            try:
+                for document in read_documents(piece, self._task.source, self._log):
+                    yield from self._kept(document)
+            except InvalidUtf8:
+                if not skips_invalid_utf8(self._task.source):
+                    raise
+                self.skipped.append(piece.file.label)
+                self.skipped_sha256[piece.file.label] = self._log.sha256
+            else:
+                self.sources.append(_source_file(piece, self._log.sha256))
+
+    def _kept(self, document: Document) -> Iterator[Document]:
+        source, key = self._task.source, f"sources.{self._task.source_number}"
+        domain = _domain_of(document, source, key)
+        if domain is None:
+            self.left_out[f"{key}.domains.{document.domain}"] += 1
+        elif not falls_within(source.keep_fraction, "keep", document.text):
+            self.left_out[f"{key}.keep_fraction"] += 1
+        elif (unmet := first_unmet(document.text, source.filters)) is not None:
+            self.left_out[f"{key}.filters.{unmet}"] += 1
+        else:
+            yield replace(document, domain=domain)
+
+
+def _domain_of(document: Document, source: Source, key: str) -> str | None:
+    if source.domain_field is None:
+        return source.domain
+    if document.domain not in source.domains:
+        raise DataError(
+            f"{document.origin}: {source.domain_field} is {document.domain!r}; {key}.domains names "
+            f"{', '.join(source.domains)}: add it there, with null to leave such documents out"
+        )
+    return source.domains[document.domain]
+
+
+def _source_file(piece: Piece, sha256: str) -> SourceFile:
+    file = piece.file
+    return SourceFile(
+        path=file.label,
+        bytes=file.bytes,
+        start=piece.start,
+        stop=piece.stop,
+        sha256=sha256,
+        version=file.version if file.is_remote else None,
+    )

@@ -1,1 +1,0 @@
-"""A dataset on disk: its files, what is written of them, and whether they still are what was written."""

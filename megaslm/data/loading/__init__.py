@@ -1,1 +1,0 @@
-"""Rows for training: which are read, in which order, out of shards that were checked."""

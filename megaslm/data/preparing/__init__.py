@@ -1,1 +1,0 @@
-"""Documents to a dataset: tasks, packing, parts."""

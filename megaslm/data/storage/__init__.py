@@ -1,1 +1,0 @@
-"""Object storage and other remote files."""

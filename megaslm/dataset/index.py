@@ -1,0 +1,251 @@
+"""The index.json of a folder of MDS shards, checked; that of a domain joins those of its parts, in order."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from megaslm.dataset.manifest import Part
+from megaslm.errors import Damaged, DataError
+from megaslm.files import write_file
+
+INDEX = "index.json"
+CHECKSUM = "xxh3_64"
+"""The algorithm of the checksum that every shard has in its index."""
+_NUMBERS = (
+    *("int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+"""Encodings of one number a row, named as numpy names them."""
+_PART_FOLDER = re.compile(r"part-\d{5,}")
+
+
+def _within_folder(name: str) -> str:
+    """An index from elsewhere must not lead readers, and what fetches for them, to other files of this machine."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError("leads out of the folder of its index")
+    return name
+
+
+class ShardFile(BaseModel):
+    """A shard as a file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    basename: Annotated[str, AfterValidator(_within_folder)]
+    """Its path, relative to the index and below it."""
+    bytes: int
+    """Its size."""
+    hashes: dict[str, str]
+    """Algorithm to checksum."""
+
+
+class Shard(BaseModel):
+    """One shard's entry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    raw_data: ShardFile
+    zip_data: ShardFile | None
+    version: Literal[2]
+    format: Literal["mds"]
+    compression: str | None
+    hashes: tuple[str, ...]
+    size_limit: int | None
+    column_names: tuple[str, ...]
+    column_encodings: tuple[str, ...]
+    column_sizes: tuple[int | None, ...]
+
+    @property
+    def stored(self) -> ShardFile:
+        """The file on disk."""
+        return self.zip_data or self.raw_data
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column name to MDS encoding."""
+        return dict(zip(self.column_names, self.column_encodings, strict=True))
+
+    def row_dtype(self) -> np.dtype[np.void]:
+        """The columns of one row as a structured type. Raises DataError for a column that is no array of numbers."""
+        return np.dtype([(name, *_dtype_of(name, encoding)) for name, encoding in self.columns.items()])
+
+    def inside(self, folder: str) -> "Shard":
+        """The same shard, seen from the folder above `folder`."""
+        moved = {
+            field: file.model_copy(update={"basename": f"{folder}/{file.basename}"})
+            for field, file in (("raw_data", self.raw_data), ("zip_data", self.zip_data))
+            if file is not None
+        }
+        return self.model_copy(update=moved)
+
+
+class ShardIndex(BaseModel):
+    """The shards of a folder, in the order of their rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[2] = 2
+    shards: tuple[Shard, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows over all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the shard files."""
+        return sum(shard.stored.bytes for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The content of index.json: the same index gives the same text."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """The index of `folder`. Raises Damaged where it is missing or not an index."""
+    return parse_index(folder, read_index_bytes(folder))
+
+
+def read_index_bytes(folder: Path) -> bytes:
+    """The index of `folder` as it is on disk. Raises Damaged where it is missing."""
+    path = folder / INDEX
+    if not path.is_file():
+        raise Damaged(path, "is missing")
+    return path.read_bytes()
+
+
+def parse_index(folder: Path, content: bytes) -> ShardIndex:
+    """The index that `content` spells; `folder` is where it came from. Raises Damaged where it is not an index."""
+    try:
+        return ShardIndex.model_validate_json(content)
+    except ValidationError as error:
+        raise Damaged(folder / INDEX, f"is not an index of MDS shards: {error}") from error
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Write the index of `folder` so that a reader sees either the former one or this one."""
+    write_file(folder / INDEX, index.to_json())
+
+
+def check_files(folder: Path, index: ShardIndex) -> None:
+    """Raise Damaged unless every shard of `index` lies in `folder` with the size that the index states."""
+    for shard in index.shards:
+        check_size(folder / shard.stored.basename, shard)
+
+
+def check_size(path: Path, shard: Shard) -> None:
+    """Raise Damaged unless `path`, where `shard` is stored, is there with the size that the index states."""
+    if not path.is_file():
+        raise Damaged(path, f"is missing, though {INDEX} lists it with {shard.samples} rows")
+    found = path.stat().st_size
+    if found != shard.stored.bytes:
+        raise Damaged(path, f"has {found} bytes, {INDEX} says {shard.stored.bytes}")
+
+
+def _dtype_of(name: str, encoding: str) -> tuple[str, tuple[int, ...]]:
+    if encoding in _NUMBERS:
+        return encoding, ()
+    kind, _, rest = encoding.partition(":")
+    if kind != "ndarray":
+        raise DataError(f"column {name} is stored as {encoding}; expected a number or ndarray:DTYPE:LENGTH")
+    dtype, _, shape = rest.partition(":")
+    if not shape:
+        raise DataError(f"column {name} is stored as {encoding}, without a fixed shape; expected ndarray:DTYPE:LENGTH")
+    return dtype, tuple(int(side) for side in shape.split(","))
+
+
+def merge_index(domain_folder: Path, parts: Sequence[Part]) -> int:
+    """Join the parts' indices into `domain_folder`/index.json, in the order of their numbers; gives the rows in all.
+
+    Raises DataError for a name that is not a part's, one named twice, and a part that is missing, not named, or not the
+    one that its record tells of: another index, other rows, or shards that are missing or of another size.
+    """
+    for damage in foreign_parts(domain_folder, parts):
+        raise damage
+    merged = joined(read_part_indices(domain_folder, parts))
+    check_files(domain_folder, merged)
+    write_index(domain_folder, merged)
+    return merged.rows
+
+
+def read_part_indices(domain_folder: Path, parts: Sequence[Part]) -> dict[str, ShardIndex]:
+    """The index of each part by its name, in the order of their numbers; raises what `read_part_index` does."""
+    return {part.name: read_part_index(domain_folder, part) for part in in_order(domain_folder, parts)}
+
+
+def read_part_index(domain_folder: Path, part: Part) -> ShardIndex:
+    """The index of a part. Raises Damaged where it is not the one that the part's record tells of."""
+    folder = domain_folder / part.name
+    if not folder.is_dir():
+        raise Damaged(folder, f"is missing, a part of {part.rows} rows")
+    content = read_index_bytes(folder)
+    index = parse_index(folder, content)
+    found = hashlib.sha256(content).hexdigest()
+    if found != part.index_sha256:
+        raise Damaged(
+            folder / INDEX,
+            f"is not the one that was written with this part: its SHA-256 is {found[:12]}, the manifest says "
+            f"{part.index_sha256[:12]}",
+        )
+    if (index.rows, index.stored_bytes) != (part.rows, part.bytes):
+        raise Damaged(
+            folder / INDEX,
+            f"lists {index.rows} rows in {index.stored_bytes} bytes, the manifest says {part.rows} rows in "
+            f"{part.bytes} bytes",
+        )
+    return index
+
+
+def joined(indices: dict[str, ShardIndex]) -> ShardIndex:
+    """The indices of parts, given by name, as one that lies in the folder above them."""
+    return ShardIndex(shards=tuple(shard.inside(name) for name, index in indices.items() for shard in index.shards))
+
+
+def check_merged(domain_folder: Path, expected: ShardIndex) -> None:
+    """Raise Damaged unless `domain_folder`/index.json is, byte for byte, what `merge_index` writes for `expected`."""
+    content = read_index_bytes(domain_folder)
+    if content == expected.to_json().encode("utf-8"):
+        return
+    found = read_index(domain_folder)
+    path = domain_folder / INDEX
+    if found.rows != expected.rows:
+        raise Damaged(path, f"lists {found.rows} rows, its parts {expected.rows}")
+    if found != expected:
+        raise Damaged(path, f"does not list the {len(expected.shards)} shards of its parts in order, as they are there")
+    raise Damaged(path, "was changed since it was written, though it still says the same")
+
+
+def in_order(domain_folder: Path, parts: Sequence[Part]) -> list[Part]:
+    """The parts by their numbers. Raises DataError for a name that is not a part's, or one named twice."""
+    for part in parts:
+        if not _PART_FOLDER.fullmatch(part.name):
+            raise DataError(f"{domain_folder}: {part.name}: not the name of a part, such as part-00000")
+    by_number = Counter(_number(part.name) for part in parts)
+    for part in parts:
+        if by_number[_number(part.name)] > 1:
+            raise DataError(f"{domain_folder}: {part.name} is named twice")
+    return sorted(parts, key=lambda part: _number(part.name))
+
+
+def foreign_parts(domain_folder: Path, parts: Sequence[Part]) -> Iterator[Damaged]:
+    """Every folder of `domain_folder` that has the name of a part and is none of `parts`."""
+    names = {part.name for part in parts}
+    there = sorted(path for path in domain_folder.glob("part-*") if _PART_FOLDER.fullmatch(path.name))
+    for path in there:
+        if path.name not in names and path.is_dir():
+            yield Damaged(path, f"belongs to another dataset: it is none of the {len(parts)} parts of this one")
+
+
+def _number(part_name: str) -> int:
+    return int(part_name.removeprefix("part-"))

@@ -1,0 +1,371 @@
+"""Where a dataset goes: a local folder or, part by part, object storage, so that no disk must hold it whole.
+
+Object storage is filled in the order in which a crash does the least harm: a part's shards before its index, the index
+before the local shards go, the manifest last. URL/unfinished.json names the one working folder that fills the place, by
+a token that the folder keeps in .upload.json, beside the URL. So no two jobs write at one place, and what a folder has
+noted is not taken for what has arrived at another place."""
+
+import hashlib
+import shutil
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from megaslm.config.schema import Split
+from megaslm.config.section import refuse_credentials
+from megaslm.dataset.index import (
+    INDEX,
+    ShardIndex,
+    check_size,
+    joined,
+    merge_index,
+    read_part_index,
+    read_part_indices,
+    write_index,
+)
+from megaslm.dataset.manifest import (
+    BESIDE_ROWS,
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    Part,
+    read_manifest,
+    write_manifest,
+)
+from megaslm.dataset.remote import read_remote_manifest
+from megaslm.errors import ConfigError, DataError
+from megaslm.files import read_back, write_file
+from megaslm.storage.remote import DEFAULTS, NotThere, RemoteSettings, list_remote, read_bytes
+from megaslm.storage.uploads import has_arrived, remove_remote, upload_file, write_bytes
+
+UPLOAD = ".upload.json"
+"""The file of a working folder that says which place it fills."""
+_UNFINISHED = "unfinished.json"
+_EXTENDS = "more parts of the dataset that is there"
+
+
+class Output(Protocol):
+    """What the making of a dataset asks of the place that it goes to; every step may be repeated after a kill."""
+
+    @property
+    def place(self) -> str:
+        """The folder or URL."""
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the dataset that is finished there; null where none is."""
+
+    def beside(self, name: str) -> bytes | None:
+        """A file that tells about the rows of the dataset that is finished there; null where it has none."""
+
+    def begin(self, plan: str) -> None:
+        """Claim the place for a plan. Raises DataError where anything else is there."""
+
+    def extend(self, manifest: Manifest) -> None:
+        """Get ready to add parts to the dataset that is finished there, which stays one until it is finished anew."""
+
+    def keep_part(self, split: Split, domain: str, part: Part) -> None:
+        """Take a part that is finished in the working folder."""
+
+    def finish(self, manifest: Manifest) -> None:
+        """Join the parts and write the manifest, which makes it a dataset. Raises DataError where a part is missing."""
+
+    def tidy_up(self) -> None:
+        """Once it is finished: remove from the working folder what is no longer needed there."""
+
+
+class LocalOutput:
+    """A folder, which is its own working folder or has one from which finished parts are moved in the end."""
+
+    def __init__(self, folder: Path, working: Path | None = None) -> None:
+        """Nothing is looked at or written yet. Both are on one file system."""
+        self._folder = folder
+        self._working = folder if working is None else working
+
+    @property
+    def place(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the dataset in the folder; null where none is."""
+        return read_manifest(self._folder) if (self._folder / MANIFEST).exists() else None
+
+    def beside(self, name: str) -> bytes | None:
+        """A file of the folder; null where there is none."""
+        path = self._folder / name
+        return path.read_bytes() if path.is_file() else None
+
+    def begin(self, plan: str) -> None:
+        """The working folder has been claimed already."""
+
+    def extend(self, manifest: Manifest) -> None:
+        """New parts wait in the working folder."""
+
+    def keep_part(self, split: Split, domain: str, part: Part) -> None:
+        """The part is where it belongs, or waits in the working folder."""
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the merged indices and the manifest. Raises DataError where a part is not what its record tells."""
+        for split, domains in manifest.splits.items():
+            for domain, share in domains.items():
+                for part in share.parts:
+                    self._take(f"{split}/{domain}/{part.name}")
+                folder = self._folder / split / domain
+                rows = merge_index(folder, share.parts)
+                if rows != share.rows:
+                    raise DataError(f"{folder} has {rows} rows, its parts {share.rows}; remove it and make it again")
+        for name in (TOKENIZER, *BESIDE_ROWS):
+            self._take(name)
+        write_manifest(self._folder, manifest)
+
+    def tidy_up(self) -> None:
+        """What the working folder held is in its place."""
+
+    def _take(self, name: str) -> None:
+        """Move a file or folder out of the working folder, if it is there, into the place of what has its name."""
+        source, target = self._working / name, self._folder / name
+        if source == target or not source.exists():
+            return
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(target)
+
+
+def output_at(place: str, working: Path | None, *, local_working: str = "") -> tuple[Output, Path]:
+    """The output at a folder or URL, and the local folder in which its parts are written.
+
+    `local_working` is the name of that folder within a local output, where it is not the output itself. Raises
+    ConfigError where a URL comes without a working folder or with credentials, or a local folder with the former.
+    """
+    from megaslm.storage.remote import is_remote
+
+    refuse_credentials(place)
+    if not is_remote(place):
+        if working is not None:
+            raise ConfigError(f"--work {working}: {place} is a local folder, in which the work is done already")
+        folder = Path(place)
+        return LocalOutput(folder, folder / local_working), folder / local_working
+    if working is None:
+        raise ConfigError(f"{place} is remote: name a local folder for parts on their way there with --work")
+    return RemoteOutput(place, working), working
+
+
+class _Upload(BaseModel):
+    url: str
+    token: str
+    """Made up at random."""
+
+
+class _Claim(BaseModel):
+    token: str
+    """Of the working folder."""
+    plan: str
+    """What is being made."""
+
+
+class PlaceClaim:
+    """The claim of a working folder to a URL."""
+
+    def __init__(self, url: str, working: Path, settings: RemoteSettings) -> None:
+        """Nothing is asked or written yet."""
+        self._url = url
+        self._marker = f"{url}/{_UNFINISHED}"
+        self._working = working
+        self._settings = settings
+
+    def plan(self) -> str | None:
+        """The plan for which this folder fills the place; null where nobody does.
+
+        Raises DataError where another folder fills the place, or this folder another place.
+        """
+        token = self._upload().token
+        try:
+            content = read_bytes(self._marker, self._settings)
+        except NotThere:
+            return None
+        found = read_back(_Claim, content, self._marker, f"remove what is at {self._url} and begin anew")
+        if found.token != token:
+            raise DataError(
+                f"{self._url} is being filled from another working folder; let that job go on, or stop it and remove "
+                f"{self._url}"
+            )
+        return found.plan
+
+    def make(self, plan: str) -> None:
+        """Claim the place."""
+        claim = _Claim(token=self._upload().token, plan=plan)
+        write_bytes(self._marker, claim.model_dump_json().encode("utf-8"), self._settings)
+
+    def release(self) -> None:
+        """Give the place up, where it is this folder's."""
+        if self.plan() is not None:
+            remove_remote(self._marker, self._settings)
+
+    def is_of_this_place(self) -> bool:
+        """Whether the folder fills this place, and no other or none."""
+        path = self._working / UPLOAD
+        return path.is_file() and self._noted(path).url == self._url
+
+    def _upload(self) -> _Upload:
+        """What the folder is for, noted when it is first asked."""
+        path = self._working / UPLOAD
+        if not path.is_file():
+            self._working.mkdir(parents=True, exist_ok=True)
+            write_file(path, _Upload(url=self._url, token=uuid.uuid4().hex).model_dump_json())
+        found = self._noted(path)
+        if found.url != self._url:
+            raise DataError(
+                f"--work {self._working} holds the unfinished work for {found.url}; name another folder for {self._url}"
+            )
+        return found
+
+    def _noted(self, path: Path) -> _Upload:
+        return read_back(
+            _Upload, path.read_bytes(), str(path), f"remove {self._working} and what is at {self._url}, and begin anew"
+        )
+
+
+class RemoteOutput:
+    """A dataset at a URL that comes into being from a local working folder of the same layout.
+
+    Every step may be repeated, after a kill too: what has arrived is not sent again.
+    """
+
+    def __init__(self, url: str, working: Path, settings: RemoteSettings = DEFAULTS) -> None:
+        """Nothing is asked or written yet."""
+        self._url = url.rstrip("/")
+        self._working = working
+        self._settings = settings
+        self._claim = PlaceClaim(self._url, working, settings)
+
+    @property
+    def place(self) -> str:
+        """The URL."""
+        return self._url
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the dataset that is finished at the URL; null where none is."""
+        try:
+            return read_remote_manifest(self._url, self._settings)
+        except NotThere:
+            return None
+
+    def beside(self, name: str) -> bytes | None:
+        """A file at the URL; null where there is none."""
+        try:
+            return read_bytes(f"{self._url}/{name}", self._settings)
+        except NotThere:
+            return None
+
+    def begin(self, plan: str) -> None:
+        """Claim the URL for a plan, any text that says what is being made, or go on with the same one.
+
+        Raises DataError where anything else is there: a finished dataset, files, an unfinished dataset of another plan
+        or of another working folder; and where the working folder belongs to another place.
+        """
+        found = self._claim.plan()
+        if found is None:
+            self._require_empty()
+            self._claim.make(plan)
+        elif found != plan:
+            raise DataError(
+                f"{self._url} holds the unfinished dataset of another recipe, reference or of other files; remove it "
+                "or choose another output"
+            )
+
+    def extend(self, manifest: Manifest) -> None:
+        """Bring the indices of the dataset that is finished at the URL into the working folder; its shards stay there.
+
+        Readers of the dataset find the new parts when the new manifest is there. Raises Damaged where an index is not
+        what the manifest tells, DataError where another working folder adds parts.
+        """
+        if self._claim.plan() is None:
+            self._claim.make(_EXTENDS)
+        for split, domains in manifest.splits.items():
+            for domain, share in domains.items():
+                for part in share.parts:
+                    folder = self._working / split / domain / part.name
+                    if not (folder / INDEX).is_file():
+                        folder.mkdir(parents=True, exist_ok=True)
+                        url = f"{self._url}/{split}/{domain}/{part.name}/{INDEX}"
+                        write_file(folder / INDEX, read_bytes(url, self._settings).decode("utf-8"))
+                    read_part_index(folder.parent, part)
+
+    def keep_part(self, split: Split, domain: str, part: Part) -> None:
+        """Send a finished part of the working folder, prove that it arrived, and remove its local shards.
+
+        Its index.json stays. Raises Damaged where the local part is not what its record tells, DataError where the
+        store does not take it.
+        """
+        folder = self._working / split / domain / part.name
+        index = read_part_index(folder.parent, part)
+        place = f"{self._url}/{split}/{domain}/{part.name}"
+        there = self._sizes(place)
+        if not self._has_arrived(place, there, index, part):
+            for shard in index.shards:
+                local, url = folder / shard.stored.basename, f"{place}/{shard.stored.basename}"
+                check_size(local, shard)
+                if url not in there or not has_arrived(local, url, self._settings):
+                    upload_file(local, url, self._settings)
+            upload_file(folder / INDEX, f"{place}/{INDEX}", self._settings)
+        for shard in index.shards:
+            (folder / shard.stored.basename).unlink(missing_ok=True)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Send what remains, the manifest last, once every part is there. Raises DataError where one is not."""
+        there = self._sizes(self._url)
+        for split, domains in manifest.splits.items():
+            for domain, share in domains.items():
+                folder = self._working / split / domain
+                merged = joined(read_part_indices(folder, share.parts))
+                expected = {shard.stored.basename: shard.stored.bytes for shard in merged.shards}
+                for name, size in expected.items():
+                    self._require_size(f"{self._url}/{split}/{domain}/{name}", size, there)
+                write_index(folder, merged)
+                upload_file(folder / INDEX, f"{self._url}/{split}/{domain}/{INDEX}", self._settings)
+        beside = [name for name in BESIDE_ROWS if (self._working / name).is_file()]
+        for name in (*(f"{TOKENIZER}/{file}" for file in manifest.tokenizer_files), *beside):
+            upload_file(self._working / name, f"{self._url}/{name}", self._settings)
+        write_manifest(self._working, manifest)
+        upload_file(self._working / MANIFEST, f"{self._url}/{MANIFEST}", self._settings)
+        self._claim.release()
+
+    def tidy_up(self) -> None:
+        """Remove from the working folder what is at the URL now, and the claim, which a kill may have left."""
+        if not self._claim.is_of_this_place():
+            return
+        self._claim.release()
+        for name in ("train", "heldout", TOKENIZER):
+            shutil.rmtree(self._working / name, ignore_errors=True)
+        for name in (MANIFEST, *BESIDE_ROWS, UPLOAD):
+            (self._working / name).unlink(missing_ok=True)
+
+    def _has_arrived(self, place: str, there: dict[str, int], index: ShardIndex, part: Part) -> bool:
+        """Whether all of a part is there: its index, which is sent last, and the shards that it lists."""
+        shards = {f"{place}/{shard.stored.basename}": shard.stored.bytes for shard in index.shards}
+        if f"{place}/{INDEX}" not in there or not shards.items() <= there.items():
+            return False
+        content = read_bytes(f"{place}/{INDEX}", self._settings)
+        return hashlib.sha256(content).hexdigest() == part.index_sha256
+
+    def _require_empty(self) -> None:
+        there = self._sizes(self._url)
+        if f"{self._url}/{MANIFEST}" in there:
+            raise DataError(f"{self._url} holds a finished dataset; remove it or choose another output")
+        if there:
+            raise DataError(f"{self._url} is not empty and holds no dataset ({min(there)}); choose another output")
+
+    def _require_size(self, url: str, expected: int, there: dict[str, int]) -> None:
+        if there.get(url) != expected:
+            found = f"has {there[url]} bytes" if url in there else "is missing"
+            raise DataError(f"{url} {found}, expected {expected} bytes; remove the dataset and make it again")
+
+    def _sizes(self, place: str) -> dict[str, int]:
+        """URL to size of everything below `place`."""
+        try:
+            return {found.url: found.size for found in list_remote(place, self._settings)}
+        except NotThere:
+            return {}

@@ -1,0 +1,203 @@
+"""The columns of a dataset's rows, and writing them, part by part."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.dataset.index import CHECKSUM, parse_index, read_index_bytes
+from megaslm.dataset.manifest import Manifest, Part
+from megaslm.dataset.packing import token_dtype
+from megaslm.dataset.rows import mask_bytes
+from megaslm.errors import DataError
+from megaslm.files import abandon_folder, finish_folder, start_folder
+
+
+def part_name(number: int) -> str:
+    """The folder name of a part."""
+    return f"part-{number:05d}"
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """The columns of a dataset's rows and how its shards are cut."""
+
+    seq_len: int
+    """Targets per row."""
+    vocab_size: int
+    """Decides the width of `tokens`."""
+    scored: bool = False
+    """Whether rows carry `ref_loss`."""
+    entropy: bool = False
+    """Whether scored rows carry `ref_entropy` too."""
+    masked: bool = False
+    """Whether rows carry `selected`, instead of what it was made of."""
+    shard_bytes: int = 64 * 2**20
+    """Most bytes of one shard before compression."""
+    compression: str | None = None
+    """What shards are compressed with."""
+
+    def __post_init__(self) -> None:
+        if self.entropy and not self.scored:
+            raise ValueError("entropy stands beside ref_loss: only rows that are scored can have it")
+        if self.masked and self.scored:
+            raise ValueError("rows carry either ref_loss or the mask that was made of it")
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "RowFormat":
+        """The columns that a dataset has by its manifest; how its shards are cut is not known."""
+        scored = manifest.kind == "scored"
+        entropy = scored and manifest.reference is not None and manifest.reference.entropy
+        masked = manifest.kind == "masked"
+        return cls(manifest.seq_len, manifest.vocab_size, scored=scored, entropy=entropy, masked=masked)
+
+    @property
+    def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The type of the column `tokens`."""
+        return token_dtype(self.vocab_size)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Column name to MDS encoding."""
+        columns = {"tokens": f"ndarray:{self.tokens_dtype.name}:{self.seq_len + 1}", "domain": "uint16"}
+        if self.scored:
+            columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
+        if self.entropy:
+            columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
+        if self.masked:
+            columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
+        return columns
+
+
+class PartWriter:
+    """Receives the rows of one part; see `part_writer`."""
+
+    def __init__(self, folder: Path, row_format: RowFormat) -> None:
+        # Importing streaming takes seconds, which those who only read rows should not pay.
+        from megaslm.dataset.mosaic import MDSWriter
+
+        self._folder = folder
+        self._format = row_format
+        self._hashes = {name: hashlib.sha256() for name in row_format.columns if name != "domain"}
+        self._rows = 0
+        self._part: Part | None = None
+        self._writer = MDSWriter(
+            columns=row_format.columns,
+            out=str(start_folder(folder)),
+            compression=row_format.compression,
+            hashes=[CHECKSUM],
+            size_limit=row_format.shard_bytes,
+            max_workers=1,
+        )
+
+    @property
+    def part(self) -> Part:
+        """What was written; there once `part_writer` has been left without an exception."""
+        if self._part is None:
+            raise RuntimeError(f"{self._folder} is not finished")
+        return self._part
+
+    def write(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        domain: int,
+        ref_loss: NDArray[np.float16] | None = None,
+        ref_entropy: NDArray[np.float16] | None = None,
+        selected: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Append rows of one domain.
+
+        Args:
+            tokens: (n, seq_len + 1) of the format's `tokens_dtype`.
+            domain: its number.
+            ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; just where rows are scored.
+            ref_entropy: likewise; just where the format has entropy.
+            selected: (n, bytes) uint8 of `pack_mask`; just where rows are masked.
+
+        Raises:
+            DataError: another shape or type, a column that the format lacks or misses, or a value out of range.
+        """
+        self._check_tokens(tokens)
+        self._check_nats("ref_loss", ref_loss, len(tokens))
+        self._check_nats("ref_entropy", ref_entropy, len(tokens))
+        self._check_form("selected", selected, (len(tokens), mask_bytes(self._format.seq_len)), np.dtype(np.uint8))
+        columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy, "selected": selected}
+        given = {name: values for name, values in columns.items() if values is not None}
+        for name, values in given.items():
+            self._hashes[name].update(np.ascontiguousarray(values).data)
+        number = np.uint16(domain)
+        for row in range(len(tokens)):
+            self._writer.write({"domain": number, **{name: values[row] for name, values in given.items()}})
+        self._rows += len(tokens)
+
+    def finish(self) -> None:
+        """Give the part its name, after everything has reached the disk."""
+        self._wait_for_idle_writer()
+        self._writer.finish()
+        finish_folder(self._folder)
+        index = read_index_bytes(self._folder)
+        self._part = Part(
+            name=self._folder.name,
+            rows=self._rows,
+            tokens_sha256=self._hashes["tokens"].hexdigest(),
+            ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
+            ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
+            selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            bytes=parse_index(self._folder, index).stored_bytes,
+        )
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        self._writer.cancel_future_jobs()
+        abandon_folder(self._folder)
+
+    def _wait_for_idle_writer(self) -> None:
+        """MDSWriter.finish sleeps a second where its thread, which has nothing to upload, has not said so at once."""
+        if self._writer.new_samples:
+            self._writer.flush_shard()
+            self._writer.new_samples = []
+        self._writer.executor.submit(int).result()
+
+    def _check_tokens(self, tokens: NDArray[np.unsignedinteger]) -> None:
+        width, dtype = self._format.seq_len + 1, self._format.tokens_dtype
+        if tokens.ndim != 2 or tokens.shape[1] != width or tokens.dtype != dtype:
+            raise DataError(
+                f"{self._folder}: tokens are {tokens.dtype} of shape {tokens.shape}; expected {dtype} (rows, {width})"
+            )
+
+    def _check_nats(self, name: str, values: NDArray[np.float16] | None, rows: int) -> None:
+        self._check_form(name, values, (rows, self._format.seq_len), np.dtype(np.float16))
+        if values is not None and not (np.isfinite(values) & (values >= 0)).all():
+            raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
+
+    def _check_form(
+        self, name: str, values: NDArray[np.generic] | None, shape: tuple[int, int], dtype: np.dtype[np.generic]
+    ) -> None:
+        """Whether a column beside the tokens was given where the format has it, as (rows, width) of its type."""
+        if name not in self._format.columns:
+            if values is not None:
+                raise DataError(f"{self._folder}: {name} was given for a dataset that has none; write to one with it")
+            return
+        if values is None or values.shape != shape or values.dtype != dtype:
+            found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
+            raise DataError(f"{self._folder}: {name} is {found}; expected {dtype} {shape}")
+
+
+@contextmanager
+def part_writer(folder: Path, row_format: RowFormat) -> Iterator[PartWriter]:
+    """Write one part as `folder` (DATASET/<split>/<domain>/part-00000); `writer.part` describes it afterwards.
+
+    The folder appears, whole and synced, when the block ends; an exception in the block leaves nothing behind.
+    """
+    writer = PartWriter(folder, row_format)
+    try:
+        yield writer
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise

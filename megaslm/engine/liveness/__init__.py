@@ -1,1 +1,0 @@
-"""What the watchdog is made of: signs of life, who gave them when, and what follows from it."""

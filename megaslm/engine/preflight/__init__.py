@@ -1,1 +1,0 @@
-"""Before the first step: do the ranks and their hosts fit together, and which does not?"""

@@ -1,0 +1,140 @@
+"""Files of a job: whole or not there even after a crash of the machine, locked by one process, read back with care."""
+
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from megaslm.errors import DataError
+
+UNFINISHED = ".unfinished-"
+"""Opens the name of whatever is still being written; a leading dot keeps it out of globs."""
+_LOOK_AGAIN_SECONDS = 0.1
+# The files that this process has locked or waits for: their paths, and the threads that do so.
+_open: dict[int, tuple[Path, int]] = {}
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def unfinished(path: Path) -> Path:
+    """Where `path` is written before it is complete: beside it, so that a rename is enough."""
+    return path.with_name(UNFINISHED + path.name)
+
+
+def write_file(path: Path, content: str) -> None:
+    """Write UTF-8 text to `path`, which afterwards holds either its former content or all of the new one."""
+    temporary = unfinished(path)
+    temporary.write_text(content, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def start_folder(path: Path) -> Path:
+    """An empty folder in which to build `path`; what an earlier attempt left in it is removed."""
+    temporary = unfinished(path)
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_folder(path: Path) -> None:
+    """Give the folder of `start_folder` its name, replacing what carried that name."""
+    temporary = unfinished(path)
+    for entry in sorted(temporary.rglob("*")):
+        sync(entry)
+    sync(temporary)
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)
+    sync(path.parent)
+
+
+def abandon_folder(path: Path) -> None:
+    """Remove what `start_folder` began."""
+    shutil.rmtree(unfinished(path), ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's or folder's content has reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Busy(DataError):
+    """Another process holds a lock."""
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, busy: str) -> Iterator[None]:
+    """Hold the lock of `path`, a file that is made where there is none; shared locks let one another in.
+
+    On a file system of several hosts it keeps out other hosts too, if that file system knows locks (NFS 4, Lustre
+    mounted with `flock`). A process that the holding thread forks holds the lock too; one that another thread forks
+    does not.
+
+    Raises:
+        Busy: with that message, where another holds it for longer than the patience; at once where this thread does.
+        DataError: the file system has no locks.
+        OSError: the file cannot be opened.
+    """
+    deadline = time.monotonic() + patience_seconds
+    mine = path, threading.get_ident()
+    if mine in list(_open.values()):
+        # A finalizer, run by the garbage collector within the context: waiting would have no end.
+        raise Busy(busy)
+    # For reading too, without which NFS gives no shared lock.
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    _open[file] = mine
+    try:
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise Busy(busy) from error
+                time.sleep(_LOOK_AGAIN_SECONDS)
+            except OSError as error:
+                raise DataError(
+                    f"{path}: its file system gives no locks ({error.strerror}), by which processes keep out of one "
+                    "another's way; use a folder on one that does, such as a local disk, or mount it with locks"
+                ) from error
+        yield
+    finally:
+        del _open[file]
+        os.close(file)
+
+
+def _forget_other_threads() -> None:
+    """Closes, in a child, what only threads of its parent would have let go of: it would hold their locks for ever."""
+    for file, (_, thread) in list(_open.items()):
+        if thread != threading.get_ident():
+            del _open[file]
+            os.close(file)
+
+
+os.register_at_fork(after_in_child=_forget_other_threads)
+
+
+def read_back(model: type[Model], content: bytes, place: str, remedy: str) -> Model:
+    """The record that a file holds. Raises DataError, which ends with `remedy`, where it holds another or none.
+
+    `place` is what the message calls the file.
+    """
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise DataError(f"{place} is not what MegaSLM writes there ({where}{first['msg']}); {remedy}") from error

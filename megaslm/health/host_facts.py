@@ -1,0 +1,170 @@
+"""What a rank knows of itself and of its host: code, libraries, devices, memory, clocks."""
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import megaslm
+from megaslm.engine.rank_names import Rank
+from megaslm.health.clocks import ClockReading
+from megaslm.health.findings import Demands, Trait
+from megaslm.model.flops import device_name
+
+_KIB = 1024
+LIBRARIES = ("torch", "deepspeed", "transformers", "mosaicml-streaming")
+"""Whose versions have to be alike."""
+
+_SHARED_MEMORY = Path("/dev/shm")
+_DRIVER = Path("/sys/module/nvidia/version")
+
+
+def available_memory_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the host has left, or the control groups of this process where a scheduler or a container limits them.
+
+    Args:
+        proc: where the kernel tells of memory and of this process.
+        groups: the root of control groups of version 2; those of version 1 are not looked at.
+    """
+    return min([_available_on_host(proc / "meminfo"), *_left_in_groups(proc / "self" / "cgroup", groups)])
+
+
+def _available_on_host(meminfo: Path) -> int:
+    lines = meminfo.read_text(encoding="ascii").splitlines()
+    (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(available) * _KIB
+
+
+def _left_in_groups(membership: Path, root: Path) -> Iterator[int]:
+    """Of each limited group that the process is in, from the outermost on."""
+    for line in membership.read_text(encoding="utf-8").splitlines():
+        if line.startswith("0::"):
+            names = [name for name in line.removeprefix("0::").split("/") if name]
+            for depth in range(len(names) + 1):
+                yield from _left_in(root.joinpath(*names[:depth]))
+
+
+def _left_in(group: Path) -> Iterator[int]:
+    limit_file = group / "memory.max"
+    limit = limit_file.read_text(encoding="ascii").strip() if limit_file.is_file() else "max"
+    if limit != "max":
+        used = int((group / "memory.current").read_text(encoding="ascii"))
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        # Files that were read and are no longer in use count as used, and give way.
+        yield int(limit) - used + int(statistics["inactive_file"])
+
+
+@dataclass(frozen=True)
+class Code:
+    """MegaSLM as a rank has it. Ranks of unlike versions exchange this, so that its fields have to stay as they are."""
+
+    rank: Rank
+    version: str
+    sources_sha256: str
+
+    @classmethod
+    def of(cls, rank: Rank) -> "Code":
+        """Reads the package that this process runs."""
+        return cls(rank, megaslm.__version__, sources_sha256(Path(megaslm.__file__).parent))
+
+
+def sources_sha256(package: Path) -> str:
+    """Of names and contents of all Python files of a package, in the order of their paths."""
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{digest}  {path.relative_to(package).as_posix()}\n".encode())
+    return total.hexdigest()
+
+
+def code_trait(codes: Sequence[Code]) -> Trait:
+    """That all run the same."""
+    return Trait(
+        "megaslm's code",
+        [f"{code.version} ({code.sources_sha256[:12]})" for code in codes],
+        "bring the copies on all hosts to one state",
+    )
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The room on a file system."""
+
+    folder: str
+    free_bytes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> "Disk | None":
+        """That on which a folder lies, or will lie once it is made; None where this process may not look."""
+        try:
+            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+            return cls(str(folder), shutil.disk_usage(existing).free)
+        except OSError:
+            # Whether it may write there is found out when it does.
+            return None
+
+
+@dataclass(frozen=True)
+class RankFacts:
+    """All that is compared, beside the code itself."""
+
+    rank: Rank
+    python: str
+    """Its version."""
+    versions: dict[str, str]
+    """Those of LIBRARIES."""
+    gpus: list[str]
+    """The names of those that the rank sees."""
+    driver: str
+    """The version of the GPUs' driver; `none` where there is none."""
+    settings: dict[str, str]
+    """As in `Demands`."""
+    files: dict[str, str]
+    """A hash of each of the files of `Demands`, or why it cannot be read."""
+    clock: ClockReading
+    memory_bytes: int
+    """What the processes of the host can still take."""
+    checkpoint_bytes: int
+    """As in `Demands`, as far as this rank can tell."""
+    checkpoints: Disk | None
+    cache: Disk | None
+    shared_memory: Disk | None
+
+
+def look(rank: Rank, demands: Demands, clock: ClockReading) -> RankFacts:
+    """Looks at this process and its host; nothing is written."""
+    return RankFacts(
+        rank=rank,
+        python=platform.python_version(),
+        versions={library: version(library) for library in LIBRARIES},
+        gpus=[device_name(torch.device("cuda", number)) for number in range(torch.cuda.device_count())],
+        driver=_DRIVER.read_text(encoding="ascii").strip() if _DRIVER.exists() else "none",
+        settings=dict(demands.settings),
+        files={name: _content_of(path) for name, path in demands.files.items()},
+        clock=clock,
+        memory_bytes=available_memory_bytes(),
+        checkpoint_bytes=demands.checkpoint_bytes,
+        checkpoints=None if demands.checkpoints is None else Disk.of(demands.checkpoints),
+        cache=None if demands.cache is None else Disk.of(demands.cache),
+        shared_memory=Disk.of(_SHARED_MEMORY) if _SHARED_MEMORY.exists() else None,
+    )
+
+
+def by_host(all_facts: Sequence[RankFacts]) -> dict[str, list[RankFacts]]:
+    """The facts of each host's ranks, in rank order."""
+    hosts: dict[str, list[RankFacts]] = {}
+    for facts in all_facts:
+        hosts.setdefault(facts.rank.host, []).append(facts)
+    return hosts
+
+
+def _content_of(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        return f"unreadable ({error.strerror})"

@@ -1,0 +1,151 @@
+"""How quickly this rank does what is its own, and how long its host does not let it run.
+
+Time in which it waits for another rank does not count."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from megaslm.engine.distributed import World, all_gather
+
+_BEAT_SECONDS = 0.02
+# The interpreter's lock and the scheduler make every thread wait a little.
+_TOLERATED_SECONDS = 0.02
+T = TypeVar("T")
+
+_PRODUCTS = 8
+
+
+class Metronome:
+    """A thread that wants to wake up at even times. What it comes too late, the whole process stood still.
+
+    Work of the other threads, and their waiting for a device or for other ranks, does not hold it up.
+    """
+
+    def __init__(self) -> None:
+        """Starts it; it ends with the process, or at `stop`."""
+        self._halted_seconds = 0.0
+        self._asked_at = time.monotonic()
+        self._halted_before = 0.0
+        self._stopped = threading.Event()
+        threading.Thread(target=self._beat, name="metronome", daemon=True).start()
+
+    def halted_share(self) -> float:
+        """The share of the time since it was last asked in which the process stood still."""
+        now, halted = time.monotonic(), self._halted_seconds
+        share = (halted - self._halted_before) / max(now - self._asked_at, _BEAT_SECONDS)
+        self._asked_at, self._halted_before = now, halted
+        return min(share, 1.0)
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        woken_at = time.monotonic()
+        while not self._stopped.wait(_BEAT_SECONDS):
+            now = time.monotonic()
+            late_seconds = now - woken_at - _BEAT_SECONDS
+            if late_seconds > _TOLERATED_SECONDS:
+                self._halted_seconds += late_seconds
+            woken_at = now
+
+
+@dataclass(frozen=True)
+class Pace:
+    """One rank's, over the steps of a report."""
+
+    product_seconds: float
+    """Its processor or GPU multiplies two matrices in so long."""
+    loading_seconds: float
+    """It waits so long for its own rows, in the mean of the steps."""
+    step_seconds: float
+    """A step takes so long, in the mean; nearly the same on all ranks, which wait for one another."""
+    halted_share: float
+    """The share of the time in which the host did not let it run."""
+
+    @classmethod
+    def from_tensor(cls, values: Tensor) -> list[Self]:
+        """Those of all ranks, of (ranks, 4)."""
+        return [cls(*row) for row in values.tolist()]
+
+
+class PaceMeter:
+    """Takes the times of one rank."""
+
+    def __init__(self, world: World, *, product_size: int | None = None) -> None:
+        """`product_size`: rows and columns of the matrices that are multiplied at a report; by the device if None."""
+        self._world = world
+        self._product_size = product_size or (2048 if world.device.type == "cuda" else 256)
+        self._metronome = Metronome()
+        self._steps = 0
+        self._loading_seconds = 0.0
+        self._step_seconds = 0.0
+        self._step_begun_at: float | None = None
+
+    def loading(self, micro_batches: Iterator[T]) -> Iterator[T]:
+        """The same, timed. With the first of a step the step begins."""
+        while True:
+            asked_at = time.perf_counter()
+            if self._step_begun_at is None:
+                self._step_begun_at = asked_at
+            micro_batch = next(micro_batches, None)
+            self._loading_seconds += time.perf_counter() - asked_at
+            if micro_batch is None:
+                return
+            yield micro_batch
+
+    def end_step(self) -> None:
+        """An optimiser step is over; reads nothing from the device."""
+        self._steps += 1
+        if self._step_begun_at is not None:
+            self._step_seconds += time.perf_counter() - self._step_begun_at
+            self._step_begun_at = None
+
+    def share(self) -> list[Pace]:
+        """The paces of all ranks since the last call, in rank order; called on all ranks together, waits for the
+        device."""
+        steps = max(1, self._steps)
+        own = Pace(
+            product_seconds=product_seconds(self._world.device, self._product_size),
+            loading_seconds=self._loading_seconds / steps,
+            step_seconds=self._step_seconds / steps,
+            halted_share=self._metronome.halted_share(),
+        )
+        self._steps, self._loading_seconds, self._step_seconds = 0, 0.0, 0.0
+        return Pace.from_tensor(all_gather(torch.tensor(astuple(own), dtype=torch.float64, device=self._world.device)))
+
+    def close(self) -> None:
+        """Ends what runs beside the training."""
+        self._metronome.stop()
+
+
+def product_seconds(device: torch.device, size: int) -> float:
+    """How long a product of two (size, size) matrices takes: the quickest of several, the least disturbed one.
+
+    On a CPU it is the time that processors have worked for this process, which leaves out what other programs take
+    from it. Nearly everything else in a step contains collectives, in which the quick ranks wait for the slow.
+    """
+    on_gpu = device.type == "cuda"
+    left = torch.ones(size, size, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
+    product = torch.empty_like(left)
+    seconds = []
+    # The first one chooses and loads a kernel.
+    for _ in range(1 + _PRODUCTS):
+        if on_gpu:
+            begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begun.record()
+            torch.mm(left, left, out=product)
+            ended.record()
+            ended.synchronize()
+            seconds.append(begun.elapsed_time(ended) / 1000.0)
+        else:
+            started = time.process_time()
+            torch.mm(left, left, out=product)
+            seconds.append(time.process_time() - started)
+    return min(seconds[1:])

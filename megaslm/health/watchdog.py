@@ -1,0 +1,129 @@
+"""The watchdog of a job: finds the rank that is silent, dead or stuck, says which it is, and ends the job.
+
+It needs no collective, as those are what hangs. Every rank gives a sign of life twice a second by a thread of its
+own, and a second thread judges: in the first rank all others, in the others the first rank.
+"""
+
+import threading
+import time
+from types import TracebackType
+from typing import NoReturn, Self
+
+from megaslm.engine.distributed import World
+from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.health.heartbeats import Attendance, AwakeClock, Speaker
+from megaslm.health.stacks import end, say
+from megaslm.health.verdict import (
+    Verdict,
+    on_death,
+    on_death_of_first,
+    on_failure,
+    on_silence,
+    on_standstill,
+)
+
+_JUDGE_SECONDS = 0.1
+# Who has given a sign within this time is alive, though it may stand still.
+_FRESH_SECONDS = 4.0
+_FAREWELL_SECONDS = 6.0
+# In which all that can run have heard of the end, and have looked at their stacks.
+_LAST_SECONDS = 0.8
+_MOST_LAST_SECONDS = 2.5
+
+
+class Watchdog:
+    """Within its context the ranks of a job look after one another. All of them enter it.
+
+    The job is ended within 3 s after one of these limits:
+
+    - `silence_seconds`: a rank has given no sign of life, as its process is stopped, its host is gone or it was killed.
+      The death of a process on the first rank's host, and that of the first rank itself, are told without a limit.
+    - `hang_seconds`: all ranks give signs, but none comes to another place of its work (`megaslm.engine.places`). Whom
+      the others wait for is told by the rule of `guilty_of_standstill`.
+
+    Every rank that can run then prints what was found and its own stacks, kills the silent processes of its host, and
+    ends with status 1. Where a rank fails with an error the others have 5 s to fail as well, as their collectives may;
+    then they are ended with its exit status. A job that is suspended as a whole, and goes on later, is left alone.
+    """
+
+    def __init__(self, world: World, *, silence_seconds: float, hang_seconds: float) -> None:
+        """Of the world that this process has joined."""
+        self._world = world
+        self._silence_seconds = silence_seconds
+        self._hang_seconds = hang_seconds
+        self._leaving = threading.Event()
+        self._ending = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._speaker = Speaker(self._world, stuck_seconds=self._hang_seconds / 2)
+        threading.Thread(target=self._judge, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Says goodbye, or why this rank fails; the first rank stays until the others have, for a few seconds at most.
+
+        Raises:
+            PeerFailed: in place of an error with which this rank only follows another one that has failed.
+        """
+        self._leaving.set()
+        if error is not None and not isinstance(error, PeerFailed):
+            self._speaker.publish(on_failure(self._speaker.sign(), error))
+        self._speaker.leave(_FAREWELL_SECONDS)
+        verdict = self._speaker.verdict
+        if verdict is not None and not verdict.grace_seconds:
+            self._end(verdict)
+        if error is not None and not isinstance(error, MegaSLMError):
+            self._name_the_missing()
+            if verdict is not None and verdict.found_by != self._world.rank:
+                say(self._world.rank, f"ends as another has: {verdict.finding}")
+                raise PeerFailed(verdict.finding, verdict.exit_status) from error
+
+    def _judge(self) -> None:
+        clock, attendance = AwakeClock(), Attendance()
+        while not self._leaving.wait(_JUDGE_SECONDS) and not self._speaker.is_alone:
+            now = clock.tick()
+            attendance.hear(self._speaker.heard, now)
+            verdict = self._speaker.verdict or self._finding(attendance, now)
+            if verdict is None:
+                continue
+            if self._world.is_first and self._speaker.verdict is None:
+                self._speaker.publish(verdict)
+            elif not (verdict.grace_seconds and self._leaving.wait(verdict.grace_seconds)):
+                self._end(verdict)
+
+    def _finding(self, attendance: Attendance, now: float) -> Verdict | None:
+        rank, speaker = self._world.rank, self._speaker
+        first = speaker.heard[0]
+        # Processes that it has forked may keep the connection open for some seconds longer.
+        if not self._world.is_first and (speaker.first_rank_is_lost or first.process.is_gone):
+            return on_death_of_first(first, rank)
+        if speaker.dead:
+            return on_death(speaker.dead, rank)
+        silent = attendance.silent(now, self._silence_seconds)
+        if silent:
+            return on_silence(silent, rank)
+        seconds = attendance.seconds_at_a_standstill(now)
+        if self._world.is_first and seconds > self._hang_seconds and not attendance.silent(now, _FRESH_SECONDS):
+            return on_standstill(attendance.present, seconds, rank)
+        return None
+
+    def _end(self, verdict: Verdict) -> NoReturn:
+        # Of the two threads that may come here one goes on, and ends the other one with it.
+        self._ending.acquire()
+        end(self._world.rank, verdict, self._stay_for_the_others)
+
+    def _stay_for_the_others(self) -> None:
+        """When this process ends, collectives of the others fail, and with the first rank they lose the verdict."""
+        began = time.monotonic()
+        time.sleep(_LAST_SECONDS)
+        while self._speaker.missing() and time.monotonic() - began < _MOST_LAST_SECONDS:
+            time.sleep(_JUDGE_SECONDS)
+
+    def _name_the_missing(self) -> None:
+        """An error of a collective does not say which rank has broken the connection."""
+        speaker = self._speaker
+        if self._world.is_first or speaker.first_rank_is_lost or speaker.is_blocked:
+            for sign in speaker.unparted():
+                say(self._world.rank, f"{sign} has not said goodbye; its process is {sign.process.state}")

@@ -1,0 +1,253 @@
+"""What a dataset is, in numbers: from its manifest and, where it is scored, from its summary or a sample of rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from megaslm.config.schema import Split
+from megaslm.dataset.manifest import SCORES, TOKENIZER, DomainSplit, Manifest, read_manifest
+from megaslm.dataset.rows import RowReader
+from megaslm.dataset.score_summary import DocumentLoss, DomainScores, ScoreSummary, perplexity, read_scores
+from megaslm.errors import DataError
+from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import load_tokenizer
+
+EXCERPT_TOKENS = 64
+"""Most tokens of a document whose text is given."""
+_NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+SAMPLED_ROWS = 256
+"""Rows of each domain of each split whose losses are read: evenly spread, and all where there are no more."""
+
+
+def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float:
+    """Of the targets of the given rows, the part that is selected."""
+    selected = targets = 0
+    for number in rows:
+        row = reader[number]
+        selected += int(np.bitwise_count(cast(NDArray[np.uint8], row["selected"])).sum())
+        targets += int(valid_targets(row["tokens"], eos_id).sum())
+    return selected / max(1, targets)
+
+
+@dataclass(frozen=True)
+class DocumentFacts:
+    """One document and how hard the reference finds it."""
+
+    row: int
+    """The row of the domain in which it begins."""
+    token: int
+    """The place of its first token there."""
+    targets: int
+    """Its valid targets."""
+    mean_loss: float
+    """Of these, in nats."""
+    excerpt: str
+    """How its text begins."""
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """How the losses of one domain are distributed."""
+
+    histogram: tuple[int, ...]
+    """Targets in each bin; see `megaslm.dataset.score_summary.LOSS_BIN_EDGES`."""
+    worst: tuple[DocumentFacts, ...]
+    """The documents of largest mean loss, that first."""
+    best: tuple[DocumentFacts, ...]
+    """Those of smallest mean loss, likewise."""
+
+
+def scores_of(dataset: Path, manifest: Manifest) -> ScoreSummary | None:
+    """The summary of a dataset; null where it has none.
+
+    Raises DataError where the file is no summary, or one of other parts than the manifest lists.
+    """
+    scores = read_scores(dataset)
+    if scores is None:
+        return None
+    listed = [
+        (split, domain, part.name, part.rows)
+        for split, domains in manifest.splits.items()
+        for domain, share in domains.items()
+        for part in share.parts
+    ]
+    if [(part.split, part.domain, part.part, part.rows) for part in scores.parts] != listed:
+        raise DataError(
+            f"{dataset / SCORES}: tells of {len(scores.parts)} parts that are not the {len(listed)} of the manifest; "
+            "remove this file, which the rows do not need, or score the dataset again"
+        )
+    return scores
+
+
+def score_facts(dataset: Path, manifest: Manifest, scores: DomainScores) -> ScoreFacts:
+    """What is known of one domain; reads the beginnings of the documents that are named."""
+    reader = RowReader(dataset, scores.split, scores.domain)
+    tokenizer = load_tokenizer(dataset / TOKENIZER)
+
+    def with_text(documents: Sequence[DocumentLoss]) -> Iterator[DocumentFacts]:
+        for document in documents:
+            excerpt = _excerpt(reader, tokenizer, document, manifest.seq_len)
+            yield DocumentFacts(document.row, document.token, document.targets, document.mean_loss, excerpt)
+
+    return ScoreFacts(scores.histogram, worst=tuple(with_text(scores.worst)), best=tuple(with_text(scores.best)))
+
+
+def _excerpt(reader: RowReader, tokenizer: Tokenizer, document: DocumentLoss, seq_len: int) -> str:
+    # A document has as many targets as tokens: none is its first, and one is its EOS.
+    stop = document.token + min(document.targets, EXCERPT_TOKENS)
+    rows = reader.rows(document.row, document.row + -(-stop // seq_len))["tokens"]
+    # Rows share a token: without their last they are one stream.
+    ids = rows[:, :-1].astype(np.int64).ravel()[document.token : stop].tolist()
+    text = str(tokenizer.decode(ids, skip_special_tokens=False))
+    # The last character may have lost some of its bytes.
+    return text.rstrip(_NO_CHARACTER) if document.targets > EXCERPT_TOKENS else text
+
+
+@dataclass(frozen=True)
+class LossFacts:
+    """The reference's losses: of all rows where the dataset has a summary, else of sampled ones."""
+
+    rows: int
+    """How many they are of."""
+    targets: int
+    """Their valid targets."""
+    mean: float
+    """In nats."""
+    median: float
+    """In nats."""
+    p95: float
+    """In nats; one target in twenty has more. In a summary it is, as the median, interpolated within a bin."""
+    perplexity: float
+    """exp(mean)."""
+
+
+@dataclass(frozen=True)
+class ShareFacts:
+    """One domain's share of one split."""
+
+    split: Split
+    domain: str
+    licence: str
+    rows: int
+    targets: int
+    documents: int
+    targets_per_document: float
+    parts: int
+    bytes: int
+    """On disk."""
+    bytes_per_target: float
+    """On disk; what is stored beside the tokens counts too."""
+    padding_share: float
+    """Of the places of its rows, those that padding fills."""
+    ref_loss: LossFacts | None
+    scores: ScoreFacts | None
+    """Where the dataset has a summary of its scoring."""
+    selected_share: float | None
+    """Of the targets of sampled rows, those that a masked dataset selects."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """A dataset at a glance."""
+
+    dataset: str
+    manifest: Manifest
+    shares: tuple[ShareFacts, ...]
+    scores: ScoreSummary | None
+    """Of the whole dataset, where it has one."""
+
+
+def dataset_facts(dataset: Path, split: Split | None = None, domain: str | None = None) -> DatasetFacts:
+    """The facts of all of a dataset, or of one split or one domain of it.
+
+    Raises DataError where there is no such dataset, split or domain.
+    """
+    manifest = read_manifest(dataset)
+    chosen = [
+        (found_split, found_domain, share)
+        for found_split, domains in manifest.splits.items()
+        for found_domain, share in domains.items()
+        if split in (None, found_split) and domain in (None, found_domain)
+    ]
+    if not chosen:
+        there = ", ".join(f"{name}/{domain}" for name, domains in manifest.splits.items() for domain in domains)
+        raise DataError(f"{dataset} has nothing of {split or 'any split'}/{domain or 'any domain'}; it has {there}")
+    scores = scores_of(dataset, manifest) if manifest.kind == "scored" else None
+    return DatasetFacts(
+        dataset=str(dataset),
+        manifest=manifest,
+        shares=tuple(_share_facts(dataset, manifest, scores, *share) for share in chosen),
+        scores=scores,
+    )
+
+
+def _share_facts(
+    dataset: Path, manifest: Manifest, scores: ScoreSummary | None, split: Split, domain: str, share: DomainSplit
+) -> ShareFacts:
+    stored_bytes = sum(part.bytes for part in share.parts)
+    its_scores = None if scores is None else scores.of_domain(split, domain)
+    return ShareFacts(
+        split=split,
+        domain=domain,
+        licence=manifest.licences.get(domain, ""),
+        rows=share.rows,
+        targets=share.tokens,
+        documents=share.documents,
+        targets_per_document=share.tokens / share.documents,
+        parts=len(share.parts),
+        bytes=stored_bytes,
+        bytes_per_target=stored_bytes / share.tokens,
+        padding_share=padding_tokens(manifest, share) / (share.rows * manifest.seq_len + len(share.parts)),
+        ref_loss=_loss_facts(dataset, manifest, split, domain, its_scores) if manifest.kind == "scored" else None,
+        scores=None if its_scores is None else score_facts(dataset, manifest, its_scores),
+        selected_share=_selected_share(dataset, manifest, split, domain) if manifest.kind == "masked" else None,
+    )
+
+
+def padding_tokens(manifest: Manifest, share: DomainSplit) -> int:
+    """How many EOS fill the last rows of the parts.
+
+    A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens, which are its targets, an EOS
+    after each document, and the padding.
+    """
+    return share.rows * manifest.seq_len + len(share.parts) - share.tokens - share.documents
+
+
+def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, scores: DomainScores | None) -> LossFacts:
+    if scores is not None:
+        rows = manifest.splits[split][domain].rows
+        return LossFacts(rows, scores.targets, scores.mean, scores.median, scores.p95, scores.perplexity)
+    reader = RowReader(dataset, split, domain)
+    sampled = _sampled(reader)
+    losses = np.concatenate(list(_valid_losses(reader, sampled, manifest.eos_id)))
+    mean = float(losses.mean())
+    return LossFacts(
+        rows=len(sampled),
+        targets=len(losses),
+        mean=mean,
+        median=float(np.median(losses)),
+        p95=float(np.quantile(losses, 0.95)),
+        perplexity=perplexity(mean),
+    )
+
+
+def _selected_share(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
+    reader = RowReader(dataset, split, domain)
+    return selected_share(reader, _sampled(reader), manifest.eos_id)
+
+
+def _sampled(reader: RowReader) -> list[int]:
+    rows = np.linspace(0, len(reader) - 1, min(len(reader), SAMPLED_ROWS)).round().astype(int)
+    return [int(number) for number in np.unique(rows)]
+
+
+def _valid_losses(reader: RowReader, rows: list[int], eos_id: int) -> Iterator[NDArray[np.float64]]:
+    for number in rows:
+        row = reader[number]
+        losses = cast(NDArray[np.float16], row["ref_loss"]).astype(np.float64)
+        yield losses[valid_targets(row["tokens"], eos_id)]

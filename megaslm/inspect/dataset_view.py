@@ -1,0 +1,242 @@
+"""What `megaslm inspect` shows of a dataset: a table of its splits and domains, and how its losses are distributed."""
+
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from megaslm.dataset.manifest import SCORES, Manifest
+from megaslm.dataset.score_summary import LOSS_BIN_EDGES, ScoreSummary
+from megaslm.inspect.dataset_facts import DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
+from megaslm.observe.display import duration, operations, size, visible_on_one_line
+
+_BAR_LINES = 3
+_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_BINS_BETWEEN_MARKS = 8
+_EXCERPT_WIDTH = 80
+_DOCUMENTS_OF_MANY = 3
+"""Documents shown at either end where several domains are shown; all where it is one."""
+_HASH_DIGITS = 12
+
+
+def show_scores(console: Console, shares: Sequence[ShareFacts], scores: ScoreSummary) -> None:
+    """Prints it for the given domains."""
+    of_shares = [(f"{share.split}/{share.domain}", share.scores) for share in shares if share.scores is not None]
+    console.print(_histograms(of_shares))
+    console.print(_documents(of_shares))
+    console.print(_devices(scores))
+
+
+def _histograms(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
+    table = _statistics_table("ref_loss of targets, in nats")
+    table.add_column("", style="bold", overflow="fold")
+    table.add_column(_axis(), no_wrap=True)
+    table.add_column("peak", justify="right")
+    for place, scores in of_shares:
+        highest = max(scores.histogram) / sum(scores.histogram)
+        table.add_row(Text(place), "\n".join(_bars(scores.histogram)), f"{highest:.1%}")
+    return table
+
+
+def _axis() -> str:
+    """Marks at edges of bins, each where the bin above it begins."""
+    marks = "".join(f"|{edge:<{_BINS_BETWEEN_MARKS - 1}.2g}" for edge in LOSS_BIN_EDGES[::_BINS_BETWEEN_MARKS])
+    return f"0{marks}".rstrip()
+
+
+def _bars(histogram: Sequence[int]) -> Iterator[str]:
+    """Lines from the top: a bin is a column, as high as its count by the largest."""
+    heights = [round(count / max(histogram) * _BAR_LINES * 8) for count in histogram]
+    # What there is shows, however little.
+    heights = [max(height, min(1, count)) for height, count in zip(heights, histogram, strict=True)]
+    for line in reversed(range(_BAR_LINES)):
+        yield "".join(_EIGHTHS[min(8, max(0, height - 8 * line))] for height in heights)
+
+
+def _documents(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
+    table = _statistics_table("hardest and easiest documents")
+    table.add_column("", style="bold", overflow="fold")
+    for name in ("mean\nref_loss", "targets", "row", "token"):
+        table.add_column(name, justify="right", no_wrap=True)
+    # Rich makes columns that may wrap narrower first; these texts do not wrap, but are cut.
+    table.add_column("begins", max_width=_EXCERPT_WIDTH)
+    shown = _DOCUMENTS_OF_MANY if len(of_shares) > 1 else None
+    for place, scores in of_shares:
+        for end, documents in (("hardest", scores.worst[:shown]), ("easiest", scores.best[:shown])):
+            for number, document in enumerate(documents):
+                table.add_row(Text("" if number else f"{place} {end}"), *_document(document))
+    table.caption = "documents of 32 targets or more; `--row` with `--split` and `--domain` shows a row"
+    return table
+
+
+def _document(document: DocumentFacts) -> tuple[str, str, str, str, Text]:
+    return (
+        f"{document.mean_loss:.3f}",
+        f"{document.targets:,}",
+        f"{document.row:,}",
+        f"{document.token:,}",
+        Text(visible_on_one_line(document.excerpt), no_wrap=True, overflow="ellipsis"),
+    )
+
+
+def _devices(scores: ScoreSummary) -> Table:
+    table = _statistics_table("scored by")
+    table.add_column("", style="bold", overflow="fold")
+    for name in ("hosts", "ranks", "parts", "targets", "time of\nall ranks", "tokens/s\na rank", "MFU"):
+        table.add_column(name, justify="right")
+    for device in scores.devices:
+        table.add_row(
+            Text(device.device),
+            f"{device.hosts:,}",
+            f"{device.ranks:,}",
+            f"{device.parts:,}",
+            f"{device.targets:,}",
+            duration(device.rank_seconds),
+            f"{device.tokens_per_second_per_rank:,.0f}",
+            "unknown" if device.mfu is None else f"{device.mfu:.1%}",
+        )
+    table.caption = f"{operations(scores.forward_flops_per_token)} a token"
+    if scores.gpu_hours:
+        table.caption += f" · {scores.gpu_hours:,.2f} GPU-hours"
+    return table
+
+
+def _statistics_table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+    )
+
+
+def show_dataset(console: Console, facts: DatasetFacts) -> None:
+    """Prints it all."""
+    manifest = facts.manifest
+    title = Text.assemble((manifest.name, "not dim bold"), f" · {manifest.kind} · {facts.dataset}")
+    console.print(Panel(_description(manifest), title=title, title_align="left", border_style="dim"))
+    console.print(_shares(facts))
+    if any(share.ref_loss is not None for share in facts.shares):
+        console.print(_losses(facts))
+    if facts.scores is not None:
+        show_scores(console, facts.shares, facts.scores)
+
+
+def _description(manifest: Manifest) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold cyan")
+    grid.add_column(overflow="fold")
+    for name, value in _lines(manifest):
+        grid.add_row(name, Text(value))
+    return grid
+
+
+def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    packing = manifest.packing
+    yield "rows", f"{manifest.seq_len:,} targets each"
+    yield (
+        "tokenizer",
+        f"{manifest.tokenizer_sha256[:_HASH_DIGITS]} · {manifest.vocab_size:,} ids · EOS is {manifest.eos_id} · "
+        f"BOS is {'none' if manifest.bos_id is None else manifest.bos_id}",
+    )
+    yield (
+        "packing",
+        f"{packing.after_document} after each document · {packing.overlap_tokens} token shared by neighbours · "
+        f"padded with {packing.padding} · special tokens {packing.special_tokens_in_text}",
+    )
+    if manifest.reference is not None:
+        reference = manifest.reference
+        isolated = "documents read one by one" if reference.document_isolation else "documents read together"
+        yield (
+            "reference",
+            f"{reference.name} · weights {reference.weights_sha256[:_HASH_DIGITS]} · {reference.precision} · "
+            f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
+            + (" · with entropies" if reference.entropy else ""),
+        )
+    if manifest.mask is not None:
+        mask = manifest.mask
+        cap = "" if mask.max_ref_loss is None else f" · none above {mask.max_ref_loss:g} nats"
+        yield "mask", f"slm.score {mask.score} · keep_ratio {mask.keep_ratio} · scope {mask.scope}{cap}"
+    licences = dict.fromkeys(manifest.licences.values())
+    yield (
+        "licences",
+        "; ".join(
+            f"{licence} ({', '.join(domain for domain, its in manifest.licences.items() if its == licence)})"
+            for licence in licences
+        ),
+    )
+    yield "sources", f"{len(manifest.sources):,} · tokens {manifest.tokens_fingerprint()[:_HASH_DIGITS]}"
+    yield "written by", f"MegaSLM {manifest.megaslm_version} · manifest version {manifest.schema_version}"
+
+
+def _shares(facts: DatasetFacts) -> Table:
+    table = _table(
+        "rows",
+        "targets",
+        "documents",
+        "targets\nper document",
+        "parts",
+        "size",
+        "bytes\nper target",
+        "padding",
+        *(("selected",) if facts.manifest.mask is not None else ()),
+    )
+    for place, share in _places(facts):
+        table.add_row(
+            *place,
+            f"{share.rows:,}",
+            f"{share.targets:,}",
+            f"{share.documents:,}",
+            f"{share.targets_per_document:,.1f}",
+            f"{share.parts:,}",
+            size(share.bytes),
+            f"{share.bytes_per_target:.2f}",
+            f"{share.padding_share:.2%}",
+            *(() if share.selected_share is None else (f"{share.selected_share:.2%}",)),
+        )
+    return table
+
+
+def _losses(facts: DatasetFacts) -> Table:
+    table = _table("rows read", "targets read", "mean ref_loss", "median", "95% below", "perplexity")
+    table.caption = "ref_loss in nats; " + (
+        "rows are read evenly spread over each domain, or all of them"
+        if facts.scores is None
+        else f"exact means; median and 95% to about 1% ({SCORES})"
+    )
+    table.caption_justify = "left"
+    for place, share in _places(facts):
+        if share.ref_loss is not None:
+            losses = share.ref_loss
+            table.add_row(
+                *place,
+                f"{losses.rows:,}",
+                f"{losses.targets:,}",
+                f"{losses.mean:.3f}",
+                f"{losses.median:.3f}",
+                f"{losses.p95:.3f}",
+                f"{losses.perplexity:,.2f}",
+            )
+    return table
+
+
+def _table(*numbers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    table.add_column("split")
+    table.add_column("domain", overflow="fold", style="bold")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _places(facts: DatasetFacts) -> Iterator[tuple[tuple[str, Text], ShareFacts]]:
+    """Each share with what its line begins with; a split is named once."""
+    last_split = None
+    for share in facts.shares:
+        yield ("" if share.split == last_split else share.split, Text(share.domain)), share
+        last_split = share.split

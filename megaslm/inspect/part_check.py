@@ -1,0 +1,235 @@
+"""Whether one part of a dataset is, byte for byte, what was written, and whether its rows hold what rows may hold."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megaslm.dataset.folder import check_columns
+from megaslm.dataset.index import INDEX, Shard, ShardIndex, check_size, read_part_index
+from megaslm.dataset.manifest import BESIDE_ROWS, MANIFEST, Part
+from megaslm.dataset.rows import pack_mask, require_checksum, rows_in, unpack_mask, unpacked
+from megaslm.dataset.shards import RowFormat
+from megaslm.errors import Damaged
+from megaslm.files import UNFINISHED
+from megaslm.slm.valid_targets import valid_targets
+
+_OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask")
+_CHUNK_BYTES = 2**20
+"""Rows are looked at so many bytes at a time, which stay in a core's cache from one check to the next."""
+_LARGEST_FLOAT16 = 0x7BFF
+"""The bits of 65504, the largest finite one; above come infinity, NaN and what is negative."""
+_NATS = ("ref_loss", "ref_entropy")
+OnBytes = Callable[[int], None]
+"""Called with the bytes that were read since the last call, from any thread."""
+
+
+def files_of_part(folder: Path, index: ShardIndex) -> Iterator[Path]:
+    """The files of a part that lies in `folder`: those that were written, and those that `streaming` may unpack."""
+    yield folder / INDEX
+    for shard in index.shards:
+        yield folder / shard.stored.basename
+        yield folder / shard.raw_data.basename
+
+
+def leftovers(dataset: Path, known: Iterable[Path]) -> Iterator[Path]:
+    """What is in the folder and is none of the `known` files and folders below it, sorted.
+
+    A folder in which nothing is known is given as one; into one that is known itself nobody looks.
+    """
+    ours = {*known, dataset / MANIFEST, *(dataset / name for name in BESIDE_ROWS)}
+    yield from _unknown(dataset, ours, holders={parent for path in ours for parent in path.parents})
+
+
+def what_it_is(path: Path) -> str:
+    """What to say of a leftover."""
+    if path.name.startswith(_OF_AN_INTERRUPTED_RUN):
+        return "was left by a run that was interrupted; it may be removed when none is at work here"
+    return "is no part of this dataset"
+
+
+def _unknown(folder: Path, known: set[Path], holders: set[Path]) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path in known:
+            continue
+        if path in holders:
+            yield from _unknown(path, known, holders)
+        else:
+            yield path
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """What holds for every row of one domain."""
+
+    row_format: RowFormat
+    """Columns and vocabulary."""
+    domain: int
+    """The domain's number."""
+    eos_id: int
+    """What follows it is no target."""
+
+
+class RowCheck:
+    """Looks at the rows of one part, shard after shard."""
+
+    def __init__(self, rules: RowRules) -> None:
+        self.targets = 0
+        """Valid targets so far."""
+        self._rules = rules
+        self._hashes = {name: hashlib.sha256() for name in rules.row_format.columns if name != "domain"}
+
+    def add(self, path: Path, rows: NDArray[np.void]) -> Iterator[Damaged]:
+        """Look at the next rows (n,), structured by column, which are those of the shard at `path`.
+
+        Gives one finding for each kind of thing that is wrong: the first row of the shard that has it, and how many.
+        """
+        faults: dict[str, _Fault] = {}
+        step = max(1, _CHUNK_BYTES // rows.dtype.itemsize)
+        for start in range(0, len(rows), step):
+            for fault in self._faults(rows[start : start + step]):
+                first = faults.setdefault(fault.kind, replace(fault, row=start + fault.row, rows=0))
+                faults[fault.kind] = replace(first, rows=first.rows + fault.rows)
+        yield from (Damaged(path, str(fault)) for fault in faults.values())
+
+    def compare(self, path: Path, part: Part) -> Iterator[Damaged]:
+        """Whether all rows of the part, stored at `path`, hash to what its record says."""
+        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS, "selected")}
+        found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
+        for name, expected in recorded.items():
+            if found.get(name) != expected:
+                yield Damaged(
+                    path,
+                    f"holds a column {name} with the SHA-256 {_short(found.get(name))}, the manifest says "
+                    f"{_short(expected)}",
+                )
+
+    def _faults(self, rows: NDArray[np.void]) -> Iterator["_Fault"]:
+        """What is wrong with rows (n,); they are counted and hashed on the way."""
+        columns = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
+        for name, digest in self._hashes.items():
+            digest.update(columns[name].data)
+        tokens, vocab_size = columns["tokens"], self._rules.row_format.vocab_size
+        if int(tokens.max()) >= vocab_size:
+            yield from _Fault.at("token id", tokens, tokens >= vocab_size, f"an id below {vocab_size}")
+        domain = columns["domain"][:, None]
+        yield from _Fault.at("domain", domain, domain != self._rules.domain, str(self._rules.domain))
+        valid = valid_targets(tokens, self._rules.eos_id)
+        self.targets += int(np.count_nonzero(valid))
+        for name in _NATS:
+            if name in columns:
+                yield from _nats_faults(name, columns[name], valid)
+        if "selected" in columns:
+            yield from _bits_faults(columns["selected"], valid)
+
+
+def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
+    """What is wrong with `values` (n, seq_len): their range, and 0 wherever `valid`, (n, seq_len), is false."""
+    bits = values.view(np.uint16)
+    # Comparing bits is quick and lets a negative zero through to the slower look, which is content with it.
+    if int(bits.max()) > _LARGEST_FLOAT16:
+        yield from _Fault.at(name, values, ~(np.isfinite(values) & (values >= 0)), "0 to 65504")
+    invalid = ~valid
+    if bits[invalid].any():
+        yield from _Fault.at(f"{name} after EOS", values, (values != 0) & invalid, "0")
+
+
+def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
+    """What is wrong with `bits` (n, bytes) of the column `selected`: only of a target may one be set."""
+    wrong = bits & ~pack_mask(valid)
+    if wrong.any():
+        places = unpack_mask(wrong, 8 * bits.shape[1])
+        yield from _Fault.at("a bit of selected", places.view(np.uint8), places, "0, as there is no target")
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """One kind of thing that is wrong with rows."""
+
+    kind: str
+    finding: str
+    """The first value and what was expected."""
+    row: int
+    """The first row that has it."""
+    rows: int
+    """How many have it."""
+
+    @classmethod
+    def at(cls, kind: str, values: NDArray[np.generic], where: NDArray[np.bool_], expected: str) -> Iterator["_Fault"]:
+        """A fault where `where` holds anywhere; `values` and `where` are (n, m)."""
+        rows = where.any(axis=1)
+        if rows.any():
+            row, place = np.unravel_index(int(where.argmax()), where.shape)
+            finding = f"{kind} {values[row, place]} at place {place}, expected {expected}"
+            yield cls(kind, finding, int(row), int(rows.sum()))
+
+    def __str__(self) -> str:
+        more = f"; {self.rows - 1} more of its rows are like that" if self.rows > 1 else ""
+        return f"has in row {self.row} {self.finding}{more}"
+
+
+def _short(sha256: str | None) -> str:
+    return "none" if sha256 is None else sha256[:12]
+
+
+@dataclass(frozen=True)
+class CheckedPart:
+    """What was found in one part."""
+
+    index: ShardIndex | None
+    """Its index; null where that is damaged, and its shards could not be looked at."""
+    targets: int | None
+    """Valid targets of its rows; null where not all of them could be read."""
+    damages: tuple[Damaged, ...]
+    """Everything that is wrong with it."""
+
+
+def check_part(domain_folder: Path, part: Part, rules: RowRules, on_bytes: OnBytes) -> CheckedPart:
+    """Read all of a part, each byte once, and compare it with its record and with what rows may hold."""
+    try:
+        index = read_part_index(domain_folder, part)
+    except Damaged as damage:
+        return CheckedPart(None, None, (damage,))
+    folder = domain_folder / part.name
+    check, damages, whole = RowCheck(rules), list[Damaged](), True
+    for shard in index.shards:
+        path = folder / shard.stored.basename
+        try:
+            rows = _read(path, shard, rules)
+            damages += check.add(path, rows)
+            damages += _check_unpacked(folder, shard)
+        except Damaged as damage:
+            damages.append(damage)
+            whole = False
+        on_bytes(shard.stored.bytes)
+    # Of a part that lacks rows the hashes differ, and saying so would say nothing new.
+    if whole:
+        damages += check.compare(folder, part)
+    return CheckedPart(index, check.targets if whole else None, tuple(damages))
+
+
+def _read(path: Path, shard: Shard, rules: RowRules) -> NDArray[np.void]:
+    """The rows of a shard. Raises Damaged where the file is not what the index says."""
+    check_columns(path, shard, rules.row_format.columns)
+    check_size(path, shard)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise Damaged(path, f"cannot be read: {error.strerror}") from error
+    require_checksum(path, content, shard.stored)
+    if shard.zip_data is None:
+        return rows_in(path, np.frombuffer(content, dtype=np.uint8), shard)
+    return rows_in(path, unpacked(path, content, shard), shard)
+
+
+def _check_unpacked(folder: Path, shard: Shard) -> Iterator[Damaged]:
+    """Where `streaming` has unpacked a shard, it reads that file from then on, without a further look."""
+    path = folder / shard.raw_data.basename
+    if shard.zip_data is not None and path.is_file():
+        try:
+            require_checksum(path, path.read_bytes(), shard.raw_data)
+        except Damaged as damage:
+            yield Damaged(path, f"{damage.finding}; it was unpacked from {shard.zip_data.basename} and may be removed")

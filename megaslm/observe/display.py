@@ -1,0 +1,58 @@
+"""Numbers with their units, and text in which every character can be seen."""
+
+import unicodedata
+
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_NEW_LINE = "↵\n"
+_TAB = "⇥   "
+_FIRST_CONTROL_PICTURE = 0x2400
+_DELETE, _DELETE_PICTURE = 0x7F, "\u2421"
+_UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
+
+
+def size(count_bytes: int) -> str:
+    """A number of bytes, such as `1.3 GB`."""
+    for unit, factor in _UNITS:
+        if count_bytes >= factor:
+            return f"{count_bytes / factor:,.1f} {unit}"
+    return f"{count_bytes} bytes"
+
+
+def operations(count: float) -> str:
+    """A number of floating-point operations, such as `2.25 GFLOP`."""
+    for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):
+        if count >= factor:
+            return f"{count / factor:.3g} {unit}"
+    return f"{count / 1e3:.3g} kFLOP"
+
+
+def duration(seconds: float) -> str:
+    """A time, such as `4.2 s`, `3:05 min` or `27:14:09 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def visible(text: str) -> str:
+    """`text` with signs for control characters and numbers for what has no form; a line still ends where it ends."""
+    return "".join(map(_visible_character, text))
+
+
+def visible_on_one_line(text: str) -> str:
+    """The same, with signs alone where a line ends."""
+    return visible(text).replace("\n", "")
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character == "\n":
+        return _NEW_LINE
+    if character == "\t":
+        return _TAB
+    if code < ord(" "):
+        return chr(_FIRST_CONTROL_PICTURE + code)
+    if code == _DELETE:
+        return _DELETE_PICTURE
+    return f"⟨U+{code:04X}⟩" if unicodedata.category(character) in _UNSEEN else character

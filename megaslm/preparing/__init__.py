@@ -1,0 +1,1 @@
+"""The `prepare` verb: documents to a dataset."""

@@ -1,0 +1,304 @@
+"""Text files to a dataset: packed rows of tokens in shards, with a manifest."""
+
+import os
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from megaslm.config.cluster import Share
+from megaslm.config.recipe import Recipe
+from megaslm.corpus.tasks import Task, files_sha256, plan_tasks, recipe_sha256
+from megaslm.dataset.manifest import INPUTS, TOKENIZER, Manifest
+from megaslm.dataset.output import output_at
+from megaslm.errors import DataError, MegaSLMError, PeerFailed
+from megaslm.files import read_back, write_file
+from megaslm.jobs.ledger import MOST_DEATHS, Drawn, draw_all, keeping_what_is_done, new_run_id
+from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.jobs.ray_workers import RayCluster
+from megaslm.jobs.workers import run_workers
+from megaslm.preparing.inputs import Inputs, joined
+from megaslm.preparing.prepare_task import Job, run_task
+from megaslm.preparing.provenance import Plan, Workplace, claimed, manifest_of, require_enough, require_same
+from megaslm.preparing.tokenizer_training import make_tokenizer
+from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
+
+OnProgress = Callable[[JobProgress], None]
+# What takes seconds to import.
+_PRELOADED = ("megaslm.preparing.prepare", "megaslm.dataset.mosaic")
+_REMEDY = "remove the file, and the text is read once to compare it"
+
+
+def prepare(
+    recipe: Recipe,
+    output: str | Path,
+    *,
+    working: Path | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    ray: RayCluster | None = None,
+) -> Manifest:
+    """Make the dataset of a recipe in `output`, a folder or a URL, and give its manifest.
+
+    The dataset is the same, byte for byte, for any number of `workers` (null: one a core), here or on a `ray` cluster.
+    A run that was interrupted goes on where it stopped; a finished dataset of the same recipe and files is left as it
+    is. A URL needs `working`, a local folder for parts on their way there. With more than one worker, a script that
+    calls this needs the usual `if __name__ == "__main__":`.
+
+    Raises DataError for text, tokenizers and folders that do not serve, naming file and line; MegaSLMError where the
+    disk is full or a worker dies again and again.
+    """
+    work = _Work(recipe, output, working)
+    if (manifest := work.finished()) is not None:
+        return manifest
+    with work.claimed(alone=True) as workplace:
+        work.do(work.tasks, workplace, workers, on_progress, ray)
+        return work.assemble(workplace)
+
+
+def prepare_share(
+    recipe: Recipe,
+    output: str | Path,
+    share: Share,
+    *,
+    working: Path | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    ray: RayCluster | None = None,
+) -> None:
+    """Do a share of the tasks and leave `output` unfinished; the other shares may be done at the same time, elsewhere.
+
+    Raises as `prepare` does.
+    """
+    work = _Work(recipe, output, working)
+    if work.finished() is None:
+        with work.claimed(alone=False) as workplace:
+            work.do(share.of(work.tasks), workplace, workers, on_progress, ray)
+
+
+def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -> Manifest:
+    """Make a dataset of what all shares have done. Raises DataError where a task is not done, and says which share."""
+    work = _Work(recipe, output, working)
+    if (manifest := work.finished()) is not None:
+        return manifest
+    with work.claimed(alone=True) as workplace:
+        missing = [task.number for task in work.tasks if not workplace.is_done(task.name)]
+        if missing:
+            shown = ", ".join(str(number) for number in missing[:10]) + (" …" if len(missing) > 10 else "")
+            raise DataError(
+                f"{output}: {len(missing)} of {len(work.tasks)} tasks are not done ({shown}; task n belongs to part "
+                "n % COUNT + 1 of COUNT): run their parts again, or all that is missing with a plain `megaslm prepare`"
+            )
+        return work.assemble(workplace)
+
+
+class _Work:
+    """The making of one dataset."""
+
+    def __init__(self, recipe: Recipe, output: str | Path, working: Path | None) -> None:
+        self._passed_over: Counter[str] = Counter()
+        self.tasks = plan_tasks(recipe, self._passed_over)
+        self._recipe = recipe
+        self._output, self._folder = output_at(str(output), working)
+        self._plan = Plan(recipe_sha256=recipe_sha256(recipe), files_sha256=files_sha256(self.tasks))
+
+    def finished(self) -> Manifest | None:
+        """The manifest of the dataset, where it is there already and is the one that would be made."""
+        manifest = self._output.finished()
+        if manifest is not None:
+            noted = self._output.beside(INPUTS)
+            inputs = Inputs() if noted is None else read_back(Inputs, noted, f"{self._output.place}/{INPUTS}", _REMEDY)
+            require_same(manifest, self._recipe, self.tasks, self._output.place, inputs)
+            # A kill may have come between the manifest and this.
+            self._tidy_up()
+        return manifest
+
+    @contextmanager
+    def claimed(self, *, alone: bool) -> Iterator[Workplace]:
+        """With the output claimed and its tokenizer there."""
+        with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
+            with workplace.setting_up():
+                workplace.begin(self._plan, self.tasks, alone=alone)
+                self._make_tokenizer(workplace)
+                self._output.begin(self._plan.model_dump_json())
+            yield workplace
+
+    def _make_tokenizer(self, workplace: Workplace) -> None:
+        if not (self._folder / TOKENIZER).is_dir():
+            try:
+                make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
+            except BaseException:
+                # So that another recipe may be tried here; nothing was made by this one.
+                workplace.forget_plan()
+                raise
+
+    def do(
+        self,
+        tasks: Sequence[Task],
+        workplace: Workplace,
+        workers: int | None,
+        on_progress: OnProgress,
+        ray: RayCluster | None,
+    ) -> None:
+        """Those of the tasks that are not done."""
+        waiting = [task for task in tasks if not workplace.is_done(task.name)]
+        if not waiting:
+            return
+        run_id = new_run_id()
+        publisher = Publisher(
+            workplace.folder,
+            run_id,
+            job="prepare",
+            unit="input_bytes",
+            total=_input_bytes(tasks),
+            before=_input_bytes(tasks) - _input_bytes(waiting),
+            tasks=len(tasks),
+            tasks_before=len(tasks) - len(waiting),
+        )
+
+        def publish(*, at_once: bool = False) -> None:
+            progress = publisher.publish(at_once=at_once)
+            if progress is not None:
+                on_progress(progress)
+
+        jobs = [
+            Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
+            for task in waiting
+        ]
+        cores = len(os.sched_getaffinity(0)) if ray is None else ray.cpus
+        count = min(workers or cores, len(waiting))
+        work = _Worker(jobs, self._folder, run_id, count)
+        with self._saying_what_is_in_the_way(workplace):
+            if count == 1 and ray is None:
+                work.draw_all(0, publish)
+            else:
+                self._run_workers(count, work, workplace, publish, ray)
+        publish(at_once=True)
+        workplace.look_again()
+        undone = [task for task in waiting if not workplace.is_done(task.name)]
+        left = [task for task in undone if workplace.is_left(task.name, run_id)]
+        if left:
+            raise MegaSLMError(_why_left(left, self._folder))
+        if undone:
+            raise MegaSLMError(
+                f"{self._folder}: {len(undone)} tasks are not done, and no worker could tell why, as on a full disk; "
+                "what is done is kept: run it again"
+            )
+
+    def _run_workers(
+        self,
+        count: int,
+        work: "_Worker",
+        workplace: Workplace,
+        publish: Callable[[], None],
+        ray: RayCluster | None,
+    ) -> None:
+        def look() -> None:
+            publish()
+            failure = workplace.failure(work.run_id)
+            if failure is not None:
+                raise failure
+
+        def tasks_done() -> int:
+            return sum(workplace.is_done(job.task.name) for job in work.jobs)
+
+        if ray is None:
+            run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
+        else:
+            ray.run(count, work, gpus=0, folder=workplace.folder, look=look, tasks_done=tasks_done)
+        look()
+
+    def assemble(self, workplace: Workplace) -> Manifest:
+        """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
+        outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
+        manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
+        with self._saying_what_is_in_the_way(workplace):
+            require_enough(self._recipe, manifest)
+        inputs = joined(outcome.inputs for outcome in outcomes)
+        write_file(self._folder / INPUTS, inputs.model_dump_json(indent=1) + "\n")
+        self._output.finish(manifest)
+        self._tidy_up()
+        return manifest
+
+    @contextmanager
+    def _saying_what_is_in_the_way(self, workplace: Workplace) -> Iterator[None]:
+        """A mistake in recipe or text is mended by another recipe, often, which what is done here is not for."""
+        try:
+            yield
+        except DataError as error:
+            if not workplace.has_outcomes():
+                raise
+            raise DataError(
+                f"{error} ({self._folder} holds what this recipe has made so far: remove it before you prepare by "
+                "another, or choose another output folder)"
+            ) from error
+
+    @cached_property
+    def _facts(self) -> TokenizerFacts:
+        return tokenizer_facts(self._folder / TOKENIZER)
+
+    def _tidy_up(self) -> None:
+        self._output.tidy_up()
+        Workplace(self._folder).remove()
+
+
+def _input_bytes(tasks: Sequence[Task]) -> int:
+    return sum(task.input_bytes for task in tasks)
+
+
+def _why_left(tasks: Sequence[Task], folder: Path) -> str:
+    places = [f"task {task.number}: {_place_of(task)}" for task in tasks[:10]] + ["…"][: len(tasks) > 10]
+    return (
+        f"{folder}: worker processes died {MOST_DEATHS} times over {'; '.join(places)}: out of memory, or killed from "
+        "outside; all other tasks are done and kept: run it again for these, with fewer --workers where memory is "
+        "short, or leave these files out in another recipe"
+    )
+
+
+def _place_of(task: Task) -> str:
+    first, last = task.pieces[0], task.pieces[-1]
+    upto = "" if first.file == last.file else f" to {last.file.path}"
+    return f"{first.file.path}{upto}, from byte {first.start}"
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What each process of a run does."""
+
+    jobs: Sequence[Job]
+    folder: Path
+    run_id: str
+    processes: int
+
+    def __call__(self, number: int) -> None:
+        """Draws tasks until there are none, in a process of its own; why it cannot go on is noted in the ledger."""
+        try:
+            with keeping_what_is_done(self.folder):
+                self.draw_all(number, lambda: None)
+        except PeerFailed:
+            pass
+        except BaseException as error:
+            if not isinstance(error, MegaSLMError):
+                traceback.print_exc()
+            Workplace(self.folder).fail(self.run_id, error)
+
+    def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
+        """Draws tasks until there are none."""
+        workplace = Workplace(self.folder)
+        tally = Tally(workplace.folder, self.run_id, number)
+
+        def look() -> None:
+            on_progress()
+            workplace.raise_if_failed(self.run_id)
+
+        def draw(job: Job) -> Drawn:
+            def report(**counts: int) -> None:
+                tally.report(**counts)
+                look()
+
+            return workplace.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
+
+        tally.end(left=len(draw_all(self.jobs, draw, look, processes=self.processes)))

@@ -1,0 +1,254 @@
+"""One task of prepare: pieces of files to the parts that they become. A pure function of its job, run anywhere."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import Split
+from megaslm.corpus.documents import Document
+from megaslm.corpus.tasks import Task, TaskReader, split_of
+from megaslm.dataset.manifest import Part, SourceFile
+from megaslm.dataset.output import Output
+from megaslm.dataset.packing import RowPacker, Tokens, as_stored
+from megaslm.dataset.shards import PartWriter, RowFormat, part_name, part_writer
+from megaslm.errors import DataError
+from megaslm.preparing.inputs import Inputs
+from megaslm.preparing.sentencepiece_original import Original
+from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.tokenizer import TextEncoder, TokenizerFacts
+from megaslm.tokenizer.word_encoder import fastest_encoder
+
+_BATCH_CHARACTERS = 1_000_000
+
+Place = tuple[Split, str]
+"""A split and a domain: where a part belongs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task and all that it needs to be done anywhere."""
+
+    task: Task
+    recipe: Recipe
+    facts: TokenizerFacts
+    tokenizer: Path
+    """The tokenizer's folder."""
+    dataset: Path
+    """The folder in which its parts are written."""
+    output: Output
+    """Where they go then."""
+
+
+class _Outcome(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WrittenPart(_Outcome):
+    """One part and what it counts for."""
+
+    split: Split
+    domain: str
+    part: Part
+    tokens: int
+    """Valid targets."""
+    documents: int
+
+
+class TaskOutcome(_Outcome):
+    """What a task did."""
+
+    parts: tuple[WrittenPart, ...]
+    """A split and domain that no document of the task belongs to has none."""
+    sources: tuple[SourceFile, ...]
+    skipped: tuple[str, ...]
+    """Files left out because they are not UTF-8."""
+    left_out: dict[str, int]
+    """Documents left out, by the recipe's key that did it."""
+    text_bytes: int
+    """UTF-8 bytes of the documents kept."""
+    inputs: Inputs = Inputs()
+    """How the files looked that it read."""
+
+    @property
+    def tokens(self) -> int:
+        """Valid targets over all parts."""
+        return sum(written.tokens for written in self.parts)
+
+
+class OnProgress(Protocol):
+    """Called with how far a task has come."""
+
+    def __call__(self, *, input_bytes: int, text_bytes: int, documents: int, tokens: int) -> None:
+        """Bytes read, as the files have them; UTF-8 bytes and number of the documents kept; valid targets written."""
+
+
+def run_task(job: Job, on_progress: OnProgress) -> TaskOutcome:
+    """Read, encode, pack, write and hand over.
+
+    Raises DataError, naming the document, for text that cannot be read or encoded.
+    """
+    encoder = encoder_of(job.tokenizer, job.facts.sha256)
+    reader = TaskReader(job.task)
+    building: dict[Place, _PartBuilder] = {}
+    text_bytes = 0
+    with ExitStack() as open_parts:
+        for batch in _batches(reader.documents()):
+            text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
+            for place, documents in _by_place(batch, job.recipe).items():
+                encoded = [ids for ids in _encoded(documents, encoder, job) if ids.size]
+                if encoded and place not in building:
+                    building[place] = _PartBuilder.open(job, place, open_parts)
+                if encoded:
+                    building[place].add(encoded)
+            _report(on_progress, reader.input_bytes, text_bytes, building)
+        for builder in building.values():
+            builder.finish()
+        _report(on_progress, job.task.input_bytes, text_bytes, building)
+    parts = tuple(builder.written() for _, builder in sorted(building.items()))
+    for written in parts:
+        job.output.keep_part(written.split, written.domain, written.part)
+    return TaskOutcome(
+        parts=parts,
+        sources=tuple(reader.sources),
+        skipped=tuple(reader.skipped),
+        left_out=dict(sorted(reader.left_out.items())),
+        text_bytes=text_bytes,
+        inputs=Inputs(
+            looks={piece.file.label: piece.file.look for piece in job.task.pieces if piece.file.look},
+            skipped_sha256=dict(reader.skipped_sha256),
+        ),
+    )
+
+
+def _report(on_progress: OnProgress, input_bytes: int, text_bytes: int, building: dict[Place, "_PartBuilder"]) -> None:
+    documents, tokens = (sum(getattr(each, name) for each in building.values()) for name in ("documents", "tokens"))
+    on_progress(input_bytes=input_bytes, text_bytes=text_bytes, documents=documents, tokens=tokens)
+
+
+@lru_cache(maxsize=1)
+def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
+    """Kept from task to task, with what it remembers, as long as the folder holds the same tokenizer."""
+    return fastest_encoder(tokenizer)
+
+
+@lru_cache(maxsize=1)
+def _original_of(tokenizer: Path, sha256: str) -> Original | None:
+    """Kept likewise."""
+    return Original.of(tokenizer)
+
+
+@dataclass
+class _PartBuilder:
+    """Documents of one split and domain on their way into one part."""
+
+    place: Place
+    writer: PartWriter
+    packer: RowPacker
+    vocab_size: int
+    domain_number: int
+    eos_id: int
+    tokens: int = 0
+    documents: int = 0
+
+    @classmethod
+    def open(cls, job: Job, place: Place, open_parts: ExitStack) -> "_PartBuilder":
+        recipe, facts, (split, domain) = job.recipe, job.facts, place
+        row_format = RowFormat(
+            seq_len=recipe.seq_len,
+            vocab_size=facts.vocab_size,
+            shard_bytes=recipe.shard_bytes,
+            compression=recipe.compression,
+        )
+        folder = job.dataset / split / domain / part_name(job.task.number)
+        return cls(
+            place=place,
+            writer=open_parts.enter_context(part_writer(folder, row_format)),
+            packer=RowPacker(recipe.seq_len, facts.eos_id),
+            vocab_size=facts.vocab_size,
+            domain_number=recipe.domains.index(domain),
+            eos_id=facts.eos_id,
+        )
+
+    def add(self, documents: Sequence[NDArray[np.unsignedinteger]]) -> None:
+        self.documents += len(documents)
+        self._write(self.packer.add(documents))
+
+    def finish(self) -> None:
+        self._write(self.packer.finish())
+
+    def written(self) -> WrittenPart:
+        split, domain = self.place
+        return WrittenPart(
+            split=split, domain=domain, part=self.writer.part, tokens=self.tokens, documents=self.documents
+        )
+
+    def _write(self, rows: Tokens) -> None:
+        self.tokens += int(valid_targets(rows, self.eos_id).sum())
+        self.writer.write(as_stored(rows, self.vocab_size), self.domain_number)
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """Documents in lists of bounded size, one document at least."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[Document]]:
+    placed: dict[Place, list[Document]] = {}
+    for document in documents:
+        assert document.domain is not None  # TaskReader gives each one
+        placed.setdefault((split_of(document, recipe), document.domain), []).append(document)
+    return placed
+
+
+def _encoded(documents: list[Document], encoder: TextEncoder, job: Job) -> list[NDArray[np.uint32]]:
+    """The ids of each document, none of which is EOS."""
+    try:
+        encoded = encoder.encode([document.text for document in documents])
+    except DataError:
+        for document in documents:
+            _require_encodable(document, encoder)
+        raise
+    # At once, because most batches have none.
+    if (np.concatenate(encoded) == job.facts.eos_id).any():
+        for document, ids in zip(documents, encoded, strict=True):
+            _require_no_eos(document, ids, job.facts.eos_id, encoder)
+    original = _original_of(job.tokenizer, job.facts.sha256)
+    if original is not None:
+        for document, ids in zip(documents, encoded, strict=True):
+            original.require_same(document, ids, encoder)
+    return encoded
+
+
+def _require_encodable(document: Document, encoder: TextEncoder) -> None:
+    try:
+        encoder.encode([document.text])
+    except DataError as error:
+        raise DataError(f"{document.origin}: {error}") from error
+
+
+def _require_no_eos(document: Document, ids: NDArray[np.uint32], eos_id: int, encoder: TextEncoder) -> None:
+    places = np.flatnonzero(ids == eos_id)
+    if places.size:
+        name = encoder.decode(np.array([eos_id], dtype=np.uint32))
+        raise DataError(
+            f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, with which documents end, so "
+            "that this one would be cut in two; name as eos_token (tokenizer_config.json of the tokenizer) a token "
+            "that no text gives, or leave such documents out with a filter"
+        )

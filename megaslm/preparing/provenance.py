@@ -1,0 +1,237 @@
+"""What a recipe and its tasks make of a manifest, and whether a finished dataset is what they would make."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from megaslm import __version__
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import Split
+from megaslm.config.section import home_expanded
+from megaslm.corpus.python_stdlib import absent_packages
+from megaslm.corpus.tasks import Task, recipe_sha256
+from megaslm.dataset.folder import tokenizer_files
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, SourceFile
+from megaslm.errors import DataError
+from megaslm.files import locked, read_back, write_file
+from megaslm.jobs.ledger import Ledger
+from megaslm.preparing.inputs import Inputs, has_changed
+from megaslm.preparing.prepare_task import TaskOutcome
+from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
+
+_SPLITS: tuple[Split, ...] = ("train", "heldout")
+_FOLDER = ".prepare"
+_PLAN = "plan.json"
+_OURS = (TOKENIZER, "train", "heldout")
+
+
+def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], place: str, inputs: Inputs) -> None:
+    """Raise DataError unless a finished dataset is that of a recipe and of the files as they are now.
+
+    `inputs` is how these looked when they were read; those that look otherwise now are read once more.
+    """
+    if manifest.recipe_sha256 != recipe_sha256(recipe) or manifest.kind != "tokens":
+        raise DataError(
+            f"{place} holds the finished dataset {manifest.name!r} of another recipe; remove it or choose another "
+            "output"
+        )
+    recorded = {(source.path, source.start): source for source in manifest.sources}
+    # Several sources of a recipe may read one file.
+    pieces = {(piece.file.label, piece.start): piece for task in tasks for piece in task.pieces}
+    for key, piece in pieces.items():
+        record = recorded.pop(key, None)
+        if record is None and piece.file.label not in manifest.skipped:
+            raise DataError(
+                f"{piece.file.label} is new since {place} was prepared; remove {place} or choose another output"
+            )
+        if has_changed(piece, record, inputs):
+            raise DataError(
+                f"{piece.file.label} has changed since {place} was prepared; remove it or choose another output"
+            )
+    _require_same_tokenizer(manifest, recipe, place)
+    for gone, _ in recorded:
+        raise DataError(
+            f"{gone} is gone since {place} was prepared, or the recipe's paths lead to it no more; remove {place} or "
+            "choose another output"
+        )
+
+
+def _require_same_tokenizer(manifest: Manifest, recipe: Recipe, place: str) -> None:
+    """Of a folder, which may hold another by now; the dataset has the one that it was made with."""
+    if recipe.tokenizer.huggingface is None or manifest.ids_sha256 is None:
+        return
+    folder = home_expanded(recipe.tokenizer.huggingface)
+    if tokenizer_facts(folder).ids_sha256 != manifest.ids_sha256:
+        raise DataError(
+            f"tokenizer.huggingface: {folder} gives other ids than when {place} was prepared; remove {place} or choose "
+            "another output"
+        )
+
+
+def manifest_of(
+    recipe: Recipe,
+    outcomes: Sequence[TaskOutcome],
+    tokenizer: Path,
+    facts: TokenizerFacts,
+    passed_over: Mapping[str, int],
+) -> Manifest:
+    """The manifest of what all tasks of a recipe did, with the tokenizer in the folder `tokenizer`."""
+    reads_standard_library = any(source.reads_standard_library for source in recipe.sources)
+    return Manifest(
+        kind="tokens",
+        name=recipe.name,
+        megaslm_version=__version__,
+        recipe_sha256=recipe_sha256(recipe),
+        seq_len=recipe.seq_len,
+        vocab_size=facts.vocab_size,
+        tokenizer_sha256=facts.sha256,
+        ids_sha256=facts.ids_sha256,
+        tokenizer_files=tokenizer_files(tokenizer),
+        eos_id=facts.eos_id,
+        bos_id=facts.bos_id,
+        domains=recipe.domains,
+        licences=_licences(recipe),
+        splits=_splits(recipe, outcomes),
+        sources=_each_once(source for outcome in outcomes for source in outcome.sources),
+        skipped=tuple(dict.fromkeys(name for outcome in outcomes for name in outcome.skipped)),
+        left_out=dict(sorted(sum((Counter(outcome.left_out) for outcome in outcomes), Counter()).items())),
+        passed_over=dict(sorted(passed_over.items())),
+        absent=tuple(absent_packages()) if reads_standard_library else (),
+    )
+
+
+def _licences(recipe: Recipe) -> dict[str, str]:
+    licences: dict[str, dict[str, None]] = {domain: {} for domain in recipe.domains}
+    for source in recipe.sources:
+        for domain in source.domain_names:
+            licences[domain][recipe.licence_of(source) or ""] = None
+    return {domain: "; ".join(found) for domain, found in licences.items()}
+
+
+def _each_once(sources: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
+    """A stretch that several sources of the recipe read is listed once."""
+    return tuple({(source.path, source.start): source for source in sources}.values())
+
+
+def _splits(recipe: Recipe, outcomes: Sequence[TaskOutcome]) -> dict[Split, dict[str, DomainSplit]]:
+    splits: dict[Split, dict[str, DomainSplit]] = {}
+    written = [part for outcome in outcomes for part in outcome.parts]
+    for split in _SPLITS:
+        for domain in recipe.domains:
+            parts = [part for part in written if (part.split, part.domain) == (split, domain)]
+            if parts:
+                splits.setdefault(split, {})[domain] = DomainSplit(
+                    rows=sum(each.part.rows for each in parts),
+                    tokens=sum(each.tokens for each in parts),
+                    documents=sum(each.documents for each in parts),
+                    parts=tuple(each.part for each in parts),
+                )
+    return splits
+
+
+def require_enough(recipe: Recipe, manifest: Manifest) -> None:
+    """Raise DataError where a domain has no text to train on, or all together less than one row."""
+    train = manifest.splits.get("train", {})
+    for domain in manifest.domains:
+        if domain not in train:
+            raise DataError(
+                f"recipe {recipe.name}: domain {domain} has no text to train on; "
+                "look at its paths, keep_fraction, filters and heldout_fraction"
+            )
+    tokens = sum(share.tokens for share in train.values())
+    if tokens < recipe.seq_len:
+        raise DataError(
+            f"recipe {recipe.name}: the text to train on has {tokens} targets, less than one row of "
+            f"seq_len = {recipe.seq_len}; add text or lower seq_len"
+        )
+
+
+class Plan(BaseModel):
+    """What is being prepared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe_sha256: str
+    """Fingerprint of the recipe."""
+    files_sha256: str
+    """Fingerprint of the files' names, sizes and versions."""
+
+
+class Workplace(Ledger[TaskOutcome]):
+    """An output folder in which a dataset is being made."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
+        self._output = output
+
+    @property
+    def claim(self) -> Path:
+        """The file whose lock the first process of a run holds while it works."""
+        return self.folder / "lock"
+
+    def begin(self, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> None:
+        """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
+        if another recipe was not yet gone on with as far as one task."""
+        path = self.folder / _PLAN
+        if alone:
+            self.forget_runs()
+        if path.is_file():
+            found = read_back(Plan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
+            # A share leaves that look to whoever joins them, who reads no file of another machine again and again.
+            if found == plan and not (alone and any(map(self._has_changed, tasks))):
+                return
+            if found.recipe_sha256 != plan.recipe_sha256 and (self.has_outcomes() or not alone):
+                raise DataError(
+                    f"{self._output} holds the unfinished dataset of another recipe; "
+                    "remove it or choose another output folder"
+                )
+            if not alone:
+                raise DataError(
+                    f"{self._output}: the input files have changed since its first part was prepared; "
+                    "remove it and prepare all parts again"
+                )
+            self._clear()
+        write_file(path, plan.model_dump_json())
+
+    def forget_plan(self) -> None:
+        """Nothing has been done by it."""
+        (self.folder / _PLAN).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the notes of a finished dataset."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_changed(self, task: Task) -> bool:
+        """Whether a task is done and its files are no longer what they were then."""
+        outcome = self.outcome(task.name)
+        if outcome is None:
+            return False
+        recorded = {(source.path, source.start): source for source in outcome.sources}
+        return any(
+            has_changed(piece, recorded.get((piece.file.label, piece.start)), outcome.inputs) for piece in task.pieces
+        )
+
+    def _clear(self) -> None:
+        self.forget_all()
+        for name in _OURS:
+            shutil.rmtree(self._output / name, ignore_errors=True)
+
+
+@contextmanager
+def claimed(output: Path, *, alone: bool) -> Iterator[Workplace]:
+    """Claim `output`, to begin or to go on there: alone, or together with others who do other tasks.
+
+    Raises DataError where another process is at work there, or where it holds anything else than unfinished work.
+    """
+    folder = output / _FOLDER
+    if output.exists() and not folder.exists() and any(output.iterdir()):
+        raise DataError(f"{output} is not empty and holds no unfinished dataset; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
+    workplace = Workplace(output)
+    with locked(workplace.claim, shared=not alone, busy=busy):
+        yield workplace

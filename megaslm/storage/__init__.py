@@ -1,0 +1,1 @@
+"""Object storage and other remote files. It owns fsspec."""

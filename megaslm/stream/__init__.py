@@ -1,0 +1,1 @@
+"""Rows out, for training: which are read, in which order, out of shards that were checked."""

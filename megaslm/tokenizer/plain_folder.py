@@ -1,0 +1,63 @@
+"""A tokenizer's folder as any script opens it: AutoTokenizer gives the ids that the dataset has."""
+
+import json
+import shutil
+from pathlib import Path
+
+from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE, named_tokens, read_object
+from megaslm.tokenizer.sentencepiece_export import ORIGINAL
+from megaslm.tokenizer.tokenizer import text_tokenizer
+
+_CONFIG = "tokenizer_config.json"
+# What says how a text becomes ids, tokenizer.json says already; said twice it is done twice, or otherwise. These say
+# how a tokenizer is used.
+_KEPT = (
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+)
+# Of a pre-tokeniser: transformers 4 puts what the configuration says in its place, and false where that says nothing.
+_SAID_TWICE = ("add_prefix_space",)
+# The SentencePiece model goes along, so that text is compared with it wherever the folder makes another dataset.
+_AS_THEY_ARE = ("chat_template.jinja", ORIGINAL)
+# Read as it is by transformers 4 and 5, where the class of a model's usual tokenizer is built anew from the vocabulary.
+_CLASS = "PreTrainedTokenizerFast"
+
+
+def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) -> None:
+    """Write the tokenizer of a dataset's folder to another, in files that all releases of transformers read alike.
+
+    Args:
+        tokenizer: the folder of a dataset's tokenizer.
+        folder: where to write; other files in it stay.
+        begins_with_bos: whether the model knows a BOS. Rows have none: a model that was trained on them alone has never
+            seen it, so that no BOS is named, and none is put in front of a text.
+
+    Raises:
+        DataError: `tokenizer` cannot be read.
+    """
+    made = text_tokenizer(tokenizer)
+    made.no_padding()
+    made.no_truncation()
+    if not begins_with_bos and made.num_special_tokens_to_add(is_pair=False):
+        made.post_processor = None
+    made.encode_special_tokens = False
+    made.save(str(folder / TOKENIZER_FILE))
+    pre_tokenizer = read_object(folder / TOKENIZER_FILE).get("pre_tokenizer") or {}
+    stated = read_object(tokenizer / _CONFIG)
+    named = named_tokens(tokenizer)
+    if not begins_with_bos and named.get("bos_token") != named.get("eos_token"):
+        named.pop("bos_token", None)
+    config = {
+        "tokenizer_class": _CLASS,
+        **named,
+        **{key: stated[key] for key in _KEPT if key in stated},
+        **{key: pre_tokenizer[key] for key in _SAID_TWICE if key in pre_tokenizer},
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name in _AS_THEY_ARE:
+        if (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, folder / name)

@@ -1,0 +1,233 @@
+"""Whether the datasets of a run hold what it selects by: reference losses, or masks that were made of them.
+
+A few rows are scored again: hashes cannot see a scorer's own mistake."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.dataset.manifest import Manifest, Mask, Reference
+from megaslm.dataset.remote import DatasetFolder
+from megaslm.dataset.rows import unpack_mask
+from megaslm.errors import DataError, ReferenceMismatch
+from megaslm.model.reference_model import ReferenceModel, as_stored
+from megaslm.slm.keys import target_keys
+from megaslm.slm.static import select_static
+from megaslm.slm.targets import Targets
+from megaslm.slm.valid_targets import valid_targets
+from megaslm.training.training_data import NamedReference, TrainingData, check_provenance, spread_evenly
+
+# What the same arithmetic on another device may move a loss by. A shift by one, or another packing, moves most of them
+# by whole nats; bf16 where fp32 is stated, by hundredths.
+_TOLERANCE_NATS = {"fp32": 0.0002, "bf16": 0.2}
+# Losses are stored with 11 significant bits.
+_STORAGE_ROUNDING = 2.0**-10
+_MOST_OUTSIDE = 0.02
+# Of those selected or, where they are fewer, of those not. Other arithmetic moves a few targets over the cut; after a
+# shift by one, or with other weights, about as many differ as are selected.
+_MOST_DIFFERENT = 0.25
+
+
+def check_reference(
+    manifest: Manifest,
+    dataset: DatasetFolder,
+    *,
+    domains: Sequence[str],
+    document_isolation: bool,
+    needs_entropy: bool,
+    reference: NamedReference | None,
+    rows: int,
+    device: torch.device,
+) -> None:
+    """Checks what a dataset says of its reference, and where the model is at hand scores a few training rows again.
+
+    Args:
+        manifest: of `dataset`.
+        dataset: a scored dataset.
+        domains: those that the run trains on.
+        document_isolation: of the run that is to use the losses.
+        needs_entropy: whether the run ranks by the entropy of the reference's predictions.
+        reference: the model, or None.
+        rows: how many rows of each domain to score again, evenly spread; 0 for none.
+        device: where to score.
+
+    Raises:
+        DataError: the dataset is not scored, or has no entropies.
+        ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens or by others.
+    """
+    found = manifest.reference
+    if manifest.kind != "scored" or found is None:
+        raise DataError(
+            f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for "
+            "train.objective slm"
+        )
+    if needs_entropy and not found.entropy:
+        raise DataError(
+            f"{dataset.place} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another "
+            "folder"
+        )
+    check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
+    if reference is not None and rows:
+        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        for domain in domains:
+            _check_loss_rows(model, found, dataset, domain, rows, manifest.eos_id)
+
+
+def _check_loss_rows(
+    model: ReferenceModel, found: Reference, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+) -> None:
+    reader = dataset.reader("train", domain)
+    where = f"{dataset.place}, train/{domain}, row"
+    for number in spread_evenly(rows, len(reader)):
+        row = reader[number]
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(model.device)
+        valid = valid_targets(tokens, eos_id)[0].cpu()
+        losses, entropies = model.measure(tokens)
+        for column, again in (("ref_loss", losses), ("ref_entropy", entropies)):
+            if again is not None:
+                stored = torch.from_numpy(row[column].astype(np.float32))[valid]
+                _check_column(stored, again[0].cpu()[valid], found.precision, f"{where} {number}", column)
+
+
+def _check_column(stored: torch.Tensor, again: torch.Tensor, precision: str, where: str, column: str) -> None:
+    difference = (stored - again).abs()
+    tolerance = _TOLERANCE_NATS[precision] + _STORAGE_ROUNDING * stored.maximum(again)
+    outside = (difference > tolerance).float().mean().item() if len(stored) else 0.0
+    if outside > _MOST_OUTSIDE:
+        raise ReferenceMismatch(
+            f"{where}: {outside:.0%} of its stored {column} differ from what the reference gives in {precision}, by "
+            f"{difference.median():.3g} nats in the median (mean stored {stored.mean():.4f}, computed "
+            f"{again.mean():.4f}); score the dataset again"
+        )
+
+
+def check_mask(
+    manifest: Manifest,
+    mask: Mask,
+    dataset: DatasetFolder,
+    run: SlmSection,
+    *,
+    domains: Sequence[str],
+    document_isolation: bool,
+    reference: NamedReference | None,
+    device: torch.device,
+) -> None:
+    """Checks the rule of a mask, and where the reference is at hand makes the mask of `run.verify_rows` rows again.
+
+    Args:
+        manifest: of `dataset`.
+        mask: of `manifest`.
+        dataset: a masked dataset.
+        run: the rule of the run that is to use the mask.
+        domains: those that the run trains on.
+        document_isolation: of the run.
+        reference: the model that scored the dataset that the mask was made of, or None.
+        device: where to score.
+
+    Raises:
+        DataError: the run selects otherwise.
+        ReferenceMismatch: the mask was made of losses in other contexts, of other tokens or by others.
+    """
+    _check_rule(mask, dataset, run)
+    found = manifest.reference
+    if found is None:
+        raise ReferenceMismatch(f"{dataset.place}: its manifest names no reference; mask the scored dataset again")
+    check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
+    if reference is not None and run.verify_rows:
+        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        for domain in domains:
+            _check_mask_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
+
+
+def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
+    settings = {
+        "score": (mask.score, run.score),
+        "scope": (mask.scope, run.scope),
+        "keep_ratio": (mask.keep_ratio, run.keep_ratio),
+        "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
+    }
+    different = {name: values for name, values in settings.items() if values[0] != values[1]}
+    if different:
+        of_mask, of_run = (
+            ", ".join(f"slm.{name} = {values[side]}" for name, values in different.items()) for side in (0, 1)
+        )
+        raise DataError(
+            f"{dataset.place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
+            "`megaslm mask`, or train on the scored dataset"
+        )
+
+
+def _check_mask_rows(
+    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+) -> None:
+    compared = list(_compared(model, mask, dataset, domain, rows, eos_id))
+    different, selected, targets = (sum(counts) for counts in zip(*compared, strict=True))
+    if different > _MOST_DIFFERENT * min(selected, targets - selected):
+        raise ReferenceMismatch(
+            f"{dataset.place}, train/{domain}: {different:,} of {targets:,} targets of the rows that were scored again "
+            "are masked otherwise than the reference's losses ask for; score and mask the dataset again"
+        )
+
+
+def _compared(
+    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+) -> Iterator[tuple[int, int, int]]:
+    """Of each of some rows: how many targets the mask, made again, chooses otherwise; how many it selects; all."""
+    reader = dataset.reader("train", domain)
+    for number in spread_evenly(rows, len(reader)):
+        row = reader.rows(number, number + 1)
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64)).to(model.device)
+        seq_len = tokens.shape[1] - 1
+        losses, entropies = model.measure(tokens)
+        valid = valid_targets(tokens, eos_id)
+        targets = Targets(
+            valid=valid,
+            keys=target_keys(torch.zeros(1, dtype=torch.int64, device=model.device), 0, seq_len),
+            ref_loss=as_stored(losses, valid).float(),
+            ref_entropy=None if entropies is None else as_stored(entropies, valid).float(),
+        )
+        again = select_static(mask.score, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
+        stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
+        yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
+
+
+def reads_reference(config: RunConfig) -> bool:
+    """Whether the run selects by what a reference model says."""
+    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
+
+
+def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:
+    """Checks what a run under `slm` selects by, on one rank, before the model takes its memory.
+
+    Raises:
+        DataError: it is not there, or is not what the run needs.
+    """
+    if not reads_reference(config):
+        return
+    for dataset in data.datasets:
+        mask = dataset.manifest.mask
+        if mask is not None:
+            check_mask(
+                dataset.manifest,
+                mask,
+                dataset.source,
+                config.slm,
+                domains=dataset.domains,
+                document_isolation=config.model.document_isolation,
+                reference=dataset.reference,
+                device=device,
+            )
+        else:
+            check_reference(
+                dataset.manifest,
+                dataset.source,
+                domains=dataset.domains,
+                document_isolation=config.model.document_isolation,
+                needs_entropy=config.slm.needs_ref_entropy,
+                reference=dataset.reference,
+                rows=config.slm.verify_rows,
+                device=device,
+            )
