@@ -1,6 +1,7 @@
 """Who may import what in MegaSLM, read off the syntax trees; imports inside functions count too."""
 
 import ast
+import graphlib
 import re
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
 APART = {"preparing", "scoring", "training", "evaluation", "inspect", "launch"}
-"""Layers that do not import one another although they are of one height."""
+"""The verbs, which do not import one another although they are of one height."""
 
 OWNERS = {
     "deepspeed": "megaslm/engine/zero.py",
@@ -77,6 +78,29 @@ def violations(root: Path) -> list[str]:
     ]
 
 
+def circles(root: Path) -> list[str]:
+    """Folders under `root`/megaslm, at any depth, that import one another in a circle; none where there is no circle."""
+    package = root / "megaslm"
+    modules = {
+        _dotted(path, root): _dotted(path.parent, root) for path in package.rglob("*.py") if path.parent != package
+    }
+    folders: dict[str, set[str]] = {folder: set() for folder in modules.values()}
+    for path in sorted(package.rglob("*.py")):
+        for found in imports_of(path, root):
+            names = found.module.split(".")
+            imported = next(
+                (modules[name] for end in range(len(names), 0, -1) if (name := ".".join(names[:end])) in modules), None
+            )
+            folder = _dotted(path.parent, root)
+            if imported is not None and folder in folders and folder != imported:
+                folders[folder].add(imported)
+    try:
+        graphlib.TopologicalSorter(folders).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def imports_of(path: Path, root: Path) -> Iterator[Import]:
     """Every import of a file, in statements, in `import_module("...")`, and by attribute of bare transformers."""
     file = path.relative_to(root).as_posix()
@@ -116,7 +140,7 @@ def _broken_direction(importer: str, imported: str) -> str | None:
     if heights[imported] > heights[importer]:
         return f"imports run one way: {order}"
     if importer != imported and {importer, imported} <= APART:
-        return "scoring, training, evaluation and launch do not import one another"
+        return "verbs do not import one another"
     return None
 
 
@@ -129,6 +153,10 @@ def _may_slm_import(found: Import) -> bool:
 def _may_launch_import(found: Import) -> bool:
     own = any(found.is_of(module) for module in ("megaslm.config", "megaslm.errors", "megaslm.launch"))
     return own if found.is_of("megaslm") else not any(found.is_of(library) for library in HEAVY)
+
+
+def _dotted(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts)
 
 
 def _modules(node: ast.AST, package: list[str]) -> list[str]:

@@ -41,7 +41,7 @@ def test_every_file_is_in_its_place() -> None:
         "data/recipes/__init__.py",
         "benchmarks/profile.py",
         "launcher/signal.py",
-        "megaslm/data/utils.py",
+        "megaslm/dataset/utils.py",
         "megaslm/utils/text.py",
     ],
 )
