@@ -24,7 +24,7 @@ from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
-from megaslm.engine.agreement import Agreement
+from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.files import write_file
@@ -82,17 +82,17 @@ class Saves:
         self.world = world
         self.state = self.engine.state()
         self.state.make_moments(1)
-        self.bytes = 12 * sum(piece.count for piece in self.state.pieces)
+        self.bytes = 12 * sum(fragment.count for fragment in self.state.fragments)
         self.folder = folder
         self.saver = Saver(
             folder / "checkpoints",
             self.state,
             dump(config),
             world,
-            Agreement(world),
+            CpuGroup(world),
             retention=Retention(1, None),
             max_failed=1,
-            damaged=(),
+            corrupt=(),
             say=lambda line: None,
             on_saved=lambda progress: None,
         )

@@ -50,17 +50,17 @@ class TopByExcess:
         self.forecast = forecast
 
     def __call__(self, losses: Tensor) -> Selected:
-        scores = losses - self.ref_loss
-        bad = ~torch.isfinite(scores)
-        return Selected(scores >= kept_above(scores), no_threshold(losses.device), bad, bad.sum())
+        values = losses - self.ref_loss
+        bad = ~torch.isfinite(values)
+        return Selected(values >= kept_above(values), no_threshold(losses.device), bad, bad.sum())
 
     def unrankable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses - self.ref_loss)
 
 
-def kept_above(scores: Tensor) -> Tensor:
-    keep = round(KEEP_RATIO * len(scores))
-    return scores.kthvalue(len(scores) - keep + 1).values
+def kept_above(values: Tensor) -> Tensor:
+    keep = round(KEEP_RATIO * len(values))
+    return values.kthvalue(len(values) - keep + 1).values
 
 
 class Head:
@@ -90,8 +90,8 @@ class Head:
         return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
 
     def masked_mean(self, losses: Tensor) -> Tensor:
-        scores = losses.detach() - self.ref_loss
-        mask = scores >= kept_above(scores)
+        values = losses.detach() - self.ref_loss
+        mask = values >= kept_above(values)
         return (losses * mask).sum() / mask.sum()
 
     def naive(self) -> None:

@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from megaslm.corpus.tasks import plan_tasks
 from megaslm.dataset.output import LocalOutput
-from megaslm.preparing.prepare_task import Job, run_task
+from megaslm.preparing.prepare_task import PrepareSpec, run_task
 from megaslm.tokenizer.tokenizer import load_tokenizer, tokenizer_facts
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
@@ -32,12 +32,12 @@ def main() -> None:
         megabytes = write_jsonl(folder / "text.jsonl", documents) / 1e6
         (task,) = plan_tasks(recipe := recipe_of([folder / "text.jsonl"], folder / "tokenizer", 10**9))
         places = (folder / "dataset", LocalOutput(folder / "dataset"))
-        job = Job(task, recipe, tokenizer_facts(folder / "tokenizer"), folder / "tokenizer", *places)
+        job = PrepareSpec(task, recipe, tokenizer_facts(folder / "tokenizer"), folder / "tokenizer", *places)
         sentencepiece = SentencePieceProcessor(model_proto=model)
         library = load_tokenizer(folder / "tokenizer")
 
         def prepare() -> int:
-            return run_task(job).tokens
+            return run_task(job, lambda *_: None).tokens
 
         def stretches() -> int:
             encoder = fastest_encoder(folder / "tokenizer")

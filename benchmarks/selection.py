@@ -1,4 +1,4 @@
-"""Exact selection over two ranks: histogram refinement against gathering all scores and sorting them."""
+"""Exact selection over two ranks: histogram refinement against gathering all values and sorting them."""
 
 import os
 import socket
@@ -28,12 +28,12 @@ class Ranked:
     def __init__(self, scores_in_all: int, rank: int) -> None:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randperm(scores_in_all // ROW_LENGTH, generator=generator)
-        scores = torch.randn(len(rows), ROW_LENGTH, generator=generator)
+        values = torch.randn(len(rows), ROW_LENGTH, generator=generator)
         self.rows = rows.chunk(RANKS)[rank]
-        # 17% of real excess losses lie within 0.01 nat of the cut: scores that tie are part of the task.
-        self.scores = (scores.chunk(RANKS)[rank] * 500).round() / 500
+        # 17% of real excess losses lie within 0.01 nat of the cut: values that tie are part of the task.
+        self.values = (values.chunk(RANKS)[rank] * 500).round() / 500
         self.keys = target_keys(self.rows, 0, ROW_LENGTH)
-        self.eligible = torch.ones_like(self.scores, dtype=torch.bool)
+        self.eligible = torch.ones_like(self.values, dtype=torch.bool)
         self.count = torch.tensor([round(KEEP_RATIO * scores_in_all)])
         self.bytes_sent = 0
 
@@ -44,20 +44,20 @@ class Ranked:
             return tensor
 
         top = select_top(
-            self.scores.view(1, -1), self.keys.view(1, -1), self.eligible.view(1, -1), self.count, all_reduce_sum
+            self.values.view(1, -1), self.keys.view(1, -1), self.eligible.view(1, -1), self.count, all_reduce_sum
         )
-        return top.mask.view_as(self.scores)
+        return top.mask.view_as(self.values)
 
     def gather_and_sort(self) -> Tensor:
         """Sends 4 bytes a score and one number a row: keys follow from that."""
-        scores = self._gathered(self.scores)
+        values = self._gathered(self.values)
         rows = self._gathered(self.rows)
         by_key = rows.argsort()
-        order = scores[by_key].flatten().sort(descending=True, stable=True).indices[: int(self.count)]
-        selected = torch.zeros(scores.numel(), dtype=torch.bool)
+        order = values[by_key].flatten().sort(descending=True, stable=True).indices[: int(self.count)]
+        selected = torch.zeros(values.numel(), dtype=torch.bool)
         selected[order] = True
-        mask = torch.empty_like(scores, dtype=torch.bool)
-        mask[by_key] = selected.view_as(scores)
+        mask = torch.empty_like(values, dtype=torch.bool)
+        mask[by_key] = selected.view_as(values)
         return mask.chunk(RANKS)[dist.get_rank()]
 
     def _gathered(self, tensor: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ def main() -> None:
         Bar("bytes moved, to gather and sort", sent["histogram refinement"] / sent["gather and sort"], 0.01),
     ]
     report(
-        f"What does an exact selection over {RANKS} ranks cost? {QUICK if chosen.quick else FULL} scores, "
+        f"What does an exact selection over {RANKS} ranks cost? {QUICK if chosen.quick else FULL} values, "
         f"k={KEEP_RATIO}, equal sets checked, processor time of a rank",
         rows,
         bars,

@@ -56,22 +56,22 @@ def verify(
     json_file: JsonFile = None,
 ) -> None:
     """Read every byte of checkpoints and report every file that is not as it was written."""
-    from megaslm.training.checkpoints.store import describe_damage, find_damage
+    from megaslm.training.checkpoints.store import describe_corruption, find_corruption
 
     folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
     problems: dict[str, str | None] = {}
     for folder in folders:
         try:
-            damage = find_damage(folder)
-            problems[str(folder)] = describe_damage(damage) if damage else None
+            corruption = find_corruption(folder)
+            problems[str(folder)] = describe_corruption(corruption) if corruption else None
         except CheckpointError as error:
             problems[str(folder)] = str(error).removeprefix(f"{folder}: ")
         typer.echo(f"{folder} · {problems[str(folder)] or 'every byte is what was written'}")
     write_json(json_file, problems)
-    damaged = [folder for folder, problem in problems.items() if problem is not None]
-    if damaged:
+    corrupt = [folder for folder, problem in problems.items() if problem is not None]
+    if corrupt:
         raise CheckpointError(
-            f"{len(damaged)} of {len(problems)} checkpoints are not as they were written; `train --resume` passes over "
+            f"{len(corrupt)} of {len(problems)} checkpoints are not as they were written; `train --resume` passes over "
             "them: restore them from a copy or remove them"
         )
 

@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -79,6 +79,12 @@ def main() -> None:
     sys.exit(status)
 
 
+def _say_warnings(lines: Sequence[str]) -> None:
+    if _seat.rank == 0:
+        for line in lines:
+            typer.echo(f"warning: {line}", err=True)
+
+
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -121,7 +127,7 @@ def prepare(
         )
     loaded = load(Recipe, recipe, overrides or []).value
 
-    from megaslm.observe.console import WorkConsole
+    from megaslm.observe.console import JobConsole
     from megaslm.preparing import prepare as preparing
 
     if finish:
@@ -129,7 +135,7 @@ def prepare(
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
         _say_passed_over(manifest.passed_over)
         return
-    with WorkConsole("prepare") as console, _engine(engine, ray_address) as ray:
+    with JobConsole("prepare") as console, _engine(engine, ray_address) as ray:
         show = console.show
         if share is not None:
             preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show, ray=ray)
@@ -154,7 +160,7 @@ def score(
         bool,
         typer.Option(
             "--entropy",
-            help="Also store the entropies of its predictions, for the scores entropy and reference_and_entropy.",
+            help="Also store the entropies of its predictions, for the criteria entropy and reference_and_entropy.",
         ),
     ] = False,
     window: Annotated[
@@ -192,9 +198,9 @@ def score(
     if share is not None and finish:
         raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
 
-    from megaslm.observe.console import WorkConsole
+    from megaslm.observe.console import JobConsole
     from megaslm.scoring import job
-    from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
+    from megaslm.scoring.request import ScoreRequest, ScoreSettings
 
     settings = ScoreSettings(
         precision=precision,
@@ -204,9 +210,9 @@ def score(
         window=window,
         stride=stride,
     )
-    task = ScoreTask(reference, dataset, output, settings, working=work, cache=cache)
+    task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
     # At the end no rank waits for the others: one of them may have died, and its work been done by them.
-    with WorkConsole("score") as console, _engine(engine, ray_address) as ray:
+    with JobConsole("score") as console, _engine(engine, ray_address) as ray:
         if ray is not None:
             if part is not None or finish or _seat.world_size > 1:
                 raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
@@ -225,9 +231,11 @@ def score(
 def mask(
     dataset: Annotated[str, typer.Argument(help="The scored dataset: a folder or a URL.")],
     output: Annotated[str, typer.Argument(help="The masked dataset to write: a folder or a URL.")],
-    score: Annotated[
+    criterion: Annotated[
         Literal["reference", "entropy", "reference_and_entropy"],
-        typer.Option(help="What is ranked in each row, smallest first; as slm.score of the runs."),
+        typer.Option(
+            "--criterion", "--score", help="What is ranked in each row, smallest first; as slm.criterion of the runs."
+        ),
     ] = "reference",
     keep_ratio: Annotated[str, typer.Option(help="The share of targets that is kept; as slm.keep_ratio.")] = "0.6",
     max_ref_loss: Annotated[
@@ -238,18 +246,19 @@ def mask(
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Turn reference losses and entropies into one bit a target, for runs with a static score and slm.scope sequence.
+    """Turn reference losses and entropies into one bit a target, for runs with a static criterion and slm.scope
+    sequence.
 
     What is interrupted goes on when it is started again. Where the dataset has grown, only its new parts are masked.
     """
-    from megaslm.observe.console import WorkConsole
+    from megaslm.observe.console import JobConsole
     from megaslm.scoring.mask import mask_rule
-    from megaslm.scoring.mask_job import MaskTask
+    from megaslm.scoring.mask_job import MaskRequest
     from megaslm.scoring.mask_job import mask as mask_dataset
 
-    rule = mask_rule(score, keep_ratio, max_ref_loss)
-    task = MaskTask(dataset, output, rule, workers=workers, working=work, cache=cache)
-    with WorkConsole("mask") as console:
+    rule = mask_rule(criterion, keep_ratio, max_ref_loss)
+    task = MaskRequest(dataset, output, rule, workers=workers, working=work, cache=cache)
+    with JobConsole("mask") as console:
         manifest = mask_dataset(task, console.show)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
@@ -274,12 +283,13 @@ def train(
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
 
-    run = load(RunConfig, config, overrides or []).value
+    loaded = load(RunConfig, config, overrides or [])
+    _say_warnings(loaded.warnings)
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.train import train as train_model
 
-    train_model(run, resume=resume, stop=stop)
+    train_model(loaded.value, resume=resume, stop=stop)
     leave_world()
 
 
@@ -332,7 +342,9 @@ def explain(
     model_class: type[Section] = Recipe if recipe else RunConfig
     # In a file or a pipe there is no edge to fold the columns at.
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(render(explain_settings(load(model_class, config, overrides or []))))
+    loaded = load(model_class, config, overrides or [])
+    _say_warnings(loaded.warnings)
+    console.print(render(explain_settings(loaded)))
 
 
 def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Path | None) -> None:

@@ -41,7 +41,7 @@ class PreflightError(UserMistake):
 
 
 class DataError(UserMistake):
-    """A dataset, a corpus or a tokenizer is missing, damaged or does not fit."""
+    """A dataset, a corpus or a tokenizer is missing, corrupt or does not fit."""
 
 
 class ReferenceMismatch(DataError):
@@ -53,7 +53,7 @@ class ModelError(UserMistake):
 
 
 class CheckpointError(UserMistake):
-    """A checkpoint is missing, damaged or of another run."""
+    """A checkpoint is missing, corrupt or of another run."""
 
     is_known_to_all_ranks = True
 
@@ -71,17 +71,17 @@ class LossSpike(MegaSLMError):
 
 
 class NonFiniteLoss(MegaSLMError):
-    """A loss or a score became NaN or infinite."""
+    """A loss or a criterion became NaN or infinite."""
 
     is_known_to_all_ranks = True
 
 
-class NonFiniteScore(MegaSLMError):
-    """Targets cannot be ranked: their score is NaN or infinite."""
+class NonFiniteCriterion(MegaSLMError):
+    """Targets cannot be ranked: their criterion is NaN or infinite."""
 
     def __init__(self, places: list[int]) -> None:
         """Names the targets by their places in the call; none where they are another rank's."""
-        super().__init__(f"the scores of the targets {places} are NaN or infinite")
+        super().__init__(f"the criterion of the targets {places} is NaN or infinite")
         self.places = places
 
 
@@ -101,7 +101,7 @@ class PeerFailed(MegaSLMError):
         self.exit_status = exit_status
 
 
-class Damaged(DataError):
+class CorruptData(DataError):
     """A file of a dataset is missing, or is not what was written."""
 
     def __init__(self, path: Path, finding: str) -> None:

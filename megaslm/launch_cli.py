@@ -8,7 +8,7 @@ import typer
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megaslm.launch.command import Verb, Work
+    from megaslm.launch.command import Verb, VerbCall
 
 # What follows the first word belongs to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
@@ -41,9 +41,9 @@ def launch(
         command.take_over()
 
 
-def _work(context: typer.Context, words: list[str]) -> "Work":
+def _work(context: typer.Context, words: list[str]) -> "VerbCall":
     """The verb and its arguments, once the verb's own command has taken them."""
-    from megaslm.launch.command import Verb, Work
+    from megaslm.launch.command import Verb, VerbCall
 
     verbs: tuple[Verb, ...] = get_args(Verb)
     known = context.find_root().command.commands  # type: ignore[attr-defined]
@@ -55,7 +55,7 @@ def _work(context: typer.Context, words: list[str]) -> "Work":
     given: typer.Context = known[verb].make_context(f"megaslm {verb}", list(arguments))
     _look_at_files(verb, given)
     is_share, is_finish = given.params.get("part") is not None, bool(given.params.get("finish"))
-    return Work(verb, tuple(arguments), is_share=is_share, is_finish=is_finish)
+    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish)
 
 
 def _look_at_files(verb: "Verb", given: typer.Context) -> None:

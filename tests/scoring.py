@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from megaslm.config.schema import Architecture
 from megaslm.dataset.manifest import BESIDE_ROWS
 from megaslm.model.load import build_from_shape, draw_weights
-from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
 from megaslm.scoring.job import score
+from megaslm.scoring.request import ScoreRequest, ScoreSettings
 from tests.corpus import content
 from tests.forks import fork, fork_ranks, statuses_of
 from tests.toy import EOS_ID, SHAPE, Unsharded, make_tokenizer
@@ -34,12 +34,12 @@ def make_reference(folder: Path, *, tokenizer: Path | None = None, **shape: int)
     return lm
 
 
-def task_of(reference: Path, dataset: str | Path, output: str | Path, **settings: int | bool | str) -> ScoreTask:
+def task_of(reference: Path, dataset: str | Path, output: str | Path, **settings: int | bool | str) -> ScoreRequest:
     """A task with small batches."""
-    return ScoreTask(reference, dataset, output, ScoreSettings(**{"batch_rows": 4, **settings}))  # type: ignore[arg-type]
+    return ScoreRequest(reference, dataset, output, ScoreSettings(**{"batch_rows": 4, **settings}))  # type: ignore[arg-type]
 
 
-def start(world_size: int, task: ScoreTask) -> list[int]:
+def start(world_size: int, task: ScoreRequest) -> list[int]:
     """Starts so many ranks of a job."""
 
     def run() -> None:
@@ -49,12 +49,12 @@ def start(world_size: int, task: ScoreTask) -> list[int]:
     return fork_ranks(world_size, run)
 
 
-def run_job(world_size: int, task: ScoreTask) -> None:
+def run_job(world_size: int, task: ScoreRequest) -> None:
     """Runs a job to its end."""
     assert statuses_of(start(world_size, task)) == [0] * world_size
 
 
-def fail(world_size: int, task: ScoreTask, status: int, capfd: pytest.CaptureFixture[str]) -> str:
+def fail(world_size: int, task: ScoreRequest, status: int, capfd: pytest.CaptureFixture[str]) -> str:
     """Runs a job that ends with this status on all ranks; gives what they said."""
     capfd.readouterr()
     assert statuses_of(start(world_size, task)) == [status] * world_size

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaslm.config.section import OldNames
 from megaslm.config.source import KeyPath, Source, dotted_key, parse_source, read_source
 from megaslm.errors import ConfigError
 
@@ -22,6 +23,7 @@ class Layers:
     settings: object = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     mistakes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def lay(self, source: Source, path: Sequence[str] = ()) -> None:
         """Lay `source` over what stands at `path`: mappings are merged, all else is replaced.
@@ -29,6 +31,22 @@ class Layers:
         An empty mapping replaces too, but for a file that sets nothing.
         """
         self.settings = self._laid(self.settings, (), tuple(path), source)
+
+    def rename(self, old_names: OldNames) -> None:
+        """Give settings their new names; where both names are set, what was laid last counts."""
+        for old, name in old_names.items():
+            if old not in self.origins:
+                continue
+            new, order = (*old[:-1], name), list(self.origins)
+            section: Any = self.value_at(old[:-1])
+            value, origin = section.pop(old[-1]), self.origins.pop(old)
+            if new not in order or order.index(new) < order.index(old):
+                section[name] = value
+                self._note(new, origin)
+            self.warnings.append(
+                f"{dotted_key(old)} is called {dotted_key(new)} now, and the old name will not be read for long; write "
+                f"the new one ({origin})"
+            )
 
     def origin_of(self, path: KeyPath) -> str | None:
         """Where the value at `path` came from: for a list with changed entries, the last change; None where not set."""

@@ -1,6 +1,7 @@
 """A YAML file, its bases and the command line's overrides, as one checked and frozen configuration.
 
-Every problem is reported at once, in the terms of the one who wrote the file."""
+Every problem is reported at once, in the terms of the one who wrote the file.
+"""
 
 import difflib
 import types
@@ -22,6 +23,7 @@ from megaslm.errors import ConfigError
 
 LONGEST_SHOWN_VALUE = 60
 M = TypeVar("M", bound=BaseModel)
+M_co = TypeVar("M_co", bound=BaseModel, covariant=True)
 
 DEFAULT = "default"
 """The origin of a value that nobody set."""
@@ -239,12 +241,14 @@ def _all_keys(node: SchemaNode, prefix: KeyPath = ()) -> Iterator[KeyPath]:
 
 
 @dataclass(frozen=True)
-class Loaded(Generic[M]):
+class Loaded(Generic[M_co]):
     """A checked configuration, and where each of its settings came from."""
 
-    value: M
+    value: M_co
     provenance: Mapping[str, str]
     """Dotted key to origin: `FILE:LINE`, `--set` or `default`."""
+    warnings: tuple[str, ...] = ()
+    """What is read, but will not be read for long."""
 
 
 def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[M]:
@@ -253,6 +257,7 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
     All problems are reported in one ConfigError: each with its dotted key, the value, what is allowed, and its origin.
     """
     layers = gather(Path(path), overrides)
+    layers.rename(getattr(model_class, "OLD_NAMES", {}))
     # Alone, because other complaints show the values that they are about.
     _refuse(path, describe_credentials(layers))
     problems = layers.mistakes + describe_booleans_for_numbers(model_class, layers)
@@ -261,7 +266,7 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
     except ValidationError as error:
         problems += describe_problems(error, model_class, layers)
     _refuse(path, problems)
-    return Loaded(value, _provenance(value, layers))
+    return Loaded(value, _provenance(value, layers), tuple(layers.warnings))
 
 
 def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:

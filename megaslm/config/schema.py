@@ -6,11 +6,11 @@ here imports torch, reads a file or looks at the machine, so that a configuratio
 
 import re
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, Positive, Section
+from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
 
 # With nine places k·N stays exact in 64 bits for a billion targets a step.
 Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
@@ -168,7 +168,7 @@ class TrainSection(Section):
     """The objective, the batch and the optimiser."""
 
     objective: Literal["clm", "slm"]
-    """clm trains on every target; slm on those whose `slm.score` is among the top `slm.keep_ratio`."""
+    """clm trains on every target; slm on those whose `slm.criterion` is among the top `slm.keep_ratio`."""
     total_tokens: Positive
     """Targets to read in all; may be raised when a run is resumed."""
     global_batch_tokens: Positive
@@ -214,21 +214,22 @@ class SlmSection(Section):
     """The share k of targets that are trained on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls in a straight line from 1 to `keep_ratio`."""
-    score: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
+    criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
     """What is ranked: the model's loss less the reference's; the reference's loss or entropy, smallest first, known
     before the forward pass; the intersection of these two; or, as controls, chance and the model's own loss."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """Among which targets a target has to rank: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
     """Under scope batch: exact keeps K targets of each step, with several micro-steps after a first forward pass over
-    all of them; running keeps those above the cut of the steps before, in one pass, K of them on average."""
+    all of them; running keeps those above the threshold of the steps before, in one pass, K of them on average."""
     max_ref_loss: Annotated[float, Field(gt=0)] | None = None
     """Targets whose reference loss is larger, in nats, are never selected; null has no cap."""
     measure_unselected: bool = True
-    """Whether to compute losses of unselected targets where the score does not need them, for the reports alone."""
+    """Whether to compute losses of unselected targets where the criterion does not need them, for the reports alone."""
     head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
-    """How the loss head comes by its gradient: cache keeps two bytes a logit, bracket forecasts the cut, recompute
-    computes selected logits twice; auto is cache in bf16 where it fits into `head_cache_gib`, else bracket."""
+    """How the loss head comes by its gradient: cache keeps two bytes a logit, bracket forecasts the threshold,
+    recompute computes selected logits twice; auto is cache in bf16 where it fits into `head_cache_gib`, else
+    bracket."""
     head_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     """Most memory, in GiB, that head cache may hold for one micro-batch."""
     reference: str | None = None
@@ -241,19 +242,19 @@ class SlmSection(Section):
     @property
     def needs_ref_loss(self) -> bool:
         """Whether the dataset has to hold the reference's losses."""
-        return self.score in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
+        return self.criterion in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
 
     @property
     def needs_ref_entropy(self) -> bool:
         """Whether the dataset has to hold the entropies of the reference's predictions."""
-        return self.score in ("entropy", "reference_and_entropy")
+        return self.criterion in ("entropy", "reference_and_entropy")
 
     @model_validator(mode="after")
     def _mode_fits(self) -> "SlmSection":
-        if self.mode == "running" and (self.scope != "batch" or self.score not in ("excess", "loss")):
+        if self.mode == "running" and (self.scope != "batch" or self.criterion not in ("excess", "loss")):
             raise ValueError(
-                f"mode running needs scope batch and score excess or loss; found scope {self.scope} and score "
-                f"{self.score}, whose choice is exact in one pass: use mode exact"
+                f"mode running needs scope batch and criterion excess or loss; found scope {self.scope} and criterion "
+                f"{self.criterion}, whose choice is exact in one pass: use mode exact"
             )
         return self
 
@@ -330,12 +331,12 @@ class GuardSection(Section):
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
     """Steps by which the loss is judged; there is no judgement before there are so many."""
     silence_seconds: Annotated[float, Field(ge=2)] = 60.0
-    """A rank whose process gives no sign of life for so long is taken for dead, and the run ends."""
+    """A rank whose process gives no heartbeat for so long is taken for dead, and the run ends."""
     hang_seconds: Annotated[float, Field(ge=2, le=3600)] = 1800.0
     """Where no rank gets any further for so long the run ends, and says which one the others wait for."""
     slow_ratio: Annotated[float, Field(gt=1)] = 1.5
     """A rank that needs so many times as long as the middle one for the same work is named in a warning."""
-    rehearse: bool = False
+    dry_run: bool = False
     """Whether to go through a step, a validation and a save before training starts, so that memory runs out then or
     not at all. Of the disk it shows that one checkpoint finds room."""
 
@@ -349,6 +350,9 @@ class LogSection(Section):
 
 class RunConfig(Section):
     """One training run."""
+
+    # Read for one release more, with a warning.
+    OLD_NAMES: ClassVar[OldNames] = {("slm", "score"): "criterion", ("guard", "rehearse"): "dry_run"}
 
     run_dir: str
     """The run folder: checkpoints, TensorBoard events, metrics.jsonl, the resolved configuration."""

@@ -1,8 +1,10 @@
 """What every section of a configuration is made of: its base class, and checked names, numbers and paths.
 
-Credentials have no place in settings: these are printed, and kept beside every run and in every manifest."""
+Credentials have no place in settings: these are printed, and kept beside every run and in every manifest.
+"""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,10 @@ REMEDY = (
     "set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store asks for), "
     "and copy files here that only a signed URL gives"
 )
+
+
+OldNames = Mapping[tuple[str, ...], str]
+"""Settings that have changed their name: the old dotted key, as its parts, and the last part of the new one."""
 
 
 class Section(BaseModel):

@@ -1,7 +1,8 @@
 """YAML text to plain values, each with the place it was written at; and values to YAML that loads back equal.
 
 PyYAML follows YAML 1.1, where `2e-5` is text, `no` is false, `0123` is octal and a key may be given twice. Here numbers
-are what they look like, only `true` and `false` are booleans, and a repeated key is a mistake."""
+are what they look like, only `true` and `false` are booleans, and a repeated key is a mistake.
+"""
 
 import re
 from collections.abc import Mapping

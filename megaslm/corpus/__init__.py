@@ -1,1 +1,1 @@
-"""Text in: files, the pieces they are read in, and the documents in them."""
+"""Text in: files, the ranges they are read in, and the documents in them."""

@@ -1,4 +1,4 @@
-"""Documents, the pieces of files that they are read from, and how they are made of records with fields."""
+"""Documents, the ranges of files that they are read from, and how they are made of records with fields."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class InputFile:
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A stretch of a file: the records (lines, documents, row groups) that begin in it."""
 
     file: InputFile

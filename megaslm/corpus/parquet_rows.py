@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from megaslm.config.recipe import Source
-from megaslm.corpus.documents import Document, Piece, document_of
-from megaslm.corpus.source_bytes import ReadLog, open_input, sha256_of_piece
+from megaslm.corpus.documents import Document, FileRange, document_of
+from megaslm.corpus.source_bytes import ReadLog, open_input, sha256_of_range
 from megaslm.errors import DataError, MegaSLMError
 
 if TYPE_CHECKING:
@@ -18,29 +18,29 @@ _BUFFER_BYTES = 2**20
 _OF_A_VALUE = "copy the file again, write the value as a string, or name another field for groups or domains"
 
 
-def read_parquet(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
-    """The documents of the row groups that begin in a piece; read to their end, the log has the piece's SHA-256.
+def read_parquet(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
+    """The documents of the row groups that begin in a range; read to their end, the log has the range's SHA-256.
 
     Raises DataError, with file and row, for what is not there, not text or not readable.
     """
-    with open_input(piece.file) as file:
-        yield from _row_groups(file, piece, source, log)
-    log.sha256 = sha256_of_piece(piece)
+    with open_input(file_range.file) as file:
+        yield from _row_groups(file, file_range, source, log)
+    log.sha256 = sha256_of_range(file_range)
 
 
-def _row_groups(file: BinaryIO, piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
+def _row_groups(file: BinaryIO, file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
     from pyarrow import parquet
 
-    path = piece.file.path
+    path = file_range.file.path
     with _explaining(f"{path} is not a readable parquet file"):
         # Read page by page: a row group may be larger than what memory there is for it.
         table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     with table:
-        columns = _columns(table, piece, source)
+        columns = _columns(table, file_range, source)
         first_row = 0
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
-            if piece.start <= _first_byte(group) < piece.stop:
+            if file_range.start <= _first_byte(group) < file_range.stop:
                 row = first_row
                 for batch in _batches(table, number, columns, path, first_row):
                     for record in _records(batch, path, row):
@@ -91,7 +91,7 @@ def _first_byte(group: "RowGroupMetaData") -> int:
     return min(offset for offset in (column.dictionary_page_offset, column.data_page_offset) if offset is not None)
 
 
-def _columns(table: "ParquetFile", piece: Piece, source: Source) -> list[str]:
+def _columns(table: "ParquetFile", file_range: FileRange, source: Source) -> list[str]:
     """What to read for the fields of the recipe: of an object one field alone."""
     schema = table.metadata.schema
     there = [schema.column(number).path for number in range(len(schema))]
@@ -102,12 +102,12 @@ def _columns(table: "ParquetFile", piece: Piece, source: Source) -> list[str]:
             inside = [path.removeprefix(f"{outer}.") for path in there if path.startswith(f"{outer}.")]
             lacking = f", {outer} has no field {inner!r}" if inside else f" has no column {field!r}"
             raise DataError(
-                f"{piece.file.path}{lacking}; it has {', '.join(inside or there)}: set text_field, group_field or "
+                f"{file_range.file.path}{lacking}; it has {', '.join(inside or there)}: set text_field, group_field or "
                 "domain_field"
             )
         if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
             raise DataError(
-                f"{piece.file.path} has {twice[0]!r} {there.count(twice[0])} times, and which one is meant is not "
+                f"{file_range.file.path} has {twice[0]!r} {there.count(twice[0])} times, and which one is meant is not "
                 "known: write the file anew with names of their own"
             )
     return list(dict.fromkeys(fields))

@@ -1,4 +1,4 @@
-"""Documents out of pieces of files."""
+"""Documents out of ranges of files."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from megaslm.config.recipe import Source
 from megaslm.corpus.compression import is_compressed, what_it_is
-from megaslm.corpus.documents import Document, InvalidUtf8, Piece, document_of
+from megaslm.corpus.documents import Document, FileRange, InvalidUtf8, document_of
 from megaslm.corpus.parquet_rows import read_parquet
 from megaslm.corpus.python_stdlib import documentation
 from megaslm.corpus.records import lines, opened, separated
@@ -15,29 +15,29 @@ from megaslm.errors import DataError
 
 
 def is_divisible(path: str, source: Source) -> bool:
-    """Whether a file can be read from the middle, so that it may be divided into pieces."""
+    """Whether a file can be read from the middle, so that it may be divided into ranges."""
     if source.reader == "parquet":
         return True
     return (source.reader == "jsonl" or source.separator is not None) and not is_compressed(path)
 
 
-def read_documents(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
-    """The documents that begin in a piece, in order; read to their end, the log has the piece's SHA-256.
+def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
+    """The documents that begin in a range, in order; read to their end, the log has the range's SHA-256.
 
     Memory is bounded by the longest document, of parquet by the longest row group. Raises DataError with file and place
     for what is not readable text, InvalidUtf8 where a whole file is not UTF-8.
     """
     match source.reader:
         case "jsonl":
-            return _read_jsonl(piece, source, log)
+            return _read_jsonl(file_range, source, log)
         case "parquet":
-            return read_parquet(piece, source, log)
+            return read_parquet(file_range, source, log)
         case "text" if source.separator is not None:
-            return _read_separated(piece, source.separator, log)
+            return _read_separated(file_range, source.separator, log)
         case "text" | "tree" | "python-source":
-            return _read_whole(piece, source, log)
+            return _read_whole(file_range, source, log)
         case "python-docs":
-            return _read_documentation(piece, source, log)
+            return _read_documentation(file_range, source, log)
 
 
 def skips_invalid_utf8(source: Source) -> bool:
@@ -45,20 +45,20 @@ def skips_invalid_utf8(source: Source) -> bool:
     return source.skip_invalid_utf8 or source.reads_standard_library
 
 
-def _read_whole(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
-    text = _read_text(piece, source, log)
-    yield Document(text, piece.file.group or text, piece.file.label)
+def _read_whole(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
+    text = _read_text(file_range, source, log)
+    yield Document(text, file_range.file.group or text, file_range.file.label)
 
 
-def _read_documentation(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
-    texts = documentation(piece.file, _read_text(piece, source, log), source.min_characters)
+def _read_documentation(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
+    texts = documentation(file_range.file, _read_text(file_range, source, log), source.min_characters)
     for number, text in enumerate(texts, start=1):
-        yield Document(text, piece.file.group or text, f"{piece.file.label}, docstring {number}")
+        yield Document(text, file_range.file.group or text, f"{file_range.file.label}, docstring {number}")
 
 
-def _read_text(piece: Piece, source: Source, log: ReadLog) -> str:
+def _read_text(file_range: FileRange, source: Source, log: ReadLog) -> str:
     # What a tree has packed belongs to whoever uses the tree, and is no text of it.
-    with opened(piece, 0, log, unpack=source.reader == "text") as (data, plain):
+    with opened(file_range, 0, log, unpack=source.reader == "text") as (data, plain):
         content = plain.read()
         log.sha256 = data.sha256()
     try:
@@ -66,19 +66,19 @@ def _read_text(piece: Piece, source: Source, log: ReadLog) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidUtf8(
-            f"{piece.file.path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
+            f"{file_range.file.path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}"
             f"{_by_its_beginning(content)}; convert the file, or set skip_invalid_utf8 of its source"
         ) from error
 
 
-def _read_separated(piece: Piece, separator: str, log: ReadLog) -> Iterator[Document]:
-    for record in separated(piece, separator.encode("utf-8"), log):
+def _read_separated(file_range: FileRange, separator: str, log: ReadLog) -> Iterator[Document]:
+    for record in separated(file_range, separator.encode("utf-8"), log):
         text = _decoded(record.content, record.place)
         yield Document(text, text, record.place)
 
 
-def _read_jsonl(piece: Piece, source: Source, log: ReadLog) -> Iterator[Document]:
-    for record in lines(piece, log):
+def _read_jsonl(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
+    for record in lines(file_range, log):
         yield document_of(_parse_line(record.content, record.place), record.place, source)
 
 

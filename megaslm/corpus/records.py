@@ -1,6 +1,6 @@
 """The records of a stretch of a file: lines, or the documents between separator lines.
 
-A record belongs to the piece in which its first byte lies, so that pieces share out a file's records whatever their
+A record belongs to the range in which its first byte lies, so that ranges share out a file's records whatever their
 bounds are.
 """
 
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import zstandard
 
 from megaslm.corpus.compression import NotUnpacked, is_compressed, unpacked, what_it_is
-from megaslm.corpus.documents import Piece
-from megaslm.corpus.source_bytes import PieceBytes, ReadLog, buffered, piece_bytes
+from megaslm.corpus.documents import FileRange
+from megaslm.corpus.source_bytes import RangeBytes, ReadLog, buffered, range_bytes
 from megaslm.errors import DataError
 
 LONGEST_RECORD_BYTES = 2**30
@@ -35,32 +35,32 @@ class _Line(NamedTuple):
     place: str
 
 
-def lines(piece: Piece, log: ReadLog) -> Iterator[Record]:
-    """The lines that begin in a piece and are not blank; read to their end, the log has the piece's SHA-256.
+def lines(file_range: FileRange, log: ReadLog) -> Iterator[Record]:
+    """The lines that begin in a range and are not blank; read to their end, the log has the range's SHA-256.
 
-    Raises DataError for a damaged file or a line of more than `LONGEST_RECORD_BYTES`.
+    Raises DataError for a corrupt file or a line of more than `LONGEST_RECORD_BYTES`.
     """
-    with opened(piece, 1, log) as (data, plain):
-        for line in _lines_from(plain, piece, 1):
-            if line.start >= _stop(piece):
+    with opened(file_range, 1, log) as (data, plain):
+        for line in _lines_from(plain, file_range, 1):
+            if line.start >= _stop(file_range):
                 break
-            if line.start >= piece.start and not line.content.isspace():
+            if line.start >= file_range.start and not line.content.isspace():
                 yield Record(line.content, line.place)
         log.sha256 = data.sha256()
 
 
-def separated(piece: Piece, separator: bytes, log: ReadLog) -> Iterator[Record]:
-    """The documents that begin in a piece, between lines of just `separator`, without line ends around them.
+def separated(file_range: FileRange, separator: bytes, log: ReadLog) -> Iterator[Record]:
+    """The documents that begin in a range, between lines of just `separator`, without line ends around them.
 
     Logs and raises as `lines` does.
     """
-    # As far before the piece as a separator that ends where the piece begins needs to be seen whole.
+    # As far before the range as a separator that ends where the range begins needs to be seen whole.
     lead_bytes = len(separator) + len(b"\n\r\n")
-    with opened(piece, lead_bytes, log) as (data, plain):
+    with opened(file_range, lead_bytes, log) as (data, plain):
         document: list[_Line] = []
         size = 0
-        is_mine = piece.start == 0
-        for line in _lines_from(plain, piece, lead_bytes):
+        is_mine = file_range.start == 0
+        for line in _lines_from(plain, file_range, lead_bytes):
             if line.content.rstrip(b"\r\n") != separator:
                 if is_mine:
                     document.append(line)
@@ -70,8 +70,8 @@ def separated(piece: Piece, separator: bytes, log: ReadLog) -> Iterator[Record]:
             yield from _joined(document)
             document, size = [], 0
             next_start = line.start + len(line.content)
-            is_mine = next_start >= piece.start
-            if next_start >= _stop(piece):
+            is_mine = next_start >= file_range.start
+            if next_start >= _stop(file_range):
                 break
         yield from _joined(document)
         log.sha256 = data.sha256()
@@ -83,17 +83,17 @@ def _joined(document: list[_Line]) -> Iterator[Record]:
         yield Record(content, document[0].place)
 
 
-def _lines_from(plain: io.BufferedIOBase, piece: Piece, lead_bytes: int) -> Iterator[_Line]:
-    """The lines from `lead_bytes` before a piece on; where that is inside a line, from the next."""
-    position = max(0, piece.start - lead_bytes)
+def _lines_from(plain: io.BufferedIOBase, file_range: FileRange, lead_bytes: int) -> Iterator[_Line]:
+    """The lines from `lead_bytes` before a range on; where that is inside a line, from the next."""
+    position = max(0, file_range.start - lead_bytes)
     from_the_top = position == 0
     if not from_the_top:
-        position += len(_read_line(plain, f"{piece.file.path}, byte {position}"))
+        position += len(_read_line(plain, f"{file_range.file.path}, byte {position}"))
     number = 0
     while True:
         number += 1
         where = f"line {number}" if from_the_top else f"the line at byte {position}"
-        place = f"{piece.file.path}, {where}"
+        place = f"{file_range.file.path}, {where}"
         content = _read_line(plain, place)
         if not content:
             return
@@ -115,21 +115,21 @@ def _require_reasonable(size: int, place: str) -> None:
         )
 
 
-def _stop(piece: Piece) -> int:
-    """Where the records end that belong to a piece; a compressed file unpacks to more bytes than it has."""
-    return sys.maxsize if is_compressed(piece.file.path) else piece.stop
+def _stop(file_range: FileRange) -> int:
+    """Where the records end that belong to a range; a compressed file unpacks to more bytes than it has."""
+    return sys.maxsize if is_compressed(file_range.file.path) else file_range.stop
 
 
 @contextmanager
 def opened(
-    piece: Piece, lead_bytes: int, log: ReadLog, *, unpack: bool = True
-) -> Iterator[tuple[PieceBytes, io.BufferedIOBase]]:
-    """The bytes of a piece's file from `lead_bytes` before it on, and what they `unpack` to by the file's name.
+    file_range: FileRange, lead_bytes: int, log: ReadLog, *, unpack: bool = True
+) -> Iterator[tuple[RangeBytes, io.BufferedIOBase]]:
+    """The bytes of a range's file from `lead_bytes` before it on, and what they `unpack` to by the file's name.
 
     Raises DataError where reading them fails: the disk, the permission, the compression.
     """
-    path = piece.file.path
-    with piece_bytes(piece, max(0, piece.start - lead_bytes), log) as data:
+    path = file_range.file.path
+    with range_bytes(file_range, max(0, file_range.start - lead_bytes), log) as data:
         try:
             yield data, unpacked(path, data) if unpack else buffered(data)
         except NotUnpacked as error:
@@ -146,4 +146,4 @@ def opened(
                 if is_named_so
                 else f"by its first bytes it is {found}: give it the ending of that"
             )
-            raise DataError(f"{path} is damaged or not compressed as its name says: {error}; {remedy}") from error
+            raise DataError(f"{path} is corrupt or not compressed as its name says: {error}; {remedy}") from error

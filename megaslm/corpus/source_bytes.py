@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from megaslm.corpus.documents import InputFile, Piece
+from megaslm.corpus.documents import FileRange, InputFile
 from megaslm.errors import DataError
 
 _BUFFER_BYTES = 2**20
@@ -17,26 +17,26 @@ _BEGINNING_BYTES = 8
 
 @dataclass
 class ReadLog:
-    """What is known of the pieces that were read."""
+    """What is known of the ranges that were read."""
 
     input_bytes: int = 0
     """Read so far of all of them, as the files have them."""
     sha256: str = ""
-    """Of the bytes of the piece that was read last."""
+    """Of the bytes of the range that was read last."""
 
 
-class PieceBytes(io.RawIOBase):
-    """A file from near the start of a piece on; knows the SHA-256 of the piece once its last byte was read."""
+class RangeBytes(io.RawIOBase):
+    """A file from near the start of a range on; knows the SHA-256 of the range once its last byte was read."""
 
-    def __init__(self, file: BinaryIO, piece: Piece, start: int, log: ReadLog) -> None:
-        """`file` stands at byte `start`, at or before the piece's."""
+    def __init__(self, file: BinaryIO, file_range: FileRange, start: int, log: ReadLog) -> None:
+        """`file` stands at byte `start`, at or before the range's."""
         self._file = file
-        self._piece = piece
+        self._range = file_range
         self._position = start
         self._log = log
         self._sha256 = hashlib.sha256()
         self.beginning = b""
-        """Of the file, once it was read; empty of a piece from its middle."""
+        """Of the file, once it was read; empty of a range from its middle."""
 
     def readable(self) -> bool:
         """Always."""
@@ -48,8 +48,8 @@ class PieceBytes(io.RawIOBase):
         count = cast(io.RawIOBase, self._file).readinto(view) or 0
         if self._position == 0:
             self.beginning = bytes(view[: min(count, _BEGINNING_BYTES)])
-        begin = max(0, self._piece.start - self._position)
-        end = min(count, self._piece.stop - self._position)
+        begin = max(0, self._range.start - self._position)
+        end = min(count, self._range.stop - self._position)
         if begin < end:
             self._sha256.update(view[begin:end])
             self._log.input_bytes += end - begin
@@ -57,23 +57,23 @@ class PieceBytes(io.RawIOBase):
         return count
 
     def sha256(self) -> str:
-        """Of the whole piece; what nobody has read yet is read now. Raises DataError where the file is shorter."""
+        """Of the whole range; what nobody has read yet is read now. Raises DataError where the file is shorter."""
         buffer = bytearray(_BUFFER_BYTES)
-        while self._position < self._piece.stop:
+        while self._position < self._range.stop:
             if self.readinto(buffer) == 0:
                 raise DataError(
-                    f"{self._piece.file.path} ends at byte {self._position}; it had {self._piece.file.bytes} bytes "
+                    f"{self._range.file.path} ends at byte {self._position}; it had {self._range.file.bytes} bytes "
                     "when the work was planned: do not change files while they are prepared, and run it again"
                 )
         return self._sha256.hexdigest()
 
 
 @contextmanager
-def piece_bytes(piece: Piece, start: int, log: ReadLog) -> Iterator[PieceBytes]:
-    """The bytes of a piece's file from `start` on. Raises DataError where the file is not what it was when planned."""
-    with open_input(piece.file) as file:
+def range_bytes(file_range: FileRange, start: int, log: ReadLog) -> Iterator[RangeBytes]:
+    """The bytes of a range's file from `start` on. Raises DataError where the file is not what it was when planned."""
+    with open_input(file_range.file) as file:
         file.seek(start)
-        yield PieceBytes(file, piece, start, log)
+        yield RangeBytes(file, file_range, start, log)
 
 
 @contextmanager
@@ -109,9 +109,9 @@ def _require_unchanged(file: InputFile) -> None:
         )
 
 
-def sha256_of_piece(piece: Piece) -> str:
-    """SHA-256 of the bytes of a piece, read for it alone. Raises DataError where they cannot be, or have changed."""
-    with piece_bytes(piece, piece.start, ReadLog()) as data:
+def sha256_of_range(file_range: FileRange) -> str:
+    """SHA-256 of the bytes of a range, read for it alone. Raises DataError where they cannot be, or have changed."""
+    with range_bytes(file_range, file_range.start, ReadLog()) as data:
         return data.sha256()
 
 

@@ -1,6 +1,7 @@
 """The division of a recipe's work into tasks, and the documents of each that the recipe keeps.
 
-Tasks follow from the recipe and its files alone, never from the machine."""
+Tasks follow from the recipe and its files alone, never from the machine.
+"""
 
 import hashlib
 import json
@@ -12,7 +13,7 @@ from itertools import pairwise
 
 from megaslm.config.recipe import Filter, Recipe, Source
 from megaslm.config.schema import Split
-from megaslm.corpus.documents import Document, InputFile, InvalidUtf8, Piece, falls_within
+from megaslm.corpus.documents import Document, FileRange, InputFile, InvalidUtf8, falls_within
 from megaslm.corpus.files import find_files
 from megaslm.corpus.readers import is_divisible, read_documents, skips_invalid_utf8
 from megaslm.corpus.source_bytes import ReadLog
@@ -29,8 +30,8 @@ class Task:
     source_number: int
     """The place of its source in the recipe."""
     source: Source
-    """How to read the pieces."""
-    pieces: tuple[Piece, ...]
+    """How to read the ranges."""
+    ranges: tuple[FileRange, ...]
     """What to read, in order."""
 
     @property
@@ -40,8 +41,8 @@ class Task:
 
     @property
     def input_bytes(self) -> int:
-        """Of the pieces, as the files have them."""
-        return sum(piece.stop - piece.start for piece in self.pieces)
+        """Of the ranges, as the files have them."""
+        return sum(file_range.stop - file_range.start for file_range in self.ranges)
 
 
 def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple[Task, ...]:
@@ -56,30 +57,30 @@ def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple
         files = find_files(source, not_read)
         if passed_over is not None:
             passed_over.update({f"sources.{source_number}: {why}": count for why, count in not_read.items()})
-        pieces = [piece for file in files for piece in _pieces(file, source, recipe.part_bytes)]
-        for together in _batches(pieces, recipe.part_bytes):
+        ranges = [file_range for file in files for file_range in _ranges(file, source, recipe.part_bytes)]
+        for together in _batches(ranges, recipe.part_bytes):
             tasks.append(Task(len(tasks), source_number, source, together))
     return tuple(tasks)
 
 
-def _pieces(file: InputFile, source: Source, most_bytes: int) -> Iterator[Piece]:
-    """A file in one piece or, where it is too large and can be divided, in as few equal ones as will do."""
+def _ranges(file: InputFile, source: Source, most_bytes: int) -> Iterator[FileRange]:
+    """A file in one range or, where it is too large and can be divided, in as few equal ones as will do."""
     count = -(-file.bytes // most_bytes) if is_divisible(file.path, source) else 1
     bounds = [number * file.bytes // max(1, count) for number in range(max(1, count) + 1)]
     for start, stop in pairwise(bounds):
-        yield Piece(file, start, stop)
+        yield FileRange(file, start, stop)
 
 
-def _batches(pieces: list[Piece], most_bytes: int) -> Iterator[tuple[Piece, ...]]:
-    batch: list[Piece] = []
+def _batches(ranges: list[FileRange], most_bytes: int) -> Iterator[tuple[FileRange, ...]]:
+    batch: list[FileRange] = []
     size = 0
-    for piece in pieces:
-        piece_bytes = piece.stop - piece.start
-        if batch and size + piece_bytes > most_bytes:
+    for file_range in ranges:
+        range_bytes = file_range.stop - file_range.start
+        if batch and size + range_bytes > most_bytes:
             yield tuple(batch)
             batch, size = [], 0
-        batch.append(piece)
-        size += piece_bytes
+        batch.append(file_range)
+        size += range_bytes
     if batch:
         yield tuple(batch)
 
@@ -97,7 +98,7 @@ def recipe_sha256(recipe: Recipe) -> str:
 
 def files_sha256(tasks: Sequence[Task]) -> str:
     """Fingerprint of the files' names, sizes and versions, by which a run that goes on sees that they have changed."""
-    files = [piece.file for task in tasks for piece in task.pieces]
+    files = [file_range.file for task in tasks for file_range in task.ranges]
     return _sha256([[file.label, file.bytes, file.version] for file in files])
 
 
@@ -130,7 +131,7 @@ def first_unmet(text: str, filters: Sequence[Filter]) -> int | None:
 
 
 class TaskReader:
-    """Reads the pieces of one task, once."""
+    """Reads the ranges of one task, once."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -151,17 +152,17 @@ class TaskReader:
 
     def documents(self) -> Iterator[Document]:
         """The documents that are kept, each with its domain, in order. Raises DataError for what cannot be read."""
-        for piece in self._task.pieces:
+        for file_range in self._task.ranges:
             try:
-                for document in read_documents(piece, self._task.source, self._log):
+                for document in read_documents(file_range, self._task.source, self._log):
                     yield from self._kept(document)
             except InvalidUtf8:
                 if not skips_invalid_utf8(self._task.source):
                     raise
-                self.skipped.append(piece.file.label)
-                self.skipped_sha256[piece.file.label] = self._log.sha256
+                self.skipped.append(file_range.file.label)
+                self.skipped_sha256[file_range.file.label] = self._log.sha256
             else:
-                self.sources.append(_source_file(piece, self._log.sha256))
+                self.sources.append(_source_file(file_range, self._log.sha256))
 
     def _kept(self, document: Document) -> Iterator[Document]:
         source, key = self._task.source, f"sources.{self._task.source_number}"
@@ -187,13 +188,13 @@ def _domain_of(document: Document, source: Source, key: str) -> str | None:
     return source.domains[document.domain]
 
 
-def _source_file(piece: Piece, sha256: str) -> SourceFile:
-    file = piece.file
+def _source_file(file_range: FileRange, sha256: str) -> SourceFile:
+    file = file_range.file
     return SourceFile(
         path=file.label,
         bytes=file.bytes,
-        start=piece.start,
-        stop=piece.stop,
+        start=file_range.start,
+        stop=file_range.stop,
         sha256=sha256,
         version=file.version if file.is_remote else None,
     )

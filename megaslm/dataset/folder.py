@@ -7,7 +7,7 @@ from pathlib import Path
 from megaslm.dataset.index import Shard, check_files, check_merged, foreign_parts, joined, read_part_indices
 from megaslm.dataset.manifest import MANIFEST, Manifest, read_manifest
 from megaslm.dataset.shards import RowFormat
-from megaslm.errors import Damaged
+from megaslm.errors import CorruptData
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
@@ -27,30 +27,30 @@ def check_layout(dataset: Path, *, shards_are_here: bool = True) -> None:
     for split, domains in manifest.splits.items():
         for domain, share in domains.items():
             folder = dataset / split / domain
-            for damage in foreign_parts(folder, share.parts):
-                raise damage
+            for corruption in foreign_parts(folder, share.parts):
+                raise corruption
             merged = joined(read_part_indices(folder, share.parts))
             for shard in merged.shards:
                 check_columns(folder / shard.stored.basename, shard, columns)
             if merged.rows != share.rows:
                 found = f"counts {share.rows} rows in {split}/{domain}, its parts {merged.rows}"
-                raise Damaged(dataset / MANIFEST, found)
+                raise CorruptData(dataset / MANIFEST, found)
             check_merged(folder, merged)
             if shards_are_here:
                 check_files(folder, merged)
 
 
 def check_columns(path: Path, shard: Shard, expected: dict[str, str]) -> None:
-    """Raise Damaged unless `shard`, stored at `path`, has the columns `expected`: name to MDS encoding."""
+    """Raise CorruptData unless `shard`, stored at `path`, has the columns `expected`: name to MDS encoding."""
     unsafe = [name for name, encoding in shard.columns.items() if encoding == _RUNS_CODE]
     if unsafe:
-        raise Damaged(
+        raise CorruptData(
             path,
             f"has the column {', '.join(unsafe)} as {_RUNS_CODE} (Python pickle), which can run any code when it is "
             f"read; expected {_listed(expected)}",
         )
     if shard.columns != expected:
-        raise Damaged(path, f"has the columns {_listed(shard.columns)}; its manifest says {_listed(expected)}")
+        raise CorruptData(path, f"has the columns {_listed(shard.columns)}; its manifest says {_listed(expected)}")
 
 
 def _listed(columns: dict[str, str]) -> str:
@@ -63,14 +63,14 @@ def tokenizer_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[Damaged]:
+def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[CorruptData]:
     """Everything in which the tokenizer in `folder` is not the manifest's: its files, then what they mean."""
     found = tokenizer_files(folder)
     changed = [name for name, sha256 in manifest.tokenizer_files.items() if found.get(name) != sha256]
     for name in changed:
         stated = manifest.tokenizer_files[name][:12]
         state = f"has the SHA-256 {found[name][:12]}" if name in found else "is missing"
-        yield Damaged(folder / name, f"{state}; the manifest lists it with {stated}")
+        yield CorruptData(folder / name, f"{state}; the manifest lists it with {stated}")
     if not changed:
         facts = tokenizer_facts(folder)
         meant = {
@@ -82,4 +82,4 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[Damaged]:
         }
         for what, (has, expected) in meant.items():
             if has != expected:
-                yield Damaged(folder / TOKENIZER_FILE, f"has as its {what} {has}, the manifest says {expected}")
+                yield CorruptData(folder / TOKENIZER_FILE, f"has as its {what} {has}, the manifest says {expected}")

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from megaslm.dataset.manifest import Part
-from megaslm.errors import Damaged, DataError
+from megaslm.errors import CorruptData, DataError
 from megaslm.files import write_file
 
 INDEX = "index.json"
@@ -113,24 +113,24 @@ class ShardIndex(BaseModel):
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """The index of `folder`. Raises Damaged where it is missing or not an index."""
+    """The index of `folder`. Raises CorruptData where it is missing or not an index."""
     return parse_index(folder, read_index_bytes(folder))
 
 
 def read_index_bytes(folder: Path) -> bytes:
-    """The index of `folder` as it is on disk. Raises Damaged where it is missing."""
+    """The index of `folder` as it is on disk. Raises CorruptData where it is missing."""
     path = folder / INDEX
     if not path.is_file():
-        raise Damaged(path, "is missing")
+        raise CorruptData(path, "is missing")
     return path.read_bytes()
 
 
 def parse_index(folder: Path, content: bytes) -> ShardIndex:
-    """The index that `content` spells; `folder` is where it came from. Raises Damaged where it is not an index."""
+    """The index that `content` spells; `folder` is where it came from. Raises CorruptData where it is not an index."""
     try:
         return ShardIndex.model_validate_json(content)
     except ValidationError as error:
-        raise Damaged(folder / INDEX, f"is not an index of MDS shards: {error}") from error
+        raise CorruptData(folder / INDEX, f"is not an index of MDS shards: {error}") from error
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -139,18 +139,18 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 
 def check_files(folder: Path, index: ShardIndex) -> None:
-    """Raise Damaged unless every shard of `index` lies in `folder` with the size that the index states."""
+    """Raise CorruptData unless every shard of `index` lies in `folder` with the size that the index states."""
     for shard in index.shards:
         check_size(folder / shard.stored.basename, shard)
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Raise Damaged unless `path`, where `shard` is stored, is there with the size that the index states."""
+    """Raise CorruptData unless `path`, where `shard` is stored, is there with the size that the index states."""
     if not path.is_file():
-        raise Damaged(path, f"is missing, though {INDEX} lists it with {shard.samples} rows")
+        raise CorruptData(path, f"is missing, though {INDEX} lists it with {shard.samples} rows")
     found = path.stat().st_size
     if found != shard.stored.bytes:
-        raise Damaged(path, f"has {found} bytes, {INDEX} says {shard.stored.bytes}")
+        raise CorruptData(path, f"has {found} bytes, {INDEX} says {shard.stored.bytes}")
 
 
 def _dtype_of(name: str, encoding: str) -> tuple[str, tuple[int, ...]]:
@@ -171,8 +171,8 @@ def merge_index(domain_folder: Path, parts: Sequence[Part]) -> int:
     Raises DataError for a name that is not a part's, one named twice, and a part that is missing, not named, or not the
     one that its record tells of: another index, other rows, or shards that are missing or of another size.
     """
-    for damage in foreign_parts(domain_folder, parts):
-        raise damage
+    for corruption in foreign_parts(domain_folder, parts):
+        raise corruption
     merged = joined(read_part_indices(domain_folder, parts))
     check_files(domain_folder, merged)
     write_index(domain_folder, merged)
@@ -185,21 +185,21 @@ def read_part_indices(domain_folder: Path, parts: Sequence[Part]) -> dict[str, S
 
 
 def read_part_index(domain_folder: Path, part: Part) -> ShardIndex:
-    """The index of a part. Raises Damaged where it is not the one that the part's record tells of."""
+    """The index of a part. Raises CorruptData where it is not the one that the part's record tells of."""
     folder = domain_folder / part.name
     if not folder.is_dir():
-        raise Damaged(folder, f"is missing, a part of {part.rows} rows")
+        raise CorruptData(folder, f"is missing, a part of {part.rows} rows")
     content = read_index_bytes(folder)
     index = parse_index(folder, content)
     found = hashlib.sha256(content).hexdigest()
     if found != part.index_sha256:
-        raise Damaged(
+        raise CorruptData(
             folder / INDEX,
             f"is not the one that was written with this part: its SHA-256 is {found[:12]}, the manifest says "
             f"{part.index_sha256[:12]}",
         )
     if (index.rows, index.stored_bytes) != (part.rows, part.bytes):
-        raise Damaged(
+        raise CorruptData(
             folder / INDEX,
             f"lists {index.rows} rows in {index.stored_bytes} bytes, the manifest says {part.rows} rows in "
             f"{part.bytes} bytes",
@@ -213,17 +213,20 @@ def joined(indices: dict[str, ShardIndex]) -> ShardIndex:
 
 
 def check_merged(domain_folder: Path, expected: ShardIndex) -> None:
-    """Raise Damaged unless `domain_folder`/index.json is, byte for byte, what `merge_index` writes for `expected`."""
+    """Raise CorruptData unless `domain_folder`/index.json is, byte for byte, what `merge_index` writes for
+    `expected`."""
     content = read_index_bytes(domain_folder)
     if content == expected.to_json().encode("utf-8"):
         return
     found = read_index(domain_folder)
     path = domain_folder / INDEX
     if found.rows != expected.rows:
-        raise Damaged(path, f"lists {found.rows} rows, its parts {expected.rows}")
+        raise CorruptData(path, f"lists {found.rows} rows, its parts {expected.rows}")
     if found != expected:
-        raise Damaged(path, f"does not list the {len(expected.shards)} shards of its parts in order, as they are there")
-    raise Damaged(path, "was changed since it was written, though it still says the same")
+        raise CorruptData(
+            path, f"does not list the {len(expected.shards)} shards of its parts in order, as they are there"
+        )
+    raise CorruptData(path, "was changed since it was written, though it still says the same")
 
 
 def in_order(domain_folder: Path, parts: Sequence[Part]) -> list[Part]:
@@ -238,13 +241,13 @@ def in_order(domain_folder: Path, parts: Sequence[Part]) -> list[Part]:
     return sorted(parts, key=lambda part: _number(part.name))
 
 
-def foreign_parts(domain_folder: Path, parts: Sequence[Part]) -> Iterator[Damaged]:
+def foreign_parts(domain_folder: Path, parts: Sequence[Part]) -> Iterator[CorruptData]:
     """Every folder of `domain_folder` that has the name of a part and is none of `parts`."""
     names = {part.name for part in parts}
     there = sorted(path for path in domain_folder.glob("part-*") if _PART_FOLDER.fullmatch(path.name))
     for path in there:
         if path.name not in names and path.is_dir():
-            yield Damaged(path, f"belongs to another dataset: it is none of the {len(parts)} parts of this one")
+            yield CorruptData(path, f"belongs to another dataset: it is none of the {len(parts)} parts of this one")
 
 
 def _number(part_name: str) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from megaslm.config.recipe import DomainName
 from megaslm.config.schema import Ratio, Split
-from megaslm.errors import Damaged, DataError
+from megaslm.errors import CorruptData, DataError
 from megaslm.files import write_file
 
 MANIFEST = "manifest.json"
@@ -127,7 +127,10 @@ class Reference(_Record):
 class Mask(_Record):
     """The rule by which the targets of a masked dataset were selected, once for all runs."""
 
-    score: Literal["reference", "entropy", "reference_and_entropy"]
+    # Datasets of before have the name `score`.
+    criterion: Literal["reference", "entropy", "reference_and_entropy"] = Field(
+        validation_alias=AliasChoices("criterion", "score")
+    )
     """What was ranked: the reference's losses, the entropies of its predictions, or both; smallest first."""
     keep_ratio: Ratio
     """The share of targets that was kept, as it was written."""
@@ -228,7 +231,7 @@ def write_manifest(dataset: Path, manifest: Manifest) -> None:
 def read_manifest(dataset: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read; Damaged
+    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read; CorruptData
     where the file was changed since it was written.
     """
     path = dataset / MANIFEST
@@ -241,20 +244,20 @@ def read_manifest(dataset: Path) -> Manifest:
     try:
         if begin is None:
             _require_version(path, content)
-            raise Damaged(path, "does not begin with its checksum: it was changed since it was written")
+            raise CorruptData(path, "does not begin with its checksum: it was changed since it was written")
         _require_unchanged(path, content, begin)
         fields = b"{" + content[begin.end() :]
         _require_version(path, fields)
         return Manifest.model_validate_json(fields)
     except ValidationError as error:
-        raise Damaged(path, f"is not the manifest of a dataset: {error}") from error
+        raise CorruptData(path, f"is not the manifest of a dataset: {error}") from error
 
 
 def _require_unchanged(path: Path, content: bytes, begin: re.Match[bytes]) -> None:
     stated = begin[1].decode()
     found = hashlib.sha256(content.replace(begin[1], _NO_CHECKSUM.encode(), 1)).hexdigest()
     if found != stated:
-        raise Damaged(
+        raise CorruptData(
             path,
             f"was changed since it was written: its content has the checksum {found[:12]}, it states {stated[:12]}",
         )

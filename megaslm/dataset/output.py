@@ -3,7 +3,8 @@
 Object storage is filled in the order in which a crash does the least harm: a part's shards before its index, the index
 before the local shards go, the manifest last. URL/unfinished.json names the one working folder that fills the place, by
 a token that the folder keeps in .upload.json, beside the URL. So no two jobs write at one place, and what a folder has
-noted is not taken for what has arrived at another place."""
+noted is not taken for what has arrived at another place.
+"""
 
 import hashlib
 import shutil
@@ -279,8 +280,8 @@ class RemoteOutput:
     def extend(self, manifest: Manifest) -> None:
         """Bring the indices of the dataset that is finished at the URL into the working folder; its shards stay there.
 
-        Readers of the dataset find the new parts when the new manifest is there. Raises Damaged where an index is not
-        what the manifest tells, DataError where another working folder adds parts.
+        Readers of the dataset find the new parts when the new manifest is there. Raises CorruptData where an index is
+        not what the manifest tells, DataError where another working folder adds parts.
         """
         if self._claim.plan() is None:
             self._claim.make(_EXTENDS)
@@ -297,7 +298,7 @@ class RemoteOutput:
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
         """Send a finished part of the working folder, prove that it arrived, and remove its local shards.
 
-        Its index.json stays. Raises Damaged where the local part is not what its record tells, DataError where the
+        Its index.json stays. Raises CorruptData where the local part is not what its record tells, DataError where the
         store does not take it.
         """
         folder = self._working / split / domain / part.name

@@ -17,7 +17,7 @@ from megaslm.dataset.folder import check_tokenizer
 from megaslm.dataset.index import CHECKSUM, INDEX, Shard, check_merged, joined, read_part_indices
 from megaslm.dataset.manifest import COST, MANIFEST, TOKENIZER, Manifest, read_manifest
 from megaslm.dataset.rows import RowReader
-from megaslm.errors import PREPARE_AGAIN, Damaged, DataError
+from megaslm.errors import PREPARE_AGAIN, CorruptData, DataError
 from megaslm.files import UNFINISHED, abandon_folder, finish_folder, locked, start_folder
 from megaslm.storage.remote import DEFAULTS, NotThere, RemoteSettings, open_remote, read_bytes
 
@@ -53,7 +53,7 @@ class DatasetFolder:
 def open_dataset(place: str, cache: str) -> DatasetFolder:
     """The dataset at a local folder or a URL, which is described in a folder of `cache`.
 
-    Raises DataError where a remote dataset is not there, is damaged, or is not the one that the cache holds, and
+    Raises DataError where a remote dataset is not there, is corrupt, or is not the one that the cache holds, and
     ConfigError where the URL holds credentials.
     """
     from megaslm.storage.remote import is_remote
@@ -72,7 +72,7 @@ def fetch_description(url: str, cache: Path, settings: RemoteSettings = DEFAULTS
     still the same. Processes of one host may call it at the same time.
 
     Raises:
-        DataError: no dataset at `url`, a damaged one, or another than the one that the folder was fetched from.
+        DataError: no dataset at `url`, a corrupt one, or another than the one that the folder was fetched from.
     """
     url = url.rstrip("/")
     folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -92,10 +92,10 @@ def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = D
     Raises DataError where it cannot be had, or is not what the index says.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What is damaged on its way is right the second time.
+    # What is corrupt on its way is right the second time.
     if not (_fetched(url, path, shard, settings) or _fetched(url, path, shard, settings)):
         raise DataError(
-            f"{url} has another {CHECKSUM} than its index says, fetched twice; the stored shard is damaged: write the "
+            f"{url} has another {CHECKSUM} than its index says, fetched twice; the stored shard is corrupt: write the "
             "dataset again"
         )
 
@@ -141,8 +141,8 @@ def _require_same(folder: Path, url: str, manifest: bytes) -> None:
         )
     try:
         _check(folder, read_manifest(folder))
-    except Damaged as damage:
-        raise DataError(f"{damage.path} {damage.finding}; remove {folder}: it is fetched again") from damage
+    except CorruptData as corruption:
+        raise DataError(f"{corruption.path} {corruption.finding}; remove {folder}: it is fetched again") from corruption
 
 
 def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettings) -> None:
@@ -208,9 +208,9 @@ def _fetch_cost(folder: Path, url: str, settings: RemoteSettings) -> None:
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
-    """Raise Damaged unless the files in `folder` are those of `manifest`, and agree with one another."""
-    for damage in check_tokenizer(folder / TOKENIZER, manifest):
-        raise damage
+    """Raise CorruptData unless the files in `folder` are those of `manifest`, and agree with one another."""
+    for corruption in check_tokenizer(folder / TOKENIZER, manifest):
+        raise corruption
     for split, domains in manifest.splits.items():
         for domain, share in domains.items():
             place = folder / split / domain
@@ -219,9 +219,9 @@ def _check(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _found_in(folder: Path, url: str) -> Iterator[None]:
-    """Says of a damaged file where it came from, not where it was put."""
+    """Says of a corrupt file where it came from, not where it was put."""
     try:
         yield
-    except Damaged as damage:
-        origin = f"{url}/{damage.path.relative_to(folder).as_posix()}"
-        raise DataError(f"{origin} {damage.finding}; {PREPARE_AGAIN}") from damage
+    except CorruptData as corruption:
+        origin = f"{url}/{corruption.path.relative_to(folder).as_posix()}"
+        raise DataError(f"{origin} {corruption.finding}; {PREPARE_AGAIN}") from corruption

@@ -2,7 +2,8 @@
 
 Shards are mapped into memory (compressed ones unpacked, two at a time); there is no shared memory and no barrier, so a
 reader costs nothing to open and any process may have its own. The column `selected` is a bit a target, the first of a
-byte in its lowest bit, zeros beyond the last target."""
+byte in its lowest bit, zeros beyond the last target.
+"""
 
 from bisect import bisect_right
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from megaslm.config.schema import Split
 from megaslm.dataset.index import CHECKSUM, INDEX, Shard, ShardFile, check_files, read_index
 from megaslm.dataset.manifest import read_manifest
-from megaslm.errors import Damaged, DataError
+from megaslm.errors import CorruptData, DataError
 
 # A shard begins with its number of rows and the offset of each; all are 32-bit.
 _OFFSET_DTYPE = np.dtype("<u4")
@@ -44,36 +45,36 @@ def unpack_mask(bits: NDArray[np.uint8], seq_len: int) -> NDArray[np.bool_]:
 
 
 def require_checksum(path: Path, content: bytes | memoryview, expected: ShardFile) -> None:
-    """Raise Damaged unless `content`, the bytes of `path`, has the checksum that the index states."""
+    """Raise CorruptData unless `content`, the bytes of `path`, has the checksum that the index states."""
     stated = expected.hashes.get(CHECKSUM)
     if stated is None:
-        raise Damaged(path, f"has no {CHECKSUM} in {INDEX}, by which it could be checked")
+        raise CorruptData(path, f"has no {CHECKSUM} in {INDEX}, by which it could be checked")
     digest = xxhash.xxh3_64()
     digest.update(content)
     if digest.hexdigest() != stated:
-        raise Damaged(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}")
+        raise CorruptData(path, f"has the {CHECKSUM} {digest.hexdigest()}, {INDEX} says {stated}")
 
 
 def unpacked(path: Path, packed: bytes, shard: Shard) -> NDArray[np.uint8]:
     """The bytes of a shard before compression, (n,).
 
-    Raises Damaged where `packed`, the content of `path`, does not unpack to them.
+    Raises CorruptData where `packed`, the content of `path`, does not unpack to them.
     """
     import pyarrow
 
     if shard.compression is None or shard.compression.partition(":")[0] != "zstd":
-        raise Damaged(path, f"is compressed with {shard.compression} by {INDEX}; expected zstd")
+        raise CorruptData(path, f"is compressed with {shard.compression} by {INDEX}; expected zstd")
     try:
         data = pyarrow.decompress(packed, shard.raw_data.bytes, codec="zstd")
     except OSError as error:
-        raise Damaged(path, f"cannot be unpacked: {error}") from error
+        raise CorruptData(path, f"cannot be unpacked: {error}") from error
     return np.frombuffer(data, dtype=np.uint8)
 
 
 def rows_in(path: Path, data: NDArray[np.uint8], shard: Shard) -> NDArray[np.void]:
     """The rows of a shard as a structured array (samples,), a view of its bytes `data` (n,).
 
-    Raises Damaged where the bytes, from `path`, are not these rows side by side.
+    Raises CorruptData where the bytes, from `path`, are not these rows side by side.
     """
     dtype = shard.row_dtype()
     offsets = data[4 : 4 * (shard.samples + 2)].view(_OFFSET_DTYPE)
@@ -82,7 +83,7 @@ def rows_in(path: Path, data: NDArray[np.uint8], shard: Shard) -> NDArray[np.voi
         counted = data[:4].view(_OFFSET_DTYPE)[0] == shard.samples
         if counted and expected[-1] == len(data) and np.array_equal(offsets, expected):
             return data[expected[0] :].view(dtype)
-    raise Damaged(path, f"does not hold {shard.samples} rows of {dtype.itemsize} bytes")
+    raise CorruptData(path, f"does not hold {shard.samples} rows of {dtype.itemsize} bytes")
 
 
 class RowReader:
@@ -100,8 +101,8 @@ class RowReader:
     ) -> None:
         """Open the rows; with `fetch`, shards may be missing until they are read.
 
-        With `checked`, reading raises Damaged where a shard's bytes are not those that were written. Raises DataError
-        where the dataset has no such split, domain or part, or lacks a shard.
+        With `checked`, reading raises CorruptData where a shard's bytes are not those that were written. Raises
+        DataError where the dataset has no such split, domain or part, or lacks a shard.
         """
         self._folder = _folder_of(dataset, split, domain, part)
         self._fetch = fetch

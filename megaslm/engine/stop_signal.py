@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from megaslm.errors import Stopped
 
 if TYPE_CHECKING:  # It is begun before torch is imported, which takes seconds.
-    from megaslm.engine.agreement import Agreement
+    from megaslm.engine.cpu_group import CpuGroup
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler and the launcher that it told may both tell a rank, one right after the other.
@@ -64,9 +64,9 @@ class StopSignal:
         if self.told:
             raise self.stopped(what_is_kept)
 
-    def raise_if_told_anywhere(self, agreement: "Agreement", what_is_kept: str) -> None:
+    def raise_if_told_anywhere(self, cpu_group: "CpuGroup", what_is_kept: str) -> None:
         """Raise Stopped on all ranks where one of them was told to stop; called on all ranks."""
-        if agreement.any(self.told):
+        if cpu_group.any(self.told):
             raise self.stopped(what_is_kept)
 
     def stopped(self, what_is_kept: str) -> Stopped:

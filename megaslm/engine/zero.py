@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from megaslm.config.schema import TrainSection
-from megaslm.engine.state_pieces import TrainingState
+from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM

@@ -1,4 +1,4 @@
-"""What a job demands of its ranks, what preflight finds, and how ranks are named that differ from the others."""
+"""What a job requirements of its ranks, what preflight finds, and how ranks are named that differ from the others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from megaslm.engine.rank_names import Rank, name_ranks
 
 
 @dataclass(frozen=True)
-class Demands:
+class Requirements:
     """What all ranks have to have in common, and what their hosts need room for."""
 
     settings: Mapping[str, str]

@@ -13,7 +13,7 @@ import torch
 import megaslm
 from megaslm.engine.rank_names import Rank
 from megaslm.health.clocks import ClockReading
-from megaslm.health.findings import Demands, Trait
+from megaslm.health.findings import Requirements, Trait
 from megaslm.model.flops import device_name
 
 _KIB = 1024
@@ -123,20 +123,20 @@ class RankFacts:
     driver: str
     """The version of the GPUs' driver; `none` where there is none."""
     settings: dict[str, str]
-    """As in `Demands`."""
+    """As in `Requirements`."""
     files: dict[str, str]
-    """A hash of each of the files of `Demands`, or why it cannot be read."""
+    """A hash of each of the files of `Requirements`, or why it cannot be read."""
     clock: ClockReading
     memory_bytes: int
     """What the processes of the host can still take."""
     checkpoint_bytes: int
-    """As in `Demands`, as far as this rank can tell."""
+    """As in `Requirements`, as far as this rank can tell."""
     checkpoints: Disk | None
     cache: Disk | None
     shared_memory: Disk | None
 
 
-def look(rank: Rank, demands: Demands, clock: ClockReading) -> RankFacts:
+def look(rank: Rank, requirements: Requirements, clock: ClockReading) -> RankFacts:
     """Looks at this process and its host; nothing is written."""
     return RankFacts(
         rank=rank,
@@ -144,13 +144,13 @@ def look(rank: Rank, demands: Demands, clock: ClockReading) -> RankFacts:
         versions={library: version(library) for library in LIBRARIES},
         gpus=[device_name(torch.device("cuda", number)) for number in range(torch.cuda.device_count())],
         driver=_DRIVER.read_text(encoding="ascii").strip() if _DRIVER.exists() else "none",
-        settings=dict(demands.settings),
-        files={name: _content_of(path) for name, path in demands.files.items()},
+        settings=dict(requirements.settings),
+        files={name: _content_of(path) for name, path in requirements.files.items()},
         clock=clock,
         memory_bytes=available_memory_bytes(),
-        checkpoint_bytes=demands.checkpoint_bytes,
-        checkpoints=None if demands.checkpoints is None else Disk.of(demands.checkpoints),
-        cache=None if demands.cache is None else Disk.of(demands.cache),
+        checkpoint_bytes=requirements.checkpoint_bytes,
+        checkpoints=None if requirements.checkpoints is None else Disk.of(requirements.checkpoints),
+        cache=None if requirements.cache is None else Disk.of(requirements.cache),
         shared_memory=Disk.of(_SHARED_MEMORY) if _SHARED_MEMORY.exists() else None,
     )
 

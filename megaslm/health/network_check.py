@@ -1,6 +1,7 @@
 """How quickly ranks reach one another: all at once, and each from the host before its own.
 
-An all-reduce is as slow as the slowest link, and does not tell which that is."""
+An all-reduce is as slow as the slowest link, and does not tell which that is.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,7 @@
 """How quickly this rank does what is its own, and how long its host does not let it run.
 
-Time in which it waits for another rank does not count."""
+Time in which it waits for another rank does not count.
+"""
 
 import threading
 import time
@@ -21,7 +22,7 @@ T = TypeVar("T")
 _PRODUCTS = 8
 
 
-class Metronome:
+class PauseMeter:
     """A thread that wants to wake up at even times. What it comes too late, the whole process stood still.
 
     Work of the other threads, and their waiting for a device or for other ranks, does not hold it up.
@@ -29,17 +30,17 @@ class Metronome:
 
     def __init__(self) -> None:
         """Starts it; it ends with the process, or at `stop`."""
-        self._halted_seconds = 0.0
+        self._paused_seconds = 0.0
         self._asked_at = time.monotonic()
-        self._halted_before = 0.0
+        self._paused_before = 0.0
         self._stopped = threading.Event()
-        threading.Thread(target=self._beat, name="metronome", daemon=True).start()
+        threading.Thread(target=self._beat, name="pause meter", daemon=True).start()
 
-    def halted_share(self) -> float:
+    def paused_share(self) -> float:
         """The share of the time since it was last asked in which the process stood still."""
-        now, halted = time.monotonic(), self._halted_seconds
-        share = (halted - self._halted_before) / max(now - self._asked_at, _BEAT_SECONDS)
-        self._asked_at, self._halted_before = now, halted
+        now, paused = time.monotonic(), self._paused_seconds
+        share = (paused - self._paused_before) / max(now - self._asked_at, _BEAT_SECONDS)
+        self._asked_at, self._paused_before = now, paused
         return min(share, 1.0)
 
     def stop(self) -> None:
@@ -52,7 +53,7 @@ class Metronome:
             now = time.monotonic()
             late_seconds = now - woken_at - _BEAT_SECONDS
             if late_seconds > _TOLERATED_SECONDS:
-                self._halted_seconds += late_seconds
+                self._paused_seconds += late_seconds
             woken_at = now
 
 
@@ -66,7 +67,7 @@ class Pace:
     """It waits so long for its own rows, in the mean of the steps."""
     step_seconds: float
     """A step takes so long, in the mean; nearly the same on all ranks, which wait for one another."""
-    halted_share: float
+    paused_share: float
     """The share of the time in which the host did not let it run."""
 
     @classmethod
@@ -82,7 +83,7 @@ class PaceMeter:
         """`product_size`: rows and columns of the matrices that are multiplied at a report; by the device if None."""
         self._world = world
         self._product_size = product_size or (2048 if world.device.type == "cuda" else 256)
-        self._metronome = Metronome()
+        self._pauses = PauseMeter()
         self._steps = 0
         self._loading_seconds = 0.0
         self._step_seconds = 0.0
@@ -115,14 +116,14 @@ class PaceMeter:
             product_seconds=product_seconds(self._world.device, self._product_size),
             loading_seconds=self._loading_seconds / steps,
             step_seconds=self._step_seconds / steps,
-            halted_share=self._metronome.halted_share(),
+            paused_share=self._pauses.paused_share(),
         )
         self._steps, self._loading_seconds, self._step_seconds = 0, 0.0, 0.0
         return Pace.from_tensor(all_gather(torch.tensor(astuple(own), dtype=torch.float64, device=self._world.device)))
 
     def close(self) -> None:
         """Ends what runs beside the training."""
-        self._metronome.stop()
+        self._pauses.stop()
 
 
 def product_seconds(device: torch.device, size: int) -> float:

@@ -7,7 +7,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.rank_names import Rank
 from megaslm.errors import PreflightError
 from megaslm.health.clocks import clock_trait, most_seconds_apart, read_clock_together
-from megaslm.health.findings import Demands, Finding, Trait, disagreements
+from megaslm.health.findings import Finding, Requirements, Trait, disagreements
 from megaslm.health.host_facts import LIBRARIES, Code, RankFacts, by_host, code_trait, look
 from megaslm.health.network_check import AllReduce, Link, slow_links, time_all_reduce, time_links
 from megaslm.health.shared_folders import exchange
@@ -129,7 +129,7 @@ def _size(count_bytes: int) -> str:
     return f"{count_bytes} bytes"
 
 
-def preflight(world: World, demands: Demands) -> list[str]:
+def preflight(world: World, requirements: Requirements) -> list[str]:
     """Whether all ranks run the same code on the same job, on hosts that have what it needs.
 
     Called on all ranks, as the first thing that they do together: with unlike code or settings they would go on to wait
@@ -145,7 +145,7 @@ def preflight(world: World, demands: Demands) -> list[str]:
     rank = Rank(world.rank, socket.gethostname())
     if world.size > 1:
         _require_one_code(rank, world)
-    all_facts = exchange(look(rank, demands, read_clock_together(world)), world.device)
+    all_facts = exchange(look(rank, requirements, read_clock_together(world)), world.device)
     findings = differences(all_facts) + shortages(all_facts)
     _refuse([finding for finding in findings if finding.ends_the_job])
     warnings = [f"warning: {finding.text}" for finding in findings]

@@ -1,6 +1,7 @@
 """Whether all ranks see one and the same folder; else no checkpoint is whole and no score is found.
 
-Ranks exchange JSON here, of which nothing is unpickled: they do not know yet whether they fit together."""
+Ranks exchange JSON here, of which nothing is unpickled: they do not know yet whether they fit together.
+"""
 
 import secrets
 import socket

@@ -12,7 +12,7 @@ import torch
 
 from megaslm.health.verdict import Verdict
 
-_COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/", "/megaslm/engine/agreement.py")
+_COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/", "/megaslm/engine/cpu_group.py")
 """The last of them because a collective that was begun before is waited for in no Python code of torch's."""
 _OF_ONE_RANK = ("/torch/distributed/checkpoint/",)
 _DEEPSPEED = "/deepspeed/"

@@ -1,4 +1,4 @@
-"""The sign of life that every rank gives twice a second, why a job has to end, and who is to blame."""
+"""The heartbeat that every rank gives twice a second, why a job has to end, and who is to blame."""
 
 import json
 from collections.abc import Sequence
@@ -6,23 +6,23 @@ from dataclasses import asdict, astuple, dataclass
 from functools import lru_cache
 from typing import Self, get_args
 
-from megaslm.engine.places import Place, Point
+from megaslm.engine.heartbeat import Phase, Position
 from megaslm.errors import MegaSLMError
 from megaslm.health.processes import Process
 
-_ORDER = {point: number for number, point in enumerate(get_args(Point))}
+_ORDER = {point: number for number, point in enumerate(get_args(Phase))}
 _GRACE_AFTER_A_FAILURE_SECONDS = 5.0
 _GRACE_AFTER_A_DEATH_SECONDS = 1.0
 _MOST_LISTED = 16
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What one rank says of itself at one moment."""
 
     rank: int
     process: Process
-    place: Place
+    position: Position
     """Where its main thread is in its work."""
     given_at: float
     """Of the rank's own monotonic clock, in seconds."""
@@ -36,7 +36,7 @@ class Sign:
         rest = [
             self.rank,
             astuple(self.process),
-            astuple(self.place),
+            astuple(self.position),
             self.waits_for_others,
             self.is_last,
         ]
@@ -44,25 +44,25 @@ class Sign:
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        """The sign that was encoded."""
+        """The beat that was encoded."""
         given_at, _, rest = text.partition(b" ")
-        rank, process, place, waits_for_others, is_last = _rest(rest)
-        return cls(rank, process, place, float(given_at), waits_for_others, is_last)
+        rank, process, position, waits_for_others, is_last = _rest(rest)
+        return cls(rank, process, position, float(given_at), waits_for_others, is_last)
 
     def __str__(self) -> str:
-        """Which rank this is, and where it was when it gave the sign."""
-        seconds = self.given_at - self.place.since
+        """Which rank this is, and where it was when it gave the beat."""
+        seconds = self.given_at - self.position.since
         return (
-            f"rank {self.rank} (host {self.process.host}, process {self.process.pid}, last at '{self.place.point}' of "
-            f"step {self.place.step} for {seconds:.0f} s)"
+            f"rank {self.rank} (host {self.process.host}, process {self.process.pid}, last at '{self.position.phase}' "
+            f"of step {self.position.step} for {seconds:.0f} s)"
         )
 
 
-# Between one sign and the next of a rank little else changes than the time, and the first rank reads those of all.
+# Between one beat and the next of a rank little else changes than the time, and the first rank reads those of all.
 @lru_cache(maxsize=4096)
-def _rest(text: bytes) -> tuple[int, Process, Place, bool, bool]:
-    rank, process, place, waits_for_others, is_last = json.loads(text)
-    return rank, Process(*process), Place(*place), waits_for_others, is_last
+def _rest(text: bytes) -> tuple[int, Process, Position, bool, bool]:
+    rank, process, position, waits_for_others, is_last = json.loads(text)
+    return rank, Process(*process), Position(*position), waits_for_others, is_last
 
 
 @dataclass(frozen=True)
@@ -89,65 +89,65 @@ class Verdict:
         return cls(**fields, unable_to_end=processes)
 
 
-def on_silence(silent: Sequence[tuple[Sign, float]], found_by: int) -> Verdict:
-    """Ranks have given no sign for so many seconds."""
+def on_silence(silent: Sequence[tuple[Heartbeat, float]], found_by: int) -> Verdict:
+    """Ranks have given no beat for so many seconds."""
     found = [
-        f"{sign} has given no sign of life for {seconds:.0f} s; its process is {sign.process.state}"
-        for sign, seconds in silent
+        f"{beat} has given no heartbeat for {seconds:.0f} s; its process is {beat.process.state}"
+        for beat, seconds in silent
     ]
-    return Verdict(_listed(found), found_by, unable_to_end=tuple(sign.process for sign, _ in silent))
+    return Verdict(_listed(found), found_by, unable_to_end=tuple(beat.process for beat, _ in silent))
 
 
-def on_death(dead: Sequence[Sign], found_by: int) -> Verdict:
+def on_death(dead: Sequence[Heartbeat], found_by: int) -> Verdict:
     """Ranks are gone and have not said goodbye."""
-    found = [f"{sign} has died: its process is {sign.process.state}" for sign in dead]
+    found = [f"{beat} has died: its process is {beat.process.state}" for beat in dead]
     return Verdict(_listed(found), found_by, grace_seconds=_GRACE_AFTER_A_DEATH_SECONDS)
 
 
-def on_death_of_first(first: Sign, found_by: int) -> Verdict:
+def on_death_of_first(first: Heartbeat, found_by: int) -> Verdict:
     """The first rank, by which the others hear of each other, is gone and has not said goodbye."""
     found = f"{first} has died or cannot be reached any more; its process is {first.process.state}"
     return Verdict(found, found_by, grace_seconds=_GRACE_AFTER_A_DEATH_SECONDS)
 
 
-def on_failure(sign: Sign, error: BaseException) -> Verdict:
+def on_failure(beat: Heartbeat, error: BaseException) -> Verdict:
     """A rank ends with an error of its own."""
     known = isinstance(error, MegaSLMError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     status = error.exit_status if isinstance(error, MegaSLMError) else 1
-    found = f"{sign} failed: {message}"
-    return Verdict(found, sign.rank, status, grace_seconds=_GRACE_AFTER_A_FAILURE_SECONDS)
+    found = f"{beat} failed: {message}"
+    return Verdict(found, beat.rank, status, grace_seconds=_GRACE_AFTER_A_FAILURE_SECONDS)
 
 
-def on_standstill(signs: Sequence[Sign], seconds: float, found_by: int) -> Verdict:
-    """All ranks give signs, and none has got any further for so many seconds."""
-    guilty = guilty_of_standstill(signs)
+def on_standstill(beats: Sequence[Heartbeat], seconds: float, found_by: int) -> Verdict:
+    """All ranks give beats, and none has got any further for so many seconds."""
+    guilty = guilty_of_standstill(beats)
     if guilty:
-        waiting = sum(sign.waits_for_others for sign in signs)
+        waiting = sum(beat.waits_for_others for beat in beats)
         verb = "holds" if len(guilty) == 1 else "hold"
-        blame = f"{_listed(guilty)} {verb} up the job; {waiting} of {len(signs)} ranks are seen to wait for others"
+        blame = f"{_listed(guilty)} {verb} up the job; {waiting} of {len(beats)} ranks are seen to wait for others"
     else:
-        blame = f"it cannot be told which one holds up the others; the places are {_listed(signs)}"
+        blame = f"it cannot be told which one holds up the others; the places are {_listed(beats)}"
     return Verdict(f"no rank has got any further for {seconds:.0f} s: {blame}", found_by)
 
 
-def guilty_of_standstill(signs: Sequence[Sign]) -> list[Sign]:
+def guilty_of_standstill(beats: Sequence[Heartbeat]) -> list[Heartbeat]:
     """The ranks that hold up the job: of those that are not seen to wait for others, the ones furthest behind.
 
-    Furthest behind is who is at the lowest step, and there at the first point in the order of `Point`. Nobody is named
-    where all wait, be it for each other or for a network, nor where none waits and all are at the same place. A rank
+    Furthest behind is who is at the lowest step, and there at the first point in the order of `Phase`. Nobody is named
+    where all wait, be it for each other or for a network, nor where none waits and all are at the same position. A rank
     alone has nobody else to wait for.
     """
-    if len(signs) == 1:
-        return list(signs)
-    busy = [sign for sign in signs if not sign.waits_for_others]
-    behind = min((_progress(sign) for sign in busy), default=None)
-    guilty = [sign for sign in busy if _progress(sign) == behind]
-    return guilty if len(guilty) < len(signs) else []
+    if len(beats) == 1:
+        return list(beats)
+    busy = [beat for beat in beats if not beat.waits_for_others]
+    behind = min((_progress(beat) for beat in busy), default=None)
+    guilty = [beat for beat in busy if _progress(beat) == behind]
+    return guilty if len(guilty) < len(beats) else []
 
 
-def _progress(sign: Sign) -> tuple[int, int]:
-    return sign.place.step, _ORDER[sign.place.point]
+def _progress(beat: Heartbeat) -> tuple[int, int]:
+    return beat.position.step, _ORDER[beat.position.phase]
 
 
 def _listed(findings: Sequence[object]) -> str:

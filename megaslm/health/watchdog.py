@@ -1,6 +1,6 @@
 """The watchdog of a job: finds the rank that is silent, dead or stuck, says which it is, and ends the job.
 
-It needs no collective, as those are what hangs. Every rank gives a sign of life twice a second by a thread of its
+It needs no collective, as those are what hangs. Every rank gives a heartbeat twice a second by a thread of its
 own, and a second thread judges: in the first rank all others, in the others the first rank.
 """
 
@@ -11,7 +11,7 @@ from typing import NoReturn, Self
 
 from megaslm.engine.distributed import World
 from megaslm.errors import MegaSLMError, PeerFailed
-from megaslm.health.heartbeats import Attendance, AwakeClock, Speaker
+from megaslm.health.heartbeats import AwakeClock, HeartbeatThread, HeartbeatTracker
 from megaslm.health.stacks import end, say
 from megaslm.health.verdict import (
     Verdict,
@@ -23,7 +23,7 @@ from megaslm.health.verdict import (
 )
 
 _JUDGE_SECONDS = 0.1
-# Who has given a sign within this time is alive, though it may stand still.
+# Who has given a beat within this time is alive, though it may stand still.
 _FRESH_SECONDS = 4.0
 _FAREWELL_SECONDS = 6.0
 # In which all that can run have heard of the end, and have looked at their stacks.
@@ -36,10 +36,10 @@ class Watchdog:
 
     The job is ended within 3 s after one of these limits:
 
-    - `silence_seconds`: a rank has given no sign of life, as its process is stopped, its host is gone or it was killed.
+    - `silence_seconds`: a rank has given no heartbeat, as its process is stopped, its host is gone or it was killed.
       The death of a process on the first rank's host, and that of the first rank itself, are told without a limit.
-    - `hang_seconds`: all ranks give signs, but none comes to another place of its work (`megaslm.engine.places`). Whom
-      the others wait for is told by the rule of `guilty_of_standstill`.
+    - `hang_seconds`: all ranks give beats, but none comes to another place of its work (`megaslm.engine.heartbeat`).
+      Whom the others wait for is told by the rule of `guilty_of_standstill`.
 
     Every rank that can run then prints what was found and its own stacks, kills the silent processes of its host, and
     ends with status 1. Where a rank fails with an error the others have 5 s to fail as well, as their collectives may;
@@ -55,7 +55,7 @@ class Watchdog:
         self._ending = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._speaker = Speaker(self._world, stuck_seconds=self._hang_seconds / 2)
+        self._heartbeats = HeartbeatThread(self._world, stuck_seconds=self._hang_seconds / 2)
         threading.Thread(target=self._judge, name="watchdog", daemon=True).start()
         return self
 
@@ -69,9 +69,9 @@ class Watchdog:
         """
         self._leaving.set()
         if error is not None and not isinstance(error, PeerFailed):
-            self._speaker.publish(on_failure(self._speaker.sign(), error))
-        self._speaker.leave(_FAREWELL_SECONDS)
-        verdict = self._speaker.verdict
+            self._heartbeats.publish(on_failure(self._heartbeats.beat(), error))
+        self._heartbeats.leave(_FAREWELL_SECONDS)
+        verdict = self._heartbeats.verdict
         if verdict is not None and not verdict.grace_seconds:
             self._end(verdict)
         if error is not None and not isinstance(error, MegaSLMError):
@@ -81,32 +81,32 @@ class Watchdog:
                 raise PeerFailed(verdict.finding, verdict.exit_status) from error
 
     def _judge(self) -> None:
-        clock, attendance = AwakeClock(), Attendance()
-        while not self._leaving.wait(_JUDGE_SECONDS) and not self._speaker.is_alone:
+        clock, tracker = AwakeClock(), HeartbeatTracker()
+        while not self._leaving.wait(_JUDGE_SECONDS) and not self._heartbeats.is_alone:
             now = clock.tick()
-            attendance.hear(self._speaker.heard, now)
-            verdict = self._speaker.verdict or self._finding(attendance, now)
+            tracker.hear(self._heartbeats.heard, now)
+            verdict = self._heartbeats.verdict or self._finding(tracker, now)
             if verdict is None:
                 continue
-            if self._world.is_first and self._speaker.verdict is None:
-                self._speaker.publish(verdict)
+            if self._world.is_first and self._heartbeats.verdict is None:
+                self._heartbeats.publish(verdict)
             elif not (verdict.grace_seconds and self._leaving.wait(verdict.grace_seconds)):
                 self._end(verdict)
 
-    def _finding(self, attendance: Attendance, now: float) -> Verdict | None:
-        rank, speaker = self._world.rank, self._speaker
-        first = speaker.heard[0]
+    def _finding(self, tracker: HeartbeatTracker, now: float) -> Verdict | None:
+        rank, heartbeats = self._world.rank, self._heartbeats
+        first = heartbeats.heard[0]
         # Processes that it has forked may keep the connection open for some seconds longer.
-        if not self._world.is_first and (speaker.first_rank_is_lost or first.process.is_gone):
+        if not self._world.is_first and (heartbeats.first_rank_is_lost or first.process.is_gone):
             return on_death_of_first(first, rank)
-        if speaker.dead:
-            return on_death(speaker.dead, rank)
-        silent = attendance.silent(now, self._silence_seconds)
+        if heartbeats.dead:
+            return on_death(heartbeats.dead, rank)
+        silent = tracker.silent(now, self._silence_seconds)
         if silent:
             return on_silence(silent, rank)
-        seconds = attendance.seconds_at_a_standstill(now)
-        if self._world.is_first and seconds > self._hang_seconds and not attendance.silent(now, _FRESH_SECONDS):
-            return on_standstill(attendance.present, seconds, rank)
+        seconds = tracker.seconds_at_a_standstill(now)
+        if self._world.is_first and seconds > self._hang_seconds and not tracker.silent(now, _FRESH_SECONDS):
+            return on_standstill(tracker.present, seconds, rank)
         return None
 
     def _end(self, verdict: Verdict) -> NoReturn:
@@ -118,12 +118,12 @@ class Watchdog:
         """When this process ends, collectives of the others fail, and with the first rank they lose the verdict."""
         began = time.monotonic()
         time.sleep(_LAST_SECONDS)
-        while self._speaker.missing() and time.monotonic() - began < _MOST_LAST_SECONDS:
+        while self._heartbeats.missing() and time.monotonic() - began < _MOST_LAST_SECONDS:
             time.sleep(_JUDGE_SECONDS)
 
     def _name_the_missing(self) -> None:
         """An error of a collective does not say which rank has broken the connection."""
-        speaker = self._speaker
-        if self._world.is_first or speaker.first_rank_is_lost or speaker.is_blocked:
-            for sign in speaker.unparted():
-                say(self._world.rank, f"{sign} has not said goodbye; its process is {sign.process.state}")
+        heartbeats = self._heartbeats
+        if self._world.is_first or heartbeats.first_rank_is_lost or heartbeats.is_blocked:
+            for beat in heartbeats.unparted():
+                say(self._world.rank, f"{beat} has not said goodbye; its process is {beat.process.state}")

@@ -161,7 +161,7 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.mask is not None:
         mask = manifest.mask
         cap = "" if mask.max_ref_loss is None else f" · none above {mask.max_ref_loss:g} nats"
-        yield "mask", f"slm.score {mask.score} · keep_ratio {mask.keep_ratio} · scope {mask.scope}{cap}"
+        yield "mask", f"slm.criterion {mask.criterion} · keep_ratio {mask.keep_ratio} · scope {mask.scope}{cap}"
     licences = dict.fromkeys(manifest.licences.values())
     yield (
         "licences",

@@ -13,7 +13,7 @@ from megaslm.dataset.index import INDEX, Shard, ShardIndex, check_size, read_par
 from megaslm.dataset.manifest import BESIDE_ROWS, MANIFEST, Part
 from megaslm.dataset.rows import pack_mask, require_checksum, rows_in, unpack_mask, unpacked
 from megaslm.dataset.shards import RowFormat
-from megaslm.errors import Damaged
+from megaslm.errors import CorruptData
 from megaslm.files import UNFINISHED
 from megaslm.slm.valid_targets import valid_targets
 
@@ -82,7 +82,7 @@ class RowCheck:
         self._rules = rules
         self._hashes = {name: hashlib.sha256() for name in rules.row_format.columns if name != "domain"}
 
-    def add(self, path: Path, rows: NDArray[np.void]) -> Iterator[Damaged]:
+    def add(self, path: Path, rows: NDArray[np.void]) -> Iterator[CorruptData]:
         """Look at the next rows (n,), structured by column, which are those of the shard at `path`.
 
         Gives one finding for each kind of thing that is wrong: the first row of the shard that has it, and how many.
@@ -93,15 +93,15 @@ class RowCheck:
             for fault in self._faults(rows[start : start + step]):
                 first = faults.setdefault(fault.kind, replace(fault, row=start + fault.row, rows=0))
                 faults[fault.kind] = replace(first, rows=first.rows + fault.rows)
-        yield from (Damaged(path, str(fault)) for fault in faults.values())
+        yield from (CorruptData(path, str(fault)) for fault in faults.values())
 
-    def compare(self, path: Path, part: Part) -> Iterator[Damaged]:
+    def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Whether all rows of the part, stored at `path`, hash to what its record says."""
         recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS, "selected")}
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
             if found.get(name) != expected:
-                yield Damaged(
+                yield CorruptData(
                     path,
                     f"holds a column {name} with the SHA-256 {_short(found.get(name))}, the manifest says "
                     f"{_short(expected)}",
@@ -180,10 +180,10 @@ class CheckedPart:
     """What was found in one part."""
 
     index: ShardIndex | None
-    """Its index; null where that is damaged, and its shards could not be looked at."""
+    """Its index; null where that is corrupt, and its shards could not be looked at."""
     targets: int | None
     """Valid targets of its rows; null where not all of them could be read."""
-    damages: tuple[Damaged, ...]
+    corruptions: tuple[CorruptData, ...]
     """Everything that is wrong with it."""
 
 
@@ -191,45 +191,47 @@ def check_part(domain_folder: Path, part: Part, rules: RowRules, on_bytes: OnByt
     """Read all of a part, each byte once, and compare it with its record and with what rows may hold."""
     try:
         index = read_part_index(domain_folder, part)
-    except Damaged as damage:
-        return CheckedPart(None, None, (damage,))
+    except CorruptData as corruption:
+        return CheckedPart(None, None, (corruption,))
     folder = domain_folder / part.name
-    check, damages, whole = RowCheck(rules), list[Damaged](), True
+    check, corruptions, whole = RowCheck(rules), list[CorruptData](), True
     for shard in index.shards:
         path = folder / shard.stored.basename
         try:
             rows = _read(path, shard, rules)
-            damages += check.add(path, rows)
-            damages += _check_unpacked(folder, shard)
-        except Damaged as damage:
-            damages.append(damage)
+            corruptions += check.add(path, rows)
+            corruptions += _check_unpacked(folder, shard)
+        except CorruptData as corruption:
+            corruptions.append(corruption)
             whole = False
         on_bytes(shard.stored.bytes)
     # Of a part that lacks rows the hashes differ, and saying so would say nothing new.
     if whole:
-        damages += check.compare(folder, part)
-    return CheckedPart(index, check.targets if whole else None, tuple(damages))
+        corruptions += check.compare(folder, part)
+    return CheckedPart(index, check.targets if whole else None, tuple(corruptions))
 
 
 def _read(path: Path, shard: Shard, rules: RowRules) -> NDArray[np.void]:
-    """The rows of a shard. Raises Damaged where the file is not what the index says."""
+    """The rows of a shard. Raises CorruptData where the file is not what the index says."""
     check_columns(path, shard, rules.row_format.columns)
     check_size(path, shard)
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise Damaged(path, f"cannot be read: {error.strerror}") from error
+        raise CorruptData(path, f"cannot be read: {error.strerror}") from error
     require_checksum(path, content, shard.stored)
     if shard.zip_data is None:
         return rows_in(path, np.frombuffer(content, dtype=np.uint8), shard)
     return rows_in(path, unpacked(path, content, shard), shard)
 
 
-def _check_unpacked(folder: Path, shard: Shard) -> Iterator[Damaged]:
+def _check_unpacked(folder: Path, shard: Shard) -> Iterator[CorruptData]:
     """Where `streaming` has unpacked a shard, it reads that file from then on, without a further look."""
     path = folder / shard.raw_data.basename
     if shard.zip_data is not None and path.is_file():
         try:
             require_checksum(path, path.read_bytes(), shard.raw_data)
-        except Damaged as damage:
-            yield Damaged(path, f"{damage.finding}; it was unpacked from {shard.zip_data.basename} and may be removed")
+        except CorruptData as corruption:
+            yield CorruptData(
+                path, f"{corruption.finding}; it was unpacked from {shard.zip_data.basename} and may be removed"
+            )

@@ -23,7 +23,7 @@ _MOST_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Piece:
+class TokenText:
     """Tokens that make whole characters together: one, or as many as share a character's bytes."""
 
     text: str
@@ -34,7 +34,7 @@ class Piece:
     """How many they are."""
 
 
-def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int | None) -> Iterator[Piece]:
+def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int | None) -> Iterator[TokenText]:
     """The text of `ids`, which stand in their row from `first` on, piece by piece; joined they are the whole text.
 
     A tokenizer decodes a token otherwise at the beginning of a text than within it (a word's space belongs to the
@@ -44,7 +44,7 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int |
     start = 0
     while start < len(ids):
         length, text = _shortest_whole(tokenizer, before, ids[start : start + _MOST_TOKENS])
-        yield Piece(text, first + start, length)
+        yield TokenText(text, first + start, length)
         # After a stray byte a decoder would take the next character's bytes for strays as well.
         if _NO_CHARACTER not in text:
             before = list(ids[start : start + length])
@@ -98,7 +98,7 @@ class RowDocument:
     """The place of its first token in the row."""
     stop: int
     """The place after its last: where it ends, that of its EOS."""
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TokenText, ...]
     """Its text."""
 
 

@@ -36,7 +36,7 @@ _SIGN = Style(color="cyan", bold=True)
 _CONTEXT = Style(dim=True)
 
 
-class ShownPiece(NamedTuple):
+class ShownToken(NamedTuple):
     """What the tokens at `places` show as."""
 
     text: str
@@ -57,7 +57,7 @@ class SelectionMarks:
         mark = (" … ", _SELECTED) if self._colours else "[[…]]"
         return Text.assemble(mark, (f" marks the {sum(self._selected):,} tokens that the mask selects", _LEGEND))
 
-    def text_of(self, pieces: Iterable[ShownPiece]) -> Text:
+    def text_of(self, pieces: Iterable[ShownToken]) -> Text:
         """The pieces one after the other; what is selected side by side has one mark."""
         text = Text(overflow="fold")
         for selected, run in groupby(pieces, self._is_selected):
@@ -67,7 +67,7 @@ class SelectionMarks:
             text.append_text(Text.assemble("[[", marked, "]]") if selected and not self._colours else marked)
         return text
 
-    def _is_selected(self, piece: ShownPiece) -> bool:
+    def _is_selected(self, piece: ShownToken) -> bool:
         return any(self._selected[place] for place in piece.places)
 
 
@@ -136,11 +136,11 @@ class _RowView:
             text.append_text(self._marked(*piece))
         return text
 
-    def _shown(self, document: RowDocument) -> Iterator[ShownPiece]:
+    def _shown(self, document: RowDocument) -> Iterator[ShownToken]:
         for piece in document.pieces:
-            yield ShownPiece(visible(piece.text), range(piece.first, piece.first + piece.tokens), Style())
+            yield ShownToken(visible(piece.text), range(piece.first, piece.first + piece.tokens), Style())
         if document.ends:
-            yield ShownPiece(f"⟨{self._row.eos}⟩", range(document.stop, document.stop + 1), _SIGN)
+            yield ShownToken(f"⟨{self._row.eos}⟩", range(document.stop, document.stop + 1), _SIGN)
 
     def hardest_table(self) -> Table:
         table = Table(title="hardest tokens", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

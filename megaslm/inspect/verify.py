@@ -12,7 +12,7 @@ from megaslm.dataset.folder import check_tokenizer
 from megaslm.dataset.index import INDEX, check_merged, foreign_parts, in_order, joined, read_index
 from megaslm.dataset.manifest import MANIFEST, TOKENIZER, DomainSplit, Manifest, Part, read_manifest
 from megaslm.dataset.shards import RowFormat
-from megaslm.errors import Damaged
+from megaslm.errors import CorruptData
 from megaslm.inspect.part_check import CheckedPart, RowRules, check_part, files_of_part, leftovers, what_it_is
 
 OnProgress = Callable[[int, int], None]
@@ -57,7 +57,7 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
     The manifest states its own checksum, the SHA-256 of the tokenizer's files, of each part's index and of each
     column; an index states the checksum of each shard. What these cover is compared, and the values themselves are
     looked at: ids in the vocabulary, losses finite and 0 where nothing reads them, targets as many as counted. A
-    manifest that is damaged ends the look. Parts are read by `workers` threads (null: one a core); each holds about
+    manifest that is corrupt ends the look. Parts are read by `workers` threads (null: one a core); each holds about
     one shard in memory, and where shards are compressed also what it unpacks to.
 
     Raises DataError where the folder is no finished dataset, or one of another version.
@@ -66,19 +66,19 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
     threads = workers or os.cpu_count() or 1
     try:
         manifest = read_manifest(dataset)
-    except Damaged as damage:
-        problems = (_about(dataset, damage.path, damage.finding),)
+    except CorruptData as corruption:
+        problems = (_about(dataset, corruption.path, corruption.finding),)
         return Verification(str(dataset), problems, (), 0, 0, 0, time.monotonic() - started, threads)
     shares = _shares(dataset, manifest)
     checked = _check_parts(shares, threads, on_progress)
-    damages = list(check_tokenizer(dataset / TOKENIZER, manifest))
+    corruptions = list(check_tokenizer(dataset / TOKENIZER, manifest))
     known = [dataset / TOKENIZER / name for name in manifest.tokenizer_files]
     for share, parts in zip(shares, checked, strict=True):
-        damages += _damages(dataset, share, parts)
+        corruptions += _damages(dataset, share, parts)
         known += _known(share, parts)
     return Verification(
         dataset=str(dataset),
-        problems=tuple(_about(dataset, damage.path, damage.finding) for damage in damages),
+        problems=tuple(_about(dataset, corruption.path, corruption.finding) for corruption in corruptions),
         warnings=tuple(_about(dataset, path, what_it_is(path)) for path in leftovers(dataset, known)),
         parts=sum(len(share.parts) for share in shares),
         rows=sum(share.counted.rows for share in shares),
@@ -148,22 +148,22 @@ class _Progress:
                 self._on_progress(self._done_bytes, self._total_bytes)
 
 
-def _damages(dataset: Path, share: _Share, checked: Sequence[CheckedPart]) -> Iterator[Damaged]:
+def _damages(dataset: Path, share: _Share, checked: Sequence[CheckedPart]) -> Iterator[CorruptData]:
     """What is wrong with a share: with its parts, with what joins them, and with what is counted over them."""
     yield from foreign_parts(share.folder, share.parts)
     for part in checked:
-        yield from part.damages
+        yield from part.corruptions
     try:
         _check_joined(share, checked)
-    except Damaged as damage:
-        yield damage
+    except CorruptData as corruption:
+        yield corruption
     place = share.folder.relative_to(dataset).as_posix()
     rows = sum(part.rows for part in share.parts)
     if rows != share.counted.rows:
-        yield Damaged(dataset / MANIFEST, f"counts {share.counted.rows} rows in {place}, its parts {rows}")
+        yield CorruptData(dataset / MANIFEST, f"counts {share.counted.rows} rows in {place}, its parts {rows}")
     targets = [part.targets for part in checked if part.targets is not None]
     if len(targets) == len(checked) and sum(targets) != share.counted.tokens:
-        yield Damaged(
+        yield CorruptData(
             dataset / MANIFEST, f"counts {share.counted.tokens} targets in {place}, its rows have {sum(targets)}"
         )
 

@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Work:
+class VerbCall:
     """A verb of `megaslm` with its arguments, word for word."""
 
     verb: Verb
@@ -43,7 +43,7 @@ class Work:
         """Whether several jobs may do a part of it each."""
         return self.verb in ("prepare", "score") and not self.is_finish
 
-    def going_on(self) -> "Work":
+    def going_on(self) -> "VerbCall":
         """The same, where what starts it may start it again: training then goes on from its newest checkpoint."""
         if self.verb != "train" or "--resume" in self.arguments:
             return self
@@ -102,6 +102,6 @@ def script(name: str) -> str:
     return str(path)
 
 
-def one_process(work: Work) -> tuple[str, ...]:
+def one_process(work: VerbCall) -> tuple[str, ...]:
     """The words that start it in one process of this Python."""
     return (sys.executable, "-m", "megaslm", *work.words)

@@ -1,7 +1,8 @@
 """Jobs of Kubernetes, made of the manifests in launcher/k8s: a training, or as many parts as there are nodes.
 
 Manifests are data: read from a file, some of their fields set, written for `kubectl`. Nothing is put into text, so that
-no value can become a key, a line or another object."""
+no value can become a key, a line or another object.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ import yaml
 
 from megaslm.config.cluster import KubernetesCluster
 from megaslm.errors import ConfigError
-from megaslm.launch.command import Command, Work, script
+from megaslm.launch.command import Command, VerbCall, script
 
 Key = str | int
 Field = str | int | list["Field"] | dict[str, "Field"]
@@ -22,7 +23,7 @@ _POD = ("spec", "template", "spec")
 _CONTAINER = (*_POD, "containers", 0)
 
 
-class Manifest:
+class KubernetesObject:
     """One object of a file. Its fields can be replaced and removed, but none is invented: the file shows them all."""
 
     def __init__(self, file: Path, content: Any) -> None:
@@ -68,7 +69,7 @@ class Manifest:
         return holder
 
 
-def read_manifests(file: Path) -> list[Manifest]:
+def read_manifests(file: Path) -> list[KubernetesObject]:
     """The objects of a file.
 
     Raises:
@@ -80,10 +81,10 @@ def read_manifests(file: Path) -> list[Manifest]:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not all(isinstance(content, dict) and "kind" in content for content in contents):
         raise ConfigError(f"{file}: must hold Kubernetes objects, each with its kind")
-    return [Manifest(file, content) for content in contents]
+    return [KubernetesObject(file, content) for content in contents]
 
 
-def to_yaml(manifests: Sequence[Manifest]) -> str:
+def to_yaml(manifests: Sequence[KubernetesObject]) -> str:
     """The objects as YAML, one document each."""
     contents = [manifest.content() for manifest in manifests]
     return yaml.dump_all(contents, Dumper=_Dumper, sort_keys=False, explicit_start=True, width=2**31 - 1)
@@ -104,7 +105,7 @@ def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
 _Dumper.add_representer(str, _represent_text)
 
 
-def kubernetes_command(cluster: KubernetesCluster, work: Work) -> Command:
+def kubernetes_command(cluster: KubernetesCluster, work: VerbCall) -> Command:
     """The command that gives the Job, with what belongs to it, to Kubernetes.
 
     Raises:
@@ -114,7 +115,7 @@ def kubernetes_command(cluster: KubernetesCluster, work: Work) -> Command:
     return Command(("kubectl", "create", "-f", "-"), standard_input=to_yaml(manifests))
 
 
-def _training(cluster: KubernetesCluster, work: Work) -> list[Manifest]:
+def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]:
     name = _name(cluster, work)
     service, job = _read("train.yaml", "Service", "Job")
     service.set(name, "metadata", "name")
@@ -138,7 +139,7 @@ def _training(cluster: KubernetesCluster, work: Work) -> list[Manifest]:
     return [service, job]
 
 
-def _parts(cluster: KubernetesCluster, work: Work) -> list[Manifest]:
+def _parts(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]:
     (job,) = _read("parts.yaml", "Job")
     pods = cluster.nodes if work.can_be_shared else 1
     _set_job(job, cluster, _name(cluster, work), pods=pods, has_gpus=work.is_for_ranks)
@@ -149,11 +150,11 @@ def _parts(cluster: KubernetesCluster, work: Work) -> list[Manifest]:
     return [job]
 
 
-def _name(cluster: KubernetesCluster, work: Work) -> str:
+def _name(cluster: KubernetesCluster, work: VerbCall) -> str:
     return f"{cluster.name}-{work.verb}" + ("-finish" if work.is_finish else "")
 
 
-def _read(file: str, *kinds: str) -> list[Manifest]:
+def _read(file: str, *kinds: str) -> list[KubernetesObject]:
     path = Path(script(f"k8s/{file}"))
     manifests = {manifest.kind: manifest for manifest in read_manifests(path)}
     if set(manifests) != set(kinds):
@@ -163,7 +164,7 @@ def _read(file: str, *kinds: str) -> list[Manifest]:
     return [manifests[kind] for kind in kinds]
 
 
-def _set_job(job: Manifest, cluster: KubernetesCluster, name: str, *, pods: int, has_gpus: bool) -> None:
+def _set_job(job: KubernetesObject, cluster: KubernetesCluster, name: str, *, pods: int, has_gpus: bool) -> None:
     memory = f"{cluster.memory_gib_per_node}Gi"
     job.set(name, "metadata", "name")
     job.set(cluster.namespace, "metadata", "namespace")
@@ -183,7 +184,7 @@ def _set_job(job: Manifest, cluster: KubernetesCluster, name: str, *, pods: int,
 
 
 def _set_program(
-    job: Manifest,
+    job: KubernetesObject,
     cluster: KubernetesCluster,
     words: Iterable[str],
     settings: Mapping[str, str],

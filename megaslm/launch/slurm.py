@@ -8,10 +8,10 @@ from pathlib import Path
 
 from megaslm.config.cluster import SlurmCluster
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, Command, Work, one_process, script
+from megaslm.launch.command import PROJECT, Command, VerbCall, one_process, script
 
 
-def slurm_command(cluster: SlurmCluster, work: Work) -> Command:
+def slurm_command(cluster: SlurmCluster, work: VerbCall) -> Command:
     """By the files in launcher/slurm.
 
     Raises:
@@ -22,7 +22,7 @@ def slurm_command(cluster: SlurmCluster, work: Work) -> Command:
     return Command(_words(cluster, work), cluster.environment)
 
 
-def _words(cluster: SlurmCluster, work: Work) -> tuple[str, ...]:
+def _words(cluster: SlurmCluster, work: VerbCall) -> tuple[str, ...]:
     place = {
         "partition": cluster.partition,
         "account": cluster.account,

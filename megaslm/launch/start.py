@@ -15,7 +15,7 @@ from megaslm.config.cluster import (
 from megaslm.config.layers import gather
 from megaslm.config.load import load, show
 from megaslm.errors import ConfigError
-from megaslm.launch.command import Command, Work, one_process, script
+from megaslm.launch.command import Command, VerbCall, one_process, script
 from megaslm.launch.kubernetes import kubernetes_command
 from megaslm.launch.slurm import slurm_command
 
@@ -37,7 +37,7 @@ def load_cluster(path: str | Path) -> Cluster:
     return load(kinds[kind], path).value
 
 
-def hosts_command(cluster: Hosts, work: Work) -> Command:
+def hosts_command(cluster: Hosts, work: VerbCall) -> Command:
     """The command that starts `work` from this host. A verb for one process runs in one, here.
 
     Raises:
@@ -50,7 +50,7 @@ def hosts_command(cluster: Hosts, work: Work) -> Command:
     return Command(words, {**told, **cluster.environment})
 
 
-def _launcher(cluster: Hosts, work: Work) -> tuple[tuple[str, ...], _Settings]:
+def _launcher(cluster: Hosts, work: VerbCall) -> tuple[tuple[str, ...], _Settings]:
     """The words that start it, and what is told by variables; null leaves one unset."""
     match cluster:
         case LocalCluster():
@@ -72,7 +72,7 @@ def _launcher(cluster: Hosts, work: Work) -> tuple[tuple[str, ...], _Settings]:
             }
 
 
-def command_of(cluster: Cluster, work: Work) -> Command:
+def command_of(cluster: Cluster, work: VerbCall) -> Command:
     """The command that starts `work` on `cluster`.
 
     Raises:

@@ -3,7 +3,8 @@
 Under ZeRO-3 a parameter is whole only inside the forward of the module that owns it, and a backward pass is prepared
 for only by what the engine's forward returns. So the head is a module of its own, in which alone its weight is whole;
 the loss is computed inside the wrapped module's forward; and the selection, with its collectives, reaches it as a
-callable."""
+callable.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from megaslm.errors import ModelError, NonFiniteScore
+from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.slm.choice import ByLoss, Choice, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
@@ -110,7 +111,7 @@ class SelectiveHead(nn.Linear):
             return selective_loss(
                 hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
             )
-        except NonFiniteScore:
+        except NonFiniteCriterion:
             # DeepSpeed would not get over an error that leaves a module, and waits for the backward pass of every
             # rank: nothing is chosen, and the NaN makes every engine leave this step's update out.
             every_row = torch.arange(len(targets), device=targets.device)

@@ -102,7 +102,7 @@ def _weights_in(path: Path, folder: Path) -> dict[str, StoredWeight]:
             }
     except SafetensorError as error:
         raise ModelError(
-            f"{path}: is damaged or incomplete, with {path.stat().st_size} bytes: {error}; copy it again"
+            f"{path}: is corrupt or incomplete, with {path.stat().st_size} bytes: {error}; copy it again"
         ) from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error

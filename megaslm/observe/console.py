@@ -99,7 +99,7 @@ class RunConsole:
 
 
 @dataclass(frozen=True)
-class Work:
+class JobState:
     """How far a job has come, in any unit."""
 
     total: int
@@ -128,7 +128,7 @@ class Work:
         return f" · {hours}:{minutes:02}:{seconds:02} left"
 
 
-def work_of(progress: JobProgress) -> Work:
+def state_of(progress: JobProgress) -> JobState:
     """What is to be said of a job's progress."""
     seconds = max(1e-9, progress.seconds)
     numbers = [f"task {progress.tasks_done:,}/{progress.tasks:,}"]
@@ -143,7 +143,7 @@ def work_of(progress: JobProgress) -> Work:
         numbers.append(f"{progress.tasks_retried:,} begun again")
     if progress.tasks_left:
         numbers.append(f"{progress.tasks_left:,} left")
-    return Work(
+    return JobState(
         total=progress.total,
         done=progress.done,
         before=progress.before,
@@ -154,7 +154,7 @@ def work_of(progress: JobProgress) -> Work:
 
 def show_job(console: Console, progress: JobProgress) -> None:
     """Prints how far a job has come that another process does."""
-    work, age = work_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
+    work, age = state_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
     share = work.done / max(1, work.total)
     ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
     console.print(
@@ -163,7 +163,7 @@ def show_job(console: Console, progress: JobProgress) -> None:
     )
 
 
-class WorkConsole:
+class JobConsole:
     """Follows one job."""
 
     def __init__(self, verb: str) -> None:
@@ -182,9 +182,9 @@ class WorkConsole:
         )
         self._task: TaskID | None = None
         self._said_at = time.monotonic()
-        self._said: Work | None = None
+        self._said: JobState | None = None
 
-    def __enter__(self) -> "WorkConsole":
+    def __enter__(self) -> "JobConsole":
         """Starts the bar, where there is a terminal to draw it on."""
         self._bar.start()
         return self
@@ -195,7 +195,7 @@ class WorkConsole:
 
     def show(self, progress: JobProgress) -> None:
         """Shows how far the job has come."""
-        work = work_of(progress)
+        work = state_of(progress)
         if self._task is None:
             self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)
         self._bar.update(self._task, completed=work.done, numbers=work.numbers)

@@ -1,6 +1,7 @@
 """What a run says about itself, as plain values, and metrics.jsonl that keeps them.
 
-Log files grow by whole entries, also where the disk is full now and then."""
+Log files grow by whole entries, also where the disk is full now and then.
+"""
 
 import json
 import math
@@ -88,8 +89,8 @@ class StepRecord:
     tokens_per_second: float
     """Over the steps since the last report, all ranks together."""
     threshold: float | None = None
-    """Score from which targets were selected; the mean where rows or micro-batches have thresholds of their own. Null
-    where all were selected, or there were none."""
+    """Value of the criterion from which targets were selected; the mean where rows or micro-batches have thresholds of
+    their own. Null where all were selected, or there were none."""
     excess_quantiles: dict[str, float] = field(default_factory=dict)
     """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
     domain_ratio: dict[str, float] = field(default_factory=dict)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict
 
-from megaslm.corpus.documents import Piece
-from megaslm.corpus.source_bytes import sha256_of_piece
+from megaslm.corpus.documents import FileRange
+from megaslm.corpus.source_bytes import sha256_of_range
 from megaslm.dataset.manifest import SourceFile
 
 
@@ -35,17 +35,17 @@ def joined(inputs: Iterable[Inputs]) -> Inputs:
     return Inputs(looks={label: look for label, look in looks.items() if look}, skipped_sha256=skipped)
 
 
-def has_changed(piece: Piece, record: SourceFile | None, inputs: Inputs) -> bool:
+def has_changed(file_range: FileRange, record: SourceFile | None, inputs: Inputs) -> bool:
     """Whether a stretch of a file is not what was recorded when it was read; null for `record` of a skipped file.
 
     A file that looks as it did is what it was, any other is read. Raises DataError where it cannot be.
     """
-    file = piece.file
-    if record is not None and (file.bytes, piece.stop) != (record.bytes, record.stop):
+    file = file_range.file
+    if record is not None and (file.bytes, file_range.stop) != (record.bytes, record.stop):
         return True
     recorded = record.sha256 if record is not None else inputs.skipped_sha256.get(file.label)
     look = inputs.looks.get(file.label, "" if record is None else record.version)
     # Versions before this file recorded nothing of what was skipped.
     if recorded is None or (file.look and file.look == look):
         return False
-    return sha256_of_piece(piece) != recorded
+    return sha256_of_range(file_range) != recorded

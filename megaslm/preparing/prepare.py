@@ -21,8 +21,8 @@ from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.jobs.workers import run_workers
 from megaslm.preparing.inputs import Inputs, joined
-from megaslm.preparing.prepare_task import Job, run_task
-from megaslm.preparing.provenance import Plan, Workplace, claimed, manifest_of, require_enough, require_same
+from megaslm.preparing.prepare_task import PrepareSpec, run_task
+from megaslm.preparing.provenance import PrepareLedger, PreparePlan, claimed, manifest_of, require_enough, require_same
 from megaslm.preparing.tokenizer_training import make_tokenizer
 from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 
@@ -51,7 +51,7 @@ def prepare(
     Raises DataError for text, tokenizers and folders that do not serve, naming file and line; MegaSLMError where the
     disk is full or a worker dies again and again.
     """
-    work = _Work(recipe, output, working)
+    work = _PrepareJob(recipe, output, working)
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
@@ -73,7 +73,7 @@ def prepare_share(
 
     Raises as `prepare` does.
     """
-    work = _Work(recipe, output, working)
+    work = _PrepareJob(recipe, output, working)
     if work.finished() is None:
         with work.claimed(alone=False) as workplace:
             work.do(share.of(work.tasks), workplace, workers, on_progress, ray)
@@ -81,7 +81,7 @@ def prepare_share(
 
 def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -> Manifest:
     """Make a dataset of what all shares have done. Raises DataError where a task is not done, and says which share."""
-    work = _Work(recipe, output, working)
+    work = _PrepareJob(recipe, output, working)
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
@@ -95,7 +95,7 @@ def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -
         return work.assemble(workplace)
 
 
-class _Work:
+class _PrepareJob:
     """The making of one dataset."""
 
     def __init__(self, recipe: Recipe, output: str | Path, working: Path | None) -> None:
@@ -103,7 +103,7 @@ class _Work:
         self.tasks = plan_tasks(recipe, self._passed_over)
         self._recipe = recipe
         self._output, self._folder = output_at(str(output), working)
-        self._plan = Plan(recipe_sha256=recipe_sha256(recipe), files_sha256=files_sha256(self.tasks))
+        self._plan = PreparePlan(recipe_sha256=recipe_sha256(recipe), files_sha256=files_sha256(self.tasks))
 
     def finished(self) -> Manifest | None:
         """The manifest of the dataset, where it is there already and is the one that would be made."""
@@ -117,7 +117,7 @@ class _Work:
         return manifest
 
     @contextmanager
-    def claimed(self, *, alone: bool) -> Iterator[Workplace]:
+    def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
         """With the output claimed and its tokenizer there."""
         with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
             with workplace.setting_up():
@@ -126,7 +126,7 @@ class _Work:
                 self._output.begin(self._plan.model_dump_json())
             yield workplace
 
-    def _make_tokenizer(self, workplace: Workplace) -> None:
+    def _make_tokenizer(self, workplace: PrepareLedger) -> None:
         if not (self._folder / TOKENIZER).is_dir():
             try:
                 make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
@@ -138,7 +138,7 @@ class _Work:
     def do(
         self,
         tasks: Sequence[Task],
-        workplace: Workplace,
+        workplace: PrepareLedger,
         workers: int | None,
         on_progress: OnProgress,
         ray: RayCluster | None,
@@ -165,7 +165,7 @@ class _Work:
                 on_progress(progress)
 
         jobs = [
-            Job(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
+            PrepareSpec(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
         cores = len(os.sched_getaffinity(0)) if ray is None else ray.cpus
@@ -192,7 +192,7 @@ class _Work:
         self,
         count: int,
         work: "_Worker",
-        workplace: Workplace,
+        workplace: PrepareLedger,
         publish: Callable[[], None],
         ray: RayCluster | None,
     ) -> None:
@@ -211,7 +211,7 @@ class _Work:
             ray.run(count, work, gpus=0, folder=workplace.folder, look=look, tasks_done=tasks_done)
         look()
 
-    def assemble(self, workplace: Workplace) -> Manifest:
+    def assemble(self, workplace: PrepareLedger) -> Manifest:
         """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
@@ -224,7 +224,7 @@ class _Work:
         return manifest
 
     @contextmanager
-    def _saying_what_is_in_the_way(self, workplace: Workplace) -> Iterator[None]:
+    def _saying_what_is_in_the_way(self, workplace: PrepareLedger) -> Iterator[None]:
         """A mistake in recipe or text is mended by another recipe, often, which what is done here is not for."""
         try:
             yield
@@ -242,7 +242,7 @@ class _Work:
 
     def _tidy_up(self) -> None:
         self._output.tidy_up()
-        Workplace(self._folder).remove()
+        PrepareLedger(self._folder).remove()
 
 
 def _input_bytes(tasks: Sequence[Task]) -> int:
@@ -259,7 +259,7 @@ def _why_left(tasks: Sequence[Task], folder: Path) -> str:
 
 
 def _place_of(task: Task) -> str:
-    first, last = task.pieces[0], task.pieces[-1]
+    first, last = task.ranges[0], task.ranges[-1]
     upto = "" if first.file == last.file else f" to {last.file.path}"
     return f"{first.file.path}{upto}, from byte {first.start}"
 
@@ -268,7 +268,7 @@ def _place_of(task: Task) -> str:
 class _Worker:
     """What each process of a run does."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[PrepareSpec]
     folder: Path
     run_id: str
     processes: int
@@ -283,18 +283,18 @@ class _Worker:
         except BaseException as error:
             if not isinstance(error, MegaSLMError):
                 traceback.print_exc()
-            Workplace(self.folder).fail(self.run_id, error)
+            PrepareLedger(self.folder).fail(self.run_id, error)
 
     def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
         """Draws tasks until there are none."""
-        workplace = Workplace(self.folder)
+        workplace = PrepareLedger(self.folder)
         tally = Tally(workplace.folder, self.run_id, number)
 
         def look() -> None:
             on_progress()
             workplace.raise_if_failed(self.run_id)
 
-        def draw(job: Job) -> Drawn:
+        def draw(job: PrepareSpec) -> Drawn:
             def report(**counts: int) -> None:
                 tally.report(**counts)
                 look()

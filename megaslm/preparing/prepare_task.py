@@ -1,4 +1,4 @@
-"""One task of prepare: pieces of files to the parts that they become. A pure function of its job, run anywhere."""
+"""One task of prepare: ranges of files to the parts that they become. A pure function of its job, run anywhere."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ Place = tuple[Split, str]
 
 
 @dataclass(frozen=True)
-class Job:
+class PrepareSpec:
     """A task and all that it needs to be done anywhere."""
 
     task: Task
@@ -90,7 +90,7 @@ class OnProgress(Protocol):
         """Bytes read, as the files have them; UTF-8 bytes and number of the documents kept; valid targets written."""
 
 
-def run_task(job: Job, on_progress: OnProgress) -> TaskOutcome:
+def run_task(job: PrepareSpec, on_progress: OnProgress) -> TaskOutcome:
     """Read, encode, pack, write and hand over.
 
     Raises DataError, naming the document, for text that cannot be read or encoded.
@@ -122,7 +122,9 @@ def run_task(job: Job, on_progress: OnProgress) -> TaskOutcome:
         left_out=dict(sorted(reader.left_out.items())),
         text_bytes=text_bytes,
         inputs=Inputs(
-            looks={piece.file.label: piece.file.look for piece in job.task.pieces if piece.file.look},
+            looks={
+                file_range.file.label: file_range.file.look for file_range in job.task.ranges if file_range.file.look
+            },
             skipped_sha256=dict(reader.skipped_sha256),
         ),
     )
@@ -159,7 +161,7 @@ class _PartBuilder:
     documents: int = 0
 
     @classmethod
-    def open(cls, job: Job, place: Place, open_parts: ExitStack) -> "_PartBuilder":
+    def open(cls, job: PrepareSpec, place: Place, open_parts: ExitStack) -> "_PartBuilder":
         recipe, facts, (split, domain) = job.recipe, job.facts, place
         row_format = RowFormat(
             seq_len=recipe.seq_len,
@@ -217,7 +219,7 @@ def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[Doc
     return placed
 
 
-def _encoded(documents: list[Document], encoder: TextEncoder, job: Job) -> list[NDArray[np.uint32]]:
+def _encoded(documents: list[Document], encoder: TextEncoder, job: PrepareSpec) -> list[NDArray[np.uint32]]:
     """The ids of each document, none of which is EOS."""
     try:
         encoded = encoder.encode([document.text for document in documents])

@@ -41,16 +41,16 @@ def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], plac
         )
     recorded = {(source.path, source.start): source for source in manifest.sources}
     # Several sources of a recipe may read one file.
-    pieces = {(piece.file.label, piece.start): piece for task in tasks for piece in task.pieces}
-    for key, piece in pieces.items():
+    ranges = {(file_range.file.label, file_range.start): file_range for task in tasks for file_range in task.ranges}
+    for key, file_range in ranges.items():
         record = recorded.pop(key, None)
-        if record is None and piece.file.label not in manifest.skipped:
+        if record is None and file_range.file.label not in manifest.skipped:
             raise DataError(
-                f"{piece.file.label} is new since {place} was prepared; remove {place} or choose another output"
+                f"{file_range.file.label} is new since {place} was prepared; remove {place} or choose another output"
             )
-        if has_changed(piece, record, inputs):
+        if has_changed(file_range, record, inputs):
             raise DataError(
-                f"{piece.file.label} has changed since {place} was prepared; remove it or choose another output"
+                f"{file_range.file.label} has changed since {place} was prepared; remove it or choose another output"
             )
     _require_same_tokenizer(manifest, recipe, place)
     for gone, _ in recorded:
@@ -150,7 +150,7 @@ def require_enough(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-class Plan(BaseModel):
+class PreparePlan(BaseModel):
     """What is being prepared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -161,7 +161,7 @@ class Plan(BaseModel):
     """Fingerprint of the files' names, sizes and versions."""
 
 
-class Workplace(Ledger[TaskOutcome]):
+class PrepareLedger(Ledger[TaskOutcome]):
     """An output folder in which a dataset is being made."""
 
     def __init__(self, output: Path) -> None:
@@ -173,14 +173,14 @@ class Workplace(Ledger[TaskOutcome]):
         """The file whose lock the first process of a run holds while it works."""
         return self.folder / "lock"
 
-    def begin(self, plan: Plan, tasks: Sequence[Task], *, alone: bool) -> None:
+    def begin(self, plan: PreparePlan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
         if another recipe was not yet gone on with as far as one task."""
         path = self.folder / _PLAN
         if alone:
             self.forget_runs()
         if path.is_file():
-            found = read_back(Plan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
+            found = read_back(PreparePlan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
             # A share leaves that look to whoever joins them, who reads no file of another machine again and again.
             if found == plan and not (alone and any(map(self._has_changed, tasks))):
                 return
@@ -212,7 +212,7 @@ class Workplace(Ledger[TaskOutcome]):
             return False
         recorded = {(source.path, source.start): source for source in outcome.sources}
         return any(
-            has_changed(piece, recorded.get((piece.file.label, piece.start)), outcome.inputs) for piece in task.pieces
+            has_changed(each, recorded.get((each.file.label, each.start)), outcome.inputs) for each in task.ranges
         )
 
     def _clear(self) -> None:
@@ -222,7 +222,7 @@ class Workplace(Ledger[TaskOutcome]):
 
 
 @contextmanager
-def claimed(output: Path, *, alone: bool) -> Iterator[Workplace]:
+def claimed(output: Path, *, alone: bool) -> Iterator[PrepareLedger]:
     """Claim `output`, to begin or to go on there: alone, or together with others who do other tasks.
 
     Raises DataError where another process is at work there, or where it holds anything else than unfinished work.
@@ -232,6 +232,6 @@ def claimed(output: Path, *, alone: bool) -> Iterator[Workplace]:
         raise DataError(f"{output} is not empty and holds no unfinished dataset; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
-    workplace = Workplace(output)
+    workplace = PrepareLedger(output)
     with locked(workplace.claim, shared=not alone, busy=busy):
         yield workplace

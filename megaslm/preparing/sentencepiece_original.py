@@ -46,7 +46,7 @@ class Original:
         """That of a tokenizer's folder; null where it has none, because every text has the same ids."""
         path = folder / ORIGINAL
         model = path.read_bytes() if path.is_file() else None
-        doubtful = None if model is None else doubtful_texts(model)
+        doubtful = None if model is None else texts_to_compare(model)
         return None if model is None or doubtful is None else cls(model, doubtful)
 
     def require_same(self, document: Document, found: NDArray[np.uint32], exported: TextEncoder) -> None:
@@ -93,7 +93,7 @@ def _ids(ids: np.ndarray, first: int) -> list[int]:
     return ids[first : first + _SHOWN_IDS].tolist()
 
 
-def doubtful_texts(model: bytes) -> re.Pattern[str] | None:
+def texts_to_compare(model: bytes) -> re.Pattern[str] | None:
     """What is found in each text to which the exported tokenizer of `model` may give other ids; null for no text."""
     description = proto.ModelProto.FromString(model)
     is_unigram = description.trainer_spec.model_type == description.trainer_spec.UNIGRAM

@@ -15,7 +15,7 @@ from megaslm.corpus.documents import Document, hash_of
 from megaslm.corpus.tasks import Task, TaskReader, split_of
 from megaslm.errors import DataError
 from megaslm.files import abandon_folder, finish_folder, start_folder
-from megaslm.preparing.sentencepiece_original import doubtful_texts, require_same_ids
+from megaslm.preparing.sentencepiece_original import require_same_ids, texts_to_compare
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILES
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
 from megaslm.tokenizer.tokenizer import SentencePieceEncoder, tokenizer_facts
@@ -136,7 +136,7 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     else:
         model = _read_model(home_expanded(origin.sentencepiece or ""))
     export_sentencepiece(model, folder)
-    if doubtful_texts(model) is not None:
+    if texts_to_compare(model) is not None:
         (folder / ORIGINAL).write_bytes(model)
     require_same_ids(SentencePieceEncoder(model), fastest_encoder(folder), _sample(tasks))
 

@@ -25,7 +25,7 @@ from megaslm.errors import DataError
 from megaslm.files import locked, read_back, write_file
 from megaslm.jobs.ledger import Drawn, Ledger
 from megaslm.jobs.progress import Tally
-from megaslm.scoring.derivation_plan import Plan, SourcePart, require_rows, source_parts
+from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart, require_rows, source_parts
 
 _NOTES = ".derived"
 _PLAN = "plan.json"
@@ -80,7 +80,7 @@ class Derivation(Generic[Outcome]):
         self._folder = Path(output) if working is None else None
         self.ledger = Ledger(self.working / _NOTES, outcome_type, place=self._output.place)
         self._known_parts = known_parts
-        self._plan = Plan.of(described)
+        self._plan = DerivationPlan.of(described)
 
     @property
     def claim(self) -> Path:
@@ -100,7 +100,7 @@ class Derivation(Generic[Outcome]):
         found = self._output.finished()
         if found is None:
             return None
-        self._plan.require_continues(Plan.of(found), self._output.place)
+        self._plan.require_continues(DerivationPlan.of(found), self._output.place)
         parts = {item.name: item.part for item in source_parts(found)}
         require_rows(self._sources, parts, self._output.place)
         if len(parts) < len(self._sources):
@@ -108,10 +108,10 @@ class Derivation(Generic[Outcome]):
         self._tidy_up_after_a_kill(parts)
         return found
 
-    def earlier(self) -> Plan | None:
+    def earlier(self) -> DerivationPlan | None:
         """The plan by which the work was begun or, where it is finished, done; null where neither is."""
         found = self._output.finished()
-        return self._begun() if found is None else Plan.of(found)
+        return self._begun() if found is None else DerivationPlan.of(found)
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[None]:
@@ -229,11 +229,13 @@ class Derivation(Generic[Outcome]):
                     self.ledger.note(name, outcome)
         write_file(self.ledger.folder / _PLAN, self._plan.model_dump_json())
 
-    def _begun(self) -> Plan | None:
+    def _begun(self) -> DerivationPlan | None:
         path = self.ledger.folder / _PLAN
         if not path.is_file():
             return None
-        return read_back(Plan, path.read_bytes(), str(path), f"remove {self.ledger.folder} and start it again")
+        return read_back(
+            DerivationPlan, path.read_bytes(), str(path), f"remove {self.ledger.folder} and start it again"
+        )
 
     def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
         """Where one came after the manifest; what a job notes that adds other parts is left alone."""

@@ -6,43 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from megaslm.config.schema import Precision, Split
+from megaslm.config.schema import Split
 from megaslm.dataset.manifest import Manifest, Mask, Part, Reference
 from megaslm.errors import DataError
-
-
-@dataclass(frozen=True)
-class ScoreSettings:
-    """How the reference is run."""
-
-    precision: Precision = "auto"
-    document_isolation: bool = True
-    batch_rows: int = 16
-    """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
-    entropy: bool = False
-    """Whether `ref_entropy` is stored too: of the reference's predictions, from the pass that gives the losses."""
-    window: int | None = None
-    """Tokens that the reference sees at once; null: a row or, where it has fewer positions, as many as these."""
-    stride: int | None = None
-    """Tokens between the starts of two windows of a row; has to be said where a window is shorter than a row."""
-
-
-@dataclass(frozen=True)
-class ScoreTask:
-    """What is scored by what, and where it goes."""
-
-    reference: Path
-    """A Hugging Face folder."""
-    dataset: str | Path
-    """A folder or a URL."""
-    output: str | Path
-    """A folder or a URL."""
-    settings: ScoreSettings
-    """How the reference is run."""
-    working: Path | None = None
-    """For an output at a URL: a local folder, which all ranks share, for parts on their way there."""
-    cache: Path = Path("~/.cache/megaslm")
-    """For a dataset at a URL: the folder on each host in which what is fetched is kept."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +41,7 @@ def source_parts(manifest: Manifest) -> Iterator[SourcePart]:
             yield from (SourcePart(split, domain, part) for part in share.parts)
 
 
-class Plan(BaseModel):
+class DerivationPlan(BaseModel):
     """What a derived dataset is, whatever rows it has: a source may grow, and what is derived from it grows along."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +58,7 @@ class Plan(BaseModel):
     mask: Mask | None
 
     @classmethod
-    def of(cls, manifest: Manifest) -> "Plan":
+    def of(cls, manifest: Manifest) -> "DerivationPlan":
         """The plan of a derived dataset, by the manifest that it has or is to have."""
         reference = manifest.reference
         return cls(
@@ -106,7 +72,7 @@ class Plan(BaseModel):
             mask=manifest.mask,
         )
 
-    def require_continues(self, other: "Plan", place: str) -> None:
+    def require_continues(self, other: "DerivationPlan", place: str) -> None:
         """Raise DataError, naming what differs, unless what was made by `other` at `place` may be gone on with."""
         ours, theirs = _flat(self), _flat(other)
         # Domains may come in addition.
@@ -129,7 +95,7 @@ def require_rows(sources: Mapping[str, SourcePart], known: Mapping[str, Part], p
             )
 
 
-def _flat(plan: Plan) -> dict[str, object]:
+def _flat(plan: DerivationPlan) -> dict[str, object]:
     """Dotted name to value."""
     return dict(_leaves("", plan.model_dump(mode="json")))
 

@@ -19,18 +19,18 @@ from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, MegaSLMError, PeerFailed
 from megaslm.files import locked
-from megaslm.health.findings import Demands
+from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
-from megaslm.scoring.derivation_plan import ScoreTask
 from megaslm.scoring.part_scoring import PartScorer
 from megaslm.scoring.provenance import describe_scored
 from megaslm.scoring.reports import ScoredPart, known_parts, reports
-from megaslm.scoring.work import OnProgress, ScoreProcess, ScoreWork
+from megaslm.scoring.request import ScoreRequest
+from megaslm.scoring.work import OnProgress, ScoreLedger, ScoreProcess
 from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
@@ -44,7 +44,7 @@ _BRIEFLY = 10.0
 T = TypeVar("T")
 
 
-def demands_of(task: ScoreTask) -> Demands:
+def requirements_of(task: ScoreRequest) -> Requirements:
     """What the ranks of a job have to have in common, and what their hosts need room for."""
     fetches = is_remote(str(task.dataset))
     folders = {
@@ -58,7 +58,7 @@ def demands_of(task: ScoreTask) -> Demands:
     if not fetches:
         files[f"{MANIFEST} of the dataset"] = Path(task.dataset) / MANIFEST
     options = {f"--{name.replace('_', '-')}": value for name, value in asdict(task.settings).items()}
-    return Demands(
+    return Requirements(
         # A URL that holds credentials is refused where it is opened, and must not be printed before.
         settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
         files=files,
@@ -66,7 +66,7 @@ def demands_of(task: ScoreTask) -> Demands:
     )
 
 
-def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def score(task: ScoreRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `ref_loss` and, if asked, `ref_entropy`.
 
     Called by every rank; each draws a range of rows when it is done with the last, also one whose rank has died. What
@@ -80,7 +80,7 @@ def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> M
         MegaSLMError: the system refuses, as when the disk is full.
     """
     with StopSignal() as stop:
-        job = _Job(task)
+        job = _ScoreJob(task)
         manifest = job.finished()
         if manifest is None:
             with job.claimed(alone=True):
@@ -89,19 +89,19 @@ def score(task: ScoreTask, on_progress: OnProgress = lambda progress: None) -> M
         return manifest
 
 
-def score_share(task: ScoreTask, share: Share, on_progress: OnProgress = lambda progress: None) -> None:
+def score_share(task: ScoreRequest, share: Share, on_progress: OnProgress = lambda progress: None) -> None:
     """Does a share of the parts and leaves the output unfinished; other shares may be done at the same time, elsewhere.
 
     Raises as `score` does.
     """
     with StopSignal() as stop:
-        job = _Job(task)
+        job = _ScoreJob(task)
         if job.finished() is None:
             with job.claimed(alone=False):
                 job.score_parts(share, stop, on_progress)
 
 
-def score_on_ray(task: ScoreTask, cluster: RayCluster, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgress = lambda progress: None) -> Manifest:
     """Does what `score` does in processes that a Ray cluster places: one a GPU or, where it has none, one a processor.
 
     Raises as `score` does, and DataError where the nodes do not share the output, or its locks do not hold.
@@ -115,7 +115,7 @@ def score_on_ray(task: ScoreTask, cluster: RayCluster, on_progress: OnProgress =
             return found
         with derivation.claimed(alone=True):
             run_id = new_run_id()
-            work = ScoreWork(derivation, described, run_id)
+            work = ScoreLedger(derivation, described, run_id)
             publisher = work.publisher(work.tasks())
 
             def look() -> None:
@@ -144,7 +144,7 @@ def score_on_ray(task: ScoreTask, cluster: RayCluster, on_progress: OnProgress =
 class _OnRay:
     """What each of the processes on a Ray cluster does; why it cannot go on is noted in the ledger."""
 
-    task: ScoreTask
+    task: ScoreRequest
     described: Manifest
     run_id: str
     count: int
@@ -162,7 +162,7 @@ class _OnRay:
             with keeping_what_is_done(self.task.output), StopSignal() as stop:
                 derivation = _derive(self.task, self.described)
                 ScoreProcess(
-                    ScoreWork(derivation, self.described, self.run_id),
+                    ScoreLedger(derivation, self.described, self.run_id),
                     World(number, self.count, device),
                     lambda: _load(self.task, self.described, device),
                     stop,
@@ -177,9 +177,9 @@ class _OnRay:
             Ledger(self.ledger, ScoredPart, place=str(self.task.output)).fail(self.run_id, error)
 
 
-def finish(task: ScoreTask) -> Manifest:
+def finish(task: ScoreRequest) -> Manifest:
     """Makes a dataset of what all shares have done. Raises DataError where a part is not done, and says which."""
-    job = _Job(task)
+    job = _ScoreJob(task)
     job.take_on()
     manifest = job.finished()
     if manifest is None:
@@ -188,16 +188,16 @@ def finish(task: ScoreTask) -> Manifest:
     return manifest
 
 
-class _Job:
+class _ScoreJob:
     """One job, as each of its ranks sees it. Every method is called by every rank.
 
     Once the work has begun no rank waits for another, which may have died: they meet in the ledger alone.
     """
 
-    def __init__(self, task: ScoreTask) -> None:
+    def __init__(self, task: ScoreRequest) -> None:
         self._world = join_world()
         self._task = task
-        for line in preflight(self._world, demands_of(task)):
+        for line in preflight(self._world, requirements_of(task)):
             if self._world.is_first:
                 print(line, flush=True)
         self._described = self._once(
@@ -293,7 +293,7 @@ class _Job:
 
     def _process(self, run_id: str, stop: StopSignal, on_progress: OnProgress | None) -> ScoreProcess:
         return ScoreProcess(
-            ScoreWork(self._derivation, self._described, run_id),
+            ScoreLedger(self._derivation, self._described, run_id),
             self._world,
             lambda: _load(self._task, self._described, self._world.device),
             stop,
@@ -312,12 +312,12 @@ class _Job:
         return on_first_rank(keeping)
 
 
-def _open(task: ScoreTask) -> DatasetFolder:
+def _open(task: ScoreRequest) -> DatasetFolder:
     """The dataset; what is needed of a remote one is fetched once on each host."""
     return open_dataset(str(task.dataset), str(task.cache))
 
 
-def _derive(task: ScoreTask, described: Manifest) -> Derivation[ScoredPart]:
+def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
     return Derivation(
         _open(task),
         described,
@@ -329,7 +329,7 @@ def _derive(task: ScoreTask, described: Manifest) -> Derivation[ScoredPart]:
     )
 
 
-def _load(task: ScoreTask, described: Manifest, device: torch.device) -> PartScorer:
+def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> PartScorer:
     record = cast(Reference, described.reference)
     try:
         model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device)
@@ -339,7 +339,7 @@ def _load(task: ScoreTask, described: Manifest, device: torch.device) -> PartSco
 
 
 def _assemble(
-    task: ScoreTask, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
+    task: ScoreRequest, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
 ) -> Manifest:
     outcomes = derivation.outcomes(patience_seconds=patience_seconds)
     return derivation.assemble(outcomes, reports(outcomes, described, task.reference))

@@ -1,4 +1,4 @@
-"""The choice that a mask stores: what a run with a static score and scope `sequence` would select in each row."""
+"""The choice that a mask stores: what a run with a static criterion and scope `sequence` would select in each row."""
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 
 
-def mask_rule(score: str, keep_ratio: str, max_ref_loss: float | None) -> Mask:
+def mask_rule(criterion: str, keep_ratio: str, max_ref_loss: float | None) -> Mask:
     """The rule that the command line spells; the ratio is kept as it was written. Raises ConfigError."""
     try:
-        return Mask.model_validate({"score": score, "keep_ratio": keep_ratio, "max_ref_loss": max_ref_loss})
+        return Mask.model_validate({"criterion": criterion, "keep_ratio": keep_ratio, "max_ref_loss": max_ref_loss})
     except ValidationError as error:
         wrong = {str(problem["loc"][0]) for problem in error.errors()}
         expected = {
-            "score": f"--score {score}: must be reference, entropy or reference_and_entropy",
+            "criterion": f"--criterion {criterion}: must be reference, entropy or reference_and_entropy",
             "keep_ratio": f"--keep-ratio {keep_ratio}: must be above 0 and at most 1, with at most nine decimal places",
             "max_ref_loss": f"--max-ref-loss {max_ref_loss}: must be a number of nats above 0",
         }
@@ -39,10 +39,10 @@ def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> M
             f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}), of which a mask is made; name a dataset that "
             "`megaslm score` has written"
         )
-    if rule.score != "reference" and not manifest.reference.entropy:
+    if rule.criterion != "reference" and not manifest.reference.entropy:
         raise DataError(
-            f"{dataset.place} holds no ref_entropy, which --score {rule.score} needs; run `megaslm score --entropy` "
-            "into another folder"
+            f"{dataset.place} holds no ref_entropy, which --criterion {rule.criterion} needs; run "
+            "`megaslm score --entropy` into another folder"
         )
     return manifest.model_copy(update={"kind": "masked", "mask": rule})
 
@@ -59,7 +59,7 @@ def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
         ref_loss=torch.from_numpy(rows["ref_loss"].astype(np.float32)),
         ref_entropy=torch.from_numpy(rows["ref_entropy"].astype(np.float32)) if "ref_entropy" in rows else None,
     )
-    selection = select_static(rule.score, targets, rule.keep_ratio, rule.max_ref_loss)
+    selection = select_static(rule.criterion, targets, rule.keep_ratio, rule.max_ref_loss)
     if selection.unrankable.any():
         row = int(selection.unrankable.any(1).nonzero()[0])
         raise DataError(f"row {row} has a ref_loss or ref_entropy that is NaN or infinite; score the dataset again")

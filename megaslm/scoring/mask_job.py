@@ -35,7 +35,7 @@ OnProgress = Callable[[JobProgress], None]
 
 
 @dataclass(frozen=True)
-class MaskTask:
+class MaskRequest:
     """What is masked by which rule, and where it goes."""
 
     dataset: str | Path
@@ -52,13 +52,13 @@ class MaskTask:
     """For a dataset at a URL: the folder in which what is fetched is kept."""
 
 
-def mask(task: MaskTask, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def mask(task: MaskRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `selected` in place of what it is made of.
 
     Parts that an earlier job has finished are not made again, nor those of a finished output whose dataset has grown.
 
     Raises:
-        DataError: the dataset is damaged or lacks what the rule ranks by, or the output holds something else.
+        DataError: the dataset is corrupt or lacks what the rule ranks by, or the output holds something else.
         Stopped: on SIGTERM.
         MegaSLMError: the system refuses, as when the disk is full.
     """
@@ -78,7 +78,7 @@ def mask(task: MaskTask, on_progress: OnProgress = lambda progress: None) -> Man
     if finished is not None:
         return finished
     with keeping_what_is_done(task.output), derivation.claimed(alone=True):
-        _Job(derivation, described, on_progress).run(task.workers or len(os.sched_getaffinity(0)))
+        _MaskJob(derivation, described, on_progress).run(task.workers or len(os.sched_getaffinity(0)))
         cost = source.path / COST
         return derivation.assemble(
             derivation.outcomes(), {COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {}
@@ -89,7 +89,7 @@ def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
     return {item.name: PartOutcome(part=item.part) for item in source_parts(finished)}
 
 
-class _Job:
+class _MaskJob:
     """The parts that are still to be done."""
 
     def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, on_progress: OnProgress) -> None:

@@ -89,7 +89,7 @@ class PartScorer:
         """Rows of a part, from a multiple of `batch_rows` on, with what the model says of them.
 
         `place` is what messages call the part. Raises NonFiniteLoss where the model gives NaN or an infinite value,
-        Damaged where a shard is not what was written.
+        CorruptData where a shard is not what was written.
         """
         try:
             for batch in self._measured(reader, rows):

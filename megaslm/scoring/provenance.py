@@ -13,7 +13,7 @@ from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import choose_precision
 from megaslm.model.weight_files import weights_sha256
-from megaslm.scoring.derivation_plan import ScoreSettings
+from megaslm.scoring.request import ScoreSettings
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 from megaslm.tokenizer.tokenizer import tokenizer_sha256
 
@@ -23,7 +23,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
 
     Raises:
         ModelError: the reference is no model, is incomplete, or does not fit the rows.
-        DataError: the dataset is damaged, is scored already, or has another tokenizer than the reference.
+        DataError: the dataset is corrupt, is scored already, or has another tokenizer than the reference.
         ConfigError: windows that do not fit the rows or the reference.
     """
     manifest = read_manifest(dataset.path)

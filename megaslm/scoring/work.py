@@ -21,7 +21,7 @@ from megaslm.errors import MegaSLMError
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
 from megaslm.jobs.progress import JobProgress, Publisher, Tally
 from megaslm.scoring.derivation import Derivation
-from megaslm.scoring.derivation_plan import Plan, SourcePart
+from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart
 from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
 from megaslm.scoring.reports import ScoredPart, joined, scored_by
 from megaslm.slm.valid_targets import valid_targets
@@ -73,7 +73,7 @@ def ranges_of(item: SourcePart, seq_len: int, batch_rows: int, made_by: str) -> 
     return [RowRange(item, range(start, min(item.part.rows, start + step)), made_by) for start in starts]
 
 
-class ScoreWork:
+class ScoreLedger:
     """The parts of a job, and the ranges of those that are cut."""
 
     def __init__(self, derivation: Derivation[ScoredPart], described: Manifest, run_id: str) -> None:
@@ -81,7 +81,7 @@ class ScoreWork:
         self.parts = derivation.parts()
         self.ledger = derivation.ledger
         self.batch_rows = cast(Reference, described.reference).batch_rows
-        self._made_by = Plan.of(described).model_dump_json(include={"reference", "kind"})
+        self._made_by = DerivationPlan.of(described).model_dump_json(include={"reference", "kind"})
         folder = derivation.ledger.folder / _RANGES
         folder.mkdir(exist_ok=True)
         self.range_ledger = Ledger(folder, RangeOutcome, place=str(derivation.working))
@@ -153,7 +153,7 @@ class ScoreProcess:
 
     def __init__(
         self,
-        work: ScoreWork,
+        work: ScoreLedger,
         world: World,
         load: Callable[[], PartScorer],
         stop: StopSignal,

@@ -39,7 +39,7 @@ class Selected(NamedTuple):
     """What a choice by loss comes to.
 
     `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, the rows that cannot be
-    ranked because their score is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they
+    ranked because their value is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they
     have to stop together.
     """
 
@@ -58,7 +58,7 @@ class Forecast(Protocol):
         ...
 
     def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
-        """How far the scores of the given rows lie above where a row is surely chosen: (n,) float32 of (n,) each."""
+        """How far the values of the given rows lie above where a row is surely chosen: (n,) float32 of (n,) each."""
         ...
 
 
@@ -86,7 +86,7 @@ class HeadOutput(NamedTuple):
     """What the head gives for a choice.
 
     `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
-    (T,) bool, what was chosen. `threshold`: (G,) int64, the ordered image of the smallest score chosen of each group,
+    (T,) bool, what was chosen. `threshold`: (G,) int64, the ordered image of the smallest value chosen of each group,
     empty where there were no groups to choose from.
     """
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Selected, no_threshold
-from megaslm.slm.targets import LossScore, Targets, excess_loss, loss_scores
-from megaslm.slm.threshold import RecentThresholds, score_of_sort_key, sort_keys_of
+from megaslm.slm.targets import LossCriterion, Targets, excess_loss, loss_values
+from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, select_top
 
 
@@ -17,22 +17,22 @@ class RankedTargets:
 
     targets: Targets
     eligible: Tensor
-    score: LossScore
+    criterion: LossCriterion
 
-    def scores(self, losses: Tensor) -> Tensor:
+    def values(self, losses: Tensor) -> Tensor:
         """(G, n) float32 of as many losses."""
-        return loss_scores(self.score, losses, self.targets)
+        return loss_values(self.criterion, losses, self.targets)
 
-    def unrankable(self, scores: Tensor) -> Tensor:
-        """(G, n) bool: eligible targets whose score is NaN or infinite."""
-        return self.eligible & ~torch.isfinite(scores)
+    def unrankable(self, values: Tensor) -> Tensor:
+        """(G, n) bool: eligible targets whose value is NaN or infinite."""
+        return self.eligible & ~torch.isfinite(values)
 
 
 @dataclass(frozen=True)
 class ThresholdForecast:
     """Rows are surely chosen where they lie above the recent thresholds by more than those lie apart.
 
-    `threshold`: float32 scalar, the score above which a row is surely chosen.
+    `threshold`: float32 scalar, the value above which a row is surely chosen.
     """
 
     ranked: RankedTargets
@@ -41,14 +41,14 @@ class ThresholdForecast:
 
     def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
-        scores = losses
-        if self.ranked.score == "excess":
-            scores = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
-        return (scores - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+        values = losses
+        if self.ranked.criterion == "excess":
+            values = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
+        return (values - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
 class TopOfGroups:
-    """The `count` largest scores of each group, over the ranks among which the groups are spread.
+    """The `count` largest values of each group, over the ranks among which the groups are spread.
 
     `rank_sum` sums over those ranks, `all_reduce_sum` over all: whatever the groups, all ranks have to stop together.
     """
@@ -71,18 +71,18 @@ class TopOfGroups:
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self._ranked
-        scores = ranked.scores(losses)
-        top = select_top(scores, ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
-        non_finite = ranked.unrankable(scores).flatten()
+        values = ranked.values(losses)
+        top = select_top(values, ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
+        non_finite = ranked.unrankable(values).flatten()
         return Selected(top.mask.flatten(), top.threshold, non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self._ranked.unrankable(self._ranked.scores(losses)).flatten()
+        return self._ranked.unrankable(self._ranked.values(losses)).flatten()
 
 
 class AboveThreshold:
-    """The eligible targets whose (score, hash of key) is at or above a sort key."""
+    """The eligible targets whose (value, hash of key) is at or above a sort key."""
 
     def __init__(
         self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: ThresholdForecast | None
@@ -96,14 +96,14 @@ class AboveThreshold:
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self._ranked
-        scores = ranked.scores(losses)
-        mask = (ranked.eligible & (sort_keys_of(scores, ranked.targets.keys) >= self._threshold)).flatten()
-        non_finite = ranked.unrankable(scores).flatten()
+        values = ranked.values(losses)
+        mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self._threshold)).flatten()
+        non_finite = ranked.unrankable(values).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self._ranked.unrankable(self._ranked.scores(losses)).flatten()
+        return self._ranked.unrankable(self._ranked.values(losses)).flatten()
 
 
 def forecast_from(
@@ -120,5 +120,5 @@ def forecast_from(
     if not recent:
         return None
     device = ranked.eligible.device
-    threshold = score_of_sort_key(recent.median(device))
+    threshold = value_of_sort_key(recent.median(device))
     return ThresholdForecast(ranked, share, threshold if surely else threshold + recent.spread(device))

@@ -6,7 +6,8 @@ target's entry becomes s·expm1(−loss) first, which is (p − 1)·s, exact to 
 
 Losses that need no gradient take a shorter way on a CPU: the vocabulary comes in blocks. A block of logits stays in the
 processor's cache from the product to the sum of its exponentials, and its part of the weight is brought into the
-product's order once for many rows. A GPU has its own kernel over whole rows."""
+product's order once for many rows. A GPU has its own kernel over whole rows.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,6 +1,7 @@
 """The key of a target: a property of the data, never of the layout over ranks. Ties are broken by it.
 
-A row that comes more than once in a step has a key for each of its copies."""
+A row that comes more than once in a step has a key for each of its copies.
+"""
 
 from collections.abc import Callable
 

@@ -2,7 +2,8 @@
 
 The step's loss is the sum of the selected losses over all ranks and micro-steps, divided by their number: a sum over a
 global count, never a mean of means (Rho-1, equation 4). The count follows from the tokens and the reference alone, so
-it is known before the first backward pass. How a step is planned depends on the criterion, the scope and the mode."""
+it is known before the first backward pass. How a step is planned depends on the criterion, the scope and the mode.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -10,13 +11,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from megaslm.errors import NonFiniteScore
+from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known
 from megaslm.slm.dynamic import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
 from megaslm.slm.static import StaticRanking, StaticSelection, select_static
-from megaslm.slm.targets import LossScore, Targets, joined
+from megaslm.slm.targets import LossCriterion, Targets, joined
 from megaslm.slm.threshold import (
     AT_START,
     NO_THRESHOLD,
@@ -24,8 +25,8 @@ from megaslm.slm.threshold import (
     RecentThresholds,
     SelectionState,
     corrected,
-    score_of_sort_key,
     sort_keys_of,
+    value_of_sort_key,
 )
 from megaslm.slm.topk import (
     AllReduceSum,
@@ -35,8 +36,8 @@ from megaslm.slm.topk import (
     on_this_rank_alone,
     ordered_image,
     population,
-    score_of_image,
     select_top,
+    value_of_image,
 )
 
 
@@ -74,9 +75,9 @@ class StepPlanner:
         # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
         losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
         everything = torch.cat([part.flatten() for part in losses])
-        scores = ranked.scores(everything)
-        top = select_top(scores, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
-        choices = self._known(self._split(top.mask), self._split(ranked.unrankable(scores)), measure_rest=False)
+        values = ranked.values(everything)
+        top = select_top(values, ranked.targets.keys, ranked.eligible, count, self._all_reduce_sum)
+        choices = self._known(self._split(top.mask), self._split(ranked.unrankable(values)), measure_rest=False)
         return StepPlan(
             choices,
             count[0],
@@ -98,8 +99,8 @@ class StepPlanner:
 
         def threshold_of(outputs: Sequence[HeadOutput]) -> Threshold:
             surplus = recent.surplus_with(self._sum([output.mask.sum() for output in outputs]), count)
-            scores = everything.scores(torch.cat([output.losses.flatten() for output in outputs]))
-            return Threshold(self._sort_key_at(scores, everything, corrected(count, valid, surplus)), surplus)
+            values = everything.values(torch.cat([output.losses.flatten() for output in outputs]))
+            return Threshold(self._sort_key_at(values, everything, corrected(count, valid, surplus)), surplus)
 
         denominator = (valid.double() * float(self._ratio)).minimum(eligible.double())
         return StepPlan(tuple(choices), denominator, known_threshold=known, threshold_of=threshold_of)
@@ -124,9 +125,9 @@ class StepPlanner:
             threshold_of=lambda outputs: self._mean_threshold([output.threshold for output in outputs], counts),
         )
 
-    def by_static_score(self) -> StepPlan:
-        """The top by a score that the model has no part in."""
-        selections = self._static_selections(cast(StaticRanking, self._rule.score))
+    def by_static_criterion(self) -> StepPlan:
+        """The top by a criterion that the model has no part in."""
+        selections = self._static_selections(cast(StaticRanking, self._rule.criterion))
         choices = self._known(
             [selection.mask for selection in selections],
             [selection.unrankable for selection in selections],
@@ -146,12 +147,12 @@ class StepPlanner:
         choices = self._known(selected, rankable, measure_rest=self._rule.measure_rest)
         return StepPlan(choices, self._sum([mask.sum() for mask in selected]))
 
-    def _static_selections(self, score: StaticRanking) -> list[StaticSelection]:
+    def _static_selections(self, criterion: StaticRanking) -> list[StaticSelection]:
         """What is selected of each micro-batch; under scope batch all of them have the counts of the step."""
 
         def select(groups: Targets, all_reduce_sum: AllReduceSum) -> StaticSelection:
             return select_static(
-                score,
+                criterion,
                 groups,
                 self._ratio,
                 self._rule.max_ref_loss,
@@ -178,7 +179,7 @@ class StepPlanner:
         sizes = [torch.stack([mask.sum(), others.sum()]) for mask, others in zip(masks, rest, strict=True)]
         stop, *counts = torch.cat([self._all_reduce_sum(bad.sum())[None], *sizes]).tolist()
         if stop:
-            raise NonFiniteScore(torch.cat([part.flatten() for part in unrankable]).nonzero().squeeze(1).tolist())
+            raise NonFiniteCriterion(torch.cat([part.flatten() for part in unrankable]).nonzero().squeeze(1).tolist())
         return tuple(
             Known(
                 mask.flatten(),
@@ -189,7 +190,8 @@ class StepPlanner:
         )
 
     def _ranked(self, targets: Targets) -> RankedTargets:
-        return RankedTargets(targets, targets.eligible(self._rule.max_ref_loss), cast(LossScore, self._rule.score))
+        criterion = cast(LossCriterion, self._rule.criterion)
+        return RankedTargets(targets, targets.eligible(self._rule.max_ref_loss), criterion)
 
     def _in_groups(self, targets: Targets) -> Targets:
         """The targets as (G, n): a group is a row under `sequence` and all of them under the other scopes."""
@@ -205,22 +207,22 @@ class StepPlanner:
         return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
 
     def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
-        """That of an exact step; only `running` needs to tell equal scores apart."""
+        """That of an exact step; only `running` needs to tell equal values apart."""
         if self._rule.mode == "running":
-            return Threshold(self._sort_key_at(ranked.scores(losses), ranked, count[0]))
+            return Threshold(self._sort_key_at(ranked.values(losses), ranked, count[0]))
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
 
-    def _sort_key_at(self, scores: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
+    def _sort_key_at(self, values: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
         """The sort key of the last of the `count` largest over all ranks."""
-        values = sort_keys_of(scores.view_as(ranked.eligible), ranked.targets.keys)
-        threshold, _ = find_threshold(values, SORT_KEY_BITS, ranked.eligible, count[None], self._all_reduce_sum)
+        sort_keys = sort_keys_of(values.view_as(ranked.eligible), ranked.targets.keys)
+        threshold, _ = find_threshold(sort_keys, SORT_KEY_BITS, ranked.eligible, count[None], self._all_reduce_sum)
         return threshold[0].where(count > 0, NO_THRESHOLD)
 
     def _mean_threshold(self, thresholds: Sequence[Tensor], counts: Sequence[Tensor]) -> Threshold:
-        """The mean score of the groups' thresholds, over groups that have one."""
+        """The mean value of the groups' thresholds, over groups that have one."""
         was_cut = torch.cat(list(counts)) > 0
-        scores = score_of_image(torch.cat(list(thresholds))).double().where(was_cut, 0.0)
-        total, groups = self._all_reduce_sum(torch.stack([scores.sum(), was_cut.sum().double()]))
+        values = value_of_image(torch.cat(list(thresholds))).double().where(was_cut, 0.0)
+        total, groups = self._all_reduce_sum(torch.stack([values.sum(), was_cut.sum().double()]))
         mean = ordered_image((total / groups.clamp(min=1)).float()) << HASH_BITS
         return Threshold(mean.where(groups > 0, NO_THRESHOLD))
 
@@ -245,7 +247,7 @@ class Objective(Protocol):
         ...
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
-        """Takes note of what the head gave for each micro-batch. Gives the score from which targets were selected, a
+        """Takes note of what the head gave for each micro-batch. Gives the value from which targets were selected, a
         float32 scalar, NaN where there were none to select.
 
         Called on every rank; contains collectives.
@@ -280,7 +282,7 @@ class CausalObjective:
 
 
 class SelectiveObjective:
-    """Selective language modeling: the top k of the targets by score (Rho-1, section 2.2)."""
+    """Selective language modeling: the top k of the targets by a criterion (Rho-1, section 2.2)."""
 
     def __init__(self, rule: SelectionRule, state: SelectionState = AT_START) -> None:
         """Goes on from what `state` gave."""
@@ -297,16 +299,16 @@ class SelectiveObjective:
         """Selects by the rule.
 
         Raises:
-            NonFiniteScore: a target cannot be ranked.
+            NonFiniteCriterion: a target cannot be ranked.
         """
         if self._rule.keep_ratio.at(moment.tokens) == 1 and self._rule.max_ref_loss is None:
             return plan_for_all(micro_batches, all_reduce_sum)
         step = StepPlanner(self._rule, list(micro_batches), moment, measure_losses, all_reduce_sum)
-        if self._rule.score in ("reference", "entropy", "reference_and_entropy"):
+        if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):
             masks = [targets.selected for targets in micro_batches if targets.selected is not None]
-            return step.by_mask(masks) if masks else step.by_static_score()
-        if self._rule.score == "random":
-            return step.by_static_score()
+            return step.by_mask(masks) if masks else step.by_static_criterion()
+        if self._rule.criterion == "random":
+            return step.by_static_criterion()
         if self._rule.scope != "batch":
             return step.within_micro_batches(self._recent)
         if self._rule.mode == "running" and self._recent:
@@ -320,7 +322,7 @@ class SelectiveObjective:
         threshold = plan.threshold_of(outputs)
         self._recent.add(threshold.sort_key, threshold.surplus)
         selected_from = threshold.sort_key if plan.known_threshold is None else plan.known_threshold
-        return score_of_sort_key(selected_from).where(selected_from != NO_THRESHOLD, torch.nan)
+        return value_of_sort_key(selected_from).where(selected_from != NO_THRESHOLD, torch.nan)
 
     def state(self) -> SelectionState:
         """The recent thresholds."""

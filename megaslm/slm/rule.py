@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.targets import Score
+from megaslm.slm.targets import Criterion
 
 Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
@@ -76,7 +76,7 @@ class SelectionRule:
 
     keep_ratio: KeepRatio
     """k, over the tokens read."""
-    score: Score = "excess"
+    criterion: Criterion = "excess"
     """What is ranked, largest first."""
     scope: Scope = "batch"
     """Among which targets the largest are kept."""
@@ -87,4 +87,4 @@ class SelectionRule:
     measure_rest: bool = True
     """Whether losses of unselected targets are computed where the choice does not need them."""
     seed: int = 0
-    """Of the score `random`."""
+    """Of the criterion `random`."""

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from megaslm.slm.keys import HASH_BITS, hash_of
 
-Score = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
-StaticScore = Literal["reference", "entropy", "random"]
-LossScore = Literal["excess", "loss"]
+Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+StaticCriterion = Literal["reference", "entropy", "random"]
+LossCriterion = Literal["excess", "loss"]
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def joined(micro_batches: list[Targets]) -> Targets:
     )
 
 
-def static_scores(score: StaticScore, targets: Targets, *, seed: int, step: int) -> Tensor:
-    """Scores that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference) or a hash of the key.
+def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, step: int) -> Tensor:
+    """Values that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference) or a hash of the key.
 
     Returns:
         float32, of the targets' shape.
     """
-    match score:
+    match criterion:
         case "reference":
             return -targets.needed_ref_loss()
         case "entropy":
@@ -92,7 +92,7 @@ def static_scores(score: StaticScore, targets: Targets, *, seed: int, step: int)
             return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
 
 
-def loss_scores(score: LossScore, losses: Tensor, targets: Targets) -> Tensor:
-    """The scores that depend on the model's losses; float32, of the targets' shape."""
+def loss_values(criterion: LossCriterion, losses: Tensor, targets: Targets) -> Tensor:
+    """The values that depend on the model's losses; float32, of the targets' shape."""
     losses = losses.view_as(targets.valid)
-    return losses if score == "loss" else excess_loss(losses, targets.needed_ref_loss())
+    return losses if criterion == "loss" else excess_loss(losses, targets.needed_ref_loss())

@@ -63,18 +63,18 @@ def selection_sums(
         domain_count: domains of the run.
     """
     measured = measured & targets.valid
-    scores = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
+    values = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
     totals = torch.stack(
         [
             selected_sum.double(),
             losses.double().where(measured, 0.0).sum(),
             measured.sum().double(),
-            (measured & ~torch.isfinite(scores)).sum().double(),
+            (measured & ~torch.isfinite(values)).sum().double(),
         ]
     )
     histogram = torch.zeros(_EXCESS_BINS, dtype=torch.float64, device=losses.device)
     if targets.ref_loss is not None:
-        place = (scores / _EXCESS_LIMIT_NATS + 1.0) * (_EXCESS_BINS / 2)
+        place = (values / _EXCESS_LIMIT_NATS + 1.0) * (_EXCESS_BINS / 2)
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Whole numbers add up to the same sum in any order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())

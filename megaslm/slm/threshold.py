@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import HASH_BITS, hash_of
-from megaslm.slm.topk import SCORE_BITS, ordered_image, score_of_image
+from megaslm.slm.topk import VALUE_BITS, ordered_image, value_of_image
 
-SORT_KEY_BITS = SCORE_BITS + HASH_BITS
+SORT_KEY_BITS = VALUE_BITS + HASH_BITS
 NO_THRESHOLD = -1
 """In the place of a sort key: the step had nothing to select."""
 _WINDOW = 3
@@ -18,14 +18,14 @@ _STEPS_TO_BALANCE = 10
 _LARGEST_SURPLUS = 1.0
 
 
-def sort_keys_of(scores: Tensor, keys: Tensor) -> Tensor:
-    """(score, hash of key) as one integer of the same order, which tells equal scores apart; int64 in [0, 2^63)."""
-    return (ordered_image(scores) << HASH_BITS) | hash_of(keys)
+def sort_keys_of(values: Tensor, keys: Tensor) -> Tensor:
+    """(value, hash of key) as one integer of the same order, which tells equal values apart; int64 in [0, 2^63)."""
+    return (ordered_image(values) << HASH_BITS) | hash_of(keys)
 
 
-def score_of_sort_key(sort_key: Tensor) -> Tensor:
-    """The float32 score in a sort key."""
-    return score_of_image(sort_key >> HASH_BITS)
+def value_of_sort_key(sort_key: Tensor) -> Tensor:
+    """The float32 value in a sort key."""
+    return value_of_image(sort_key >> HASH_BITS)
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class RecentThresholds:
         return thresholds.gather(0, middle[None])[0]
 
     def spread(self, device: torch.device) -> Tensor:
-        """How far the scores of the thresholds lie apart, their mean distance from the median; a float32 scalar."""
+        """How far the values of the thresholds lie apart, their mean distance from the median; a float32 scalar."""
         thresholds = self._on(device)
         there = thresholds != NO_THRESHOLD
-        distances = (score_of_sort_key(thresholds) - score_of_sort_key(self.median(device))).abs()
+        distances = (value_of_sort_key(thresholds) - value_of_sort_key(self.median(device))).abs()
         return distances.where(there, 0.0).sum() / there.sum().clamp(min=1)
 
     def state(self) -> SelectionState:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megaslm.errors import NonFiniteScore
+from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_threshold
 from megaslm.slm.exponentials import exponentials_and_entropy
 from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax, losses_alone
@@ -129,7 +129,7 @@ def selective_loss(
         Its total is differentiable once in hidden, weight and bias.
 
     Raises:
-        NonFiniteScore: a row cannot be ranked.
+        NonFiniteCriterion: a row cannot be ranked.
     """
     return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, transform))
 
@@ -157,7 +157,7 @@ class _HeadLoss(torch.autograd.Function):
             losses, mask, threshold = _add_from_cache(head, gradient, row_weight, select)
         else:
             forecast = select.forecast if method == "bracket" else None
-            losses, mask, threshold = _add_around_cut(head, gradient, row_weight, select, forecast)
+            losses, mask, threshold = _add_around_threshold(head, gradient, row_weight, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(losses, mask, threshold)
@@ -222,7 +222,7 @@ def _add_from_cache(
     return losses, selected.mask, selected.threshold
 
 
-def _add_around_cut(
+def _add_around_threshold(
     head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss, forecast: Forecast | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
@@ -249,5 +249,5 @@ def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:
     """The numbers of the wanted rows. Here alone does the host read what the device has computed, and but once."""
     count, stop = torch.stack([wanted.sum(), selected.stop]).tolist()
     if stop:
-        raise NonFiniteScore(selected.non_finite.nonzero().squeeze(1).tolist())
+        raise NonFiniteCriterion(selected.non_finite.nonzero().squeeze(1).tolist())
     return wanted.nonzero_static(size=count).squeeze(1)

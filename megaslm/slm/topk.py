@@ -1,6 +1,6 @@
-"""Which targets are trained on: the K of largest score, ties to the lower key (Rho-1, section 2.2, equation 5).
+"""Which targets are trained on: the K of largest value, ties to the lower key (Rho-1, section 2.2, equation 5).
 
-Selection is a pure function of (score, key): the selected set does not depend on how many ranks there are. The
+Selection is a pure function of (value, key): the selected set does not depend on how many ranks there are. The
 threshold is found by histogram refinement, 8 bits at a time. Nothing is gathered, nothing is compared with a tolerance,
 nothing is read by the host; each pass all-reduces 256 counters of 4 bytes a group.
 """
@@ -18,7 +18,7 @@ from megaslm.slm.targets import Targets
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; every rank gets the sum."""
 
-SCORE_BITS = 32
+VALUE_BITS = 32
 _DIGIT_BITS = 8
 _BINS = 1 << _DIGIT_BITS
 _LARGEST_KEY = (1 << KEY_BITS) - 1
@@ -27,7 +27,7 @@ _LARGEST_KEY = (1 << KEY_BITS) - 1
 class Top(NamedTuple):
     """What `select_top` found.
 
-    `mask`: (G, n) bool. `threshold`: (G,) int64, the ordered image of the smallest selected score of each group.
+    `mask`: (G, n) bool. `threshold`: (G,) int64, the ordered image of the smallest selected value of each group.
     """
 
     mask: Tensor
@@ -68,16 +68,16 @@ def kept(groups: Targets, ratio: Decimal, max_ref_loss: float | None, all_reduce
 
 
 def select_top(
-    scores: Tensor,
+    values: Tensor,
     keys: Tensor,
     eligible: Tensor,
     count: Tensor,
     all_reduce_sum: AllReduceSum = on_this_rank_alone,
 ) -> Top:
-    """Marks, in each group, exactly `count` eligible elements of largest score; among equal scores, of lowest key.
+    """Marks, in each group, exactly `count` eligible elements of largest value; among equal values, of lowest key.
 
     Args:
-        scores: (G, n) float32. With an all-reduce, each rank holds its own n elements of the same G groups.
+        values: (G, n) float32. With an all-reduce, each rank holds its own n elements of the same G groups.
         keys: (G, n) int64 in [0, 2^56), unique over a group and over all ranks.
         eligible: (G, n) bool.
         count: (G,) int64, the same on every rank; more than there are eligible elements selects them all.
@@ -86,8 +86,8 @@ def select_top(
     Returns:
         The marks, and the thresholds; where a group's count is 0 its threshold means nothing.
     """
-    images = ordered_image(scores)
-    threshold, left = find_threshold(images, SCORE_BITS, eligible, count, all_reduce_sum)
+    images = ordered_image(values)
+    threshold, left = find_threshold(images, VALUE_BITS, eligible, count, all_reduce_sum)
     ties = eligible & (images == threshold[:, None])
     mirrored_keys = _LARGEST_KEY - keys
     key_threshold, _ = find_threshold(mirrored_keys, KEY_BITS, ties, left, all_reduce_sum)
@@ -129,14 +129,14 @@ def find_threshold(
     return prefix, remaining
 
 
-def ordered_image(scores: Tensor) -> Tensor:
+def ordered_image(values: Tensor) -> Tensor:
     """Maps float32 to integers in [0, 2^32) in the same order; -0.0 and 0.0 are equal, as they are as numbers."""
-    bits = (scores + 0.0).view(torch.int32).to(torch.int64) & 0xFFFF_FFFF
+    bits = (values + 0.0).view(torch.int32).to(torch.int64) & 0xFFFF_FFFF
     return torch.where(bits >= 1 << 31, 0xFFFF_FFFF - bits, bits + (1 << 31))
 
 
-def score_of_image(images: Tensor) -> Tensor:
-    """The float32 scores whose ordered image is given."""
+def value_of_image(images: Tensor) -> Tensor:
+    """The float32 values whose ordered image is given."""
     bits = torch.where(images >= 1 << 31, images - (1 << 31), 0xFFFF_FFFF - images)
     # The upper half of the unsigned range are the negative int32.
     return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)

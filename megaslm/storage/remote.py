@@ -16,7 +16,7 @@ from megaslm.storage.file_systems import (
     protocol_of,
     time_limit,
 )
-from megaslm.storage.retries import NotThere, RemoteSettings, persistently
+from megaslm.storage.retries import NotThere, RemoteSettings, with_retries
 
 __all__ = [
     "DEFAULTS",
@@ -78,13 +78,13 @@ def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObj
             raise FileNotFoundError(root)
         return [_object(_url_of(name, url), info) for name, info in inside.items() if _is_file(name, info)]
 
-    found = persistently(url, look, settings)
+    found = with_retries(url, look, settings)
     return sorted((each for each in found if pattern is None or pattern.match(each.url)), key=lambda each: each.url)
 
 
 def describe_remote(url: str, settings: RemoteSettings = DEFAULTS) -> RemoteObject:
     """One file as it is now. Raises DataError where it is not there, no file, or of unknown size."""
-    found = persistently(url, lambda: info_of(url, settings), settings)
+    found = with_retries(url, lambda: info_of(url, settings), settings)
     if found.get("type") == "directory":
         raise DataError(f"{url} is a folder; expected a file")
     return _object(url, found)
@@ -117,7 +117,7 @@ def read_bytes(url: str, settings: RemoteSettings = DEFAULTS) -> bytes:
     """All of a small file, in one request. Raises DataError where it cannot be had."""
     files = connect(url, settings)
     path = files._strip_protocol(url)
-    return persistently(url, lambda: files.cat_file(path, **time_limit(files, settings, 0)), settings)
+    return with_retries(url, lambda: files.cat_file(path, **time_limit(files, settings, 0)), settings)
 
 
 def _read_range(url: str, start: int, stop: int, size: int, settings: RemoteSettings) -> bytes:
@@ -137,7 +137,7 @@ def _read_range(url: str, start: int, stop: int, size: int, settings: RemoteSett
             raise DataError(f"{what}: {len(content)} bytes came: {_NO_RANGES}")
         return content
 
-    return persistently(what, ask, settings)
+    return with_retries(what, ask, settings)
 
 
 def _range_from_web(

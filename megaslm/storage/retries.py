@@ -45,7 +45,7 @@ class NotThere(DataError):
     """A remote file, folder or bucket does not exist."""
 
 
-def persistently(what: str, action: Callable[[], T], settings: RemoteSettings) -> T:
+def with_retries(what: str, action: Callable[[], T], settings: RemoteSettings) -> T:
     """What `action` gives, tried again after faults that may pass; `what` begins the message if none succeeds.
 
     Raises NotThere where there is nothing at that place, DataError where the store refuses and after the last of

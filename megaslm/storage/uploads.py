@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megaslm.storage.file_systems import S3, Info, connect, protocol_of, time_limit
 from megaslm.storage.remote import DEFAULTS, info_of, open_remote
-from megaslm.storage.retries import NotThere, RemoteSettings, persistently
+from megaslm.storage.retries import NotThere, RemoteSettings, with_retries
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 # One request for a file of usual size; larger ones are sent in pieces of this size.
@@ -27,7 +27,7 @@ def write_bytes(url: str, content: bytes, settings: RemoteSettings = DEFAULTS) -
         files.pipe_file(path, content, **limit)
         _require_arrived(url, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest(), settings)
 
-    persistently(url, send, settings)
+    with_retries(url, send, settings)
 
 
 def upload_file(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> None:
@@ -46,12 +46,12 @@ def upload_file(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> N
         files.put_file(str(local), path, **pieces, **limit)
         _require_arrived(url, size, md5, settings)
 
-    persistently(url, send, settings)
+    with_retries(url, send, settings)
 
 
 def has_arrived(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> bool:
     """Whether a file at `url` has the size of a local one and, as the store states it, its MD5."""
-    found = persistently(url, lambda: info_of(url, settings), settings)
+    found = with_retries(url, lambda: info_of(url, settings), settings)
     return found.get("size") == local.stat().st_size and _stated_md5(found) == _md5_of_file(local)
 
 
@@ -60,7 +60,7 @@ def remove_remote(url: str, settings: RemoteSettings = DEFAULTS) -> None:
     files = connect(url, settings)
     path = files._strip_protocol(url)
     with suppress(NotThere):
-        persistently(url, lambda: files.rm_file(path), settings)
+        with_retries(url, lambda: files.rm_file(path), settings)
 
 
 class _NotArrived(OSError):

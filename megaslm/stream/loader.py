@@ -1,7 +1,8 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks.
 
 Loader processes end when their rank tells them to or ends itself, and by no one else's signal. Launchers and schedulers
-signal all processes of a job. The rank answers; it could not if its loaders were gone by then."""
+signal all processes of a job. The rank answers; it could not if its loaders were gone by then.
+"""
 
 import multiprocessing
 import os
@@ -141,7 +142,7 @@ class TrainingStream:
             fetch: how shards are fetched; needed where a stream is remote.
 
         Raises:
-            DataError: the streams have fewer rows than one global batch, an index is damaged, the cache is too small
+            DataError: the streams have fewer rows than one global batch, an index is corrupt, the cache is too small
                 or in use, or there is no room for an epoch's order.
         """
         indices = [read_index(stream.local) for stream in streams]
@@ -172,7 +173,7 @@ class TrainingStream:
         `extents`: how long the streams were from which epoch on; none where they have always been as they are.
 
         Raises:
-            DataError: a shard is damaged, cannot be fetched, or did not come in time.
+            DataError: a shard is corrupt, cannot be fetched, or did not come in time.
         """
         order = self.order(extents)
         epoch, rows_into_epoch = order.place_of(rows_seen)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from megaslm.dataset.index import INDEX, Shard, ShardFile, ShardIndex
 from megaslm.dataset.remote import fetch_shard
 from megaslm.dataset.rows import require_checksum, unpacked
-from megaslm.errors import Damaged, DataError
+from megaslm.errors import CorruptData, DataError
 from megaslm.files import unfinished
 from megaslm.storage.retries import RemoteSettings
 from megaslm.stream.mixture import MixtureStream
@@ -68,7 +68,7 @@ class ShardFiles(NamedTuple):
         """Brings `raw` onto the local disk, every byte compared with a checksum of the index.
 
         Raises:
-            DataError: a file is missing or damaged, or cannot be fetched; the message names it.
+            DataError: a file is missing or corrupt, or cannot be fetched; the message names it.
             OSError: it cannot be read or written.
         """
         if self._is_sound(self.shard.raw_data, on_check):
@@ -83,7 +83,7 @@ class ShardFiles(NamedTuple):
 
     def _fetch(self, settings: RemoteSettings) -> None:
         if self.remote is None:
-            raise Damaged(self.stored, f"is missing, though {INDEX} lists it ({self._rows})")
+            raise CorruptData(self.stored, f"is missing, though {INDEX} lists it ({self._rows})")
         try:
             fetch_shard(self._url, self.stored, self.shard, settings)
         except DataError as error:
@@ -96,9 +96,9 @@ class ShardFiles(NamedTuple):
             return False
         try:
             _require_right(path, file, on_check)
-        except Damaged as damage:
+        except CorruptData as corruption:
             if self.remote is None and (path == self.stored or not self.stored.is_file()):
-                raise Damaged(path, f"{damage.finding} ({self._rows})") from damage
+                raise CorruptData(path, f"{corruption.finding} ({self._rows})") from corruption
             path.unlink()
             return False
         return True
@@ -121,11 +121,11 @@ def files_of(stream: MixtureStream, index: ShardIndex) -> Iterator[ShardFiles]:
 
 
 def _require_right(path: Path, file: ShardFile, on_check: OnCheck) -> None:
-    """Raise Damaged unless a file has the size and the checksum that the index states."""
+    """Raise CorruptData unless a file has the size and the checksum that the index states."""
     started = perf_counter()
     found_bytes = path.stat().st_size
     if found_bytes != file.bytes:
-        raise Damaged(path, f"has {found_bytes} bytes, {INDEX} says {file.bytes}")
+        raise CorruptData(path, f"has {found_bytes} bytes, {INDEX} says {file.bytes}")
     with (
         path.open("rb") as opened,
         mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped,

@@ -136,7 +136,7 @@ class TrainingShards:
         """One row, once its shard is ready.
 
         Raises:
-            DataError: the shard is damaged, cannot be fetched, or did not come in time.
+            DataError: the shard is corrupt, cannot be fetched, or did not come in time.
         """
         if shard not in self._maps:
             self._map_once_ready(shard, supply)
@@ -148,7 +148,7 @@ class TrainingShards:
         """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.
 
         Raises:
-            DataError: it is damaged, or cannot be fetched or written; the other processes of the host hear of it.
+            DataError: it is corrupt, or cannot be fetched or written; the other processes of the host hear of it.
         """
         files, claim = self._files[shard], self._claim(shard)
         try:

@@ -1,6 +1,7 @@
 """Whether the datasets of a run hold what it selects by: reference losses, or masks that were made of them.
 
-A few rows are scored again: hashes cannot see a scorer's own mistake."""
+A few rows are scored again: hashes cannot see a scorer's own mistake.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -65,8 +66,8 @@ def check_reference(
         )
     if needs_entropy and not found.entropy:
         raise DataError(
-            f"{dataset.place} holds no ref_entropy, which slm.score needs; run `megaslm score --entropy` into another "
-            "folder"
+            f"{dataset.place} holds no ref_entropy, which slm.criterion needs; run `megaslm score --entropy` into "
+            "another folder"
         )
     check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
     if reference is not None and rows:
@@ -143,7 +144,7 @@ def check_mask(
 
 def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
     settings = {
-        "score": (mask.score, run.score),
+        "criterion": (mask.criterion, run.criterion),
         "scope": (mask.scope, run.scope),
         "keep_ratio": (mask.keep_ratio, run.keep_ratio),
         "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
@@ -189,7 +190,7 @@ def _compared(
             ref_loss=as_stored(losses, valid).float(),
             ref_entropy=None if entropies is None else as_stored(entropies, valid).float(),
         )
-        again = select_static(mask.score, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
+        again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
         stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
 

@@ -1,6 +1,7 @@
 """When a run has gone wrong, and what follows: too many skipped steps in a row end it, a loss spike rolls it back.
 
-A roll-back goes to the last checkpoint before the spike, and skips the data that was read since."""
+A roll-back goes to the last checkpoint before the spike, and skips the data that was read since.
+"""
 
 import json
 import statistics
@@ -15,7 +16,7 @@ from megaslm.files import write_file
 from megaslm.stream.order import Extent
 from megaslm.training.checkpoints.progress import extents_from
 from megaslm.training.checkpoints.store import Resumed, complete_checkpoints, remove_checkpoint, resume
-from megaslm.training.job import Job
+from megaslm.training.run import TrainingRun
 
 _LEAST_STEPS_OF_A_LEVEL = 4
 _MOST_FROM_ONE_CHECKPOINT = 3
@@ -124,7 +125,7 @@ class _Entry:
     extents: tuple[Extent, ...] = ()
 
 
-def roll_back(job: Job, asked: RollBack, say: Callable[[str], None]) -> Resumed:
+def roll_back(run: TrainingRun, asked: RollBack, say: Callable[[str], None]) -> Resumed:
     """Brings the run back to its newest whole checkpoint from before the spike; called on all ranks.
 
     Checkpoints from after the spike are removed, as those steps are made again, with other rows.
@@ -132,10 +133,10 @@ def roll_back(job: Job, asked: RollBack, say: Callable[[str], None]) -> Resumed:
     Raises:
         LossSpike: there is no such checkpoint, or the run has come back to it too often.
     """
-    on_first_rank(lambda: _forget_since(job.run.checkpoints, asked.spike))
-    resumed = resume(job.run.checkpoints, job.engine.state(), job.world, say)
+    on_first_rank(lambda: _forget_since(run.folder.checkpoints, asked.spike))
+    resumed = resume(run.folder.checkpoints, run.engine.state(), run.world, say)
     entry = _Entry(resumed.progress.step, asked.rows_seen, str(asked.spike), asked.extents)
-    on_first_rank(lambda: _note(_file(job), entry))
+    on_first_rank(lambda: _note(_file(run), entry))
     say(
         f"warning: {asked.spike}; back from step {asked.step} to step {resumed.progress.step}, and on behind the "
         f"{asked.rows_seen - resumed.progress.rows_seen:,} rows that were read since"
@@ -143,9 +144,9 @@ def roll_back(job: Job, asked: RollBack, say: Callable[[str], None]) -> Resumed:
     return _behind(resumed, entry, validation_is_due=False)
 
 
-def after_rollbacks(job: Job, resumed: Resumed) -> Resumed:
+def after_rollbacks(run: TrainingRun, resumed: Resumed) -> Resumed:
     """Where the data of a resumed run goes on, if it was cut off between a roll-back and the next checkpoint."""
-    entries = on_first_rank(lambda: _read(_file(job)))
+    entries = on_first_rank(lambda: _read(_file(run)))
     here = [entry for entry in entries if entry.checkpoint_step == resumed.progress.step]
     if not here:
         return resumed
@@ -163,8 +164,8 @@ def _behind(resumed: Resumed, entry: _Entry, *, validation_is_due: bool) -> Resu
     return replace(resumed, progress=progress)
 
 
-def _file(job: Job) -> Path:
-    return job.run.path / "rollbacks.json"
+def _file(run: TrainingRun) -> Path:
+    return run.folder.path / "rollbacks.json"
 
 
 def _forget_since(checkpoints: Path, spike: Spike) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from megaslm.config.schema import TrainSection
-from megaslm.engine.places import reach
+from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import LossSpike, NonFiniteLoss
 from megaslm.health.pace import PaceMeter
 from megaslm.observe.records import PaceRecord
@@ -18,9 +18,9 @@ from megaslm.stream.loader import MicroBatch
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.store import Resumed
 from megaslm.training.guard import RollBack, SkipCount, Spike, SpikeWatch
-from megaslm.training.job import Job, objective_of
 from megaslm.training.pace import PaceWatch
 from megaslm.training.reporting import Reporter
+from megaslm.training.run import TrainingRun, objective_of
 from megaslm.training.saving import make_saver
 from megaslm.training.training_data import DomainCounts
 
@@ -47,35 +47,35 @@ def _height(train: TrainSection, tokens: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class Session:
+class Trainer:
     """One way through the loop; every method is called on all ranks."""
 
-    def __init__(self, job: Job, resumed: Resumed) -> None:
+    def __init__(self, run: TrainingRun, resumed: Resumed) -> None:
         """From where `resumed` says that the run stands."""
-        guard = job.config.guard
-        self._job = job
+        guard = run.config.guard
+        self._run = run
         self._before = resumed.progress
         self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
-        self._step = job.train_step(objective_of(job.config, self._before.selection))
-        self._counts = DomainCounts(job.data.mixture, job.plan.seq_len, self._before.rows_read)
+        self._step = run.train_step(objective_of(run.config, self._before.selection))
+        self._counts = DomainCounts(run.data.mixture, run.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
-            job.run,
-            job.plan,
-            job.world,
-            domains=job.data.mixture.domains,
+            run.folder,
+            run.plan,
+            run.world,
+            domains=run.data.mixture.domains,
             counts=self._counts,
             last_step=self._before.step,
             skipped_steps=self._before.skipped_steps,
             validation_is_due=self._before.validation_is_due,
         )
-        self._saver = make_saver(job, self._counts, resumed.damaged, self._reporter.say)
-        self._meter = PaceMeter(job.world)
-        self._pace = PaceWatch(self._meter, job.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
+        self._saver = make_saver(run, self._counts, resumed.corrupt, self._reporter.say)
+        self._meter = PaceMeter(run.world)
+        self._pace = PaceWatch(self._meter, run.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()
 
-    def go_on(self) -> RollBack | None:
+    def run(self) -> RollBack | None:
         """To the end of the run, or until it has to go back."""
         try:
             with closing(self._micro_batches()) as micro_batches:
@@ -89,15 +89,15 @@ class Session:
             self._reporter.close()
 
     def _steps(self, micro_batches: Iterator[MicroBatch]) -> RollBack | None:
-        job, config, before = self._job, self._job.config, self._before
+        run, config, before = self._run, self._run.config, self._before
         if before.step == 0 or before.validation_is_due:
             self._validate(before.step)
-        job.stop.raise_if_told_anywhere(job.agreement, _kept(before.step))
-        for step in range(before.step + 1, job.plan.total_steps + 1):
+        run.stop.raise_if_told_anywhere(run.cpu_group, _kept(before.step))
+        for step in range(before.step + 1, run.plan.total_steps + 1):
             # Asked before the step, so that nobody waits for the answer after it.
-            answer = job.agreement.ask(int(job.stop.told), *self._saver.running_and_failed)
+            answer = run.cpu_group.ask(int(run.stop.told), *self._saver.running_and_failed)
             self._train(step, micro_batches)
-            last = step == job.plan.total_steps
+            last = step == run.plan.total_steps
             if last or step % config.log.every_steps == 0:
                 self._flush()
                 self._compare_ranks(step)
@@ -120,32 +120,32 @@ class Session:
             if last or told:
                 self._saver.wait(may_fail=False)
             if told and not (last and validated):
-                raise job.stop.stopped(_kept(step))
+                raise run.stop.stopped(_kept(step))
         return None
 
     def _train(self, step: int, micro_batches: Iterator[MicroBatch]) -> None:
-        job = self._job
-        reach("data", step)
-        rows = list(islice(micro_batches, job.plan.micro_steps))
-        reach("step", step)
+        run = self._run
+        heartbeat("data", step)
+        rows = list(islice(micro_batches, run.plan.micro_steps))
+        heartbeat("step", step)
         # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
-        torch.manual_seed(hash((job.config.seed, step, job.world.rank)))
-        moment = Moment(step, (step - 1) * job.plan.tokens_per_step)
-        result = self._step(rows, moment, learning_rate(job.config.train, step * job.plan.tokens_per_step))
+        torch.manual_seed(hash((run.config.seed, step, run.world.rank)))
+        moment = Moment(step, (step - 1) * run.plan.tokens_per_step)
+        result = self._step(rows, moment, learning_rate(run.config.train, step * run.plan.tokens_per_step))
         self._meter.end_step()
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
 
     def _micro_batches(self) -> Generator[MicroBatch]:
-        for micro_batch in self._job.stream.micro_batches(self._before.rows_seen, self._before.extents):
-            yield micro_batch.to(self._job.world.device)
+        for micro_batch in self._run.stream.micro_batches(self._before.rows_seen, self._before.extents):
+            yield micro_batch.to(self._run.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
-        return every_tokens is not None and step % self._job.plan.steps_of(every_tokens) == 0
+        return every_tokens is not None and step % self._run.plan.steps_of(every_tokens) == 0
 
     def _flush(self) -> None:
         """Writes what the last steps have to say, and judges their losses."""
-        on_spike = self._job.config.guard.on_spike
+        on_spike = self._run.config.guard.on_spike
         for record in self._reporter.flush():
             spike = None if on_spike == "off" else self._spikes.add(record.step, record.loss)
             if spike is not None and self._spike is None:
@@ -162,7 +162,7 @@ class Session:
 
     def _compare_ranks(self, step: int) -> None:
         found = self._pace.report(step)
-        if self._job.world.size > 1:
+        if self._run.world.size > 1:
             self._reporter.write([PaceRecord(step, found.slowest_rank, found.slowest_ratio)])
         for line in found.news:
             self._reporter.say(line)
@@ -170,14 +170,14 @@ class Session:
     def _validate(self, step: int) -> bool:
         """Whether it came to its end before some rank was told to stop."""
         self._flush()
-        job = self._job
+        run = self._run
 
         def is_to_stop() -> bool:
-            reach("validate", step)
-            return job.agreement.any(job.stop.told)
+            heartbeat("validate", step)
+            return run.cpu_group.any(run.stop.told)
 
-        records = job.validation.run(
-            job.engine, step=step, tokens=step * job.plan.tokens_per_step, is_to_stop=is_to_stop
+        records = run.validation.run(
+            run.engine, step=step, tokens=step * run.plan.tokens_per_step, is_to_stop=is_to_stop
         )
         if records is None:
             return False
@@ -185,7 +185,7 @@ class Session:
         return True
 
     def _rows_seen(self, step: int) -> int:
-        return self._before.rows_seen + (step - self._before.step) * self._job.plan.global_batch_rows
+        return self._before.rows_seen + (step - self._before.step) * self._run.plan.global_batch_rows
 
     def _progress(self, step: int, *, validated: bool) -> Progress:
         before, seconds = self._before, time.monotonic() - self._started
@@ -194,7 +194,7 @@ class Session:
             rows_seen=self._rows_seen(step),
             selected_tokens=before.selected_tokens + self._reporter.selected_tokens,
             seconds=before.seconds + seconds,
-            rank_seconds=before.rank_seconds + seconds * self._job.world.size,
+            rank_seconds=before.rank_seconds + seconds * self._run.world.size,
             skipped_steps=self._reporter.skipped_steps,
             skipped_in_a_row=self._skips.in_a_row,
             selection=self._step.objective.state(),

@@ -97,7 +97,7 @@ def compare(paces: Sequence[Pace]) -> list[Ratios]:
     """Each rank with the middle one, of an even number the quicker of the two."""
     compute = _middle([pace.product_seconds for pace in paces])
     loading = _middle([pace.loading_seconds for pace in paces])
-    stretched = [1.0 / max(1.0 - pace.halted_share, _LEAST_RUNNING_SHARE) for pace in paces]
+    stretched = [1.0 / max(1.0 - pace.paused_share, _LEAST_RUNNING_SHARE) for pace in paces]
     # A step lasts as long as on the rank that loads longest; what of it is not loading, all ranks have in common.
     longest = max(paces, key=lambda pace: pace.loading_seconds)
     rest = max(0.0, longest.step_seconds - longest.loading_seconds)

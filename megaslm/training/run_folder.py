@@ -1,6 +1,7 @@
 """A run's folder: what is in it, whether a run may resume in it, and its lock.
 
-One job at a time works in it: a second one would take the first one's saves for its own leftovers."""
+One job at a time works in it: a second one would take the first one's saves for its own leftovers.
+"""
 
 import errno
 import json
@@ -42,7 +43,7 @@ _IDENTITY = (
     "train.global_batch_tokens",
     "slm.keep_ratio",
     "slm.keep_ratio_warmup_tokens",
-    "slm.score",
+    "slm.criterion",
     "slm.scope",
     "slm.mode",
     "slm.max_ref_loss",

@@ -14,7 +14,7 @@ from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import Retention
 from megaslm.training.data_checks import reads_reference
-from megaslm.training.job import Job
+from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset
 
 Costs = dict[str, dict[str, float]]
@@ -90,42 +90,42 @@ def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part[name] for part in parts) for name in ("seconds", "gpu_hours")}
 
 
-def make_saver(job: Job, counts: DomainCounts, damaged: tuple[int, ...], say: Callable[[str], None]) -> Saver:
+def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...], say: Callable[[str], None]) -> Saver:
     """What writes the checkpoints of a run; called on all ranks.
 
     Args:
         job: the run.
         counts: what it has read of each domain.
-        damaged: steps whose checkpoints are known not to be whole.
+        corrupt: steps whose checkpoints are known not to be whole.
         say: prints a line, on the first rank.
     """
-    checkpoint = job.config.checkpoint
+    checkpoint = run.config.checkpoint
     return Saver(
-        job.run.checkpoints,
-        job.engine.state(),
-        dump(job.config),
-        job.world,
-        job.agreement,
+        run.folder.checkpoints,
+        run.engine.state(),
+        dump(run.config),
+        run.world,
+        run.cpu_group,
         retention=Retention(checkpoint.keep_last, checkpoint.keep_every_steps),
         max_failed=checkpoint.max_failed_saves,
-        damaged=damaged,
-        say=lambda line: say(f"{job.run.path.name} · {line}"),
-        on_saved=lambda progress: _write_cost(job, counts, progress, say),
+        corrupt=corrupt,
+        say=lambda line: say(f"{run.folder.path.name} · {line}"),
+        on_saved=lambda progress: _write_cost(run, counts, progress, say),
     )
 
 
-def _write_cost(job: Job, counts: DomainCounts, progress: Progress, say: Callable[[str], None]) -> None:
-    if not job.world.is_first:
+def _write_cost(run: TrainingRun, counts: DomainCounts, progress: Progress, say: Callable[[str], None]) -> None:
+    if not run.world.is_first:
         return
     try:
         write_cost(
-            job.run.cost,
+            run.folder.cost,
             progress,
-            progress.step * job.plan.tokens_per_step,
-            job.world,
+            progress.step * run.plan.tokens_per_step,
+            run.world,
             domains=counts,
-            checks=job.stream.checked(),
-            scored=job.data.datasets if reads_reference(job.config) else (),
+            checks=run.stream.checked(),
+            scored=run.data.datasets if reads_reference(run.config) else (),
         )
     except OSError as error:
-        say(f"warning: {job.run.cost} cannot be written: {error}; it is tried again after the next save")
+        say(f"warning: {run.folder.cost} cannot be written: {error}; it is tried again after the next save")

@@ -42,42 +42,42 @@ def pretrained_folder(config: RunConfig) -> Path | None:
     return None
 
 
-def doubts(config: RunConfig, data: TrainingData, origin: Path | None) -> Iterator[str]:
+def reference_warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> Iterator[str]:
     """What a run is warned of: that its reference is the model it starts from, so that no target has an excess loss.
 
-    Reads all weights of `origin`.
+    Reads all weights of `pretrained`.
     """
-    if origin is None or config.train.objective != "slm" or config.slm.score != "excess":
+    if pretrained is None or config.train.objective != "slm" or config.slm.criterion != "excess":
         return
-    weights = weights_sha256(origin)
+    weights = weights_sha256(pretrained)
     for dataset in data.datasets:
         reference = dataset.manifest.reference
         if reference is not None and reference.weights_sha256 == weights:
             yield (
-                f"{dataset.source.place} was scored by the very model that this run starts from ({origin}): its excess "
-                "loss is 0 everywhere but for rounding, and what is selected first is chance; score the data with a "
-                "reference that was trained on the text you want"
+                f"{dataset.source.place} was scored by the very model that this run starts from ({pretrained}): its "
+                "excess loss is 0 everywhere but for rounding, and what is selected first is chance; score the data "
+                "with a reference that was trained on the text you want"
             )
 
 
 def start_engine(
-    config: RunConfig, plan: BatchPlan, data: TrainingData, world: World, origin: Path | None
+    config: RunConfig, plan: BatchPlan, data: TrainingData, world: World, pretrained: Path | None
 ) -> ZeroEngine:
     """Builds the model of the run, hands it to DeepSpeed and makes the run folder; called on all ranks.
 
-    `origin` is the folder of `pretrained_folder`.
+    `pretrained` is the folder of `pretrained_folder`.
 
     Raises:
         ModelError, DataError: the model does not fit the data.
     """
     precision = choose_precision(config.model.precision, world.device)
     settings = deepspeed_settings(config, plan, precision=precision, on_gpu=world.device.type == "cuda")
-    if origin is not None:
-        on_first_rank(lambda: _check_origin(origin, data))
+    if pretrained is not None:
+        on_first_rank(lambda: _check_pretrained(pretrained, data))
     sharding = ZeroSharding(settings)
-    lm = _build(config, precision, data, sharding, origin)
+    lm = _build(config, precision, data, sharding, pretrained)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
-    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=origin))
+    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=pretrained))
     if config.model.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     lm.train()
@@ -90,7 +90,7 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
     """Whether `slm.head: cache` fits its budget, in a run whose choices wait for the losses."""
     slm = config.slm
     measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    waits_for_losses = config.train.objective == "slm" and slm.score in ("excess", "loss") and not measured_first
+    waits_for_losses = config.train.objective == "slm" and slm.criterion in ("excess", "loss") and not measured_first
     needed_gib = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size) / (1 << 30)
     if slm.head == "cache" and waits_for_losses and needed_gib > slm.head_cache_gib:
         raise ConfigError(
@@ -100,7 +100,7 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
         )
 
 
-def _check_origin(folder: Path, data: TrainingData) -> None:
+def _check_pretrained(folder: Path, data: TrainingData) -> None:
     """What can be seen of a model before its weights are loaded."""
     config = check_model_folder(folder)
     manifest, source = data.first.manifest, data.first.source
@@ -110,12 +110,12 @@ def _check_origin(folder: Path, data: TrainingData) -> None:
 
 
 def _build(
-    config: RunConfig, precision: ChosenPrecision, data: TrainingData, sharding: ZeroSharding, origin: Path | None
+    config: RunConfig, precision: ChosenPrecision, data: TrainingData, sharding: ZeroSharding, pretrained: Path | None
 ) -> CausalLM:
-    if origin is not None:
-        return load_pretrained(origin, dtype=dtype_of(precision))
+    if pretrained is not None:
+        return load_pretrained(pretrained, dtype=dtype_of(precision))
     architecture = config.model.from_scratch
-    assert architecture is not None, "the schema lets exactly one origin through"
+    assert architecture is not None, "the schema lets exactly one pretrained through"
     lm = build_from_shape(architecture, eos_id=data.eos_id, dtype=dtype_of(precision))
     check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.source.place)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)

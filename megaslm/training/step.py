@@ -1,6 +1,7 @@
 """One optimiser step: choose, forward, backward, update. The host reads the device at most once a micro-step.
 
-A skipped step names the targets that are to blame and the rows they are in."""
+A skipped step names the targets that are to blame and the rows they are in.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from megaslm.engine.distributed import World, all_gather, all_reduce_sum, gather_objects
 from megaslm.engine.zero import ZeroEngine
-from megaslm.errors import NonFiniteScore
+from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import Objective
@@ -65,7 +66,7 @@ def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
 
 
 def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
-    causes = ("{:,} targets cannot be ranked, their score is NaN or infinite", "{:,} losses are NaN or infinite")
+    causes = ("{:,} targets cannot be ranked, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
     of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
     for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
         targets = sum(count for count, _ in found)
@@ -85,10 +86,10 @@ def _counted(keys: Tensor) -> tuple[int, list[int]]:
 class StepResult:
     """What a step did, still on the device.
 
-    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the score from which targets
-    were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping. `skipped`: on the host
-    and equal on all ranks, why there was no update; None where there was one. Of a skipped step `sums` hold the rows
-    read and their valid targets alone, and the two scalars are NaN.
+    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the value of the criterion from
+    which targets were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping.
+    `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. Of a skipped step
+    `sums` hold the rows read and their valid targets alone, and the two scalars are NaN.
     """
 
     step: int
@@ -117,7 +118,7 @@ class TrainStep:
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
         """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
 
-        Where a score, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights,
+        Where a criterion, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights,
         optimiser and the memory of the objective stay as they were.
         """
         engine, world = self.engine, self.world
@@ -132,7 +133,7 @@ class TrainStep:
             plan = self.objective.plan_step(
                 targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
             )
-        except NonFiniteScore as error:  # On all ranks, before any of them has run a pass with gradients.
+        except NonFiniteCriterion as error:  # On all ranks, before any of them has run a pass with gradients.
             return skipped(why_unrankable(targets, error.places, self.row_name))
         # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
         scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)

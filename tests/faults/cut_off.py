@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megaslm.config.schema import RunConfig
 from megaslm.files import UNFINISHED
-from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
+from megaslm.training.checkpoints.store import complete_checkpoints, find_corruption
 from tests.faults.runs import STEPS, run_ranks, weights_sha256
 
 _FILE_WORK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -33,6 +33,6 @@ def unfinished_saves(config: RunConfig) -> list[Path]:
 def goes_on_from_a_whole_one(config: RunConfig, undisturbed: str) -> bool:
     """Whether the newest checkpoint is whole and the run comes from there to these weights, leaving nothing behind."""
     *_, newest = complete_checkpoints(Path(config.run_dir) / "checkpoints")
-    if find_damage(newest.folder) or run_ranks(config) != [0, 0]:
+    if find_corruption(newest.folder) or run_ranks(config) != [0, 0]:
         return False
     return weights_sha256(config) == undisturbed and not unfinished_saves(config)

@@ -59,7 +59,7 @@ _ROWS = (
         "{newest_whole_one_used} of {points}; {whole_one_used_after_half_a_file} of {half_files}",
     ),
     Row(
-        "damage",
+        "corruption",
         "a byte of a checkpoint flipped, a file truncated, a file missing",
         "refused by its hash, by the file's name; the checkpoint before is used",
         "{refused_flip_a_byte}, {refused_truncate} and {refused_remove} of {tries} each",
@@ -78,7 +78,7 @@ _ROWS = (
     ),
     Row(
         "bad_shard",
-        "a damaged shard; a server that answers 500",
+        "a corrupt shard; a server that answers 500",
         "the shard is refused by name; what failed is asked for again, and the weights are equal",
         "{steps_made} steps made of a dataset with it; {failed_requests} failed requests made good",
     ),

@@ -1,4 +1,4 @@
-"""Bad shards: a damaged one is refused by name, and what a failing server sends is fetched again."""
+"""Bad shards: a corrupt one is refused by name, and what a failing server sends is fetched again."""
 
 from pathlib import Path
 from shutil import copytree
@@ -12,7 +12,7 @@ from tests.s3 import Answer, FaultyS3, Rule
 pytestmark = pytest.mark.slow
 
 
-def test_a_damaged_shard_is_refused_by_name(
+def test_a_corrupt_shard_is_refused_by_name(
     material: Material, figures: Figures, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     scored = Path(copytree(material.scored, tmp_path / "scored"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
-from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
+from megaslm.training.checkpoints.store import complete_checkpoints, find_corruption
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, Material, run_ranks, upload, weights_sha256
 from tests.faults.small_disk import fill, small_disk
@@ -55,7 +55,7 @@ def test_no_room_for_a_shard(
         assert seconds < ENDED_WITHIN_SECONDS
         (kept,) = complete_checkpoints(run_dir / "checkpoints")
         assert kept.step == STEPS // 2
-        assert find_damage(kept.folder) == []
+        assert find_corruption(kept.folder) == []
         filler.unlink()
         assert run_ranks(config) == [0, 0]
         assert weights_sha256(config) == undisturbed

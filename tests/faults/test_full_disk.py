@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
-from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
+from megaslm.training.checkpoints.store import complete_checkpoints, find_corruption
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, Material, records, run_ranks, start_ranks, steps_made, tokens_of, weights_sha256
 from tests.faults.small_disk import fill, grow, small_disk
@@ -51,7 +51,7 @@ def test_no_room_for_a_checkpoint(
         said = capfd.readouterr()
         (kept,) = complete_checkpoints(checkpoints)
         assert kept.step == 2
-        assert find_damage(kept.folder) == []
+        assert find_corruption(kept.folder) == []
         bytes_left = bytes_beside(checkpoints, kept.folder)
         assert bytes_left == 0
         failed_saves = set(re.findall(r"step (\d+): the checkpoint could not be written", said.out + said.err))

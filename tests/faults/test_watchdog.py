@@ -17,7 +17,7 @@ ENDED_WITHIN_SECONDS = 3.0
 GRACE_AFTER_A_FAILURE_SECONDS = 5.0
 
 STOPPED = (
-    r"rank 1 \(host \S+, process \d+, [^)]*\) has given no sign of life for \d+ s; its process is stopped by a signal"
+    r"rank 1 \(host \S+, process \d+, [^)]*\) has given no heartbeat for \d+ s; its process is stopped by a signal"
 )
 HUNG = r"no rank has got any further for \d+ s: rank 1 \([^)]*'data' of step 5 for \d+ s\) holds up the job"
 RAISED = r"rank 0 \([^)]*'step' of step 6 for \d+ s\) failed: InjectedFault"

@@ -1,4 +1,4 @@
-"""What is otherwise tested on CPUs, on one GPU: checkpoints, a run that is told to stop, bad steps, a rehearsal."""
+"""What is otherwise tested on CPUs, on one GPU: checkpoints, a run that is told to stop, bad steps, a dry run."""
 
 import json
 from pathlib import Path
@@ -82,13 +82,13 @@ def test_a_bad_step_is_skipped(folder: Path, undisturbed: list[float], monkeypat
     assert len(losses(folder / "bad")) == len(undisturbed) - 1
 
 
-def test_a_rehearsed_run_is_the_run_itself(folder: Path, undisturbed: list[float]) -> None:
-    said = run_megaslm("train", clm(folder, "rehearsed", guard={"rehearse": True}))
+def test_a_run_after_a_dry_run_is_the_run_itself(folder: Path, undisturbed: list[float]) -> None:
+    said = run_megaslm("train", clm(folder, "checked", guard={"dry_run": True}))
     assert "GiB of GPU memory on the first rank" in said
-    assert losses(folder / "rehearsed") == undisturbed
+    assert losses(folder / "checked") == undisturbed
 
 
-def test_a_rehearsal_names_what_does_not_fit(folder: Path) -> None:
+def test_a_dry_run_names_what_does_not_fit(folder: Path) -> None:
     """This process leaves the run less memory than the activations of one micro-batch take."""
     make_tokens(folder / "many", train_rows=MANY_ROWS)
     free, _ = torch.cuda.mem_get_info()
@@ -96,10 +96,10 @@ def test_a_rehearsal_names_what_does_not_fit(folder: Path) -> None:
     batch_tokens = MANY_ROWS * SEQ_LEN
     batch = {"micro_batch_rows": MANY_ROWS, "global_batch_tokens": batch_tokens, "total_tokens": batch_tokens}
     config = clm(
-        folder / "many", "large", train=batch, guard={"rehearse": True}, checkpoint={"every_tokens": batch_tokens}
+        folder / "many", "large", train=batch, guard={"dry_run": True}, checkpoint={"every_tokens": batch_tokens}
     )
     said = run_megaslm("train", config, expect_status=2)
     del taken
     torch.cuda.empty_cache()
-    assert "guard.rehearse: a step does not fit into the memory of rank 0: " in said
+    assert "guard.dry_run: a step does not fit into the memory of rank 0: " in said
     assert "lower train.micro_batch_rows" in said

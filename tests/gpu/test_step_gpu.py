@@ -29,9 +29,9 @@ RULES = {
     "exact": SelectionRule(K60),
     "running": SelectionRule(K60, mode="running"),
     "sequence": SelectionRule(K60, scope="sequence"),
-    "reference": SelectionRule(K60, score="reference"),
-    "intersection": SelectionRule(K60, score="reference_and_entropy"),
-    "random": SelectionRule(K60, score="random"),
+    "reference": SelectionRule(K60, criterion="reference"),
+    "intersection": SelectionRule(K60, criterion="reference_and_entropy"),
+    "random": SelectionRule(K60, criterion="random"),
     "capped": SelectionRule(K60, max_ref_loss=7.5),
 }
 

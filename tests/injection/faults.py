@@ -1,8 +1,8 @@
 """Faults that tests inject into real runs.
 
 They are one or more of `ACTION@rankR:stepN[:POINT][:attemptA]`, separated by semicolons. A fault happens once, in rank
-R, when it reaches POINT (of `megaslm.engine.places`, or "write": the checkpoint's writer) at step N, in the attempt A
-that torchrun counts. Forked ranks call `arm`; commands that a test starts get the environment of `injecting`.
+R, when it reaches POINT (of `megaslm.engine.heartbeat`, or "write": the checkpoint's writer) at step N, in the attempt
+A that torchrun counts. Forked ranks call `arm`; commands that a test starts get the environment of `injecting`.
 """
 
 import math
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Self, cast
 
-from megaslm.engine import places
+from megaslm.engine import heartbeat as positions
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -119,29 +119,29 @@ def arm(text: str) -> None:
     """
     _coming[:] = [Fault.parse(part.strip()) for part in text.split(";")] if text.strip() else []
     if _coming:
-        _watch_places()
+        _watch_positions()
         _watch_training()
 
 
-def _watch_places() -> None:
-    if "places" in _watched:
+def _watch_positions() -> None:
+    if "positions" in _watched:
         return
-    _watched.add("places")
-    reach = places.reach
+    _watched.add("positions")
+    heartbeat = positions.heartbeat
 
-    def reach_and_fail(point: places.Point, step: int) -> None:
-        reach(point, step)
+    def beat_and_fail(phase: positions.Phase, step: int) -> None:
+        heartbeat(phase, step)
         _watch_training()
-        inject(point, step)
+        inject(phase, step)
 
-    places.reach = reach_and_fail
+    positions.heartbeat = beat_and_fail
     for module in [module for name, module in sys.modules.items() if name.startswith("megaslm.")]:
-        if getattr(module, "reach", None) is reach:
-            module.reach = reach_and_fail
+        if getattr(module, "heartbeat", None) is heartbeat:
+            module.heartbeat = beat_and_fail
 
 
 def _watch_training() -> None:
-    """Once it has been imported: a command does so after Python's start, but before the first place is reached."""
+    """Once it has been imported: a command does so after Python's start, but before the first heartbeat."""
     if "training" in _watched or "megaslm.training.train" not in sys.modules:
         return
     _watched.add("training")

@@ -107,9 +107,9 @@ def test_hosts_that_do_not_reach_one_another_end_within_the_limit(hosts: Hosts, 
 CHECK = """
 from megaslm.engine.distributed import end_process, join_world, leave_world
 from megaslm.health.preflight import preflight
-from megaslm.health.findings import Demands
+from megaslm.health.findings import Requirements
 world = join_world()
-lines = preflight(world, Demands(settings={}))
+lines = preflight(world, Requirements(settings={}))
 if world.is_first:
     print(*lines, sep="\\n")
 leave_world()

@@ -138,7 +138,7 @@ def test_a_network_that_is_cut_for_ever_ends_the_job_on_both_sides(
         assert job.wait(seconds=SSH_LIMIT_SECONDS + 60) not in (0, 75), job.output
         seconds = time.monotonic() - began
     assert "rank 1 (host node-2" in job.output
-    assert "has given no sign of life" in job.output
+    assert "has given no heartbeat" in job.output
     figures.record(
         "network_cut",
         silence_seconds=SILENCE_SECONDS,

@@ -79,7 +79,8 @@ def violations(root: Path) -> list[str]:
 
 
 def circles(root: Path) -> list[str]:
-    """Folders under `root`/megaslm, at any depth, that import one another in a circle; none where there is no circle."""
+    """Folders under `root`/megaslm, at any depth, that import one another in a circle; none where there is no
+    circle."""
     package = root / "megaslm"
     modules = {
         _dotted(path, root): _dotted(path.parent, root) for path in package.rglob("*.py") if path.parent != package

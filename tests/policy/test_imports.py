@@ -34,7 +34,7 @@ PLANTED = [
     ("observe/a.py", "import megaslm.cli"),
     ("training/a.py", "from megaslm.scoring.job import score"),
     ("evaluation/a.py", "import megaslm.training"),
-    ("scoring/a.py", "from megaslm.launch.command import Work"),
+    ("scoring/a.py", "from megaslm.launch.command import VerbCall"),
     ("launch/a.py", "from megaslm.engine import places"),
     ("launch/a.py", "def f():\n    import torch"),
     ("engine/a.py", "import megaslm.launch"),
@@ -68,7 +68,10 @@ ALLOWED = [
     ("slm/a.py", "import math\nimport torch\nfrom . import b\nfrom megaslm.errors import ConfigError"),
     ("slm/triton_exponentials.py", "import torch\nimport triton\nimport triton.language as tl"),
     ("slm/exponentials.py", "def f():\n    from megaslm.slm.triton_exponentials import fused_exponentials"),
-    ("launch/a.py", "import yaml\nfrom megaslm.config.cluster import Cluster\nfrom megaslm.launch.command import Work"),
+    (
+        "launch/a.py",
+        "import yaml\nfrom megaslm.config.cluster import Cluster\nfrom megaslm.launch.command import VerbCall",
+    ),
     ("config/deepspeed.py", "from megaslm.config.deepspeed import deepspeed_settings"),
     ("cli.py", "from megaslm import __version__, demo\nimport megaslm.training.loop"),
 ]

@@ -44,7 +44,7 @@ def test_what_was_written_is_read_and_the_same(project: pytest.Pytester) -> None
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("broken", "damaged"),
+        ("broken", "corrupt"),
         ("the second", "a second"),
         ("    says('the second')\n", ""),
         ("    says('the second')\n", "    says('the second')\n    says('the third')\n"),

@@ -22,7 +22,7 @@ from megaslm.slm import head_pass
 from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
-from megaslm.slm.targets import Score
+from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.slm.topk import ordered_image
@@ -36,7 +36,7 @@ STEP = 3
 EXPECTED_CUT = {"excess": -0.7, "loss": 3.1}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
-KNOWN_BEFOREHAND: tuple[Score, ...] = ("reference", "entropy", "reference_and_entropy", "random")
+KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Case:
     scope: Scope
     micro_steps: int
     tied: bool
-    score: Score = "excess"
+    criterion: Criterion = "excess"
     mode: Mode = "exact"
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
@@ -59,9 +59,9 @@ class Case:
     @property
     def state(self) -> SelectionState:
         """The cuts of the steps before."""
-        if self.score not in EXPECTED_CUT:
+        if self.criterion not in EXPECTED_CUT:
             return AT_START
-        return SelectionState((int(ordered_image(torch.tensor(EXPECTED_CUT[self.score]))) << HASH_BITS,))
+        return SelectionState((int(ordered_image(torch.tensor(EXPECTED_CUT[self.criterion]))) << HASH_BITS,))
 
     @property
     def data(self) -> object:
@@ -72,26 +72,26 @@ class Case:
     def is_cached(self) -> bool:
         """Whether the gradient comes from exponentials kept in bf16: where the choice waits for the losses."""
         measured_before = self.scope == "batch" and self.mode == "exact" and self.micro_steps > 1
-        return self.method == "cache" and self.score in EXPECTED_CUT and not measured_before
+        return self.method == "cache" and self.criterion in EXPECTED_CUT and not measured_before
 
 
 def every_case() -> list[Case]:
-    """On each engine every scope × score; further cases for what they leave out.
+    """On each engine every scope × criterion; further cases for what they leave out.
 
     A choice that depends on losses meets every method with every scope. For one known beforehand all methods go one
-    way: each engine has every pair of score, scope and method, and all engines together every three of them.
+    way: each engine has every pair of criterion, scope and method, and all engines together every three of them.
     """
     return [case for cases in zip(*map(cases_of, range(len(ENGINES))), strict=True) for case in cases] + FURTHER
 
 
 def cases_of(engine: int) -> Iterator[Case]:
     tied, micro_steps = ENGINES[engine]
-    for score, scope, method in product(("excess", "loss"), SCOPES, METHODS):
-        yield Case(scope, micro_steps, tied, score=score, method=method)
-    for score, method in product(("excess", "loss"), METHODS):
-        yield Case("batch", micro_steps, tied, score=score, method=method, mode="running")
-    for (number, score), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
-        yield Case(scope, micro_steps, tied, score=score, method=METHODS[(number + place + engine) % 3])
+    for criterion, scope, method in product(("excess", "loss"), SCOPES, METHODS):
+        yield Case(scope, micro_steps, tied, criterion=criterion, method=method)
+    for criterion, method in product(("excess", "loss"), METHODS):
+        yield Case("batch", micro_steps, tied, criterion=criterion, method=method, mode="running")
+    for (number, criterion), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
+        yield Case(scope, micro_steps, tied, criterion=criterion, method=METHODS[(number + place + engine) % 3])
     for place, scope in enumerate(SCOPES):
         yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
 
@@ -191,28 +191,28 @@ class Definition:
     def selected(self, case: Case, world_size: int) -> Tensor:
         batch, losses = self.batch, self.losses.detach()
         eligible = batch.valid & (batch.ref_loss <= (case.max_ref_loss or float("inf")))
-        scores = {
+        values = {
             "excess": losses - batch.ref_loss,
             "loss": losses,
             "reference": -batch.ref_loss.double(),
             "entropy": -batch.ref_entropy.double(),
             "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
         }
-        if case.score == "reference_and_entropy":
-            return self.selected(replace(case, score="reference"), world_size) & self.selected(
-                replace(case, score="entropy"), world_size
+        if case.criterion == "reference_and_entropy":
+            return self.selected(replace(case, criterion="reference"), world_size) & self.selected(
+                replace(case, criterion="entropy"), world_size
             )
         if case.mode == "running":
-            return eligible & (scores[case.score] >= EXPECTED_CUT[case.score])
-        return top_of_groups(case, groups(case, world_size), scores[case.score], batch.valid, eligible)
+            return eligible & (values[case.criterion] >= EXPECTED_CUT[case.criterion])
+        return top_of_groups(case, groups(case, world_size), values[case.criterion], batch.valid, eligible)
 
 
-def top_of_groups(case: Case, row_groups: list[list[int]], scores: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
+def top_of_groups(case: Case, row_groups: list[list[int]], values: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
     selected = torch.zeros_like(valid)
     for group in row_groups:
         places = [(row, place) for row in group for place in range(SEQ_LEN)]
         keep = int(case.keep_ratio * sum(bool(valid[place]) for place in places) + Decimal("0.5"))
-        candidates = sorted((-float(scores[place]), *place) for place in places if eligible[place])
+        candidates = sorted((-float(values[place]), *place) for place in places if eligible[place])
         for _, row, place in candidates[:keep]:
             selected[row, place] = True
     return selected
@@ -260,7 +260,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
     micro_batches = list(Batch.of(case).share(world, GLOBAL_ROWS // world.size // case.micro_steps))
     rule = SelectionRule(
         KeepRatio(case.keep_ratio),
-        score=case.score,
+        criterion=case.criterion,
         scope=case.scope,
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,

@@ -21,8 +21,8 @@ from megaslm.slm.dynamic import AboveThreshold
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
-from megaslm.slm.threshold import score_of_sort_key
-from megaslm.slm.topk import AllReduceSum, score_of_image
+from megaslm.slm.threshold import value_of_sort_key
+from megaslm.slm.topk import AllReduceSum, value_of_image
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
@@ -43,7 +43,7 @@ ROWS = {"repeated rows": (0, 3, 3, 1, 0, 5, 3, 0)}
 
 
 Step = dict[str, Tensor]
-"""One rank's valid targets in one step, (n,) each: `keys`, `scores`, `selected` and `cuts`, where each was cut."""
+"""One rank's valid targets in one step, (n,) each: `keys`, `values`, `selected` and `cuts`, where each was cut."""
 
 
 class Run(TypedDict):
@@ -69,7 +69,7 @@ class RecordingObjective(SelectiveObjective):
         all_reduce_sum: AllReduceSum,
     ) -> StepPlan:
         self._targets = list(micro_batches)
-        self._threshold = score_of_sort_key(self._recent.median(torch.device("cpu"))) if self._recent else None
+        self._threshold = value_of_sort_key(self._recent.median(torch.device("cpu"))) if self._recent else None
         return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
@@ -77,14 +77,14 @@ class RecordingObjective(SelectiveObjective):
         parts = []
         for number, (output, targets) in enumerate(zip(outputs, self._targets, strict=True)):
             losses = output.losses if plan.losses is None else plan.losses[number]
-            scores = excess_loss(losses, targets.needed_ref_loss())
+            values = excess_loss(losses, targets.needed_ref_loss())
             cuts = self._cuts_of(plan.choices[number], output, step_cut)
             valid = targets.valid
             parts.append(
                 {
                     "keys": targets.keys[valid],
-                    "scores": scores.view_as(valid)[valid],
-                    "cuts": cuts.expand(scores.shape).reshape(valid.shape)[valid],
+                    "values": values.view_as(valid)[valid],
+                    "cuts": cuts.expand(values.shape).reshape(valid.shape)[valid],
                     "selected": output.mask[valid],
                 }
             )
@@ -92,9 +92,9 @@ class RecordingObjective(SelectiveObjective):
         return step_cut
 
     def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
-        """Scores at which the choice was cut, in a shape that expands to that of its scores."""
+        """Scores at which the choice was cut, in a shape that expands to that of its values."""
         if len(output.threshold):
-            return score_of_image(output.threshold)[:, None]
+            return value_of_image(output.threshold)[:, None]
         cut = self._threshold if isinstance(choice, AboveThreshold) else step_cut
         assert cut is not None
         return cut

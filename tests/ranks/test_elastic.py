@@ -32,7 +32,7 @@ def eight_steps(run: Path, dataset: Path, **zero: object) -> RunConfig:
             "micro_batch_rows": 4,
             "weight_decay": 5.0,
         },
-        slm={"score": "loss", "mode": "running"},
+        slm={"criterion": "loss", "mode": "running"},
         zero={"param_persistence_threshold": 40, **zero},
         deepspeed_extra=SEVERAL_SUB_GROUPS if zero.get("stage", 3) == 3 else {},
     )

@@ -94,7 +94,7 @@ def by_key(parts: tuple[Step, ...]) -> Step:
 def selected_by_one_alone(one: Step, other: Step) -> list[int]:
     """Keys of targets that one layout selects and the other does not, but for those at the cut in both."""
     assert one["keys"].equal(other["keys"])
-    at_cut = [(step["scores"] - step["cuts"]).abs() < SCORE_TOLERANCE for step in (one, other)]
+    at_cut = [(step["values"] - step["cuts"]).abs() < SCORE_TOLERANCE for step in (one, other)]
     return one["keys"][(one["selected"] != other["selected"]) & ~(at_cut[0] & at_cut[1])].tolist()
 
 

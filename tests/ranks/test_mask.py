@@ -38,7 +38,7 @@ def copy(masked: Path, tmp_path: Path) -> Path:
 
 
 def config_of(chain: Chain, run: Path, dataset: Path, **slm: object) -> RunConfig:
-    settings = {"score": "reference", "scope": "sequence", **slm}
+    settings = {"criterion": "reference", "scope": "sequence", **slm}
     return changed(chain.slm_config(run), run, data={"train": str(dataset)}, slm=settings)
 
 
@@ -79,8 +79,8 @@ def test_the_mask_of_a_run_passes_and_its_cost_comes_along(chain: Chain, masked:
 @pytest.mark.parametrize(
     ("slm", "of_mask", "of_run"),
     [
-        ({"score": "excess"}, "slm.score = reference", "slm.score = excess"),
-        ({"score": "entropy"}, "slm.score = reference", "slm.score = entropy"),
+        ({"criterion": "excess"}, "slm.criterion = reference", "slm.criterion = excess"),
+        ({"criterion": "entropy"}, "slm.criterion = reference", "slm.criterion = entropy"),
         ({"scope": "batch"}, "slm.scope = sequence", "slm.scope = batch"),
         ({"keep_ratio": Decimal("0.61")}, "slm.keep_ratio = 0.6", "slm.keep_ratio = 0.61"),
         ({"keep_ratio_warmup_tokens": 5}, "slm.keep_ratio_warmup_tokens = 0", "slm.keep_ratio_warmup_tokens = 5"),

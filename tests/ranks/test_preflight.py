@@ -10,7 +10,7 @@ import torch
 
 from megaslm.scoring.job import score
 from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.demands import demands_of
+from megaslm.training.requirements import requirements_of
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
 from tests.scoring import make_reference, task_of
@@ -57,7 +57,7 @@ def test_ranks_that_fit_say_so_once(tokens: Path, tmp_path: Path, capfd: pytest.
 
     (checkpoint,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     written_bytes = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-    assert written_bytes == pytest.approx(demands_of(config).checkpoint_bytes, rel=0.1)
+    assert written_bytes == pytest.approx(requirements_of(config).checkpoint_bytes, rel=0.1)
 
 
 def test_a_rank_alone_has_nothing_to_say(tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +119,7 @@ def test_a_model_whose_checkpoints_no_disk_holds(
 def test_the_configuration_of_all_ranks_is_compared_in_full(tokens: Path, tmp_path: Path) -> None:
     """Whatever setting it is in which one rank differs."""
     usual = run_config(tmp_path / "run", tokens)
-    settings = demands_of(usual).settings
+    settings = requirements_of(usual).settings
     assert len(settings) > 60
     assert {"seed", "train.lr", "data.train", "model.from_scratch.hidden_size", "guard.on_spike"} <= settings.keys()
-    assert demands_of(changed(usual, slm={"keep_ratio": "0.5"})).settings != settings
+    assert requirements_of(changed(usual, slm={"keep_ratio": "0.5"})).settings != settings

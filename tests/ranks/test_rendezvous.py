@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from megaslm.engine import roll_call
+from megaslm.engine import rendezvous
 from megaslm.engine.distributed import all_reduce_sum, join_world, leave_world
 from megaslm.engine.rendezvous import meet, serve_store
 from megaslm.errors import ConfigError
@@ -112,7 +112,7 @@ def _meet(limit_seconds: float, device: str = "cpu") -> None:
 def test_ranks_that_do_not_come_are_named_and_those_that_have_are_told(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.8)
+    monkeypatch.setattr(rendezvous, "_REMINDER_SECONDS", 0.8)
     monkeypatch.setenv("MEGASLM_HOSTS", "node-1:2,node-2:2")
 
     def run() -> None:

@@ -49,7 +49,7 @@ def test_a_running_threshold_goes_on_from_its_checkpoint(chain: Chain, tmp_path:
 
 def test_a_run_by_entropy_needs_entropies_and_reports_what_it_measured(chain: Chain, tmp_path: Path) -> None:
     run = tmp_path / "entropy"
-    slm: dict[str, object] = {"score": "reference_and_entropy", "measure_unselected": False}
+    slm: dict[str, object] = {"criterion": "reference_and_entropy", "measure_unselected": False}
     config = changed(chain.slm_config(run), run, slm=slm)
     said = run_megaslm("train", write_config(tmp_path / "entropy.yaml", config), expect_status=2)
     assert "holds no ref_entropy" in said

@@ -69,7 +69,11 @@ def test_a_malformed_variable_says_what_is_allowed(text: str, named: str, says: 
 
 def test_a_command_has_the_faults_of_its_environment() -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", "from megaslm.engine.places import reach; reach('data', 1); reach('save', 2)"],
+        [
+            sys.executable,
+            "-c",
+            "from megaslm.engine.heartbeat import heartbeat; heartbeat('data', 1); heartbeat('save', 2)",
+        ],
         env={**os.environ, **injecting("kill@rank0:step2:save")},
         capture_output=True,
         text=True,

@@ -7,7 +7,7 @@ import pytest
 from megaslm.dataset.remote import open_dataset
 from megaslm.errors import DataError
 from megaslm.scoring.mask import mask_rule
-from megaslm.scoring.mask_job import MaskTask, mask
+from megaslm.scoring.mask_job import MaskRequest, mask
 from tests.inspected import make_inspected
 from tests.s3 import Bucket
 
@@ -22,8 +22,8 @@ def test_a_mask_is_the_same_wherever_it_is_made(s3: Bucket, tmp_path: Path) -> N
         if path.is_file():
             s3.put(f"scored/{path.relative_to(scored).as_posix()}", path.read_bytes())
     rule = mask_rule("reference_and_entropy", "0.6", 5.0)
-    local = mask(MaskTask(scored, tmp_path / "masked", rule))
-    task = MaskTask(s3.url("scored"), s3.url("masked"), rule, working=tmp_path / "work", cache=tmp_path / "cache")
+    local = mask(MaskRequest(scored, tmp_path / "masked", rule))
+    task = MaskRequest(s3.url("scored"), s3.url("masked"), rule, working=tmp_path / "work", cache=tmp_path / "cache")
     assert mask(task) == local
     for name in ("cost.json", "train/a/index.json", "train/a/part-00001/shard.00000.mds"):
         assert s3.get(f"masked/{name}") == (tmp_path / "masked" / name).read_bytes()
@@ -31,4 +31,4 @@ def test_a_mask_is_the_same_wherever_it_is_made(s3: Bucket, tmp_path: Path) -> N
     # It is finished: nothing is written, and another rule is refused.
     assert mask(task) == local
     with pytest.raises(DataError, match=r"mask\.score = reference_and_entropy there, reference here"):
-        mask(MaskTask(task.dataset, task.output, mask_rule("reference", "0.6", 5.0), None, task.working, task.cache))
+        mask(MaskRequest(task.dataset, task.output, mask_rule("reference", "0.6", 5.0), None, task.working, task.cache))

@@ -162,7 +162,7 @@ def test_other_things_at_the_place_are_refused(s3: Bucket, dataset: Path, workin
         RemoteOutput(s3.url("begun"), working).begin("another plan")
 
 
-def test_a_part_that_is_damaged_or_gone_is_refused(s3: Bucket, dataset: Path, working: Path) -> None:
+def test_a_part_that_is_corrupt_or_gone_is_refused(s3: Bucket, dataset: Path, working: Path) -> None:
     manifest = read_manifest(dataset)
     destination = RemoteOutput(s3.url("ds"), working)
     part = manifest.splits["train"]["b"].parts[0]
@@ -234,7 +234,7 @@ def test_another_dataset_at_the_same_place_is_not_mixed_in(s3: Bucket, dataset: 
     assert read_manifest(fetch_description(s3.url("ds"), tmp_path / "elsewhere")).name == "another"
 
 
-def test_what_is_damaged_is_named_and_nothing_stays(s3: Bucket, dataset: Path, tmp_path: Path) -> None:
+def test_what_is_corrupt_is_named_and_nothing_stays(s3: Bucket, dataset: Path, tmp_path: Path) -> None:
     files = {name: content for name, content in files_of(dataset).items() if not name.endswith(".mds")}
     put_dataset(s3, "ds", dataset)
     for name, content in files.items():

@@ -106,7 +106,7 @@ def test_faults_that_stay_end_the_run_by_the_name_of_the_shard(
     assert time.monotonic() - started < 30
 
 
-def test_a_shard_that_arrives_damaged_is_fetched_once_more(faulty_s3: FaultyS3, tmp_path: Path) -> None:
+def test_a_shard_that_arrives_corrupt_is_fetched_once_more(faulty_s3: FaultyS3, tmp_path: Path) -> None:
     stream = uploaded(faulty_s3.bucket, tmp_path)
     shard = shards_of(stream)[2].stored.basename
     right = (tmp_path / "local" / shard).read_bytes()

@@ -1,4 +1,5 @@
-"""Killed at any moment, stopped, out of disk, worked on by two, fed with damage: every row is scored exactly once."""
+"""Killed at any moment, stopped, out of disk, worked on by two, fed with corruption: every row is scored exactly
+once."""
 
 import os
 import random
@@ -147,16 +148,16 @@ def test_told_to_stop_all_ranks_stop_and_may_be_requeued(
 def test_damage_that_one_rank_finds_ends_all(
     reference: Path, tokens: Path, undisturbed: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    damaged = Path(shutil.copytree(tokens, tmp_path / "tokens"))
-    shard = next((damaged / "train" / "a" / "part-00001").glob("*.mds"))
+    corrupt = Path(shutil.copytree(tokens, tmp_path / "tokens"))
+    shard = next((corrupt / "train" / "a" / "part-00001").glob("*.mds"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     scored = tmp_path / "scored"
-    said = fail(2, task_of(reference, damaged, scored), 2, capfd)
+    said = fail(2, task_of(reference, corrupt, scored), 2, capfd)
     assert "part-00001/shard.00000.mds has the xxh3_64" in said
     assert not (scored / MANIFEST).exists()
     shard.write_bytes(content)
-    run_job(2, task_of(reference, damaged, scored))
+    run_job(2, task_of(reference, corrupt, scored))
     assert rows_of(scored) == rows_of(undisturbed)
 
 
@@ -192,7 +193,7 @@ def test_an_incomplete_reference_is_refused_before_anything_is_written(
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     said = fail(1, task_of(broken, tokens, tmp_path / "scored"), 2, capfd)
-    assert "model.safetensors: is damaged or incomplete" in said
+    assert "model.safetensors: is corrupt or incomplete" in said
     assert not (tmp_path / "scored").exists()
 
 

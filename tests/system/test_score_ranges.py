@@ -23,9 +23,10 @@ from megaslm.inspect.verify import verify
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring import derivation, job, work
-from megaslm.scoring.derivation_plan import ScoreTask, source_parts
+from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.reports import joined, scored_by
+from megaslm.scoring.request import ScoreRequest
 from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
@@ -307,7 +308,7 @@ def test_a_process_is_named_once_where_it_scored_one_range_after_the_other() -> 
     assert found[0].start_seconds == first.start_seconds
 
 
-def _kill_one_that_has(done: Callable[[Path], dict[str, int]], task: ScoreTask) -> None:
+def _kill_one_that_has(done: Callable[[Path], dict[str, int]], task: ScoreRequest) -> None:
     """Begins a job on one rank, and kills it once it has noted something."""
 
     def run() -> None:

@@ -9,7 +9,7 @@ import pytest
 import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.dataset.manifest import MANIFEST
 from megaslm.dataset.remote import fetch_description, read_remote_manifest
-from megaslm.scoring.derivation_plan import ScoreSettings, ScoreTask
+from megaslm.scoring.request import ScoreRequest, ScoreSettings
 from tests.corpus import content
 from tests.forks import statuses_of, wait_until
 from tests.s3 import Answer, Bucket, FaultyS3, Rule
@@ -39,9 +39,9 @@ def upload(bucket: Bucket, dataset: Path, name: str) -> str:
     return bucket.url(name)
 
 
-def task(folder: Path, bucket: Bucket, dataset: str, working: Path) -> ScoreTask:
+def task(folder: Path, bucket: Bucket, dataset: str, working: Path) -> ScoreRequest:
     settings = ScoreSettings(batch_rows=4)
-    return ScoreTask(
+    return ScoreRequest(
         folder / "model", dataset, bucket.url("scored"), settings, working=working, cache=working.parent / "cache"
     )
 
@@ -94,11 +94,11 @@ def test_a_place_that_holds_something_else(
     s3.put("scored/notes.txt", b"mine")
     job = task(folder, s3, str(folder / "small"), tmp_path / "working")
     assert "is not empty and holds no dataset" in fail(1, job, 2, capfd)
-    without = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings())
+    without = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings())
     assert "name a local folder for parts on their way there with --work" in fail(1, without, 2, capfd)
     assert not (tmp_path / "working" / MANIFEST).exists()
     (tmp_path / "mine" / "train").mkdir(parents=True)
-    mine = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
+    mine = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
     assert "mine is not empty and holds no dataset" in fail(1, mine, 2, capfd)
     assert (tmp_path / "mine" / "train").is_dir()
 
@@ -112,7 +112,7 @@ def test_two_jobs_on_one_url(s3: Bucket, folder: Path, tmp_path: Path, capfd: py
     statuses_of(ranks)
     second = task(folder, s3, str(folder / "small"), tmp_path / "second")
     assert "is being filled from another working folder" in fail(1, second, 2, capfd)
-    elsewhere = ScoreTask(folder / "model", str(folder / "small"), s3.url("other"), first.settings, first.working)
+    elsewhere = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), first.settings, first.working)
     assert f"holds the unfinished work for {s3.url('scored')}" in fail(1, elsewhere, 2, capfd)
     run_job(1, first)
     assert set(s3.stored_keys("scored/")).isdisjoint({"scored/unfinished.json"})

@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megaslm.engine.agreement import Agreement
+from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.engine.places import reach
+from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import DataError, Stopped
 from megaslm.health import verdict
-from megaslm.health.heartbeats import SignBoard
-from megaslm.health.verdict import Sign
+from megaslm.health.heartbeats import HeartbeatStore
+from megaslm.health.verdict import Heartbeat
 from megaslm.health.watchdog import Watchdog
 from tests.forks import fork_ranks, statuses_of
 
@@ -90,7 +90,7 @@ def sleep_for_ever() -> None:
 @pytest.mark.parametrize(("ranks", "stopped"), [(2, 0), (3, 1)])
 def test_a_stopped_rank_is_found_and_killed(job: Callable[..., Outcome], ranks: int, stopped: int) -> None:
     def work(world: World) -> None:
-        reach("step", 7)
+        heartbeat("step", 7)
         settle()
         if world.rank == stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -101,7 +101,7 @@ def test_a_stopped_rank_is_found_and_killed(job: Callable[..., Outcome], ranks: 
         assert status == (-signal.SIGKILL if rank == stopped else 1)
     for rank in set(range(ranks)) - {stopped}:
         assert re.search(
-            rf"rank {stopped} \(host \S+, process \d+, last at 'step' of step 7 for \d+ s\) has given no sign of life "
+            rf"rank {stopped} \(host \S+, process \d+, last at 'step' of step 7 for \d+ s\) has given no heartbeat "
             r"for \d+ s; its process is stopped by a signal \(T\)",
             outcome.said_by(rank),
         ), outcome.said
@@ -115,7 +115,7 @@ def test_a_killed_rank_is_found_at_once(job: Callable[..., Outcome], killed: int
     """Whether the others' collectives fail, or notice nothing."""
 
     def work(world: World) -> None:
-        reach("data", 3)
+        heartbeat("data", 3)
         settle()
         if world.rank == killed:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -138,10 +138,10 @@ def test_a_killed_rank_is_found_at_once(job: Callable[..., Outcome], killed: int
 @pytest.mark.parametrize("stuck", [0, 1])
 def test_of_a_deadlock_the_rank_behind_is_to_blame(job: Callable[..., Outcome], stuck: int) -> None:
     def work(world: World) -> None:
-        reach("data", 5)
+        heartbeat("data", 5)
         if world.rank == stuck:
             sleep_for_ever()
-        reach("step", 5)
+        heartbeat("step", 5)
         together()
 
     outcome = job(work, hang_seconds=HANG_SECONDS)
@@ -158,11 +158,11 @@ def test_of_a_deadlock_the_rank_behind_is_to_blame(job: Callable[..., Outcome], 
 
 def test_who_only_asks_the_others_is_not_to_blame(job: Callable[..., Outcome]) -> None:
     def work(world: World) -> None:
-        agreement = Agreement(world)
-        reach("save", 8)
+        cpu_group = CpuGroup(world)
+        heartbeat("save", 8)
         if world.rank == 1:
             sleep_for_ever()
-        agreement.any(False)
+        cpu_group.any(False)
 
     outcome = job(work, hang_seconds=HANG_SECONDS)
     assert outcome.statuses == [1, 1]
@@ -172,7 +172,7 @@ def test_who_only_asks_the_others_is_not_to_blame(job: Callable[..., Outcome]) -
 @pytest.mark.slow
 def test_at_one_place_who_is_in_no_collective_is_to_blame(job: Callable[..., Outcome]) -> None:
     def work(world: World) -> None:
-        reach("save", 8)
+        heartbeat("save", 8)
         if world.rank == 2:
             sleep_for_ever()
         together()
@@ -185,7 +185,7 @@ def test_at_one_place_who_is_in_no_collective_is_to_blame(job: Callable[..., Out
 
 def test_a_process_alone_finds_that_it_hangs(job: Callable[..., Outcome]) -> None:
     def work(world: World) -> None:
-        reach("validate", 2)
+        heartbeat("validate", 2)
         sleep_for_ever()
 
     outcome = job(work, ranks=1, hang_seconds=HANG_SECONDS)
@@ -231,14 +231,14 @@ def test_after_its_goodbye_a_rank_asks_nothing_more_of_the_first(
     job: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which may be gone by then, with its store; torch would tell of that by a page of C++."""
-    give = SignBoard.give
+    give = HeartbeatStore.give
 
-    def give_and_be_held_up(board: SignBoard, sign: Sign) -> None:
-        give(board, sign)
-        if sign.is_last and sign.rank == 1:
+    def give_and_be_held_up(board: HeartbeatStore, beat: Heartbeat) -> None:
+        give(board, beat)
+        if beat.is_last and beat.rank == 1:
             time.sleep(1.0)
 
-    monkeypatch.setattr(SignBoard, "give", give_and_be_held_up)
+    monkeypatch.setattr(HeartbeatStore, "give", give_and_be_held_up)
 
     def work(world: World) -> None:
         raise Stopped("told to")
@@ -254,7 +254,7 @@ def test_a_slow_job_is_left_alone(job: Callable[..., Outcome]) -> None:
 
     def work(world: World) -> None:
         for step in range(5):
-            reach("step", step)
+            heartbeat("step", step)
             time.sleep(1.2 if step % 2 == world.rank else 0)
             together()
         if world.rank == 1:
@@ -273,7 +273,7 @@ def test_a_job_that_was_suspended_is_left_alone() -> None:
         world = join_world()
         with Watchdog(world, silence_seconds=4.0, hang_seconds=4.0):
             for step in range(20):
-                reach("step", step)
+                heartbeat("step", step)
                 time.sleep(0.2)
                 together()
         leave_world()

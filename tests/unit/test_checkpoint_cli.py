@@ -73,7 +73,7 @@ def test_verify_finds_nothing_in_what_is_as_it_was_written(run: Path, tmp_path: 
     assert json.loads((tmp_path / "found.json").read_text()) == {folder_of(run, step): None for step in STEPS}
 
 
-def test_verify_names_what_is_damaged_and_looks_at_all(run: Path, tmp_path: Path, says: Says) -> None:
+def test_verify_names_what_is_corrupt_and_looks_at_all(run: Path, tmp_path: Path, says: Says) -> None:
     checkpoints = {step: step_folder(run / "checkpoints", step) for step in STEPS}
     (checkpoints[10] / WEIGHTS).write_bytes(b"v" * 499 + b"u")
     (checkpoints[20] / WEIGHTS).unlink()
@@ -86,10 +86,10 @@ def test_verify_names_what_is_damaged_and_looks_at_all(run: Path, tmp_path: Path
 
 
 def test_verify_takes_one_checkpoint_too(run: Path, says: Says) -> None:
-    damaged, whole = (step_folder(run / "checkpoints", step) for step in (10, 20))
-    (damaged / WEIGHTS).write_bytes(b"short")
+    corrupt, whole = (step_folder(run / "checkpoints", step) for step in (10, 20))
+    (corrupt / WEIGHTS).write_bytes(b"short")
     says(checkpoint("verify", whole).stdout, whole)
-    says(checkpoint("verify", damaged, expect_status=2).stdout, WEIGHTS, "5", "500")
+    says(checkpoint("verify", corrupt, expect_status=2).stdout, WEIGHTS, "5", "500")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_prune_removes_nothing_while_a_job_trains(run: Path, says: Says) -> None
     assert steps_left(run) == list(STEPS)
 
 
-def test_prune_removes_nothing_where_the_newest_is_damaged(run: Path, says: Says) -> None:
+def test_prune_removes_nothing_where_the_newest_is_corrupt(run: Path, says: Says) -> None:
     newest = step_folder(run / "checkpoints", 40)
     (newest / WEIGHTS).write_bytes(b"x" * 500)
     done = checkpoint("prune", run, expect_status=2)

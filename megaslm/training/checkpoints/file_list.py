@@ -65,17 +65,17 @@ def read_file_list(checkpoint: Path) -> FileList:
 
 
 @dataclass(frozen=True)
-class Damage:
+class Corruption:
     """A file that is not as it was written."""
 
     name: str
     found: str
 
 
-def damage_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[Damage]:
+def corruption_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[Corruption]:
     """Compares files with the list, sizes first: reads every byte of those that have the right one."""
     problems = {name: _problem(checkpoint / name, files[name]) for name in names}
-    return [Damage(name, problem) for name, problem in problems.items() if problem is not None]
+    return [Corruption(name, problem) for name, problem in problems.items() if problem is not None]
 
 
 def _problem(path: Path, written: Described) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from megaslm.engine.state_pieces import Piece
+from megaslm.engine.training_state import Fragment
 from megaslm.errors import CheckpointError
 
 LAYOUT = "layout.json"
@@ -39,18 +39,20 @@ class Layout:
     """The updates that the moments come from."""
 
     @classmethod
-    def of(cls, pieces: Sequence[Sequence[Piece]]) -> "Layout":
-        """The layout of the pieces that each rank holds; of a stretch that several hold, the first rank's counts.
+    def of(cls, fragments: Sequence[Sequence[Fragment]]) -> "Layout":
+        """The layout of the fragments that each rank holds; of a stretch that several hold, the first rank's counts.
 
         Raises:
-            CheckpointError: the pieces do not make up their parameters.
+            CheckpointError: the fragments do not make up their parameters.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         stretches: dict[str, dict[int, Stretch]] = {}
-        for rank, held in enumerate(pieces):
-            for piece in held:
-                shapes[piece.name] = piece.shape
-                stretches.setdefault(piece.name, {}).setdefault(piece.start, Stretch(rank, piece.start, piece.count))
+        for rank, held in enumerate(fragments):
+            for fragment in held:
+                shapes[fragment.name] = fragment.shape
+                stretches.setdefault(fragment.name, {}).setdefault(
+                    fragment.start, Stretch(rank, fragment.start, fragment.count)
+                )
         parameters = {
             name: StoredParameter(shape, tuple(stretches[name][start] for start in sorted(stretches[name])))
             for name, shape in shapes.items()

@@ -1,17 +1,18 @@
 """Saves: a copy on the host, a thread that writes it while training goes on, and a commit once all ranks have written.
 
 The threads call no collective. Between two steps the ranks tell one another how far their threads are; when all are
-done the first rank lists the files, and the folder gets its name. Old checkpoints are removed in a thread, too."""
+done the first rank lists the files, and the folder gets its name. Old checkpoints are removed in a thread, too.
+"""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megaslm.engine.agreement import Agreement
+from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
-from megaslm.engine.places import reach
-from megaslm.engine.state_pieces import TrainingState
+from megaslm.engine.heartbeat import heartbeat
+from megaslm.engine.training_state import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
 from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
@@ -81,14 +82,14 @@ class Pruning:
         retention: Retention,
         *,
         up_to_step: int,
-        damaged: Sequence[int],
+        corrupt: Sequence[int],
         say: Callable[[str], None],
     ) -> None:
         """Begins at once; see `prune`."""
 
         def run() -> None:
             try:
-                prune(checkpoints, retention, up_to_step=up_to_step, damaged=damaged)
+                prune(checkpoints, retention, up_to_step=up_to_step, corrupt=corrupt)
             except OSError as error:
                 say(f"warning: an old checkpoint cannot be removed: {error}")
 
@@ -109,11 +110,11 @@ class Saver:
         state: TrainingState,
         config: str,
         world: World,
-        agreement: Agreement,
+        cpu_group: CpuGroup,
         *,
         retention: Retention,
         max_failed: int,
-        damaged: tuple[int, ...],
+        corrupt: tuple[int, ...],
         say: Callable[[str], None],
         on_saved: Callable[[Progress], None],
     ) -> None:
@@ -124,10 +125,10 @@ class Saver:
             state: what is saved.
             config: the resolved configuration, which lies in every checkpoint.
             world: the ranks.
-            agreement: of the ranks.
+            cpu_group: of the ranks.
             retention: what is kept.
             max_failed: saves in a row that may fail.
-            damaged: steps whose checkpoints are known not to be whole.
+            corrupt: steps whose checkpoints are known not to be whole.
             say: prints a line, on the first rank.
             on_saved: told on all ranks of each checkpoint that is complete.
         """
@@ -135,13 +136,13 @@ class Saver:
         self._state = state
         self._config = config
         self._world = world
-        self._agreement = agreement
+        self._cpu_group = cpu_group
         self._retention = retention
         self._max_failed = max_failed
-        self._damaged = set(damaged)
+        self._corrupt = set(corrupt)
         self._say = say
         self._on_saved = on_saved
-        self._layout = Layout.of(gather_objects(state.pieces))
+        self._layout = Layout.of(gather_objects(state.fragments))
         self._copy = HostCopy(state, self._layout.written_by(world.rank))
         self._write: PartWrite | None = None
         self._pruning: Pruning | None = None
@@ -157,7 +158,7 @@ class Saver:
     def begin(self, progress: Progress) -> None:
         """Copies the state and starts to write it; a save that is still under way is waited for first."""
         self.wait()
-        reach("save", progress.step)
+        heartbeat("save", progress.step)
         self._copy.take()
         folder = unfinished(step_folder(self._checkpoints, progress.step))
         texts = self._descriptions(progress) if self._world.is_first else {}
@@ -184,9 +185,9 @@ class Saver:
             SaveFailed: it has failed, and `may_fail` is false or others have failed before it.
         """
         if self._write is not None:
-            reach("save", self._write.progress.step)
+            heartbeat("save", self._write.progress.step)
             self._write.wait()
-            failed = self._agreement.any(self._write.failure is not None)
+            failed = self._cpu_group.any(self._write.failure is not None)
             if not may_fail:
                 self._max_failed = 1
             self.settle(0, int(failed))
@@ -204,7 +205,7 @@ class Saver:
             self._abandon(write, failure)
             return
         self._failed_in_a_row = 0
-        self._damaged.discard(write.progress.step)
+        self._corrupt.discard(write.progress.step)
         self._say(f"step {write.progress.step} · saved {folder}")
         self._on_saved(write.progress)
         if self._world.is_first:
@@ -227,7 +228,7 @@ class Saver:
         """Removes what is not kept, in a thread: that of a large checkpoint takes long."""
         self._wait_for_pruning()
         self._pruning = Pruning(
-            self._checkpoints, self._retention, up_to_step=step, damaged=tuple(self._damaged), say=self._say
+            self._checkpoints, self._retention, up_to_step=step, corrupt=tuple(self._corrupt), say=self._say
         )
 
     def _wait_for_pruning(self) -> None:

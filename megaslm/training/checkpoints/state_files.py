@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megaslm.engine.state_pieces import MOMENTS, Piece, Quantity, TrainingState
+from megaslm.engine.training_state import MOMENTS, Fragment, Quantity, TrainingState
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.file_list import WEIGHTS
 from megaslm.training.checkpoints.layout import Layout, read_layout
@@ -21,13 +21,13 @@ class HostCopy:
     def __init__(self, state: TrainingState, mine: set[str]) -> None:
         """Keeps room for the parameters `mine`, which is filled again at every `take`."""
         self._state = state
-        self._pieces = [piece for piece in state.pieces if piece.name in mine]
+        self._fragments = [fragment for fragment in state.fragments if fragment.name in mine]
         self._room: dict[tuple[Quantity, int], Tensor] = {}
 
     def take(self) -> None:
         """Copies the state as it is now; returns when it is copied."""
         self._state.ensure_moments()
-        for flat in {piece.flat for piece in self._pieces}:
+        for flat in {fragment.flat for fragment in self._fragments}:
             for quantity in ("weight", *MOMENTS):
                 self._copy(quantity, flat)
         if torch.cuda.is_available():
@@ -44,15 +44,17 @@ class HostCopy:
     def write(self, folder: Path, rank: int) -> list[Path]:
         """Writes what was taken, and gives the files."""
         weights, optimizer = weights_file(folder, rank), _optimizer_file(folder, rank)
-        _save({piece.name: self._stretch("weight", piece) for piece in self._pieces}, weights)
+        _save({fragment.name: self._stretch("weight", fragment) for fragment in self._fragments}, weights)
         moments = {
-            _key(moment, piece.name): self._stretch(moment, piece) for moment in MOMENTS for piece in self._pieces
+            _key(moment, fragment.name): self._stretch(moment, fragment)
+            for moment in MOMENTS
+            for fragment in self._fragments
         }
         _save(moments, optimizer)
         return [weights, optimizer]
 
-    def _stretch(self, quantity: Quantity, piece: Piece) -> Tensor:
-        return self._room[quantity, piece.flat].narrow(0, piece.offset, piece.count)
+    def _stretch(self, quantity: Quantity, fragment: Fragment) -> Tensor:
+        return self._room[quantity, fragment.flat].narrow(0, fragment.offset, fragment.count)
 
 
 class StateFiles:
@@ -117,14 +119,18 @@ def load_state(checkpoint: Path, state: TrainingState) -> None:
     layout = read_layout(checkpoint)
     files = StateFiles(checkpoint, layout)
     state.make_moments(layout.adam_steps)
-    for piece in state.pieces:
-        stored = layout.parameters.get(piece.name)
-        if stored is None or stored.shape != piece.shape:
+    for fragment in state.fragments:
+        stored = layout.parameters.get(fragment.name)
+        if stored is None or stored.shape != fragment.shape:
             found = "is not in it" if stored is None else f"has the shape {stored.shape} in it"
-            raise CheckpointError(f"{checkpoint}: {piece.name} of shape {piece.shape} {found}; it is of another model")
+            raise CheckpointError(
+                f"{checkpoint}: {fragment.name} of shape {fragment.shape} {found}; it is of another model"
+            )
         for quantity in ("weight", *MOMENTS):
-            whole = state.quantity(quantity, piece.flat)
-            whole.narrow(0, piece.offset, piece.count).copy_(files.read(quantity, piece.name, piece.start, piece.count))
+            whole = state.quantity(quantity, fragment.flat)
+            whole.narrow(0, fragment.offset, fragment.count).copy_(
+                files.read(quantity, fragment.name, fragment.start, fragment.count)
+            )
     state.publish_weights()
 
 

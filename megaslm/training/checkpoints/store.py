@@ -9,11 +9,11 @@ from itertools import chain
 from pathlib import Path
 
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
-from megaslm.engine.places import reach
-from megaslm.engine.state_pieces import TrainingState
+from megaslm.engine.heartbeat import heartbeat
+from megaslm.engine.training_state import TrainingState
 from megaslm.errors import CheckpointError
 from megaslm.files import UNFINISHED
-from megaslm.training.checkpoints.file_list import COMPLETE, Damage, FileList, damage_of, read_file_list
+from megaslm.training.checkpoints.file_list import COMPLETE, Corruption, FileList, corruption_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import load_state
 
@@ -82,8 +82,8 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, damaged: Sequence[int] = ()) -> list[Path]:
-    """Removes what `retention` does not keep among the checkpoints up to a step; damaged ones are left and not counted.
+def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, corrupt: Sequence[int] = ()) -> list[Path]:
+    """Removes what `retention` does not keep among the checkpoints up to a step; corrupt ones are left and not counted.
 
     Returns:
         The folders that are gone.
@@ -91,7 +91,7 @@ def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, damaged: 
     counted = {
         checkpoint.step: checkpoint.folder
         for checkpoint in complete_checkpoints(checkpoints)
-        if checkpoint.step <= up_to_step and checkpoint.step not in damaged
+        if checkpoint.step <= up_to_step and checkpoint.step not in corrupt
     }
     gone = [counted[step] for step in retention.superfluous(list(counted))]
     for folder in gone:
@@ -99,28 +99,28 @@ def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, damaged: 
     return gone
 
 
-def find_damage(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> list[Damage]:
+def find_corruption(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> list[Corruption]:
     """Reads the files of a checkpoint that `names` lets through, in threads, and gives those that are not as written.
 
     Raises:
-        CheckpointError: there is no list to compare them with, or it is damaged itself.
+        CheckpointError: there is no list to compare them with, or it is corrupt itself.
     """
     files = read_file_list(checkpoint)
     chosen = [name for name in files if names(name)]
     with ThreadPoolExecutor() as threads:
-        return list(chain.from_iterable(threads.map(lambda name: damage_of(checkpoint, [name], files), chosen)))
+        return list(chain.from_iterable(threads.map(lambda name: corruption_of(checkpoint, [name], files), chosen)))
 
 
 def check_whole(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> None:
     """Raises CheckpointError where a file of a checkpoint that `names` lets through is not as it was written."""
-    damage = find_damage(checkpoint, names)
-    if damage:
-        raise CheckpointError(f"{checkpoint}: {describe_damage(damage)}; use another checkpoint of the run")
+    corruption = find_corruption(checkpoint, names)
+    if corruption:
+        raise CheckpointError(f"{checkpoint}: {describe_corruption(corruption)}; use another checkpoint of the run")
 
 
-def describe_damage(damage: Sequence[Damage]) -> str:
+def describe_corruption(corruption: Sequence[Corruption]) -> str:
     """What is wrong, in one line."""
-    return ", ".join(f"{one.name} {one.found}" for one in damage)
+    return ", ".join(f"{one.name} {one.found}" for one in corruption)
 
 
 def check_sizes(folder: Path, files: FileList) -> None:
@@ -137,7 +137,7 @@ class Resumed:
     """Where a run goes on."""
 
     progress: Progress
-    damaged: tuple[int, ...] = ()
+    corrupt: tuple[int, ...] = ()
     """Steps of newer checkpoints that are not as they were written; they are left as they are."""
 
 
@@ -157,19 +157,19 @@ def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[
     """
     on_first_rank(lambda: remove_unfinished(checkpoints))
     found = on_first_rank(lambda: complete_checkpoints(checkpoints))
-    damaged: list[int] = []
+    corrupt: list[int] = []
     for checkpoint in reversed(found):
-        reach("load", checkpoint.step)
+        heartbeat("load", checkpoint.step)
         problem = _problem(checkpoint, world)
         if problem is None:
             load_state(checkpoint.folder, state)
             say(f"goes on after step {checkpoint.step}, from {checkpoint.folder}")
-            return Resumed(read_progress(checkpoint.folder), tuple(damaged))
-        damaged.append(checkpoint.step)
+            return Resumed(read_progress(checkpoint.folder), tuple(corrupt))
+        corrupt.append(checkpoint.step)
         say(f"warning: {problem}; it is left as it is, and the one before is used")
-    if damaged:
+    if corrupt:
         raise CheckpointError(
-            f"{checkpoints}: none of its {len(damaged)} checkpoints is as it was written (above); restore one from a "
+            f"{checkpoints}: none of its {len(corrupt)} checkpoints is as it was written (above); restore one from a "
             "copy, or start again in another run_dir"
         )
     return Resumed(Progress())
@@ -182,9 +182,9 @@ def _problem(checkpoint: Checkpoint, world: World) -> str | None:
     if isinstance(files, str):
         return files
     by_size = sorted(files, key=lambda name: (-files[name].size, name))
-    mine = damage_of(checkpoint.folder, by_size[world.rank :: world.size], files)
-    damage = list(chain.from_iterable(gather_objects(mine)))
-    return f"{checkpoint.folder}: {describe_damage(damage)}" if damage else None
+    mine = corruption_of(checkpoint.folder, by_size[world.rank :: world.size], files)
+    corruption = list(chain.from_iterable(gather_objects(mine)))
+    return f"{checkpoint.folder}: {describe_corruption(corruption)}" if corruption else None
 
 
 def _list_or_problem(checkpoint: Path) -> FileList | str:

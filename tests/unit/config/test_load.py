@@ -56,6 +56,23 @@ def test_a_file_lies_over_its_base_key_by_key(run_file: Path) -> None:
     assert config.train.objective == "slm"
 
 
+def test_old_names_of_settings_are_read_with_a_warning(run_file: Path, says: Says) -> None:
+    loaded = load(RunConfig, child_of(run_file, "slm: {score: loss}"), ["guard.rehearse=true"])
+    assert (loaded.value.slm.criterion, loaded.value.guard.dry_run) == ("loss", True)
+    assert loaded.provenance["slm.criterion"] == f"{run_file.with_name('child.yaml')}:2"
+    says("\n".join(loaded.warnings), "slm.score", "slm.criterion", "guard.rehearse", "guard.dry_run", "--set")
+
+
+@pytest.mark.parametrize(("below", "above"), [("score", "criterion"), ("criterion", "score")])
+def test_of_an_old_and_a_new_name_the_one_laid_last_counts(run_file: Path, below: str, above: str) -> None:
+    child = child_of(run_file, f"slm: {{{below}: loss}}")
+    assert load(RunConfig, child, [f"slm.{above}=random"]).value.slm.criterion == "random"
+
+
+def test_a_configuration_without_old_names_warns_of_nothing(run_file: Path) -> None:
+    assert load(RunConfig, run_file, ["slm.criterion=loss"]).warnings == ()
+
+
 def test_bases_chain_and_are_relative_to_the_file_that_names_them(run_file: Path, tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     middle, top = tmp_path / "deep" / "middle.yaml", tmp_path / "top.yaml"

@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from megaslm.config.recipe import Source
 from megaslm.corpus import records
-from megaslm.corpus.documents import Document, InvalidUtf8, Piece
+from megaslm.corpus.documents import Document, FileRange, InvalidUtf8
 from megaslm.corpus.files import describe
 from megaslm.corpus.readers import is_divisible, read_documents
 from megaslm.corpus.source_bytes import ReadLog
@@ -31,21 +31,21 @@ def source_of(path: Path, **settings: object) -> Source:
 
 def read(path: Path, **settings: object) -> list[Document]:
     log, size = ReadLog(), path.stat().st_size
-    documents = read_documents(Piece(describe(path, label=path.name), 0, size), source_of(path, **settings), log)
+    documents = read_documents(FileRange(describe(path, label=path.name), 0, size), source_of(path, **settings), log)
     found = list(documents)
     assert log.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def read_in_pieces(path: Path, count: int, **settings: object) -> list[list[str]]:
-    """The texts of each of `count` equal pieces of a file, whose hashes are proved."""
+def read_in_ranges(path: Path, count: int, **settings: object) -> list[list[str]]:
+    """The texts of each of `count` equal ranges of a file, whose hashes are proved."""
     file, source, content = describe(path, label=path.name), source_of(path, **settings), path.read_bytes()
     bounds = [number * len(content) // count for number in range(count + 1)]
-    pieces, log = [], ReadLog()
+    ranges, log = [], ReadLog()
     for start, stop in pairwise(bounds):
-        pieces.append([document.text for document in read_documents(Piece(file, start, stop), source, log)])
+        ranges.append([document.text for document in read_documents(FileRange(file, start, stop), source, log)])
         assert log.sha256 == hashlib.sha256(content[start:stop]).hexdigest()
-    return pieces
+    return ranges
 
 
 def lines(records: list[dict[str, object]]) -> bytes:
@@ -105,12 +105,12 @@ def test_a_missing_group_field_is_named(tmp_path: Path, says: Says) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-@pytest.mark.parametrize("damage", ["truncated", "not compressed"])
-def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage: str, says: Says) -> None:
+@pytest.mark.parametrize("corruption", ["truncated", "not compressed"])
+def test_a_corrupt_compressed_file_is_named(tmp_path: Path, suffix: str, corruption: str, says: Says) -> None:
     content = lines(RECORDS * 2000)
     compress = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix]
     path = tmp_path / f"a.jsonl{suffix}"
-    path.write_bytes(content if damage == "not compressed" else compress(content)[:-20])
+    path.write_bytes(content if corruption == "not compressed" else compress(content)[:-20])
     with pytest.raises(DataError) as refused:
         read(path)
     says(refused, "a.jsonl")
@@ -118,14 +118,14 @@ def test_a_damaged_compressed_file_is_named(tmp_path: Path, suffix: str, damage:
 
 @pytest.mark.parametrize("ending", ["\n", ""])
 def test_pieces_share_out_the_lines_wherever_they_begin(tmp_path: Path, ending: str) -> None:
-    texts = ["", "é" * 7, "x", "a longer line, longer than a piece", "y", "z"] * 2
+    texts = ["", "é" * 7, "x", "a longer line, longer than a range", "y", "z"] * 2
     content = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts) + ending
     (tmp_path / "a.jsonl").write_text(content, encoding="utf-8")
     size = (tmp_path / "a.jsonl").stat().st_size
     for count in (1, 2, 3, 7, size - 1, size):
-        pieces = read_in_pieces(tmp_path / "a.jsonl", count)
-        assert [text for piece in pieces for text in piece] == texts
-        assert count == 1 or sum(map(bool, pieces)) > 1
+        ranges = read_in_ranges(tmp_path / "a.jsonl", count)
+        assert [text for file_range in ranges for text in file_range] == texts
+        assert count == 1 or sum(map(bool, ranges)) > 1
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
@@ -135,17 +135,17 @@ def test_pieces_share_out_the_documents_between_separators(tmp_path: Path, line_
     (tmp_path / "a.txt").write_bytes(content.replace("\n", line_end).encode())
     size = (tmp_path / "a.txt").stat().st_size
     for count in (1, 2, 3, 11, size):
-        pieces = read_in_pieces(tmp_path / "a.txt", count, reader="text", separator="<|end|>")
-        assert [text.replace(line_end, "\n") for piece in pieces for text in piece] == texts
+        ranges = read_in_ranges(tmp_path / "a.txt", count, reader="text", separator="<|end|>")
+        assert [text.replace(line_end, "\n") for file_range in ranges for text in file_range] == texts
 
 
 def test_pieces_share_out_row_groups(tmp_path: Path) -> None:
     texts = [f"text {number} " * 50 for number in range(600)]
     parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100)
     for count in (1, 2, 5, 40):
-        pieces = read_in_pieces(tmp_path / "a.parquet", count, reader="parquet")
-        assert [text for piece in pieces for text in piece] == texts
-        assert count == 1 or sum(map(bool, pieces)) > 1
+        ranges = read_in_ranges(tmp_path / "a.parquet", count, reader="parquet")
+        assert [text for file_range in ranges for text in file_range] == texts
+        assert count == 1 or sum(map(bool, ranges)) > 1
 
 
 def test_what_can_be_divided() -> None:
@@ -161,7 +161,7 @@ def test_a_bad_line_in_the_middle_of_a_file_is_named_by_its_byte(tmp_path: Path,
     good = b'{"text": "a"}\n'
     (tmp_path / "a.jsonl").write_bytes(good * 10 + b"{\n" + good * 10)
     with pytest.raises(DataError) as refused:
-        read_in_pieces(tmp_path / "a.jsonl", 4)
+        read_in_ranges(tmp_path / "a.jsonl", 4)
     says(refused, "a.jsonl", "byte 140")
 
 
@@ -185,7 +185,7 @@ def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path, says: Says) -> N
     with path.open("ab") as more:
         more.write(b"\n")
     with pytest.raises(DataError) as refused:
-        list(read_documents(Piece(file, 0, file.bytes), source_of(path), ReadLog()))
+        list(read_documents(FileRange(file, 0, file.bytes), source_of(path), ReadLog()))
     says(refused, "a.jsonl")
 
 

@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_files_are_batched_in_order_up_to_a_size(folder: Path) -> None:
     tasks = plan_tasks(recipe(folder, part_bytes=25))
-    names = [[Path(piece.file.path).name for piece in task.pieces] for task in tasks[:3]]
+    names = [[Path(file_range.file.path).name for file_range in task.ranges] for task in tasks[:3]]
     assert names == [["0.txt", "1.txt"], ["2.txt"], ["3.txt"]]
     assert [task.number for task in tasks] == list(range(9))
     assert [(task.source.domain, task.source_number) for task in tasks] == [("a", 0)] * 3 + [("b", 1)] * 3 + [
@@ -42,8 +42,11 @@ def test_large_files_are_divided_where_they_can_be(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x" * size)
     source = {"domain": "a", "reader": "jsonl", "paths": [str(tmp_path)]}
     tasks = plan_tasks(recipe(tmp_path, sources=[source], part_bytes=100))
-    pieces = [[(Path(piece.file.path).name, piece.start, piece.stop) for piece in task.pieces] for task in tasks]
-    assert pieces == [
+    ranges = [
+        [(Path(file_range.file.path).name, file_range.start, file_range.stop) for file_range in task.ranges]
+        for task in tasks
+    ]
+    assert ranges == [
         [("1.jsonl", 0, 83)],
         [("1.jsonl", 83, 166)],
         [("1.jsonl", 166, 250)],

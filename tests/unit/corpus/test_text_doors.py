@@ -22,7 +22,7 @@ from pyarrow import parquet
 
 from megaslm.config.recipe import Source
 from megaslm.corpus import compression
-from megaslm.corpus.documents import Document, InvalidUtf8, Piece, describe, falls_within, key_of
+from megaslm.corpus.documents import Document, FileRange, InvalidUtf8, describe, falls_within, key_of
 from megaslm.corpus.readers import read_documents
 from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
@@ -38,8 +38,8 @@ RECORDS = st.lists(st.fixed_dictionaries({"text": TEXTS, "group": VALUES}, optio
 
 def read(path: Path, reader: str, **more: object) -> list[Document]:
     source = Source.model_validate({"domain": "d", "reader": reader, "paths": [str(path)], **more})
-    piece = Piece(describe(path, path.name), 0, path.stat().st_size)
-    return list(read_documents(piece, source, ReadLog()))
+    file_range = FileRange(describe(path, path.name), 0, path.stat().st_size)
+    return list(read_documents(file_range, source, ReadLog()))
 
 
 def by_groups(documents: list[Document]) -> list[list[int]]:
@@ -263,14 +263,14 @@ def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(tmp_path:
             assert [each.text for each in read(tmp_path / "a.parquet", "parquet")] == ["a", "b"]
 
 
-@pytest.mark.parametrize("damage", ["page", "footer", "cut", "empty", "encrypted", "no text"])
-def test_parquet_that_cannot_be_read_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("corruption", ["page", "footer", "cut", "empty", "encrypted", "no text"])
+def test_parquet_that_cannot_be_read_is_named(tmp_path: Path, corruption: str) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(
         pyarrow.table({"text": [f"text {n} {n * 7919}" for n in range(3000)]}), path, row_group_size=1000
     )
     content = bytearray(path.read_bytes())
-    match damage:
+    match corruption:
         case "page":
             content[4 : len(content) // 2] = bytes(reversed(content[4 : len(content) // 2]))
         case "footer":

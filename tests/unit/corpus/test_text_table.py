@@ -13,7 +13,7 @@ import zstandard
 from pyarrow import parquet
 
 from megaslm.config.recipe import Source
-from megaslm.corpus.documents import Piece
+from megaslm.corpus.documents import FileRange
 from megaslm.corpus.files import find_files
 from megaslm.corpus.readers import read_documents
 from megaslm.corpus.source_bytes import ReadLog
@@ -99,7 +99,7 @@ MEMBERS: list[tuple[str, str, str, bytes]] = [
 
 
 SAYS = (
-    "line 1", "line 2", "row 1", "row 2", "gzip", "zstd", "bzip2", "xz", "window", "damaged", "first bytes", "UTF-8",
+    "line 1", "line 2", "row 1", "row 2", "gzip", "zstd", "bzip2", "xz", "window", "corrupt", "first bytes", "UTF-8",
     "JSON", "nested", "surrogate", "no field", "expected a string", "not a readable parquet file", "only .jsonl",
     "only .txt", "only .parquet", "*.json", "hidden",
 )  # fmt: skip
@@ -110,8 +110,8 @@ def outcome(folder: Path, reader: str, name: str, content: bytes) -> tuple[str, 
     (folder / name).write_bytes(content)
     source = Source.model_validate({"domain": "d", "reader": reader, "paths": [str(folder)]})
     try:
-        pieces = [Piece(file, 0, file.bytes) for file in find_files(source)]
-        texts = [each.text for piece in pieces for each in read_documents(piece, source, ReadLog())]
+        ranges = [FileRange(file, 0, file.bytes) for file in find_files(source)]
+        texts = [each.text for file_range in ranges for each in read_documents(file_range, source, ReadLog())]
     except DataError as error:
         message = str(error)
         assert str(folder) in message

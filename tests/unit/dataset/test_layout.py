@@ -92,7 +92,7 @@ def add_part(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    ("corruption", "named"),
     [
         (drop_shard, "shard.00001.mds"),
         (cut_shard, "shard.00001.mds"),
@@ -108,10 +108,12 @@ def add_part(folder: Path) -> None:
         (add_part, "part-00002"),
     ],
 )
-def test_a_damaged_dataset_is_noticed_before_it_is_read(tmp_path: Path, damage: object, named: str, says: Says) -> None:
+def test_a_corrupt_dataset_is_noticed_before_it_is_read(
+    tmp_path: Path, corruption: object, named: str, says: Says
+) -> None:
     make(tmp_path, FORMATS["narrow"])
     check_layout(tmp_path)
-    damage(tmp_path / "train" / "a")  # type: ignore[operator]
+    corruption(tmp_path / "train" / "a")  # type: ignore[operator]
     with pytest.raises(DataError) as refused:
         check_layout(tmp_path)
     says(refused, named)

@@ -115,7 +115,7 @@ def test_another_schema_version(tmp_path: Path, version: int, says: Says) -> Non
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]", ""])
-def test_a_damaged_manifest(tmp_path: Path, text: str, says: Says) -> None:
+def test_a_corrupt_manifest(tmp_path: Path, text: str, says: Says) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError) as refused:
         read_manifest(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from megaslm.dataset.index import Shard, read_index
 from megaslm.dataset.rows import rows_in, unpacked
-from megaslm.errors import Damaged
+from megaslm.errors import CorruptData
 from tests.messages import Says
 from tests.small_shards import FORMATS, tokens_of, write
 
@@ -28,10 +28,10 @@ def test_what_was_compressed_is_unpacked(packed: tuple[Path, Shard]) -> None:
 
 def test_what_is_not_zstd_is_refused(packed: tuple[Path, Shard], says: Says) -> None:
     path, shard = packed
-    with pytest.raises(Damaged) as refused:
+    with pytest.raises(CorruptData) as refused:
         unpacked(path, path.read_bytes()[1:], shard)
     says(refused, path)
-    with pytest.raises(Damaged) as refused:
+    with pytest.raises(CorruptData) as refused:
         unpacked(path, path.read_bytes(), shard.model_copy(update={"compression": "gz"}))
     says(refused, path, "index.json", "zstd")
 
@@ -51,6 +51,6 @@ def test_bytes_of_other_rows_are_refused(packed: tuple[Path, Shard], change: str
             content[9] ^= 1
         case "empty":
             content.clear()
-    with pytest.raises(Damaged) as refused:
+    with pytest.raises(CorruptData) as refused:
         rows_in(path, np.frombuffer(bytes(content), dtype=np.uint8), shard)
     says(refused, f"{shard.samples} rows", "28 bytes")

@@ -14,7 +14,7 @@ from megaslm.engine.network import (
     own_address_towards,
 )
 from megaslm.engine.rank_names import Rank
-from megaslm.engine.roll_call import Arrival, refusal_of
+from megaslm.engine.rendezvous import Arrival, refusal_of
 from megaslm.errors import ConfigError
 from tests.messages import Says
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import megaslm
 from megaslm.engine.rank_names import Rank
 from megaslm.health.clocks import ClockReading
-from megaslm.health.findings import Demands
+from megaslm.health.findings import Requirements
 from megaslm.health.host_facts import Disk, available_memory_bytes, look, sources_sha256
 from tests.messages import Says
 
@@ -35,7 +35,7 @@ def test_the_hash_of_the_code_depends_on_every_byte_and_name_and_on_nothing_else
 def test_a_files_content_counts_and_why_it_cannot_be_read(tmp_path: Path, says: Says) -> None:
     def contents() -> dict[str, str]:
         files = {"one": tmp_path / "one", "other": tmp_path / "other"}
-        return look(Rank(0, "here"), Demands({}, files), ClockReading(0.0, 0.0)).files
+        return look(Rank(0, "here"), Requirements({}, files), ClockReading(0.0, 0.0)).files
 
     (tmp_path / "one").write_text("content")
     before = contents()
@@ -78,8 +78,8 @@ def limit(group: Path, *, maximum: str, used: int, inactive_file: int) -> None:
 
 
 def test_this_host_is_looked_at_without_a_trace(tmp_path: Path) -> None:
-    demands = Demands({"seed": "0"}, checkpoints=tmp_path / "run" / "checkpoints", checkpoint_bytes=12)
-    facts = look(Rank(0, "here"), demands, ClockReading(time.time(), 0.0))
+    requirements = Requirements({"seed": "0"}, checkpoints=tmp_path / "run" / "checkpoints", checkpoint_bytes=12)
+    facts = look(Rank(0, "here"), requirements, ClockReading(time.time(), 0.0))
     assert facts.memory_bytes > 0
     assert facts.versions["torch"].startswith("2.")
     assert facts.settings == {"seed": "0"}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.engine import agreement
+from megaslm.engine import cpu_group
 from megaslm.health.stacks import is_in_collective, own_stacks
 
 PACKAGES = "/venv/lib/python3.11/site-packages"
 C10D = f"{PACKAGES}/torch/distributed/distributed_c10d.py"
-AGREEMENT = str(Path(agreement.__file__))
+AGREEMENT = str(Path(cpu_group.__file__))
 ZERO = f"{PACKAGES}/deepspeed/runtime/zero/partition_parameters.py"
 NVTX = f"{PACKAGES}/deepspeed/utils/nvtx.py"
 

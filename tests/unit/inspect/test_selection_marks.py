@@ -11,7 +11,7 @@ from megaslm.inspect.dataset_view import show_dataset
 from megaslm.inspect.row_text import read_row
 from megaslm.inspect.row_view import show_row
 from megaslm.scoring.mask import mask_rule
-from megaslm.scoring.mask_job import MaskTask, mask
+from megaslm.scoring.mask_job import MaskRequest, mask
 from tests.inspected import make_inspected
 from tests.messages import Says
 
@@ -21,7 +21,7 @@ def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference finds targets the harder the later they come, so each row's first are selected."""
     folder = tmp_path_factory.mktemp("masked")
     make_inspected(folder / "scored", scored=True)
-    mask(MaskTask(folder / "scored", folder / "masked", mask_rule("reference", "0.6", 9.5)))
+    mask(MaskRequest(folder / "scored", folder / "masked", mask_rule("reference", "0.6", 9.5)))
     return folder / "masked"
 
 
@@ -51,7 +51,7 @@ def test_the_dataset_says_what_is_selected(masked: Path, says: Says) -> None:
     output = io.StringIO()
     show_dataset(Console(file=output, width=140, highlight=False), dataset_facts(masked))
     text = output.getvalue()
-    (rule,) = (line for line in text.splitlines() if "slm.score" in line)
+    (rule,) = (line for line in text.splitlines() if "slm.criterion" in line)
     says(rule, "reference", "keep_ratio 0.6", "sequence", "9.5")
     (a,) = (line for line in text.splitlines() if line.split()[:2] == ["train", "a"])
     rows = [read_row(masked, "train", row, "a").selected for row in range(6)]

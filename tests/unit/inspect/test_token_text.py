@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megaslm.inspect.row_text import Piece, pieces
+from megaslm.inspect.row_text import TokenText, pieces
 from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
 from tests.unit.conftest import AWKWARD, standard_library_texts
 
@@ -41,7 +41,7 @@ def ids_of(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def joined(found: list[Piece]) -> str:
+def joined(found: list[TokenText]) -> str:
     return "".join(piece.text for piece in found)
 
 

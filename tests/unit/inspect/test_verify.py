@@ -133,16 +133,16 @@ DAMAGE: list[tuple[Callable[[Path], None], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "paths"), DAMAGE, ids=[damage.__name__ for damage, _ in DAMAGE])
-def test_damage_is_named(dataset: Path, damage: Callable[[Path], None], paths: list[str]) -> None:
-    damage(dataset)
+@pytest.mark.parametrize(("corruption", "paths"), DAMAGE, ids=[corruption.__name__ for corruption, _ in DAMAGE])
+def test_damage_is_named(dataset: Path, corruption: Callable[[Path], None], paths: list[str]) -> None:
+    corruption(dataset)
     assert [problem.path.removesuffix(".zstd") for problem in verify(dataset).problems] == paths
 
 
-@pytest.mark.parametrize("damage", [damage for damage, _ in DAMAGE])
-def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], None], says: Says) -> None:
+@pytest.mark.parametrize("corruption", [corruption for corruption, _ in DAMAGE])
+def test_damage_is_told(tmp_path: Path, corruption: Callable[[Path], None], says: Says) -> None:
     make(tmp_path, FORMATS["tokens"])
-    damage(tmp_path)
+    corruption(tmp_path)
     says("\n".join(found_in(tmp_path)))
 
 
@@ -156,8 +156,8 @@ def test_the_manifest_of_another_dataset_is_found_out(dataset: Path, tmp_path: P
 
 
 def test_all_problems_are_reported(dataset: Path) -> None:
-    for damage in (cut_shard, drop_tokenizer_config, add_part, cut_merged_index):
-        damage(dataset)
+    for corruption in (cut_shard, drop_tokenizer_config, add_part, cut_merged_index):
+        corruption(dataset)
     cut(dataset / "train" / "b" / "part-00001" / "index.json")
     paths = [problem.path.removesuffix(".zstd") for problem in verify(dataset).problems]
     assert paths == [
@@ -288,7 +288,7 @@ def test_without_a_dataset_there_is_nothing_to_verify(tmp_path: Path, says: Says
     says(refused, tmp_path)
 
 
-def test_a_damaged_manifest_ends_the_look(dataset: Path) -> None:
+def test_a_corrupt_manifest_ends_the_look(dataset: Path) -> None:
     edit_manifest(dataset)
     cut_shard(dataset)
     found: Verification = verify(dataset)

@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from megaslm.config.cluster import KubernetesCluster
-from megaslm.launch.command import Work
+from megaslm.launch.command import VerbCall
 from megaslm.launch.kubernetes import kubernetes_command
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
 
 API_VERSION = "1.37"
-TRAIN = Work("train", ("configs/demo/slm.yaml", "--set", "train.lr=1e-3"))
+TRAIN = VerbCall("train", ("configs/demo/slm.yaml", "--set", "train.lr=1e-3"))
 
 
 def cluster(**changes: Any) -> KubernetesCluster:
@@ -28,7 +28,7 @@ def cluster(**changes: Any) -> KubernetesCluster:
     return KubernetesCluster.model_validate({**settings, **changes})
 
 
-def documents(place: KubernetesCluster, work: Work) -> list[dict[str, Any]]:
+def documents(place: KubernetesCluster, work: VerbCall) -> list[dict[str, Any]]:
     """What Kubernetes is given, each checked against its API."""
     command = kubernetes_command(place, work)
     assert command.words == ("kubectl", "create", "-f", "-")

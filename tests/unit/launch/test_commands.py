@@ -13,15 +13,15 @@ from megaslm.config.cluster import (
     TorchrunCluster,
 )
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, Work
+from megaslm.launch.command import PROJECT, VerbCall
 from megaslm.launch.start import command_of
 from tests.messages import Says
 
-TRAIN = Work("train", ("run.yaml", "--set", "run_dir=a b"))
-SCORE = Work("score", ("--reference", "r", "in", "out"))
-FINISH = Work("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
-PREPARE = Work("prepare", ("recipe.yaml", "out"))
-MASK = Work("mask", ("scored", "masked"))
+TRAIN = VerbCall("train", ("run.yaml", "--set", "run_dir=a b"))
+SCORE = VerbCall("score", ("--reference", "r", "in", "out"))
+FINISH = VerbCall("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
+PREPARE = VerbCall("prepare", ("recipe.yaml", "out"))
+MASK = VerbCall("mask", ("scored", "masked"))
 LAUNCHER = PROJECT / "launcher"
 ITSELF = (sys.executable, "-m", "megaslm")
 
@@ -56,7 +56,7 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("work", [TRAIN, SCORE])
-def test_on_this_host_every_rank_runs_the_verb(work: Work) -> None:
+def test_on_this_host_every_rank_runs_the_verb(work: VerbCall) -> None:
     command = command_of(LOCAL, work)
     assert command.words == (f"{LAUNCHER}/local.sh", *work.words)
     assert command.environment == {"RANKS": "4", "MASTER_PORT": "29500", "A": "x y"}
@@ -64,7 +64,7 @@ def test_on_this_host_every_rank_runs_the_verb(work: Work) -> None:
 
 @pytest.mark.parametrize("work", [FINISH, PREPARE, MASK])
 @pytest.mark.parametrize("cluster", [LOCAL, HOSTFILE, TORCHRUN])
-def test_what_one_process_does_is_done_by_one(cluster: Cluster, work: Work) -> None:
+def test_what_one_process_does_is_done_by_one(cluster: Cluster, work: VerbCall) -> None:
     command = command_of(cluster, work)
     assert command.words == (*ITSELF, *work.words)
     assert command.environment == cluster.environment
@@ -92,7 +92,7 @@ def test_what_is_started_again_goes_on_from_its_checkpoint() -> None:
         "RENDEZVOUS": "node-1:29400",
         "MAX_RESTARTS": "3",
     }
-    resumed = Work("train", ("run.yaml", "--resume"))
+    resumed = VerbCall("train", ("run.yaml", "--resume"))
     assert command_of(TORCHRUN, resumed).words == (
         f"{LAUNCHER}/torchrun.sh",
         *resumed.words,
@@ -105,7 +105,7 @@ def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     place = ("--partition=gpu", "--time=12:00:00", "--qos=high", "--exclusive")
     ranks = ("--gpus-per-node=8", "--ntasks-per-node=8")
     sbatch, slurm = "sbatch", LAUNCHER / "slurm"
-    again = Work("train", (*TRAIN.arguments, "--resume"))
+    again = VerbCall("train", (*TRAIN.arguments, "--resume"))
     for work in (TRAIN, again):
         expected = (
             sbatch,
@@ -156,5 +156,5 @@ def test_slurm_begins_where_its_nodes_find_the_project(
 
 def test_the_tasks_of_an_array_are_told_their_part(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
-        command_of(SLURM, Work("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
+        command_of(SLURM, VerbCall("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
     says(refused, "--part", "slurm")

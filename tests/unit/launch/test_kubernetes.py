@@ -3,15 +3,15 @@
 import pytest
 
 from megaslm.errors import ConfigError
-from megaslm.launch.command import Work
+from megaslm.launch.command import VerbCall
 from megaslm.launch.start import command_of
 from tests.messages import Says
 from tests.unit.launch.kubernetes_jobs import TRAIN, cluster, container, documents
 
-SCORE = Work("score", ("--reference", "r", "in", "out"))
-FINISH = Work("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
-PREPARE = Work("prepare", ("recipe.yaml", "out"))
-MASK = Work("mask", ("scored", "masked"))
+SCORE = VerbCall("score", ("--reference", "r", "in", "out"))
+FINISH = VerbCall("score", ("--reference", "r", "in", "out", "--finish"), is_finish=True)
+PREPARE = VerbCall("prepare", ("recipe.yaml", "out"))
+MASK = VerbCall("mask", ("scored", "masked"))
 
 
 def test_a_training_is_a_pod_a_node_that_meet_at_the_first() -> None:
@@ -53,7 +53,7 @@ def test_a_training_is_a_pod_a_node_that_meet_at_the_first() -> None:
 
 
 @pytest.mark.parametrize(("work", "mistake"), [(TRAIN, "FailJob"), (SCORE, "FailIndex")])
-def test_what_is_started_again_and_what_is_not(work: Work, mistake: str) -> None:
+def test_what_is_started_again_and_what_is_not(work: VerbCall, mistake: str) -> None:
     job = documents(cluster(), work)[-1]
     rules = job["spec"]["podFailurePolicy"]["rules"]
     by_status = {
@@ -94,7 +94,7 @@ def test_parts_are_shared_out_among_the_pods() -> None:
 
 
 @pytest.mark.parametrize(("work", "name"), [(FINISH, "megaslm-score-finish"), (MASK, "megaslm-mask")])
-def test_what_one_process_does_is_one_pod_without_a_gpu(work: Work, name: str) -> None:
+def test_what_one_process_does_is_one_pod_without_a_gpu(work: VerbCall, name: str) -> None:
     (job,) = documents(cluster(), work)
     assert job["metadata"]["name"] == name
     assert job["spec"]["completions"] == 1
@@ -112,5 +112,5 @@ def test_nodes_without_gpus_and_with_a_secret() -> None:
 
 def test_a_part_is_told_by_the_pods(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
-        command_of(cluster(), Work("score", (*SCORE.arguments, "--part", "1/4"), is_share=True))
+        command_of(cluster(), VerbCall("score", (*SCORE.arguments, "--part", "1/4"), is_share=True))
     says(refused, "--part", "kubernetes")

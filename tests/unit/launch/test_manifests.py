@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, Work
+from megaslm.launch.command import PROJECT, VerbCall
 from megaslm.launch.kubernetes import kubernetes_command, read_manifests
 from tests.messages import Says
 from tests.unit.launch.kubernetes_jobs import (
@@ -82,7 +82,7 @@ def expanded(text: str, variables: dict[str, str]) -> str:
 def test_a_value_arrives_as_it_is(value: str) -> None:
     values = {f"V{number}": each for number, each in enumerate((value, *HOSTILE))}
     place = cluster(environment={"HOME": "/root", **values})
-    for work in (Work("train", (value, *HOSTILE)), Work("score", (value, *HOSTILE))):
+    for work in (VerbCall("train", (value, *HOSTILE)), VerbCall("score", (value, *HOSTILE))):
         job = documents(place, work)[-1]
         variables: dict[str, str] = {}
         for variable in container(job)["env"]:

@@ -4,12 +4,12 @@ import pytest
 
 from megaslm.jobs.progress import JobProgress
 from megaslm.observe import console
-from megaslm.observe.console import Work, WorkConsole, work_of
+from megaslm.observe.console import JobConsole, JobState, state_of
 from tests.messages import Says
 
 
-def work(done: int, *, before: int = 0, seconds: float = 10.0) -> Work:
-    return Work(total=1000, done=done, before=before, seconds=seconds, numbers=f"{done} done")
+def work(done: int, *, before: int = 0, seconds: float = 10.0) -> JobState:
+    return JobState(total=1000, done=done, before=before, seconds=seconds, numbers=f"{done} done")
 
 
 def progress(rows: int, *, before: int = 0, total: int = 1000, retried: int = 0, left: int = 0) -> JobProgress:
@@ -29,7 +29,7 @@ def progress(rows: int, *, before: int = 0, total: int = 1000, retried: int = 0,
         (work(1000), ""),
     ],
 )
-def test_the_time_left_is_told_at_the_pace_of_this_run(given: Work, left: str) -> None:
+def test_the_time_left_is_told_at_the_pace_of_this_run(given: JobState, left: str) -> None:
     assert given.time_left() == left
 
 
@@ -38,7 +38,7 @@ def test_into_a_file_it_prints_a_line_now_and_then_and_one_at_the_end(
 ) -> None:
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
-    with WorkConsole("score") as shown:
+    with JobConsole("score") as shown:
         for second, done in enumerate([0, 100, 200, 200, 200, 1000, 1000]):
             now = 6.0 * second
             shown.show(progress(done))
@@ -49,6 +49,6 @@ def test_into_a_file_it_prints_a_line_now_and_then_and_one_at_the_end(
 
 
 def test_what_was_begun_again_or_left_is_told(says: Says) -> None:
-    told = work_of(progress(1500, before=500, total=4000, retried=2, left=1))
+    told = state_of(progress(1500, before=500, total=4000, retried=2, left=1))
     says(told.numbers, "1/4", "1,500", "150.0 rows/s", "2", "1")
     assert (told.total, told.done, told.before) == (4000, 2000, 500)

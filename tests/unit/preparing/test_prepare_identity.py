@@ -86,7 +86,7 @@ def test_what_looks_as_it_did_is_not_read_again_and_what_is_the_same_is_taken(
     manifest = prepare(recipe, tmp_path / "dataset", workers=1)
     assert [Path(name).name for name in manifest.skipped] == ["cafe.txt"]
     with monkeypatch.context() as patched:
-        patched.setattr(inputs, "sha256_of_piece", lambda piece: pytest.fail(f"{piece} was read again"))
+        patched.setattr(inputs, "sha256_of_range", lambda each: pytest.fail(f"{each} was read again"))
         assert prepare(recipe, tmp_path / "dataset", workers=1) == manifest
     # Copied, touched, told nothing about: the content decides.
     replaced(tmp_path / "corpus/noisy/1.jsonl", (tmp_path / "corpus/noisy/1.jsonl").read_bytes())
@@ -97,10 +97,10 @@ def test_what_looks_as_it_did_is_not_read_again_and_what_is_the_same_is_taken(
     assert prepare(recipe, tmp_path / "dataset", workers=1) == manifest
 
 
-def test_what_is_noted_of_the_files_can_be_damaged(recipe: Recipe, tmp_path: Path) -> None:
+def test_what_is_noted_of_the_files_can_be_corrupt(recipe: Recipe, tmp_path: Path) -> None:
     prepare(recipe, tmp_path / "dataset", workers=1)
-    for damage in (b"", b"\xff", b"[]", b'{"looks": {"a": 1}}'):
-        (tmp_path / "dataset/inputs.json").write_bytes(damage)
+    for corruption in (b"", b"\xff", b"[]", b'{"looks": {"a": 1}}'):
+        (tmp_path / "dataset/inputs.json").write_bytes(corruption)
         with pytest.raises(DataError, match=r"inputs\.json"):
             prepare(recipe, tmp_path / "dataset", workers=1)
 
@@ -126,11 +126,11 @@ def test_other_content_of_equal_size_and_time_begins_unfinished_work_anew(
 
 
 @pytest.mark.parametrize("name", [".prepare/task-00000.json", ".prepare/plan.json"])
-@pytest.mark.parametrize("damage", ["cut", "not UTF-8", "another's"])
-def test_notes_that_cannot_be_read_are_named(recipe: Recipe, interrupted: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize("corruption", ["cut", "not UTF-8", "another's"])
+def test_notes_that_cannot_be_read_are_named(recipe: Recipe, interrupted: Path, name: str, corruption: str) -> None:
     note = interrupted / name
     whole = note.read_bytes()
-    note.write_bytes({"cut": whole[:-20], "not UTF-8": b"\xff" + whole, "another's": b'{"other": 1}'}[damage])
+    note.write_bytes({"cut": whole[:-20], "not UTF-8": b"\xff" + whole, "another's": b'{"other": 1}'}[corruption])
     with pytest.raises(DataError, match=f"{name} .*remove"):
         prepare(recipe, interrupted, workers=1)
     if "task" in name:

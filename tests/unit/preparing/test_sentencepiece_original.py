@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from megaslm.corpus.documents import Document
 from megaslm.errors import DataError
-from megaslm.preparing.sentencepiece_original import _PLAIN, Original, doubtful_texts
+from megaslm.preparing.sentencepiece_original import _PLAIN, Original, texts_to_compare
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
 from megaslm.tokenizer.tokenizer import FolderEncoder, SentencePieceEncoder
 
@@ -33,7 +33,7 @@ def test_texts_without_doubt_have_the_ids_of_sentencepiece(train_model: Train, t
     model = train_model(vocab_size=600, **KINDS[kind])
     export_sentencepiece(model, tmp_path)
     sentencepiece, exported = SentencePieceEncoder(model), FolderEncoder(tmp_path)
-    doubtful = doubtful_texts(model)
+    doubtful = texts_to_compare(model)
     assert (doubtful is None) == (kind == "identity")
 
     @given(st.lists(st.text(PLAIN, max_size=12) | st.text(ODD + PLAIN, max_size=8), min_size=30, max_size=30))
@@ -50,7 +50,7 @@ def test_neighbours_of_plain_characters_change_nothing(train_model: Train, tmp_p
     """Each plain character between others, so that none is a mark or replaced together with the next."""
     model = train_model(vocab_size=600, **NFKC)
     export_sentencepiece(model, tmp_path)
-    doubtful = doubtful_texts(model)
+    doubtful = texts_to_compare(model)
     assert doubtful is not None
     plain = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000 and not doubtful.search(chr(code))]
     assert len(plain) > 40_000
@@ -69,7 +69,7 @@ def test_line_ends_of_all_kinds_are_plain_where_spaces_are_joined(
 ) -> None:
     model = train_model(vocab_size=600, **{**NFKC, "remove_extra_whitespaces": not keeps_spaces})
     export_sentencepiece(model, tmp_path)
-    doubtful = doubtful_texts(model)
+    doubtful = texts_to_compare(model)
     assert doubtful is not None
     assert bool(doubtful.search("one\r\ntwo")) is keeps_spaces
     sentencepiece, exported = SentencePieceEncoder(model), FolderEncoder(tmp_path)

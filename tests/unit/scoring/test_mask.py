@@ -65,6 +65,8 @@ def test_the_ratio_is_kept_as_it_was_written() -> None:
     rule = mask_rule("reference", "0.1", 3.5)
     assert rule.keep_ratio == Decimal("0.1")
     assert Mask.model_validate_json(rule.model_dump_json()) == rule
+    # As masks were written before the setting got its name.
+    assert Mask.model_validate_json(rule.model_dump_json().replace('"criterion"', '"score"')) == rule
 
 
 @pytest.mark.parametrize("ratio", ["0", "1.01", "-0.5", "0.1234567891", "most", "nan"])
@@ -105,7 +107,7 @@ def test_a_dataset_that_lacks_what_is_ranked_is_refused(tmp_path: Path, says: Sa
     describe("scored", "reference")
     with pytest.raises(DataError) as refused:
         describe("scored", "entropy")
-    says(refused, "scored", "ref_entropy", "--score entropy", "score --entropy")
+    says(refused, "scored", "ref_entropy", "--criterion entropy", "score --entropy")
 
 
 def test_the_manifest_says_by_whom_and_how(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from megaslm.inspect.verify import verify
 from megaslm.jobs.progress import JobProgress
 from megaslm.scoring import mask_job
 from megaslm.scoring.mask import mask_rule, selected_targets
-from megaslm.scoring.mask_job import MaskTask, mask
+from megaslm.scoring.mask_job import MaskRequest, mask
 from tests.inspected import EOS_ID, SEQ_LEN, make_inspected
 from tests.messages import Says
 
@@ -39,7 +39,7 @@ def parts_of(manifest: Manifest) -> list[Part]:
 def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked"
     seen: list[JobProgress] = []
-    manifest = mask(MaskTask(scored, masked, RULE, workers=2), seen.append)
+    manifest = mask(MaskRequest(scored, masked, RULE, workers=2), seen.append)
     assert (manifest, manifest.kind, manifest.mask) == (read_manifest(masked), "masked", RULE)
     assert manifest.tokens_fingerprint() == read_manifest(scored).tokens_fingerprint()
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
@@ -60,34 +60,34 @@ def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path
 
 
 def test_the_number_of_threads_makes_no_difference(scored: Path, tmp_path: Path) -> None:
-    one = mask(MaskTask(scored, tmp_path / "one", RULE, workers=1))
-    assert mask(MaskTask(scored, tmp_path / "four", RULE, workers=4)) == one
+    one = mask(MaskRequest(scored, tmp_path / "one", RULE, workers=1))
+    assert mask(MaskRequest(scored, tmp_path / "four", RULE, workers=4)) == one
 
 
 def test_a_finished_one_is_left_alone_and_another_rule_is_refused(scored: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked"
-    manifest = mask(MaskTask(scored, masked, RULE))
+    manifest = mask(MaskRequest(scored, masked, RULE))
     written = (masked / "manifest.json").stat().st_mtime_ns
-    assert mask(MaskTask(scored, masked, RULE)) == manifest
+    assert mask(MaskRequest(scored, masked, RULE)) == manifest
     assert (masked / "manifest.json").stat().st_mtime_ns == written
     with pytest.raises(DataError, match=r"mask\.keep_ratio = 0\.6 there, 0\.5 here"):
-        mask(MaskTask(scored, masked, mask_rule("reference_and_entropy", "0.5", 5.0)))
+        mask(MaskRequest(scored, masked, mask_rule("reference_and_entropy", "0.5", 5.0)))
 
 
-def test_a_damaged_part_stops_it_and_the_others_are_kept(scored: Path, tmp_path: Path, says: Says) -> None:
+def test_a_corrupt_part_stops_it_and_the_others_are_kept(scored: Path, tmp_path: Path, says: Says) -> None:
     masked = tmp_path / "masked"
     shard = next((scored / "train" / "b" / "part-00000").glob("*.mds"))
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(DataError) as refused:
-        mask(MaskTask(scored, masked, RULE, workers=1))
+        mask(MaskRequest(scored, masked, RULE, workers=1))
     says(refused, "train/b/part-00000/shard.00000.mds", "xxh3_64")
     assert not (masked / "manifest.json").exists()
     done = next(masked.rglob("a/part-00000/*.mds"))
     inode = done.stat().st_ino
 
     shard.write_bytes(content)
-    mask(MaskTask(scored, masked, RULE, workers=1))
+    mask(MaskRequest(scored, masked, RULE, workers=1))
     assert next(masked.rglob("a/part-00000/*.mds")).stat().st_ino == inode
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
 
@@ -108,13 +108,13 @@ def test_it_stops_when_told_to_and_goes_on(
 
     monkeypatch.setattr(mask_job, "selected_targets", select)
     with pytest.raises(Stopped) as refused:
-        mask(MaskTask(scored, masked, RULE, workers=1))
+        mask(MaskRequest(scored, masked, RULE, workers=1))
     says(refused, "SIGTERM")
     assert len(calls) == 2
     assert not (masked / "manifest.json").exists()
     assert len(list(masked.rglob("*.mds"))) == 2
     again: list[JobProgress] = []
-    assert mask(MaskTask(scored, masked, RULE), again.append).kind == "masked"
+    assert mask(MaskRequest(scored, masked, RULE), again.append).kind == "masked"
     assert again[-1].counts["rows"] < again[-1].total == sum(part.rows for part in parts_of(read_manifest(scored)))
 
 
@@ -127,13 +127,13 @@ def test_a_dataset_that_has_grown_gets_the_bits_of_its_new_parts(scored: Path, t
     (scored / "train" / "b").rename(tmp_path / "b")
     merge_index(scored / "train" / "a", first.parts)
     masked = tmp_path / "masked"
-    assert len(parts_of(mask(MaskTask(scored, masked, RULE)))) == 1
+    assert len(parts_of(mask(MaskRequest(scored, masked, RULE)))) == 1
     inode = next(masked.rglob("part-00000/*.mds")).stat().st_ino
 
     (tmp_path / "part-00001").rename(scored / "train" / "a" / "part-00001")
     (tmp_path / "b").rename(scored / "train" / "b")
     merge_index(scored / "train" / "a", share.parts)
     write_manifest(scored, whole)
-    assert len(parts_of(mask(MaskTask(scored, masked, RULE)))) == 3
+    assert len(parts_of(mask(MaskRequest(scored, masked, RULE)))) == 3
     assert next((masked / "train" / "a" / "part-00000").glob("*.mds")).stat().st_ino == inode
     assert verify(masked).problems == ()

@@ -1,4 +1,4 @@
-"""What a step selects: by every score, in every scope and mode, over any division into ranks and micro-steps."""
+"""What a step selects: by every criterion, in every scope and mode, over any division into ranks and micro-steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from megaslm.errors import NonFiniteScore
+from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, Known
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
-from megaslm.slm.targets import Score, Targets
+from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
 from tests.chosen import output_of
@@ -81,12 +81,12 @@ def test_what_follows_eos_is_no_target_and_eos_is_one() -> None:
     assert valid_targets(tokens, EOS).tolist() == [[True, False, True, True, False, False]]
 
 
-@pytest.mark.parametrize("score", ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"])
+@pytest.mark.parametrize("criterion", ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_k_1_is_causal_language_modeling(scope: Scope, score: Score) -> None:
+def test_k_1_is_causal_language_modeling(scope: Scope, criterion: Criterion) -> None:
     batches = [Rows.drawn(seed) for seed in range(2)]
     causal, theirs = choose(CausalObjective(), batches)
-    selective, ours = choose(SelectiveObjective(SelectionRule(KeepRatio(Decimal(1)), score, scope)), batches)
+    selective, ours = choose(SelectiveObjective(SelectionRule(KeepRatio(Decimal(1)), criterion, scope)), batches)
     assert (
         int(causal.denominator) == int(selective.denominator) == sum(int(part.targets.valid.sum()) for part in batches)
     )
@@ -115,15 +115,15 @@ def test_microbatch_keeps_k_of_each_micro_batch() -> None:
 
 @st.composite
 def steps(draw: st.DrawFn) -> Rows:
-    """Sixteen rows of five targets: scores that tie, are all equal or all negative, rows without a valid target."""
+    """Sixteen rows of five targets: values that tie, are all equal or all negative, rows without a valid target."""
     values = draw(st.sampled_from([[-3.0, -1.0, -0.5], [0.25], [0.0, 1e-30, 2.0, 3.5], [-2.0, 0.0, 1.0, 2.0, 4.0]]))
-    scores = draw(st.lists(st.sampled_from(values), min_size=80, max_size=80))
+    values = draw(st.lists(st.sampled_from(values), min_size=80, max_size=80))
     density = draw(st.sampled_from([0.0, 0.1, 0.9, 1.0]))
     valid = torch.rand(16, 5, generator=torch.Generator().manual_seed(draw(st.integers(0, 99)))) < density
-    # Powers of two and small numbers: losses less reference losses are the scores exactly.
+    # Powers of two and small numbers: losses less reference losses are the values exactly.
     ref_loss = torch.full((16, 5), 4.0)
     keys = target_keys(torch.randperm(1000, generator=torch.Generator().manual_seed(1))[:16], 0, 5)
-    losses = torch.tensor(scores).view(16, 5) + ref_loss
+    losses = torch.tensor(values).view(16, 5) + ref_loss
     return Rows(Targets(valid, keys, ref_loss), losses)
 
 
@@ -156,7 +156,7 @@ def test_every_division_selects_the_set_of_a_naive_sort(step: Rows, keep_ratio: 
 RULES = {
     **{scope: SelectionRule(K60, scope=scope) for scope in SCOPES},
     "running": SelectionRule(K60, mode="running"),
-    "loss": SelectionRule(K60, score="loss"),
+    "loss": SelectionRule(K60, criterion="loss"),
 }
 
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_ranked_stops_every_rank_and_is_named(
             plan = objective.plan_step(
                 [part.targets for part in parts], START, lambda number: parts[number].losses, all_reduce_sum
             )
-        except NonFiniteScore as error:
+        except NonFiniteCriterion as error:
             keys = torch.cat([part.targets.keys.flatten() for part in parts])
             return row_of(keys[error.places]).tolist()
         named, stops = [], 0
@@ -221,12 +221,12 @@ def test_an_invalid_target_is_never_selected_however_large_its_excess(scope: Sco
     assert not (mask & ~rows.targets.valid).any()
 
 
-@pytest.mark.parametrize("score", ["excess", "reference", "reference_and_entropy"])
+@pytest.mark.parametrize("criterion", ["excess", "reference", "reference_and_entropy"])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_step_without_targets_selects_nothing(scope: Scope, score: Score) -> None:
+def test_a_step_without_targets_selects_nothing(scope: Scope, criterion: Criterion) -> None:
     rows = Rows.drawn(0)
     empty = replace(rows, targets=replace(rows.targets, valid=torch.zeros_like(rows.targets.valid)))
-    plan, (mask,) = choose(SelectiveObjective(SelectionRule(K60, score, scope)), [empty])
+    plan, (mask,) = choose(SelectiveObjective(SelectionRule(K60, criterion, scope)), [empty])
     assert int(plan.denominator) == 0
     assert not mask.any()
 
@@ -238,17 +238,17 @@ def test_static_scores_are_known_before_the_forward_pass(scope: Scope) -> None:
     assert ref_loss is not None
     assert ref_entropy is not None
     masks = {}
-    for score, values in (("reference", -ref_loss), ("entropy", -ref_entropy)):
-        objective = SelectiveObjective(SelectionRule(K60, score, scope))
+    for criterion, values in (("reference", -ref_loss), ("entropy", -ref_entropy)):
+        objective = SelectiveObjective(SelectionRule(K60, criterion, scope))
         plan = objective.plan_step([rows.targets], START, never_measured, on_this_rank_alone)
         (choice,) = plan.choices
         assert isinstance(choice, Known)
-        masks[score] = choice.mask.view_as(valid)
+        masks[criterion] = choice.mask.view_as(valid)
         assert torch.equal(choice.mask.nonzero().squeeze(1), choice.rows)
         assert torch.equal((valid.flatten() & ~choice.mask).nonzero().squeeze(1), choice.rest)
         groups = range(6) if scope == "sequence" else [slice(None)]
         for group in groups:
-            chosen, left = masks[score][group], valid[group] & ~masks[score][group]
+            chosen, left = masks[criterion][group], valid[group] & ~masks[criterion][group]
             assert values[group][chosen].min() >= values[group][left].max()
         assert int(plan.denominator) == int(choice.mask.sum())
     objective = SelectiveObjective(SelectionRule(K60, "reference_and_entropy", scope, measure_rest=False))
@@ -294,7 +294,7 @@ def test_a_cap_does_not_hide_a_reference_loss_that_is_nan() -> None:
     rows = Rows.drawn(2, rows=8)
     assert rows.targets.ref_loss is not None
     rows.targets.ref_loss[tuple(rows.targets.valid.nonzero()[0].tolist())] = float("nan")
-    with pytest.raises(NonFiniteScore):
+    with pytest.raises(NonFiniteCriterion):
         choose(SelectiveObjective(SelectionRule(K60, "reference", max_ref_loss=1.0)), [rows])
 
 

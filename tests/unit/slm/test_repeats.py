@@ -13,7 +13,7 @@ from torch import Tensor
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
-from megaslm.slm.targets import Score, Targets
+from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum
 from tests.chosen import output_of
 from tests.threads import run_together
@@ -92,12 +92,12 @@ STEPS = st.lists(st.integers(0, 6), min_size=ROWS, max_size=ROWS)
 
 @settings(max_examples=10, deadline=None)
 @given(STEPS, st.sampled_from(["0.01", "0.3", "0.6", "0.99"]), st.sampled_from([0, 255, 256]))
-@pytest.mark.parametrize("score", ["excess", "loss", "reference", "entropy", "random"])
+@pytest.mark.parametrize("criterion", ["excess", "loss", "reference", "entropy", "random"])
 def test_exactly_k_are_selected_and_the_same_in_every_layout(
-    score: Score, rows: list[int], keep_ratio: str, epoch: int
+    criterion: Criterion, rows: list[int], keep_ratio: str, epoch: int
 ) -> None:
     ratio = Decimal(keep_ratio)
-    rule = SelectionRule(KeepRatio(ratio), score)
+    rule = SelectionRule(KeepRatio(ratio), criterion)
     found = [select(rows, ranks, micro_steps, rule, epoch=epoch) for ranks, micro_steps in LAYOUTS]
     assert [step.total() for step in found[0]] == [int(ratio * ROWS * LENGTH + Decimal("0.5"))] * 2
     assert all(other == found[0] for other in found[1:])
@@ -113,14 +113,14 @@ def test_a_running_threshold_tells_copies_apart(rows: list[int]) -> None:
     assert all(other == found[0] for other in found[1:])
 
 
-@pytest.mark.parametrize("score", ["excess", "random"])
+@pytest.mark.parametrize("criterion", ["excess", "random"])
 @pytest.mark.parametrize("scope", ["sequence", "microbatch"])
-def test_smaller_scopes_keep_k_of_each_group(scope: Literal["sequence", "microbatch"], score: Score) -> None:
+def test_smaller_scopes_keep_k_of_each_group(scope: Literal["sequence", "microbatch"], criterion: Criterion) -> None:
     rows = [3, 3, 1, 3, 5, 1, 0, 3] * 2
-    (found, _) = select(rows, 1, 4, SelectionRule(KeepRatio(Decimal("0.6")), score, scope))
+    (found, _) = select(rows, 1, 4, SelectionRule(KeepRatio(Decimal("0.6")), criterion, scope))
     # 3 of the 5 targets of each row; 12 of the 20 of each micro-batch.
     assert found.total() == 48
-    if scope == "sequence" and score == "excess":
+    if scope == "sequence" and criterion == "excess":
         for row, copies in Counter(rows).items():
             assert {count for (mine, _), count in found.items() if mine == row} == {copies}
 

@@ -1,4 +1,4 @@
-"""What static scores select, and that a mask selects the same as ranking in every step."""
+"""What static values select, and that a mask selects the same as ranking in every step."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -21,7 +21,7 @@ ROWS, LENGTH = 12, 21
 
 
 def drawn_targets(seed: int = 0) -> Targets:
-    """Rows with many equal scores, a tenth of their targets invalid, one row without any target."""
+    """Rows with many equal values, a tenth of their targets invalid, one row without any target."""
     generator = torch.Generator().manual_seed(seed)
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
     valid[3] = False
@@ -70,7 +70,7 @@ def test_what_cannot_be_ranked_is_named(ranking: StaticRanking) -> None:
 
 def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduceSum = on_this_rank_alone) -> StepPlan:
     def never(number: int) -> Tensor:
-        raise AssertionError("a static score needs no losses")
+        raise AssertionError("a static criterion needs no losses")
 
     return SelectiveObjective(rule).plan_step(parts, Moment(1, 0), never, all_reduce_sum)
 

@@ -12,13 +12,13 @@ from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
-from megaslm.slm.threshold import RecentThresholds, SelectionState, score_of_sort_key, sort_keys_of
+from megaslm.slm.threshold import RecentThresholds, SelectionState, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.chosen import output_of
 from tests.threads import run_together
 
 ROWS, LENGTH = 256, 256
-RULE = SelectionRule(KeepRatio(Decimal("0.6")), score="loss", mode="running")
+RULE = SelectionRule(KeepRatio(Decimal("0.6")), criterion="loss", mode="running")
 CHANGE = 40
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -168,12 +168,12 @@ def test_a_resumed_run_goes_on_alike() -> None:
 
 
 def test_ranks_order_by_score_and_tell_equal_scores_apart() -> None:
-    scores = torch.tensor([-1.0, 0.5, 0.5, 2.0])
-    ranks = sort_keys_of(scores, torch.arange(4))
+    values = torch.tensor([-1.0, 0.5, 0.5, 2.0])
+    ranks = sort_keys_of(values, torch.arange(4))
     assert ranks[0] < min(ranks[1], ranks[2])
     assert max(ranks[1], ranks[2]) < ranks[3]
     assert ranks[1] != ranks[2]
-    assert torch.equal(score_of_sort_key(ranks), scores)
+    assert torch.equal(value_of_sort_key(ranks), values)
 
 
 def test_the_threshold_is_the_median_of_the_last_three_steps() -> None:

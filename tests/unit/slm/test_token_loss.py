@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megaslm.errors import NonFiniteScore
+from megaslm.errors import NonFiniteCriterion
 from megaslm.slm import head_pass
 from megaslm.slm.choice import Selected
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
@@ -252,7 +252,7 @@ def test_a_loss_that_is_not_finite_names_its_row(method: HeadMethod) -> None:
     hidden, weight, targets, _, row_weight = inputs()
     with torch.no_grad():
         hidden[5], hidden[20] = float("nan"), float("inf")
-    with pytest.raises(NonFiniteScore) as raised:
+    with pytest.raises(NonFiniteCriterion) as raised:
         selective_loss(hidden, weight, targets, row_weight, Larger(5.0, LossesAbove(5.0, 0.6)), method=method)
     assert raised.value.places == [5, 20]
 

@@ -13,8 +13,8 @@ from megaslm.slm.topk import (
     keep_count,
     on_this_rank_alone,
     ordered_image,
-    score_of_image,
     select_top,
+    value_of_image,
 )
 from tests.threads import run_together
 
@@ -24,24 +24,24 @@ negative_values = st.floats(max_value=-0.5, width=32, allow_nan=False, allow_inf
 keys_of_rows = st.integers(0, 2**56 - 1)
 
 
-def by_sorting(scores: Tensor, keys: Tensor, eligible: Tensor, count: int) -> set[int]:
+def by_sorting(values: Tensor, keys: Tensor, eligible: Tensor, count: int) -> set[int]:
     """The keys of the naive selection: sorted by float64 score, then key."""
     candidates = [
-        (-float(score), int(key)) for score, key, ok in zip(scores.double(), keys, eligible, strict=True) if ok
+        (-float(score), int(key)) for score, key, ok in zip(values.double(), keys, eligible, strict=True) if ok
     ]
     return {key for _, key in sorted(candidates)[:count]}
 
 
-def select_over_ranks(scores: list[Tensor], keys: list[Tensor], eligible: list[Tensor], count: int) -> set[int]:
+def select_over_ranks(values: list[Tensor], keys: list[Tensor], eligible: list[Tensor], count: int) -> set[int]:
     """The keys that all ranks select together."""
 
     def rank(number: int, all_reduce_sum: AllReduceSum) -> tuple[set[int], int]:
         top = select_top(
-            scores[number][None], keys[number][None], eligible[number][None], torch.tensor([count]), all_reduce_sum
+            values[number][None], keys[number][None], eligible[number][None], torch.tensor([count]), all_reduce_sum
         )
         return set(keys[number][top.mask[0]].tolist()), int(top.threshold)
 
-    selected, thresholds = zip(*run_together(len(scores), rank), strict=True)
+    selected, thresholds = zip(*run_together(len(values), rank), strict=True)
     assert sum(map(len, selected)) == len(set().union(*selected))
     assert len(set(thresholds)) == 1
     return set().union(*selected)
@@ -56,35 +56,35 @@ def select_over_ranks(scores: list[Tensor], keys: list[Tensor], eligible: list[T
     st.data(),
 )
 def test_selects_what_sorting_selects(elements: list[tuple[float, bool]], data: st.DataObject) -> None:
-    scores = torch.tensor([score for score, _ in elements], dtype=torch.float32)
+    values = torch.tensor([score for score, _ in elements], dtype=torch.float32)
     eligible = torch.tensor([ok for _, ok in elements])
     some_keys = st.lists(keys_of_rows, min_size=len(elements), max_size=len(elements), unique=True)
     keys = torch.tensor(data.draw(some_keys))
     count = data.draw(st.integers(0, int(eligible.sum())))
-    top = select_top(scores[None], keys[None], eligible[None], torch.tensor([count]))
+    top = select_top(values[None], keys[None], eligible[None], torch.tensor([count]))
     mask = top.mask[0]
     assert int(mask.sum()) == count
-    assert set(keys[mask].tolist()) == by_sorting(scores, keys, eligible, count)
+    assert set(keys[mask].tolist()) == by_sorting(values, keys, eligible, count)
     if count:
-        assert float(score_of_image(top.threshold)) == float(scores[mask].min())
+        assert float(value_of_image(top.threshold)) == float(values[mask].min())
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("count", [0, 1, 37, 64])
 def test_the_set_does_not_depend_on_the_ranks(ranks: int, count: int) -> None:
     generator = torch.Generator().manual_seed(count)
-    scores = torch.randint(-4, 4, (64,), generator=generator).float()
+    values = torch.randint(-4, 4, (64,), generator=generator).float()
     keys = torch.randperm(64, generator=generator)
     eligible = torch.ones(64, dtype=torch.bool)
-    found = select_over_ranks(list(scores.chunk(ranks)), list(keys.chunk(ranks)), list(eligible.chunk(ranks)), count)
-    assert found == by_sorting(scores, keys, eligible, count)
+    found = select_over_ranks(list(values.chunk(ranks)), list(keys.chunk(ranks)), list(eligible.chunk(ranks)), count)
+    assert found == by_sorting(values, keys, eligible, count)
 
 
 def test_a_rank_without_eligible_targets_takes_part() -> None:
-    scores = [torch.tensor([9.0, 8.0]), torch.tensor([1.0, 2.0])]
+    values = [torch.tensor([9.0, 8.0]), torch.tensor([1.0, 2.0])]
     keys = [torch.tensor([0, 1]), torch.tensor([2, 3])]
     eligible = [torch.tensor([False, False]), torch.tensor([True, True])]
-    assert select_over_ranks(scores, keys, eligible, 1) == {3}
+    assert select_over_ranks(values, keys, eligible, 1) == {3}
 
 
 def test_all_equal_scores_go_to_the_lowest_keys() -> None:
@@ -94,10 +94,10 @@ def test_all_equal_scores_go_to_the_lowest_keys() -> None:
 
 
 def test_groups_are_independent() -> None:
-    scores = torch.tensor([[1.0, 2.0, 3.0], [30.0, 20.0, 10.0], [5.0, 5.0, 5.0]])
+    values = torch.tensor([[1.0, 2.0, 3.0], [30.0, 20.0, 10.0], [5.0, 5.0, 5.0]])
     keys = torch.arange(9).view(3, 3)
     counts = torch.tensor([1, 2, 0])
-    mask = select_top(scores, keys, torch.ones(3, 3, dtype=torch.bool), counts).mask
+    mask = select_top(values, keys, torch.ones(3, 3, dtype=torch.bool), counts).mask
     assert mask.tolist() == [[False, False, True], [True, True, False], [False, False, False]]
 
 
@@ -114,8 +114,8 @@ def test_a_selection_moves_a_few_kilobytes() -> None:
         moved.append(tensor)
         return tensor
 
-    scores = torch.randn(1, 10_000)
-    select_top(scores, torch.arange(10_000)[None], scores < 2.0, torch.tensor([6000]), all_reduce_sum)
+    values = torch.randn(1, 10_000)
+    select_top(values, torch.arange(10_000)[None], values < 2.0, torch.tensor([6000]), all_reduce_sum)
     assert len(moved) == 11
     assert sum(tensor.nbytes for tensor in moved) == 11 * 256 * 4
 
@@ -131,11 +131,11 @@ def test_the_cut_is_the_element_of_its_rank(values: list[int], data: st.DataObje
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=20))
 def test_images_are_ordered_as_the_scores_are_and_give_them_back(values: list[float]) -> None:
-    scores = torch.tensor(values, dtype=torch.float32)
-    images = ordered_image(scores)
-    assert ((scores[:, None] < scores[None]) == (images[:, None] < images[None])).all()
+    values = torch.tensor(values, dtype=torch.float32)
+    images = ordered_image(values)
+    assert ((values[:, None] < values[None]) == (images[:, None] < images[None])).all()
     assert ((images >= 0) & (images < 2**32)).all()
-    assert (score_of_image(images) == scores).all()
+    assert (value_of_image(images) == values).all()
 
 
 @given(st.integers(0, 10**9), st.decimals("0.0001", 1, places=4))

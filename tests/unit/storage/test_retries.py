@@ -4,7 +4,7 @@ import pytest
 
 from megaslm.errors import ConfigError, DataError
 from megaslm.storage import retries
-from megaslm.storage.retries import NotThere, RemoteSettings, persistently
+from megaslm.storage.retries import NotThere, RemoteSettings, with_retries
 from tests.messages import Says
 
 QUICK = RemoteSettings(attempts=4, first_wait_seconds=0.001)
@@ -68,7 +68,7 @@ class NoCredentialsError(Exception):
 )
 def test_what_may_pass_is_tried_again(error: Exception) -> None:
     action = Flaky(error, error, error)
-    assert persistently("x", action, QUICK) == "answer"
+    assert with_retries("x", action, QUICK) == "answer"
     assert action.calls == 4
 
 
@@ -87,7 +87,7 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 def test_what_stays_is_said_at_once(error: Exception, says: Says) -> None:
     action = Flaky(error)
     with pytest.raises(DataError) as refused:
-        persistently("s3://b/x", action, QUICK)
+        with_retries("s3://b/x", action, QUICK)
     says(refused, "s3://b/x: ")
     assert action.calls == 1
 
@@ -95,14 +95,14 @@ def test_what_stays_is_said_at_once(error: Exception, says: Says) -> None:
 def test_what_is_not_there_can_be_told_apart(says: Says) -> None:
     for error in (FileNotFoundError("no key"), store_error(FileNotFoundError, 404, "NoSuchKey")):
         with pytest.raises(NotThere) as refused:
-            persistently("x", Flaky(error), QUICK)
+            with_retries("x", Flaky(error), QUICK)
         says(refused, "x: ")
 
 
 def test_whoever_waits_long_is_told_why(caplog: pytest.LogCaptureFixture, says: Says) -> None:
-    persistently("s3://b/x", Flaky(OSError("one"), OSError("two")), QUICK)
+    with_retries("s3://b/x", Flaky(OSError("one"), OSError("two")), QUICK)
     assert not caplog.messages
-    persistently("s3://b/x", Flaky(OSError("one"), OSError("two"), OSError("three")), QUICK)
+    with_retries("s3://b/x", Flaky(OSError("one"), OSError("two"), OSError("three")), QUICK)
     (told,) = caplog.messages
     says(told, "s3://b/x: ", "3", "OSError: three")
 
@@ -110,7 +110,7 @@ def test_whoever_waits_long_is_told_why(caplog: pytest.LogCaptureFixture, says: 
 def test_in_the_end_the_message_names_attempts_and_last_cause(says: Says) -> None:
     action = Flaky(*[OSError(f"fault {number}") for number in range(1, 9)])
     with pytest.raises(DataError) as refused:
-        persistently("s3://b/x, bytes 0 to 9", action, QUICK)
+        with_retries("s3://b/x, bytes 0 to 9", action, QUICK)
     says(refused, "s3://b/x, bytes 0 to 9: ", "4", "OSError: fault 4")
     assert action.calls == 4
 
@@ -121,7 +121,7 @@ def test_in_the_end_the_message_names_attempts_and_last_cause(says: Says) -> Non
 def test_slips_and_finished_messages_pass_through(error: Exception) -> None:
     action = Flaky(error)
     with pytest.raises(type(error)) as raised:
-        persistently("x", action, QUICK)
+        with_retries("x", action, QUICK)
     assert raised.value is error
     assert action.calls == 1
 
@@ -130,7 +130,7 @@ def test_pauses_double_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(retries.time, "sleep", pauses.append)
     with pytest.raises(DataError):
-        persistently("x", Flaky(*[OSError()] * 20), RemoteSettings(attempts=10))
+        with_retries("x", Flaky(*[OSError()] * 20), RemoteSettings(attempts=10))
     longest = [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
     assert len(pauses) == len(longest)
     assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, longest, strict=True))

@@ -1,4 +1,4 @@
-"""The training stream: streaming's order, each shard checked at its first use, one clear error for what is damaged."""
+"""The training stream: streaming's order, each shard checked at its first use, one clear error for what is corrupt."""
 
 from itertools import islice
 from pathlib import Path
@@ -131,14 +131,14 @@ def test_every_shard_is_checked_once_on_a_host(tmp_path: Path, compression: str 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_a_flipped_byte_is_refused_by_name(tmp_path: Path, compression: str | None, workers: int) -> None:
     stream = write_stream(tmp_path / "a", shards=6, compression=compression)
-    damaged = shards_of(stream)[3]
-    flip(stream.local / damaged.stored.basename)
+    corrupt = shards_of(stream)[3]
+    flip(stream.local / corrupt.stored.basename)
     with pytest.raises(DataError) as caught:
         take(opened(stream, workers=workers), 30)
     message = str(caught.value)
     assert "Traceback" not in message
-    assert f"{stream.local / damaged.stored.basename} has the xxh3_64 " in message
-    assert f"index.json says {damaged.stored.hashes['xxh3_64']} (rows 30 to 39); remove the dataset" in message
+    assert f"{stream.local / corrupt.stored.basename} has the xxh3_64 " in message
+    assert f"index.json says {corrupt.stored.hashes['xxh3_64']} (rows 30 to 39); remove the dataset" in message
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -159,7 +159,7 @@ def test_a_shard_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:
         take(opened(stream), 8)
 
 
-def test_an_unpacked_shard_that_was_damaged_is_unpacked_again(tmp_path: Path) -> None:
+def test_an_unpacked_shard_that_was_corrupt_is_unpacked_again(tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "a", shards=3, compression="zstd")
     take(opened(stream), 7)
     flip(stream.local / shards_of(stream)[2].raw_data.basename)
@@ -169,7 +169,7 @@ def test_an_unpacked_shard_that_was_damaged_is_unpacked_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_damaged_shard_in_the_cache_is_fetched_again(tmp_path: Path, compression: str | None) -> None:
+def test_a_corrupt_shard_in_the_cache_is_fetched_again(tmp_path: Path, compression: str | None) -> None:
     stream = fetched(write_stream(tmp_path / "a", shards=3, compression=compression), tmp_path / "cache")
     first = opened(stream, fetch=FETCH)
     assert_right(take(first, 7))
@@ -180,7 +180,7 @@ def test_a_damaged_shard_in_the_cache_is_fetched_again(tmp_path: Path, compressi
     assert again.checked().files == 4 if compression is None else 5
 
 
-def test_a_damaged_shard_in_the_store_is_fetched_twice_and_refused(tmp_path: Path) -> None:
+def test_a_corrupt_shard_in_the_store_is_fetched_twice_and_refused(tmp_path: Path) -> None:
     origin = write_stream(tmp_path / "a", shards=3)
     flip(origin.local / shards_of(origin)[1].stored.basename)
     stream = fetched(origin, tmp_path / "cache")

@@ -105,7 +105,7 @@ def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path, says: Says) 
     says(refused, tmp_path, "tokenizer.json", "`tokenizer.sentencepiece`")
 
 
-def test_a_damaged_tokenizer_json_is_refused(folder: Path, says: Says) -> None:
+def test_a_corrupt_tokenizer_json_is_refused(folder: Path, says: Says) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0"')
     with pytest.raises(DataError) as refused:
         FolderEncoder(folder)

@@ -28,7 +28,7 @@ from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
-from megaslm.slm.targets import Score
+from megaslm.slm.targets import Criterion
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
@@ -41,11 +41,11 @@ STEPS = 2
 CHUNK_ROWS = 4
 MICRO_STEPS = [1, 4]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
-SCORES: list[Score] = ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+CRITERIA: list[Criterion] = ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
 SCOPES: list[Scope] = ["batch", "sequence", "microbatch"]
 KEEP = KeepRatio(Decimal("0.6"))
 RULES = {
-    **{f"{score}-{scope}": SelectionRule(KEEP, score, scope) for score in SCORES for scope in SCOPES},
+    **{f"{score}-{scope}": SelectionRule(KEEP, score, scope) for score in CRITERIA for scope in SCOPES},
     "excess-running": SelectionRule(KEEP, "excess", mode="running"),
     "loss-running": SelectionRule(KEEP, "loss", mode="running"),
     "capped": SelectionRule(KEEP, max_ref_loss=4.5),
@@ -58,7 +58,7 @@ CASES = {
     for method in METHODS
     for micro_steps in MICRO_STEPS
     # A choice that does not wait for the losses has no use for a method.
-    if rule.score in ("excess", "loss") or method == "bracket"
+    if rule.criterion in ("excess", "loss") or method == "bracket"
 }
 
 

@@ -8,7 +8,7 @@ from megaslm.health.pace import Pace
 from megaslm.training.pace import Ratios, SlowRanks, compare
 from tests.messages import Says
 
-QUICK = Pace(product_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, halted_share=0.0)
+QUICK = Pace(product_seconds=0.01, loading_seconds=0.1, step_seconds=2.0, paused_share=0.0)
 FAIR = Ratios(1.0, 1.0, 1.0)
 
 
@@ -36,10 +36,10 @@ def test_loading_counts_by_what_it_makes_of_a_step() -> None:
 
 
 def test_what_runs_half_of_the_time_needs_twice_as_long() -> None:
-    assert compare([QUICK, pace(halted_share=0.5)])[1] == Ratios(1.0, 1.0, pytest.approx(2.0))
+    assert compare([QUICK, pace(paused_share=0.5)])[1] == Ratios(1.0, 1.0, pytest.approx(2.0))
     # All of them on hosts with too much to do: none is slower than the others.
-    assert compare([pace(halted_share=0.5)] * 3) == [FAIR] * 3
-    assert math.isfinite(compare([QUICK, pace(halted_share=1.0)])[1].halts)
+    assert compare([pace(paused_share=0.5)] * 3) == [FAIR] * 3
+    assert math.isfinite(compare([QUICK, pace(paused_share=1.0)])[1].halts)
 
 
 def test_a_head_that_was_not_timed_says_nothing() -> None:

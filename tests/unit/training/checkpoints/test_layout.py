@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.engine.state_pieces import Piece
+from megaslm.engine.training_state import Fragment
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.layout import LAYOUT, Layout, StoredParameter, Stretch, read_layout
 from tests.messages import Says
 
 
-def piece(name: str, shape: tuple[int, ...], start: int, count: int) -> Piece:
-    return Piece(name, shape, start, count, flat=0, offset=0)
+def fragment(name: str, shape: tuple[int, ...], start: int, count: int) -> Fragment:
+    return Fragment(name, shape, start, count, flat=0, offset=0)
 
 
 def test_stretches_are_put_in_order_and_read_back(tmp_path: Path) -> None:
-    ranks = [[piece("w", (2, 5), 5, 5), piece("g", (3,), 0, 2)], [piece("w", (2, 5), 0, 5)], [piece("g", (3,), 2, 1)]]
+    ranks = [
+        [fragment("w", (2, 5), 5, 5), fragment("g", (3,), 0, 2)],
+        [fragment("w", (2, 5), 0, 5)],
+        [fragment("g", (3,), 2, 1)],
+    ]
     layout = replace(Layout.of(ranks), adam_steps=7)
     assert layout.parameters == {
         "w": StoredParameter((2, 5), (Stretch(1, 0, 5), Stretch(0, 5, 5))),
@@ -28,7 +32,7 @@ def test_stretches_are_put_in_order_and_read_back(tmp_path: Path) -> None:
 
 
 def test_what_all_ranks_hold_the_first_one_writes() -> None:
-    layout = Layout.of([[piece("w", (4,), 0, 4)]] * 3)
+    layout = Layout.of([[fragment("w", (4,), 0, 4)]] * 3)
     assert [layout.written_by(rank) for rank in range(3)] == [{"w"}, set(), set()]
 
 
@@ -36,7 +40,7 @@ def test_what_all_ranks_hold_the_first_one_writes() -> None:
 def test_a_parameter_that_is_not_whole_is_not_saved(held: tuple[int, int], says: Says) -> None:
     start, end = held
     with pytest.raises(CheckpointError) as refused:
-        Layout.of([[piece("w", (2, 2), start, end - start)]])
+        Layout.of([[fragment("w", (2, 2), start, end - start)]])
     says(refused, "w", "4")
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from megaslm.errors import CheckpointError
-from megaslm.training.checkpoints.file_list import COMPLETE, damage_of, describe, read_file_list, write_file_list
+from megaslm.training.checkpoints.file_list import COMPLETE, corruption_of, describe, read_file_list, write_file_list
 from megaslm.training.checkpoints.store import (
     Retention,
     check_whole,
     complete_checkpoints,
-    find_damage,
+    find_corruption,
     prune,
     remove_unfinished,
     step_folder,
@@ -47,10 +47,10 @@ def test_the_newest_and_the_multiples_stay(retention: Retention, gone: list[int]
     assert retention.superfluous([10, 20, 30, 40, 50]) == gone
 
 
-def test_damaged_and_later_checkpoints_are_left_and_not_counted(tmp_path: Path) -> None:
+def test_corrupt_and_later_checkpoints_are_left_and_not_counted(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 90):
         make_checkpoint(tmp_path, step)
-    gone = prune(tmp_path, Retention(2, None), up_to_step=40, damaged=(30,))
+    gone = prune(tmp_path, Retention(2, None), up_to_step=40, corrupt=(30,))
     assert gone == [step_folder(tmp_path, 10)]
     assert steps(tmp_path) == [20, 30, 40, 90]
 
@@ -66,7 +66,7 @@ def test_what_a_cut_off_save_left_is_removed(tmp_path: Path) -> None:
 
 def test_any_changed_byte_of_any_file_is_found(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, 10)
-    assert find_damage(folder) == []
+    assert find_corruption(folder) == []
     for path in folder.iterdir():
         content = path.read_bytes()
         for place in range(len(content)):
@@ -100,7 +100,7 @@ def test_a_folder_without_its_list_is_no_checkpoint(tmp_path: Path, says: Says) 
     (folder / COMPLETE).unlink()
     assert complete_checkpoints(tmp_path) == []
     with pytest.raises(CheckpointError) as refused:
-        find_damage(folder)
+        find_corruption(folder)
     says(refused, folder)
 
 
@@ -112,5 +112,5 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, says: Says) -> Non
     weights.symlink_to("/proc/self/mem")
     files = read_file_list(folder)
     unread = {**files, weights.name: files[weights.name]._replace(size=0)}
-    (damage,) = damage_of(folder, [weights.name], unread)
-    says(damage.found, os.strerror(errno.EIO))
+    (corruption,) = corruption_of(folder, [weights.name], unread)
+    says(corruption.found, os.strerror(errno.EIO))

@@ -27,7 +27,7 @@ class Answer:
         return numbers
 
 
-class Agreement:
+class CpuGroup:
     """Gives every rank the same answer, without waiting for any device."""
 
     def __init__(self, world: World) -> None:

@@ -1,4 +1,4 @@
-"""A training run that meets a damaged shard ends with one message, whichever process met it."""
+"""A training run that meets a corrupt shard ends with one message, whichever process met it."""
 
 from pathlib import Path
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from megaslm.health.pace import Metronome
+from megaslm.health.pace import PauseMeter
 from tests.forks import fork, statuses_of, wait_until
 
 
 def test_a_process_that_is_stopped_half_of_the_time_knows_it(tmp_path: Path) -> None:
     def work() -> None:
-        metronome = Metronome()
+        meter = PauseMeter()
         (tmp_path / "begun").touch()
         wait_until((tmp_path / "over").exists)
-        (tmp_path / "share").write_text(str(metronome.halted_share()))
+        (tmp_path / "share").write_text(str(meter.paused_share()))
 
     process = fork(work)
     wait_until((tmp_path / "begun").exists)
@@ -35,20 +35,20 @@ def test_a_process_that_is_stopped_half_of_the_time_knows_it(tmp_path: Path) -> 
 
 
 def test_work_and_waiting_are_no_halts() -> None:
-    metronome = Metronome()
+    meter = PauseMeter()
     matrix = torch.ones(256, 256)
     until = time.monotonic() + 0.5
     while time.monotonic() < until:
         matrix = (matrix @ matrix).clamp(max=1.0)
         sum(range(1000))
     time.sleep(0.5)
-    assert metronome.halted_share() < 0.25
-    metronome.stop()
+    assert meter.paused_share() < 0.25
+    meter.stop()
 
 
 def test_it_begins_anew_when_it_was_asked() -> None:
-    metronome = Metronome()
-    metronome._halted_seconds = 5.0
-    assert metronome.halted_share() == 1.0
-    assert metronome.halted_share() == 0.0
-    metronome.stop()
+    meter = PauseMeter()
+    meter._paused_seconds = 5.0
+    assert meter.paused_share() == 1.0
+    assert meter.paused_share() == 0.0
+    meter.stop()

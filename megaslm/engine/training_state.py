@@ -1,4 +1,4 @@
-"""The training state that a rank holds, piece by piece: which stretch of which parameter, under any ZeRO stage.
+"""The training state that a rank holds, fragment by fragment: which stretch of which parameter, under any ZeRO stage.
 
 DeepSpeed keeps float32 weights and Adam's moments in flat tensors, of which each rank has its own. What a flat tensor
 is made of follows from the stage and the number of ranks; a checkpoint that is written in terms of parameters can be
@@ -21,7 +21,7 @@ MOMENTS: tuple[Quantity, Quantity] = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
-class Piece:
+class Fragment:
     """A stretch of a flattened parameter, and where this rank keeps it."""
 
     name: str
@@ -48,11 +48,11 @@ class TrainingState:
         self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         if hasattr(optimizer, "fp16_partitioned_groups_flat"):
-            self.flats, self.pieces = list(optimizer.fp32_partitioned_groups_flat), tuple(_stage_3(optimizer, names))
+            self.flats, self.fragments = list(optimizer.fp32_partitioned_groups_flat), tuple(_stage_3(optimizer, names))
         elif hasattr(optimizer, "update_lp_params"):
-            self.flats, self.pieces = _stages_1_and_2(optimizer, names)
+            self.flats, self.fragments = _stages_1_and_2(optimizer, names)
         else:
-            self.flats, self.pieces = _stage_0(module)
+            self.flats, self.fragments = _stage_0(module)
 
     def adam_steps(self) -> int:
         """The updates that Adam has made; waits for the device.
@@ -112,7 +112,7 @@ class TrainingState:
             optimizer.update_lp_params()
 
 
-def _stage_3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
+def _stage_3(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
     for number, group in enumerate(optimizer.fp16_groups):
         offset = 0
         for parameter in group:
@@ -121,16 +121,16 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> Iterator[Piece]:
             # The last ranks' shares are filled up with elements that no parameter has.
             count = min(share, parameter.ds_numel - start)
             if count > 0:
-                yield Piece(names[id(parameter)], tuple(parameter.ds_shape), start, count, number, offset)
+                yield Fragment(names[id(parameter)], tuple(parameter.ds_shape), start, count, number, offset)
             offset += share
 
 
-def _stages_1_and_2(optimizer: Any, names: dict[int, str]) -> tuple[list[Tensor], tuple[Piece, ...]]:
+def _stages_1_and_2(optimizer: Any, names: dict[int, str]) -> tuple[list[Tensor], tuple[Fragment, ...]]:
     with_own_buffers = hasattr(optimizer, "bf16_groups")
     groups = optimizer.bf16_groups if with_own_buffers else optimizer.bit16_groups
     flats = optimizer.fp32_groups_flat_partition if with_own_buffers else optimizer.single_partition_of_fp32_groups
-    pieces = [
-        Piece(
+    fragments = [
+        Fragment(
             names[id(parameter)],
             tuple(parameter.shape),
             parameter._hp_mapping.lp_fragment_address.start,
@@ -142,13 +142,13 @@ def _stages_1_and_2(optimizer: Any, names: dict[int, str]) -> tuple[list[Tensor]
         for parameter in group
         if parameter._hp_mapping is not None
     ]
-    return list(flats), tuple(pieces)
+    return list(flats), tuple(fragments)
 
 
-def _stage_0(module: nn.Module) -> tuple[list[Tensor], tuple[Piece, ...]]:
+def _stage_0(module: nn.Module) -> tuple[list[Tensor], tuple[Fragment, ...]]:
     named = list(module.named_parameters())
-    pieces = [
-        Piece(name, tuple(parameter.shape), 0, parameter.numel(), number, 0)
+    fragments = [
+        Fragment(name, tuple(parameter.shape), 0, parameter.numel(), number, 0)
         for number, (name, parameter) in enumerate(named)
     ]
-    return [parameter for _, parameter in named], tuple(pieces)
+    return [parameter for _, parameter in named], tuple(fragments)

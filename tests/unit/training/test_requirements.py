@@ -1,4 +1,4 @@
-"""What a run demands of hosts: which files they have to see, and room for its checkpoints."""
+"""What a run requirements of hosts: which files they have to see, and room for its checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from megaslm.training.checkpoints.file_list import describe, write_file_list
-from megaslm.training.demands import demands_of
+from megaslm.training.requirements import requirements_of
 from tests.scoring import make_reference
 from tests.toy import SHAPE, run_config
 
 
 def checkpoint_bytes(tmp_path: Path, **origin: Any) -> int:
     config = run_config(tmp_path / "run", tmp_path / "tokens", model={"from_scratch": None, **origin})
-    return demands_of(config).checkpoint_bytes
+    return requirements_of(config).checkpoint_bytes
 
 
 def test_a_checkpoint_takes_twelve_bytes_a_parameter(tmp_path: Path) -> None:
@@ -49,11 +49,11 @@ def test_every_host_has_to_see_the_same_datasets_and_the_same_model(tmp_path: Pa
         },
         validation={"sets": {"held": {"dataset": "/data/held"}}},
     )
-    demands = demands_of(config)
-    assert demands.files == {
+    requirements = requirements_of(config)
+    assert requirements.files == {
         "manifest.json of data.streams.web": Path("/data/web/manifest.json"),
         "manifest.json of validation.sets.held": Path("/data/held/manifest.json"),
         "config.json of model.from_pretrained": Path("/models/base/config.json"),
     }
-    assert demands.cache == Path("/local/cache")
-    assert demands_of(run_config(tmp_path / "run", tmp_path)).cache is None
+    assert requirements.cache == Path("/local/cache")
+    assert requirements_of(run_config(tmp_path / "run", tmp_path)).cache is None

@@ -1,4 +1,4 @@
-"""What a run demands of its ranks and of their hosts."""
+"""What a run requirements of its ranks and of their hosts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from megaslm.config.section import home_expanded
 from megaslm.config.source import dotted_key
 from megaslm.dataset.manifest import MANIFEST
 from megaslm.errors import MegaSLMError
-from megaslm.health.findings import Demands
+from megaslm.health.findings import Requirements
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
 from megaslm.training.checkpoints.file_list import read_file_list
@@ -21,11 +21,11 @@ from megaslm.training.run_folder import RunFolder
 _CHECKPOINT_BYTES_A_PARAMETER = 12
 
 
-def demands_of(config: RunConfig) -> Demands:
+def requirements_of(config: RunConfig) -> Requirements:
     """What the ranks of a run have to have in common, and what their hosts need room for."""
     datasets = dict(_datasets(config))
     fetches = any(is_remote(place) for place in datasets.values())
-    return Demands(
+    return Requirements(
         settings={dotted_key(path): str(value) for path, value in settings_of(config)},
         files={
             **{

@@ -10,7 +10,7 @@ import pytest
 
 from megaslm.config.schema import RunConfig
 from megaslm.errors import CheckpointError
-from megaslm.training.checkpoints.store import complete_checkpoints, find_damage
+from megaslm.training.checkpoints.store import complete_checkpoints, find_corruption
 from tests.faults.figures import Figures
 from tests.faults.runs import Material, run_ranks, steps_made, weights_sha256
 
@@ -31,13 +31,13 @@ def remove(path: Path, chance: random.Random) -> None:
     path.unlink()
 
 
-def is_refused(checkpoint: Path, damaged: str) -> bool:
+def is_refused(checkpoint: Path, corrupt: str) -> bool:
     """Whether the file, or the list itself, is named as what is wrong."""
     try:
-        found = find_damage(checkpoint)
+        found = find_corruption(checkpoint)
     except CheckpointError as error:
-        return damaged in str(error)
-    return [damage.name for damage in found] == [damaged]
+        return corrupt in str(error)
+    return [corruption.name for corruption in found] == [corrupt]
 
 
 def newest(config: RunConfig) -> Path:
@@ -45,35 +45,35 @@ def newest(config: RunConfig) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", [flip_a_byte, truncate, remove])
+@pytest.mark.parametrize("corruption", [flip_a_byte, truncate, remove])
 def test_no_damage_goes_unnoticed(
-    damage: Callable[[Path, random.Random], None], undisturbed_run: RunConfig, figures: Figures, tmp_path: Path
+    corruption: Callable[[Path, random.Random], None], undisturbed_run: RunConfig, figures: Figures, tmp_path: Path
 ) -> None:
     checkpoint = Path(shutil.copytree(newest(undisturbed_run), tmp_path / "step-00000008"))
-    assert find_damage(checkpoint) == []
+    assert find_corruption(checkpoint) == []
     files, chance, refused = sorted(checkpoint.iterdir()), random.Random(6), 0
     for _ in range(DAMAGES):
         path = chance.choice(files)
         content = path.read_bytes()
-        damage(path, chance)
+        corruption(path, chance)
         refused += is_refused(checkpoint, path.name)
         path.write_bytes(content)
-    assert find_damage(checkpoint) == []
+    assert find_corruption(checkpoint) == []
     assert refused == DAMAGES
-    figures.record("damage", **{f"refused_{damage.__name__}": refused, "tries": DAMAGES})
+    figures.record("corruption", **{f"refused_{corruption.__name__}": refused, "tries": DAMAGES})
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+def test_a_run_goes_on_from_the_checkpoint_before_a_corrupt_one(
     undisturbed_run: RunConfig, material: Material, undisturbed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = material.config(Path(shutil.copytree(undisturbed_run.run_dir, tmp_path / "run")))
-    damaged = newest(config) / "weights-00001.safetensors"
-    flip_a_byte(damaged, random.Random(1))
-    content = damaged.read_bytes()
+    corrupt = newest(config) / "weights-00001.safetensors"
+    flip_a_byte(corrupt, random.Random(1))
+    content = corrupt.read_bytes()
     capfd.readouterr()
     assert run_ranks(config) == [0, 0]
     said = capfd.readouterr().out
     assert re.search(r"warning: \S+/step-00000008: weights-00001.safetensors has other content than was written", said)
     assert steps_made(said) == [5, 6, 7, 8]
-    assert damaged.read_bytes() != content, "the step's own checkpoint takes the place of the damaged one"
+    assert corrupt.read_bytes() != content, "the step's own checkpoint takes the place of the corrupt one"
     assert weights_sha256(config) == undisturbed

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import FetchSection, RunConfig
-from megaslm.engine.agreement import Agreement
+from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
@@ -26,7 +26,7 @@ def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
     slm = config.slm
     rule = SelectionRule(
         KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
-        score=slm.score,
+        criterion=slm.criterion,
         scope=slm.scope,
         mode=slm.mode,
         max_ref_loss=slm.max_ref_loss,
@@ -47,7 +47,7 @@ def fetch_settings(section: FetchSection) -> FetchSettings:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRun:
     """One run on the ranks that it has, ready to train."""
 
     config: RunConfig
@@ -55,10 +55,10 @@ class Job:
     data: TrainingData
     stream: TrainingStream
     validation: Validation
-    run: RunFolder
+    folder: RunFolder
     engine: ZeroEngine
     world: World
-    agreement: Agreement
+    cpu_group: CpuGroup
     stop: StopSignal
 
     def train_step(self, objective: Objective) -> TrainStep:

@@ -1,0 +1,31 @@
+"""A dry run goes through a step, a validation and a save, and leaves the run as if it had not been."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.toy import make_dataset, run_config
+from tests.training import are_equal, changed, last_weights, losses, run_training, with_steps
+
+
+def test_a_run_after_a_dry_run_is_the_run_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15], ("heldout", "a"): [5]})
+    plain = run_config(
+        tmp_path / "plain",
+        tmp_path / "tokens",
+        train={"objective": "slm", "schedule": "constant"},
+        slm={"criterion": "loss", "mode": "running", "keep_ratio_warmup_tokens": 128},
+        validation={"sets": {"held": {"dataset": str(tmp_path / "tokens")}}},
+    )
+    checked = changed(plain.model_copy(update={"run_dir": str(tmp_path / "checked")}), guard={"dry_run": True})
+    run_training(plain, world_size=2)
+    assert "dry run of a step" not in capfd.readouterr().out
+    run_training(with_steps(checked, 4), world_size=2)
+    run_training(checked, world_size=2, resume=True)
+
+    assert capfd.readouterr().out.count("dry run of a step, a validation and a save") == 2
+    assert losses(tmp_path / "checked") == losses(tmp_path / "plain")
+    assert are_equal(last_weights(tmp_path / "checked"), last_weights(tmp_path / "plain"))
+    assert {path.name for path in (tmp_path / "checked").iterdir()} == {
+        path.name for path in (tmp_path / "plain").iterdir()
+    }
