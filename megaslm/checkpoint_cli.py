@@ -1,4 +1,4 @@
-"""`megaslm checkpoint`: look at the checkpoints of a run, compare them with what was written, remove old ones."""
+"""`megaslm checkpoint`: list a run's checkpoints, verify them, and remove old ones."""
 
 from contextlib import ExitStack
 from datetime import datetime
@@ -13,14 +13,14 @@ from megaslm.json_option import JsonFile, write_json
 if TYPE_CHECKING:
     from megaslm.training.checkpoints.store import Checkpoint
 
-checkpoint_app = typer.Typer(help="Look after the checkpoints of a run.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 
 
 @checkpoint_app.command("ls")
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
-    """List the checkpoints of a run, oldest first; nothing but their lists is read."""
+    """List the checkpoints of a run, oldest first. Only their file lists are read."""
     from megaslm.observe.display import size
     from megaslm.training.checkpoints.file_list import COMPLETE, WEIGHTS, read_file_list
 
@@ -55,7 +55,7 @@ def verify(
     place: Annotated[Path, typer.Argument(help="A run's folder, for all its checkpoints, or one checkpoint.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Read every byte of checkpoints and report every file that is not as it was written."""
+    """Read every byte of checkpoints and report every corrupt file."""
     from megaslm.training.checkpoints.store import describe_corruption, find_corruption
 
     folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
@@ -66,13 +66,13 @@ def verify(
             problems[str(folder)] = describe_corruption(corruption) if corruption else None
         except CheckpointError as error:
             problems[str(folder)] = str(error).removeprefix(f"{folder}: ")
-        typer.echo(f"{folder} · {problems[str(folder)] or 'every byte is what was written'}")
+        typer.echo(f"{folder} · {problems[str(folder)] or 'every byte is intact'}")
     write_json(json_file, problems)
     corrupt = [folder for folder, problem in problems.items() if problem is not None]
     if corrupt:
         raise CheckpointError(
-            f"{len(corrupt)} of {len(problems)} checkpoints are not as they were written; `train --resume` passes over "
-            "them: restore them from a copy or remove them"
+            f"{len(corrupt)} of {len(problems)} checkpoints are corrupt; `train --resume` skips them: restore them "
+            "from a copy or remove them"
         )
 
 
@@ -80,18 +80,18 @@ def verify(
 def prune_checkpoints(
     run: Run,
     keep_last: Annotated[
-        int | None, typer.Option(min=1, help="How many of the newest stay; by default as the run is configured.")
+        int | None, typer.Option(min=1, help="How many of the newest to keep; by default the run's own setting.")
     ] = None,
     keep_every_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Multiples of this many steps stay; by default as the run is configured."),
+        typer.Option(min=1, help="Keep multiples of this many steps; by default the run's own setting."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Remove old checkpoints of a run that no job is training.
 
-    The newest one is read first: nothing goes before it is found whole.
+    The newest checkpoint is verified first. Nothing is removed if it is corrupt.
     """
     from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
     from megaslm.training.run_folder import RunFolder, take
@@ -102,7 +102,7 @@ def prune_checkpoints(
     superfluous = [folders[step] for step in retention.superfluous(list(folders))]
     with ExitStack() as held:
         if superfluous and not dry_run:
-            # A job that trains prunes by itself, and may be about to go back to what would be removed here.
+            # A training job prunes by itself, and may be about to resume from a checkpoint that would be removed here.
             for warning in take(run, held):
                 typer.echo(warning, err=True)
             check_whole(folders[max(folders)])

@@ -1,4 +1,4 @@
-"""The verbs. Everything heavy is imported by the verb that needs it, so that --help answers at once."""
+"""The verbs. Each verb imports its heavy dependencies itself, so that --help answers at once."""
 
 import os
 import sys
@@ -37,23 +37,21 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 Work = Annotated[
-    Path | None, typer.Option("--work", help="For an output at a URL: a local folder for parts on their way there.")
+    Path | None, typer.Option("--work", help="For an output at a URL: the local folder for parts before their upload.")
 ]
-Cache = Annotated[
-    Path, typer.Option("--cache", help="For a dataset at a URL: the folder in which what is fetched is kept.")
-]
+Cache = Annotated[Path, typer.Option("--cache", help="For a dataset at a URL: the folder for downloaded files.")]
 
 Engine = Annotated[
     Literal["local", "ray"],
-    typer.Option(help="Who places the processes: this command or the launcher above it, or a Ray cluster."),
+    typer.Option(help="Where processes run: on this host or as its launcher placed them (local), or on a Ray cluster."),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="With --engine ray: the cluster's head; by default what RAY_ADDRESS says."),
+    typer.Option(metavar="HOST:PORT", help="With --engine ray: the cluster's head; by default $RAY_ADDRESS."),
 ]
 
 _seat = ALONE
-"""Of this process; taken by the verbs that many ranks run together. Others run as one, whatever a launcher has left."""
+"""This process's seat. Verbs that run on many ranks set it. Other verbs run as one process under any environment."""
 
 
 def main() -> None:
@@ -69,7 +67,7 @@ def main() -> None:
         _complain(error)
         status = error.exit_status
     except Exception as error:
-        # Here and not at the interpreter's end, which takes a second in which the other ranks wait.
+        # Printed here because the interpreter's exit takes a second, during which the other ranks would wait.
         traceback.print_exception(error)
         status = 1
     if "megaslm.engine.distributed" in sys.modules:
@@ -100,30 +98,30 @@ def prepare(
     recipe: Annotated[Path, typer.Argument(help="The corpus recipe, a YAML file.")],
     output: Annotated[str, typer.Argument(help="The dataset to write: a folder or a URL, such as s3://bucket/web.")],
     work: Work = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
     part: Annotated[
         str | None,
-        typer.Option(metavar="N/COUNT", help="Do the N-th of COUNT shares of the work only."),
+        typer.Option(metavar="N/COUNT", help="Do only share N of COUNT of the work."),
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Make the dataset of what all --part runs have done.")
+        bool, typer.Option("--finish", help="Make the dataset from the work of all --part runs.")
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Make a dataset of packed token rows from text. What is interrupted goes on when it is started again."""
+    """Make a dataset of packed token rows from text. An interrupted job resumes when the command is run again."""
     from megaslm.config.cluster import Share
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
-        raise ConfigError("--part and --finish: one does a share of the work, the other follows when all are done")
+        raise ConfigError("--part and --finish: --part does a share of the work, --finish follows when all are done")
     if finish and engine != "local":
         raise ConfigError(
-            f"--engine {engine}: places processes that read text, of which --finish starts none; leave it out"
+            f"--engine {engine}: has no effect with --finish, which starts no processes that read text; leave it out"
         )
     loaded = load(Recipe, recipe, overrides or []).value
 
@@ -165,19 +163,19 @@ def score(
     ] = False,
     window: Annotated[
         int | None,
-        typer.Option(help="Tokens it sees at once; by default a row, or as many as it has positions for."),
+        typer.Option(help="Tokens the model sees at once; by default a row, or as many as the model has positions."),
     ] = None,
     stride: Annotated[
         int | None,
         typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
     ] = None,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Rows read at once.")] = 16,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
     part: Annotated[
         str | None,
-        typer.Option(metavar="N/COUNT", help="Score the N-th of COUNT shares of the rows only."),
+        typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows."),
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Make the dataset of what all --part jobs have scored.")
+        bool, typer.Option("--finish", help="Make the dataset from the scores of all --part jobs.")
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
@@ -185,10 +183,10 @@ def score(
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Compute a reference model's losses and store them beside the tokens. Start it with a launcher for many ranks.
+    """Compute a reference model's losses and store them beside the tokens. Use a launcher for several ranks.
 
-    What is interrupted goes on when it is started again, on any number of ranks. Where the dataset has grown, only its
-    new parts are scored.
+    An interrupted job resumes when the command is run again, on any number of ranks. Where the dataset has grown, only
+    its new parts are scored.
     """
     _take_seat()
 
@@ -196,7 +194,7 @@ def score(
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
-        raise ConfigError("--part and --finish: one scores a share of the parts, the other follows when all are done")
+        raise ConfigError("--part and --finish: --part scores a share of the parts, --finish follows when all are done")
 
     from megaslm.observe.console import JobConsole
     from megaslm.scoring import job
@@ -211,7 +209,7 @@ def score(
         stride=stride,
     )
     task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
-    # At the end no rank waits for the others: one of them may have died, and its work been done by them.
+    # At the end no rank waits for the others: one may have died, and the others have done its work.
     with JobConsole("score") as console, _engine(engine, ray_address) as ray:
         if ray is not None:
             if part is not None or finish or _seat.world_size > 1:
@@ -237,19 +235,20 @@ def mask(
             "--criterion", "--score", help="What is ranked in each row, smallest first; as slm.criterion of the runs."
         ),
     ] = "reference",
-    keep_ratio: Annotated[str, typer.Option(help="The share of targets that is kept; as slm.keep_ratio.")] = "0.6",
+    keep_ratio: Annotated[str, typer.Option(help="The share of targets to keep; as slm.keep_ratio.")] = "0.6",
     max_ref_loss: Annotated[
-        float | None, typer.Option(help="Most nats of a target that may be kept; as slm.max_ref_loss.")
+        float | None, typer.Option(help="Most reference loss, in nats, of a kept target; as slm.max_ref_loss.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
     work: Work = None,
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Turn reference losses and entropies into one bit a target, for runs with a static criterion and slm.scope
+    """Turn reference losses and entropies into one bit per target, for runs with a static criterion and slm.scope
     sequence.
 
-    What is interrupted goes on when it is started again. Where the dataset has grown, only its new parts are masked.
+    An interrupted job resumes when the command is run again. Where the dataset has grown, only its new parts are
+    masked.
     """
     from megaslm.observe.console import JobConsole
     from megaslm.scoring.mask import mask_rule
@@ -265,17 +264,17 @@ def mask(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="The run, a YAML file.")],
+    config: Annotated[Path, typer.Argument(help="The run's configuration, a YAML file.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest checkpoint that is whole, where there is one.")
+        bool, typer.Option("--resume", help="Resume from the newest intact checkpoint, if there is one.")
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model: causal or selective. Start it with a launcher for many ranks."""
+    """Train a model, causal or selective. Use a launcher for several ranks."""
     from megaslm.engine.stop_signal import StopSignal
 
-    # To the end of the process: what follows takes seconds to import, and after the last save nothing is to be lost.
-    # A scheduler that stops the job then gets its answer too.
+    # Listens until the process ends. The imports below take seconds, and a scheduler that stops the job meanwhile must
+    # get its answer too. After the last save there is nothing to lose.
     stop = StopSignal()
     stop.listen()
     _take_seat()
@@ -316,7 +315,7 @@ def demo(
     configs: Annotated[Path, typer.Option(help="The demo's configurations.")] = Path("configs/demo"),
     json_file: JsonFile = None,
 ) -> None:
-    """The whole way on a small corpus: prepare, base, reference, scoring, CLM, SLM, export, comparison."""
+    """Run the whole process on a small corpus: prepare, base, reference, scoring, CLM, SLM, export, comparison."""
     from megaslm.demo import run_demo
 
     summary = run_demo(configs)
@@ -325,11 +324,11 @@ def demo(
 
 @config_app.command("explain")
 def explain(
-    config: Annotated[Path, typer.Argument(help="A run or, with --recipe, a corpus recipe.")],
+    config: Annotated[Path, typer.Argument(help="A run's configuration or, with --recipe, a corpus recipe.")],
     overrides: Overrides = None,
     recipe: Annotated[bool, typer.Option("--recipe", help="The file is a corpus recipe.")] = False,
 ) -> None:
-    """Print each setting, its meaning and where its value came from."""
+    """Print each setting with its meaning and the origin of its value."""
     from rich.console import Console
 
     from megaslm.config.explain import explain as explain_settings
@@ -340,7 +339,7 @@ def explain(
     from megaslm.config.section import Section
 
     model_class: type[Section] = Recipe if recipe else RunConfig
-    # In a file or a pipe there is no edge to fold the columns at.
+    # A file or a pipe has no width at which to fold the columns.
     console = Console(width=None if sys.stdout.isatty() else 200)
     loaded = load(model_class, config, overrides or [])
     _say_warnings(loaded.warnings)
@@ -364,10 +363,10 @@ def _say_passed_over(passed_over: Mapping[str, int]) -> None:
 
 @contextmanager
 def _engine(engine: str, address: str | None) -> Iterator["RayCluster | None"]:
-    """The cluster, where Ray is to place the processes."""
+    """The Ray cluster, for --engine ray; None otherwise."""
     if engine == "local":
         if address is not None:
-            raise ConfigError(f"--ray-address {address}: is for --engine ray")
+            raise ConfigError(f"--ray-address {address}: needs --engine ray")
         yield None
         return
     from megaslm.jobs.ray_workers import ray_cluster
@@ -377,13 +376,13 @@ def _engine(engine: str, address: str | None) -> Iterator["RayCluster | None"]:
 
 
 def _take_seat() -> None:
-    """Before anything that all ranks may have to say, so that it is said once."""
+    """Called before any output that all ranks have in common, so that only one rank prints it."""
     global _seat
     _seat = seat_in(os.environ)
 
 
 def _complain(error: MegaSLMError) -> None:
-    """Prints the message, once where every rank has the same to say."""
+    """Prints the message, once where every rank has the same."""
     if _seat.rank == 0:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
     elif not error.is_known_to_all_ranks:

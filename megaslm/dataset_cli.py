@@ -1,4 +1,4 @@
-"""`megaslm verify` and `megaslm inspect`: looks at a dataset, and at the order in which a run reads it."""
+"""`megaslm verify` and `megaslm inspect`: check or show a dataset, and the order in which a run reads it."""
 
 import sys
 from pathlib import Path
@@ -12,10 +12,10 @@ from megaslm.json_option import JsonFile, write_json
 
 def verify(
     dataset: Annotated[Path, typer.Argument(help="The dataset to read.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Read every byte of a dataset and report everything that is not as it was written."""
+    """Read every byte of a dataset and report everything that is corrupt."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -29,7 +29,7 @@ def verify(
     show_verification(console, found)
     write_json(json_file, asdict(found))
     if found.problems:
-        raise DataError(f"{dataset}: {len(found.problems)} problems; mend or restore these files, or make it again")
+        raise DataError(f"{dataset}: {len(found.problems)} problems; repair or restore these files, or make it again")
 
 
 def inspect(
@@ -37,20 +37,20 @@ def inspect(
         Path, typer.Argument(help="The dataset to look at; with --order, a run's folder or its YAML file.")
     ],
     split: Annotated[
-        Literal["train", "heldout"] | None, typer.Option(help="Only this split; of a row, train where none is named.")
+        Literal["train", "heldout"] | None, typer.Option(help="Only this split; with --row, train by default.")
     ] = None,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     row: Annotated[
-        int | None, typer.Option(help="Show this row; they are counted as in training, or in the domain, from 0 on.")
+        int | None, typer.Option(help="Show this row, counted from 0 as in training or, with --domain, in the domain.")
     ] = None,
     order: Annotated[
-        int | None, typer.Option(help="Which rows a run reads in this step, on any number of ranks.", metavar="STEP")
+        int | None, typer.Option(help="Show the rows that a run reads in this step (any rank count).", metavar="STEP")
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show what a dataset is, one of its rows as text with losses or selected tokens, or which rows a step reads.
+    """Show a dataset, one of its rows as text with losses or selected tokens, or the rows that a step reads.
 
-    Of one that is being made, it shows how far that has come.
+    For an unfinished dataset, show its progress.
     """
     from dataclasses import asdict
 
@@ -58,7 +58,7 @@ def inspect(
 
     if order is not None and (row, split, domain) != (None, None, None):
         raise ConfigError("--order: tells of all rows that a step reads; leave out --row, --split and --domain")
-    # In a file or a pipe there is no edge to fold the columns at.
+    # A file or a pipe has no width at which to fold the columns.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     if order is not None:
         from megaslm.training.step_rows import rows_of_step

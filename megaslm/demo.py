@@ -1,4 +1,4 @@
-"""The `demo` verb: the whole way on a small corpus, by the commands that any run uses, and what came of it."""
+"""The `demo` verb: the whole process on a small corpus, by the commands of any run, and its results."""
 
 import json
 import math
@@ -35,7 +35,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageTime:
-    """How long a stage took, start-up included."""
+    """The duration of a stage, start-up included."""
 
     name: str
     seconds: float
@@ -43,37 +43,35 @@ class StageTime:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """Where a run ended on held-out text of the target domain."""
+    """A run's final loss on held-out text of the target domain."""
 
     name: str
     tokens: int
-    """Targets read, the base run's included where the run continues it."""
+    """Targets read; where the run continues the base run, those of the base run included."""
     loss: float
     perplexity: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the demo found. Written to summary.json as it stands."""
+    """The demo's results, as written to summary.json."""
 
     models: tuple[ModelResult, ...]
     stages: tuple[StageTime, ...]
     slm_tokens_to_reach_clm: int | None
-    """Targets at SLM's first validation that is at or below CLM's final loss; null where there was none."""
+    """Targets read at SLM's first validation at or below CLM's final loss; None where there was none."""
     clm_tokens: int
     slm_minus_clm_loss: float
-    """Negative where SLM ended lower."""
+    """Negative where SLM's final loss is lower."""
     total_seconds: float
 
 
 class StageFailed(MegaSLMError):
-    """A command of the demo ended with another status than 0; it has said why."""
+    """A command of the demo ended with another status than 0. It has printed why."""
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The demo's configurations and the folders they name."""
-
     configs: Path
     base: RunConfig
     reference: RunConfig
@@ -89,12 +87,12 @@ def run_demo(configs: Path) -> dict[str, object]:
     """Runs every stage, prints the comparison and writes summary.json beside the runs.
 
     Raises:
-        ConfigError: not started where the launcher and the configurations are.
+        ConfigError: the launcher and the configurations are not in the working directory.
         StageFailed: a stage failed.
     """
     for needed in (LAUNCHER, RECIPE, configs):
         if not needed.exists():
-            raise ConfigError(f"{needed}: not here; start the demo in MegaSLM's repository")
+            raise ConfigError(f"{needed}: no such file; start the demo in MegaSLM's repository")
     runs = _Runs(
         configs, *(load(RunConfig, configs / f"{name}.yaml").value for name in ("base", "reference", "clm", "slm"))
     )
@@ -110,7 +108,7 @@ def run_demo(configs: Path) -> dict[str, object]:
 
 
 def _start_afresh(folder: Path) -> None:
-    """Removes an earlier demo's outputs, and nothing else."""
+    """Removes only the outputs of an earlier demo."""
     if folder.exists():
         if not (folder / _MARKER).is_file():
             raise ConfigError(f"{folder}: exists and was not made by the demo; move it away")
@@ -181,7 +179,7 @@ def _result(name: str, records: Sequence[ValidationRecord], before: int) -> Mode
 
 
 def _show(summary: Summary, runs: _Runs, console: Console) -> None:
-    console.rule("[bold]what came of it[/bold]", align="left")
+    console.rule("[bold]results[/bold]", align="left")
     console.print(_model_table(summary))
     console.print(_verdict(summary), soft_wrap=True)
     console.print(_time_table(summary))
@@ -227,8 +225,8 @@ def _cost(summary: Summary) -> str:
     seconds = {stage.name: stage.seconds for stage in summary.stages}
     whole = seconds["reference"] + seconds["export reference"] + seconds["score"] + seconds["slm"]
     return (
-        f"CLM took {seconds['clm']:.0f} s; SLM took {seconds['slm']:.0f} s, and {whole:.0f} s with its reference and "
-        f"the scoring counted in."
+        f"CLM took {seconds['clm']:.0f} s; SLM took {seconds['slm']:.0f} s, or {whole:.0f} s including its reference "
+        f"and the scoring."
     )
 
 

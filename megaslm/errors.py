@@ -1,8 +1,8 @@
-"""Everything that MegaSLM raises on purpose.
+"""All exceptions that MegaSLM raises on purpose.
 
-A message names the thing, what was found, what was expected and what to do. `UserMistake` and its children mean that
-the command was asked for something impossible (exit status 2); `Stopped` that it was told to stop (75); the others are
-faults (exit status 1).
+A message names the thing, what was found, what was expected and what to do. `UserMistake` and its subclasses mean that
+the command asks for something impossible (exit status 2). `Stopped` means that the process was told to stop (75). The
+others are faults (exit status 1).
 """
 
 from pathlib import Path
@@ -11,11 +11,11 @@ PREPARE_AGAIN = "remove the dataset and prepare (or score) it again"
 
 
 class MegaSLMError(Exception):
-    """The root of all errors raised on purpose."""
+    """The base class of all exceptions raised on purpose."""
 
     exit_status = 1
     is_known_to_all_ranks = False
-    """Whether every rank raises the same, so that one of them says it for all."""
+    """Whether every rank raises the same, so that only one of them prints it."""
 
 
 class UserMistake(MegaSLMError):
@@ -31,7 +31,7 @@ class ConfigError(UserMistake):
 
 
 class LaunchError(UserMistake):
-    """The environment makes the process a rank of a job, but in part only."""
+    """The environment describes a rank of a job only in part."""
 
 
 class PreflightError(UserMistake):
@@ -65,7 +65,7 @@ class SaveFailed(MegaSLMError):
 
 
 class LossSpike(MegaSLMError):
-    """The loss rose far above what it was."""
+    """The loss rose far above its recent values."""
 
     is_known_to_all_ranks = True
 
@@ -80,32 +80,31 @@ class NonFiniteCriterion(MegaSLMError):
     """Targets cannot be ranked: their criterion is NaN or infinite."""
 
     def __init__(self, places: list[int]) -> None:
-        """Names the targets by their places in the call; none where they are another rank's."""
+        """Takes the targets' indices in the call; empty where they are on another rank."""
         super().__init__(f"the criterion of the targets {places} is NaN or infinite")
         self.places = places
 
 
 class Stopped(MegaSLMError):
-    """The process was told to stop, and did; it may be started again."""
+    """The process stopped because it was told to; it may be started again."""
 
     exit_status = 75
     is_known_to_all_ranks = True
 
 
 class PeerFailed(MegaSLMError):
-    """Another rank failed and has said why; this one only follows."""
+    """Another rank failed and has reported why; this rank only follows."""
 
     def __init__(self, message: str, exit_status: int) -> None:
-        """Ends with the exit status of the rank that failed."""
         super().__init__(message)
         self.exit_status = exit_status
 
 
 class CorruptData(DataError):
-    """A file of a dataset is missing, or is not what was written."""
+    """A file of a dataset is missing or corrupt."""
 
     def __init__(self, path: Path, finding: str) -> None:
-        """`finding` goes on after the path: what was found, and what was expected."""
+        """`finding` continues the sentence after the path: what was found, and what was expected."""
         super().__init__(f"{path} {finding}; {PREPARE_AGAIN}")
         self.path = path
         self.finding = finding

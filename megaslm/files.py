@@ -1,4 +1,4 @@
-"""Files of a job: whole or not there even after a crash of the machine, locked by one process, read back with care."""
+"""Files of a job: whole or absent even after a crash of the machine, locked by one process, and checked when read."""
 
 import fcntl
 import os
@@ -15,20 +15,20 @@ from pydantic import BaseModel, ValidationError
 from megaslm.errors import DataError
 
 UNFINISHED = ".unfinished-"
-"""Opens the name of whatever is still being written; a leading dot keeps it out of globs."""
+"""Prefix of files that are still being written; the leading dot hides them from globs."""
 _LOOK_AGAIN_SECONDS = 0.1
-# The files that this process has locked or waits for: their paths, and the threads that do so.
+# The paths that this process has locked or waits for, each with its threads.
 _open: dict[int, tuple[Path, int]] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def unfinished(path: Path) -> Path:
-    """Where `path` is written before it is complete: beside it, so that a rename is enough."""
+    """The path at which `path` is written before it is complete, in the same folder, so that it can be renamed."""
     return path.with_name(UNFINISHED + path.name)
 
 
 def write_file(path: Path, content: str) -> None:
-    """Write UTF-8 text to `path`, which afterwards holds either its former content or all of the new one."""
+    """Write UTF-8 text to `path`, which then holds either its former content or all of the new one."""
     temporary = unfinished(path)
     temporary.write_text(content, encoding="utf-8")
     sync(temporary)
@@ -37,7 +37,7 @@ def write_file(path: Path, content: str) -> None:
 
 
 def start_folder(path: Path) -> Path:
-    """An empty folder in which to build `path`; what an earlier attempt left in it is removed."""
+    """An empty folder in which to build `path`. Removes leftovers of an earlier attempt."""
     temporary = unfinished(path)
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -46,7 +46,7 @@ def start_folder(path: Path) -> Path:
 
 
 def finish_folder(path: Path) -> None:
-    """Give the folder of `start_folder` its name, replacing what carried that name."""
+    """Rename the folder of `start_folder` to `path`, replacing anything of that name."""
     temporary = unfinished(path)
     for entry in sorted(temporary.rglob("*")):
         sync(entry)
@@ -58,7 +58,7 @@ def finish_folder(path: Path) -> None:
 
 
 def abandon_folder(path: Path) -> None:
-    """Remove what `start_folder` began."""
+    """Remove the folder of `start_folder`."""
     shutil.rmtree(unfinished(path), ignore_errors=True)
 
 
@@ -72,28 +72,28 @@ def sync(path: Path) -> None:
 
 
 class Busy(DataError):
-    """Another process holds a lock."""
+    """Another process holds the lock."""
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, busy: str) -> Iterator[None]:
-    """Hold the lock of `path`, a file that is made where there is none; shared locks let one another in.
+    """Hold the lock of `path`, a file that is created if missing. Shared locks do not exclude one another.
 
-    On a file system of several hosts it keeps out other hosts too, if that file system knows locks (NFS 4, Lustre
-    mounted with `flock`). A process that the holding thread forks holds the lock too; one that another thread forks
-    does not.
+    On a network file system other hosts are excluded too, if it supports locks (NFS 4, Lustre mounted with `flock`). A
+    process that the holding thread forks holds the lock too; one that another thread forks does not.
 
     Raises:
-        Busy: with that message, where another holds it for longer than the patience; at once where this thread does.
+        Busy: with the message `busy`, where another process or thread holds the lock for longer than
+            `patience_seconds`; at once where this thread holds it.
         DataError: the file system has no locks.
         OSError: the file cannot be opened.
     """
     deadline = time.monotonic() + patience_seconds
     mine = path, threading.get_ident()
     if mine in list(_open.values()):
-        # A finalizer, run by the garbage collector within the context: waiting would have no end.
+        # A finalizer, run by the garbage collector within the context: waiting would never end.
         raise Busy(busy)
-    # For reading too, without which NFS gives no shared lock.
+    # Opened for reading too, because NFS otherwise gives no shared lock.
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _open[file] = mine
     try:
@@ -107,8 +107,8 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
                 time.sleep(_LOOK_AGAIN_SECONDS)
             except OSError as error:
                 raise DataError(
-                    f"{path}: its file system gives no locks ({error.strerror}), by which processes keep out of one "
-                    "another's way; use a folder on one that does, such as a local disk, or mount it with locks"
+                    f"{path}: its file system gives no locks ({error.strerror}), which keep processes from disturbing "
+                    "one another; use a folder on one that does, such as a local disk, or mount it with locks"
                 ) from error
         yield
     finally:
@@ -117,7 +117,7 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
 
 
 def _forget_other_threads() -> None:
-    """Closes, in a child, what only threads of its parent would have let go of: it would hold their locks for ever."""
+    """Closes, in a forked child, the locks of other threads of the parent, which the child would hold for ever."""
     for file, (_, thread) in list(_open.items()):
         if thread != threading.get_ident():
             del _open[file]
@@ -128,9 +128,9 @@ os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def read_back(model: type[Model], content: bytes, place: str, remedy: str) -> Model:
-    """The record that a file holds. Raises DataError, which ends with `remedy`, where it holds another or none.
+    """The record in a file. Raises DataError, which ends with `remedy`, where the file holds no such record.
 
-    `place` is what the message calls the file.
+    `place` is the file's name in the message.
     """
     try:
         return model.model_validate_json(content)

@@ -1,4 +1,4 @@
-"""The option of every verb that has a result: a file to write it to."""
+"""The --json option of every verb that has a result."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,6 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result 
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Writes a verb's result, where a file was named."""
+    """Writes a verb's result, if a file was given."""
     if path is not None:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`megaslm launch`: starts a verb on a cluster, after a look at all that can be looked at from here."""
+"""`megaslm launch`: starts a verb on a cluster, after all checks that are possible on this host."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -10,7 +10,7 @@ from megaslm.errors import ConfigError
 if TYPE_CHECKING:
     from megaslm.launch.command import Verb, VerbCall
 
-# What follows the first word belongs to the verb.
+# All options after the first word belong to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
 
 
@@ -19,17 +19,17 @@ def launch(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="WORD", help="A verb, train where none is named, with its arguments: score, prepare, mask, export."
+            metavar="WORD", help="A verb with its arguments: train (the default), score, prepare, mask or export."
         ),
     ],
-    cluster: Annotated[Path, typer.Option(help="Where and how it is started, a YAML file like those in launcher/.")],
+    cluster: Annotated[Path, typer.Option(help="The cluster's configuration, a YAML file like those in launcher/.")],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the command, or the manifests, and start nothing.")
     ] = False,
 ) -> None:
-    """Start a verb on one host, many hosts, Slurm or Kubernetes, as a file describes them.
+    """Start a verb on one host, many hosts, Slurm or Kubernetes, as the cluster's configuration describes.
 
-    The command takes the place of this one: signals reach it, and its status is this one's.
+    The verb's command replaces this one: it receives its signals, and sets its exit status.
     """
     from megaslm.launch.start import command_of, load_cluster
 
@@ -42,7 +42,7 @@ def launch(
 
 
 def _work(context: typer.Context, words: list[str]) -> "VerbCall":
-    """The verb and its arguments, once the verb's own command has taken them."""
+    """The verb and its arguments, after the verb's own command has parsed them."""
     from megaslm.launch.command import Verb, VerbCall
 
     verbs: tuple[Verb, ...] = get_args(Verb)
@@ -59,7 +59,7 @@ def _work(context: typer.Context, words: list[str]) -> "VerbCall":
 
 
 def _look_at_files(verb: "Verb", given: typer.Context) -> None:
-    """A mistake in them shows here, and not on every node."""
+    """Shows mistakes in these files here rather than on every node."""
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig

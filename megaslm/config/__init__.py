@@ -1,1 +1,1 @@
-"""Settings: read from YAML, checked, explained. It imports no torch."""
+"""Settings: read from YAML, checked, explained. Nothing here imports torch."""

@@ -1,6 +1,6 @@
-"""Where and how a job is started: one section for each kind of cluster. The files in `launcher/` are examples.
+"""Where and how a job is started: one section per kind of cluster. The files in `launcher/` are examples.
 
-What is written here ends up in command lines, environments and manifests on other machines.
+These values end up in command lines, environments and manifests on other machines.
 """
 
 import re
@@ -33,34 +33,32 @@ SET_BY_LAUNCHERS = (
     *("RENDEZVOUS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "JOB_COMPLETION_INDEX"),
     *("MEGASLM_JOB", "MEGASLM_HOSTS"),
 )
-"""Variables by which the launchers are told what to start, and each rank which one it is."""
+"""Variables that the launchers set, for themselves and for each rank."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The `number`-th of `count` shares, counted from 1."""
+    """Share `number` of `count`, counted from 1."""
 
     number: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """`3/400` as a share. Raises ConfigError for anything else."""
+        """Reads `3/400`. Raises ConfigError for anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f"--part {text}: expected N/COUNT with 1 ≤ N ≤ COUNT, such as 3/400")
         return cls(int(match[1]), int(match[2]))
 
     def of(self, items: Sequence[T]) -> Sequence[T]:
-        """Every `count`-th item, so that what lies side by side is shared out evenly."""
+        """Every `count`-th item, so that neighbouring items are spread evenly over the shares."""
         return items[self.number - 1 :: self.count]
 
 
 class _Cluster(Section):
-    """What every kind has."""
-
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables of the ranks' environment. Credentials do not belong here."""
+    """Environment variables of the ranks. Credentials do not belong here."""
 
     @model_validator(mode="after")
     def _environment_can_be_set(self) -> "_Cluster":
@@ -68,83 +66,81 @@ class _Cluster(Section):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment.{name}: a variable's name must hold letters, digits and _ only")
             if name in SET_BY_LAUNCHERS:
-                raise ValueError(f"environment.{name}: is set by the launcher; take it out, and see the other settings")
+                raise ValueError(f"environment.{name}: is set by the launcher; remove it, and see the other settings")
             if "\0" in value:
-                raise ValueError(f"environment.{name}: holds a null character, which no environment can")
+                raise ValueError(f"environment.{name}: holds a null character; no environment variable can hold one")
         return self
 
 
 class LocalCluster(_Cluster):
-    """This host, by launcher/local.sh."""
+    """This host, started by launcher/local.sh."""
 
     kind: Literal["local"]
     ranks: Positive | None = None
-    """Number of ranks; null is one a GPU, or 2 where there is none."""
+    """Number of ranks; null is one per GPU, or 2 on a host without GPUs."""
     master_port: Port = 29500
-    """The port at which the ranks meet; another one for each job that a host has at a time."""
+    """The port at which the ranks meet. Jobs that share a host need different ports."""
 
 
 class HostfileCluster(_Cluster):
-    """The hosts of a DeepSpeed hostfile, by launcher/hostfile.sh. Each has the project at the same path."""
+    """The hosts of a DeepSpeed hostfile, started by launcher/hostfile.sh. All have the project at the same path."""
 
     kind: Literal["hostfile"]
     hostfile: LocalPath
-    """The file that names one host a line: `node-1 slots=8`."""
+    """The file that names one host per line: `node-1 slots=8`."""
     remote_shell: Literal["pdsh", "ssh"] = "pdsh"
-    """What starts the ranks of the other hosts."""
+    """The program that starts the ranks on the other hosts."""
     master_addr: Address | None = None
-    """The address at which the ranks meet; null is the first host's own."""
+    """The address at which the ranks meet; null is the address of the first host."""
     master_port: Port = 29500
-    """The port there."""
+    """The port at which the ranks meet."""
 
     @model_validator(mode="after")
     def _environment_is_lines(self) -> "HostfileCluster":
         if "CUDA_VISIBLE_DEVICES" in self.environment:
             raise ValueError(
-                "environment.CUDA_VISIBLE_DEVICES: DeepSpeed sets it, to as many GPUs as a host has slots; take it out"
+                "environment.CUDA_VISIBLE_DEVICES: DeepSpeed sets it, to as many GPUs as a host has slots; remove it"
             )
         for name, value in self.environment.items():
             if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip():
                 raise ValueError(
-                    f"environment.{name}: holds a line break or another control character, or begins or ends with a "
-                    "blank, and DeepSpeed reads one variable a line; put such a value into a file that all hosts see"
+                    f"environment.{name}: holds a control character such as a line break, or begins or ends with a "
+                    "blank; DeepSpeed reads one variable per line: put the value into a file that all hosts see"
                 )
         return self
 
 
 class TorchrunCluster(_Cluster):
-    """This host, or several on each of which the same command is given, by launcher/torchrun.sh: ranks that fail are
-    started again."""
+    """This host, or several hosts on each of which the same command is run. launcher/torchrun.sh restarts ranks that
+    fail."""
 
     kind: Literal["torchrun"]
     nodes: Positive = 1
     """Number of hosts."""
     ranks_per_node: Positive | None = None
-    """Ranks on each host; null is one a GPU, or 2 where there is none."""
+    """Ranks per host; null is one per GPU, or 2 on a host without GPUs."""
     rendezvous: HostAndPort | None = None
-    """For several hosts: one of them, and the port there at which all meet."""
+    """The address of one of the hosts, and the port at which all hosts meet. Only for several hosts."""
     max_restarts: NonNegative = 20
-    """How often a host starts its ranks again after a failure."""
+    """How often a host restarts its ranks after a failure."""
 
     @model_validator(mode="after")
     def _several_hosts_meet(self) -> "TorchrunCluster":
         if (self.nodes > 1) != (self.rendezvous is not None):
             raise ValueError(
                 f"nodes = {self.nodes}, rendezvous = {self.rendezvous or 'null'}: several hosts need HOST:PORT to meet "
-                "at, and one host needs none"
+                "at, and one host needs null"
             )
         return self
 
 
 class _Scheduled(_Cluster):
-    """A cluster that gives out nodes."""
-
     nodes: Positive = 1
-    """Nodes of a training; parts among which prepare and score share their work."""
+    """Nodes of a training job; prepare and score split their work into as many parts."""
     gpus_per_node: Positive | None = None
-    """GPUs of each node, one rank on each."""
+    """GPUs per node; each GPU has one rank."""
     ranks_per_node: Positive | None = None
-    """Where there are no GPUs: ranks on each node."""
+    """Ranks per node, on nodes without GPUs."""
 
     @model_validator(mode="after")
     def _ranks_are_told(self) -> "_Scheduled":
@@ -155,29 +151,29 @@ class _Scheduled(_Cluster):
 
     @property
     def ranks_on_each_node(self) -> int:
-        """The ranks of one node."""
+        """Ranks per node."""
         return self.gpus_per_node or self.ranks_per_node or 1
 
 
 class SlurmCluster(_Scheduled):
-    """Slurm, by the files in launcher/slurm. The job goes back into the queue when it was told to stop."""
+    """Slurm, by the files in launcher/slurm. A job that is told to stop goes back into the queue."""
 
     kind: Literal["slurm"]
     time: SlurmTime | None = None
-    """Time limit, in quotes, such as "2-00:00:00"; null is the partition's."""
+    """Time limit, in quotes, such as "2-00:00:00"; null is the partition's limit."""
     partition: SlurmName | None = None
     """The partition; null is the cluster's default."""
     account: SlurmName | None = None
-    """Who is charged."""
+    """The account that is charged."""
     options: dict[str, str | StrictInt | Literal[True]] = Field(default_factory=dict)
-    """More of sbatch's long options: `{qos: high, cpus-per-task: 12, exclusive: true}`."""
+    """Further long options of sbatch: `{qos: high, cpus-per-task: 12, exclusive: true}`."""
 
     @model_validator(mode="after")
     def _options_are_not_set_twice(self) -> "SlurmCluster":
         settled = {
             "account": "account",
             "array": "nodes",
-            "chdir": "the folder in which the command is given",
+            "chdir": "the folder in which the command is run",
             "export": "environment",
             "gpus-per-node": "gpus_per_node",
             "nodes": "nodes",
@@ -191,34 +187,34 @@ class SlurmCluster(_Scheduled):
             if not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", name):
                 raise ValueError(f"options.{name}: must be a long option of sbatch without its dashes, such as qos")
             if name in settled:
-                raise ValueError(f"options.{name}: is settled by {settled[name]}; take it out")
+                raise ValueError(f"options.{name}: is set by {settled[name]}; remove it")
             if re.search(r"[\0\n]", str(value)):
                 raise ValueError(f"options.{name}: must be on one line")
         return self
 
 
 class KubernetesCluster(_Scheduled):
-    """Kubernetes, by Jobs that are made of the manifests in launcher/k8s."""
+    """Kubernetes, by Jobs made from the manifests in launcher/k8s."""
 
     kind: Literal["kubernetes"]
     name: JobName = "megaslm"
-    """What jobs are called, followed by their verb: one at a time of each."""
+    """Prefix of the jobs' names; the verb follows. One job per verb can exist at a time."""
     namespace: ObjectName = "default"
-    """The namespace that they are in."""
+    """The namespace of the jobs."""
     image: Image
-    """The container image; its `python` has what MegaSLM depends on."""
+    """The container image; its `python` has MegaSLM's dependencies."""
     volume_claim: ObjectName
-    """The PersistentVolumeClaim, mounted by many nodes at a time, with the project and the data."""
+    """The PersistentVolumeClaim with the project and the data. Many nodes mount it at the same time."""
     mount_path: PathInContainer = "/shared"
     """Where the claim is mounted."""
     project: PathInContainer = "/shared/megaslm"
-    """This project's folder there; relative paths are read from it."""
+    """The project's folder inside the container; relative paths start there."""
     cpus_per_node: Positive
-    """Cores of each node."""
+    """Cores per node."""
     memory_gib_per_node: Positive
-    """Memory of each node, shared memory included."""
+    """Memory per node in GiB, shared memory included."""
     secret_name: ObjectName | None = None
-    """A Secret whose entries become variables of the ranks' environment, for credentials."""
+    """A Secret for credentials. Its entries become environment variables of the ranks."""
 
 
 Cluster = LocalCluster | HostfileCluster | TorchrunCluster | SlurmCluster | KubernetesCluster

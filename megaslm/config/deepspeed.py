@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, derived from ours. Nothing else in MegaSLM writes a key of it."""
+"""DeepSpeed's configuration, derived from MegaSLM's. No other file writes a key of it."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ GOVERNED_BY: Mapping[str, str] = {
     "timers.throughput.enabled": "log.every_steps",
     "checkpoint.load_universal": "nothing: checkpoints are MegaSLM's own",
 }
-"""DeepSpeed's keys that are not for `deepspeed_extra`, each with what decides it."""
+"""DeepSpeed keys that `deepspeed_extra` must not set, each with the setting that decides it."""
 
 
 def deepspeed_settings(
@@ -66,7 +66,7 @@ def deepspeed_settings(
     precision: Literal["bf16", "fp32"],
     on_gpu: bool,
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration for a client torch AdamW, `deepspeed_extra` merged last."""
+    """DeepSpeed's configuration for a torch AdamW that MegaSLM makes. `deepspeed_extra` is merged last."""
     _refuse_what_needs_zero(config, precision)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
@@ -75,7 +75,7 @@ def deepspeed_settings(
         "bf16": {"enabled": precision == "bf16"},
         "zero_optimization": _zero_optimization(config, on_gpu=on_gpu),
         "steps_per_print": NEVER,
-        # DeepSpeed's throughput timer waits for the device twice a micro-step.
+        # DeepSpeed's throughput timer synchronises with the device twice per micro-step.
         "timers": {"throughput": {"enabled": False}},
         "data_types": {"grad_accum_dtype": "fp32"},
     }
@@ -91,8 +91,8 @@ def _refuse_what_needs_zero(config: RunConfig, precision: str) -> None:
     if config.zero.offload_optimizer:
         raise ConfigError("zero.offload_optimizer = true: needs zero.stage 1, 2 or 3; found zero.stage = 0")
     if precision == "bf16":
-        # There DeepSpeed accumulates gradients in bf16, and its optimiser takes a step with zero gradients before the
-        # first, which spoils Adam's bias correction.
+        # DeepSpeed would accumulate gradients in bf16, and its optimiser would take a step with zero gradients before
+        # the first, which spoils Adam's bias correction.
         raise ConfigError(
             "zero.stage = 0: with bf16 DeepSpeed accumulates gradients in bf16; "
             "use zero.stage 1, 2 or 3, or model.precision = fp32"

@@ -16,9 +16,7 @@ class ExplainedSetting:
     """One setting."""
 
     key: str
-    """Its dotted key."""
     value: object
-    """Its value."""
     origin: str
     """`FILE:LINE`, `--set` or `default`."""
     meaning: str
@@ -35,7 +33,7 @@ def explain(loaded: Loaded[BaseModel]) -> list[ExplainedSetting]:
 
 
 def render(settings: Sequence[ExplainedSetting]) -> Table:
-    """The settings as a table for a terminal; what was left at its default is dimmed."""
+    """The settings as a table for a terminal. Settings at their default are dimmed."""
     table = Table(pad_edge=False, box=None)
     table.add_column("setting", overflow="fold", min_width=max(len(setting.key) for setting in settings))
     for name in ("value", "from", "meaning"):
@@ -48,7 +46,7 @@ def render(settings: Sequence[ExplainedSetting]) -> Table:
 
 
 def _meaning(section: BaseModel, path: KeyPath) -> str:
-    """The docstring of the innermost field on the way to `path` that has one, in one line."""
+    """The docstring, on one line, of the innermost field on the way to `path` that has one."""
     meaning = ""
     current: object = section
     for part in path:

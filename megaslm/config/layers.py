@@ -11,14 +11,14 @@ from megaslm.config.source import KeyPath, Source, dotted_key, parse_source, rea
 from megaslm.errors import ConfigError
 
 COMMAND_LINE = "--set"
-"""The origin of a value that the command line gave."""
+"""The origin of a value from the command line."""
 BASE_KEY = "base"
-"""The key that names the file that a file is based on."""
+"""The key that names the file's base."""
 
 
 @dataclass
 class Layers:
-    """Settings merged so far, the origin of every value, and the overrides that could not be laid on."""
+    """Settings merged so far, the origin of every value, and the overrides that could not be applied."""
 
     settings: object = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
@@ -26,14 +26,14 @@ class Layers:
     warnings: list[str] = field(default_factory=list)
 
     def lay(self, source: Source, path: Sequence[str] = ()) -> None:
-        """Lay `source` over what stands at `path`: mappings are merged, all else is replaced.
+        """Merge `source` into the value at `path`. Mappings are merged; everything else is replaced.
 
-        An empty mapping replaces too, but for a file that sets nothing.
+        An empty mapping replaces too, except at the top of a file.
         """
         self.settings = self._laid(self.settings, (), tuple(path), source)
 
     def rename(self, old_names: OldNames) -> None:
-        """Give settings their new names; where both names are set, what was laid last counts."""
+        """Move settings from their old to their new names; where both are set, the later layer wins."""
         for old, name in old_names.items():
             if old not in self.origins:
                 continue
@@ -44,12 +44,12 @@ class Layers:
                 section[name] = value
                 self._note(new, origin)
             self.warnings.append(
-                f"{dotted_key(old)} is called {dotted_key(new)} now, and the old name will not be read for long; write "
-                f"the new one ({origin})"
+                f"{dotted_key(old)} is called {dotted_key(new)} now, and the old name will be removed soon; use the "
+                f"new one ({origin})"
             )
 
     def origin_of(self, path: KeyPath) -> str | None:
-        """Where the value at `path` came from: for a list with changed entries, the last change; None where not set."""
+        """Origin of the value at `path`, None where not set. For a list with changed entries it is the last change."""
         found = [origin for known, origin in self.origins.items() if known[: len(path)] == path]
         return found[-1] if found else None
 
@@ -110,7 +110,7 @@ def gather(path: Path, overrides: Sequence[str]) -> Layers:
 
 
 def _chain(path: Path) -> list[Source]:
-    """The file and those it is based on, the deepest base first."""
+    """The file and its bases, the deepest base first."""
     chain: list[Source] = []
     visited: dict[Path, Path] = {}
     current: Path | None = path
@@ -158,7 +158,9 @@ def _parse_override(override: str) -> tuple[list[str], Source]:
         return parts, parse_source(text, COMMAND_LINE, with_lines=False)
     except ConfigError as error:
         reason = str(error).splitlines()[0].removeprefix(f"{COMMAND_LINE}: ")
-        raise ConfigError(f"{COMMAND_LINE} {override}: {reason}; text with signs of YAML needs quotes") from None
+        raise ConfigError(
+            f"{COMMAND_LINE} {override}: {reason}; text with YAML's special characters needs quotes"
+        ) from None
 
 
 def _not_an_index(path: KeyPath, found: str, length: int) -> str:

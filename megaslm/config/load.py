@@ -1,6 +1,6 @@
 """A YAML file, its bases and the command line's overrides, as one checked and frozen configuration.
 
-Every problem is reported at once, in the terms of the one who wrote the file.
+All problems are reported at once, by the keys and lines of the user's files.
 """
 
 import difflib
@@ -26,18 +26,18 @@ M = TypeVar("M", bound=BaseModel)
 M_co = TypeVar("M_co", bound=BaseModel, covariant=True)
 
 DEFAULT = "default"
-"""The origin of a value that nobody set."""
+"""The origin of a value that neither a file nor the command line sets."""
 
 
 @dataclass(frozen=True)
 class SchemaNode:
-    """A place in a schema: the type of what may stand there, and the limits on it."""
+    """A place in a schema: the type of its value, and the limits on it."""
 
     annotation: Any
     limits: tuple[object, ...] = ()
 
     def children(self) -> dict[str, "SchemaNode"]:
-        """The keys of the sections that may stand here; none where no section may."""
+        """The keys of the sections that may stand here; empty where no section may."""
         return {
             name: SchemaNode(info.annotation, tuple(info.metadata))
             for option in self.options()
@@ -46,7 +46,7 @@ class SchemaNode:
         }
 
     def options(self) -> list["SchemaNode"]:
-        """The types of which any one may stand here, null included."""
+        """The alternative types of the value, null included."""
         if get_origin(self.annotation) is Annotated:
             inner, *limits = get_args(self.annotation)
             return SchemaNode(inner, (*self.limits, *_flattened(limits))).options()
@@ -55,7 +55,7 @@ class SchemaNode:
         return [self]
 
     def follow(self, location: Sequence[str | int]) -> tuple[KeyPath, "SchemaNode"]:
-        """Walk down pydantic's location of an error, whose names of union members are no keys and are left out."""
+        """Follow pydantic's location of an error. The names of union members in it are not keys, and are left out."""
         path: list[str | int] = []
         node = self
         for depth, part in enumerate(location):
@@ -68,7 +68,7 @@ class SchemaNode:
         return tuple(path), node
 
     def takes_only_numbers(self) -> bool:
-        """Whether nothing but numbers, and perhaps null, may stand here."""
+        """Whether the value must be a number or null."""
         kinds = {option.annotation for option in self.options()} - {type(None)}
         return bool(kinds) and kinds <= {int, float, Decimal}
 
@@ -85,13 +85,13 @@ class SchemaNode:
 
 
 def allowed(node: SchemaNode) -> str:
-    """`must be a number in (0, 1]`; empty where anything may stand."""
+    """A phrase such as `must be a number in (0, 1]`; empty where any value may stand."""
     options = list(dict.fromkeys(_phrase(option) for option in node.options()))
     return f"must be {' or '.join(options)}" if all(options) else ""
 
 
 def _flattened(limits: Sequence[object]) -> list[object]:
-    """A `Field(gt=0)` inside `Annotated` holds its limits; the others are limits themselves."""
+    """Unpack each `Field(gt=0)` inside an `Annotated` into its limits."""
     return [inner for limit in limits for inner in (limit.metadata if isinstance(limit, FieldInfo) else [limit])]
 
 
@@ -145,7 +145,7 @@ def _length(limits: Sequence[object], of_what: str) -> str:
 
 
 def describe_problems(error: ValidationError, model_class: type[BaseModel], layers: Layers) -> list[str]:
-    """One line for each thing that is wrong: dotted key, value found, what is allowed, origin."""
+    """One line per problem: dotted key, value found, expected values, origin."""
     problems = error.errors(include_url=False)
     lines = (
         _describe(details, SchemaNode(model_class), layers)
@@ -156,7 +156,7 @@ def describe_problems(error: ValidationError, model_class: type[BaseModel], laye
 
 
 def describe_credentials(layers: Layers) -> list[str]:
-    """One line for each setting that holds credentials, without their value."""
+    """One line per setting that holds credentials, without their value."""
     lines = []
     for path, origin in layers.origins.items():
         value = layers.value_at(path)
@@ -168,7 +168,7 @@ def describe_credentials(layers: Layers) -> list[str]:
 
 
 def describe_booleans_for_numbers(model_class: type[BaseModel], layers: Layers) -> list[str]:
-    """One line for each `true` or `false` where a number belongs; pydantic would take them for 1 and 0."""
+    """One line for each `true` or `false` where a number belongs; pydantic would read them as 1 and 0."""
     schema = SchemaNode(model_class)
     lines = []
     for path, origin in layers.origins.items():
@@ -181,13 +181,13 @@ def describe_booleans_for_numbers(model_class: type[BaseModel], layers: Layers) 
 
 
 def show(value: object) -> str:
-    """`value` as a YAML author would write it on one line, cut where long."""
+    """`value` as one line of YAML, truncated where long."""
     line = to_yaml(value, one_line=True).strip().removesuffix("...").strip()
     return line if len(line) <= LONGEST_SHOWN_VALUE else line[: LONGEST_SHOWN_VALUE - 3] + "..."
 
 
 def _is_miscount(details: ErrorDetails, problems: Sequence[ErrorDetails]) -> bool:
-    """Whether a list is called too short only because pydantic does not count those of its entries that are wrong."""
+    """Whether a list is called too short only because pydantic does not count its invalid entries."""
     key = details["loc"]
     return details["type"] == "too_short" and any(
         other["loc"][: len(key)] == key and other["loc"] != key for other in problems
@@ -217,7 +217,7 @@ def _describe(details: ErrorDetails, schema: SchemaNode, layers: Layers) -> str:
 
 
 def _subject(path: KeyPath, node: SchemaNode, details: ErrorDetails) -> str:
-    """What a validator's own message is about: a section by name, a single setting by name and value."""
+    """Prefix of a validator's own message: a section by name, a single setting by name and value."""
     if not path:
         return ""
     return f"{dotted_key(path)}: " if node.children() else f"{dotted_key(path)} = {show(details['input'])}: "
@@ -248,17 +248,17 @@ class Loaded(Generic[M_co]):
     provenance: Mapping[str, str]
     """Dotted key to origin: `FILE:LINE`, `--set` or `default`."""
     warnings: tuple[str, ...] = ()
-    """What is read, but will not be read for long."""
+    """Deprecated names that were read."""
 
 
 def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) -> Loaded[M]:
-    """Read `path` with what it is based on, lay `overrides` (`train.lr=2e-5`) over it, and check the whole.
+    """Read `path` and its bases, apply `overrides` (`train.lr=2e-5`), and check the result.
 
     All problems are reported in one ConfigError: each with its dotted key, the value, what is allowed, and its origin.
     """
     layers = gather(Path(path), overrides)
     layers.rename(getattr(model_class, "OLD_NAMES", {}))
-    # Alone, because other complaints show the values that they are about.
+    # Reported alone: other messages show the values of settings.
     _refuse(path, describe_credentials(layers))
     problems = layers.mistakes + describe_booleans_for_numbers(model_class, layers)
     try:
@@ -270,7 +270,7 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
 
 
 def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:
-    """The way to each single setting of a configuration, and its value; sections and collections of them are opened."""
+    """Path and value of every single setting; sections and collections of sections are descended into."""
     for name in type(value).model_fields:
         yield from _opened((name,), getattr(value, name))
 

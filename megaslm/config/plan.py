@@ -1,4 +1,4 @@
-"""What a configuration means on a number of ranks: rows, micro-steps, steps and parameters, by arithmetic alone."""
+"""Rows, micro-steps, steps and parameters of a configuration on a number of ranks. Arithmetic only."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,14 @@ from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ConfigError
 
 MOST_CANONICAL_NODES = 64
-"""The order of rows stays the same on any number of nodes that divides the canonical one."""
+"""The order of rows is the same on any number of nodes that divides the canonical number."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one run's batches are cut over ranks and micro-steps."""
+    """How one run's batches are divided over ranks and micro-steps."""
 
     world_size: int
-    """Ranks that train."""
     seq_len: int
     """Targets per row."""
     global_batch_rows: int
@@ -27,9 +26,9 @@ class BatchPlan:
     micro_steps: int
     """Forward and backward passes per optimiser step."""
     total_steps: int
-    """Optimiser steps of the whole run: as many as fit into `train.total_tokens`, and at least one."""
+    """Optimiser steps of the whole run: as many as fit into `train.total_tokens`, at least one."""
     canonical_nodes: int
-    """Parts into which the order of rows is divided, whatever the number of nodes."""
+    """Parts into which the order of rows is divided; independent of the number of nodes."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -37,29 +36,28 @@ class BatchPlan:
         return self.global_batch_rows * self.seq_len
 
     def steps_of(self, tokens: int) -> int:
-        """An interval of `tokens` targets in whole steps: never longer than asked, and at least one step."""
+        """Whole steps in an interval of `tokens` targets: rounded down, at least one."""
         return max(1, tokens // self.tokens_per_step)
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many parameters a model has, and where."""
+    """Parameters of a model, by part."""
 
     embedding: int
-    """The table of input embeddings."""
     decoder: int
-    """All decoder layers and the last norm."""
+    """All decoder layers and the final norm."""
     head: int
     """The head's own matrix; 0 where it shares the embedding table."""
 
     @property
     def total(self) -> int:
-        """All parameters, a shared one counted once."""
+        """All parameters; a shared one counts once."""
         return self.embedding + self.decoder + self.head
 
 
 def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
-    """Divide the run's batches over `world_size` ranks."""
+    """Divide the run's batches over `world_size` ranks. Raises ConfigError where the rows do not divide evenly."""
     seq_len = config.data.seq_len
     global_batch_rows = config.train.global_batch_tokens // seq_len
     if world_size < 1 or global_batch_rows % world_size:
@@ -79,7 +77,7 @@ def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
 
 
 def parameter_count(architecture: Architecture) -> ParameterCounts:
-    """The exact number of parameters; llama and mistral have the same, no biases."""
+    """The exact number of parameters. llama and mistral have the same parameters, without biases."""
     width = architecture.hidden_size
     head_size = width // architecture.num_heads
     key_value_width = (architecture.num_kv_heads or architecture.num_heads) * head_size

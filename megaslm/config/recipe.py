@@ -1,4 +1,4 @@
-"""A corpus recipe: what a dataset is made of. One YAML in `data/` each. Paths are relative to the working directory."""
+"""A corpus recipe: the contents of a dataset, one YAML in `data/` each. Paths are relative to the working directory."""
 
 import re
 from typing import Annotated, Literal
@@ -12,17 +12,17 @@ DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class TrainSentencePiece(Section):
-    """A SentencePiece BPE model trained on the recipe's own text: identity normalisation, byte fallback, every space
-    kept, no dummy prefix."""
+    """A SentencePiece BPE model trained on the recipe's own text, with identity normalisation, byte fallback, all
+    spaces kept and no dummy prefix."""
 
     vocab_size: Annotated[int, Field(ge=300)]
-    """Pieces, the 256 bytes and the special ones included."""
+    """Number of pieces, the 256 bytes and the special ones included."""
     domains: tuple[DomainName, ...] | None = None
-    """Whose text to train on; null means all. Held-out text is never trained on."""
+    """Domains to train on; null means all. Held-out text is never used."""
     sample_bytes: Positive = 10_000_000
-    """Most text to train on: documents drawn evenly by their hash, held in memory."""
+    """Most bytes of text to train on. Documents are drawn evenly by their hash and held in memory."""
     character_coverage: Fraction = 0.9995
-    """Share of characters with a piece of their own; the rest is spelled in bytes."""
+    """Share of characters with a piece of their own; the others are spelled in bytes."""
 
 
 class TokenizerSection(Section):
@@ -33,7 +33,7 @@ class TokenizerSection(Section):
     sentencepiece: str | None = None
     """A SentencePiece model file."""
     train_sentencepiece: TrainSentencePiece | None = None
-    """Train one on the recipe's text."""
+    """Train a tokenizer on the recipe's text."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TokenizerSection":
@@ -47,18 +47,18 @@ class TokenizerSection(Section):
 
 
 class Filter(Section):
-    """A condition that a document has to meet: `length` in characters, or `regex`, a pattern that it has or lacks."""
+    """A condition on documents: `length` in characters, or `regex`, a pattern that must or must not occur."""
 
     name: Literal["length", "regex"]
-    """Which condition."""
+    """Kind of condition."""
     min_characters: NonNegative = 0
-    """length: leave out shorter documents."""
+    """length: leave out documents with fewer characters."""
     max_characters: Positive | None = None
-    """length: leave out longer ones."""
+    """length: leave out documents with more characters; null has no limit."""
     keep: str | None = None
-    """regex: keep only documents in which this pattern, in Python's syntax, is found."""
+    """regex: keep only documents that contain this pattern, in Python's syntax."""
     drop: str | None = None
-    """regex: leave out documents in which this pattern is found."""
+    """regex: leave out documents that contain this pattern."""
 
     @model_validator(mode="after")
     def _says_what_to_do(self) -> "Filter":
@@ -77,42 +77,43 @@ class Filter(Section):
 
 
 class Source(Section):
-    """Some text, of one domain or of several that a field tells apart."""
+    """Text of one domain, or of several domains that a field tells apart."""
 
     domain: DomainName | None = None
-    """The domain's name; it becomes a folder. Several sources may share one."""
+    """The domain's name, which also names its folder. Several sources may share one."""
     domain_field: str | None = None
-    """jsonl and parquet, instead of `domain`: the field whose value decides the domain by `domains`."""
+    """jsonl and parquet, instead of `domain`: the field whose value selects the domain from `domains`."""
     domains: dict[str, DomainName | None] = Field(default_factory=dict)
-    """Value of `domain_field` to domain; null leaves its documents out. A value that is not named is a mistake; where
-    the field is null or NaN, its value is called `null`."""
+    """Domain for each value of `domain_field`; null leaves its documents out. A value without an entry is an error.
+    Documents whose field is null or NaN have the value `null`."""
     reader: Literal["jsonl", "parquet", "text", "tree", "python-docs", "python-source"]
-    """jsonl and parquet: one document a record · text, tree: one a file · python-docs: the prose documentation of the
-    standard library of the Python that runs · python-source: its source tree. jsonl and text also as .gz and .zst."""
+    """jsonl, parquet: one document per record · text, tree: one per file · python-docs: the prose documentation of the
+    running Python's standard library · python-source: its source tree. jsonl and text may be compressed (.gz, .zst)."""
     paths: tuple[str, ...] = ()
-    """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. Links are followed, a file
-    is read once, hidden names are read where a part of the path begins with a dot. The standard library needs none."""
+    """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. Links are followed, and a
+    file is read once. Hidden names are read only where a part of the path begins with a dot. The standard library
+    needs no paths."""
     text_field: str = "text"
-    """jsonl and parquet: the field that holds the text; `meta.text` is the field text of the object meta."""
+    """jsonl and parquet: the field that holds the text; `meta.text` is the field `text` of the object `meta`."""
     group_field: str | None = None
-    """jsonl and parquet: documents with an equal value stay together in train or heldout; null: equal texts do, and so
-    they do where a document's value is null, NaN, blank or empty."""
+    """jsonl and parquet: documents with equal values of this field go to the same split, train or heldout. Where it is
+    null, or a document's value is null, NaN, blank or empty, documents with equal text do."""
     separator: str | None = None
-    """text: the line that stands between two documents of a file, such as `<|endoftext|>`; null: a file is one."""
+    """text: the line between two documents of a file, such as `<|endoftext|>`; null: each file is one document."""
     filters: tuple[Filter, ...] = ()
-    """Conditions that documents have to meet, all of them; the manifest counts what each leaves out."""
+    """Conditions that a document must meet, all of them; the manifest counts the documents that each one leaves out."""
     suffixes: tuple[str, ...] = ()
-    """In folders, read files with these endings only; none means those usual for the reader, for `tree` all."""
+    """In folders, read only files with these endings; none means the reader's usual ones, for `tree` all files."""
     exclude: tuple[str, ...] = ()
-    """In folders and of globs, leave out paths of these patterns, such as `*/vendor/*`; `*` crosses slashes."""
+    """In folders and globs, leave out paths that match these patterns, such as `*/vendor/*`; `*` crosses slashes."""
     skip_invalid_utf8: bool = False
-    """text and tree: leave out files that are not UTF-8 instead of refusing them; the manifest lists them."""
+    """text and tree: leave out files that are not UTF-8 instead of raising an error; the manifest lists them."""
     min_characters: NonNegative = 200
-    """python-docs: leave out shorter docstrings."""
+    """python-docs: leave out docstrings with fewer characters."""
     keep_fraction: Fraction = 1.0
     """Keep this share of the documents, chosen by the hash of their text."""
     licence: str | None = None
-    """The licence of the text; it goes into the manifest. null means the recipe's."""
+    """The licence of the text, recorded in the manifest; null means the recipe's."""
 
     @model_validator(mode="after")
     def _paths_fit_reader(self) -> "Source":
@@ -122,7 +123,7 @@ class Source(Section):
         if not built_in and not self.paths:
             raise ValueError(f"reader {self.reader} needs paths")
         if not all(path.strip() for path in self.paths):
-            raise ValueError("a path is empty; write . for the folder that you are in, or take it off the list")
+            raise ValueError("a path is empty; write . for the current folder, or remove the path from the list")
         return self
 
     @model_validator(mode="after")
@@ -132,7 +133,7 @@ class Source(Section):
             if getattr(self, name) is not None and not has_records:
                 raise ValueError(f"{name} needs a reader with fields, jsonl or parquet; found {self.reader}")
         if self.separator is not None and (self.reader != "text" or not self.separator.strip()):
-            raise ValueError("separator is a line that is not blank, of reader text")
+            raise ValueError("separator must be a line that is not blank, and needs reader text")
         return self
 
     @model_validator(mode="after")
@@ -142,7 +143,7 @@ class Source(Section):
         if (self.domain_field is None) != (not self.domains):
             raise ValueError("domain_field and domains go together: the field, and the domain of each of its values")
         if self.domain_field is not None and not self.domain_names:
-            raise ValueError("domains leaves out every value; name the domain of one at least")
+            raise ValueError("domains leaves out every value; name a domain for at least one value")
         return self
 
     @property
@@ -154,35 +155,35 @@ class Source(Section):
 
     @property
     def reads_standard_library(self) -> bool:
-        """Whether the text is that of the running Python."""
+        """Whether the text is the standard library of the running Python."""
         return self.reader.startswith("python-")
 
 
 class Recipe(Section):
-    """A corpus and how it becomes rows."""
+    """A corpus, and how it is cut into rows."""
 
     name: str
     """The dataset's name."""
     licence: str | None = None
-    """The licence of every source that states none of its own."""
+    """The licence of every source that does not set its own."""
     seq_len: Positive
     """Targets per row; rows hold seq_len + 1 tokens."""
     tokenizer: TokenizerSection
     """Where the tokenizer comes from."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    """What to read, in order."""
+    """The sources, in the order in which they are read."""
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Share of groups that go to the `heldout` split, by the hash of the group."""
+    """Share of groups that go to the `heldout` split, chosen by the hash of the group."""
     split_seed: NonNegative = 0
-    """Another number, another division into train and heldout."""
+    """Seed of the division into train and heldout."""
     part_bytes: Positive = 64_000_000
-    """Files are joined into one part up to this size; a part is what is written, retried and resumed as one. A larger
-    file is divided into parts of about this size where it can be (jsonl and parquet, text with a separator), and is a
-    part of its own where it cannot (.gz, .zst, one document)."""
+    """Files are joined into one part up to this size. A part is written, retried and resumed as a whole. A larger file
+    is divided into parts of about this size where possible (jsonl, parquet, text with a separator); otherwise (.gz,
+    .zst, one document) it is one part."""
     shard_bytes: Annotated[int, Field(gt=0, lt=2**32)] = 64_000_000
     """Size, before compression, at which a part starts another shard file."""
     compression: Literal["zstd"] | None = None
-    """How shards are compressed; null is quickest to read."""
+    """Compression of the shards; null is fastest to read."""
 
     @model_validator(mode="after")
     def _every_source_has_a_licence(self) -> "Recipe":
@@ -204,9 +205,9 @@ class Recipe(Section):
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Each domain once, in the order of the sources; a domain's place is its number in the dataset."""
+        """Each domain once, in the order of the sources. Its index is its number in the dataset."""
         return tuple(dict.fromkeys(name for source in self.sources for name in source.domain_names))
 
     def licence_of(self, source: Source) -> str | None:
-        """The licence of a source's text; never null in a checked recipe."""
+        """The licence of a source's text; never None in a checked recipe."""
         return source.licence or self.licence

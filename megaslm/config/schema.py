@@ -1,7 +1,7 @@
 """The configuration of one training run, as frozen sections.
 
-Every field carries its meaning and its unit in the docstring below it; `megaslm config explain` prints them. Nothing
-here imports torch, reads a file or looks at the machine, so that a configuration can be checked anywhere.
+Every field has its meaning and unit in the docstring below it; `megaslm config explain` prints them. Nothing here
+imports torch, reads a file or looks at the machine, so that a configuration can be checked anywhere.
 """
 
 import re
@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 
 from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
 
-# With nine places k·N stays exact in 64 bits for a billion targets a step.
+# With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
 Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
 
 
 class Architecture(Section):
-    """The shape of a model that starts from random weights."""
+    """The shape of a model with random initial weights."""
 
     family: Literal["llama", "mistral"] = "llama"
     """Which Hugging Face architecture to build."""
@@ -36,7 +36,7 @@ class Architecture(Section):
     num_kv_heads: Positive | None = None
     """Number of key and value heads; null means `num_heads`."""
     max_position_embeddings: Positive = 4096
-    """Longest row, in tokens, that the model is built for."""
+    """Longest row, in tokens, that the model can take."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     """Base of the rotary position embedding."""
     rms_norm_eps: Annotated[float, Field(gt=0)] = 1e-5
@@ -61,15 +61,15 @@ class ModelSection(Section):
     from_pretrained: str | None = None
     """A Hugging Face folder (safetensors, config, tokenizer)."""
     from_run: str | None = None
-    """Another run's folder: its newest complete checkpoint gives the weights, not the optimiser."""
+    """Another run's folder. Its newest complete checkpoint gives the weights, not the optimiser state."""
     from_scratch: Architecture | None = None
-    """A shape; the weights are drawn at random from `seed`."""
+    """The shape of a new model; its weights are drawn at random from `seed`."""
     precision: Precision = "auto"
-    """Arithmetic of forward and backward; auto is bf16 on GPUs and fp32 on CPUs. Losses are float32 in any case."""
+    """Arithmetic of the forward and backward pass; auto is bf16 on GPUs and fp32 on CPUs. Losses are always float32."""
     gradient_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass instead of keeping its activations."""
     document_isolation: bool = True
-    """Whether attention and positions start afresh at every document of a packed row."""
+    """Whether attention and positions restart at every document of a packed row."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelSection":
@@ -89,44 +89,43 @@ class StreamSection(Section):
     """One dataset of a mixture."""
 
     dataset: str
-    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored or masked one."""
+    """The dataset, a folder or a URL. Its `train` split is read; `objective: slm` needs a scored or masked dataset."""
     weight: AboveZero | None = None
-    """Its share of the rows of an epoch, relative to the other streams' weights; all streams have one, or none has."""
+    """Its share of an epoch's rows, relative to the other streams' weights. All streams have one, or none has."""
     repeat: AboveZero | None = None
-    """How often its rows are read while those of a stream without `repeat` are read once; instead of weights."""
+    """How often its rows are read per epoch; streams without `repeat` are read once. Excludes weights."""
     domains: tuple[str, ...] | None = None
-    """Which domains to read, each in proportion to its rows; null means all."""
+    """Domains to read, each in proportion to its rows; null means all."""
     reference: str | None = None
-    """The Hugging Face folder of the model that scored this dataset, where it is at hand; used by `slm.verify_rows`
-    alone."""
+    """The Hugging Face folder of the model that scored this dataset, where available. Only `verify_rows` uses it."""
 
 
 class FetchSection(Section):
-    """How datasets on object storage are read; local ones need none of it."""
+    """How datasets on object storage are read. Local datasets need none of these settings."""
 
     cache: str = "~/.cache/megaslm"
-    """The folder, on each host's own disk, in which fetched datasets are kept."""
+    """The folder for fetched datasets, on each host's own disk."""
     cache_limit_gib: AboveZero | None = None
-    """What a run's shards may take there: those that were read longest ago make room. null has no limit."""
+    """Most GiB that a run's shards may take in the cache; the least recently read are deleted. null has no limit."""
     retries: NonNegative = 5
-    """How often a failed request for a shard is made again, after a pause that doubles each time."""
+    """How often a failed request for a shard is retried, after a pause that doubles each time."""
     timeout_seconds: AboveZero = 300.0
-    """How long a process waits for a shard before the run gives up, all tries together."""
+    """Seconds that a process waits for a shard, all retries together, before the run fails."""
 
 
 class DataSection(Section):
-    """What the run reads: one dataset, or several. Exactly one of `train` and `streams` is set."""
+    """The data of the run: one dataset, or several. Exactly one of `train` and `streams` is set."""
 
     train: str | None = None
-    """The dataset, a folder or a URL, whose `train` split is read; under `objective: slm` a scored or masked one."""
+    """The dataset, a folder or a URL. Its `train` split is read; `objective: slm` needs a scored or masked dataset."""
     streams: dict[str, StreamSection] = Field(default_factory=dict)
-    """Named datasets that are read side by side. With neither weights nor repeats every row comes once an epoch."""
+    """Named datasets that are mixed. Without weights and repeats every row is read once per epoch."""
     seq_len: Positive
     """Targets per row; the dataset's rows hold seq_len + 1 tokens."""
     domains: tuple[str, ...] | None = None
-    """Which domains of `train` to read; null means all."""
+    """Domains of `train` to read; null means all."""
     shuffle_seed: NonNegative = 0
-    """Seed of the order of rows. With equal seed and batch the order is the same for any number of ranks."""
+    """Seed of the order of rows. For equal seeds and batches the order is the same on any number of ranks."""
     loader_workers: NonNegative = 1
     """Loader processes per rank; 0 reads in the training process."""
     fetch: FetchSection = FetchSection()
@@ -160,7 +159,7 @@ class DataSection(Section):
             )
         repeated = [name for name, stream in self.streams.items() if stream.repeat is not None]
         if weighted and repeated:
-            raise ValueError(f"{', '.join(repeated)} has a repeat beside weights, which settle the shares; choose one")
+            raise ValueError(f"{', '.join(repeated)} has a repeat in addition to weights; set only one of them")
         return self
 
 
@@ -168,25 +167,25 @@ class TrainSection(Section):
     """The objective, the batch and the optimiser."""
 
     objective: Literal["clm", "slm"]
-    """clm trains on every target; slm on those whose `slm.criterion` is among the top `slm.keep_ratio`."""
+    """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`."""
     total_tokens: Positive
     """Targets to read in all; may be raised when a run is resumed."""
     global_batch_tokens: Positive
     """Targets per optimiser step over all ranks; a multiple of `data.seq_len`."""
     micro_batch_rows: Positive
-    """Most rows that one rank puts through the model at once; accumulation steps follow from the world size."""
+    """Most rows per rank and forward pass. The number of accumulation steps follows from the world size."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up; wsd stays constant, then falls linearly over `decay_tokens`."""
+    """How the learning rate falls after the warm-up. wsd stays constant, then falls linearly over `decay_tokens`."""
     warmup_tokens: NonNegative = 0
     """Targets over which the learning rate rises linearly from 0."""
     decay_tokens: NonNegative = 0
     """Targets of the final decay under `schedule: wsd`."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Learning rate at the end, as a part of `lr`."""
+    """Learning rate at the end, as a fraction of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """AdamW's decay of matrices; embeddings are decayed, norms and biases are not."""
+    """AdamW's decay of matrices and embeddings; norms and biases are not decayed."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's decay of the first moment, per step."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -208,45 +207,45 @@ class TrainSection(Section):
 
 
 class SlmSection(Section):
-    """Selective language modeling (Rho-1, section 2.2). Read under `objective: slm` only."""
+    """Selective language modeling (Rho-1, section 2.2). Used under `objective: slm` only."""
 
     keep_ratio: Ratio = Decimal("0.6")
-    """The share k of targets that are trained on, as a decimal."""
+    """The share k of targets to train on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
-    """Targets over which the share falls in a straight line from 1 to `keep_ratio`."""
+    """Targets over which the share falls linearly from 1 to `keep_ratio`."""
     criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
-    """What is ranked: the model's loss less the reference's; the reference's loss or entropy, smallest first, known
-    before the forward pass; the intersection of these two; or, as controls, chance and the model's own loss."""
+    """The value that targets are ranked by. excess: the model's loss minus the reference's. reference, entropy: the
+    reference's loss or entropy, smallest first, known before the forward pass. reference_and_entropy: the intersection
+    of these two. Controls are random, and loss: the model's own."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
-    """Among which targets a target has to rank: the whole optimiser step, its row, or one rank's micro-batch."""
+    """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
-    """Under scope batch: exact keeps K targets of each step, with several micro-steps after a first forward pass over
-    all of them; running keeps those above the threshold of the steps before, in one pass, K of them on average."""
+    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs a first forward pass
+    over all of them. running keeps the targets above the threshold of recent steps, in one pass, K on average."""
     max_ref_loss: Annotated[float, Field(gt=0)] | None = None
-    """Targets whose reference loss is larger, in nats, are never selected; null has no cap."""
+    """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
     measure_unselected: bool = True
-    """Whether to compute losses of unselected targets where the criterion does not need them, for the reports alone."""
+    """Whether to compute losses of unselected targets, only to report them, where the criterion does not need them."""
     head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
-    """How the loss head comes by its gradient: cache keeps two bytes a logit, bracket forecasts the threshold,
-    recompute computes selected logits twice; auto is cache in bf16 where it fits into `head_cache_gib`, else
-    bracket."""
+    """How the loss head computes its gradient: cache keeps two bytes per logit, bracket forecasts the threshold,
+    recompute computes selected logits twice. auto is cache in bf16 where it fits in `head_cache_gib`, else bracket."""
     head_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Most memory, in GiB, that head cache may hold for one micro-batch."""
+    """Most memory, in GiB, that `head: cache` may hold for one micro-batch."""
     reference: str | None = None
-    """The Hugging Face folder of the model that scored `data.train`, where it is at hand; used by `verify_rows` alone.
-    Streams name their own."""
+    """The Hugging Face folder of the model that scored `data.train`, where available; only `verify_rows` uses it.
+    Streams set their own."""
     verify_rows: NonNegative = 8
-    """Rows of each domain to score again before the first step where a reference is named; 0 trusts the stored
+    """Rows of each domain to score again before the first step, where a reference is set; 0 trusts the stored
     losses."""
 
     @property
     def needs_ref_loss(self) -> bool:
-        """Whether the dataset has to hold the reference's losses."""
+        """Whether the dataset must hold the reference's losses."""
         return self.criterion in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
 
     @property
     def needs_ref_entropy(self) -> bool:
-        """Whether the dataset has to hold the entropies of the reference's predictions."""
+        """Whether the dataset must hold the entropies of the reference's predictions."""
         return self.criterion in ("entropy", "reference_and_entropy")
 
     @model_validator(mode="after")
@@ -265,11 +264,11 @@ class ValidationSet(Section):
     dataset: str
     """The dataset folder."""
     split: Split = "heldout"
-    """Which split of it."""
+    """The split to read."""
     domains: tuple[str, ...] | None = None
-    """Which domains; null means all. Losses are reported for each and for all together."""
+    """Domains to read; null means all. Losses are reported per domain and for all together."""
     max_rows: Positive | None = None
-    """At most so many rows of each domain, spread evenly over it; null means all."""
+    """Most rows per domain, spread evenly over it; null means all."""
 
 
 class ValidationSection(Section):
@@ -278,7 +277,7 @@ class ValidationSection(Section):
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""
     every_tokens: Positive | None = None
-    """Targets between two validations; null validates at the end only. The first happens before the first step."""
+    """Targets between two validations; null validates only before the first step and at the end."""
     batch_rows: Positive = 8
     """Rows per rank and forward pass."""
 
@@ -287,9 +286,9 @@ class ZeroSection(Section):
     """How DeepSpeed divides the training state over ranks."""
 
     stage: Literal[0, 1, 2, 3] = 3
-    """0 replicates everything; 1 divides optimiser states, 2 gradients too, 3 parameters too."""
+    """0 replicates everything; 1 divides optimiser states; 2 gradients too; 3 parameters too."""
     offload_optimizer: bool = False
-    """Keep optimiser states and their step on the host."""
+    """Keep optimiser states in host memory, and run the optimiser step there."""
     overlap_comm: bool = True
     """Reduce gradients while the backward pass still runs (GPUs only)."""
     reduce_bucket_size: Positive = 200_000_000
@@ -301,63 +300,62 @@ class ZeroSection(Section):
     max_live_parameters: Positive = 2_000_000_000
     """Stage 3: most parameter elements gathered at once on a rank."""
     max_reuse_distance: Positive = 2_000_000_000
-    """Stage 3: a parameter used again within so many elements is not released in between."""
+    """Stage 3: a parameter used again within this many elements is not released in between."""
 
 
 class CheckpointSection(Section):
-    """When the state is written."""
+    """When checkpoints are written, and how many are kept."""
 
     every_tokens: Positive | None = None
-    """Targets between two checkpoints; null writes at the end only."""
+    """Targets between two checkpoints; null writes only at the end."""
     keep_last: Positive = 2
     """How many of the newest complete checkpoints are kept; older ones are deleted."""
     keep_every_steps: Positive | None = None
-    """Checkpoints of steps that are a multiple of this are kept for good."""
+    """Checkpoints at multiples of this step number are never deleted."""
     max_failed_saves: Positive = 3
-    """So many saves in a row may fail, the disk being full for instance, before the run stops."""
+    """The run stops after this many failed saves in a row, for instance on a full disk."""
 
 
 class GuardSection(Section):
-    """What a run looks out for while it trains, and what it then does."""
+    """What a run watches while it trains, and how it reacts."""
 
     max_skipped_steps: Positive = 3
-    """A step with a loss or gradient that is NaN or infinite is skipped on all ranks; after so many in a row the run
-    stops."""
+    """A step with a non-finite loss or gradient is skipped on all ranks. The run stops after this many in a row."""
     on_spike: Literal["off", "warn", "stop", "rollback"] = "warn"
-    """What to do when the loss rises far above what it was: nothing, say so, stop, or go back to the last checkpoint
-    and on behind the data that was read since."""
+    """Reaction to a loss spike: none, a warning, stop, or rollback. rollback resumes from the last checkpoint and skips
+    the data read since."""
     spike_sigmas: AboveZero = 6.0
-    """How many standard deviations above the mean of the last `spike_window_steps` are a spike."""
+    """A loss more than this many standard deviations above the mean of the last `spike_window_steps` is a spike."""
     spike_window_steps: Annotated[int, Field(ge=8)] = 128
-    """Steps by which the loss is judged; there is no judgement before there are so many."""
+    """Steps that the loss is compared with; no step is judged before there are this many."""
     silence_seconds: Annotated[float, Field(ge=2)] = 60.0
-    """A rank whose process gives no heartbeat for so long is taken for dead, and the run ends."""
+    """Seconds without a heartbeat after which a rank's process counts as dead and the run ends."""
     hang_seconds: Annotated[float, Field(ge=2, le=3600)] = 1800.0
-    """Where no rank gets any further for so long the run ends, and says which one the others wait for."""
+    """Seconds without progress on any rank after which the run ends and names the rank that the others wait for."""
     slow_ratio: Annotated[float, Field(gt=1)] = 1.5
-    """A rank that needs so many times as long as the middle one for the same work is named in a warning."""
+    """A warning names a rank as a straggler when it takes this many times the median rank's time for the same work."""
     dry_run: bool = False
-    """Whether to go through a step, a validation and a save before training starts, so that memory runs out then or
-    not at all. Of the disk it shows that one checkpoint finds room."""
+    """Whether to run a step, a validation and a save before training starts, so that memory runs out then or not at
+    all. It also shows that the disk has room for one checkpoint."""
 
 
 class LogSection(Section):
-    """What the run says."""
+    """What the run reports."""
 
     every_steps: Positive = 10
-    """Steps between two lines; each line reads the device once. metrics.jsonl gets every step all the same."""
+    """Steps between two lines; each line reads the device once. metrics.jsonl gets every step."""
 
 
 class RunConfig(Section):
     """One training run."""
 
-    # Read for one release more, with a warning.
+    # Deprecated names, read with a warning for one more release.
     OLD_NAMES: ClassVar[OldNames] = {("slm", "score"): "criterion", ("guard", "rehearse"): "dry_run"}
 
     run_dir: str
-    """The run folder: checkpoints, TensorBoard events, metrics.jsonl, the resolved configuration."""
+    """The run folder, with checkpoints, TensorBoard events, metrics.jsonl and the resolved configuration."""
     seed: NonNegative = 0
-    """Seed of random weights and of any dropout."""
+    """Seed of random weights and of dropout."""
     model: ModelSection
     data: DataSection
     train: TrainSection
@@ -368,7 +366,7 @@ class RunConfig(Section):
     guard: GuardSection = GuardSection()
     log: LogSection = LogSection()
     deepspeed_extra: dict[str, object] = Field(default_factory=dict)
-    """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is refused."""
+    """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is an error."""
 
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> "RunConfig":
@@ -383,7 +381,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _roll_backs_have_checkpoints(self) -> "RunConfig":
         if self.guard.on_spike == "rollback" and self.checkpoint.every_tokens is None:
-            raise ValueError("guard.on_spike = rollback: needs checkpoints to go back to; set checkpoint.every_tokens")
+            raise ValueError("guard.on_spike = rollback: needs checkpoints to resume from; set checkpoint.every_tokens")
         return self
 
     @model_validator(mode="after")

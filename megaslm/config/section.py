@@ -1,6 +1,6 @@
-"""What every section of a configuration is made of: its base class, and checked names, numbers and paths.
+"""The base class of configuration sections, and checked types for names, numbers and paths.
 
-Credentials have no place in settings: these are printed, and kept beside every run and in every manifest.
+Settings must not hold credentials: they are printed, and kept beside every run and in every manifest.
 """
 
 import re
@@ -16,10 +16,10 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
-"""What domains and streams may be called: a name stands in folders and dotted keys."""
+"""Names of domains and streams, which become folders and parts of dotted keys."""
 _HIDDEN = "***"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-# A password may hold a slash. `:8080/` is a port, and `container@account` of Azure's abfs:// no secret.
+# A password may hold a slash. `:8080/` is a port. `container@account` in Azure's abfs:// is not a secret.
 _PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:(?!\d+(?:/|$))[^\s@]*(?=@)")
 _USER_OF_WEB = re.compile(r"(?<=\bhttp://)[^\s/@]+(?=@)|(?<=\bhttps://)[^\s/@]+(?=@)")
 _PARAMETER = re.compile(
@@ -32,17 +32,17 @@ _NAME = re.compile(
 )
 
 REMEDY = (
-    "set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store asks for), "
-    "and copy files here that only a signed URL gives"
+    "set credentials in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or your store's variables), "
+    "and copy files here that need a signed URL"
 )
 
 
 OldNames = Mapping[tuple[str, ...], str]
-"""Settings that have changed their name: the old dotted key, as its parts, and the last part of the new one."""
+"""Renamed settings: the old dotted key, as its parts, and the last part of the new one."""
 
 
 class Section(BaseModel):
-    """A frozen group of settings that refuses keys it does not know."""
+    """A frozen group of settings that rejects unknown keys."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -54,12 +54,12 @@ class Section(BaseModel):
 
 
 def home_expanded(path: str | Path) -> Path:
-    """The path with the folder that `~` or `~name` stands for. Raises ConfigError where nobody has that name."""
+    """The path with `~` or `~name` replaced by the home folder. Raises ConfigError where no user has that name."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"{path}: no home folder is known for {Path(path).parts[0]!r}; write the path in full, from / on"
+            f"{path}: no home folder is known for {Path(path).parts[0]!r}; write the path in full, from /"
         ) from error
 
 
@@ -78,7 +78,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Address = Annotated[
     str,
     _sound(
-        # Zones of IPv6 addresses are left out: each host calls its interfaces as it likes.
+        # IPv6 zones are rejected: they name an interface, and interfaces have other names on other hosts.
         rf"{_HOST_PATTERN}|(?=.*:)[0-9A-Fa-f:.]+",
         "a host's name, of letters, digits, `.`, `_` and `-`, or its IPv4 or IPv6 address without a zone",
     ),
@@ -100,7 +100,7 @@ SlurmTime = Annotated[
         "a time as sbatch takes it, such as 12:00:00 or 2-00:00:00",
     ),
 ]
-# The verb and a pod's number follow, and a host's name has 63 characters at most.
+# The verb and a pod's number are appended, and a host name has at most 63 characters.
 JobName = Annotated[
     str,
     Field(max_length=40),
@@ -113,7 +113,7 @@ Image = Annotated[
 
 
 def without_credentials(text: str) -> str:
-    """The text with stars for passwords, tokens and signatures in its URLs."""
+    """The text with passwords, tokens and signatures in its URLs replaced by stars."""
     for pattern in (_PASSWORD, _USER_OF_WEB):
         text = pattern.sub(_HIDDEN, text)
     return _PARAMETER.sub(rf"\1{_HIDDEN}", text)
@@ -133,4 +133,4 @@ def refuse_credentials(place: str) -> None:
     """Raise ConfigError where a URL holds credentials."""
     if is_url_with_credentials(place):
         shown = without_credentials(place)
-        raise ConfigError(f"{shown}: the URL holds credentials, which are printed and kept; {REMEDY}")
+        raise ConfigError(f"{shown}: the URL holds credentials, which would be printed and kept; {REMEDY}")

@@ -1,7 +1,7 @@
-"""YAML text to plain values, each with the place it was written at; and values to YAML that loads back equal.
+"""YAML text to plain values, each with its file and line; and values to YAML that loads back equal.
 
-PyYAML follows YAML 1.1, where `2e-5` is text, `no` is false, `0123` is octal and a key may be given twice. Here numbers
-are what they look like, only `true` and `false` are booleans, and a repeated key is a mistake.
+PyYAML follows YAML 1.1: `2e-5` is text, `no` is false, `0123` is octal, and a key may be set twice. This parser reads
+`2e-5` as a number, takes only `true` and `false` as booleans, and reports a repeated key as an error.
 """
 
 import re
@@ -17,7 +17,7 @@ from megaslm.config.section import without_credentials
 from megaslm.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
-"""The way from the top of a file to a value: names of mappings, indices of lists."""
+"""Keys of mappings and indices of lists, from the top of a file down to a value."""
 
 FLOAT_PATTERN = re.compile(
     r"""^[-+]?(?:
@@ -33,7 +33,7 @@ FLOAT_STARTS = list("-+0123456789.")
 
 
 _MOST_VALUES = 100_000
-"""More than anybody writes; aliases of aliases make them of a few lines."""
+"""More than any file needs. Nested aliases can expand a few lines to more."""
 _LONGEST_SHOWN = 60
 _UNREADABLE = object()
 
@@ -61,7 +61,7 @@ class Source:
 
 
 def read_source(path: Path) -> Source:
-    """Parse the file at `path`, whose top must be a mapping; every mistake is one ConfigError that names the file."""
+    """Parse the file at `path`, whose top must be a mapping. Raises one ConfigError that names the file."""
     text = _read_text(path)
     source = parse_source(text, str(path))
     if source.value is None:
@@ -72,7 +72,7 @@ def read_source(path: Path) -> Source:
 
 
 def parse_source(text: str, name: str, *, with_lines: bool = True) -> Source:
-    """Parse one YAML document; `name` stands for it in origins and messages."""
+    """Parse one YAML document; origins and messages show `name` as its file."""
     try:
         loader = _Resolver(text)
         try:
@@ -89,7 +89,7 @@ def parse_source(text: str, name: str, *, with_lines: bool = True) -> Source:
 
 
 def type_name(value: object) -> str:
-    """What a YAML author calls the type of `value`."""
+    """The YAML name of the type of `value`."""
     match value:
         case None:
             return "null"
@@ -144,8 +144,6 @@ def _describe_syntax_error(error: yaml.MarkedYAMLError, text: str, name: str) ->
 
 @dataclass
 class _Reader:
-    """Turns one document's nodes into values and remembers where they stood."""
-
     loader: _Resolver
     name: str
     with_lines: bool
@@ -165,7 +163,7 @@ class _Reader:
         if self.values > _MOST_VALUES:
             raise ConfigError(f"{self._place(node)}: the file's aliases spell out more than {_MOST_VALUES:,} values")
         if id(node) in self.open_nodes:
-            self.mistakes.append(f"{self._place(node)}: an alias refers to what contains it")
+            self.mistakes.append(f"{self._place(node)}: an alias refers to the value that contains it")
             return None
         self.open_nodes.add(id(node))
         try:
@@ -202,7 +200,7 @@ class _Reader:
     def _scalar(self, node: yaml.Node) -> object:
         try:
             value = self.loader.construct_object(node)
-        # What the library's constructors run into over text that is not of its tag.
+        # Errors of PyYAML's constructors for text that does not fit its tag.
         except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             value = _UNREADABLE
         if value is _UNREADABLE or not isinstance(value, str | int | float | None):
@@ -218,7 +216,7 @@ class _Reader:
 
 
 def _is_text(value: str) -> bool:
-    """Whether `value` can be written to any file."""
+    """Whether `value` is valid Unicode, so that it can be written to a file."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -233,7 +231,7 @@ def dotted_key(path: KeyPath) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text in quotes wherever a YAML 1.1 reader or MegaSLM's own would take it for something else."""
+    """Quotes text that a YAML 1.1 reader, or MegaSLM's own, would read as another type."""
 
 
 def dump(value: BaseModel) -> str:
@@ -242,7 +240,7 @@ def dump(value: BaseModel) -> str:
 
 
 def to_yaml(value: object, *, one_line: bool = False) -> str:
-    """Plain values as YAML, in their own order."""
+    """Plain values as YAML, in their given order."""
     return yaml.dump(
         value,
         Dumper=_Dumper,
@@ -254,7 +252,7 @@ def to_yaml(value: object, *, one_line: bool = False) -> str:
 
 
 def _represent_decimal(dumper: yaml.SafeDumper, value: Decimal) -> yaml.Node:
-    """A plain number where a reader's float has the same digits, else text, which keeps them all."""
+    """A plain number where a float keeps all digits, else text."""
     if Decimal(str(float(value))) == value:
         return dumper.represent_float(float(value))
     return dumper.represent_str(str(value))
@@ -265,7 +263,7 @@ def _represent_tuple(dumper: yaml.SafeDumper, value: tuple[object, ...]) -> yaml
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    """Rare line ends survive in double quotes only."""
+    """Rare line ends survive only in double quotes."""
     style = '"' if any(mark in value for mark in "\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 

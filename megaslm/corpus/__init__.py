@@ -1,1 +1,1 @@
-"""Text in: files, the ranges they are read in, and the documents in them."""
+"""Reads text: input files, the ranges they are divided into, and their documents."""

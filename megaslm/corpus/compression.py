@@ -1,4 +1,4 @@
-"""Files that are read from their beginning alone: what they unpack to, and what a file really is."""
+"""Compressed files, which can only be read from their beginning, and the format of a file by its first bytes."""
 
 import gzip
 import io
@@ -9,11 +9,11 @@ import zstandard
 from megaslm.corpus.source_bytes import buffered
 
 COMPRESSED = (".gz", ".zst")
-"""Endings of the compressions that are read."""
+"""Endings of the supported compressions."""
 _LARGEST_WINDOW_BYTES = 2**31
-"""How far `zstd --long=31` looks back, the most that programs write; unpacking holds as much in memory."""
+"""The window of `zstd --long=31`, the largest that programs write. Unpacking holds this much in memory."""
 _STEP_BYTES = 2**14
-"""Packed bytes that are unpacked at once; the densest unpack to half a GiB."""
+"""Compressed bytes per step. At the highest compression they unpack to 0.5 GiB."""
 _LONGEST_HEADER_BYTES = 18
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _HAS_NO_WINDOW = 0b0010_0000
@@ -36,10 +36,10 @@ def is_compressed(path: str) -> bool:
 
 
 def unpacked(path: str, data: io.RawIOBase) -> io.BufferedIOBase:
-    """What the bytes of a file unpack to by its name; the bytes themselves where that says nothing.
+    """The unpacked bytes of a file, by the ending of its name. Without such an ending, the bytes themselves.
 
-    Reading raises OSError, EOFError, zlib.error or zstandard.ZstdError where the bytes are not what the name says or
-    end too early. The memory taken is the window of a zst file, 2 GiB at most.
+    Reading raises OSError, EOFError, zlib.error or zstandard.ZstdError where the bytes do not match the ending or end
+    too early. The memory taken is the window of a zst file, 2 GiB at most.
     """
     if path.lower().endswith(".gz"):
         return cast(io.BufferedIOBase, gzip.GzipFile(fileobj=buffered(data)))
@@ -49,16 +49,16 @@ def unpacked(path: str, data: io.RawIOBase) -> io.BufferedIOBase:
 
 
 def what_it_is(beginning: bytes) -> str | None:
-    """The format of a file by its first bytes; null where they are not those of a known one."""
+    """The format of a file by its first bytes, None if it is unknown."""
     return next((name for magic, name in _BEGINNINGS.items() if beginning.startswith(magic)), None)
 
 
 class NotUnpacked(zstandard.ZstdError):
-    """A sound frame that is packed in a way that is not read; says which, and how to pack it."""
+    """An intact frame of an unsupported kind. The message names the kind and how to pack the file anew."""
 
 
 class _ZstdFrames(io.RawIOBase):
-    """All frames of a file, to the last byte: the library's own readers take a file that was cut for one that ends."""
+    """All frames of a file, to the last byte. The library's own readers do not notice a truncated file."""
 
     def __init__(self, data: io.RawIOBase) -> None:
         self._data = data
@@ -102,7 +102,7 @@ class _ZstdFrames(io.RawIOBase):
 
 
 def _explained(error: zstandard.ZstdError, header: bytes) -> zstandard.ZstdError:
-    """The same error, or the one that says what the library does not: how a sound frame is packed."""
+    """The same error or, for an intact frame of an unsupported kind, a NotUnpacked that explains it."""
     if not header.startswith(_ZSTD) or len(header) < 6:
         return error
     if header[4] & _HAS_DICTIONARY:

@@ -1,4 +1,4 @@
-"""Documents, the ranges of files that they are read from, and how they are made of records with fields."""
+"""Documents, the ranges of files that they are read from, and how records with fields become documents."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from megaslm.config.recipe import Source
 from megaslm.errors import DataError
 
 NO_DOMAIN = "null"
-"""What `domains` of a recipe calls documents that have no value in the field of the domain."""
+"""The key in a recipe's `domains` for documents without a value in the domain field."""
 
 
 @dataclass(frozen=True)
@@ -19,25 +19,25 @@ class InputFile:
     """A file to read text from."""
 
     path: str
-    """Where it is: a local path or a URL."""
+    """A local path or a URL."""
     label: str
-    """What the manifest calls it."""
+    """Its name in the manifest."""
     bytes: int
     """Its size when the work was planned."""
     version: str
-    """Changes when it is written: the time of that or, of a remote file, its entity tag."""
+    """Changes when the file is written: its modification time or, for a remote file, its entity tag."""
     look: str = ""
-    """Stays only as long as its content does, whatever is done to the file: times and number of its inode or, of a
-    remote file, its entity tag; empty where nothing proves that, and the content has to be read."""
+    """Changes whenever the content changes: times and number of its inode or, for a remote file, its entity tag.
+    Empty if nothing guarantees this, so that the content must be read."""
     is_remote: bool = False
     """Whether `path` is a URL."""
     group: str | None = None
-    """The group of all its documents; null where the reader decides."""
+    """The group of all its documents; None if the reader decides."""
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """A stretch of a file: the records (lines, documents, row groups) that begin in it."""
+    """A stretch of a file. It contains the records (lines, documents, row groups) that begin in it."""
 
     file: InputFile
     start: int
@@ -55,52 +55,52 @@ class Document:
     group: str
     """Documents of one group go to one split."""
     origin: str
-    """The file and the place in it, for messages."""
+    """The file and the position in it, for messages."""
     domain: str | None = None
-    """The value of the field that decides the domain; null where the source does."""
+    """The value of the domain field; None if the source determines the domain."""
 
 
 def describe(path: Path, label: str, group: str | None = None) -> InputFile:
-    """A local file as it is now. Raises DataError where it is not there or the system does not tell."""
+    """A local file as it is now. Raises DataError where it is missing or its status cannot be read."""
     status = status_of(path)
     if status is None:
-        raise DataError(f"{path} was there a moment ago and is gone; do not change files meanwhile, and run it again")
-    # A program can set the time of the last writing, and so do mv, cp -p, rsync and tar; that of the inode none can.
+        raise DataError(f"{path} has disappeared since a moment ago; do not change files meanwhile, and run it again")
+    # Programs such as mv, cp -p, rsync and tar set the modification time. None can set the inode's change time.
     look = f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
     return InputFile(str(path), label, status.st_size, str(status.st_mtime_ns), look, group=group)
 
 
 def status_of(path: Path) -> os.stat_result | None:
-    """What the system tells of a file; null where there is none. Raises DataError where the system does not tell."""
+    """The status of a file, None if it is missing. Raises DataError where the status cannot be read."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        # ValueError: no file has a name with NUL or half of a surrogate pair in it.
+        # ValueError: a file name cannot hold NUL or half of a surrogate pair.
         return None
     except OSError as error:
-        raise DataError(f"{path} cannot be looked at ({error.strerror}); check the path and its permissions") from error
+        raise DataError(f"{path} cannot be examined ({error.strerror}); check the path and its permissions") from error
 
 
 class InvalidUtf8(DataError):
-    """A file is not UTF-8."""
+    """A file that is not UTF-8."""
 
 
 def falls_within(fraction: float, purpose: str, key: str) -> bool:
-    """Whether `key` is among the `fraction` of all keys that a hash picks; each `purpose` picks others."""
+    """Whether a hash puts `key` into the chosen `fraction` of all keys. Each `purpose` chooses other keys."""
     return fraction == 1 or hash_of(purpose, key) < int(fraction * 2**64)
 
 
 def hash_of(purpose: str, key: str) -> int:
-    """A number below 2**64, evenly spread and the same everywhere."""
-    # A key may be half of a surrogate pair, such as a URL that was cut; it is as good as another.
+    """A hash below 2**64, uniform and the same on every machine."""
+    # A key may hold half of a surrogate pair, such as a truncated URL. That is allowed.
     digest = hashlib.blake2b(f"{purpose}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "big")
 
 
 def document_of(record: dict[str, object], place: str, source: Source) -> Document:
-    """The document that a record holds. Raises DataError, with its place, where it holds none.
+    """The document in a record. Raises DataError, with the record's place, where there is none.
 
-    One without a group is a group of its own text, as where no field is named for groups.
+    Without a value in the group field, or without a group field, its text is its group.
     """
     text = _field(record, source.text_field, place)
     if not isinstance(text, str):
@@ -115,10 +115,10 @@ def document_of(record: dict[str, object], place: str, source: Source) -> Docume
 
 
 def key_of(value: object) -> str | None:
-    """The text by which values are told apart; null where there is nothing to tell: null, NaN, blank text, no items.
+    """A text that is equal for equal values. None for an empty value: null, NaN, blank text, no items.
 
-    A number is itself however it is written, 7 or 7.0: a column of integers becomes one of fractions where a value is
-    missing. A list or an object is its items, told apart in the same way, whatever their order in the object.
+    7 and 7.0 are the same number: a column of integers becomes one of floats where a value is missing. A list or an
+    object is compared by its items, in the same way. The order of an object's fields does not matter.
     """
     key = _key_with_items(value)
     return key if key is None or isinstance(key, str) else json.dumps(key, sort_keys=True)
@@ -133,11 +133,11 @@ def _key_with_items(value: object) -> str | list[object] | dict[str, object] | N
         return None if all(field is None for field in fields.values()) else fields
     if isinstance(value, str):
         return value if value.strip() else None
-    # What is not equal to itself is NaN, of whichever type.
+    # NaN of any type is not equal to itself.
     if value is None or value != value:
         return None
     if isinstance(value, Decimal):
-        # Not by way of int: Python's own type turns into no text of more than 4,300 digits.
+        # Not through int: Python refuses to convert an int of more than 4,300 digits to text.
         digits = f"{value:f}"
         return digits.rstrip("0").rstrip(".") if "." in digits else digits
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -156,7 +156,7 @@ def _key(record: dict[str, object], name: str, place: str) -> str | None:
 
 
 def _field(record: dict[str, object], name: str, place: str) -> object:
-    """A field, or with dots in its name one of an object in the record; null where that object is."""
+    """A field. Dots in the name lead into objects in the record; None where such an object is null."""
     if name in record:
         return record[name]
     outer, _, inner = name.partition(".")

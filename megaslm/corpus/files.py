@@ -1,4 +1,4 @@
-"""Which files a source of a recipe means, and the files below a folder: links followed, each file once."""
+"""The files of a recipe's source, and the files below a folder. Links are followed, and each file comes once."""
 
 import os
 import stat
@@ -23,9 +23,9 @@ class FoundFile(NamedTuple):
     """A file of a folder."""
 
     path: str
-    """By the name that led to it."""
+    """The path through which it was found."""
     real_path: str
-    """Free of links: equal where two names are one file."""
+    """Its path without links, equal if two names are one file."""
 
 
 class _Entry(NamedTuple):
@@ -35,10 +35,10 @@ class _Entry(NamedTuple):
 
 
 def walk(folder: str, selection: Selection) -> list[FoundFile]:
-    """Every file below `folder` that is selected, sorted by its path; one that has several names by its own.
+    """Every selected file below `folder`, sorted by path. A file with several names has its real one.
 
-    Links to files and folders are followed, in a circle once. What is neither is passed over, and never opened. Raises
-    DataError for a link that leads nowhere and for a folder that cannot be listed.
+    Links to files and folders are followed, circular ones once. Sockets, pipes and devices are passed over and never
+    opened. Raises DataError for a dangling link and for a folder that cannot be listed.
     """
     return _Walk(selection).run(folder)
 
@@ -55,14 +55,14 @@ class _Walk:
         while waiting:
             while waiting:
                 waiting += self._enter(waiting.pop())
-            # Links come last, so that what they lead to keeps its own name where it has one here.
+            # Links come last, so that a file keeps its real name if that is below the folder too.
             links, self._links = sorted(self._links, key=lambda link: link.way.names), []
             waiting = [target for link in reversed(links) for target in self._follow(link)]
         return sorted(self._found.values(), key=lambda file: Path(file.path))
 
     def _enter(self, folder: _Entry) -> list[_Entry]:
-        """Take what is in a folder; gives the folders in it."""
-        # What a folder gives depends on what is left of the glob, and on nothing else.
+        """Take the files of a folder. Returns the folders in it."""
+        # The files that a folder yields depend only on the rest of the glob.
         if (folder.real_path, folder.way.states) in self._entered:
             self._selection.pass_over(_OTHER_NAME)
             return []
@@ -83,7 +83,7 @@ class _Walk:
         return folders[::-1]
 
     def _follow(self, link: _Entry) -> list[_Entry]:
-        """Take the file that a link leads to, or give the folder."""
+        """Take the file that a link leads to, or return the folder."""
         if any(self._selection.is_left_out(link.way, is_folder=is_folder) for is_folder in (False, True)):
             return []
         try:
@@ -91,7 +91,7 @@ class _Walk:
         except OSError as error:
             raise DataError(
                 f"{link.path} is a link to {Path(link.path).readlink()}, which cannot be followed ({error.strerror}); "
-                "mend the link, remove it, or name it in `exclude`"
+                "repair the link, remove it, or name it in `exclude`"
             ) from error
         target = link._replace(real_path=os.path.realpath(link.path))
         if stat.S_ISDIR(mode):
@@ -123,10 +123,10 @@ def find_files(source: Source, passed_over: Counter[str] | None = None) -> list[
     """Every file of a source, each once: paths in the recipe's order, the files of a folder or a glob sorted.
 
     Args:
-        source: whose paths are looked at.
-        passed_over: what lies there and is not read is added to it, by the reason.
+        source: the source.
+        passed_over: counts, by reason, the files and folders that are not read.
 
-    Raises DataError where a path leads to no file, and for what cannot be looked at.
+    Raises DataError where a path leads to no file, and where a file or folder cannot be examined.
     """
     if source.reads_standard_library:
         return standard_library_files(source.reader)
@@ -170,7 +170,6 @@ def _described(path: str) -> InputFile:
 
 
 def _remote_files(pattern: str, source: Source, passed_over: Counter[str]) -> dict[str, InputFile]:
-    """The files by their URLs."""
     root, glob = split_glob(pattern)
     selection = Selection(source, glob, passed_over)
     found = {}
@@ -184,10 +183,10 @@ def _remote_files(pattern: str, source: Source, passed_over: Counter[str]) -> di
 
 
 def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
-    """The folder or file that a path begins with, and the glob that follows; a name that is there is none."""
+    """The folder or file that a path begins with, and the glob that follows. An existing name is not a glob."""
     path = home_expanded(pattern)
     for place, part in enumerate(path.parts):
-        # A name such as v[1], which as a glob means v1 alone; where * or ? is a name, its glob means that too.
+        # An existing file v[1] is a name, though as a glob it matches only v1. A glob * or ? matches its own name too.
         is_there = not fnmatchcase(part, part) and status_of(Path(*path.parts[: place + 1])) is not None
         if any(sign in part for sign in MAGIC) and not is_there:
             return Path(*path.parts[:place]), path.parts[place:]

@@ -1,4 +1,4 @@
-"""Documents out of parquet files: of the columns that the recipe names, and of no other."""
+"""Reads documents from parquet files: only the columns that the recipe names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ _OF_A_VALUE = "copy the file again, write the value as a string, or name another
 
 
 def read_parquet(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
-    """The documents of the row groups that begin in a range; read to their end, the log has the range's SHA-256.
+    """The documents of the row groups that begin in a range. At their end, `log` has the range's SHA-256.
 
-    Raises DataError, with file and row, for what is not there, not text or not readable.
+    Raises DataError, with file and row, for missing columns, values that are not text, and unreadable data.
     """
     with open_input(file_range.file) as file:
         yield from _row_groups(file, file_range, source, log)
@@ -33,7 +33,7 @@ def _row_groups(file: BinaryIO, file_range: FileRange, source: Source, log: Read
 
     path = file_range.file.path
     with _explaining(f"{path} is not a readable parquet file"):
-        # Read page by page: a row group may be larger than what memory there is for it.
+        # Read page by page: a row group may be larger than the memory.
         table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)
     with table:
         columns = _columns(table, file_range, source)
@@ -64,7 +64,7 @@ def _batches(table: "ParquetFile", group: int, columns: list[str], path: str, ro
 
 
 def _records(batch: "RecordBatch", path: str, rows_before: int) -> list[dict[str, object]]:
-    """A batch as Python's values; halved where they cannot be had, as the library does not name the row."""
+    """A batch as Python values. On an error the batch is halved to find the row, which the library does not name."""
     try:
         with _explaining(f"{path}, row {rows_before + 1} cannot be read", _OF_A_VALUE):
             return batch.to_pylist()
@@ -77,7 +77,7 @@ def _records(batch: "RecordBatch", path: str, rows_before: int) -> list[dict[str
 
 @contextmanager
 def _explaining(what: str, remedy: str = "copy the file again, or write it anew") -> Iterator[None]:
-    """Puts `what`, with the place, before what is raised over a file: the library's errors, Python's, the system's."""
+    """Turns the errors of the library, of Python and of the system into DataError, with `what` in front."""
     try:
         yield
     except MegaSLMError:
@@ -92,7 +92,7 @@ def _first_byte(group: "RowGroupMetaData") -> int:
 
 
 def _columns(table: "ParquetFile", file_range: FileRange, source: Source) -> list[str]:
-    """What to read for the fields of the recipe: of an object one field alone."""
+    """The columns to read for the recipe's fields: of an object, only the named field."""
     schema = table.metadata.schema
     there = [schema.column(number).path for number in range(len(schema))]
     fields = [field for field in (source.text_field, source.group_field, source.domain_field) if field is not None]
@@ -107,8 +107,8 @@ def _columns(table: "ParquetFile", file_range: FileRange, source: Source) -> lis
             )
         if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
             raise DataError(
-                f"{file_range.file.path} has {twice[0]!r} {there.count(twice[0])} times, and which one is meant is not "
-                "known: write the file anew with names of their own"
+                f"{file_range.file.path} has {twice[0]!r} {there.count(twice[0])} times, which is ambiguous: "
+                "write the file anew with unique names"
             )
     return list(dict.fromkeys(fields))
 

@@ -1,6 +1,6 @@
-"""What a path of a recipe means below the folder that it begins with: one rule for disks and object storage.
+"""The meaning of a recipe's path below its first folder, the same on disks and in object storage.
 
-Whatever lies there is read, or counted by the reason why it is not, or refused.
+Every file there is read, counted by the reason why it is not read, or refused.
 """
 
 import re
@@ -19,10 +19,10 @@ USUAL_ENDINGS: dict[str, tuple[str, ...]] = {
     "tree": ("",),
 }
 MAGIC = "*?["
-"""What makes a glob of a name."""
+"""The characters that make a name a glob."""
 
 _OF_OTHER_PROGRAMS = ("__MACOSX", "_temporary", "_delta_log", "lost+found")
-"""Names of folders in which programs keep copies and notes of the files beside them."""
+"""Folders in which programs keep copies and notes of the files beside them."""
 _COMPRESSION = r"\.(?:gz|zst|bz2|xz|lzma|lz4|br|sz|snappy|zlib|z|zip|7z|gzip|zstd)"
 _ENDING = re.compile(rf"(?:\.[a-z][a-z0-9]{{0,9}})?{_COMPRESSION}$|\.[a-z][a-z0-9]{{0,9}}$", re.ASCII | re.IGNORECASE)
 _MOST_REASONS = 30
@@ -30,25 +30,25 @@ _MOST_SAID = 8
 
 
 class Way(NamedTuple):
-    """How far a name below the folder fits a glob; the glob's parts are numbered."""
+    """How far a path below the folder matches a glob. The glob's parts are numbered."""
 
     names: tuple[str, ...]
-    """From the folder down."""
+    """The names from the folder down."""
     states: frozenset[int]
-    """The parts that the next name may fit; their number where everything below is meant; none where nothing is."""
+    """Parts that the next name may match; the number of parts if everything below matches; empty if nothing does."""
     is_named: bool
-    """Whether the last name fits the last part of the glob, so that a file is meant whatever it ends in."""
+    """Whether the last name matches the last part of the glob, so that a file matches whatever its ending."""
     folder_names: int | None
-    """How many of the names lead to the folder all of which is meant; null where none does."""
+    """How many of the names lead to the folder that matches as a whole; None if there is none."""
 
 
 class Selection:
     """Follows names from a folder down, and decides on files."""
 
     def __init__(self, source: Source, glob: Sequence[str], passed_over: Counter[str]) -> None:
-        """`glob` is what follows the folder, name by name; nothing means all that is in it.
+        """`glob` follows the folder, name by name. An empty glob means everything in the folder.
 
-        `passed_over` is added to. Raises DataError where `**` is only a piece of a name.
+        Adds to `passed_over`. Raises DataError where `**` is only a piece of a name.
         """
         for part in glob:
             if "**" in part and part != "**":
@@ -57,7 +57,7 @@ class Selection:
                 )
         named = [place for place, part in enumerate(glob, start=1) if part != "**"]
         self._source = source
-        # Folders and all that is in them: `**` at the end says no more than the folder's name does.
+        # A folder means all that is in it, so `**` at the end adds nothing.
         self._glob = tuple(glob[: named[-1]] if named else ())
         self._passed_over = passed_over
         self._endings = source.suffixes or USUAL_ENDINGS[source.reader]
@@ -67,7 +67,7 @@ class Selection:
         return Way((), self._closed({0}), is_named=False, folder_names=None if self._glob else 0)
 
     def step(self, way: Way, name: str) -> Way:
-        """One name further. What belongs to no corpus is counted and meant only by a part that says so."""
+        """One name further. Hidden names and other programs' folders are counted, and match only an explicit part."""
         is_aside = name.startswith(".") or name.endswith("~") or name in _OF_OTHER_PROGRAMS
         whole = len(self._glob)
         reached: set[int] = set()
@@ -96,13 +96,13 @@ class Selection:
             candidates.add("/".join(way.names[way.folder_names :]))
         patterns = self._source.exclude
         if is_folder:
-            # `*` crosses slashes: a pattern that ends in it and fits the folder's slash fits all that is in it.
+            # `*` crosses slashes: a pattern that ends in `*` and matches the folder's slash matches all that is in it.
             patterns = tuple(pattern for pattern in patterns if pattern.endswith("*"))
             candidates = {f"{candidate}/" for candidate in candidates if candidate}
         return any(fnmatchcase(candidate, pattern) for candidate in candidates for pattern in patterns)
 
     def takes(self, way: Way, place: str) -> bool:
-        """Whether the file at `place` is read. Raises DataError where it is text in a form that is not read."""
+        """Whether the file at `place` is read. Raises DataError where it is text in an unsupported compression."""
         if len(self._glob) not in way.states or self.is_left_out(way, is_folder=False):
             return False
         if way.is_named or self._has_wanted_ending("/".join(way.names)):
@@ -112,24 +112,24 @@ class Selection:
         return False
 
     def pass_over(self, why: str) -> None:
-        """Count what is not read."""
+        """Count a file or folder that is not read, by its reason."""
         has_room = why in self._passed_over or len(self._passed_over) < _MOST_REASONS
         self._passed_over[why if has_room else "other endings"] += 1
 
     @property
     def endings(self) -> str:
-        """The endings that files of a folder must have, in words; empty where any will do."""
+        """The endings that files of a folder must have, in words; empty if any ending is read."""
         return " or ".join(self._endings) if any(self._endings) else ""
 
     def _closed(self, states: set[int]) -> frozenset[int]:
-        """With what follows a `**`, which may stand for no folder at all."""
+        """Adds the parts after a `**`, which may match no folder at all."""
         for state in range(len(self._glob)):
             if state in states and self._glob[state] == "**":
                 states.add(state + 1)
         return frozenset(states)
 
     def _has_wanted_ending(self, inside: str) -> bool:
-        # Upper case is what some systems make of the usual endings; of those in the recipe it may be another language.
+        # Some systems write the usual endings in upper case. The case of the recipe's own endings may carry meaning.
         return (inside if self._source.suffixes else inside.lower()).endswith(self._endings)
 
     def _refuse_other_compression(self, place: str) -> None:
@@ -143,13 +143,12 @@ class Selection:
 
 
 def in_words(passed_over: Mapping[str, int]) -> str:
-    """What was passed over, the most first."""
+    """The reasons and their counts in words, the largest first."""
     most = sorted(passed_over.items(), key=lambda each: (-each[1], each[0]))
     said = "; ".join(f"{why} ({count:,})" for why, count in most[:_MOST_SAID])
     return said + (f"; and for {len(most) - _MOST_SAID} more reasons" if len(most) > _MOST_SAID else "")
 
 
 def _ending_of(name: str) -> str:
-    """What names are counted by that are not read."""
     found = _ENDING.search(name)
     return f"*{found[0].lower()}" if found else "without an ending"

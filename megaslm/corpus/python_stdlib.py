@@ -1,7 +1,7 @@
-"""The running Python's own standard library as text that every machine has.
+"""The running Python's standard library as text that every machine has.
 
-A file's group is the module it belongs to, and a test belongs to the module that it tests, so that documentation which
-is held out comes from modules that no training text contains.
+A file's group is its module, and a test belongs to the module that it tests. So held-out documentation comes from
+modules that no training text contains.
 """
 
 import ast
@@ -23,12 +23,12 @@ _TEXT_SUFFIXES = (".py", ".txt", ".rst", ".toml", ".json", ".xml", ".html", ".cf
 _TOPICS = "pydoc_data/topics.py"
 _SHORTEST_PREFIX = 4
 
-# What distributions are known to leave out or to put into packages of their own.
+# Distributions are known to leave these out or to put them into separate packages.
 _OFTEN_STRIPPED = ("test", "distutils", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtledemo", "venv")
 
 
 def standard_library_files(reader: str) -> list[InputFile]:
-    """The text files of the standard library in sorted order; for python-docs only modules that are not tests."""
+    """The text files of the standard library, sorted. For the reader python-docs only modules that are not tests."""
     root = _root()
     paths = [PurePosixPath(path.relative_to(root).as_posix()) for path in _walk(root)]
     group_of = _Groups(paths)
@@ -47,7 +47,7 @@ def absent_packages() -> list[str]:
 
 
 def documentation(file: InputFile, source_code: str, min_characters: int) -> Iterator[str]:
-    """The docstrings of a module, its classes and functions, each once, in order; then its topics if it holds them.
+    """The docstrings of a module, its classes and functions, each once, in order; then the module's topics, if any.
 
     Raises DataError where the file is not Python.
     """
@@ -80,7 +80,7 @@ def _has_documentation(path: PurePosixPath) -> bool:
 
 
 class _Groups:
-    """Tells a file's module, by names alone."""
+    """Finds a file's module, by names alone."""
 
     def __init__(self, paths: Iterable[PurePosixPath]) -> None:
         tops, owners = set(sys.stdlib_module_names), defaultdict(set)

@@ -1,4 +1,4 @@
-"""Documents out of ranges of files."""
+"""Reads documents from ranges of files."""
 
 import json
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ def is_divisible(path: str, source: Source) -> bool:
 
 
 def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
-    """The documents that begin in a range, in order; read to their end, the log has the range's SHA-256.
+    """The documents that begin in a range, in order. At their end, `log` has the range's SHA-256.
 
-    Memory is bounded by the longest document, of parquet by the longest row group. Raises DataError with file and place
-    for what is not readable text, InvalidUtf8 where a whole file is not UTF-8.
+    Memory is bounded by the longest document, for parquet by the longest row group. Raises DataError with file and
+    place for unreadable text, InvalidUtf8 where a whole file is not UTF-8.
     """
     match source.reader:
         case "jsonl":
@@ -41,7 +41,7 @@ def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Itera
 
 
 def skips_invalid_utf8(source: Source) -> bool:
-    """Whether a file of `source` that is not UTF-8 is left out; the standard library has some on purpose."""
+    """Whether files of `source` that are not UTF-8 are left out. The standard library has some on purpose."""
     return source.skip_invalid_utf8 or source.reads_standard_library
 
 
@@ -57,12 +57,12 @@ def _read_documentation(file_range: FileRange, source: Source, log: ReadLog) -> 
 
 
 def _read_text(file_range: FileRange, source: Source, log: ReadLog) -> str:
-    # What a tree has packed belongs to whoever uses the tree, and is no text of it.
+    # A compressed file in a source tree is data of the tree, not its text.
     with opened(file_range, 0, log, unpack=source.reader == "text") as (data, plain):
         content = plain.read()
         log.sha256 = data.sha256()
     try:
-        # Bytes, because text mode would turn \r\n into \n.
+        # Decode bytes, because text mode would turn \r\n into \n.
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidUtf8(
@@ -101,7 +101,7 @@ def _parsed(text: str) -> object:
     except json.JSONDecodeError:
         raise
     except ValueError:
-        # An integer of more digits than Python's own type takes from text, where nobody may have asked for it.
+        # Python's int refuses text of so many digits. The recipe may not even use this field.
         return json.loads(text, parse_int=Decimal)
 
 

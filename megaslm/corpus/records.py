@@ -1,7 +1,7 @@
 """The records of a stretch of a file: lines, or the documents between separator lines.
 
-A record belongs to the range in which its first byte lies, so that ranges share out a file's records whatever their
-bounds are.
+A record belongs to the range that contains its first byte, so that ranges with any bounds divide a file's records
+without gap or overlap.
 """
 
 import io
@@ -19,11 +19,11 @@ from megaslm.corpus.source_bytes import RangeBytes, ReadLog, buffered, range_byt
 from megaslm.errors import DataError
 
 LONGEST_RECORD_BYTES = 2**30
-"""A longer one is a file that is not what it is said to be, noticed before it fills the memory."""
+"""A longer record means that the file is of another kind. It is refused before it fills the memory."""
 
 
 class Record(NamedTuple):
-    """A record's bytes, and where it is, in words."""
+    """A record's bytes, and its place in words."""
 
     content: bytes
     place: str
@@ -36,7 +36,7 @@ class _Line(NamedTuple):
 
 
 def lines(file_range: FileRange, log: ReadLog) -> Iterator[Record]:
-    """The lines that begin in a range and are not blank; read to their end, the log has the range's SHA-256.
+    """The lines that begin in a range and are not blank. At their end, `log` has the range's SHA-256.
 
     Raises DataError for a corrupt file or a line of more than `LONGEST_RECORD_BYTES`.
     """
@@ -50,11 +50,11 @@ def lines(file_range: FileRange, log: ReadLog) -> Iterator[Record]:
 
 
 def separated(file_range: FileRange, separator: bytes, log: ReadLog) -> Iterator[Record]:
-    """The documents that begin in a range, between lines of just `separator`, without line ends around them.
+    """The documents that begin in a range, between lines that equal `separator`, without line ends around them.
 
     Logs and raises as `lines` does.
     """
-    # As far before the range as a separator that ends where the range begins needs to be seen whole.
+    # A separator that ends where the range begins must be seen whole.
     lead_bytes = len(separator) + len(b"\n\r\n")
     with opened(file_range, lead_bytes, log) as (data, plain):
         document: list[_Line] = []
@@ -84,7 +84,7 @@ def _joined(document: list[_Line]) -> Iterator[Record]:
 
 
 def _lines_from(plain: io.BufferedIOBase, file_range: FileRange, lead_bytes: int) -> Iterator[_Line]:
-    """The lines from `lead_bytes` before a range on; where that is inside a line, from the next."""
+    """The lines from `lead_bytes` before a range on. If that position is inside a line, from the next line on."""
     position = max(0, file_range.start - lead_bytes)
     from_the_top = position == 0
     if not from_the_top:
@@ -116,7 +116,7 @@ def _require_reasonable(size: int, place: str) -> None:
 
 
 def _stop(file_range: FileRange) -> int:
-    """Where the records end that belong to a range; a compressed file unpacks to more bytes than it has."""
+    """The position before which the range's records begin. A compressed file unpacks to more bytes than it has."""
     return sys.maxsize if is_compressed(file_range.file.path) else file_range.stop
 
 
@@ -124,9 +124,9 @@ def _stop(file_range: FileRange) -> int:
 def opened(
     file_range: FileRange, lead_bytes: int, log: ReadLog, *, unpack: bool = True
 ) -> Iterator[tuple[RangeBytes, io.BufferedIOBase]]:
-    """The bytes of a range's file from `lead_bytes` before it on, and what they `unpack` to by the file's name.
+    """The bytes of a range's file from `lead_bytes` before the range on; raw, and unpacked by the file's ending.
 
-    Raises DataError where reading them fails: the disk, the permission, the compression.
+    Raises DataError where reading fails: the disk, the permission, the compression.
     """
     path = file_range.file.path
     with range_bytes(file_range, max(0, file_range.start - lead_bytes), log) as data:
@@ -137,7 +137,7 @@ def opened(
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise DataError(
-                    f"{path} cannot be read ({error.strerror}); check its disk and who may read it"
+                    f"{path} cannot be read ({error.strerror}); check its disk and its permissions"
                 ) from error
             found = what_it_is(data.beginning)
             is_named_so = found is None or f"({path[path.rfind('.') :].lower()})" in found

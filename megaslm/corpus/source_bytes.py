@@ -1,4 +1,4 @@
-"""The bytes of an input file, read forward once, with their size and hash proved on the way."""
+"""The bytes of an input file, read forward once. Size and hash are checked on the way."""
 
 import hashlib
 import io
@@ -17,33 +17,33 @@ _BEGINNING_BYTES = 8
 
 @dataclass
 class ReadLog:
-    """What is known of the ranges that were read."""
+    """The record of the ranges that were read."""
 
     input_bytes: int = 0
-    """Read so far of all of them, as the files have them."""
+    """Bytes read so far over all ranges, before unpacking."""
     sha256: str = ""
-    """Of the bytes of the range that was read last."""
+    """Hash of the bytes of the range that was read last."""
 
 
 class RangeBytes(io.RawIOBase):
-    """A file from near the start of a range on; knows the SHA-256 of the range once its last byte was read."""
+    """A file from near the start of a range on. It has the SHA-256 of the range once the last byte was read."""
 
     def __init__(self, file: BinaryIO, file_range: FileRange, start: int, log: ReadLog) -> None:
-        """`file` stands at byte `start`, at or before the range's."""
+        """`file` is at byte `start`, at or before the start of the range."""
         self._file = file
         self._range = file_range
         self._position = start
         self._log = log
         self._sha256 = hashlib.sha256()
         self.beginning = b""
-        """Of the file, once it was read; empty of a range from its middle."""
+        """The first bytes of the file, once read; empty for a range from the middle."""
 
     def readable(self) -> bool:
         """Always."""
         return True
 
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
-        """Read what comes next; 0 at the file's end."""
+        """Read the next bytes; 0 at the file's end."""
         view = memoryview(buffer).cast("B")
         count = cast(io.RawIOBase, self._file).readinto(view) or 0
         if self._position == 0:
@@ -57,7 +57,7 @@ class RangeBytes(io.RawIOBase):
         return count
 
     def sha256(self) -> str:
-        """Of the whole range; what nobody has read yet is read now. Raises DataError where the file is shorter."""
+        """The hash of the whole range. Reads the rest of it first. Raises DataError where the file is shorter."""
         buffer = bytearray(_BUFFER_BYTES)
         while self._position < self._range.stop:
             if self.readinto(buffer) == 0:
@@ -70,7 +70,7 @@ class RangeBytes(io.RawIOBase):
 
 @contextmanager
 def range_bytes(file_range: FileRange, start: int, log: ReadLog) -> Iterator[RangeBytes]:
-    """The bytes of a range's file from `start` on. Raises DataError where the file is not what it was when planned."""
+    """The bytes of a range's file from `start` on. Raises DataError where the file has changed since the planning."""
     with open_input(file_range.file) as file:
         file.seek(start)
         yield RangeBytes(file, file_range, start, log)
@@ -78,7 +78,7 @@ def range_bytes(file_range: FileRange, start: int, log: ReadLog) -> Iterator[Ran
 
 @contextmanager
 def open_input(file: InputFile) -> Iterator[BinaryIO]:
-    """A file to read from anywhere in it. Raises DataError where it cannot be read or has changed."""
+    """A seekable file. Raises DataError where it cannot be read or has changed."""
     if file.is_remote:
         from megaslm.storage import remote
 
@@ -88,16 +88,15 @@ def open_input(file: InputFile) -> Iterator[BinaryIO]:
         return
     _require_unchanged(file)
     try:
-        local = Path(file.path).open("rb", buffering=0)  # noqa: SIM115 (only the opening is to be explained)
+        local = Path(file.path).open("rb", buffering=0)  # noqa: SIM115 (only errors of opening are translated)
     except OSError as error:
-        raise DataError(f"{file.path} cannot be opened ({error.strerror}); check who may read it") from error
+        raise DataError(f"{file.path} cannot be opened ({error.strerror}); check its permissions") from error
     with local:
         yield cast(BinaryIO, local)
     _require_unchanged(file)
 
 
 def _require_unchanged(file: InputFile) -> None:
-    """Raise DataError where a local file is gone or was written since the work was planned."""
     try:
         status = Path(file.path).stat()
     except OSError as error:
@@ -110,11 +109,11 @@ def _require_unchanged(file: InputFile) -> None:
 
 
 def sha256_of_range(file_range: FileRange) -> str:
-    """SHA-256 of the bytes of a range, read for it alone. Raises DataError where they cannot be, or have changed."""
+    """SHA-256 of the bytes of a range. Reads them. Raises DataError where that fails, or the file has changed."""
     with range_bytes(file_range, file_range.start, ReadLog()) as data:
         return data.sha256()
 
 
 def buffered(data: io.RawIOBase) -> io.BufferedReader:
-    """With a buffer of 1 MiB, from which lines are cut."""
+    """Adds a buffer of 1 MiB, for reading lines."""
     return io.BufferedReader(data, _BUFFER_BYTES)

@@ -1,6 +1,6 @@
-"""The division of a recipe's work into tasks, and the documents of each that the recipe keeps.
+"""The division of a recipe's work into tasks, and the documents of each task that the recipe keeps.
 
-Tasks follow from the recipe and its files alone, never from the machine.
+Tasks depend only on the recipe and its files, not on the machine.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ class Task:
     """Pieces of files that are read together and become one part in each split and domain."""
 
     number: int
-    """Its place among all tasks, and the number of its parts."""
+    """Its index among all tasks, and the number of its parts."""
     source_number: int
-    """The place of its source in the recipe."""
+    """The index of its source in the recipe."""
     source: Source
     """How to read the ranges."""
     ranges: tuple[FileRange, ...]
-    """What to read, in order."""
+    """The ranges to read, in order."""
 
     @property
     def name(self) -> str:
-        """What notes of it are filed under."""
+        """Its name in the ledger."""
         return f"{self.number:05d}"
 
     @property
     def input_bytes(self) -> int:
-        """Of the ranges, as the files have them."""
+        """Size of the ranges, before unpacking."""
         return sum(file_range.stop - file_range.start for file_range in self.ranges)
 
 
 def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple[Task, ...]:
     """The tasks, in the order of the sources and of their files.
 
-    What lies in the recipe's folders and is not read is added to `passed_over`, by source and reason. Raises DataError
-    where a path leads to no file.
+    Files and folders that are not read are counted in `passed_over`, by source and reason. Raises DataError where a
+    path leads to no file.
     """
     tasks: list[Task] = []
     for source_number, source in enumerate(recipe.sources):
@@ -64,7 +64,7 @@ def plan_tasks(recipe: Recipe, passed_over: Counter[str] | None = None) -> tuple
 
 
 def _ranges(file: InputFile, source: Source, most_bytes: int) -> Iterator[FileRange]:
-    """A file in one range or, where it is too large and can be divided, in as few equal ones as will do."""
+    """A file as one range. A file that is too large and divisible becomes as few equal ranges as possible."""
     count = -(-file.bytes // most_bytes) if is_divisible(file.path, source) else 1
     bounds = [number * file.bytes // max(1, count) for number in range(max(1, count) + 1)]
     for start, stop in pairwise(bounds):
@@ -86,18 +86,18 @@ def _batches(ranges: list[FileRange], most_bytes: int) -> Iterator[tuple[FileRan
 
 
 def split_of(document: Document, recipe: Recipe) -> Split:
-    """Where a document goes, by the hash of its group."""
+    """The split of a document, by the hash of its group."""
     purpose = f"heldout-{recipe.split_seed}"
     return "heldout" if falls_within(recipe.heldout_fraction, purpose, document.group) else "train"
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Fingerprint of all that a recipe says."""
+    """Fingerprint of the whole recipe."""
     return _sha256(recipe.model_dump(mode="json"))
 
 
 def files_sha256(tasks: Sequence[Task]) -> str:
-    """Fingerprint of the files' names, sizes and versions, by which a run that goes on sees that they have changed."""
+    """Fingerprint of the files' names, sizes and versions. A resumed job sees by it that files have changed."""
     files = [file_range.file for task in tasks for file_range in task.ranges]
     return _sha256([[file.label, file.bytes, file.version] for file in files])
 
@@ -107,25 +107,25 @@ def _sha256(value: object) -> str:
 
 
 def length(text: str, settings: Filter) -> bool:
-    """Whether a text has as many characters as it should."""
+    """Whether a text's number of characters is in the range of `settings`."""
     return settings.min_characters <= len(text) and (
         settings.max_characters is None or len(text) <= settings.max_characters
     )
 
 
 def regex(text: str, settings: Filter) -> bool:
-    """Whether a pattern is found in a text that has to have it, or is not in one that must not."""
+    """Whether a text contains the required pattern, or does not contain the forbidden one."""
     if settings.keep is not None:
         return re.search(settings.keep, text) is not None
     return re.search(settings.drop or "", text) is None
 
 
 FILTERS: Mapping[str, Callable[[str, Filter], bool]] = {"length": length, "regex": regex}
-"""By the name that recipes use."""
+"""The filters by their names in recipes."""
 
 
 def first_unmet(text: str, filters: Sequence[Filter]) -> int | None:
-    """The place of the first condition that a text does not meet; null where it meets all."""
+    """The index of the first filter that a text fails, None if it passes all."""
     unmet = (place for place, settings in enumerate(filters) if not FILTERS[settings.name](text, settings))
     return next(unmet, None)
 
@@ -137,21 +137,21 @@ class TaskReader:
         self._task = task
         self._log = ReadLog()
         self.sources: list[SourceFile] = []
-        """What was read to its end."""
+        """The ranges that were read to their end."""
         self.skipped: list[str] = []
         """Files left out because they are not UTF-8."""
         self.skipped_sha256: dict[str, str] = {}
-        """Of these files."""
+        """Hashes of these files."""
         self.left_out: Counter[str] = Counter()
-        """Documents left out, by the recipe's key that did it."""
+        """Number of documents left out, by the recipe's key for it."""
 
     @property
     def input_bytes(self) -> int:
-        """Read so far, as the files have them."""
+        """Bytes read so far, before unpacking."""
         return self._log.input_bytes
 
     def documents(self) -> Iterator[Document]:
-        """The documents that are kept, each with its domain, in order. Raises DataError for what cannot be read."""
+        """The documents that are kept, each with its domain, in order. Raises DataError for unreadable data."""
         for file_range in self._task.ranges:
             try:
                 for document in read_documents(file_range, self._task.source, self._log):

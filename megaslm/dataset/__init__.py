@@ -1,1 +1,1 @@
-"""The format: a dataset's files, what is written of them, where they lie. It owns mosaicml-streaming."""
+"""The dataset format: files, manifest and storage. It owns mosaicml-streaming."""

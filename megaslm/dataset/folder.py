@@ -1,4 +1,4 @@
-"""What can be seen of a dataset without reading its rows: its files, and those of its tokenizer."""
+"""Checks of a dataset without reading its rows: its files, and those of its tokenizer."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ _RUNS_CODE = "pkl"
 
 
 def check_layout(dataset: Path, *, shards_are_here: bool = True) -> None:
-    """Raise DataError unless every shard is there with its size, and the indices are those that were written.
+    """Raise DataError unless every shard exists with its size, and the indices are the ones that were written.
 
-    Of a remote dataset's description, in which shards are missing, the indices alone are checked.
+    If `shards_are_here` is false (the description of a remote dataset), only the indices are checked.
 
-    Reads indices and file sizes only. What the shards hold is covered by the checksums in the indices, and these by
-    the manifest's hashes: `megaslm verify` reads all of it.
+    Reads only indices and file sizes. The checksums in the indices cover the shards, and the manifest's hashes cover
+    the indices: `megaslm verify` reads all of it.
     """
     manifest = read_manifest(dataset)
     columns = RowFormat.of(manifest).columns
@@ -64,7 +64,7 @@ def tokenizer_files(folder: Path) -> dict[str, str]:
 
 
 def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[CorruptData]:
-    """Everything in which the tokenizer in `folder` is not the manifest's: its files, then what they mean."""
+    """Every difference between the tokenizer in `folder` and the manifest's: files, then fingerprints and ids."""
     found = tokenizer_files(folder)
     changed = [name for name, sha256 in manifest.tokenizer_files.items() if found.get(name) != sha256]
     for name in changed:
@@ -82,4 +82,4 @@ def check_tokenizer(folder: Path, manifest: Manifest) -> Iterator[CorruptData]:
         }
         for what, (has, expected) in meant.items():
             if has != expected:
-                yield CorruptData(folder / TOKENIZER_FILE, f"has as its {what} {has}, the manifest says {expected}")
+                yield CorruptData(folder / TOKENIZER_FILE, f"has the {what} {has}, the manifest says {expected}")

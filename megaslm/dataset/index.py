@@ -1,4 +1,4 @@
-"""The index.json of a folder of MDS shards, checked; that of a domain joins those of its parts, in order."""
+"""The index.json of a folder of MDS shards, checked. A domain's index joins its parts' indices, in order."""
 
 import hashlib
 import json
@@ -17,18 +17,18 @@ from megaslm.files import write_file
 
 INDEX = "index.json"
 CHECKSUM = "xxh3_64"
-"""The algorithm of the checksum that every shard has in its index."""
+"""The algorithm of the shards' checksums in an index."""
 _NUMBERS = (
     *("int8", "int16", "int32", "int64"),
     *("uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64"),
 )
-"""Encodings of one number a row, named as numpy names them."""
+"""Encodings of one number per row, named as in numpy."""
 _PART_FOLDER = re.compile(r"part-\d{5,}")
 
 
 def _within_folder(name: str) -> str:
-    """An index from elsewhere must not lead readers, and what fetches for them, to other files of this machine."""
+    """A foreign index must not lead readers or fetchers to other files of this machine."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError("leads out of the folder of its index")
@@ -41,9 +41,8 @@ class ShardFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     basename: Annotated[str, AfterValidator(_within_folder)]
-    """Its path, relative to the index and below it."""
+    """Its path, relative to the index's folder and inside it."""
     bytes: int
-    """Its size."""
     hashes: dict[str, str]
     """Algorithm to checksum."""
 
@@ -80,7 +79,7 @@ class Shard(BaseModel):
         return np.dtype([(name, *_dtype_of(name, encoding)) for name, encoding in self.columns.items()])
 
     def inside(self, folder: str) -> "Shard":
-        """The same shard, seen from the folder above `folder`."""
+        """The same shard, with its path relative to the parent of `folder`."""
         moved = {
             field: file.model_copy(update={"basename": f"{folder}/{file.basename}"})
             for field, file in (("raw_data", self.raw_data), ("zip_data", self.zip_data))
@@ -126,7 +125,7 @@ def read_index_bytes(folder: Path) -> bytes:
 
 
 def parse_index(folder: Path, content: bytes) -> ShardIndex:
-    """The index that `content` spells; `folder` is where it came from. Raises CorruptData where it is not an index."""
+    """Parses `content` as the index of `folder`. Raises CorruptData where it is not an index."""
     try:
         return ShardIndex.model_validate_json(content)
     except ValidationError as error:
@@ -134,18 +133,18 @@ def parse_index(folder: Path, content: bytes) -> ShardIndex:
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
-    """Write the index of `folder` so that a reader sees either the former one or this one."""
+    """Write the index of `folder` atomically: a reader sees either the old one or the new one."""
     write_file(folder / INDEX, index.to_json())
 
 
 def check_files(folder: Path, index: ShardIndex) -> None:
-    """Raise CorruptData unless every shard of `index` lies in `folder` with the size that the index states."""
+    """Raise CorruptData unless every shard of `index` is in `folder` with the size that the index states."""
     for shard in index.shards:
         check_size(folder / shard.stored.basename, shard)
 
 
 def check_size(path: Path, shard: Shard) -> None:
-    """Raise CorruptData unless `path`, where `shard` is stored, is there with the size that the index states."""
+    """Raise CorruptData unless `path`, the file of `shard`, exists with the size that the index states."""
     if not path.is_file():
         raise CorruptData(path, f"is missing, though {INDEX} lists it with {shard.samples} rows")
     found = path.stat().st_size
@@ -166,10 +165,10 @@ def _dtype_of(name: str, encoding: str) -> tuple[str, tuple[int, ...]]:
 
 
 def merge_index(domain_folder: Path, parts: Sequence[Part]) -> int:
-    """Join the parts' indices into `domain_folder`/index.json, in the order of their numbers; gives the rows in all.
+    """Join the parts' indices into `domain_folder`/index.json, in the order of their numbers. Returns the total rows.
 
-    Raises DataError for a name that is not a part's, one named twice, and a part that is missing, not named, or not the
-    one that its record tells of: another index, other rows, or shards that are missing or of another size.
+    Raises DataError for a name that is not a part's, a name given twice, and a part that is missing, not named, or
+    different from its record: another index, another number of rows, or shards that are missing or of another size.
     """
     for corruption in foreign_parts(domain_folder, parts):
         raise corruption
@@ -180,12 +179,12 @@ def merge_index(domain_folder: Path, parts: Sequence[Part]) -> int:
 
 
 def read_part_indices(domain_folder: Path, parts: Sequence[Part]) -> dict[str, ShardIndex]:
-    """The index of each part by its name, in the order of their numbers; raises what `read_part_index` does."""
+    """The index of each part by its name, in the order of their numbers. Raises the errors of `read_part_index`."""
     return {part.name: read_part_index(domain_folder, part) for part in in_order(domain_folder, parts)}
 
 
 def read_part_index(domain_folder: Path, part: Part) -> ShardIndex:
-    """The index of a part. Raises CorruptData where it is not the one that the part's record tells of."""
+    """The index of a part. Raises CorruptData where it differs from the part's record."""
     folder = domain_folder / part.name
     if not folder.is_dir():
         raise CorruptData(folder, f"is missing, a part of {part.rows} rows")
@@ -208,13 +207,12 @@ def read_part_index(domain_folder: Path, part: Part) -> ShardIndex:
 
 
 def joined(indices: dict[str, ShardIndex]) -> ShardIndex:
-    """The indices of parts, given by name, as one that lies in the folder above them."""
+    """Joins the indices of parts, by name, into one index for the folder that contains the parts."""
     return ShardIndex(shards=tuple(shard.inside(name) for name, index in indices.items() for shard in index.shards))
 
 
 def check_merged(domain_folder: Path, expected: ShardIndex) -> None:
-    """Raise CorruptData unless `domain_folder`/index.json is, byte for byte, what `merge_index` writes for
-    `expected`."""
+    """Raise CorruptData unless `domain_folder`/index.json equals, byte for byte, `merge_index`'s file of `expected`."""
     content = read_index_bytes(domain_folder)
     if content == expected.to_json().encode("utf-8"):
         return
@@ -223,10 +221,8 @@ def check_merged(domain_folder: Path, expected: ShardIndex) -> None:
     if found.rows != expected.rows:
         raise CorruptData(path, f"lists {found.rows} rows, its parts {expected.rows}")
     if found != expected:
-        raise CorruptData(
-            path, f"does not list the {len(expected.shards)} shards of its parts in order, as they are there"
-        )
-    raise CorruptData(path, "was changed since it was written, though it still says the same")
+        raise CorruptData(path, f"does not list the {len(expected.shards)} shards of its parts in their order")
+    raise CorruptData(path, "was changed since it was written, though it still lists the same shards")
 
 
 def in_order(domain_folder: Path, parts: Sequence[Part]) -> list[Part]:
@@ -242,7 +238,7 @@ def in_order(domain_folder: Path, parts: Sequence[Part]) -> list[Part]:
 
 
 def foreign_parts(domain_folder: Path, parts: Sequence[Part]) -> Iterator[CorruptData]:
-    """Every folder of `domain_folder` that has the name of a part and is none of `parts`."""
+    """Every folder in `domain_folder` that is named like a part but is not one of `parts`."""
     names = {part.name for part in parts}
     there = sorted(path for path in domain_folder.glob("part-*") if _PART_FOLDER.fullmatch(path.name))
     for path in there:

@@ -1,4 +1,4 @@
-"""What a dataset is and where it came from: DATASET/manifest.json, written last."""
+"""DATASET/manifest.json: the content of a dataset and its origin. Written last."""
 
 import hashlib
 import json
@@ -18,13 +18,13 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 """The folder in a dataset that holds its tokenizer, as a Hugging Face folder."""
 COST = "cost.json"
-"""The file in a scored dataset that says what its scoring has cost."""
+"""The file in a scored dataset with the cost of its scoring."""
 SCORES = "scores.json"
-"""The file in a scored dataset that says how its losses are distributed, and who computed them."""
+"""The file in a scored dataset with the distribution of its losses, and the processes that computed them."""
 INPUTS = "inputs.json"
-"""The file in a prepared dataset that says how the files looked that it was made of."""
+"""The file in a prepared dataset that describes the input files."""
 BESIDE_ROWS = (COST, SCORES, INPUTS)
-"""Files that tell about the rows; a dataset is one without them."""
+"""Files that describe the rows. A dataset is complete without them."""
 SCHEMA_VERSION: Literal[2] = 2
 
 _CHECKSUM = re.compile(rb'{\n "checksum": "([0-9a-f]{64})",')
@@ -43,15 +43,15 @@ class Part(_Record):
     rows: int
     """Rows of seq_len + 1 tokens."""
     tokens_sha256: str
-    """Of the column `tokens`, row after row, as little-endian integers of the stored width."""
+    """Hash of the column `tokens`, row after row, as little-endian integers of the stored width."""
     ref_loss_sha256: str | None
-    """Of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
+    """Hash of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
     ref_entropy_sha256: str | None = None
-    """Of the column `ref_entropy`, likewise."""
+    """Hash of the column `ref_entropy`, likewise."""
     selected_sha256: str | None = None
-    """Of the column `selected`, row after row."""
+    """Hash of the column `selected`, row after row."""
     index_sha256: str
-    """Of its index.json, which in turn holds a checksum of each shard."""
+    """Hash of its index.json, which holds a checksum of each shard."""
     bytes: int
     """Size of its shard files."""
 
@@ -62,7 +62,7 @@ class DomainSplit(_Record):
     rows: int
     """Rows over all parts."""
     tokens: int
-    """Valid targets over all parts: a token that follows EOS is none."""
+    """Valid targets over all parts. A token that follows EOS is not a valid target."""
     documents: int
     """Documents over all parts."""
     parts: tuple[Part, ...]
@@ -70,33 +70,33 @@ class DomainSplit(_Record):
 
 
 class SourceFile(_Record):
-    """A file that text was read from, or the stretch of it that one part was made of."""
+    """A file that text was read from, or the stretch of it that became one part."""
 
     path: str
-    """As the recipe's paths led to it; files of the standard library begin with the Python version."""
+    """The path as found through the recipe's paths. Paths in the standard library begin with the Python version."""
     bytes: int
-    """Its size."""
+    """Size of the file."""
     start: int
     """The first byte of the stretch."""
     stop: int
-    """The byte after its last; with `start` 0 and the file's size it is the whole file."""
+    """The byte after the stretch. The stretch is the whole file if `start` is 0 and `stop` the file's size."""
     sha256: str
-    """Of the bytes of the stretch."""
+    """Hash of the bytes of the stretch."""
     version: str | None = None
-    """Of a remote file: what its store calls this content."""
+    """The store's version of a remote file's content."""
 
 
 class Packing(_Record):
     """How documents became rows."""
 
     after_document: Literal["eos"] = "eos"
-    """What follows each document."""
+    """The token that follows each document."""
     overlap_tokens: Literal[1] = 1
     """Tokens that a row shares with the one before it in its part."""
     padding: Literal["eos"] = "eos"
-    """What fills the last row of a part."""
+    """The token that fills the last row of a part."""
     special_tokens_in_text: Literal["as text"] = "as text"
-    """How a text that spells a special token was encoded."""
+    """The encoding of a text that spells a special token."""
 
 
 class Reference(_Record):
@@ -105,19 +105,18 @@ class Reference(_Record):
     weights_sha256: str
     """Fingerprint of its weights."""
     name: str
-    """What it was called."""
     tokenizer_sha256: str | None = None
-    """Fingerprint of its tokenizer where that is not the dataset's, though it gives texts the same ids."""
+    """Fingerprint of its tokenizer if that differs from the dataset's and still gives texts the same ids."""
     precision: str
     """Arithmetic of its forward pass."""
     document_isolation: bool
-    """Whether attention and positions started afresh at every document."""
+    """Whether attention and positions restarted at every document."""
     window: int
-    """Tokens that it saw at once."""
+    """Tokens of context that it saw at once."""
     stride: int
-    """Tokens between the starts of two windows of a row; with `window`, where they do not overlap."""
+    """Tokens between the starts of two windows of a row. Windows do not overlap if `stride` equals `window`."""
     batch_rows: int
-    """Rows read at once, on which the last bits of a loss depend."""
+    """Rows per batch. The last bits of a loss depend on it."""
     dataset_sha256: str
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
     entropy: bool = False
@@ -127,32 +126,32 @@ class Reference(_Record):
 class Mask(_Record):
     """The rule by which the targets of a masked dataset were selected, once for all runs."""
 
-    # Datasets of before have the name `score`.
+    # Older datasets have the name `score`.
     criterion: Literal["reference", "entropy", "reference_and_entropy"] = Field(
         validation_alias=AliasChoices("criterion", "score")
     )
-    """What was ranked: the reference's losses, the entropies of its predictions, or both; smallest first."""
+    """The ranked quantity: the reference's losses, the entropies of its predictions, or both; smallest first."""
     keep_ratio: Ratio
-    """The share of targets that was kept, as it was written."""
+    """The share of targets that was kept, as the user wrote it."""
     max_ref_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
-    """Targets of a larger reference loss were never selected, in nats; null has no cap."""
+    """In nats. Targets with a larger reference loss were never selected; null: no cap."""
     scope: Literal["sequence"] = "sequence"
-    """Among what a target had to rank: its row."""
+    """The set in which a target was ranked: its row."""
 
 
 class Manifest(_Record):
     """A finished dataset."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    """Of this file."""
+    """Version of this file's format."""
     kind: Literal["tokens", "scored", "masked"]
-    """scored datasets have `ref_loss` beside the tokens, masked ones a bit a target."""
+    """Scored datasets have `ref_loss` beside the tokens, masked ones one bit per target."""
     name: str
-    """What the corpus is called."""
+    """Name of the corpus."""
     megaslm_version: str
-    """What wrote it."""
+    """The version that wrote it."""
     recipe_sha256: str
-    """Fingerprint of the recipe that the text was prepared by."""
+    """Fingerprint of the recipe of the text."""
     seq_len: int
     """Targets per row; rows hold seq_len + 1 tokens."""
     vocab_size: int
@@ -160,55 +159,54 @@ class Manifest(_Record):
     tokenizer_sha256: str
     """Fingerprint of the tokenizer's meaning; `megaslm.tokenizer.tokenizer.tokenizer_sha256`."""
     ids_sha256: str | None = None
-    """Fingerprint of what the ids of rows mean, `megaslm.tokenizer.tokenizer.ids_sha256`: tokenizers that
-    differ in special tokens alone share it. Null in datasets of earlier versions."""
+    """Fingerprint of the meaning of the rows' ids, `megaslm.tokenizer.tokenizer.ids_sha256`. Tokenizers that differ
+    only in special tokens share it. Null in datasets of earlier versions."""
     tokenizer_files: dict[str, str]
     """SHA-256 of each file in the dataset's folder `tokenizer`, by name."""
     eos_id: int
-    """Ends every document and fills rows."""
+    """The id that ends every document and fills rows."""
     bos_id: int | None
-    """The tokenizer's, for information: it is never added."""
+    """The tokenizer's BOS id, for information: it is never added."""
     packing: Packing = Packing()
-    """How documents became rows."""
     domains: tuple[DomainName, ...]
-    """Names, which are folders too; a domain's place is its number in the column `domain`."""
+    """Names, which are also folders. A domain's index here is its number in the column `domain`."""
     licences: dict[str, str]
     """Licence of each domain."""
     splits: dict[Split, dict[DomainName, DomainSplit]]
-    """Split to domain to what is there; what has no rows is left out."""
+    """Split to domain to its share. Shares without rows are left out."""
     sources: tuple[SourceFile, ...]
-    """Everything that was read, in order."""
+    """All files that were read, in order."""
     skipped: tuple[str, ...] = ()
     """Files left out because they are not UTF-8."""
     left_out: dict[str, int] = {}
-    """Documents that the recipe left out, by the key of it that did so."""
+    """Number of documents that the recipe left out, by the recipe's key for it."""
     passed_over: dict[str, int] = {}
-    """What lay in the folders that the recipe names and was not read, by source and reason: files, and folders that
-    nobody looked into."""
+    """Number of files that were not read and folders that were not searched, in the recipe's folders, by source and
+    reason."""
     absent: tuple[str, ...] = ()
-    """What this machine's Python lacks of the standard library."""
+    """Modules of the standard library that this machine's Python lacks."""
     reference: Reference | None = None
-    """Of a scored dataset, and of one whose mask was made of such a dataset."""
+    """The reference of a scored dataset, or of a masked dataset made from one."""
     mask: Mask | None = None
-    """Of a masked dataset."""
+    """The rule of a masked dataset."""
 
     def ids_fingerprint(self, other: "Manifest") -> str:
-        """What both datasets have in common where an id means the same in both, as far as both can tell."""
+        """A fingerprint that is equal for both datasets if ids mean the same in both, as far as both record it."""
         if self.ids_sha256 is None or other.ids_sha256 is None:
             return self.tokenizer_sha256
         return self.ids_sha256
 
     def part_counts(self) -> dict[Split, dict[DomainName, int]]:
-        """How many parts each domain has in each split."""
+        """The number of parts of each domain in each split."""
         return {
             split: {domain: len(share.parts) for domain, share in domains.items()}
             for split, domains in self.splits.items()
         }
 
     def tokens_fingerprint(self, first_parts: Mapping[Split, Mapping[DomainName, int]] | None = None) -> str:
-        """SHA-256 over the token hashes of parts: equal where two datasets hold the same rows in one order.
+        """SHA-256 over the token hashes of parts: equal if two datasets hold the same rows in the same order.
 
-        `first_parts` are so many of each domain; None: all.
+        `first_parts`: how many parts of each domain to include; None: all.
         """
         counts = self.part_counts() if first_parts is None else first_parts
         places = [
@@ -221,7 +219,7 @@ class Manifest(_Record):
 
 
 def write_manifest(dataset: Path, manifest: Manifest) -> None:
-    """Declare `dataset` finished. The file begins with the SHA-256 of itself, written with zeros in its place."""
+    """Mark `dataset` as finished. The file begins with its own SHA-256, computed with zeros in the hash's place."""
     fields = manifest.model_dump_json(indent=1).removeprefix("{")
     unsigned = f'{{\n "checksum": "{_NO_CHECKSUM}",{fields}\n'
     checksum = hashlib.sha256(unsigned.encode("utf-8")).hexdigest()
@@ -231,7 +229,7 @@ def write_manifest(dataset: Path, manifest: Manifest) -> None:
 def read_manifest(dataset: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    Raises DataError where there is no such folder, no manifest in it, or one that this version cannot read; CorruptData
+    Raises DataError where the folder or its manifest is missing, or of a version that this one cannot read; CorruptData
     where the file was changed since it was written.
     """
     path = dataset / MANIFEST
@@ -259,7 +257,7 @@ def _require_unchanged(path: Path, content: bytes, begin: re.Match[bytes]) -> No
     if found != stated:
         raise CorruptData(
             path,
-            f"was changed since it was written: its content has the checksum {found[:12]}, it states {stated[:12]}",
+            f"was changed since it was written: its content has the checksum {found[:12]}, but it states {stated[:12]}",
         )
 
 

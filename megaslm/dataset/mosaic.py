@@ -1,8 +1,8 @@
-"""mosaicml-streaming: the only file that imports it, and what that import needs.
+"""The only file that imports mosaicml-streaming.
 
-Importing streaming imports its vision readers, and these torchvision, which MegaSLM never calls and its installation
-leaves out. Stand-ins take torchvision's place for the length of the import, after transformers, which would else take
-them for the real one.
+Importing streaming imports its vision readers, which import torchvision. MegaSLM never calls torchvision and does not
+install it. Stand-ins replace torchvision during the import. transformers is imported first: otherwise it would take the
+stand-ins for the real torchvision.
 """
 
 import importlib.util
@@ -47,8 +47,8 @@ def _check_torchvision() -> None:
         importlib.import_module("torchvision.transforms.functional")
     except (ImportError, RuntimeError, OSError, AttributeError) as error:
         raise DataError(
-            f"torchvision {version('torchvision')} does not fit torch {version('torch')} ({error}); MegaSLM needs no "
-            f"torchvision: `pip uninstall torchvision`, or install the release made for this torch"
+            f"torchvision {version('torchvision')} does not fit torch {version('torch')} ({error}); MegaSLM does not "
+            f"need it: run `pip uninstall torchvision`, or install the release made for this torch"
         ) from error
 
 

@@ -1,9 +1,9 @@
-"""Where a dataset goes: a local folder or, part by part, object storage, so that no disk must hold it whole.
+"""The output of a dataset: a local folder or, part by part, object storage, so that no disk must hold all of it.
 
-Object storage is filled in the order in which a crash does the least harm: a part's shards before its index, the index
-before the local shards go, the manifest last. URL/unfinished.json names the one working folder that fills the place, by
-a token that the folder keeps in .upload.json, beside the URL. So no two jobs write at one place, and what a folder has
-noted is not taken for what has arrived at another place.
+Object storage is written in the order in which a crash does the least harm: a part's shards before its index, the index
+before the local shards are removed, the manifest last. URL/unfinished.json names the one working folder that writes
+there, by a token that the folder keeps, with the URL, in .upload.json. So two jobs never write to one URL, and a
+folder's notes for one URL are not used for another.
 """
 
 import hashlib
@@ -42,45 +42,45 @@ from megaslm.storage.remote import DEFAULTS, NotThere, RemoteSettings, list_remo
 from megaslm.storage.uploads import has_arrived, remove_remote, upload_file, write_bytes
 
 UPLOAD = ".upload.json"
-"""The file of a working folder that says which place it fills."""
+"""The file of a working folder that names its URL."""
 _UNFINISHED = "unfinished.json"
 _EXTENDS = "more parts of the dataset that is there"
 
 
 class Output(Protocol):
-    """What the making of a dataset asks of the place that it goes to; every step may be repeated after a kill."""
+    """The place that a dataset is written to. Every step may be repeated after a kill."""
 
     @property
     def place(self) -> str:
         """The folder or URL."""
 
     def finished(self) -> Manifest | None:
-        """The manifest of the dataset that is finished there; null where none is."""
+        """The manifest of the finished dataset there, None if there is none."""
 
     def beside(self, name: str) -> bytes | None:
-        """A file that tells about the rows of the dataset that is finished there; null where it has none."""
+        """A file of the finished dataset there that describes its rows, None if it is missing."""
 
     def begin(self, plan: str) -> None:
-        """Claim the place for a plan. Raises DataError where anything else is there."""
+        """Claim the place for a plan. Raises DataError where it holds anything else."""
 
     def extend(self, manifest: Manifest) -> None:
-        """Get ready to add parts to the dataset that is finished there, which stays one until it is finished anew."""
+        """Prepare to add parts to the finished dataset there. It stays readable until it is finished again."""
 
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
-        """Take a part that is finished in the working folder."""
+        """Take over a part that is finished in the working folder."""
 
     def finish(self, manifest: Manifest) -> None:
         """Join the parts and write the manifest, which makes it a dataset. Raises DataError where a part is missing."""
 
     def tidy_up(self) -> None:
-        """Once it is finished: remove from the working folder what is no longer needed there."""
+        """After `finish`: remove files that are no longer needed from the working folder."""
 
 
 class LocalOutput:
-    """A folder, which is its own working folder or has one from which finished parts are moved in the end."""
+    """A local folder. It is its own working folder, or has one from which `finish` moves the finished parts."""
 
     def __init__(self, folder: Path, working: Path | None = None) -> None:
-        """Nothing is looked at or written yet. Both are on one file system."""
+        """Reads and writes nothing yet. Both folders are on one file system."""
         self._folder = folder
         self._working = folder if working is None else working
 
@@ -90,25 +90,25 @@ class LocalOutput:
         return str(self._folder)
 
     def finished(self) -> Manifest | None:
-        """The manifest of the dataset in the folder; null where none is."""
+        """The manifest of the dataset in the folder, None if there is none."""
         return read_manifest(self._folder) if (self._folder / MANIFEST).exists() else None
 
     def beside(self, name: str) -> bytes | None:
-        """A file of the folder; null where there is none."""
+        """A file of the folder, None if it is missing."""
         path = self._folder / name
         return path.read_bytes() if path.is_file() else None
 
     def begin(self, plan: str) -> None:
-        """The working folder has been claimed already."""
+        """Does nothing: the working folder has been claimed already."""
 
     def extend(self, manifest: Manifest) -> None:
-        """New parts wait in the working folder."""
+        """Does nothing: new parts wait in the working folder."""
 
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
-        """The part is where it belongs, or waits in the working folder."""
+        """Does nothing: the part is in its final place, or waits in the working folder."""
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the merged indices and the manifest. Raises DataError where a part is not what its record tells."""
+        """Write the merged indices and the manifest. Raises DataError where a part differs from its record."""
         for split, domains in manifest.splits.items():
             for domain, share in domains.items():
                 for part in share.parts:
@@ -122,10 +122,10 @@ class LocalOutput:
         write_manifest(self._folder, manifest)
 
     def tidy_up(self) -> None:
-        """What the working folder held is in its place."""
+        """Does nothing: `finish` has moved the files of the working folder."""
 
     def _take(self, name: str) -> None:
-        """Move a file or folder out of the working folder, if it is there, into the place of what has its name."""
+        """Move a file or folder, if it exists, out of the working folder, replacing the one of the same name."""
         source, target = self._working / name, self._folder / name
         if source == target or not source.exists():
             return
@@ -138,15 +138,17 @@ class LocalOutput:
 def output_at(place: str, working: Path | None, *, local_working: str = "") -> tuple[Output, Path]:
     """The output at a folder or URL, and the local folder in which its parts are written.
 
-    `local_working` is the name of that folder within a local output, where it is not the output itself. Raises
-    ConfigError where a URL comes without a working folder or with credentials, or a local folder with the former.
+    `local_working` is the name of that folder inside a local output, empty for the output itself. Raises ConfigError
+    for a URL without a working folder, a URL with credentials, or a local folder with a working folder.
     """
     from megaslm.storage.remote import is_remote
 
     refuse_credentials(place)
     if not is_remote(place):
         if working is not None:
-            raise ConfigError(f"--work {working}: {place} is a local folder, in which the work is done already")
+            raise ConfigError(
+                f"--work {working}: {place} is a local folder, which is its own working folder; leave --work out"
+            )
         folder = Path(place)
         return LocalOutput(folder, folder / local_working), folder / local_working
     if working is None:
@@ -157,18 +159,18 @@ def output_at(place: str, working: Path | None, *, local_working: str = "") -> t
 class _Upload(BaseModel):
     url: str
     token: str
-    """Made up at random."""
+    """Random."""
 
 
 class _Claim(BaseModel):
     token: str
-    """Of the working folder."""
+    """The token of the working folder."""
     plan: str
-    """What is being made."""
+    """The dataset being made."""
 
 
 class PlaceClaim:
-    """The claim of a working folder to a URL."""
+    """A working folder's claim to a URL."""
 
     def __init__(self, url: str, working: Path, settings: RemoteSettings) -> None:
         """Nothing is asked or written yet."""
@@ -178,40 +180,40 @@ class PlaceClaim:
         self._settings = settings
 
     def plan(self) -> str | None:
-        """The plan for which this folder fills the place; null where nobody does.
+        """The plan for which this folder has claimed the URL, None if the URL is not claimed.
 
-        Raises DataError where another folder fills the place, or this folder another place.
+        Raises DataError where another folder has claimed the URL, or this folder has claimed another URL.
         """
         token = self._upload().token
         try:
             content = read_bytes(self._marker, self._settings)
         except NotThere:
             return None
-        found = read_back(_Claim, content, self._marker, f"remove what is at {self._url} and begin anew")
+        found = read_back(_Claim, content, self._marker, f"remove {self._url} and start again")
         if found.token != token:
             raise DataError(
-                f"{self._url} is being filled from another working folder; let that job go on, or stop it and remove "
+                f"{self._url} is being filled from another working folder; let that job finish, or stop it and remove "
                 f"{self._url}"
             )
         return found.plan
 
     def make(self, plan: str) -> None:
-        """Claim the place."""
+        """Claim the URL."""
         claim = _Claim(token=self._upload().token, plan=plan)
         write_bytes(self._marker, claim.model_dump_json().encode("utf-8"), self._settings)
 
     def release(self) -> None:
-        """Give the place up, where it is this folder's."""
+        """Release the claim, if it is this folder's."""
         if self.plan() is not None:
             remove_remote(self._marker, self._settings)
 
     def is_of_this_place(self) -> bool:
-        """Whether the folder fills this place, and no other or none."""
+        """Whether the folder's own note names this URL."""
         path = self._working / UPLOAD
         return path.is_file() and self._noted(path).url == self._url
 
     def _upload(self) -> _Upload:
-        """What the folder is for, noted when it is first asked."""
+        """The folder's note, written on first use."""
         path = self._working / UPLOAD
         if not path.is_file():
             self._working.mkdir(parents=True, exist_ok=True)
@@ -225,14 +227,14 @@ class PlaceClaim:
 
     def _noted(self, path: Path) -> _Upload:
         return read_back(
-            _Upload, path.read_bytes(), str(path), f"remove {self._working} and what is at {self._url}, and begin anew"
+            _Upload, path.read_bytes(), str(path), f"remove {self._working} and {self._url}, and start again"
         )
 
 
 class RemoteOutput:
-    """A dataset at a URL that comes into being from a local working folder of the same layout.
+    """A dataset at a URL, sent from a local working folder of the same layout.
 
-    Every step may be repeated, after a kill too: what has arrived is not sent again.
+    Every step may be repeated, after a kill too: files that have arrived are not sent again.
     """
 
     def __init__(self, url: str, working: Path, settings: RemoteSettings = DEFAULTS) -> None:
@@ -248,24 +250,24 @@ class RemoteOutput:
         return self._url
 
     def finished(self) -> Manifest | None:
-        """The manifest of the dataset that is finished at the URL; null where none is."""
+        """The manifest of the finished dataset at the URL, None if there is none."""
         try:
             return read_remote_manifest(self._url, self._settings)
         except NotThere:
             return None
 
     def beside(self, name: str) -> bytes | None:
-        """A file at the URL; null where there is none."""
+        """A file at the URL, None if it is missing."""
         try:
             return read_bytes(f"{self._url}/{name}", self._settings)
         except NotThere:
             return None
 
     def begin(self, plan: str) -> None:
-        """Claim the URL for a plan, any text that says what is being made, or go on with the same one.
+        """Claim the URL for a plan (any text that identifies the dataset), or resume the same plan.
 
-        Raises DataError where anything else is there: a finished dataset, files, an unfinished dataset of another plan
-        or of another working folder; and where the working folder belongs to another place.
+        Raises DataError where the URL holds anything else (a finished dataset, files, an unfinished dataset of another
+        plan or working folder), or where the working folder belongs to another URL.
         """
         found = self._claim.plan()
         if found is None:
@@ -273,15 +275,15 @@ class RemoteOutput:
             self._claim.make(plan)
         elif found != plan:
             raise DataError(
-                f"{self._url} holds the unfinished dataset of another recipe, reference or of other files; remove it "
-                "or choose another output"
+                f"{self._url} holds an unfinished dataset of another recipe, another reference or other files; remove "
+                "it or choose another output"
             )
 
     def extend(self, manifest: Manifest) -> None:
-        """Bring the indices of the dataset that is finished at the URL into the working folder; its shards stay there.
+        """Fetch the indices of the finished dataset at the URL into the working folder. Its shards stay remote.
 
-        Readers of the dataset find the new parts when the new manifest is there. Raises CorruptData where an index is
-        not what the manifest tells, DataError where another working folder adds parts.
+        Readers see the new parts once the new manifest is there. Raises CorruptData where an index differs from the
+        manifest, DataError where another working folder adds parts.
         """
         if self._claim.plan() is None:
             self._claim.make(_EXTENDS)
@@ -296,10 +298,10 @@ class RemoteOutput:
                     read_part_index(folder.parent, part)
 
     def keep_part(self, split: Split, domain: str, part: Part) -> None:
-        """Send a finished part of the working folder, prove that it arrived, and remove its local shards.
+        """Send a finished part of the working folder, verify that it arrived, and remove its local shards.
 
-        Its index.json stays. Raises CorruptData where the local part is not what its record tells, DataError where the
-        store does not take it.
+        Its index.json stays. Raises CorruptData where the local part differs from its record, DataError where the store
+        does not accept it.
         """
         folder = self._working / split / domain / part.name
         index = read_part_index(folder.parent, part)
@@ -316,7 +318,7 @@ class RemoteOutput:
             (folder / shard.stored.basename).unlink(missing_ok=True)
 
     def finish(self, manifest: Manifest) -> None:
-        """Send what remains, the manifest last, once every part is there. Raises DataError where one is not."""
+        """Send the remaining files, the manifest last. Raises DataError where a part is missing."""
         there = self._sizes(self._url)
         for split, domains in manifest.splits.items():
             for domain, share in domains.items():
@@ -335,7 +337,7 @@ class RemoteOutput:
         self._claim.release()
 
     def tidy_up(self) -> None:
-        """Remove from the working folder what is at the URL now, and the claim, which a kill may have left."""
+        """Remove the sent files from the working folder, and the claim, which a kill may have left."""
         if not self._claim.is_of_this_place():
             return
         self._claim.release()
@@ -345,7 +347,7 @@ class RemoteOutput:
             (self._working / name).unlink(missing_ok=True)
 
     def _has_arrived(self, place: str, there: dict[str, int], index: ShardIndex, part: Part) -> bool:
-        """Whether all of a part is there: its index, which is sent last, and the shards that it lists."""
+        """Whether the whole part has arrived: its index, which is sent last, and the shards it lists."""
         shards = {f"{place}/{shard.stored.basename}": shard.stored.bytes for shard in index.shards}
         if f"{place}/{INDEX}" not in there or not shards.items() <= there.items():
             return False
@@ -365,7 +367,6 @@ class RemoteOutput:
             raise DataError(f"{url} {found}, expected {expected} bytes; remove the dataset and make it again")
 
     def _sizes(self, place: str) -> dict[str, int]:
-        """URL to size of everything below `place`."""
         try:
             return {found.url: found.size for found in list_remote(place, self._settings)}
         except NotThere:

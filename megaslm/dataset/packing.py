@@ -1,4 +1,4 @@
-"""Documents into rows: joined by EOS, cut every L tokens, neighbours sharing one token."""
+"""Packs documents into rows: joined by EOS and cut every L tokens. Neighbouring rows share one token."""
 
 from collections.abc import Sequence
 
@@ -11,23 +11,23 @@ Tokens = NDArray[np.int64]
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    """What rows are stored as: uint16 where it holds every id below `vocab_size`, else uint32."""
+    """The stored type of rows: uint16 if it holds every id below `vocab_size`, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
 def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
-    """`rows` in the type that they are stored as. Raises DataError for an id that the vocabulary does not have."""
+    """`rows` in their stored type. Raises DataError for an id outside the vocabulary."""
     if rows.size and not 0 <= rows.min() <= rows.max() < vocab_size:
         outside = rows.min() if rows.min() < 0 else rows.max()
         raise DataError(
-            f"the id {outside} is none of a vocabulary of {vocab_size}; give a tokenizer whose ids lie below its "
+            f"the id {outside} is not in a vocabulary of {vocab_size}; give a tokenizer whose ids are below its "
             "vocabulary's size"
         )
     return rows.astype(token_dtype(vocab_size))
 
 
 class RowPacker:
-    """Packs the documents of one part. Every token but the part's first is a target exactly once."""
+    """Packs the documents of one part. Every token except the part's first is a target exactly once."""
 
     def __init__(self, seq_len: int, eos_id: int) -> None:
         """Rows will hold `seq_len` + 1 tokens."""
@@ -39,7 +39,7 @@ class RowPacker:
         """Appends token ids of whole documents, each (length,) with length > 0, an EOS after each.
 
         Returns:
-            The rows that are now full, (n, seq_len + 1) int64; n may be 0.
+            The rows that became full, (n, seq_len + 1) int64; n may be 0.
         """
         pieces = [self._pending]
         for document in documents:

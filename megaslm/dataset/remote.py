@@ -1,4 +1,4 @@
-"""A dataset as jobs read it: a local folder, or a remote one of which all but the shards lies in a local cache."""
+"""A dataset as jobs read it: a local folder, or a remote dataset of which a local cache holds all but the shards."""
 
 import hashlib
 import math
@@ -26,22 +26,22 @@ _REQUESTS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class DatasetFolder:
-    """Where a dataset is."""
+    """The location of a dataset."""
 
     path: Path
     """The local folder with manifest, tokenizer and indices."""
     url: str | None = None
-    """Where its shards are fetched from; null where they are in the folder."""
+    """The dataset's URL if its shards are fetched; None if they are in the folder."""
 
     @property
     def place(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return self.url or str(self.path)
 
     def reader(self, split: Split, domain: str, part: str | None = None, *, checked: bool = False) -> RowReader:
-        """The rows of a domain or of a part of it; shards that are missing are fetched when they are asked for.
+        """The rows of a domain, or of one part of it. Missing shards are fetched on access.
 
-        With `checked` a shard is compared with its checksum when it is opened.
+        If `checked`, a shard is compared with its checksum when it is opened.
         """
         fetch = None if self.url is None else self._fetch
         return RowReader(self.path, split, domain, part, fetch=fetch, checked=checked)
@@ -51,10 +51,10 @@ class DatasetFolder:
 
 
 def open_dataset(place: str, cache: str) -> DatasetFolder:
-    """The dataset at a local folder or a URL, which is described in a folder of `cache`.
+    """The dataset at a local folder or a URL. The description of a URL's dataset goes into a folder of `cache`.
 
-    Raises DataError where a remote dataset is not there, is corrupt, or is not the one that the cache holds, and
-    ConfigError where the URL holds credentials.
+    Raises DataError where a remote dataset is missing, corrupt, or not the one in the cache; ConfigError where the URL
+    holds credentials.
     """
     from megaslm.storage.remote import is_remote
 
@@ -65,14 +65,14 @@ def open_dataset(place: str, cache: str) -> DatasetFolder:
 
 
 def fetch_description(url: str, cache: Path, settings: RemoteSettings = DEFAULTS) -> Path:
-    """The folder in `cache` that holds a remote dataset's manifest, tokenizer and indices, fetched where it is missing.
+    """The folder in `cache` that holds a remote dataset's manifest, tokenizer and indices. Fetched if missing.
 
-    It has the layout of a dataset whose shards are absent: FOLDER/<split>/<domain> is the `local` and
-    URL/<split>/<domain> the `remote` of a stream. Where it is there already, one request proves that the dataset is
-    still the same. Processes of one host may call it at the same time.
+    It has the layout of a dataset without shards: FOLDER/<split>/<domain> is the `local` and URL/<split>/<domain> the
+    `remote` of a stream. If it exists already, one request verifies that the dataset is still the same. Processes of
+    one host may call this at the same time.
 
     Raises:
-        DataError: no dataset at `url`, a corrupt one, or another than the one that the folder was fetched from.
+        DataError: there is no dataset at `url`, it is corrupt, or it is not the one that the folder was fetched from.
     """
     url = url.rstrip("/")
     folder = cache / f"{PurePosixPath(url).name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
@@ -87,12 +87,12 @@ def fetch_description(url: str, cache: Path, settings: RemoteSettings = DEFAULTS
 
 
 def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = DEFAULTS) -> None:
-    """Bring a shard to `path`, where it appears once it is whole and has the checksum of its index.
+    """Fetch a shard to `path`. It appears there only when complete and equal to its checksum in the index.
 
-    Raises DataError where it cannot be had, or is not what the index says.
+    Raises DataError where it cannot be fetched, or differs from the index.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What is corrupt on its way is right the second time.
+    # A shard that was corrupted in transit is right the second time.
     if not (_fetched(url, path, shard, settings) or _fetched(url, path, shard, settings)):
         raise DataError(
             f"{url} has another {CHECKSUM} than its index says, fetched twice; the stored shard is corrupt: write the "
@@ -101,9 +101,9 @@ def fetch_shard(url: str, path: Path, shard: Shard, settings: RemoteSettings = D
 
 
 def _fetched(url: str, path: Path, shard: Shard, settings: RemoteSettings) -> bool:
-    """Whether what came has the checksum; `path` is there then."""
+    """Whether the fetched shard has the checksum. If so, it is now at `path`."""
     digest = xxhash.xxh3_64()
-    # Processes of one host may want the same shard; each writes its own copy, and the last name given wins.
+    # Processes of one host may fetch the same shard: each writes its own copy, and the last rename wins.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as copy:
         unfinished = Path(copy.name)
         try:
@@ -158,7 +158,7 @@ def _fetch(folder: Path, url: str, manifest_bytes: bytes, settings: RemoteSettin
     except OSError as error:
         abandon_folder(folder)
         raise DataError(
-            f"{folder}: what is fetched of {url} cannot be written: {error}; make room on that disk, or name another "
+            f"{folder}: files fetched from {url} cannot be written: {error}; make room on that disk, or name another "
             "cache"
         ) from error
     except BaseException:
@@ -173,7 +173,7 @@ def _take_manifest(folder: Path, url: str, content: bytes) -> Manifest:
 
 
 def _described_files(manifest: Manifest) -> Iterator[str]:
-    """The paths of all files but the shards, seen from the dataset."""
+    """The paths of all files except the shards, relative to the dataset."""
     for name in manifest.tokenizer_files:
         yield f"{TOKENIZER}/{name}"
     for split, domains in manifest.splits.items():
@@ -202,7 +202,7 @@ def _fetch_files(folder: Path, url: str, names: list[str], settings: RemoteSetti
 
 
 def _fetch_cost(folder: Path, url: str, settings: RemoteSettings) -> None:
-    """What the scoring has cost, which a dataset may come without."""
+    """Fetches the cost of the scoring. A dataset may lack it."""
     with suppress(NotThere):
         (folder / COST).write_bytes(read_bytes(f"{url}/{COST}", settings))
 
@@ -219,7 +219,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _found_in(folder: Path, url: str) -> Iterator[None]:
-    """Says of a corrupt file where it came from, not where it was put."""
+    """Names a corrupt file by its URL, not by its local path."""
     try:
         yield
     except CorruptData as corruption:

@@ -1,8 +1,8 @@
-"""Rows of a dataset in their order, by number: for validation and scoring.
+"""Rows of a dataset by number, in order: for validation and scoring.
 
-Shards are mapped into memory (compressed ones unpacked, two at a time); there is no shared memory and no barrier, so a
-reader costs nothing to open and any process may have its own. The column `selected` is a bit a target, the first of a
-byte in its lowest bit, zeros beyond the last target.
+Shards are mapped into memory (compressed ones are unpacked, two at a time). There is no shared memory and no barrier:
+a reader costs nothing to open and any process may have its own. The column `selected` has one bit per target, the first
+of a byte in its lowest bit, and zeros beyond the last target.
 """
 
 from bisect import bisect_right
@@ -20,17 +20,17 @@ from megaslm.dataset.index import CHECKSUM, INDEX, Shard, ShardFile, check_files
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import CorruptData, DataError
 
-# A shard begins with its number of rows and the offset of each; all are 32-bit.
+# A shard begins with its number of rows and the offset of each row, all 32-bit.
 _OFFSET_DTYPE = np.dtype("<u4")
 Rows = dict[str, NDArray[np.generic]]
 """Column name to values; the first axis counts rows."""
 
 FetchShard = Callable[[Path, Shard], None]
-"""Called with the path at which a shard is missing and the shard; brings it there."""
+"""Called with the path of a missing shard and the shard. Fetches it to that path."""
 
 
 def mask_bytes(seq_len: int) -> int:
-    """How many bytes hold the bits of a row."""
+    """The number of bytes that hold the bits of a row."""
     return -(-seq_len // 8)
 
 
@@ -40,7 +40,7 @@ def pack_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def unpack_mask(bits: NDArray[np.uint8], seq_len: int) -> NDArray[np.bool_]:
-    """What `pack_mask` was given: (n, seq_len) bool of (n, `mask_bytes` seq_len) uint8."""
+    """The inverse of `pack_mask`: (n, seq_len) bool from (n, `mask_bytes` seq_len) uint8."""
     return np.unpackbits(bits, axis=1, count=seq_len, bitorder="little").view(np.bool_)
 
 
@@ -48,7 +48,7 @@ def require_checksum(path: Path, content: bytes | memoryview, expected: ShardFil
     """Raise CorruptData unless `content`, the bytes of `path`, has the checksum that the index states."""
     stated = expected.hashes.get(CHECKSUM)
     if stated is None:
-        raise CorruptData(path, f"has no {CHECKSUM} in {INDEX}, by which it could be checked")
+        raise CorruptData(path, f"has no {CHECKSUM} in {INDEX} to be checked by")
     digest = xxhash.xxh3_64()
     digest.update(content)
     if digest.hexdigest() != stated:
@@ -74,7 +74,7 @@ def unpacked(path: Path, packed: bytes, shard: Shard) -> NDArray[np.uint8]:
 def rows_in(path: Path, data: NDArray[np.uint8], shard: Shard) -> NDArray[np.void]:
     """The rows of a shard as a structured array (samples,), a view of its bytes `data` (n,).
 
-    Raises CorruptData where the bytes, from `path`, are not these rows side by side.
+    Raises CorruptData where the bytes, read from `path`, are not these rows one after another.
     """
     dtype = shard.row_dtype()
     offsets = data[4 : 4 * (shard.samples + 2)].view(_OFFSET_DTYPE)
@@ -99,10 +99,10 @@ class RowReader:
         fetch: FetchShard | None = None,
         checked: bool = False,
     ) -> None:
-        """Open the rows; with `fetch`, shards may be missing until they are read.
+        """Open the rows. With `fetch`, shards may be missing until they are read.
 
-        With `checked`, reading raises CorruptData where a shard's bytes are not those that were written. Raises
-        DataError where the dataset has no such split, domain or part, or lacks a shard.
+        If `checked`, reading raises CorruptData for a corrupt shard. Raises DataError where the dataset has no such
+        split, domain or part, or lacks a shard.
         """
         self._folder = _folder_of(dataset, split, domain, part)
         self._fetch = fetch
@@ -118,13 +118,13 @@ class RowReader:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, row: int) -> Rows:
-        """One row: `tokens` (seq_len + 1,), `domain` () and, scored, `ref_loss` and maybe `ref_entropy` (seq_len,)."""
+        """One row: `tokens` (seq_len + 1,), `domain` () and, if scored, `ref_loss`, maybe `ref_entropy` (seq_len,)."""
         if not 0 <= row < len(self):
             raise IndexError(f"{self._folder} has rows 0 to {len(self) - 1}, not {row}")
         return {name: values[0] for name, values in self.rows(row, row + 1).items()}
 
     def rows(self, start: int, stop: int) -> Rows:
-        """Rows `start` to `stop` (excluded), stacked: `tokens` (n, seq_len + 1), `domain` (n,) and so on, copied."""
+        """A copy of rows `start` to `stop` (excluded), stacked: `tokens` (n, seq_len + 1), `domain` (n,) and so on."""
         if not 0 <= start < stop <= len(self):
             raise IndexError(f"{self._folder} has {len(self)} rows; cannot read rows {start} to {stop}")
         first, last = bisect_right(self._ends, start), bisect_right(self._ends, stop - 1)

@@ -1,4 +1,4 @@
-"""How the losses of a scored dataset are distributed and who computed them: DATASET/scores.json."""
+"""DATASET/scores.json: the distribution of a scored dataset's losses, and the processes that computed them."""
 
 import math
 from datetime import datetime
@@ -11,10 +11,10 @@ from megaslm.config.schema import Split
 from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError
 
-# Four bins an octave: as fine where most losses are, near 0, as among the large ones. Losses are stored as float16.
+# Four bins per octave: small losses, the most frequent ones, are resolved as finely as large ones. Losses are float16.
 LOSS_BIN_EDGES = tuple(float(np.float16(2.0 ** (step / 4))) for step in range(-32, 21))
-"""Where the bins of a histogram meet, in nats, from 1/256 to 32. Before the first edge lies a bin for all that is
-smaller, from 0 on; the last bin has no upper edge. A loss that is an edge belongs to the bin above it."""
+"""Edges of the histogram's bins, in nats, from 1/256 to 32. The first bin goes from 0 to the first edge, the last bin
+has no upper edge. A loss equal to an edge belongs to the bin above it."""
 _LARGEST_EXPONENT = 700
 
 
@@ -29,16 +29,16 @@ class _Record(BaseModel):
 
 
 class DocumentLoss(_Record):
-    """One document and how hard the reference finds it."""
+    """A document and its reference loss."""
 
     row: int
-    """The row in which it begins: of the part or, in a domain's scores, of the domain."""
+    """The row in which it begins, counted in the part or, in a domain's scores, in the domain."""
     token: int
-    """The place of its first token in that row."""
+    """The index of its first token in that row."""
     targets: int
     """Its valid targets."""
     mean_loss: float
-    """Of these, in nats."""
+    """Mean loss of these targets, in nats."""
 
 
 class PartStatistics(_Record):
@@ -47,24 +47,23 @@ class PartStatistics(_Record):
     targets: int
     """Its valid targets."""
     loss_sum: float
-    """Of their losses as stored, in nats: the exact sum, rounded once."""
+    """The sum of their stored losses, in nats: exact, rounded once."""
     histogram: tuple[int, ...]
     """Targets in each bin; see `LOSS_BIN_EDGES`."""
     worst: tuple[DocumentLoss, ...]
-    """The documents of largest mean loss, that first; of equal ones the earlier."""
+    """The documents of largest mean loss, the largest first. Ties go to the earlier document."""
     best: tuple[DocumentLoss, ...]
-    """Those of smallest mean loss, likewise."""
+    """The documents of smallest mean loss, likewise."""
 
 
 class ScoredBy(_Record):
-    """A process that scored rows of a part one after the other, and what it ran on."""
+    """A process that scored consecutive rows of a part, and its device."""
 
     host: str
-    """Name of the machine."""
     rank: int
-    """Among the processes of its job."""
+    """Its rank in its job."""
     device: str
-    """What the GPU or else the processor calls itself."""
+    """Name of the GPU, or of the processor if there is none."""
     device_type: str
     """`cuda` or `cpu`."""
     threads: int
@@ -75,15 +74,15 @@ class ScoredBy(_Record):
     started: datetime
     """When it began with these rows, in UTC."""
     rank_seconds: float
-    """What the process spent on them."""
+    """Time that the process spent on them."""
     start_seconds: float
-    """What it spent before, since its start or its last rows: loading the model, waiting, joining."""
+    """Time before that, since its start or its last rows: loading the model, waiting, joining."""
     targets: int = 0
     """Their valid targets."""
 
 
 def scored_by_one(values: object) -> object:
-    """What was read of a part's scores; earlier builds gave a part to one process, and named that."""
+    """Converts a part's scores of earlier builds, in which one process scored the whole part."""
     if isinstance(values, dict) and isinstance(values.get("by"), dict):
         return values | {"by": [{"targets": values["statistics"]["targets"], **values["by"]}]}
     return values
@@ -95,13 +94,12 @@ class PartScores(_Record):
     split: Split
     domain: str
     part: str
-    """Its name."""
     rows: int
     statistics: PartStatistics
     by: tuple[ScoredBy, ...]
-    """Who scored its rows."""
+    """The processes that scored its rows."""
     tokens_per_second: float
-    """Valid targets by the sum of `rank_seconds`."""
+    """Valid targets divided by the sum of `rank_seconds`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -110,7 +108,7 @@ class PartScores(_Record):
 
     @property
     def rank_seconds(self) -> float:
-        """What all processes spent on its rows."""
+        """Time that all processes spent on its rows."""
         return sum(by.rank_seconds for by in self.by)
 
 
@@ -122,13 +120,13 @@ class DomainScores(_Record):
     targets: int
     """Valid targets over all parts."""
     mean: float
-    """Of their losses, in nats."""
+    """Mean of their losses, in nats."""
     perplexity: float
     """exp(mean)."""
     median: float
     """In nats, interpolated within a bin of the histogram."""
     p95: float
-    """In nats, likewise; one target in twenty has more."""
+    """The 95th percentile in nats, likewise."""
     histogram: tuple[int, ...]
     """Targets in each bin."""
     worst: tuple[DocumentLoss, ...]
@@ -141,42 +139,41 @@ class DeviceScores(_Record):
     """The work of all devices of one name."""
 
     device: str
-    """The name."""
     hosts: int
     """Machines that have it."""
     ranks: int
     """Processes that ran on it, told apart by host and rank."""
     parts: int
-    """Of how many they scored rows."""
+    """Parts of which they scored rows."""
     targets: int
     """Valid targets of these rows."""
     rank_seconds: float
-    """What they spent on them."""
+    """Time that they spent on these rows."""
     tokens_per_second_per_rank: float
-    """`targets` by `rank_seconds`."""
+    """`targets` divided by `rank_seconds`."""
     mfu: float | None
-    """Model FLOP/s by the device's peak; null where the peak is not known."""
+    """Model FLOP/s divided by the device's peak; null if the peak is not known."""
 
 
 class ScoreSummary(_Record):
-    """What is known of a scored dataset's losses, and of their making."""
+    """The losses of a scored dataset, and the cost of computing them."""
 
     targets: int
     """Valid targets over all parts."""
     rank_seconds: float
-    """What all ranks spent on their parts; loading the model and waiting for one another is not in it."""
+    """Time that all ranks spent on their parts, without loading the model and waiting for one another."""
     gpu_hours: float
-    """The same of ranks with a GPU, in hours."""
+    """The same for ranks with a GPU, in hours."""
     ranks: int
     """Processes that took part, told apart by host and rank."""
     tokens_per_second_per_rank: float
-    """`targets` by `rank_seconds`."""
+    """`targets` divided by `rank_seconds`."""
     forward_flops_per_token: float
-    """What the reference's forward pass takes; see `megaslm.model.flops`."""
+    """FLOPs of the reference's forward pass per token; see `megaslm.model.flops`."""
     mfu: float | None
-    """Model FLOP/s by the devices' peak; null where a peak is not known."""
+    """Model FLOP/s divided by the devices' peak; null if a peak is not known."""
     bin_edges: tuple[float, ...]
-    """`LOSS_BIN_EDGES`, for whoever reads the histograms."""
+    """`LOSS_BIN_EDGES`, for reading the histograms."""
     devices: tuple[DeviceScores, ...]
     """By name."""
     domains: tuple[DomainScores, ...]
@@ -185,27 +182,27 @@ class ScoreSummary(_Record):
     """In the order of their rows."""
 
     def of_domain(self, split: Split, domain: str) -> DomainScores:
-        """The scores of one domain of one split, which there must be."""
+        """The scores of one domain of one split. They must exist."""
         return next(scores for scores in self.domains if (scores.split, scores.domain) == (split, domain))
 
 
 def read_scores(dataset: Path) -> ScoreSummary | None:
-    """The summary in a scored dataset; null where it has none. Raises DataError where the file is no summary."""
+    """The summary in a scored dataset, None if it has none. Raises DataError where the file is not a summary."""
     path = dataset / SCORES
     return parse_scores(path.read_bytes(), str(path)) if path.is_file() else None
 
 
 def parse_scores(content: bytes, path: str) -> ScoreSummary:
-    """The summary that `content` spells; `path` is where it came from. Raises DataError where it is none."""
+    """Parses `content`, read from `path`, as a summary. Raises DataError where it is not one."""
     try:
         return ScoreSummary.model_validate_json(content)
     except ValidationError as error:
         raise DataError(
-            f"{path} is not the summary of a scored dataset; remove this file, which the rows do not need, or score "
-            f"the dataset again: {error}"
+            f"{path} is not the summary of a scored dataset; remove this file (the rows do not need it), or score the "
+            f"dataset again: {error}"
         ) from error
 
 
 def perplexity(mean_loss: float) -> float:
-    """exp of a mean loss in nats; infinite where that is more than a number can hold."""
+    """exp of a mean loss in nats; infinite if that overflows."""
     return math.exp(mean_loss) if mean_loss < _LARGEST_EXPONENT else math.inf

@@ -1,4 +1,4 @@
-"""The columns of a dataset's rows, and writing them, part by part."""
+"""The columns of a dataset's rows, and their writer, part by part."""
 
 import hashlib
 from collections.abc import Iterator
@@ -29,27 +29,26 @@ class RowFormat:
     seq_len: int
     """Targets per row."""
     vocab_size: int
-    """Decides the width of `tokens`."""
+    """Determines the width of `tokens`."""
     scored: bool = False
     """Whether rows carry `ref_loss`."""
     entropy: bool = False
     """Whether scored rows carry `ref_entropy` too."""
     masked: bool = False
-    """Whether rows carry `selected`, instead of what it was made of."""
+    """Whether rows carry `selected` instead of the losses it was made of."""
     shard_bytes: int = 64 * 2**20
-    """Most bytes of one shard before compression."""
+    """Maximum size of a shard in bytes, before compression."""
     compression: str | None = None
-    """What shards are compressed with."""
 
     def __post_init__(self) -> None:
         if self.entropy and not self.scored:
-            raise ValueError("entropy stands beside ref_loss: only rows that are scored can have it")
+            raise ValueError("entropy goes with ref_loss: only scored rows can have it")
         if self.masked and self.scored:
             raise ValueError("rows carry either ref_loss or the mask that was made of it")
 
     @classmethod
     def of(cls, manifest: Manifest) -> "RowFormat":
-        """The columns that a dataset has by its manifest; how its shards are cut is not known."""
+        """The columns of a dataset by its manifest. The manifest does not tell how its shards are cut."""
         scored = manifest.kind == "scored"
         entropy = scored and manifest.reference is not None and manifest.reference.entropy
         masked = manifest.kind == "masked"
@@ -77,7 +76,7 @@ class PartWriter:
     """Receives the rows of one part; see `part_writer`."""
 
     def __init__(self, folder: Path, row_format: RowFormat) -> None:
-        # Importing streaming takes seconds, which those who only read rows should not pay.
+        # Importing streaming takes seconds; readers should not pay for it.
         from megaslm.dataset.mosaic import MDSWriter
 
         self._folder = folder
@@ -96,7 +95,7 @@ class PartWriter:
 
     @property
     def part(self) -> Part:
-        """What was written; there once `part_writer` has been left without an exception."""
+        """The record of the part. It exists once `part_writer` was left without an exception."""
         if self._part is None:
             raise RuntimeError(f"{self._folder} is not finished")
         return self._part
@@ -114,12 +113,12 @@ class PartWriter:
         Args:
             tokens: (n, seq_len + 1) of the format's `tokens_dtype`.
             domain: its number.
-            ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; just where rows are scored.
-            ref_entropy: likewise; just where the format has entropy.
-            selected: (n, bytes) uint8 of `pack_mask`; just where rows are masked.
+            ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; only where rows are scored.
+            ref_entropy: likewise; only where the format has entropy.
+            selected: (n, bytes) uint8 of `pack_mask`; only where rows are masked.
 
         Raises:
-            DataError: another shape or type, a column that the format lacks or misses, or a value out of range.
+            DataError: a wrong shape or type, a missing column or one that the format lacks, or a value out of range.
         """
         self._check_tokens(tokens)
         self._check_nats("ref_loss", ref_loss, len(tokens))
@@ -135,7 +134,7 @@ class PartWriter:
         self._rows += len(tokens)
 
     def finish(self) -> None:
-        """Give the part its name, after everything has reached the disk."""
+        """Sync the part to disk, then rename it to its final name."""
         self._wait_for_idle_writer()
         self._writer.finish()
         finish_folder(self._folder)
@@ -152,12 +151,12 @@ class PartWriter:
         )
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the written files."""
         self._writer.cancel_future_jobs()
         abandon_folder(self._folder)
 
     def _wait_for_idle_writer(self) -> None:
-        """MDSWriter.finish sleeps a second where its thread, which has nothing to upload, has not said so at once."""
+        """Avoids that MDSWriter.finish sleeps a second if its thread, which has nothing to upload, is not idle yet."""
         if self._writer.new_samples:
             self._writer.flush_shard()
             self._writer.new_samples = []
@@ -178,10 +177,12 @@ class PartWriter:
     def _check_form(
         self, name: str, values: NDArray[np.generic] | None, shape: tuple[int, int], dtype: np.dtype[np.generic]
     ) -> None:
-        """Whether a column beside the tokens was given where the format has it, as (rows, width) of its type."""
+        """Raises DataError unless a column beside the tokens is given exactly if the format has it, with its form."""
         if name not in self._format.columns:
             if values is not None:
-                raise DataError(f"{self._folder}: {name} was given for a dataset that has none; write to one with it")
+                raise DataError(
+                    f"{self._folder}: {name} was given for a dataset without it; leave it out or write to one with it"
+                )
             return
         if values is None or values.shape != shape or values.dtype != dtype:
             found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
@@ -190,9 +191,9 @@ class PartWriter:
 
 @contextmanager
 def part_writer(folder: Path, row_format: RowFormat) -> Iterator[PartWriter]:
-    """Write one part as `folder` (DATASET/<split>/<domain>/part-00000); `writer.part` describes it afterwards.
+    """Write one part as `folder` (DATASET/<split>/<domain>/part-00000). `writer.part` describes it afterwards.
 
-    The folder appears, whole and synced, when the block ends; an exception in the block leaves nothing behind.
+    The folder appears, complete and synced, when the block ends. An exception in the block leaves nothing behind.
     """
     writer = PartWriter(folder, row_format)
     try:

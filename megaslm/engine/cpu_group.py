@@ -1,4 +1,4 @@
-"""What ranks decide together between two steps: small numbers, over a group of the hosts' processors."""
+"""Decisions that all ranks take together between two steps: small numbers, over a group on the hosts' processors."""
 
 from typing import cast
 
@@ -9,10 +9,10 @@ from megaslm.engine.distributed import LONGEST_WAIT, World
 
 
 class Answer:
-    """What all ranks will have said, once they have."""
+    """The numbers of all ranks, once every rank has sent its own."""
 
     def __init__(self, numbers: tuple[int, ...], group: dist.ProcessGroup | None) -> None:
-        """Asks the ranks of a group; without one this rank is alone."""
+        """Sends this rank's numbers to the group; None is a world of one rank."""
         self._shared = torch.tensor(numbers, dtype=torch.int64)
         self._under_way: dist.Work | None = None
         if group is not None:
@@ -20,7 +20,7 @@ class Answer:
             self._under_way = cast(dist.Work, work)
 
     def read(self) -> list[int]:
-        """Of each number the largest that any rank has brought; waits for those that have not said theirs."""
+        """The maximum of each number over all ranks. Waits for ranks that have not sent theirs."""
         if self._under_way is not None:
             self._under_way.wait()
         numbers: list[int] = self._shared.tolist()
@@ -31,13 +31,13 @@ class CpuGroup:
     """Gives every rank the same answer, without waiting for any device."""
 
     def __init__(self, world: World) -> None:
-        """Called on all ranks, which get connections of their own for it."""
+        """Called on all ranks; opens separate connections for this group."""
         self._group = None if world.size == 1 else dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
     def ask(self, *numbers: int) -> Answer:
-        """Brings this rank's numbers; called on all ranks equally often. The answer may be read much later."""
+        """Sends this rank's numbers; called equally often on all ranks. The answer may be read much later."""
         return Answer(numbers, self._group)
 
     def any(self, statement: bool) -> bool:
-        """Whether it holds on any rank; waits for all of them."""
+        """Whether the statement holds on any rank. Waits for all ranks."""
         return bool(self.ask(int(statement)).read()[0])

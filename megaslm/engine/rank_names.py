@@ -1,4 +1,4 @@
-"""Ranks, as messages name them."""
+"""Names of ranks in messages."""
 
 import os
 import re
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank and where it is."""
+    """A rank and its host."""
 
     number: int
     host: str
 
 
 def name_ranks(ranks: Iterable[Rank]) -> str:
-    """All of them by host, such as `ranks 0-7 on node-1 and rank 9 on node-2`."""
+    """All ranks by host, such as `ranks 0-7 on node-1 and rank 9 on node-2`."""
     by_host: dict[str, list[int]] = {}
     for rank in ranks:
         by_host.setdefault(rank.host, []).append(rank.number)
@@ -23,20 +23,20 @@ def name_ranks(ranks: Iterable[Rank]) -> str:
 
 
 def name_absent(numbers: Iterable[int], world_size: int) -> str:
-    """Ranks that have not told anything, by host where the launcher has said which ranks are on which.
+    """Ranks that have not reported, by host where the launcher has told which ranks are on which host.
 
-    It does so in MEGASLM_HOSTS, by rank order: `node-1:8,node-2:8`.
+    MEGASLM_HOSTS lists the hosts in rank order: `node-1:8,node-2:8`.
     """
     told = re.findall(r"([^,]+):(\d+)", os.environ.get("MEGASLM_HOSTS", ""))
     hosts = [host for host, count in told for _ in range(int(count))]
-    # The environment may still be that of another job.
+    # The variable may still be that of another job.
     if len(hosts) != world_size:
         return name_numbers(numbers)
     return name_ranks(Rank(number, hosts[number]) for number in sorted(numbers))
 
 
 def name_numbers(numbers: Iterable[int]) -> str:
-    """Where hosts do not matter, or are not known: `ranks 0-7, 9`."""
+    """Ranks without their hosts: `ranks 0-7, 9`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and runs[-1][-1] == number - 1:

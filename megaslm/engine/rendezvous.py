@@ -1,6 +1,6 @@
-"""Where the ranks meet, and who has come, before anything waits for all: an absent rank is named within minutes.
+"""The meeting of the ranks before the first collective: an absent rank is named within minutes.
 
-What is for one host alone listens on its loopback interface alone.
+The store of a job on one host listens on the loopback interface only.
 """
 
 import json
@@ -29,10 +29,10 @@ from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 
 _OUTCOME, _HEARD = "outcome", "heard"
 _REMINDER_SECONDS = 30.0
-# In which the others hear of a refusal before the first rank ends, and its store with it.
+# The first rank ends, and its store with it, only after the others have had this time to read a refusal.
 _FAREWELL_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
-# Between the first rank that comes and the last: hosts do not read their programs from a network drive equally fast.
+# Between the first and the last arrival: hosts load their programs from a network drive at different speeds.
 LONGEST_JOINING = timedelta(minutes=5)
 
 _MOST_WAITING_CONNECTIONS = 2048
@@ -40,38 +40,38 @@ _MOST_WAITING_CONNECTIONS = 2048
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a rank says of itself when it comes."""
+    """What a rank reports of itself on arrival."""
 
     rank: Rank
     interface: str
-    """Over which its connections go."""
+    """The interface of its connections."""
     is_on_loopback: bool
-    """Whether that reaches nothing but its host."""
+    """Whether the interface reaches only its own host."""
     device: str
-    """What it computes on: cuda or cpu."""
+    """The kind of device that it computes on: cuda or cpu."""
 
     @classmethod
     def of_this_rank(cls, rank: int, interface: str, device: str) -> Self:
-        """Of this process."""
+        """The arrival of this process."""
         return cls(Rank(rank, socket.gethostname()), interface, interface in loopback_interfaces(), device)
 
     def encode(self) -> str:
-        """As `decode` reads it."""
+        """The format that `decode` reads."""
         return json.dumps([self.rank.number, self.rank.host, self.interface, self.is_on_loopback, self.device])
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        """The arrival that was encoded."""
+        """The inverse of `encode`."""
         number, host, *rest = json.loads(text)
         return cls(Rank(number, host), *rest)
 
 
 def wait_for_all_ranks(store: Store, arrival: Arrival, world_size: int, limit: timedelta) -> None:
-    """Returns when all ranks have come, and can work together as far as their arrivals tell; called by every rank.
+    """Returns when all ranks have arrived and their reports fit together. Called by every rank.
 
     Raises:
-        MegaSLMError: ranks have not come within the limit; the message says which, and who has.
-        ConfigError: ranks compute on unlike devices, or cannot reach one another over the interfaces they have chosen.
+        MegaSLMError: ranks have not arrived within the limit; the message lists the absent and the present ones.
+        ConfigError: ranks compute on different kinds of devices, or their interfaces cannot reach one another.
         PeerFailed: the first rank has raised one of these.
     """
     store = PrefixStore("roll", store)
@@ -96,12 +96,12 @@ def _judge(store: Store, world_size: int, limit: timedelta) -> None:
 
 def _hear(store: Store, arrival: Arrival, limit: timedelta) -> None:
     try:
-        # The first rank may have come a moment later.
+        # The first rank may have started waiting a moment later.
         store.wait([_OUTCOME], limit + timedelta(seconds=_REMINDER_SECONDS))
         outcome = json.loads(store.get(_OUTCOME))
     except DistError as error:
         raise MegaSLMError(
-            f"{_names([arrival])} hears nothing of the first rank, which should have told by now whether all are here: "
+            f"{_names([arrival])} has no answer from the first rank, which should have told by now whether all came: "
             f"{error}"
         ) from error
     if outcome is not None:
@@ -111,7 +111,7 @@ def _hear(store: Store, arrival: Arrival, limit: timedelta) -> None:
 
 
 def _wait_for_all(store: Store, world_size: int, limit: timedelta) -> list[int]:
-    """The ranks that have not come within the limit."""
+    """The ranks that have not arrived within the limit."""
     keys, began = [_key(rank) for rank in range(world_size)], time.monotonic()
     while True:
         left = limit.total_seconds() - (time.monotonic() - began)
@@ -132,13 +132,13 @@ def _absence(missing: Sequence[int], came: Sequence[Arrival], limit: timedelta) 
     world_size = len(came) + len(missing)
     return MegaSLMError(
         f"{len(came)} of {world_size} ranks have come within {limit.total_seconds():.0f} s; missing: "
-        f"{name_absent(missing, world_size)}; here: {_names(came)}. Look whether the processes of the others run, "
-        "and reach this host"
+        f"{name_absent(missing, world_size)}; here: {_names(came)}. Check whether the missing ranks run, and "
+        "reach this host"
     )
 
 
 def refusal_of(arrivals: Sequence[Arrival]) -> ConfigError | None:
-    """Why these ranks cannot work together; None where nothing speaks against it."""
+    """The reason why these ranks cannot work together; None where they can."""
     devices = {arrival.device for arrival in arrivals}
     if len(devices) > 1:
         without = [arrival for arrival in arrivals if arrival.device == "cpu"]
@@ -165,14 +165,14 @@ def _key(rank: int) -> str:
 
 
 def meet(rank: int, world_size: int, device: str, limit: timedelta = LONGEST_JOINING) -> Store:
-    """The store by which the ranks find one another, once all have come; called by every rank.
+    """The store through which the ranks find one another, once all have arrived. Called by every rank.
 
-    Also lets the connections of their collectives use the interface over which they meet, as `network` tells.
+    Also makes their collectives use the interface over which they meet, see `network`.
 
     Raises:
         ConfigError: MASTER_ADDR or MASTER_PORT cannot be used, torchrun would mix up its attempts, or the ranks do not
             fit together.
-        MegaSLMError: some rank has not come within the limit.
+        MegaSLMError: some rank has not arrived within the limit.
         PeerFailed: the first rank has raised one of these.
     """
     interface = keep_to_interface_towards(LOOPBACK if _is_for_one_host(world_size) else os.environ["MASTER_ADDR"])
@@ -184,9 +184,9 @@ def meet(rank: int, world_size: int, device: str, limit: timedelta = LONGEST_JOI
 
 
 def serve_store(world_size: int) -> tuple[Store, int]:
-    """A store beside the one of the meeting, served by this rank, and the port at which the others reach it.
+    """A second store, served by this rank, and the port at which the others reach it. Does not wait for them.
 
-    Nobody is waited for. For one rank alone there is no port, and its number is 0.
+    For a world of one rank there is no port, and its number is 0.
     """
     if world_size == 1:
         return HashStore(), 0
@@ -202,11 +202,11 @@ def _meeting_store(rank: int, world_size: int, limit: timedelta) -> Store:
 
 
 def _store_of_torchrun(host: str, port: int, world_size: int, limit: timedelta) -> Store:
-    """The store that torchrun lets the ranks share, which still holds the addresses of the ranks of earlier attempts.
+    """The store that torchrun shares with the ranks. It still holds the addresses of the ranks of earlier attempts.
 
     https://github.com/pytorch/pytorch/issues/135712
     """
-    # Each host counts the attempts that its own ranks have failed in.
+    # Each host counts only the attempts in which its own ranks have failed.
     if _ranks_of_this_host() != world_size and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
         raise ConfigError(
             f"torchrun --max-restarts {os.environ['TORCHELASTIC_MAX_RESTARTS']}: on several hosts the ranks of a new "
@@ -218,31 +218,31 @@ def _store_of_torchrun(host: str, port: int, world_size: int, limit: timedelta) 
 
 
 def _is_for_one_host(world_size: int) -> bool:
-    """Whether every rank is on this host and the address to meet at is its own."""
+    """Whether every rank is on this host and MASTER_ADDR is its own address."""
     if world_size == 1:
         return True
     return _ranks_of_this_host() == world_size and is_loopback(os.environ["MASTER_ADDR"])
 
 
 def _ranks_of_this_host() -> int | None:
-    # torchrun and DeepSpeed's launcher call it by different names.
+    # torchrun and DeepSpeed's launcher have different names for it.
     count = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE"))
     return None if count is None else int(count)
 
 
 def _served(host: str, port: int, world_size: int) -> TCPStore:
-    """A store at a port, or at any where it is 0, of the address by which the ranks know this host."""
+    """A store at the address by which the ranks know this host; port 0 is any free port."""
     address = address_of(host)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    # Other hosts may know this one by an address that the network translates, or by more than the loopback address
-    # that its name means here.
+    # Other hosts may know this host by an address that the network translates, or its name may mean the loopback
+    # address here and more elsewhere.
     is_ours = own_address_towards(host) == address and not is_loopback(host)
     listens_at = address if is_ours or _is_for_one_host(world_size) else ""
     try:
         listener = socket.create_server((listens_at, port), family=family, backlog=_MOST_WAITING_CONNECTIONS)
     except OSError as error:
         raise ConfigError(
-            f"MASTER_PORT = {port}: cannot be listened at on {address}, {socket.gethostname()} ({error.strerror}); set "
+            f"MASTER_PORT = {port}: cannot listen on it at {address}, {socket.gethostname()} ({error.strerror}); set "
             "another"
         ) from error
     port = listener.getsockname()[1]
@@ -255,5 +255,5 @@ def _reached(host: str, port: int, limit: timedelta) -> TCPStore:
     except DistError as error:
         raise MegaSLMError(
             f"the first rank, at {host}:{port}, has not been reached from {socket.gethostname()} within "
-            f"{limit.total_seconds():.0f} s; look whether it runs, and whether a firewall lets this host in: {error}"
+            f"{limit.total_seconds():.0f} s; check whether it runs, and whether a firewall blocks this host: {error}"
         ) from error

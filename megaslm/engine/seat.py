@@ -1,4 +1,4 @@
-"""Which of a job's ranks this process is, as launchers tell it by the environment."""
+"""Which of a job's ranks this process is, by the environment variables of the launcher."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from megaslm.errors import LaunchError
 
-# torchrun and DeepSpeed's launcher call the number of ranks of a host by different names.
+# torchrun and DeepSpeed's launcher have different names for the number of ranks of a host.
 _LOCAL_SIZES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 _TELL_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", *_LOCAL_SIZES)
-# By themselves these make no rank: people export them, and Kubernetes sets a MASTER_PORT for a service called master.
+# These alone do not make a rank: users export them, and Kubernetes sets MASTER_PORT for a service called master.
 _TELL_MEETING = ("MASTER_ADDR", "MASTER_PORT")
 _LAST_PORT = 65535
 _LONGEST_SHOWN = 40
@@ -17,37 +17,37 @@ _LONGEST_SHOWN = 40
 
 @dataclass(frozen=True)
 class Seat:
-    """The place of one process among those of its job."""
+    """The rank of one process in its job."""
 
     rank: int
     world_size: int
     local_rank: int
-    """Among the ranks of its host."""
+    """Its index among the ranks of its host."""
 
 
 ALONE = Seat(rank=0, world_size=1, local_rank=0)
-"""That of a process that no launcher has started."""
+"""The seat of a process without a launcher."""
 
 
 def seat_in(environment: Mapping[str, str]) -> Seat:
-    """The seat that the environment tells of.
+    """The seat that the environment describes.
 
     Raises:
-        LaunchError: it tells of a rank in part, or of one that cannot be.
+        LaunchError: the environment describes a rank only in part, or an impossible one.
     """
     told = {name: environment[name] for name in (*_TELL_RANK, *_TELL_MEETING) if name in environment}
     if not told.keys() & set(_TELL_RANK):
         return ALONE
     if told.get("WORLD_SIZE") == "1":
-        # One rank meets nobody.
+        # A single rank meets no other.
         told = {name: value for name, value in told.items() if name in _TELL_RANK}
     numbers = {name: int(value) for name, value in told.items() if re.fullmatch(r"[0-9]{1,9}", value)}
     if faults := [*_missing(told), *_impossible(told, numbers)]:
         shown = ", ".join(f"{name} = {value[:_LONGEST_SHOWN]!r}" for name, value in told.items())
         raise LaunchError(
-            f"the environment makes this process a rank of a job, but no whole one: {shown}; {'; '.join(faults)}. If "
+            f"the environment describes a rank of a job, but incompletely or wrongly: {shown}; {'; '.join(faults)}. If "
             f"another job has left these variables, `unset {' '.join(told)}` and start again; several ranks are "
-            "started by `megaslm launch`, torchrun or deepspeed, which set all that is needed"
+            "started by `megaslm launch`, torchrun or deepspeed, which set all of them"
         )
     return Seat(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"])
 

@@ -1,4 +1,4 @@
-"""Being told to stop: a scheduler's SIGTERM or SIGUSR1, which a job answers between two steps of its work."""
+"""A scheduler's request to stop: SIGTERM or SIGUSR1, which a job answers between two steps of its work."""
 
 import ctypes
 import os
@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Self
 
 from megaslm.errors import Stopped
 
-if TYPE_CHECKING:  # It is begun before torch is imported, which takes seconds.
+if TYPE_CHECKING:  # The handler is set before torch is imported, which takes seconds.
     from megaslm.engine.cpu_group import CpuGroup
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-# A scheduler and the launcher that it told may both tell a rank, one right after the other.
+# A scheduler and its launcher may both signal a rank, one right after the other.
 _ONE_TELLING_SECONDS = 10.0
 _NO_SIGNAL = 0
 _LIBC = ctypes.CDLL(None)
 
 
 class StopSignal:
-    """From `listen` on, or within its context, SIGTERM and SIGUSR1 are noted, and no more; one that comes ten seconds
-    after the first ends the process as it always does, also where the main thread is stuck in a collective."""
+    """After `listen`, or within its context, a first SIGTERM or SIGUSR1 is only recorded. Another one ten seconds later
+    ends the process by the signal's default action, even where the main thread is stuck in a collective."""
 
     def __init__(self) -> None:
         self._told: signal.Signals | None = None
 
     def listen(self) -> None:
-        """Begin, to the end of the process."""
+        """Start to record signals, until the process ends."""
         self._over = threading.Event()
-        # Python runs handlers in the main thread alone, between two of its own instructions, which a collective may
-        # keep it from for ever. A pipe gets the number of each signal at once.
+        # Python runs handlers in the main thread only, between two of its own instructions, and a collective may block
+        # that thread for ever. A pipe gets the number of each signal at once.
         self._numbers, self._signals = os.pipe()
         os.set_blocking(self._signals, False)
         self._listener = threading.Thread(target=self._listen, name="stop-signal", daemon=True)
@@ -65,17 +65,17 @@ class StopSignal:
             raise self.stopped(what_is_kept)
 
     def raise_if_told_anywhere(self, cpu_group: "CpuGroup", what_is_kept: str) -> None:
-        """Raise Stopped on all ranks where one of them was told to stop; called on all ranks."""
+        """Raise Stopped on all ranks where one of them was told to stop. Called on all ranks."""
         if cpu_group.any(self.told):
             raise self.stopped(what_is_kept)
 
     def stopped(self, what_is_kept: str) -> Stopped:
-        """What to raise where this process, or that of another rank, was told to stop."""
+        """The exception for a process that was told to stop, or whose peer was."""
         by = "" if self._told is None else f" by {self._told.name}"
         return Stopped(f"told to stop{by}; {what_is_kept}")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, where it can: what follows there knows of the signal without waiting for the listener."""
+        """In the main thread, where possible, so that code there sees the signal without waiting for the listener."""
         self._told = signal.Signals(number)
 
     def _listen(self) -> None:
@@ -85,5 +85,5 @@ class StopSignal:
                 self._told = signal.Signals(number)
         if not self._over.wait(_ONE_TELLING_SECONDS):
             for number in _SIGNALS:
-                # Python's own way to set a handler is the main thread's. From now on the kernel answers.
+                # Python can set handlers only in the main thread. From now on the kernel acts on the signal.
                 _LIBC.signal(number, signal.SIG_DFL.value)

@@ -1,8 +1,7 @@
-"""The training state that a rank holds, fragment by fragment: which stretch of which parameter, under any ZeRO stage.
+"""The training state of a rank, as fragments: stretches of parameters, under any ZeRO stage.
 
-DeepSpeed keeps float32 weights and Adam's moments in flat tensors, of which each rank has its own. What a flat tensor
-is made of follows from the stage and the number of ranks; a checkpoint that is written in terms of parameters can be
-read under any other.
+DeepSpeed keeps float32 weights and Adam's moments in flat tensors, and each rank has its own. Their layout depends on
+the stage and the number of ranks. A checkpoint written in terms of parameters can be read under any other layout.
 """
 
 from collections.abc import Iterator
@@ -16,33 +15,33 @@ from torch import Tensor, nn
 from megaslm.errors import CheckpointError
 
 Quantity = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""What is kept of every element: the float32 weight and Adam's two moments."""
+"""Stored for every element: the float32 weight and Adam's two moments."""
 MOMENTS: tuple[Quantity, Quantity] = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Fragment:
-    """A stretch of a flattened parameter, and where this rank keeps it."""
+    """A stretch of a flattened parameter, and its place on this rank."""
 
     name: str
     """The parameter's name in the model."""
     shape: tuple[int, ...]
-    """The whole parameter's."""
+    """Shape of the whole parameter."""
     start: int
-    """The first element of the stretch in the flattened parameter."""
+    """Index of the stretch's first element in the flattened parameter."""
     count: int
-    """Its elements."""
+    """Number of elements."""
     flat: int
-    """The number of the flat tensor that holds it."""
+    """Index of the flat tensor that holds it."""
     offset: int
-    """The first element in that."""
+    """Index of its first element in the flat tensor."""
 
 
 class TrainingState:
     """Weights and moments of one rank under a DeepSpeed optimiser of any stage."""
 
     def __init__(self, module: nn.Module, optimizer: Any) -> None:
-        """Looks through DeepSpeed's optimiser of a module, or the plain one of stage 0; nothing is copied."""
+        """Takes DeepSpeed's optimiser of a module, or the plain one of stage 0; nothing is copied."""
         self._optimizer = optimizer
         self._parameters: list[Any] = list(module.parameters())
         self._adam: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -55,7 +54,7 @@ class TrainingState:
             self.flats, self.fragments = _stage_0(module)
 
     def adam_steps(self) -> int:
-        """The updates that Adam has made; waits for the device.
+        """The number of Adam's updates; waits for the device.
 
         Raises:
             CheckpointError: parameters differ in it.
@@ -66,20 +65,20 @@ class TrainingState:
         return int(counts.pop()) if counts else 0
 
     def quantity(self, quantity: Quantity, flat: int) -> Tensor:
-        """A flat tensor of weights or moments, 1-D float32, as it is in use; moments have to be there."""
+        """A flat tensor of weights or moments, 1-D float32, as it is in use. The moments must exist."""
         if quantity == "weight":
             return self.flats[flat].data.view(-1)
         moments: Tensor = self._adam.state[self.flats[flat]][quantity]
         return moments.view(-1)
 
     def ensure_moments(self) -> None:
-        """Before the first step there are none; where all steps were skipped they are what they begin with."""
+        """Create moments of zero where there are none: before the first step, or where all steps were skipped."""
         if any(flat not in self._adam.state for flat in self.flats):
             self.make_moments(0)
 
     def make_moments(self, adam_steps: int) -> None:
-        """Gives every flat tensor moments of zero, and the number of updates that they come from."""
-        # A fused step reads the count on the device, any other one on the host.
+        """Gives every flat tensor moments of zero, and sets the number of updates."""
+        # A fused step reads the count on the device, other steps read it on the host.
         fused = any(group.get("fused") for group in self._adam.param_groups)
         self.forget_moments()
         for flat in self.flats:
@@ -89,7 +88,7 @@ class TrainingState:
             }
 
     def forget_moments(self) -> None:
-        """As if no step had been made; the weights stay."""
+        """Removes the moments, as before the first step; the weights stay."""
         self._adam.state.clear()
         if hasattr(self._optimizer, "_hp_optimizer_states_linked"):
             # At stages 1 and 2 each parameter also has views of its moments, which would keep them in memory.
@@ -99,7 +98,7 @@ class TrainingState:
             self._optimizer._hp_optimizer_states_linked = False
 
     def publish_weights(self) -> None:
-        """Makes the model compute with the float32 weights as they now are; called on all ranks."""
+        """Copies the float32 weights to those that the model computes with. Called on all ranks."""
         optimizer = self._optimizer
         if hasattr(optimizer, "fp16_partitioned_groups_flat"):
             optimizer.checkpoint_event_prologue()
@@ -118,7 +117,7 @@ def _stage_3(optimizer: Any, names: dict[int, str]) -> Iterator[Fragment]:
         for parameter in group:
             share = parameter.partition_numel()
             start = dist.get_rank(parameter.ds_process_group) * share
-            # The last ranks' shares are filled up with elements that no parameter has.
+            # The last ranks' shares are padded with elements that belong to no parameter.
             count = min(share, parameter.ds_numel - start)
             if count > 0:
                 yield Fragment(names[id(parameter)], tuple(parameter.ds_shape), start, count, number, offset)

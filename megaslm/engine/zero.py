@@ -1,6 +1,6 @@
-"""DeepSpeed ZeRO: the only file that imports it. The rest of MegaSLM sees an engine that steps.
+"""DeepSpeed ZeRO: the only file that imports it. The rest of MegaSLM sees an engine with steps.
 
-What its optimisers keep, `state_pieces` knows.
+`training_state` knows the layout of its optimisers.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 
-# Without a GPU DeepSpeed would warn that it has found none.
+# Prevents DeepSpeed's warning on hosts without a GPU.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -30,25 +30,25 @@ from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
 
-# DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, with a compiler that a user need not have,
-# and leave its segments behind; gloo does the same work.
+# DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, which needs a compiler, and leave segments
+# behind. gloo does the same work.
 compatible_ops["deepspeed_shm_comm"] = False
-# torch 2.13 warns DeepSpeed at every collective of a new name for it.
+# torch 2.13 warns at each of DeepSpeed's collectives about a renamed function.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 class ZeroSharding:
-    """How a model is divided over ranks while it is built, from DeepSpeed's settings."""
+    """The division of a model over ranks while it is built, from DeepSpeed's settings."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Under stage 3 every model that transformers builds from now on, while this object lives, is divided."""
+        """Under stage 3, every model that transformers builds while this object lives is divided."""
         self.divides_parameters = settings["zero_optimization"]["stage"] == 3
         deepspeed.init_distributed()
-        # transformers holds only a weak reference, and looks at it in from_pretrained and from_config.
+        # transformers keeps only a weak reference, and reads it in from_pretrained and from_config.
         self._announced = HfDeepSpeedConfig(dict(settings)) if self.divides_parameters else None
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
-        """Within the context the parameters are whole, and what the first rank writes reaches all ranks."""
+        """Within the context the parameters are whole, and the first rank's writes reach all ranks."""
         if not self.divides_parameters:
             return nullcontext()
         return cast(
@@ -65,7 +65,7 @@ class ParameterGroups:
 
     @classmethod
     def of(cls, model: nn.Module) -> "ParameterGroups":
-        """Sorts every parameter of the model into one of the groups.
+        """Assigns every parameter of the model to one of the groups.
 
         Raises:
             ModelError: the groups do not hold every parameter of the model exactly once.
@@ -100,7 +100,7 @@ class ZeroEngine:
     """A model and its optimiser under DeepSpeed."""
 
     def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """Hands the model and its optimiser over to DeepSpeed; the learning rate is set at each step."""
+        """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step."""
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
@@ -112,7 +112,7 @@ class ZeroEngine:
         return cast(HeadOutput, self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
-        """The (B, L) losses of a micro-batch without gradients; called on all ranks equally often."""
+        """The (B, L) losses of a micro-batch without gradients; called equally often on all ranks."""
         with torch.no_grad():
             return cast(Tensor, self._engine(tokens))
 
@@ -121,10 +121,10 @@ class ZeroEngine:
         self._engine.backward(loss)
 
     def step(self, lr: float) -> bool:
-        """Ends a micro-step; after the last of an optimiser step, clips and updates.
+        """Ends a micro-step. After the last one of an optimiser step, clips the gradient and updates the weights.
 
         Returns:
-            Whether the update was left out, on all ranks, because the norm of the gradient is NaN or infinite.
+            Whether the update was skipped, on all ranks, because the norm of the gradient is NaN or infinite.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -139,13 +139,13 @@ class ZeroEngine:
         return self._undivided_norm if self._divides_nothing else self._engine.get_global_grad_norm()
 
     def _look_for_overflow(self) -> None:
-        """What ZeRO does by itself; at stage 0 DeepSpeed would apply any gradient. All ranks have the same."""
+        """ZeRO's own check, for stage 0, where DeepSpeed would apply any gradient. All ranks get the same result."""
         optimizer = self._engine.optimizer
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._undivided_norm = nn.utils.get_total_norm(
             [parameter.grad for parameter in parameters if parameter.grad is not None]
         )
-        # By this attribute, which its own optimisers have, DeepSpeed counts skipped steps.
+        # DeepSpeed counts skipped steps by this attribute, which its own optimisers have.
         optimizer.overflow = not math.isfinite(self._undivided_norm)
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -169,7 +169,7 @@ class _EvaluationMode(AbstractContextManager[None]):
 
 
 def _pass_over_overflow(optimizer: Any, *_: object) -> None:
-    """Before a step: without gradients there is nothing that it could change."""
+    """Before an optimiser step: drops gradients that overflowed, so that the step changes nothing."""
     if optimizer.overflow:
         optimizer.zero_grad()
 

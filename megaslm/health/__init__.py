@@ -1,1 +1,1 @@
-"""Whether ranks and hosts fit together before the first step, and whether all are alive and quick after it."""
+"""Checks that ranks and hosts fit together before the first step, and stay alive and fast after it."""

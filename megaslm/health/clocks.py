@@ -1,4 +1,4 @@
-"""How far the clocks of the hosts are apart."""
+"""The differences between the clocks of the hosts."""
 
 import time
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ _MOST_SECONDS_APART = 5.0
 
 @dataclass(frozen=True)
 class ClockReading:
-    """A host's clock, at a moment that is nearly the same on all ranks."""
+    """A host's clock, read at nearly the same moment on all ranks."""
 
     seconds: float
     """Since 1970."""
     error_seconds: float
-    """The moment was at most so long after the one in which the last rank came."""
+    """Most seconds between the last rank's arrival and this reading."""
 
 
 def read_clock_together(world: World) -> ClockReading:
-    """Reads the clock as all ranks do; called on all of them.
+    """Reads the clock of every rank at nearly the same moment; called on all ranks.
 
-    Nobody's all-reduce ends before the last rank has begun its own. So each clock is read between that moment and the
-    end of an all-reduce of which the rank knows how long it took, and two readings are at most the longer one apart.
+    No rank's all-reduce ends before the last rank has begun its own. So each clock is read between that moment and the
+    end of an all-reduce whose duration the rank knows, and two readings are at most the longer duration apart.
     """
     signal = torch.zeros(1, device=world.device)
-    # After the first one all come to the second at nearly the same time.
+    # After the first all-reduce, all ranks reach the second one at nearly the same time.
     all_reduce_sum(signal).item()
     began = time.monotonic()
     all_reduce_sum(signal).item()
@@ -38,13 +38,13 @@ def read_clock_together(world: World) -> ClockReading:
 
 
 def most_seconds_apart(readings: Sequence[ClockReading]) -> float:
-    """No two clocks are further apart."""
+    """An upper bound of the difference between two clocks."""
     seconds = [reading.seconds for reading in readings]
     return max(seconds) - min(seconds) + _error_seconds(readings)
 
 
 def clock_trait(readings: Sequence[ClockReading]) -> Trait:
-    """That the clocks tell about the same time: those between which there is no gap are one group."""
+    """The trait that clocks agree. Clocks without a gap between them are one group."""
     rising = sorted(reading.seconds for reading in readings)
     gap_seconds = _MOST_SECONDS_APART + _error_seconds(readings)
     groups = {rising[0]: rising[0]}
@@ -53,7 +53,7 @@ def clock_trait(readings: Sequence[ClockReading]) -> Trait:
     return Trait(
         "the host's clock",
         [f"at {groups[reading.seconds] - rising[0]:+.1f} s" for reading in readings],
-        "let all hosts follow a time server",
+        "synchronise all hosts with a time server",
         must_agree=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a job requirements of its ranks, what preflight finds, and how ranks are named that differ from the others."""
+"""A job's requirements, the findings of the preflight, and the names of ranks that differ from the others."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,44 +9,44 @@ from megaslm.engine.rank_names import Rank, name_ranks
 
 @dataclass(frozen=True)
 class Requirements:
-    """What all ranks have to have in common, and what their hosts need room for."""
+    """What all ranks must have in common, and what their hosts need room for."""
 
     settings: Mapping[str, str]
-    """What is to be done; the same on all ranks."""
+    """The settings of the job, equal on all ranks."""
     files: Mapping[str, Path] = field(default_factory=dict)
-    """Files of one content on all hosts, by what messages call them."""
+    """Files that must be equal on all hosts, by their names in messages."""
     checkpoints: Path | None = None
-    """The folder of the checkpoints, which need not exist yet; null where there are none."""
+    """The folder of the checkpoints, which may not exist yet; None without checkpoints."""
     checkpoint_bytes: int = 0
-    """What one checkpoint takes on the disk, and its copies in the memory of all ranks together; 0 where that is not
-    known yet."""
+    """Size of one checkpoint on the disk, and of its copies in the memory of all ranks together; 0 where not known
+    yet."""
     cache: Path | None = None
-    """Where each host keeps what it fetches; null where nothing is fetched."""
+    """Each host's folder for fetched data; None where nothing is fetched."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it ought to be."""
+    """A problem that the preflight found."""
 
     text: str
     ends_the_job: bool = True
-    """Whether the job cannot begin; else it is a warning."""
+    """Whether the job cannot begin; otherwise the finding is a warning."""
 
 
 @dataclass(frozen=True)
 class Trait:
-    """Something that all ranks ought to have in common."""
+    """A value that should be equal on all ranks."""
 
     name: str
     values: Sequence[str]
     """In rank order."""
     remedy: str
     must_agree: bool = True
-    """Whether a job cannot begin in which ranks differ in it."""
+    """Whether the job cannot begin where ranks differ in it."""
 
 
 def disagreements(trait: Trait, ranks: Sequence[Rank]) -> Iterator[Finding]:
-    """A finding for each value but that of the majority; where there is no majority, one that names all sides."""
+    """A finding for each value but the majority's; without a majority, one finding that lists all values."""
     sides: dict[str, list[Rank]] = {}
     for value, rank in zip(trait.values, ranks, strict=True):
         sides.setdefault(value, []).append(rank)

@@ -1,4 +1,4 @@
-"""What a rank knows of itself and of its host: code, libraries, devices, memory, clocks."""
+"""A rank's facts about itself and its host: code, libraries, devices, memory, clocks."""
 
 import hashlib
 import platform
@@ -18,18 +18,18 @@ from megaslm.model.flops import device_name
 
 _KIB = 1024
 LIBRARIES = ("torch", "deepspeed", "transformers", "mosaicml-streaming")
-"""Whose versions have to be alike."""
+"""Libraries whose versions must be equal."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 _DRIVER = Path("/sys/module/nvidia/version")
 
 
 def available_memory_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the host has left, or the control groups of this process where a scheduler or a container limits them.
+    """Memory left on the host, or in this process's control groups where a scheduler or a container limits them.
 
     Args:
-        proc: where the kernel tells of memory and of this process.
-        groups: the root of control groups of version 2; those of version 1 are not looked at.
+        proc: the kernel's files on memory and on this process.
+        groups: the root of control groups of version 2. Version 1 is not supported.
     """
     return min([_available_on_host(proc / "meminfo"), *_left_in_groups(proc / "self" / "cgroup", groups)])
 
@@ -41,7 +41,7 @@ def _available_on_host(meminfo: Path) -> int:
 
 
 def _left_in_groups(membership: Path, root: Path) -> Iterator[int]:
-    """Of each limited group that the process is in, from the outermost on."""
+    """Bytes left in each limited group of the process, from the outermost on."""
     for line in membership.read_text(encoding="utf-8").splitlines():
         if line.startswith("0::"):
             names = [name for name in line.removeprefix("0::").split("/") if name]
@@ -55,13 +55,13 @@ def _left_in(group: Path) -> Iterator[int]:
     if limit != "max":
         used = int((group / "memory.current").read_text(encoding="ascii"))
         statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        # Files that were read and are no longer in use count as used, and give way.
+        # Cached files count as used, but give way.
         yield int(limit) - used + int(statistics["inactive_file"])
 
 
 @dataclass(frozen=True)
 class Code:
-    """MegaSLM as a rank has it. Ranks of unlike versions exchange this, so that its fields have to stay as they are."""
+    """A rank's copy of MegaSLM. Ranks of different versions exchange this, so its fields must never change."""
 
     rank: Rank
     version: str
@@ -74,7 +74,7 @@ class Code:
 
 
 def sources_sha256(package: Path) -> str:
-    """Of names and contents of all Python files of a package, in the order of their paths."""
+    """SHA-256 of names and contents of all Python files of a package, in the order of their paths."""
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,61 +83,60 @@ def sources_sha256(package: Path) -> str:
 
 
 def code_trait(codes: Sequence[Code]) -> Trait:
-    """That all run the same."""
+    """The trait that all ranks run the same code."""
     return Trait(
         "megaslm's code",
         [f"{code.version} ({code.sources_sha256[:12]})" for code in codes],
-        "bring the copies on all hosts to one state",
+        "install the same version on all hosts",
     )
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The room on a file system."""
+    """The free space of a file system."""
 
     folder: str
     free_bytes: int
 
     @classmethod
     def of(cls, folder: Path) -> "Disk | None":
-        """That on which a folder lies, or will lie once it is made; None where this process may not look."""
+        """The disk of a folder that need not exist yet; None where this process has no access."""
         try:
             existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
             return cls(str(folder), shutil.disk_usage(existing).free)
         except OSError:
-            # Whether it may write there is found out when it does.
+            # Write permission shows at the first write.
             return None
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """All that is compared, beside the code itself."""
+    """All facts that are compared, besides the code."""
 
     rank: Rank
     python: str
-    """Its version."""
     versions: dict[str, str]
-    """Those of LIBRARIES."""
+    """Versions of LIBRARIES."""
     gpus: list[str]
-    """The names of those that the rank sees."""
+    """The names of the GPUs that the rank sees."""
     driver: str
     """The version of the GPUs' driver; `none` where there is none."""
     settings: dict[str, str]
     """As in `Requirements`."""
     files: dict[str, str]
-    """A hash of each of the files of `Requirements`, or why it cannot be read."""
+    """A hash of each file in `Requirements`, or why it cannot be read."""
     clock: ClockReading
     memory_bytes: int
-    """What the processes of the host can still take."""
+    """Memory that the processes of the host can still allocate."""
     checkpoint_bytes: int
-    """As in `Requirements`, as far as this rank can tell."""
+    """As in `Requirements`, as far as this rank knows."""
     checkpoints: Disk | None
     cache: Disk | None
     shared_memory: Disk | None
 
 
 def look(rank: Rank, requirements: Requirements, clock: ClockReading) -> RankFacts:
-    """Looks at this process and its host; nothing is written."""
+    """Reads the facts of this process and its host; writes nothing."""
     return RankFacts(
         rank=rank,
         python=platform.python_version(),

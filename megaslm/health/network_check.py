@@ -1,6 +1,6 @@
-"""How quickly ranks reach one another: all at once, and each from the host before its own.
+"""The speed of the network: of an all-reduce, and of each rank's link from the host before its own.
 
-An all-reduce is as slow as the slowest link, and does not tell which that is.
+An all-reduce is as slow as the slowest link, and does not show which link that is.
 """
 
 import time
@@ -18,7 +18,7 @@ from megaslm.health.findings import Finding
 MIB = 1 << 20
 _BYTES_ON_GPUS = 64 * MIB
 _BYTES_BETWEEN_HOSTS = 8 * MIB
-# Ranks of one host without GPUs share its processors, and no network is to be measured.
+# Ranks of one host without GPUs share its processors; there is no network to measure.
 _BYTES_ON_ONE_HOST = 1 * MIB
 _REPETITIONS = 5
 _ENOUGH_SECONDS = 5.0
@@ -26,19 +26,19 @@ _SLOW_RATIO = 2.0
 
 
 def probe(world: World, *, hosts: int) -> Tensor:
-    """Zeros, float32, so many as suit the device and the number of hosts."""
+    """Zeros, float32, as many as suit the device and the number of hosts."""
     on_gpus = world.device.type == "cuda"
     size_bytes = _BYTES_ON_GPUS if on_gpus else _BYTES_BETWEEN_HOSTS if hosts > 1 else _BYTES_ON_ONE_HOST
     return torch.zeros(size_bytes // torch.float32.itemsize, dtype=torch.float32, device=world.device)
 
 
 def quickest_seconds(transfer: Callable[[Tensor], object], numbers: Tensor) -> float:
-    """How long the quickest of several transfers takes, begun by all ranks at one time; called on all ranks.
+    """The seconds of the fastest of several transfers, begun by all ranks at one time; called on all ranks.
 
     Args:
-        transfer: sends or receives the numbers, in place. Its first run also makes the connections, and counts only
-            where it has taken so long that there is no second one.
-        numbers: what is sent, the same size on all ranks.
+        transfer: sends or receives the numbers, in place. Its first run also opens the connections, and counts only
+            where it took so long that there is no second run.
+        numbers: the data to send, of the same size on all ranks.
     """
     first, *others = _seconds_of_several(transfer, numbers)
     return min(others, default=first)
@@ -47,7 +47,7 @@ def quickest_seconds(transfer: Callable[[Tensor], object], numbers: Tensor) -> f
 def _seconds_of_several(transfer: Callable[[Tensor], object], numbers: Tensor) -> Iterator[float]:
     spent_seconds = 0.0
     for _ in range(1 + _REPETITIONS):
-        # All begin together, and stop together.
+        # All ranks begin together, and stop together.
         has_enough = torch.tensor(float(spent_seconds > _ENOUGH_SECONDS), device=numbers.device)
         if all_reduce_sum(has_enough).item() > 0:
             return
@@ -62,7 +62,7 @@ def _seconds_of_several(transfer: Callable[[Tensor], object], numbers: Tensor) -
 
 @dataclass(frozen=True)
 class Link:
-    """The way from a rank to that of the same number on the next host, which may have a network adapter of its own.
+    """The path from a rank to the rank with the same local index on the next host; it may have its own network adapter.
 
     It is timed while the other ranks of the host send too.
     """
@@ -73,9 +73,9 @@ class Link:
 
 
 def time_links(world: World, ranks: Sequence[Rank]) -> list[Link]:
-    """Those to all ranks, on every rank; called on all of them.
+    """The links of all ranks, on every rank; called on all ranks.
 
-    Empty where there is one host, or the ranks do not follow one another in groups of one size, host by host.
+    Empty where there is one host, or the ranks are not grouped host by host in groups of one size.
     """
     hosts = list(dict.fromkeys(rank.host for rank in ranks))
     step = len(ranks) // len(hosts)
@@ -97,15 +97,15 @@ def time_links(world: World, ranks: Sequence[Rank]) -> list[Link]:
 
 
 def _turn(host: int, hosts: int) -> int:
-    """When a host sends to the next one. None sends and receives at a time, so that a time is that of one way."""
+    """The turn in which a host sends to the next one. No host sends and receives in the same turn."""
     return 2 if hosts % 2 and host == hosts - 1 else host % 2
 
 
 def slow_links(links: Sequence[Link]) -> list[Finding]:
-    """A warning for each host from which the next one is reached much worse than others are."""
+    """A warning for each host from which the next one is reached much more slowly than others are."""
     if not links:
         return []
-    # With three hosts, two thirds of the links are those of a bad one.
+    # With three hosts, one bad host has two thirds of the links.
     usual = sorted((link.bytes_per_second for link in links), reverse=True)[len(links) // 4]
     slow: dict[tuple[str, str], list[Link]] = {}
     for link in links:
@@ -125,20 +125,19 @@ def slow_links(links: Sequence[Link]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class AllReduce:
-    """One that was timed."""
+    """A timed all-reduce."""
 
     ranks: int
     size_bytes: int
     seconds: float
-    """The quickest of several."""
+    """The fastest of several."""
 
     @property
     def bus_bytes_per_second(self) -> float:
-        """What each rank sends, and what it receives, in a second: whatever the number of ranks, a link's share."""
+        """Bytes that each rank sends, and receives, per second: a link's load, independent of the number of ranks."""
         return 2 * (self.ranks - 1) / self.ranks * self.size_bytes / self.seconds
 
     def __str__(self) -> str:
-        """In a few words."""
         return (
             f"all-reduce of {self.size_bytes // MIB} MiB in {self.seconds * 1e3:.1f} ms, "
             f"{self.bus_bytes_per_second / 1e9:.2g} GB/s"

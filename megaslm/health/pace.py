@@ -1,4 +1,4 @@
-"""How quickly this rank does what is its own, and how long its host does not let it run.
+"""The speed of this rank's own work, and the time in which its host does not let it run.
 
 Time in which it waits for another rank does not count.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from megaslm.engine.distributed import World, all_gather
 
 _BEAT_SECONDS = 0.02
-# The interpreter's lock and the scheduler make every thread wait a little.
+# The interpreter's lock and the scheduler delay every thread a little.
 _TOLERATED_SECONDS = 0.02
 T = TypeVar("T")
 
@@ -23,13 +23,13 @@ _PRODUCTS = 8
 
 
 class PauseMeter:
-    """A thread that wants to wake up at even times. What it comes too late, the whole process stood still.
+    """A thread that wakes up at regular times. Its delay is time in which the whole process stood still.
 
-    Work of the other threads, and their waiting for a device or for other ranks, does not hold it up.
+    Work of the other threads, and their waiting for a device or for other ranks, does not delay it.
     """
 
     def __init__(self) -> None:
-        """Starts it; it ends with the process, or at `stop`."""
+        """Starts the thread, which ends with the process or at `stop`."""
         self._paused_seconds = 0.0
         self._asked_at = time.monotonic()
         self._paused_before = 0.0
@@ -37,7 +37,7 @@ class PauseMeter:
         threading.Thread(target=self._beat, name="pause meter", daemon=True).start()
 
     def paused_share(self) -> float:
-        """The share of the time since it was last asked in which the process stood still."""
+        """The share of the time since the last call in which the process stood still."""
         now, paused = time.monotonic(), self._paused_seconds
         share = (paused - self._paused_before) / max(now - self._asked_at, _BEAT_SECONDS)
         self._asked_at, self._paused_before = now, paused
@@ -59,28 +59,28 @@ class PauseMeter:
 
 @dataclass(frozen=True)
 class Pace:
-    """One rank's, over the steps of a report."""
+    """The times of one rank, over the steps of a report."""
 
     product_seconds: float
-    """Its processor or GPU multiplies two matrices in so long."""
+    """Seconds that its processor or GPU takes to multiply two matrices."""
     loading_seconds: float
-    """It waits so long for its own rows, in the mean of the steps."""
+    """Mean seconds per step that it waits for its own rows."""
     step_seconds: float
-    """A step takes so long, in the mean; nearly the same on all ranks, which wait for one another."""
+    """Mean seconds per step; nearly equal on all ranks, which wait for one another."""
     paused_share: float
     """The share of the time in which the host did not let it run."""
 
     @classmethod
     def from_tensor(cls, values: Tensor) -> list[Self]:
-        """Those of all ranks, of (ranks, 4)."""
+        """The paces of all ranks, from a tensor of (ranks, 4)."""
         return [cls(*row) for row in values.tolist()]
 
 
 class PaceMeter:
-    """Takes the times of one rank."""
+    """Measures the times of one rank."""
 
     def __init__(self, world: World, *, product_size: int | None = None) -> None:
-        """`product_size`: rows and columns of the matrices that are multiplied at a report; by the device if None."""
+        """`product_size`: rows and columns of the matrices that a report multiplies; None depends on the device."""
         self._world = world
         self._product_size = product_size or (2048 if world.device.type == "cuda" else 256)
         self._pauses = PauseMeter()
@@ -90,7 +90,7 @@ class PaceMeter:
         self._step_begun_at: float | None = None
 
     def loading(self, micro_batches: Iterator[T]) -> Iterator[T]:
-        """The same, timed. With the first of a step the step begins."""
+        """The same micro-batches, timed. A step begins with its first one."""
         while True:
             asked_at = time.perf_counter()
             if self._step_begun_at is None:
@@ -102,15 +102,14 @@ class PaceMeter:
             yield micro_batch
 
     def end_step(self) -> None:
-        """An optimiser step is over; reads nothing from the device."""
+        """Ends an optimiser step; reads nothing from the device."""
         self._steps += 1
         if self._step_begun_at is not None:
             self._step_seconds += time.perf_counter() - self._step_begun_at
             self._step_begun_at = None
 
     def share(self) -> list[Pace]:
-        """The paces of all ranks since the last call, in rank order; called on all ranks together, waits for the
-        device."""
+        """The paces of all ranks since the last call, in rank order. Called on all ranks; waits for the device."""
         steps = max(1, self._steps)
         own = Pace(
             product_seconds=product_seconds(self._world.device, self._product_size),
@@ -122,21 +121,21 @@ class PaceMeter:
         return Pace.from_tensor(all_gather(torch.tensor(astuple(own), dtype=torch.float64, device=self._world.device)))
 
     def close(self) -> None:
-        """Ends what runs beside the training."""
+        """Ends the pause meter."""
         self._pauses.stop()
 
 
 def product_seconds(device: torch.device, size: int) -> float:
-    """How long a product of two (size, size) matrices takes: the quickest of several, the least disturbed one.
+    """Seconds of a product of two (size, size) matrices: the fastest, least disturbed one of several.
 
-    On a CPU it is the time that processors have worked for this process, which leaves out what other programs take
-    from it. Nearly everything else in a step contains collectives, in which the quick ranks wait for the slow.
+    On a CPU it is this process's processor time, which excludes other programs. Nearly everything else in a step
+    contains collectives, in which fast ranks wait for slow ones.
     """
     on_gpu = device.type == "cuda"
     left = torch.ones(size, size, dtype=torch.bfloat16 if on_gpu else torch.float32, device=device)
     product = torch.empty_like(left)
     seconds = []
-    # The first one chooses and loads a kernel.
+    # The first product chooses and loads a kernel.
     for _ in range(1 + _PRODUCTS):
         if on_gpu:
             begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -1,4 +1,4 @@
-"""The preflight: who differs and what is lacking, told on every rank before anything depends on it."""
+"""The preflight: reports differences between ranks and shortages of hosts before anything depends on them."""
 
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from megaslm.health.shared_folders import exchange
 _MOST_SETTINGS_NAMED = 8
 _NOT_SET = "not set"
 _LEAST_CACHE_BYTES = 1 << 30
-# NCCL passes data on through it; nothing else of a run does.
+# NCCL passes data through /dev/shm; nothing else in a run does.
 _LEAST_SHARED_MEMORY_BYTES_A_RANK = 16 << 20
 
 
 def differences(all_facts: Sequence[RankFacts]) -> list[Finding]:
-    """What the facts of all ranks, in rank order, do not have in common."""
+    """The differences between the facts of all ranks, which are in rank order."""
     ranks = [facts.rank for facts in all_facts]
     found = _first_few(finding for trait in _settings(all_facts) for finding in disagreements(trait, ranks))
     found += [finding for trait in _others(all_facts) for finding in disagreements(trait, ranks)]
@@ -44,18 +44,18 @@ def _others(all_facts: Sequence[RankFacts]) -> Iterator[Trait]:
         "the version of Python", [facts.python for facts in all_facts], "use one on all hosts", must_agree=False
     )
     counts = [str(len(facts.gpus)) for facts in all_facts]
-    yield Trait("the number of GPUs", counts, "look at the host that has fewer, if that is not meant", must_agree=False)
+    yield Trait("the number of GPUs", counts, "check the host with fewer, unless it is intended", must_agree=False)
     models = [", ".join(sorted(set(facts.gpus))) or "none" for facts in all_facts]
-    # A host that lacks GPUs is named once.
+    # A host without GPUs is reported once.
     if len(set(counts)) == 1:
-        yield Trait("the model of GPU", models, "all ranks go at the pace of the slowest one", must_agree=False)
+        yield Trait("the model of GPU", models, "all ranks run at the speed of the slowest one", must_agree=False)
         drivers = [facts.driver for facts in all_facts]
         yield Trait("the GPUs' driver", drivers, "install one version on all hosts", must_agree=False)
     yield clock_trait([facts.clock for facts in all_facts])
 
 
 def _first_few(findings: Iterator[Finding]) -> list[Finding]:
-    """The first ones, and how many more there are: two runs may have nothing in common."""
+    """The first findings, and the number of the others: two runs may have nothing in common."""
     found = list(findings)
     left_out = len(found) - _MOST_SETTINGS_NAMED
     more = [Finding(f"and {left_out} more differences between settings")] if left_out > 0 else []
@@ -63,13 +63,12 @@ def _first_few(findings: Iterator[Finding]) -> list[Finding]:
 
 
 def _all_names(groups: Iterator[dict[str, str]]) -> list[str]:
-    """In the order in which they come first."""
     return list(dict.fromkeys(name for group in groups for name in group))
 
 
 def shortages(all_facts: Sequence[RankFacts]) -> list[Finding]:
-    """What the hosts of the ranks lack."""
-    # A rank whose host does not see the model cannot tell how large a checkpoint is.
+    """The shortages of the hosts."""
+    # A rank whose host does not see the model does not know the size of a checkpoint.
     checkpoint_bytes = max(facts.checkpoint_bytes for facts in all_facts)
     found = list(_room_for_checkpoints(all_facts, checkpoint_bytes))
     for host, its_facts in by_host(all_facts).items():
@@ -79,7 +78,7 @@ def shortages(all_facts: Sequence[RankFacts]) -> list[Finding]:
 
 
 def _room_for_checkpoints(all_facts: Sequence[RankFacts], needed_bytes: int) -> Iterator[Finding]:
-    """The file system is one, so that the rank counts that sees least room."""
+    """The file system is shared, so the rank that sees the least room counts."""
     seen = [(facts.checkpoints, facts.rank.host) for facts in all_facts if facts.checkpoints is not None]
     if not seen:
         return
@@ -97,7 +96,7 @@ def _memory(host: str, its_facts: Sequence[RankFacts], copied_bytes: int) -> Ite
     if available_bytes < copied_bytes:
         yield Finding(
             f"{host} has {_size(available_bytes)} of memory left; for a checkpoint its ranks copy "
-            f"{_size(copied_bytes)} into it: end what else runs there, or use more hosts"
+            f"{_size(copied_bytes)} into it: end other programs there, or use more hosts"
         )
 
 
@@ -105,7 +104,7 @@ def _cache(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Finding]:
     disk = its_facts[0].cache
     if disk is not None and disk.free_bytes < _LEAST_CACHE_BYTES:
         yield Finding(
-            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)} of what is fetched: make room, or set "
+            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)} of fetched data: make room, or set "
             "another cache",
             ends_the_job=False,
         )
@@ -117,7 +116,7 @@ def _shared_memory(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Findin
     if its_facts[0].gpus and disk is not None and disk.free_bytes < needed_bytes:
         yield Finding(
             f"{disk.folder} on {host} has room for {_size(disk.free_bytes)}; NCCL wants {_size(needed_bytes)}: remove "
-            "what is left in it, or make it larger (a container's --shm-size)",
+            "leftover files from it, or make it larger (a container's --shm-size)",
             ends_the_job=False,
         )
 
@@ -130,17 +129,16 @@ def _size(count_bytes: int) -> str:
 
 
 def preflight(world: World, requirements: Requirements) -> list[str]:
-    """Whether all ranks run the same code on the same job, on hosts that have what it needs.
+    """Checks that all ranks run the same code on the same job, on hosts with the required resources.
 
-    Called on all ranks, as the first thing that they do together: with unlike code or settings they would go on to wait
-    for one another in different places. It takes some hundredths of a second, and the time in which some MB go from
-    host to host.
+    Called on all ranks, before any other collective: with different code or settings they would wait for one another in
+    different places. It takes some hundredths of a second, plus the transfer of some MB between hosts.
 
     Returns:
-        What the first rank has to say: warnings and, of more than one rank, a line about what connects them.
+        The first rank's output: warnings and, for several ranks, a line about the network between them.
 
     Raises:
-        PreflightError: on all ranks, with a line for each thing that does not fit; it names the ranks and their hosts.
+        PreflightError: on all ranks, with a line for each problem that names the ranks and their hosts.
     """
     rank = Rank(world.rank, socket.gethostname())
     if world.size > 1:
@@ -158,7 +156,7 @@ def preflight(world: World, requirements: Requirements) -> list[str]:
 
 
 def _require_one_code(rank: Rank, world: World) -> None:
-    """First, as another version may have other facts to tell."""
+    """Runs first, because another version may exchange other facts."""
     codes = exchange(Code.of(rank), world.device)
     _refuse(list(disagreements(code_trait(codes), [code.rank for code in codes])))
 

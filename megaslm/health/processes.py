@@ -1,4 +1,4 @@
-"""Processes as the kernel's /proc shows them."""
+"""Processes, read from the kernel's /proc."""
 
 import os
 import signal
@@ -17,31 +17,31 @@ _STATES = {
     "t": "stopped by a debugger",
 }
 _GONE = "gone"
-_STATE_FIELD, _STARTED_FIELD = 0, 19  # Of /proc/PID/stat, counted from behind the process's name.
+_STATE_FIELD, _STARTED_FIELD = 0, 19  # Of /proc/PID/stat, counted after the process's name.
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process of one host, told apart from others that have or had its number."""
+    """One process of one host, distinct from others that have or had the same process id."""
 
     host: str
     boot: str
-    """Drawn by the kernel at each start of a host. Names do not tell hosts apart: some are all called alike."""
+    """Boot id, drawn by the kernel at each boot. Host names need not be unique."""
     pid_namespace: str
-    """Containers of one host count their processes apart."""
+    """PID namespace. Containers of one host count their processes separately."""
     pid: int
     started_ticks: int
-    """When it was started, in clock ticks since the host was."""
+    """Start time, in clock ticks since the host's boot."""
 
     @classmethod
     def own(cls) -> Self:
-        """This process."""
+        """The process that calls this."""
         pid = os.getpid()
         return cls(*_here(), pid, int(_stat(pid)[_STARTED_FIELD]))
 
     @property
     def is_visible(self) -> bool:
-        """Whether it is where this process can look at it."""
+        """Whether this process can see it: same host, same namespace."""
         return (self.host, self.boot, self.pid_namespace) == _here()
 
     @property
@@ -51,7 +51,7 @@ class Process:
 
     @property
     def state(self) -> str:
-        """What it does, in words."""
+        """Its state, in words."""
         if not self.is_visible:
             return "not to be seen from here"
         try:
@@ -60,19 +60,19 @@ class Process:
             return _GONE
         except OSError as error:
             return f"not to be read ({error.strerror})"
-        # A process that has ended stays listed until its parent has asked for its status.
+        # A process that has ended stays listed until its parent has read its exit status.
         if int(stat[_STARTED_FIELD]) != self.started_ticks or stat[_STATE_FIELD] in "ZX":
             return _GONE
         return f"{_STATES.get(stat[_STATE_FIELD], 'in an unknown state')} ({stat[_STATE_FIELD]})"
 
     def kill(self) -> None:
-        """Ends it at once, where it can be seen from here; another process that has got its number is not touched."""
+        """Ends it at once, where it can be seen from here. A new process with the same id is not touched."""
         if not self.is_visible:
             return
         with suppress(ProcessLookupError):
             handle = os.pidfd_open(self.pid)
             try:
-                # The handle stays with one process: whose state this is will get the signal.
+                # The handle refers to one process, so the check and the signal concern the same one.
                 if not self.is_gone:
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
             finally:
@@ -80,7 +80,7 @@ class Process:
 
 
 def _stat(pid: int) -> list[str]:
-    # The name, which stands in brackets, may hold blanks and brackets itself.
+    # The name stands in brackets, and may itself contain blanks and brackets.
     return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
 
 

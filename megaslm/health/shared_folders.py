@@ -1,6 +1,6 @@
-"""Whether all ranks see one and the same folder; else no checkpoint is whole and no score is found.
+"""Checks that all ranks see the same folder. Otherwise checkpoints are incomplete and scores are not found.
 
-Ranks exchange JSON here, of which nothing is unpickled: they do not know yet whether they fit together.
+Ranks exchange JSON here and unpickle nothing, because they do not know yet whether they fit together.
 """
 
 import secrets
@@ -21,7 +21,7 @@ from megaslm.errors import PreflightError
 from megaslm.files import Busy, locked
 
 T = TypeVar("T")
-# For so long NFS may remember that something was not there (acdirmax).
+# NFS may remember for this long that a file was missing (acdirmax).
 _PATIENCE_SECONDS = 65.0
 _LOOK_AGAIN_SECONDS = 1.0
 
@@ -39,24 +39,24 @@ def exchange(value: T, device: torch.device) -> list[T]:
 
 @dataclass(frozen=True)
 class _Sight:
-    """Whether a rank sees what the first one has left."""
+    """Whether a rank sees the first rank's file."""
 
     rank: Rank
     sees_it: bool
 
 
 def require_shared(folder: Path, name: str, world: World) -> None:
-    """Lets the first rank leave an empty file in a folder and all others look for it; called on all ranks.
+    """The first rank creates an empty file in a folder and all others look for it; called on all ranks.
 
-    It stays behind only where the first rank is killed meanwhile, and is called `.shared-…` then.
+    The file is called `.shared-…`, and stays only where the first rank is killed meanwhile.
 
     Args:
-        folder: as each rank calls it; it exists on the first one.
-        name: what messages call it.
+        folder: its path on each rank; it exists on the first one.
+        name: its name in messages.
         world: all ranks.
 
     Raises:
-        PreflightError: on all ranks, where one does not see it; the message names them and their hosts.
+        PreflightError: on all ranks, where one does not see the file; the message names these ranks and their hosts.
         OSError: the first rank cannot write there. `PeerFailed` on the others.
     """
     if world.size == 1:
@@ -84,7 +84,7 @@ def _leave_mark(folder: Path) -> str:
 
 
 def _sees(mark: Path, name: str, own: Rank) -> bool:
-    """Looks for some time, for a network file system remembers for a while that there was no such folder."""
+    """Looks repeatedly, because a network file system remembers for a while that the folder was missing."""
     give_up: float | None = None
     while not _is_there(mark):
         if give_up is None:
@@ -104,14 +104,14 @@ def _sees(mark: Path, name: str, own: Rank) -> bool:
 def _is_there(mark: Path) -> bool:
     try:
         return mark.exists()
-    except OSError:  # It may not look there.
+    except OSError:  # No permission to look there.
         return False
 
 
 def locks_hold(folder: Path, world: World) -> bool:
-    """Whether a lock that the first rank holds in a folder keeps out the ranks of other hosts too.
+    """Whether a lock that the first rank holds in a folder excludes the ranks of other hosts too.
 
-    Called on all ranks. The file is this job's own: the lock of one that jobs share could be another job's.
+    Called on all ranks. The locked file belongs to this job, because another job may hold the lock of a shared one.
     """
     with ExitStack() as held:
 

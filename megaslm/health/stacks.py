@@ -1,4 +1,4 @@
-"""The stacks of this process, and an end to it where anything may block: exit handlers, stderr's lock, a full pipe."""
+"""The stacks and the end of this process, also where anything may block: exit handlers, stderr's lock, a full pipe."""
 
 import faulthandler
 import os
@@ -13,7 +13,7 @@ import torch
 from megaslm.health.verdict import Verdict
 
 _COLLECTIVES = ("/torch/distributed/", "/deepspeed/comm/", "/megaslm/engine/cpu_group.py")
-"""The last of them because a collective that was begun before is waited for in no Python code of torch's."""
+"""Includes the last one because waiting for an earlier collective runs no Python code of torch's."""
 _OF_ONE_RANK = ("/torch/distributed/checkpoint/",)
 _DEEPSPEED = "/deepspeed/"
 _GPU_ANSWERS_WITHIN_SECONDS = 0.2
@@ -22,20 +22,19 @@ _STDERR = 2
 
 
 class MainThread:
-    """The main thread as another one sees it."""
+    """The main thread, seen from another thread."""
 
     def __init__(self, device: torch.device) -> None:
-        """Of a rank whose work is done on this device."""
         self._ident = threading.main_thread().ident
         self._device = device
         self._asking: threading.Thread | None = None
 
     def waits_for_others(self) -> bool:
-        """Whether it is in a collective, or has given its GPU work that does not come to an end.
+        """Whether it is in a collective, or has given its GPU work that does not end.
 
-        A GPU does not end its work where a collective in it waits for another rank; the Python thread may stand
-        anywhere then. Who holds up the others by something else than a collective leaves its GPU without work.
-        Takes up to 0.2 s, and is to be asked only of a rank that seems stuck.
+        A GPU does not finish its work while a collective in it waits for another rank; the Python thread may be
+        anywhere then. A rank that delays the others outside of a collective leaves its GPU idle. Takes up to 0.2 s, so
+        call it only for a rank that seems stuck.
         """
         frame = sys._current_frames().get(self._ident or 0)
         return is_in_collective(frame) or self._gpu_is_busy()
@@ -43,7 +42,7 @@ class MainThread:
     def _gpu_is_busy(self) -> bool:
         if self._device.type != "cuda":
             return False
-        # The question itself blocks, and with it the thread that asks.
+        # The query itself may block, and with it the calling thread.
         if self._asking is None or not self._asking.is_alive():
             self._asking = threading.Thread(
                 target=torch.cuda.synchronize, args=(self._device,), name="watchdog-gpu", daemon=True
@@ -54,13 +53,13 @@ class MainThread:
 
 
 def is_in_collective(frame: FrameType | None) -> bool:
-    """Whether a thread with this innermost frame waits in a collective, or for one that was begun before."""
+    """Whether a thread with this innermost frame waits in a collective, or for an earlier one."""
     if frame is None:
         return False
     file = frame.f_code.co_filename
     if any(part in file for part in _COLLECTIVES):
         return not any(part in file for part in _OF_ONE_RANK)
-    # DeepSpeed waits for what it has begun in methods of that name, the innermost call of which may be wrapped.
+    # DeepSpeed waits for earlier collectives in methods of that name, whose innermost call may be wrapped.
     callers = (frame, frame.f_back)
     return any(
         caller is not None and caller.f_code.co_name == "wait" and _DEEPSPEED in caller.f_code.co_filename
@@ -69,8 +68,8 @@ def is_in_collective(frame: FrameType | None) -> bool:
 
 
 def own_stacks() -> bytes:
-    """The stacks of all threads of this process, the innermost call of each first."""
-    # Into memory first: the dump holds up all threads, and a pipe that nobody reads would hold up the dump.
+    """The stacks of all threads of this process, innermost call first."""
+    # Into memory first: the dump stops all threads, and a full pipe would block the dump.
     memory = os.memfd_create("stacks")
     try:
         faulthandler.dump_traceback(memory, all_threads=True)
@@ -82,14 +81,14 @@ def own_stacks() -> bytes:
 
 
 def say(rank: int, text: str) -> None:
-    """Writes a line for a rank to stderr, past all that Python buffers or locks."""
+    """Writes a line for a rank to stderr, past Python's buffers and locks."""
     _write(f"rank {rank}: {text}\n".encode())
 
 
 def end(rank: int, verdict: Verdict, before_it_ends: Callable[[], None]) -> NoReturn:
-    """Says what was found and this process's stacks, kills what cannot end by itself, and ends with the status."""
+    """Prints the finding and this process's stacks, kills processes that cannot end by themselves, and exits."""
     try:
-        # By a thread, which may block. It also writes out what was printed before.
+        # In a thread, because it may block. It also flushes earlier output.
         report = threading.Thread(target=_report, args=(rank, verdict), name="watchdog-report", daemon=True)
         report.start()
         report.join(_REPORT_SECONDS)

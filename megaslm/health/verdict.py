@@ -1,4 +1,4 @@
-"""The heartbeat that every rank gives twice a second, why a job has to end, and who is to blame."""
+"""The heartbeat that every rank sends twice a second, and the verdict: why a job ends, and which rank is to blame."""
 
 import json
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ _MOST_LISTED = 16
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What one rank says of itself at one moment."""
+    """A rank's report of itself at one moment."""
 
     rank: int
     process: Process
     position: Position
-    """Where its main thread is in its work."""
+    """The position of its main thread in its work."""
     given_at: float
-    """Of the rank's own monotonic clock, in seconds."""
+    """Seconds by the rank's own monotonic clock."""
     waits_for_others: bool = False
     """Whether its main thread is known to wait for other ranks."""
     is_last: bool = False
-    """Whether it says goodbye by it."""
+    """Whether this beat is its goodbye."""
 
     def encode(self) -> str:
-        """As `decode` reads it."""
+        """The format that `decode` reads."""
         rest = [
             self.rank,
             astuple(self.process),
@@ -44,13 +44,13 @@ class Heartbeat:
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        """The beat that was encoded."""
+        """The inverse of `encode`."""
         given_at, _, rest = text.partition(b" ")
         rank, process, position, waits_for_others, is_last = _rest(rest)
         return cls(rank, process, position, float(given_at), waits_for_others, is_last)
 
     def __str__(self) -> str:
-        """Which rank this is, and where it was when it gave the beat."""
+        """The rank, and its position when it sent the beat."""
         seconds = self.given_at - self.position.since
         return (
             f"rank {self.rank} (host {self.process.host}, process {self.process.pid}, last at '{self.position.phase}' "
@@ -58,7 +58,7 @@ class Heartbeat:
         )
 
 
-# Between one beat and the next of a rank little else changes than the time, and the first rank reads those of all.
+# Little but the time changes between a rank's beats, and the first rank decodes those of all ranks.
 @lru_cache(maxsize=4096)
 def _rest(text: bytes) -> tuple[int, Process, Position, bool, bool]:
     rank, process, position, waits_for_others, is_last = json.loads(text)
@@ -67,7 +67,7 @@ def _rest(text: bytes) -> tuple[int, Process, Position, bool, bool]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found by one rank, and what all of them do about it."""
+    """The finding of one rank, and the reaction of all ranks."""
 
     finding: str
     found_by: int
@@ -75,22 +75,22 @@ class Verdict:
     grace_seconds: float = 0.0
     """How long a rank may take to end by itself, as its own collectives fail too."""
     unable_to_end: tuple[Process, ...] = ()
-    """Processes that whoever is on their host has to kill."""
+    """Processes that a rank on their host must kill."""
 
     def encode(self) -> str:
-        """As `decode` reads it."""
+        """The format that `decode` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, text: bytes) -> Self:
-        """The verdict that was encoded."""
+        """The inverse of `encode`."""
         fields = json.loads(text)
         processes = tuple(Process(**process) for process in fields.pop("unable_to_end"))
         return cls(**fields, unable_to_end=processes)
 
 
 def on_silence(silent: Sequence[tuple[Heartbeat, float]], found_by: int) -> Verdict:
-    """Ranks have given no beat for so many seconds."""
+    """The verdict on ranks without a beat for so many seconds."""
     found = [
         f"{beat} has given no heartbeat for {seconds:.0f} s; its process is {beat.process.state}"
         for beat, seconds in silent
@@ -99,19 +99,19 @@ def on_silence(silent: Sequence[tuple[Heartbeat, float]], found_by: int) -> Verd
 
 
 def on_death(dead: Sequence[Heartbeat], found_by: int) -> Verdict:
-    """Ranks are gone and have not said goodbye."""
+    """The verdict on ranks that are gone and have not said goodbye."""
     found = [f"{beat} has died: its process is {beat.process.state}" for beat in dead]
     return Verdict(_listed(found), found_by, grace_seconds=_GRACE_AFTER_A_DEATH_SECONDS)
 
 
 def on_death_of_first(first: Heartbeat, found_by: int) -> Verdict:
-    """The first rank, by which the others hear of each other, is gone and has not said goodbye."""
+    """The verdict where the first rank, which connects the others, is gone and has not said goodbye."""
     found = f"{first} has died or cannot be reached any more; its process is {first.process.state}"
     return Verdict(found, found_by, grace_seconds=_GRACE_AFTER_A_DEATH_SECONDS)
 
 
 def on_failure(beat: Heartbeat, error: BaseException) -> Verdict:
-    """A rank ends with an error of its own."""
+    """The verdict on a rank that ends with an error of its own."""
     known = isinstance(error, MegaSLMError)
     message = str(error) if known else f"{type(error).__name__}: {error}"
     status = error.exit_status if isinstance(error, MegaSLMError) else 1
@@ -120,23 +120,23 @@ def on_failure(beat: Heartbeat, error: BaseException) -> Verdict:
 
 
 def on_standstill(beats: Sequence[Heartbeat], seconds: float, found_by: int) -> Verdict:
-    """All ranks give beats, and none has got any further for so many seconds."""
+    """The verdict where all ranks send beats, and no rank has moved for so many seconds."""
     guilty = guilty_of_standstill(beats)
     if guilty:
         waiting = sum(beat.waits_for_others for beat in beats)
         verb = "holds" if len(guilty) == 1 else "hold"
         blame = f"{_listed(guilty)} {verb} up the job; {waiting} of {len(beats)} ranks are seen to wait for others"
     else:
-        blame = f"it cannot be told which one holds up the others; the places are {_listed(beats)}"
+        blame = f"it is not known which one holds up the others; the positions are {_listed(beats)}"
     return Verdict(f"no rank has got any further for {seconds:.0f} s: {blame}", found_by)
 
 
 def guilty_of_standstill(beats: Sequence[Heartbeat]) -> list[Heartbeat]:
     """The ranks that hold up the job: of those that are not seen to wait for others, the ones furthest behind.
 
-    Furthest behind is who is at the lowest step, and there at the first point in the order of `Phase`. Nobody is named
-    where all wait, be it for each other or for a network, nor where none waits and all are at the same position. A rank
-    alone has nobody else to wait for.
+    Furthest behind are the ranks at the lowest step and there at the first phase in the order of `Phase`. The result is
+    empty where all ranks wait, for each other or for a network, and where none waits and all are at the same position.
+    A single rank has no other to wait for.
     """
     if len(beats) == 1:
         return list(beats)

@@ -1,7 +1,7 @@
-"""The watchdog of a job: finds the rank that is silent, dead or stuck, says which it is, and ends the job.
+"""The watchdog of a job: finds the rank that is silent, dead or stuck, names it, and ends the job.
 
-It needs no collective, as those are what hangs. Every rank gives a heartbeat twice a second by a thread of its
-own, and a second thread judges: in the first rank all others, in the others the first rank.
+It uses no collective, because collectives hang. On every rank one thread sends a heartbeat twice a second, and a second
+thread judges: on the first rank all other ranks, on the others the first rank.
 """
 
 import threading
@@ -23,31 +23,30 @@ from megaslm.health.verdict import (
 )
 
 _JUDGE_SECONDS = 0.1
-# Who has given a beat within this time is alive, though it may stand still.
+# A rank with a beat within this time is alive, though it may stand still.
 _FRESH_SECONDS = 4.0
 _FAREWELL_SECONDS = 6.0
-# In which all that can run have heard of the end, and have looked at their stacks.
+# Within this time all ranks that can run have read the verdict and printed their stacks.
 _LAST_SECONDS = 0.8
 _MOST_LAST_SECONDS = 2.5
 
 
 class Watchdog:
-    """Within its context the ranks of a job look after one another. All of them enter it.
+    """Within its context the ranks of a job watch one another. All of them enter it.
 
     The job is ended within 3 s after one of these limits:
 
-    - `silence_seconds`: a rank has given no heartbeat, as its process is stopped, its host is gone or it was killed.
-      The death of a process on the first rank's host, and that of the first rank itself, are told without a limit.
-    - `hang_seconds`: all ranks give beats, but none comes to another place of its work (`megaslm.engine.heartbeat`).
-      Whom the others wait for is told by the rule of `guilty_of_standstill`.
+    - `silence_seconds`: a rank has sent no heartbeat, because its process is stopped or killed, or its host is gone.
+      The death of a process on the first rank's host, and that of the first rank itself, are reported without a limit.
+    - `hang_seconds`: all ranks send beats, but none changes its position (`megaslm.engine.heartbeat`).
+      `guilty_of_standstill` decides which rank the others wait for.
 
-    Every rank that can run then prints what was found and its own stacks, kills the silent processes of its host, and
-    ends with status 1. Where a rank fails with an error the others have 5 s to fail as well, as their collectives may;
-    then they are ended with its exit status. A job that is suspended as a whole, and goes on later, is left alone.
+    Every rank that can run then prints the finding and its own stacks, kills the silent processes of its host, and ends
+    with status 1. Where a rank fails with an error, the others have 5 s to fail in their own collectives; then they are
+    ended with its exit status. A job that is suspended as a whole and later continued is left alone.
     """
 
     def __init__(self, world: World, *, silence_seconds: float, hang_seconds: float) -> None:
-        """Of the world that this process has joined."""
         self._world = world
         self._silence_seconds = silence_seconds
         self._hang_seconds = hang_seconds
@@ -62,10 +61,10 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Says goodbye, or why this rank fails; the first rank stays until the others have, for a few seconds at most.
+        """Sends the goodbye, or this rank's failure. The first rank then waits some seconds for those of the others.
 
         Raises:
-            PeerFailed: in place of an error with which this rank only follows another one that has failed.
+            PeerFailed: in place of an error that only follows from another rank's failure.
         """
         self._leaving.set()
         if error is not None and not isinstance(error, PeerFailed):
@@ -96,7 +95,7 @@ class Watchdog:
     def _finding(self, tracker: HeartbeatTracker, now: float) -> Verdict | None:
         rank, heartbeats = self._world.rank, self._heartbeats
         first = heartbeats.heard[0]
-        # Processes that it has forked may keep the connection open for some seconds longer.
+        # Processes forked by a dead rank may keep its connection open for some seconds longer.
         if not self._world.is_first and (heartbeats.first_rank_is_lost or first.process.is_gone):
             return on_death_of_first(first, rank)
         if heartbeats.dead:
@@ -110,19 +109,19 @@ class Watchdog:
         return None
 
     def _end(self, verdict: Verdict) -> NoReturn:
-        # Of the two threads that may come here one goes on, and ends the other one with it.
+        # Two threads may arrive here; the first one continues, and ends the process with the other.
         self._ending.acquire()
         end(self._world.rank, verdict, self._stay_for_the_others)
 
     def _stay_for_the_others(self) -> None:
-        """When this process ends, collectives of the others fail, and with the first rank they lose the verdict."""
+        """When this process ends, the others' collectives fail; when the first rank ends, they lose the verdict."""
         began = time.monotonic()
         time.sleep(_LAST_SECONDS)
         while self._heartbeats.missing() and time.monotonic() - began < _MOST_LAST_SECONDS:
             time.sleep(_JUDGE_SECONDS)
 
     def _name_the_missing(self) -> None:
-        """An error of a collective does not say which rank has broken the connection."""
+        """Names ranks because an error of a collective does not say which rank has broken the connection."""
         heartbeats = self._heartbeats
         if self._world.is_first or heartbeats.first_rank_is_lost or heartbeats.is_blocked:
             for beat in heartbeats.unparted():

@@ -1,1 +1,1 @@
-"""The `inspect` and `verify` verbs: what a dataset holds, and whether it is what was written."""
+"""The `inspect` and `verify` verbs: show the content of a dataset, and check it for corruption."""

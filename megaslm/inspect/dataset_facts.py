@@ -1,4 +1,4 @@
-"""What a dataset is, in numbers: from its manifest and, where it is scored, from its summary or a sample of rows."""
+"""A dataset in numbers: from its manifest and, if it is scored, from its score summary or a sample of rows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ from megaslm.slm.valid_targets import valid_targets
 from megaslm.tokenizer.tokenizer import load_tokenizer
 
 EXCERPT_TOKENS = 64
-"""Most tokens of a document whose text is given."""
+"""Maximum number of tokens in an excerpt of a document."""
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 SAMPLED_ROWS = 256
-"""Rows of each domain of each split whose losses are read: evenly spread, and all where there are no more."""
+"""Rows per domain and split whose losses are read, evenly spread; all rows if there are fewer."""
 
 
 def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float:
-    """Of the targets of the given rows, the part that is selected."""
+    """The share of the given rows' targets that is selected."""
     selected = targets = 0
     for number in rows:
         row = reader[number]
@@ -36,36 +36,36 @@ def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float
 
 @dataclass(frozen=True)
 class DocumentFacts:
-    """One document and how hard the reference finds it."""
+    """A document and its reference loss."""
 
     row: int
     """The row of the domain in which it begins."""
     token: int
-    """The place of its first token there."""
+    """The index of its first token in that row."""
     targets: int
     """Its valid targets."""
     mean_loss: float
-    """Of these, in nats."""
+    """Mean loss of these targets, in nats."""
     excerpt: str
-    """How its text begins."""
+    """The beginning of its text."""
 
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """How the losses of one domain are distributed."""
+    """The distribution of one domain's losses."""
 
     histogram: tuple[int, ...]
     """Targets in each bin; see `megaslm.dataset.score_summary.LOSS_BIN_EDGES`."""
     worst: tuple[DocumentFacts, ...]
-    """The documents of largest mean loss, that first."""
+    """The documents of largest mean loss, the largest first."""
     best: tuple[DocumentFacts, ...]
-    """Those of smallest mean loss, likewise."""
+    """The documents of smallest mean loss, likewise."""
 
 
 def scores_of(dataset: Path, manifest: Manifest) -> ScoreSummary | None:
-    """The summary of a dataset; null where it has none.
+    """The score summary of a dataset, None if it has none.
 
-    Raises DataError where the file is no summary, or one of other parts than the manifest lists.
+    Raises DataError where the file is not a summary, or lists other parts than the manifest.
     """
     scores = read_scores(dataset)
     if scores is None:
@@ -78,14 +78,14 @@ def scores_of(dataset: Path, manifest: Manifest) -> ScoreSummary | None:
     ]
     if [(part.split, part.domain, part.part, part.rows) for part in scores.parts] != listed:
         raise DataError(
-            f"{dataset / SCORES}: tells of {len(scores.parts)} parts that are not the {len(listed)} of the manifest; "
-            "remove this file, which the rows do not need, or score the dataset again"
+            f"{dataset / SCORES}: lists {len(scores.parts)} parts that are not the {len(listed)} of the manifest; "
+            "remove this file (the rows do not need it), or score the dataset again"
         )
     return scores
 
 
 def score_facts(dataset: Path, manifest: Manifest, scores: DomainScores) -> ScoreFacts:
-    """What is known of one domain; reads the beginnings of the documents that are named."""
+    """The score facts of one domain. Reads the beginnings of the listed documents."""
     reader = RowReader(dataset, scores.split, scores.domain)
     tokenizer = load_tokenizer(dataset / TOKENIZER)
 
@@ -98,30 +98,29 @@ def score_facts(dataset: Path, manifest: Manifest, scores: DomainScores) -> Scor
 
 
 def _excerpt(reader: RowReader, tokenizer: Tokenizer, document: DocumentLoss, seq_len: int) -> str:
-    # A document has as many targets as tokens: none is its first, and one is its EOS.
+    # A document has as many targets as tokens: its first token is not a target, but its EOS is.
     stop = document.token + min(document.targets, EXCERPT_TOKENS)
     rows = reader.rows(document.row, document.row + -(-stop // seq_len))["tokens"]
-    # Rows share a token: without their last they are one stream.
+    # Neighbouring rows share a token. Without their last tokens they are one stream.
     ids = rows[:, :-1].astype(np.int64).ravel()[document.token : stop].tolist()
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
-    # The last character may have lost some of its bytes.
+    # The cut may have removed some bytes of the last character.
     return text.rstrip(_NO_CHARACTER) if document.targets > EXCERPT_TOKENS else text
 
 
 @dataclass(frozen=True)
 class LossFacts:
-    """The reference's losses: of all rows where the dataset has a summary, else of sampled ones."""
+    """The reference's losses: of all rows if the dataset has a score summary, else of sampled rows."""
 
     rows: int
-    """How many they are of."""
+    """Number of rows."""
     targets: int
     """Their valid targets."""
     mean: float
     """In nats."""
     median: float
-    """In nats."""
     p95: float
-    """In nats; one target in twenty has more. In a summary it is, as the median, interpolated within a bin."""
+    """The 95th percentile in nats. In a summary it is, like the median, interpolated within a bin."""
     perplexity: float
     """exp(mean)."""
 
@@ -139,16 +138,16 @@ class ShareFacts:
     targets_per_document: float
     parts: int
     bytes: int
-    """On disk."""
+    """Size on disk."""
     bytes_per_target: float
-    """On disk; what is stored beside the tokens counts too."""
+    """Size on disk of all columns, per target."""
     padding_share: float
-    """Of the places of its rows, those that padding fills."""
+    """The share of its rows' positions that is padding."""
     ref_loss: LossFacts | None
     scores: ScoreFacts | None
-    """Where the dataset has a summary of its scoring."""
+    """None if the dataset has no score summary."""
     selected_share: float | None
-    """Of the targets of sampled rows, those that a masked dataset selects."""
+    """The share of sampled rows' targets that the mask selects; None if the dataset is not masked."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +158,11 @@ class DatasetFacts:
     manifest: Manifest
     shares: tuple[ShareFacts, ...]
     scores: ScoreSummary | None
-    """Of the whole dataset, where it has one."""
+    """The score summary of the whole dataset, if it has one."""
 
 
 def dataset_facts(dataset: Path, split: Split | None = None, domain: str | None = None) -> DatasetFacts:
-    """The facts of all of a dataset, or of one split or one domain of it.
+    """The facts of a whole dataset, or of one split or one domain of it.
 
     Raises DataError where there is no such dataset, split or domain.
     """
@@ -210,7 +209,7 @@ def _share_facts(
 
 
 def padding_tokens(manifest: Manifest, share: DomainSplit) -> int:
-    """How many EOS fill the last rows of the parts.
+    """The number of EOS tokens that fill the last rows of the parts.
 
     A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens, which are its targets, an EOS
     after each document, and the padding.

@@ -1,4 +1,4 @@
-"""What `megaslm inspect` shows of a dataset: a table of its splits and domains, and how its losses are distributed."""
+"""The output of `megaslm inspect`: a table of a dataset's splits and domains, and the distribution of its losses."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,12 +18,12 @@ _EIGHTHS = " ▁▂▃▄▅▆▇█"
 _BINS_BETWEEN_MARKS = 8
 _EXCERPT_WIDTH = 80
 _DOCUMENTS_OF_MANY = 3
-"""Documents shown at either end where several domains are shown; all where it is one."""
+"""Documents shown at either end if several domains are shown. A single domain shows all."""
 _HASH_DIGITS = 12
 
 
 def show_scores(console: Console, shares: Sequence[ShareFacts], scores: ScoreSummary) -> None:
-    """Prints it for the given domains."""
+    """Prints the distribution of losses for the given domains."""
     of_shares = [(f"{share.split}/{share.domain}", share.scores) for share in shares if share.scores is not None]
     console.print(_histograms(of_shares))
     console.print(_documents(of_shares))
@@ -42,15 +42,15 @@ def _histograms(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
 
 
 def _axis() -> str:
-    """Marks at edges of bins, each where the bin above it begins."""
+    """Marks at edges of bins, each at the start of the bin above it."""
     marks = "".join(f"|{edge:<{_BINS_BETWEEN_MARKS - 1}.2g}" for edge in LOSS_BIN_EDGES[::_BINS_BETWEEN_MARKS])
     return f"0{marks}".rstrip()
 
 
 def _bars(histogram: Sequence[int]) -> Iterator[str]:
-    """Lines from the top: a bin is a column, as high as its count by the largest."""
+    """Lines from the top. A bin is a column, its height is its count divided by the largest count."""
     heights = [round(count / max(histogram) * _BAR_LINES * 8) for count in histogram]
-    # What there is shows, however little.
+    # A bin that is not empty is visible, however small its count.
     heights = [max(height, min(1, count)) for height, count in zip(heights, histogram, strict=True)]
     for line in reversed(range(_BAR_LINES)):
         yield "".join(_EIGHTHS[min(8, max(0, height - 8 * line))] for height in heights)
@@ -61,7 +61,7 @@ def _documents(of_shares: Sequence[tuple[str, ScoreFacts]]) -> Table:
     table.add_column("", style="bold", overflow="fold")
     for name in ("mean\nref_loss", "targets", "row", "token"):
         table.add_column(name, justify="right", no_wrap=True)
-    # Rich makes columns that may wrap narrower first; these texts do not wrap, but are cut.
+    # Rich first narrows columns that may wrap. These texts do not wrap: they are cut.
     table.add_column("begins", max_width=_EXCERPT_WIDTH)
     shown = _DOCUMENTS_OF_MANY if len(of_shares) > 1 else None
     for place, scores in of_shares:
@@ -116,7 +116,7 @@ def _statistics_table(title: str) -> Table:
 
 
 def show_dataset(console: Console, facts: DatasetFacts) -> None:
-    """Prints it all."""
+    """Prints all facts of a dataset."""
     manifest = facts.manifest
     title = Text.assemble((manifest.name, "not dim bold"), f" · {manifest.kind} · {facts.dataset}")
     console.print(Panel(_description(manifest), title=title, title_align="left", border_style="dim"))
@@ -235,7 +235,7 @@ def _table(*numbers: str) -> Table:
 
 
 def _places(facts: DatasetFacts) -> Iterator[tuple[tuple[str, Text], ShareFacts]]:
-    """Each share with what its line begins with; a split is named once."""
+    """Each share with the first cells of its line. A split is named once."""
     last_split = None
     for share in facts.shares:
         yield ("" if share.split == last_split else share.split, Text(share.domain)), share

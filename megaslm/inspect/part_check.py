@@ -1,4 +1,4 @@
-"""Whether one part of a dataset is, byte for byte, what was written, and whether its rows hold what rows may hold."""
+"""Checks one part of a dataset: every byte against the checksums, and every value against its allowed range."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,16 +19,16 @@ from megaslm.slm.valid_targets import valid_targets
 
 _OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask")
 _CHUNK_BYTES = 2**20
-"""Rows are looked at so many bytes at a time, which stay in a core's cache from one check to the next."""
+"""Rows are checked in chunks of this size, which stay in a core's cache from one check to the next."""
 _LARGEST_FLOAT16 = 0x7BFF
-"""The bits of 65504, the largest finite one; above come infinity, NaN and what is negative."""
+"""The bits of 65504, the largest finite float16. Larger bit patterns are infinity, NaN and negative values."""
 _NATS = ("ref_loss", "ref_entropy")
 OnBytes = Callable[[int], None]
-"""Called with the bytes that were read since the last call, from any thread."""
+"""Called with the number of bytes read since the last call, from any thread."""
 
 
 def files_of_part(folder: Path, index: ShardIndex) -> Iterator[Path]:
-    """The files of a part that lies in `folder`: those that were written, and those that `streaming` may unpack."""
+    """The files of a part in `folder`: the written ones, and those that `streaming` may unpack."""
     yield folder / INDEX
     for shard in index.shards:
         yield folder / shard.stored.basename
@@ -36,16 +36,16 @@ def files_of_part(folder: Path, index: ShardIndex) -> Iterator[Path]:
 
 
 def leftovers(dataset: Path, known: Iterable[Path]) -> Iterator[Path]:
-    """What is in the folder and is none of the `known` files and folders below it, sorted.
+    """The files and folders in the dataset's folder that are not `known`, sorted.
 
-    A folder in which nothing is known is given as one; into one that is known itself nobody looks.
+    A folder without known content is listed as one item. A known folder is not searched.
     """
     ours = {*known, dataset / MANIFEST, *(dataset / name for name in BESIDE_ROWS)}
     yield from _unknown(dataset, ours, holders={parent for path in ours for parent in path.parents})
 
 
 def what_it_is(path: Path) -> str:
-    """What to say of a leftover."""
+    """The finding about a leftover."""
     if path.name.startswith(_OF_AN_INTERRUPTED_RUN):
         return "was left by a run that was interrupted; it may be removed when none is at work here"
     return "is no part of this dataset"
@@ -63,18 +63,18 @@ def _unknown(folder: Path, known: set[Path], holders: set[Path]) -> Iterator[Pat
 
 @dataclass(frozen=True)
 class RowRules:
-    """What holds for every row of one domain."""
+    """The rules for every row of one domain."""
 
     row_format: RowFormat
     """Columns and vocabulary."""
     domain: int
     """The domain's number."""
     eos_id: int
-    """What follows it is no target."""
+    """A token after it is not a target."""
 
 
 class RowCheck:
-    """Looks at the rows of one part, shard after shard."""
+    """Checks the rows of one part, shard after shard."""
 
     def __init__(self, rules: RowRules) -> None:
         self.targets = 0
@@ -83,9 +83,9 @@ class RowCheck:
         self._hashes = {name: hashlib.sha256() for name in rules.row_format.columns if name != "domain"}
 
     def add(self, path: Path, rows: NDArray[np.void]) -> Iterator[CorruptData]:
-        """Look at the next rows (n,), structured by column, which are those of the shard at `path`.
+        """Check the next rows (n,), structured by column: those of the shard at `path`.
 
-        Gives one finding for each kind of thing that is wrong: the first row of the shard that has it, and how many.
+        Yields one finding per kind of fault: the first row of the shard that has it, and the number of such rows.
         """
         faults: dict[str, _Fault] = {}
         step = max(1, _CHUNK_BYTES // rows.dtype.itemsize)
@@ -96,7 +96,7 @@ class RowCheck:
         yield from (CorruptData(path, str(fault)) for fault in faults.values())
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
-        """Whether all rows of the part, stored at `path`, hash to what its record says."""
+        """Compare the hashes of all rows of the part, stored at `path`, with its record."""
         recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS, "selected")}
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
@@ -108,7 +108,7 @@ class RowCheck:
                 )
 
     def _faults(self, rows: NDArray[np.void]) -> Iterator["_Fault"]:
-        """What is wrong with rows (n,); they are counted and hashed on the way."""
+        """The faults of rows (n,). Counts and hashes the rows too."""
         columns = {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names or ()}
         for name, digest in self._hashes.items():
             digest.update(columns[name].data)
@@ -127,9 +127,9 @@ class RowCheck:
 
 
 def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
-    """What is wrong with `values` (n, seq_len): their range, and 0 wherever `valid`, (n, seq_len), is false."""
+    """The faults of `values` (n, seq_len): out of range, or not 0 where `valid` (n, seq_len) is false."""
     bits = values.view(np.uint16)
-    # Comparing bits is quick and lets a negative zero through to the slower look, which is content with it.
+    # Comparing bits is fast. It also catches a negative zero, which the slower check then accepts.
     if int(bits.max()) > _LARGEST_FLOAT16:
         yield from _Fault.at(name, values, ~(np.isfinite(values) & (values >= 0)), "0 to 65504")
     invalid = ~valid
@@ -138,7 +138,7 @@ def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_
 
 
 def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
-    """What is wrong with `bits` (n, bytes) of the column `selected`: only of a target may one be set."""
+    """The faults of `bits` (n, bytes) of the column `selected`: bits that are set without a target."""
     wrong = bits & ~pack_mask(valid)
     if wrong.any():
         places = unpack_mask(wrong, 8 * bits.shape[1])
@@ -147,19 +147,17 @@ def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator[
 
 @dataclass(frozen=True)
 class _Fault:
-    """One kind of thing that is wrong with rows."""
-
     kind: str
     finding: str
     """The first value and what was expected."""
     row: int
     """The first row that has it."""
     rows: int
-    """How many have it."""
+    """The number of rows that have it."""
 
     @classmethod
     def at(cls, kind: str, values: NDArray[np.generic], where: NDArray[np.bool_], expected: str) -> Iterator["_Fault"]:
-        """A fault where `where` holds anywhere; `values` and `where` are (n, m)."""
+        """A fault if `where` is true anywhere; `values` and `where` are (n, m)."""
         rows = where.any(axis=1)
         if rows.any():
             row, place = np.unravel_index(int(where.argmax()), where.shape)
@@ -177,18 +175,18 @@ def _short(sha256: str | None) -> str:
 
 @dataclass(frozen=True)
 class CheckedPart:
-    """What was found in one part."""
+    """The findings of one part."""
 
     index: ShardIndex | None
-    """Its index; null where that is corrupt, and its shards could not be looked at."""
+    """Its index; None if that is corrupt, so that its shards could not be checked."""
     targets: int | None
-    """Valid targets of its rows; null where not all of them could be read."""
+    """Valid targets of its rows; None if not all rows could be read."""
     corruptions: tuple[CorruptData, ...]
-    """Everything that is wrong with it."""
+    """All faults of the part."""
 
 
 def check_part(domain_folder: Path, part: Part, rules: RowRules, on_bytes: OnBytes) -> CheckedPart:
-    """Read all of a part, each byte once, and compare it with its record and with what rows may hold."""
+    """Read a whole part, each byte once, and compare it with its record and with the rules for rows."""
     try:
         index = read_part_index(domain_folder, part)
     except CorruptData as corruption:
@@ -205,14 +203,13 @@ def check_part(domain_folder: Path, part: Part, rules: RowRules, on_bytes: OnByt
             corruptions.append(corruption)
             whole = False
         on_bytes(shard.stored.bytes)
-    # Of a part that lacks rows the hashes differ, and saying so would say nothing new.
+    # The hashes of a part that lacks rows differ anyway, so that finding would add nothing.
     if whole:
         corruptions += check.compare(folder, part)
     return CheckedPart(index, check.targets if whole else None, tuple(corruptions))
 
 
 def _read(path: Path, shard: Shard, rules: RowRules) -> NDArray[np.void]:
-    """The rows of a shard. Raises CorruptData where the file is not what the index says."""
     check_columns(path, shard, rules.row_format.columns)
     check_size(path, shard)
     try:
@@ -226,7 +223,7 @@ def _read(path: Path, shard: Shard, rules: RowRules) -> NDArray[np.void]:
 
 
 def _check_unpacked(folder: Path, shard: Shard) -> Iterator[CorruptData]:
-    """Where `streaming` has unpacked a shard, it reads that file from then on, without a further look."""
+    """Checks unpacked shards. `streaming` reads an unpacked file from then on, without checking it."""
     path = folder / shard.raw_data.basename
     if shard.zip_data is not None and path.is_file():
         try:

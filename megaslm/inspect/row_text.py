@@ -1,4 +1,4 @@
-"""One row of a dataset as documents, each token's text, and losses."""
+"""A row of a dataset as documents, with each token's text and losses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,40 +19,40 @@ from megaslm.tokenizer.tokenizer import load_tokenizer
 
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 _MOST_TOKENS = 16
-"""Tokens that are tried together: a character has up to 4 bytes, and a token may hold bytes of two characters."""
+"""Maximum number of tokens tried together: a character has up to 4 bytes, and a token may span two characters."""
 
 
 @dataclass(frozen=True)
 class TokenText:
-    """Tokens that make whole characters together: one, or as many as share a character's bytes."""
+    """Tokens that together make whole characters: one token, or several that share a character's bytes."""
 
     text: str
-    """Their text; bytes that are no UTF-8 are replacement characters."""
+    """Their text. Bytes that are not UTF-8 are replacement characters."""
     first: int
-    """The place of the first token in its row."""
+    """The index of the first token in its row."""
     tokens: int
-    """How many they are."""
+    """The number of tokens."""
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int | None) -> Iterator[TokenText]:
-    """The text of `ids`, which stand in their row from `first` on, piece by piece; joined they are the whole text.
+    """The text of `ids`, which are in their row from index `first` on, piece by piece. Joined they are the whole text.
 
-    A tokenizer decodes a token otherwise at the beginning of a text than within it (a word's space belongs to the
-    word). `after` is a token to be taken as standing before `ids`; null where a text begins with them.
+    A tokenizer decodes the first token of a text differently (a word's space belongs to the word). `after` is the token
+    that comes before `ids`; None if a text begins with them.
     """
     before = [] if after is None else [after]
     start = 0
     while start < len(ids):
         length, text = _shortest_whole(tokenizer, before, ids[start : start + _MOST_TOKENS])
         yield TokenText(text, first + start, length)
-        # After a stray byte a decoder would take the next character's bytes for strays as well.
+        # After a stray byte, a decoder would take the bytes of the next character for stray bytes too.
         if _NO_CHARACTER not in text:
             before = list(ids[start : start + length])
         start += length
 
 
 def _shortest_whole(tokenizer: Tokenizer, before: list[int], ids: Sequence[int]) -> tuple[int, str]:
-    """How many of `ids` make whole characters, and which; one and its replacement where they are no UTF-8."""
+    """The number of `ids` that make whole characters, and their text. One id and its replacement if not UTF-8."""
     for length in range(1, len(ids) + 1):
         text = _text_after(tokenizer, before, list(ids[:length]))
         if _NO_CHARACTER not in text:
@@ -62,7 +62,7 @@ def _shortest_whole(tokenizer: Tokenizer, before: list[int], ids: Sequence[int])
 
 def _text_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
     known, text = _text(tokenizer, before), _text(tokenizer, before + ids)
-    # A decoder that mends spaces may change what stands before: then the tokens speak for themselves.
+    # A decoder that cleans up spaces may change the text before. Then the tokens are decoded alone.
     return text.removeprefix(known) if text.startswith(known) else _text(tokenizer, ids)
 
 
@@ -72,34 +72,33 @@ def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 @dataclass(frozen=True)
 class RowPlace:
-    """Where a row is."""
+    """The place of a row."""
 
     split: Split
     domain: str
     row: int
     """Its number in the domain."""
     rows: int
-    """How many the domain has."""
+    """The number of rows in the domain."""
     part: str
     """The part that holds it."""
     row_of_part: int
-    """Its number there."""
+    """Its number in the part."""
 
 
 @dataclass(frozen=True)
 class RowDocument:
-    """What a row holds of one document, without the EOS that ends it."""
+    """The part of one document in a row, without the EOS that ends it."""
 
     begins: bool
     """Whether it begins in this row."""
     ends: bool
     """Whether it ends in this row."""
     start: int
-    """The place of its first token in the row."""
+    """The index of its first token in the row."""
     stop: int
-    """The place after its last: where it ends, that of its EOS."""
+    """The index after its last token: the index of its EOS if it ends here."""
     pieces: tuple[TokenText, ...]
-    """Its text."""
 
 
 @dataclass(frozen=True)
@@ -110,24 +109,24 @@ class RowText:
     tokens: tuple[int, ...]
     """Their ids."""
     documents: tuple[RowDocument, ...]
-    """What it holds, in order; each that ends does so with EOS."""
+    """Its documents, in order. A document that ends in the row ends with EOS."""
     padding_tokens: int
-    """How many EOS fill its end."""
+    """The number of EOS tokens that fill its end."""
     eos: str
     """The name of the EOS token."""
     ref_loss: tuple[float | None, ...] | None
-    """For each token the reference's loss in nats; null where it is no target. Null where the dataset has none."""
+    """The reference's loss of each token, in nats; None for a token that is not a target. None without losses."""
     ref_entropy: tuple[float | None, ...] | None
-    """Likewise the entropy of the reference's prediction."""
+    """The entropy of the reference's prediction, likewise."""
     selected: tuple[bool, ...] | None
-    """For each token whether it is a target that the dataset's mask selects. Null where it has no mask."""
+    """For each token whether it is a target that the dataset's mask selects. None if the dataset has no mask."""
 
 
 def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -> RowText:
     """A row of `split`, as text.
 
-    Rows are counted over the domains of the split in the manifest's order, as training numbers them; with `domain`
-    over that domain alone.
+    Rows are counted over the domains of the split in the manifest's order, as in training. With `domain` they are
+    counted within that domain.
 
     Raises DataError where there is no such dataset, split, domain or row.
     """
@@ -137,7 +136,7 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
     read = columns[place.row_of_part]
     before = columns[place.row_of_part - 1]["tokens"] if place.row_of_part > 0 else None
     tokens = read["tokens"].astype(np.int64)
-    # The first token is the last of the row before, and begins a document where the one before that ended one.
+    # The first token is the last of the previous row. It begins a document if an EOS comes before it there.
     begins = before is None or bool(before[-2] == manifest.eos_id)
     padding = _padding(tokens, manifest.eos_id)
     tokenizer = load_tokenizer(dataset / TOKENIZER)
@@ -186,14 +185,14 @@ def _part_of(parts: list[Part], row: int) -> tuple[Part, int]:
 
 
 def _padding(tokens: NDArray[np.int64], eos_id: int) -> int:
-    """How many EOS at the end of a row follow the one that ends its last document."""
+    """The number of EOS tokens at the end of a row after the one that ends its last document."""
     others = np.flatnonzero(tokens != eos_id)
     trailing = len(tokens) - 1 - int(others[-1]) if len(others) else len(tokens)
     return max(0, trailing - 1)
 
 
 def _documents(tokens: NDArray[np.int64], eos_id: int) -> Iterator[tuple[int, int, bool]]:
-    """Where each document starts and stops (its EOS excluded), and whether an EOS follows."""
+    """The start and the stop of each document (its EOS excluded), and whether an EOS follows."""
     start = 0
     for stop in np.flatnonzero(tokens == eos_id).tolist():
         yield start, stop, True
@@ -205,7 +204,7 @@ def _documents(tokens: NDArray[np.int64], eos_id: int) -> Iterator[tuple[int, in
 def _of_tokens(
     values: NDArray[np.generic] | None, tokens: NDArray[np.int64], eos_id: int
 ) -> tuple[float | None, ...] | None:
-    """What is known of each token as a target: nothing of the first, and of one that follows EOS."""
+    """The value of each token as a target; None for the first token, and for a token after EOS."""
     if values is None:
         return None
     valid = valid_targets(tokens, eos_id).tolist()
@@ -214,7 +213,7 @@ def _of_tokens(
 
 
 def _selected(bits: NDArray[np.generic] | None, targets: int) -> tuple[bool, ...] | None:
-    """The bits of each token as a target; the first is none."""
+    """The bit of each token as a target; false for the first token, which is not a target."""
     if bits is None:
         return None
     return (False, *unpack_mask(cast(NDArray[np.uint8], bits)[None], targets)[0].tolist())

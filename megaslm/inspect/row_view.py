@@ -1,4 +1,4 @@
-"""What `megaslm inspect --row` shows: a row's text, document after document, coloured by losses or marked by a mask."""
+"""The output of `megaslm inspect --row`: a row's text by document, coloured by losses or marked by a mask."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,14 +30,14 @@ _STEPS: tuple[tuple[float, Style], ...] = (
     (8.0, Style(color="#ffffff", bgcolor="#a8323e")),
     (math.inf, Style(color="#ffffff", bgcolor="#5c1a4f")),
 )
-"""Below how many nats a token is shown how."""
+"""Style of a token by the upper limit of its loss, in nats."""
 _BOUND = Style(color="cyan")
 _SIGN = Style(color="cyan", bold=True)
 _CONTEXT = Style(dim=True)
 
 
 class ShownToken(NamedTuple):
-    """What the tokens at `places` show as."""
+    """The shown text of the tokens at `places`."""
 
     text: str
     places: range
@@ -45,20 +45,20 @@ class ShownToken(NamedTuple):
 
 
 class SelectionMarks:
-    """The marks of one row."""
+    """The marks of a row's selected tokens."""
 
     def __init__(self, selected: Sequence[bool], *, colours: bool) -> None:
-        """Takes for each token whether it is selected."""
+        """`selected` says of each token whether it is selected."""
         self._selected = selected
         self._colours = colours
 
     def legend(self) -> Text:
-        """What the marks mean."""
+        """The meaning of the marks."""
         mark = (" … ", _SELECTED) if self._colours else "[[…]]"
         return Text.assemble(mark, (f" marks the {sum(self._selected):,} tokens that the mask selects", _LEGEND))
 
     def text_of(self, pieces: Iterable[ShownToken]) -> Text:
-        """The pieces one after the other; what is selected side by side has one mark."""
+        """The pieces one after the other. Adjacent selected pieces share one mark."""
         text = Text(overflow="fold")
         for selected, run in groupby(pieces, self._is_selected):
             marked = Text()
@@ -72,7 +72,7 @@ class SelectionMarks:
 
 
 def show_row(console: Console, row: RowText) -> None:
-    """Prints it; where there is no colour, brackets mark the hardest tokens, or those that a mask selects."""
+    """Prints a row. Without colours, brackets mark the hardest tokens, or those that a mask selects."""
     view = _RowView(row, colours=console.color_system is not None and not console.no_color)
     width = min(console.width, _RULE_WIDTH)
     console.print(view.heading())
@@ -83,7 +83,7 @@ def show_row(console: Console, row: RowText) -> None:
         console.print(view.marks.legend())
     for document in row.documents:
         console.print(_opening(document), width=width)
-        # Outside of a terminal there is no edge to fold lines at.
+        # Outside a terminal, lines have no maximum width.
         console.print(view.text_of(document), soft_wrap=not console.is_terminal)
         console.print(_closing(document), width=width)
     if row.padding_tokens:
@@ -93,8 +93,6 @@ def show_row(console: Console, row: RowText) -> None:
 
 
 class _RowView:
-    """A row and what is to be marked in it."""
-
     def __init__(self, row: RowText, *, colours: bool) -> None:
         self.marks = None if row.selected is None else SelectionMarks(row.selected, colours=colours)
         self._row = row
@@ -168,7 +166,7 @@ class _RowView:
         return table
 
     def _words(self) -> Iterator[tuple[int, tuple[str, str]]]:
-        """Each token's place, the text before it in its document, and its own."""
+        """Each token's index, the text before it in its document, and its own text."""
         for document in self._row.documents:
             before = ""
             for piece in document.pieces:
@@ -180,7 +178,7 @@ class _RowView:
                 yield document.stop, (before[-_CONTEXT_CHARACTERS:], f"⟨{self._row.eos}⟩")
 
     def _marked(self, shown: str, places: range, style: Style) -> Text:
-        """What tokens at `places` show as, marked by the largest of their losses."""
+        """The shown text of the tokens at `places`, styled by the largest of their losses."""
         losses = [loss for loss in (self._losses[place] for place in places) if loss is not None]
         if losses:
             style += self._style(max(losses))

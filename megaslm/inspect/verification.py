@@ -1,4 +1,4 @@
-"""What `megaslm verify` shows: how far it is, and what it found."""
+"""The output of `megaslm verify`: its progress and its findings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from megaslm.inspect.verify import Finding, OnProgress, Verification
 from megaslm.observe.display import size
 
 _SHOWN = 100
-"""Findings of one kind that are printed; the report in JSON has all."""
+"""Findings of one kind that are printed. The JSON report has all."""
 
 
 @contextmanager
 def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
-    """A bar of bytes for as long as the block runs, where `console` is a terminal; gives what moves it."""
+    """A progress bar of bytes during the block, if `console` is a terminal. Yields the function that moves it."""
     bar = Progress(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
@@ -33,7 +33,7 @@ def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
 
 
 def show_verification(console: Console, found: Verification) -> None:
-    """Prints every problem and every warning, and what was read how fast."""
+    """Prints every problem and every warning, and the amount and speed of reading."""
     _show(console, "problem", "bold red", found.problems)
     _show(console, "warning", "yellow", found.warnings)
     console.print(

@@ -1,4 +1,4 @@
-"""The `verify` verb: whether every byte of a dataset is what was written, and every value one that it may be."""
+"""The `verify` verb: checks every byte of a dataset for corruption, and every value for its allowed range."""
 
 import os
 import threading
@@ -16,51 +16,47 @@ from megaslm.errors import CorruptData
 from megaslm.inspect.part_check import CheckedPart, RowRules, check_part, files_of_part, leftovers, what_it_is
 
 OnProgress = Callable[[int, int], None]
-"""Called with the bytes that were read and those that are to be read, from one thread at a time."""
+"""Called with the bytes read so far and the bytes to read in all, from one thread at a time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one file."""
+    """One finding about one file."""
 
     path: str
     """The file or folder, relative to the dataset."""
     finding: str
-    """What was found and what was expected."""
+    """The value found and the value expected."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a look at all of a dataset found."""
+    """The result of verifying a dataset."""
 
     dataset: str
-    """Its folder."""
     problems: tuple[Finding, ...]
-    """Everything that is wrong with it."""
     warnings: tuple[Finding, ...]
-    """What lies in its folder and is no part of it."""
+    """Files and folders that are not part of the dataset."""
     parts: int
-    """How many its manifest lists."""
+    """Number of parts in the manifest."""
     rows: int
-    """How many its manifest counts."""
+    """Number of rows in the manifest."""
     bytes: int
     """Size of the shards that were read."""
     seconds: float
-    """How long it took."""
     workers: int
-    """Threads that read."""
 
 
 def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress | None = None) -> Verification:
-    """Read all of `dataset`, each byte once, and report everything that is wrong with it, not only the first.
+    """Read all of `dataset`, each byte once, and report all faults, not only the first.
 
-    The manifest states its own checksum, the SHA-256 of the tokenizer's files, of each part's index and of each
-    column; an index states the checksum of each shard. What these cover is compared, and the values themselves are
-    looked at: ids in the vocabulary, losses finite and 0 where nothing reads them, targets as many as counted. A
-    manifest that is corrupt ends the look. Parts are read by `workers` threads (null: one a core); each holds about
-    one shard in memory, and where shards are compressed also what it unpacks to.
+    The manifest states its own checksum and the SHA-256 of the tokenizer's files, of each part's index and of each
+    column. An index states the checksum of each shard. All of these are compared. The values are checked too: ids are
+    in the vocabulary, losses are finite (and 0 where nothing reads them), and targets are as many as counted. A corrupt
+    manifest ends the check. `workers` threads (None: one per core) read parts. Each holds about one shard in memory,
+    for compressed shards also the unpacked one.
 
-    Raises DataError where the folder is no finished dataset, or one of another version.
+    Raises DataError where the folder is not a finished dataset, or is one of another version.
     """
     started = time.monotonic()
     threads = workers or os.cpu_count() or 1
@@ -119,7 +115,6 @@ def _shares(dataset: Path, manifest: Manifest) -> list[_Share]:
 
 
 def _check_parts(shares: Sequence[_Share], threads: int, on_progress: OnProgress | None) -> list[list[CheckedPart]]:
-    """What was found in each part of each share, in the order of their numbers."""
     progress = _Progress(sum(share.bytes for share in shares), on_progress)
     pool = ThreadPoolExecutor(threads)
     try:
@@ -133,8 +128,6 @@ def _check_parts(shares: Sequence[_Share], threads: int, on_progress: OnProgress
 
 
 class _Progress:
-    """Adds up what the threads have read."""
-
     def __init__(self, total_bytes: int, on_progress: OnProgress | None) -> None:
         self._done_bytes = 0
         self._total_bytes = total_bytes
@@ -149,7 +142,7 @@ class _Progress:
 
 
 def _damages(dataset: Path, share: _Share, checked: Sequence[CheckedPart]) -> Iterator[CorruptData]:
-    """What is wrong with a share: with its parts, with what joins them, and with what is counted over them."""
+    """The faults of a share: of its parts, of its merged index, and of its counts."""
     yield from foreign_parts(share.folder, share.parts)
     for part in checked:
         yield from part.corruptions
@@ -178,7 +171,7 @@ def _check_joined(share: _Share, checked: Sequence[CheckedPart]) -> None:
 
 
 def _known(share: _Share, checked: Sequence[CheckedPart]) -> Iterator[Path]:
-    """The files of a share, and the folders of it into which nobody can look further."""
+    """The files of a share, and its folders that cannot be checked further."""
     yield share.folder / INDEX
     for foreign in foreign_parts(share.folder, share.parts):
         yield foreign.path

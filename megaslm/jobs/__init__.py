@@ -1,1 +1,1 @@
-"""The ledger of a long job's tasks, the processes that draw them, and its progress."""
+"""The ledger of a long job's tasks, the processes that draw them, and the job's progress."""

@@ -1,8 +1,8 @@
-"""The tasks of a job, in a folder that all of its processes share: what is done, and who is doing what.
+"""The tasks of a job, in a folder that all of its processes share: which are done, and which process does which.
 
-A note is there of each task that is done. Whoever does a task holds its lock, which the kernel drops with the process,
-so that the task of one that has died is drawn again by the next who looks. A file beside it tells who is at it, and who
-has died over it.
+Each finished task has a note. A process that does a task holds the task's lock, which the kernel releases when the
+process ends, so that another process can draw the task again. A file beside the lock names the process that does the
+task, and the processes that died over it.
 """
 
 import math
@@ -29,25 +29,25 @@ Outcome = TypeVar("Outcome", bound=BaseModel)
 T = TypeVar("T")
 
 MOST_DEATHS = 3
-"""A task whose process has died so often within one run of its job is left."""
+"""A task is given up after this many of its processes have died within one run of its job."""
 _PATIENCE_SECONDS = 120.0
-"""How long a file system of several hosts may keep the lock of a host that died."""
-# Hundreds of processes on a network file system would load its server if all that wait looked at all that others do.
-# They look at a few tasks at a time, and more seldom the more they are.
+"""How long a network file system may keep the lock of a host that died."""
+# Hundreds of processes would overload the server of a network file system if each waiting one looked at all busy tasks.
+# They look at a few tasks at a time, and the less often the more processes there are.
 _LOOKED_AT_ONCE = 8
 _PAUSE_SECONDS_PER_PROCESS = 0.01
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.8
 
 
 class Drawn(Enum):
-    """What came of drawing a task."""
+    """The result of drawing a task."""
 
     DONE = "done"
-    """Now, or before."""
+    """The task is done, now or before."""
     BUSY = "busy"
-    """Another process is at it."""
+    """Another process is doing it."""
     LEFT = "left"
-    """It has ended `MOST_DEATHS` processes of this run."""
+    """It was given up after `MOST_DEATHS` deaths in this run."""
 
 
 class _Failure(BaseModel):
@@ -59,16 +59,16 @@ class _Failure(BaseModel):
 
 
 class Ledger(Generic[Outcome]):
-    """The ledger of one job."""
+    """The tasks of one job: their results, locks and failures."""
 
     def __init__(self, folder: Path, outcome_type: type[Outcome], *, place: str) -> None:
-        """`place` is what messages call the dataset that the job makes."""
+        """`place` is the job's dataset, as messages name it."""
         self.folder = folder
         self._outcome_type = outcome_type
         self._place = place
 
     def outcome(self, task: str) -> Outcome | None:
-        """What a task did; null where it is still to be done."""
+        """The result of a task; None where it is not done."""
         note = self._note(task)
         if not note.is_file():
             return None
@@ -79,11 +79,11 @@ class Ledger(Generic[Outcome]):
         return self._note(task).is_file()
 
     def note(self, task: str, outcome: Outcome) -> None:
-        """Note what a task did."""
+        """Record the result of a task, which is done then."""
         write_file(self._note(task), outcome.model_dump_json())
 
     def outcomes(self) -> dict[str, Outcome]:
-        """What each task did that is done."""
+        """The results of all finished tasks."""
         tasks = sorted(note.stem.removeprefix("task-") for note in self._notes())
         return {task: outcome for task in tasks if (outcome := self.outcome(task)) is not None}
 
@@ -92,28 +92,28 @@ class Ledger(Generic[Outcome]):
         return any(self._notes())
 
     def forget_all(self) -> None:
-        """Every task is to be done again. Raises Busy where a process is still at one."""
+        """Mark every task as not done. Raises Busy where a process is doing one."""
         for note in self._notes():
             busy = f"{self._place}: {note.stem} is being done by another process; wait for it or stop it"
             with locked(note.with_suffix(".lock"), patience_seconds=_PATIENCE_SECONDS, busy=busy):
                 note.unlink()
 
     def forget_runs(self) -> None:
-        """What earlier runs of the job have left of their progress, their failures and their dead is gone."""
+        """Remove the progress, failures and deaths that earlier runs of the job recorded."""
         for pattern in ("tally-*.json", "failure-*.json", "task-*.tries", PROGRESS):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
     @contextmanager
     def setting_up(self) -> Iterator[None]:
-        """For what one process does and the others wait for."""
+        """A lock for a set-up that one process does while the others wait."""
         with locked(self.folder / "setup.lock", patience_seconds=math.inf, busy=""):
             yield
 
     def draw(self, task: str, do: Callable[[], Outcome], run_id: str, tally: Tally | None = None) -> Drawn:
-        """Do a task and note what it did, unless that is done, another process is at it, or it is to be left.
+        """Do a task and record its result, unless it is done, another process is doing it, or it was given up.
 
-        `run_id` is that of this run of the job. What is done is counted in `tally`. Raises what `do` raises.
+        `run_id` identifies this run of the job. `tally` counts the work. Raises the exceptions of `do`.
         """
         if self.is_done(task):
             return Drawn.DONE
@@ -130,7 +130,7 @@ class Ledger(Generic[Outcome]):
             try:
                 self.note(task, do())
             finally:
-                # Not reached by a process that is killed.
+                # A killed process does not get here.
                 tries.unlink(missing_ok=True)
             if tally is not None:
                 tally.end_task(retried=bool(deaths))
@@ -138,15 +138,15 @@ class Ledger(Generic[Outcome]):
         return Drawn.BUSY
 
     def is_left(self, task: str, run_id: str) -> bool:
-        """Whether so many processes of a run have died over a task that it is to be left."""
+        """Whether the task was given up in this run, because too many of its processes died."""
         return not self.is_done(task) and len(self._tries(task, run_id)) >= MOST_DEATHS
 
     def look_again(self) -> None:
-        """A file system of several hosts remembers for a while that there was no note, but not past an opening."""
+        """Open the folder: a network file system then forgets that a note was missing."""
         os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
 
     def fail(self, run_id: str, error: BaseException) -> None:
-        """Tell all processes of a run that one of them cannot go on, and why; the first message stays."""
+        """Tell all processes of a run that one of them failed, and why. The first message stays."""
         kind = _kind(error)
         message = str(error) if isinstance(error, MegaSLMError) else f"{type(error).__name__}: {error}"
         status = error.exit_status if isinstance(error, MegaSLMError) else 1
@@ -158,14 +158,14 @@ class Ledger(Generic[Outcome]):
             if not path.exists():
                 written.rename(path)
         except OSError:
-            # A full disk, or a ledger that is gone: at least this process says it.
+            # The disk is full or the ledger is gone. This process still reports its own error.
             print(message, file=sys.stderr, flush=True)
         finally:
             with suppress(OSError):
                 written.unlink()
 
     def failure(self, run_id: str) -> MegaSLMError | None:
-        """Why a process of a run cannot go on, as it has raised it or nearly so; null where all can."""
+        """The failure of a process of the run, of the raised class where possible; None where none failed."""
         path = self._failure(run_id)
         if not path.exists():
             return None
@@ -176,13 +176,13 @@ class Ledger(Generic[Outcome]):
         return kind(failure.message)
 
     def raise_if_failed(self, run_id: str) -> None:
-        """Raise PeerFailed where another process of the run cannot go on."""
+        """Raise PeerFailed where another process of the run failed."""
         failure = self.failure(run_id)
         if failure is not None:
             raise PeerFailed(str(failure), failure.exit_status)
 
     def _tries(self, task: str, run_id: str) -> list[str]:
-        """Processes that began a task and did not end it in order: `run_id`, host and process id of each."""
+        """Processes that began a task and did not end it in order: run id, host and process id of each."""
         tries = self._tries_file(task)
         lines = tries.read_text().splitlines() if tries.exists() else []
         return [line for line in lines if line.startswith(f"{run_id} ")]
@@ -201,16 +201,16 @@ class Ledger(Generic[Outcome]):
 
 
 def new_run_id() -> str:
-    """For one run of a job, and all of its processes."""
+    """An id for one run of a job, shared by all of its processes."""
     return uuid.uuid4().hex[:12]
 
 
 def draw_all(
     tasks: Sequence[T], draw: Callable[[T], Drawn], look: Callable[[], None], *, processes: int = 1
 ) -> list[T]:
-    """Draw tasks until each is done, by whomever, or left; gives those that were left.
+    """Draw tasks until each is done, by any process, or given up. Returns those that were given up.
 
-    `look` is called while all that is not done is another's: it raises what ends the wait. So many `processes` do so.
+    `look` is called while all remaining tasks are busy; its exception ends the wait. `processes` is how many draw.
     """
     left: list[T] = []
     busy: list[T] = []
@@ -226,7 +226,7 @@ def draw_all(
     for task in tasks:
         if not take(task):
             busy.append(task)
-        # One that another is at may have come free by its death.
+        # The death of its process may have freed a busy task.
         _take_some(busy, take, 1)
     pause = min(_LONGEST_PAUSE_SECONDS, max(_SHORTEST_PAUSE_SECONDS, _PAUSE_SECONDS_PER_PROCESS * processes))
     while busy:
@@ -237,7 +237,7 @@ def draw_all(
 
 
 def _take_some(busy: list[T], take: Callable[[T], bool], most: int) -> bool:
-    """Looks at some of the tasks and drops those that are no more busy; whether there are any such."""
+    """Looks at some of the tasks and drops those that are no longer busy. Returns whether it dropped any."""
     dropped = False
     for _ in range(min(most, len(busy))):
         place = random.randrange(len(busy))
@@ -250,7 +250,7 @@ def _take_some(busy: list[T], take: Callable[[T], bool], most: int) -> bool:
 
 @contextmanager
 def keeping_what_is_done(place: str | Path) -> Iterator[None]:
-    """Says of a full disk, and what else the system refuses, that nothing is lost."""
+    """Adds to a full disk's and other system errors that finished work is kept."""
     try:
         yield
     except OSError as error:
@@ -260,7 +260,7 @@ def keeping_what_is_done(place: str | Path) -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """The nearest class of megaslm.errors that is made of a message alone and ends a process alike; "" for none."""
+    """The nearest class in megaslm.errors made from a message alone, with the same exit status; "" for none."""
     for kind in type(error).__mro__:
         if getattr(errors, kind.__name__, None) is kind and kind.__init__ is Exception.__init__:
             assert issubclass(kind, MegaSLMError)

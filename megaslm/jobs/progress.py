@@ -1,4 +1,4 @@
-"""How far a job has come: each process keeps a tally in a file, and one of them adds up and writes `progress.json`."""
+"""The progress of a job. Each process keeps a tally in a file, and one of them writes the sums to `progress.json`."""
 
 import time
 from collections import Counter
@@ -10,55 +10,53 @@ from pydantic import BaseModel, ConfigDict
 from megaslm.files import read_back, unfinished
 
 PROGRESS = "progress.json"
-# By hundreds of processes, maybe, on a network file system.
+# Hundreds of processes may write to a network file system.
 _WRITE_SECONDS = 1.0
 _PUBLISH_SECONDS = 1.0
 
 
 class JobProgress(BaseModel):
-    """How far a job has come, over all of its processes."""
+    """The progress of a job, over all of its processes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     job: str
-    """The verb that does it."""
+    """The job's verb."""
     unit: str
-    """Of what `total`, `before` and `done` count: a key of `counts`."""
+    """The unit of `total`, `before` and `done`: a key of `counts`."""
     total: int
-    """To be done, what earlier runs did included."""
+    """All units of the job, finished ones included."""
     before: int
-    """Done by earlier runs."""
+    """Units that earlier runs finished."""
     tasks: int
-    """In all."""
     tasks_done: int
-    """Those of earlier runs included."""
+    """Finished tasks, those of earlier runs included."""
     tasks_retried: int
-    """Begun again after the death of a process."""
+    """Tasks that were restarted after the death of a process."""
     tasks_left: int
-    """Given up, because process after process died over them."""
+    """Tasks that were given up, because process after process died over them."""
     counts: dict[str, int]
-    """What this run has done, by what is counted."""
+    """The work of this run, by unit."""
     processes: int
-    """That work on it."""
     seconds: float
-    """Since this run began."""
+    """Seconds since this run began."""
     written: datetime
-    """When this was so, in UTC."""
+    """When this was written, in UTC."""
 
     @property
     def done(self) -> int:
-        """Of the total."""
+        """Finished units of `total`."""
         return min(self.total, self.before + self.counts.get(self.unit, 0))
 
 
 def read_progress(folder: Path) -> JobProgress | None:
-    """The progress of the job whose ledger is in `folder`; null where none was written. Raises DataError."""
+    """The progress of the job whose ledger is in `folder`; None where none was written. Raises DataError."""
     path = folder / PROGRESS
     return read_back(JobProgress, path.read_bytes(), str(path), "remove it") if path.is_file() else None
 
 
 def jobs_in(output: Path) -> list[JobProgress]:
-    """The progress of the jobs that make a dataset in `output`, or work for a remote one there. Raises DataError."""
+    """The progress of the jobs that make the dataset `output`, or a remote one from that folder. Raises DataError."""
     ledgers = sorted(path.parent for depth in (f".*/{PROGRESS}", f".*/.*/{PROGRESS}") for path in output.glob(depth))
     return [progress for ledger in ledgers if (progress := read_progress(ledger)) is not None]
 
@@ -67,19 +65,19 @@ class _Sums(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     counts: dict[str, int] = {}
-    """Of the tasks that are done."""
+    """Of finished tasks."""
     current: dict[str, int] = {}
-    """Of the one that is being done."""
+    """Of the current task."""
     tasks: int = 0
     retried: int = 0
     left: int = 0
 
 
 class Tally:
-    """What one process of a run has done; a process that takes the place of one that died goes on with its tally."""
+    """The work of one process of a run. A process that replaces a dead one continues its tally."""
 
     def __init__(self, folder: Path, run_id: str, place: int) -> None:
-        """`place` is the process's number among those of its run."""
+        """`place` is the index of the process in its run."""
         self._path = folder / f"tally-{run_id}-{place}.json"
         self._sums = _read(self._path)
         self._sums.current = {}
@@ -87,13 +85,13 @@ class Tally:
         self._write()
 
     def report(self, **counts: int) -> None:
-        """How far the task that is being done has come."""
+        """Set the counts of the current task so far."""
         self._sums.current = counts
         if time.monotonic() - self._written_at >= _WRITE_SECONDS:
             self._write()
 
     def end_task(self, *, retried: bool = False) -> None:
-        """The task is done that was last reported on."""
+        """Add the current task to the finished ones."""
         self._sums.counts = dict(Counter(self._sums.counts) + Counter(self._sums.current))
         self._sums.current = {}
         self._sums.tasks += 1
@@ -101,7 +99,7 @@ class Tally:
         self._write()
 
     def end(self, left: int) -> None:
-        """There is nothing more to do; so many tasks were left."""
+        """Record that the process has no more work, and that `left` tasks were given up."""
         self._sums.left = left
         self._write()
 
@@ -113,12 +111,12 @@ class Tally:
 
 
 class Publisher:
-    """Adds up the tallies of a run."""
+    """Sums the tallies of a run and writes `progress.json`."""
 
     def __init__(
         self, folder: Path, run_id: str, *, job: str, unit: str, total: int, before: int, tasks: int, tasks_before: int
     ) -> None:
-        """For the run's first process; of the numbers `JobProgress` tells."""
+        """For the run's first process. The arguments are fields of `JobProgress`."""
         self._folder, self._run_id = folder, run_id
         self._job, self._unit, self._total, self._before = job, unit, total, before
         self._tasks, self._tasks_before = tasks, tasks_before
@@ -126,7 +124,7 @@ class Publisher:
         self._published_at = -_PUBLISH_SECONDS
 
     def publish(self, *, at_once: bool = False) -> JobProgress | None:
-        """How far the run has come, written to `progress.json` too: once a second or at once; else null."""
+        """The progress of the run, also written to `progress.json`: once a second or `at_once`; None in between."""
         now = time.monotonic()
         if not at_once and now - self._published_at < _PUBLISH_SECONDS:
             return None
@@ -146,7 +144,7 @@ class Publisher:
             seconds=now - self._began,
             written=datetime.now(UTC),
         )
-        # Shares of one dataset, each a run of its own, may write it at the same moment.
+        # Several runs, one per share of the dataset, may write it at the same moment.
         temporary = unfinished(self._folder / f"{self._run_id}-{PROGRESS}")
         temporary.write_text(progress.model_dump_json(indent=1) + "\n")
         temporary.replace(self._folder / PROGRESS)

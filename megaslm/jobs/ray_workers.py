@@ -1,7 +1,7 @@
-"""Workers on a Ray cluster: where one machine is too few, and neither Slurm nor Kubernetes is at hand.
+"""Workers on a Ray cluster, for work that is too much for one machine where neither Slurm nor Kubernetes is available.
 
-The cluster only places processes. Who does which task is settled in the ledger, as everywhere, so that its folder has
-to be on a file system that all nodes share and whose locks hold between them.
+The cluster only places processes. The ledger assigns the tasks, as in every job, so its folder must be on a file system
+that all nodes share and whose locks hold between nodes.
 """
 
 import logging
@@ -20,7 +20,7 @@ from megaslm.files import Busy, locked
 from megaslm.jobs.workers import DeathWatch
 
 ADDRESS = "RAY_ADDRESS"
-"""The variable that names the cluster's head, as Ray's own tools read it."""
+"""The variable with the address of the cluster's head, which Ray's own tools read too."""
 _LOOK_SECONDS = 0.25
 _OTHERS_SECONDS = 10.0
 _CONNECT_SECONDS = 10.0
@@ -43,15 +43,15 @@ class RayCluster:
         look: Callable[[], None],
         tasks_done: Callable[[], int],
     ) -> None:
-        """Run `work`, which can be pickled, in so many processes with the numbers from 0 on, until all is done.
+        """Run `work`, which can be pickled, in `count` processes with the numbers from 0 on, until all is done.
 
         Args:
-            count: of processes.
-            work: draws tasks until there are none. It must not raise; where it cannot go on, it says so elsewhere.
-            gpus: of each process; without any it has a processor.
-            folder: the ledger's; nodes that do not see a lock that this process holds there are refused.
-            look: called some times a second; what it raises ends the processes and is raised.
-            tasks_done: how many tasks are done by now.
+            count: number of processes.
+            work: draws tasks until there are none. It must not raise; it reports failures in the ledger.
+            gpus: per process; a process without GPUs gets one processor.
+            folder: the ledger's. Nodes that do not see a lock of this process there raise an error.
+            look: called some times per second; its exception ends the processes and is raised.
+            tasks_done: returns the number of finished tasks.
 
         Raises:
             DataError: locks do not hold between the nodes.
@@ -70,7 +70,7 @@ class RayCluster:
             ray.exceptions.OutOfMemoryError,
             ray.exceptions.LocalRayletDiedError,
         )
-        # A process that dies is replaced here, where it is counted.
+        # Ray must not replace dead processes: they are counted and replaced here.
         remote = ray.remote(num_cpus=0 if gpus else 1, num_gpus=gpus, max_retries=0)(_run)
         held = folder / f".locked-{secrets.token_hex(6)}"
 
@@ -79,7 +79,7 @@ class RayCluster:
 
         running: dict[Any, int] = {}
         deaths = DeathWatch(tasks_done)
-        # When the first process finds nothing more to do. Others may wait for a place that the cluster does not give.
+        # The job ends when the first process finds no more work. Others may still wait for resources of the cluster.
         ended_at: float | None = None
         with locked(held, busy=f"{held} is locked by another process"):
             try:
@@ -106,13 +106,13 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(address: str | None) -> Iterator[RayCluster]:
-    """Connects to the cluster whose head listens at `address`, HOST:PORT; null: where RAY_ADDRESS says.
+    """Connects to the cluster whose head listens at `address`, HOST:PORT; None reads RAY_ADDRESS.
 
     Raises:
-        ConfigError: Ray is not installed, or no address is given or it is not one.
-        LaunchError: nobody answers there.
+        ConfigError: Ray is not installed, or the address is missing or malformed.
+        LaunchError: no head answers there.
     """
-    # Read when Ray is imported. Without the others it tries for a quarter of an hour to reach a head that is not there.
+    # Ray reads these on import. Without them it tries for 15 minutes to reach a head that does not exist.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     os.environ.setdefault("RAY_gcs_rpc_server_connect_timeout_s", "1")
@@ -147,11 +147,11 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
 
 
 def _run(work: Callable[[int], None], number: int, folder: str, held: str) -> str | None:
-    """On a node; gives why it cannot work there."""
+    """Runs on a node. Returns the reason where it cannot work there."""
     try:
-        # Relative paths mean what they mean to whoever has started the job.
+        # Relative paths then mean the same as in the process that started the job.
         os.chdir(folder)
-        # Not made here, where it is another folder of this name.
+        # The folder is never created: a new one would be another folder of the same name.
         Path(held).stat()
         with locked(Path(held), busy=""):
             keeps_out = False
@@ -160,12 +160,12 @@ def _run(work: Callable[[int], None], number: int, folder: str, held: str) -> st
     except OSError as error:
         return (
             f"{error.filename}: {socket.gethostname()} does not see it ({error.strerror}); with --engine ray the "
-            "folder that the job is started in, its inputs and its output have to be shared by all nodes"
+            "folder that the job is started in, its inputs and its output must be shared by all nodes"
         )
     if keeps_out:
         work(number)
         return None
     return (
-        f"{held}: {socket.gethostname()} could lock what the job's first process has locked; with --engine ray the "
-        "output has to be on a file system whose locks hold between the nodes"
+        f"{held}: {socket.gethostname()} could take a lock that the job's first process holds; with --engine ray the "
+        "output must be on a file system whose locks hold between the nodes"
     )

@@ -1,4 +1,4 @@
-"""Processes of one machine that work off a job together; one that dies is replaced."""
+"""Processes of one machine that share the tasks of a job. A process that dies is replaced."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from megaslm.errors import MegaSLMError
 
 _LOOK_SECONDS = 0.25
-# More than a few tasks that kill whoever does them account for.
+# More deaths than a few tasks that kill their processes cause.
 _MOST_DEATHS_IN_A_ROW = 30
 
 
@@ -23,14 +23,14 @@ def run_workers(
     look: Callable[[], None],
     tasks_done: Callable[[], int],
 ) -> None:
-    """Run `work`, which can be pickled, in so many processes with the numbers from 0 on, until each has returned.
+    """Run `work`, which can be pickled, in `count` processes with the numbers from 0 on, until each has returned.
 
     Args:
-        count: of processes.
-        work: draws tasks until there are none. It must not raise; where it cannot go on, it says so elsewhere.
+        count: number of processes.
+        work: draws tasks until there are none. It must not raise; it reports failures in the ledger.
         preload: modules that are imported once, by the server from which all processes are forked.
-        look: called some times a second; what it raises ends the processes and is raised.
-        tasks_done: how many tasks are done by now.
+        look: called some times per second; its exception ends the processes and is raised.
+        tasks_done: returns the number of finished tasks.
 
     Raises:
         MegaSLMError: one process after the other dies, and no task is done meanwhile.
@@ -69,12 +69,11 @@ class DeathWatch:
     """Counts processes that die one after the other while no task gets done."""
 
     def __init__(self, tasks_done: Callable[[], int]) -> None:
-        """`tasks_done` tells how many tasks are done by now."""
         self._tasks_done = tasks_done
         self._deaths, self._done = 0, tasks_done()
 
     def count(self, how: str) -> None:
-        """One has died, by what `how` tells. Raises MegaSLMError where too many have."""
+        """Counts a death, which `how` describes. Raises MegaSLMError after too many."""
         before, self._done = self._done, self._tasks_done()
         self._deaths = 1 if self._done > before else self._deaths + 1
         if self._deaths == _MOST_DEATHS_IN_A_ROW:
@@ -86,9 +85,9 @@ class DeathWatch:
 
 
 def _run(work: Callable[[int], None], number: int) -> None:
-    # The processes share the cores among them; threads of their own would only contend.
+    # The processes share the cores; further threads would only contend.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # An interruption from the keyboard reaches the whole group; the first process sees to it that all stop.
+    # Ctrl-C reaches the whole process group; the first process makes sure that all stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work(number)

@@ -1,1 +1,1 @@
-"""How a verb is started on a cluster: the exact command, and nothing that a shell would have to read."""
+"""Starts a verb on a cluster: builds the exact command, without a shell."""

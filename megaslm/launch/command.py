@@ -1,4 +1,4 @@
-"""What is to be started, and the command that starts it: its words, environment and input."""
+"""The verb to start, and the command that starts it: its words, environment and input."""
 
 import os
 import shlex
@@ -24,9 +24,9 @@ class VerbCall:
     verb: Verb
     arguments: tuple[str, ...]
     is_share: bool = False
-    """Whether it is one share of the work, by --part."""
+    """Whether it does one share of the work (--part)."""
     is_finish: bool = False
-    """Whether it makes a dataset of what the shares have left, by --finish."""
+    """Whether it joins the shares into a dataset (--finish)."""
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -35,16 +35,16 @@ class VerbCall:
 
     @property
     def is_for_ranks(self) -> bool:
-        """Whether several processes do it together; any other verb runs in one."""
+        """Whether several processes do it together. Other verbs run in one process."""
         return self.verb in ("train", "score") and not self.is_finish
 
     @property
     def can_be_shared(self) -> bool:
-        """Whether several jobs may do a part of it each."""
+        """Whether several jobs may each do a part of it."""
         return self.verb in ("prepare", "score") and not self.is_finish
 
     def going_on(self) -> "VerbCall":
-        """The same, where what starts it may start it again: training then goes on from its newest checkpoint."""
+        """The same call for a launcher that may restart it: training then resumes from its newest checkpoint."""
         if self.verb != "train" or "--resume" in self.arguments:
             return self
         return replace(self, arguments=(*self.arguments, "--resume"))
@@ -56,26 +56,27 @@ class Command:
 
     words: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables beside those that this process has; of those that launchers set it gets no others."""
+    """Variables added to those of this process. This process's own launcher variables are removed."""
     standard_input: str | None = None
-    """What the program reads; null is what this process would read."""
+    """The program's input; None: this process's input."""
 
     def __str__(self) -> str:
-        """What a shell takes as it is; of a program that reads manifests, these."""
+        """The command in shell syntax or, for a program that reads manifests, the manifests."""
         if self.standard_input is not None:
             return self.standard_input.rstrip("\n")
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*assignments, shlex.join(self.words)])
 
     def take_over(self) -> NoReturn:
-        """Becomes the program, so that signals reach it and its status is the command's.
+        """Replaces this process by the program, so that signals reach it and its exit status is the command's.
 
-        Raises:
-            ConfigError: there is no such program.
+        Raises ConfigError where there is no such program.
         """
         program = shutil.which(self.words[0])
         if program is None:
-            raise ConfigError(f"{self.words[0]}: no such program on this host; install it, or go to one that has it")
+            raise ConfigError(
+                f"{self.words[0]}: no such program on this host; install it, or run this on a host that has it"
+            )
         if self.standard_input is not None:
             with tempfile.TemporaryFile() as file:
                 file.write(self.standard_input.encode())
@@ -83,25 +84,21 @@ class Command:
                 os.dup2(file.fileno(), sys.stdin.fileno())
         sys.stdout.flush()
         sys.stderr.flush()
-        # What the shell has left of these would count where the cluster's file says nothing.
+        # Otherwise leftovers of these in the shell would take effect where the cluster's file says nothing.
         kept = {name: value for name, value in os.environ.items() if name not in SET_BY_LAUNCHERS}
         os.execve(program, self.words, {**kept, **self.environment})
 
 
 def script(name: str) -> str:
-    """The path of a file of `launcher/`.
-
-    Raises:
-        ConfigError: MegaSLM was installed without it.
-    """
+    """The path of a file of `launcher/`. Raises ConfigError where MegaSLM was installed without it."""
     path = PROJECT / "launcher" / name
     if not path.is_file():
         raise ConfigError(
-            f"{path}: no such file; the launchers come with MegaSLM's source, installed from there by `pip install -e`"
+            f"{path}: no such file; the launchers come with MegaSLM's source: install from there by `pip install -e`"
         )
     return str(path)
 
 
 def one_process(work: VerbCall) -> tuple[str, ...]:
-    """The words that start it in one process of this Python."""
+    """The words that start `work` in one process of this Python."""
     return (sys.executable, "-m", "megaslm", *work.words)

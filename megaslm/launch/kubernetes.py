@@ -1,7 +1,7 @@
-"""Jobs of Kubernetes, made of the manifests in launcher/k8s: a training, or as many parts as there are nodes.
+"""Kubernetes Jobs, made of the manifests in launcher/k8s: a training, or one part per node.
 
-Manifests are data: read from a file, some of their fields set, written for `kubectl`. Nothing is put into text, so that
-no value can become a key, a line or another object.
+Manifests are data: they are read from a file, some fields are set, and they are written for `kubectl`. No value is
+inserted into text, so that none can become a key, a line or another object.
 """
 
 import re
@@ -17,14 +17,14 @@ from megaslm.launch.command import Command, VerbCall, script
 
 Key = str | int
 Field = str | int | list["Field"] | dict[str, "Field"]
-"""What a field may hold."""
+"""The value of a field."""
 RENDEZVOUS_PORT = 29400
 _POD = ("spec", "template", "spec")
 _CONTAINER = (*_POD, "containers", 0)
 
 
 class KubernetesObject:
-    """One object of a file. Its fields can be replaced and removed, but none is invented: the file shows them all."""
+    """One object of a file. Fields can be replaced and removed, but not added: the file shows all of them."""
 
     def __init__(self, file: Path, content: Any) -> None:
         self._file = file
@@ -32,27 +32,19 @@ class KubernetesObject:
 
     @property
     def kind(self) -> str:
-        """What it describes, such as Job."""
+        """Its kind, such as Job."""
         return str(self._content["kind"])
 
     def set(self, value: Field, *path: Key) -> None:
-        """Replaces the field that is reached by these keys.
-
-        Raises:
-            ConfigError: the file has no such field.
-        """
+        """Replaces the field at the keys `path`. Raises ConfigError where the file has no such field."""
         self._holder(path)[path[-1]] = value
 
     def remove(self, *path: Key) -> None:
-        """Takes the field out that is reached by these keys.
-
-        Raises:
-            ConfigError: the file has no such field.
-        """
+        """Removes the field at the keys `path`. Raises ConfigError where the file has no such field."""
         del self._holder(path)[path[-1]]
 
     def content(self) -> Any:
-        """The whole, as plain values."""
+        """The whole object as plain values."""
         return self._content
 
     def _holder(self, path: Sequence[Key]) -> Any:
@@ -70,11 +62,7 @@ class KubernetesObject:
 
 
 def read_manifests(file: Path) -> list[KubernetesObject]:
-    """The objects of a file.
-
-    Raises:
-        ConfigError: it is not YAML, or holds something else.
-    """
+    """The objects of a file. Raises ConfigError where the file is not YAML, or holds something else."""
     try:
         contents = list(yaml.safe_load_all(file.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
@@ -91,7 +79,7 @@ def to_yaml(manifests: Sequence[KubernetesObject]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Readers of YAML do not agree on what `y`, `0o17` or `1e3` are: text is in quotes unless it is a plain word."""
+    """Quotes text that is not a plain word, because YAML readers disagree on `y`, `0o17` and `1e3`."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -106,10 +94,9 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def kubernetes_command(cluster: KubernetesCluster, work: VerbCall) -> Command:
-    """The command that gives the Job, with what belongs to it, to Kubernetes.
+    """The command that submits the Job and its further objects to Kubernetes.
 
-    Raises:
-        ConfigError: a file of launcher/k8s lacks an object, or one of them a field that has to be set.
+    Raises ConfigError where a file of launcher/k8s lacks an object, or an object lacks a field that must be set.
     """
     manifests = _training(cluster, work) if work.verb == "train" else _parts(cluster, work)
     return Command(("kubectl", "create", "-f", "-"), standard_input=to_yaml(manifests))
@@ -122,7 +109,7 @@ def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObje
     service.set(cluster.namespace, "metadata", "namespace")
     service.set(name, "spec", "selector", "batch.kubernetes.io/job-name")
     _set_job(job, cluster, name, pods=cluster.nodes, has_gpus=True)
-    # The pods' own names are found under that of the Service.
+    # The pods' host names are resolved under the name of the Service.
     job.set(name, *_POD, "subdomain")
     settings = {
         "NODES": str(cluster.nodes),
@@ -198,12 +185,12 @@ def _set_program(
 
 
 def _threads(cluster: KubernetesCluster) -> dict[str, str]:
-    """Without GPUs the ranks share out the cores, and a pod sees all those of its node, whatever its part of them."""
+    """Sets the threads per rank. Without GPUs the ranks share the cores, and a pod sees all cores of its node."""
     if cluster.gpus_per_node is not None:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, cluster.cpus_per_node // cluster.ranks_on_each_node))}
 
 
 def _literal(text: str) -> str:
-    """Kubernetes puts variables in place of `$(NAME)` in commands and values, and a dollar in place of two."""
+    """Escapes dollars: in commands and values, Kubernetes replaces `$(NAME)` by a variable and `$$` by one dollar."""
     return text.replace("$", "$$")

@@ -1,6 +1,6 @@
-"""Commands for Slurm. Training is a job, prepare and score are arrays, and what one process does is a step of its own.
+"""Commands for Slurm. Training is a job, prepare and score are arrays, and a verb of one process is a step of its own.
 
-The environment goes by sbatch's own, which is handed on whole where nothing else is asked for.
+The job inherits the environment of sbatch, which passes on all of it by default.
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,12 @@ from megaslm.launch.command import PROJECT, Command, VerbCall, one_process, scri
 
 
 def slurm_command(cluster: SlurmCluster, work: VerbCall) -> Command:
-    """By the files in launcher/slurm.
+    """The command, made of the files in launcher/slurm.
 
-    Raises:
-        ConfigError: the command is given elsewhere than in the project's folder.
+    Raises ConfigError where the current folder is not the project's folder.
     """
     if Path.cwd().resolve() != PROJECT:
-        raise ConfigError(f"{Path.cwd()}: a job of Slurm begins where it was submitted; give this command in {PROJECT}")
+        raise ConfigError(f"{Path.cwd()}: a Slurm job starts in the folder of its submission; run this in {PROJECT}")
     return Command(_words(cluster, work), cluster.environment)
 
 

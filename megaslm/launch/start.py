@@ -1,4 +1,4 @@
-"""From a cluster's file and a verb to the command that starts it there."""
+"""Builds the command that starts a verb on a cluster, from the cluster's file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,10 +24,10 @@ _Settings = Mapping[str, str | int | None]
 
 
 def load_cluster(path: str | Path) -> Cluster:
-    """The checked cluster that a file describes.
+    """The checked cluster of a file.
 
     Raises:
-        ConfigError: all that is wrong with the file.
+        ConfigError: the message names everything that is wrong with the file.
     """
     kinds = {get_args(section.model_fields["kind"].annotation)[0]: section for section in get_args(Cluster)}
     settings = gather(Path(path), ()).settings
@@ -40,8 +40,7 @@ def load_cluster(path: str | Path) -> Cluster:
 def hosts_command(cluster: Hosts, work: VerbCall) -> Command:
     """The command that starts `work` from this host. A verb for one process runs in one, here.
 
-    Raises:
-        ConfigError: the launcher is not there.
+    Raises ConfigError where the launcher's file is missing.
     """
     if not work.is_for_ranks:
         return Command(one_process(work), cluster.environment)
@@ -51,7 +50,7 @@ def hosts_command(cluster: Hosts, work: VerbCall) -> Command:
 
 
 def _launcher(cluster: Hosts, work: VerbCall) -> tuple[tuple[str, ...], _Settings]:
-    """The words that start it, and what is told by variables; null leaves one unset."""
+    """The words that start it, and its environment variables; None leaves a variable unset."""
     match cluster:
         case LocalCluster():
             return (script("local.sh"), *work.words), {"RANKS": cluster.ranks, "MASTER_PORT": cluster.master_port}
@@ -73,14 +72,10 @@ def _launcher(cluster: Hosts, work: VerbCall) -> tuple[tuple[str, ...], _Setting
 
 
 def command_of(cluster: Cluster, work: VerbCall) -> Command:
-    """The command that starts `work` on `cluster`.
-
-    Raises:
-        ConfigError: it cannot be started there as it is.
-    """
+    """The command that starts `work` on `cluster`. Raises ConfigError where the cluster cannot start it."""
     if work.is_share and isinstance(cluster, SlurmCluster | KubernetesCluster):
         raise ConfigError(
-            f"--part: on a cluster of kind {cluster.kind} every job of `{work.verb}` is told its part; take it out"
+            f"--part: on a cluster of kind {cluster.kind} every job of `{work.verb}` gets its own part; leave it out"
         )
     match cluster:
         case SlurmCluster():

@@ -1,1 +1,1 @@
-"""Hugging Face models in and out, and the one whose forward ends in losses."""
+"""Hugging Face models, loaded and exported; and a model whose forward returns losses."""

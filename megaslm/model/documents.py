@@ -1,4 +1,4 @@
-"""Documents inside packed rows: where each token stands in its own, and whom it may attend to."""
+"""Documents inside packed rows: the position of each token in its document, and the tokens that it may attend to."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 DOCUMENT_ATTENTION = "megaslm_documents"
-"""The name of `attend` among transformers' attention functions."""
+"""The name of `attend` in transformers' registry of attention functions."""
 
 
 class Documents:
-    """The documents of a micro-batch's rows, for every layer of a model: their positions, and masks that end at them.
+    """The documents of a micro-batch's rows, for every layer of a model: positions, and masks that end at documents.
 
-    Masks are given explicitly: position numbers alone leave isolation to the model library's guess, and an all-ones
-    mask beside them silently switches it off. A mask is made once for all layers of one window.
+    Masks are explicit: from position ids alone the model library would have to guess the documents, and an all-ones
+    mask beside them silently switches isolation off. One mask serves all layers with the same window.
     """
 
     def __init__(self, inputs: Tensor, eos_id: int | None) -> None:
@@ -29,7 +29,7 @@ class Documents:
             self._numbers, self.positions = document_positions(inputs, eos_id)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """What a layer of this window adds to its attention's scores; None where plain causal attention is the same."""
+        """The additive attention mask of a layer with this window; None where plain causal attention is equivalent."""
         if not self._isolated and (window is None or window >= self._numbers.shape[1]):
             return None
         if window not in self._masks:
@@ -50,8 +50,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention within documents, as transformers calls it for each layer with (B, heads, L, head size) queries.
 
-    The window is the one that the layer itself names: what it means in config.json differs from family to family, and
-    from layer to layer. Without `documents`, as where the model is called from elsewhere, rows are whole.
+    The window is the layer's own argument: its meaning in config.json differs between families and between layers.
+    Without `documents`, as in calls from outside of MegaSLM, each row is one document.
     """
     if documents is None:
         documents = Documents(torch.empty(query.shape[0], query.shape[2], device=query.device), eos_id=None)
@@ -80,14 +80,14 @@ def document_positions(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
 
 
 def attention_within_documents(document: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Causal attention that ends at document borders and, where the layer has one, at its sliding window.
+    """Causal attention that ends at document borders and at the layer's sliding window, if it has one.
 
-    Given as what is added to attention's scores: torch turns truth values into that in every layer anew, and in
-    training keeps what it made until the layer's backward pass.
+    The mask is additive: torch would convert a boolean mask in every layer, and in training keep the result until the
+    layer's backward pass.
 
     Args:
         document: (B, L) int64, document numbers.
-        window: how many tokens back a token sees, itself counted; None for all.
+        window: how many tokens a token attends to, itself included; None for all.
         dtype: of the queries.
 
     Returns:

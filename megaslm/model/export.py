@@ -1,4 +1,4 @@
-"""Weights, configuration and tokenizer as a Hugging Face folder, opened as scripts do that know only transformers."""
+"""Weights, configuration and tokenizer as a Hugging Face folder, checked by opening it with transformers alone."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ _TRIED_TOKENS = 8
 _TOLERANCE_NATS = 1e-3
 _SHOWN_IDS = 8
 _OF_THE_FILE = ("_name_or_path", "architectures", "transformers_version")
-# Characters on which tokenizers part ways: spaces of all kinds, line ends, what combines or has two forms, joined
-# emoji, digits, signs, other scripts, bytes of no character, and what stands for a space or a byte in vocabularies.
+# Text on which tokenizers differ: kinds of spaces, line ends, combining characters, characters with two forms, joined
+# emoji, digits, signs, other scripts, unused code points, and the signs for a space or a byte in vocabularies.
 _SAMPLE = (
     "The river bank, don't you see: it's 12 or 3,456.789 km!",
     " one space before,  two between,   three at the end   ",
@@ -45,20 +45,20 @@ _CONFIG, _GENERATION = "config.json", "generation_config.json"
 
 
 class Opened(NamedTuple):
-    """What a script sees of a model: its configuration, and the loss of a few tokens in nats."""
+    """What transformers reads from a model: its configuration, and the loss of a few tokens in nats."""
 
     settings: dict[str, Any]
     loss: float
 
     @classmethod
     def of(cls, lm: CausalLM) -> "Opened":
-        """Looks at a model on the host, in evaluation mode."""
+        """Inspects a model on the host, in evaluation mode."""
         settings = {key: value for key, value in lm.config.to_dict().items() if key not in _OF_THE_FILE}
         return cls(settings, _loss(lm))
 
 
 def require_same_ids(folder: Path, tokenizer: Path) -> None:
-    """Raise ModelError unless AutoTokenizer gives texts, by a folder, the ids that a dataset's tokenizer gives them."""
+    """Raise ModelError unless AutoTokenizer, from `folder`, gives the same ids as the dataset's tokenizer."""
     with _refusing_files(tokenizer):
         opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     encoder = FolderEncoder(tokenizer)
@@ -72,13 +72,13 @@ def require_same_ids(folder: Path, tokenizer: Path) -> None:
             raise ModelError(
                 f"{tokenizer}: AutoTokenizer opens this tokenizer beside this model as {type(opened).__name__}, which "
                 f"gives {text!r} the ids {found[first : first + _SHOWN_IDS]} from token {first} on; the rows have "
-                f"{expected[first : first + _SHOWN_IDS]}: an export would be another model for every script; use the "
+                f"{expected[first : first + _SHOWN_IDS]}: scripts would use the export with wrong ids; use the "
                 "tokenizer that belongs to the model's architecture, or another architecture"
             )
 
 
 def require_same_model(folder: Path, expected: Opened) -> None:
-    """Raise ModelError unless AutoModelForCausalLM gives, by a folder, the model that was to be written there."""
+    """Raise ModelError unless AutoModelForCausalLM, from `folder`, gives the expected model."""
     lm = AutoModelForCausalLM.from_pretrained(
         folder, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
@@ -99,7 +99,7 @@ def require_same_model(folder: Path, expected: Opened) -> None:
 def _refusing_files(tokenizer: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # transformers and what it calls raise anything for files that they do not expect.
+    except Exception as error:  # transformers and its dependencies raise any exception for unexpected files.
         raise ModelError(
             f"{tokenizer}: AutoTokenizer cannot use the tokenizer: {type(error).__name__}: {error}; correct "
             "tokenizer_config.json"
@@ -108,31 +108,31 @@ def _refusing_files(tokenizer: Path) -> Iterator[None]:
 
 @torch.no_grad()
 def _loss(lm: CausalLM) -> float:
-    """Of tokens spread over the vocabulary."""
+    """The loss of tokens spread over the vocabulary, in nats."""
     ids = torch.arange(1, _TRIED_TOKENS + 2) * (lm.config.vocab_size - 1) // (_TRIED_TOKENS + 2)
     logits = lm(ids[None, :-1], use_cache=False).logits[0]
     return float(F.cross_entropy(logits.float(), ids[1:]))
 
 
 def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, origin: Path | None) -> None:
-    """Keeps in `folder` what an export needs beside weights: config.json with their dtype, and the tokenizer.
+    """Writes to `folder` what an export needs besides weights: config.json with their dtype, and the tokenizer.
 
-    A folder that holds this already is left as it is, so that checkpoints can be exported at any time.
+    A folder that has this content already is left as it is, so that checkpoints can be exported at any time.
 
     Args:
         lm: the model.
-        dtype: in which its weights are to be saved.
+        dtype: of the exported weights.
         tokenizer: the folder of the dataset's tokenizer.
         folder: the folder to write.
-        origin: the model's folder, where it was loaded from one, which says how to generate text.
+        origin: the folder that the model was loaded from, which has the generation configuration; None without one.
 
     Raises:
-        ModelError: a plain script could not open an export, or would give texts other ids.
+        ModelError: transformers could not open an export, or would give texts other ids.
     """
     described = start_folder(folder)
     try:
         shutil.copytree(tokenizer, described, dirs_exist_ok=True)
-        # What the tokenizer was taken from may have been another model's folder.
+        # The tokenizer's folder may have another model's generation configuration.
         (described / _GENERATION).unlink(missing_ok=True)
         if origin is not None and (origin / _GENERATION).is_file():
             _require_generation_config(origin)
@@ -154,17 +154,17 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
 def save_hugging_face(
     weights: Mapping[str, Tensor], model_description: Path, output: Path, *, beside: Sequence[Path] = ()
 ) -> None:
-    """Writes `output` whole or not at all, once a plain script has opened it and seen the same model.
+    """Writes `output` whole or not at all, after transformers has opened it and found the same model.
 
     Args:
-        weights: of a `SelectiveLM`, on the host; of weights that it uses twice, once.
-        model_description: a folder with config.json, whose dtype the weights are saved in, and the tokenizer's files.
+        weights: of a `SelectiveLM`, on the host; shared weights once.
+        model_description: a folder with the tokenizer's files and config.json, which names the dtype of the weights.
         output: the folder to write.
-        beside: files to put into it as they are.
+        beside: files that are copied into it.
 
     Raises:
-        ModelError: the weights are not those of the described model, or what was written is another model, or gives
-            texts other ids, when it is opened.
+        ModelError: the weights are not those of the described model; or transformers opens the folder as another model
+            or gives texts other ids.
     """
     lm = _model_of(weights, model_description, output)
     folder = start_folder(output)
@@ -186,7 +186,7 @@ def save_hugging_face(
 def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Path) -> CausalLM:
     config = read_config(model_description)
     config.tie_word_embeddings = config.tie_word_embeddings and f"{_WRAPPER}{HEAD}" not in weights
-    # Without memory for weights, which come from the checkpoint, but with what else a model computes with.
+    # Parameters get no memory, because they come from the checkpoint. Buffers do.
     with init_empty_weights(include_buffers=False):
         lm = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     lm.tie_weights()
@@ -203,29 +203,29 @@ def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Pa
 
 
 def _describe(model_description: Path, folder: Path) -> None:
-    """Puts what is not weights into a folder with the weights and a config.json, in files that every release reads."""
+    """Adds all files but the weights, in forms that every supported transformers release reads."""
     config = in_both_spellings(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (model_description / _GENERATION).is_file():
         shutil.copyfile(model_description / _GENERATION, folder / _GENERATION)
     write_plain_folder(model_description, folder, begins_with_bos=config.get("bos_token_id") is not None)
     for weights_file in folder.glob("*.safetensors"):
-        # safetensors lets nobody but the owner read its files.
+        # safetensors makes its files readable by the owner only.
         weights_file.chmod((folder / _CONFIG).stat().st_mode)
 
 
 def _require_generation_config(folder: Path) -> None:
     try:
         GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+    except Exception as error:  # transformers and its dependencies raise any exception for unexpected values.
         raise ModelError(
-            f"{folder / _GENERATION}: transformers cannot read how to generate: {type(error).__name__}: {error}; no "
-            "script could open an export: correct the file or remove it"
+            f"{folder / _GENERATION}: transformers cannot read the file: {type(error).__name__}: {error}; no script "
+            "could open an export with it: correct the file or remove it"
         ) from error
 
 
 def _try_tokenizer(described: Path, tokenizer: Path) -> None:
-    """Whether an export of a described model would give texts the ids of the dataset's tokenizer."""
+    """Raises ModelError where an export of the model would give texts other ids than the dataset's tokenizer."""
     trial = start_folder(described / "trial")
     try:
         shutil.copyfile(described / _CONFIG, trial / _CONFIG)

@@ -1,4 +1,4 @@
-"""Whether a model and a dataset belong together."""
+"""Checks that a model and a dataset belong together."""
 
 from pathlib import Path
 
@@ -36,31 +36,31 @@ def check_model_fits(
 
 
 def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
-    """Compares the ids that texts get from the tokenizer in a model's folder, where it has one, with a dataset's.
+    """Compares the ids from the tokenizer in a model's folder, where it has one, with those of a dataset.
 
     Args:
         model_folder: the model's.
         manifest: of the dataset.
         tokenizer: the folder of the dataset's tokenizer.
-        dataset: what messages call it.
+        dataset: its name in messages.
 
     Raises:
-        DataError: they give other ids.
+        DataError: the ids differ.
     """
     if not (model_folder / TOKENIZER_FILE).is_file():
         return
-    # Datasets of earlier versions do not state it.
+    # The manifests of earlier versions lack the fingerprint.
     expected = manifest.ids_sha256 or _ids_sha256(tokenizer, manifest.eos_id)
     if _ids_sha256(model_folder, manifest.eos_id) != expected:
         raise DataError(
             f"{model_folder} has the tokenizer {tokenizer_sha256(model_folder)[:12]}; {dataset} was tokenised with "
-            f"{manifest.tokenizer_sha256[:12]}, and texts get other ids from it: "
-            f"losses of other ids mean nothing here; prepare the text with the model's tokenizer"
+            f"{manifest.tokenizer_sha256[:12]}, which gives texts other ids, so that losses would be meaningless: "
+            f"prepare the text with the model's tokenizer"
         )
 
 
 def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
-    """As `check_tokenizer_fits`, where it has to be certain that the model's ids are those of the dataset.
+    """Like `check_tokenizer_fits`, for cases where the model's folder must have a tokenizer.
 
     Raises:
         DataError: the folder has another tokenizer, or none.
@@ -68,7 +68,7 @@ def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path
     if not (model_folder / TOKENIZER_FILE).is_file():
         raise DataError(
             f"{model_folder} has no {TOKENIZER_FILE}, and {dataset} was tokenised with "
-            f"{manifest.tokenizer_sha256[:12]}: nobody can tell whether its ids mean the same; if they do, copy the "
+            f"{manifest.tokenizer_sha256[:12]}: its ids may be others; if they are the same, copy the "
             f"files of {dataset}/tokenizer into it"
         )
     check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset)

@@ -1,4 +1,4 @@
-"""Floating-point operations: what a model needs by its configuration, what a device can do by its data sheet."""
+"""Floating-point operations: a model's need by its configuration, a device's peak by its data sheet."""
 
 import platform
 import re
@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from megaslm.model.load import ChosenPrecision
 
 _PROCESSORS = Path("/proc/cpuinfo")
-# The first that a name has in it counts: cards that are slower than their family stand before it.
+# The first entry contained in the name counts, so slower variants stand before their family.
 _BF16_TFLOPS = (
     ("MIG", None),
     ("H100 PCIe", 756.0),
@@ -27,27 +27,27 @@ _BF16_TFLOPS = (
     ("L4", 121.0),
     ("A10", 125.0),
 )
-"""Words of a name, and what matrix products of dense bf16 reach, summed in fp32; null for a slice of a card."""
+"""Words of a name, and the peak of dense bf16 matrix products with fp32 sums; None for a slice of a GPU."""
 
 
 def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
-    """Operations of one forward pass for one token of a row of `length`, on average over the row.
+    """Operations of one forward pass per token, averaged over a row of `length` tokens.
 
-    Counted are the matrix products: two operations for every weight of `matrix_parameters`, and in attention two for
-    every number of queries by keys and of probabilities by values. A token attends to half of the row, the mean under
-    a causal mask; document borders, which leave it less, are not looked at, nor is what else takes little: norms,
-    activations, softmax, rotary embeddings, the embedding table's look-up. Training takes three times as much, one
-    for the forward pass and two for the backward.
+    Only matrix products count: two operations for every weight of `matrix_parameters`, and in attention two for every
+    product of a query and key component or of a probability and value component. A token attends to half of the row,
+    the mean under a causal mask. Document borders, which reduce this, are ignored, and so are norms, activations,
+    softmax, rotary embeddings and the embedding look-up, which cost little. Training takes three times as much: one
+    part for the forward pass, two for the backward.
     """
     attention = config.num_hidden_layers * 2 * 2 * _queries_width(config) * length / 2
     return 2.0 * matrix_parameters(config) + attention
 
 
 def matrix_parameters(config: PretrainedConfig) -> int:
-    """Weights of the matrices that every token is multiplied by: projections, gated feed-forward layers and the head.
+    """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
 
-    The embedding table is none of them; the head counts once, also where it shares the table. Biases and gains are
-    left out. Holds for the families that MegaSLM knows: llama, mistral, qwen2, granite.
+    The embedding table does not count. The head counts once, also where it shares the table. Biases and gains are left
+    out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
     """
     width = config.hidden_size
     keys_values_width = 2 * config.num_key_value_heads * _head_size(config)
@@ -61,12 +61,12 @@ def _queries_width(config: PretrainedConfig) -> int:
 
 
 def _head_size(config: PretrainedConfig) -> int:
-    # Qwen2's and Granite's configurations may have no such key, and others have it as null.
+    # Qwen2's and Granite's configurations may lack this key, and others have it as null.
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def device_name(device: torch.device) -> str:
-    """A GPU's name as CUDA gives it, such as `NVIDIA H200`; of a CPU that of the processor."""
+    """A GPU's name as CUDA gives it, such as `NVIDIA H200`; for a CPU the processor's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
 
 
@@ -78,7 +78,7 @@ def _processor_name() -> str:
 
 
 def peak_flops(device_name: str, precision: ChosenPrecision) -> float | None:
-    """FLOP/s of a device by the name that `device_name` gives it; null where it is not known, and but for bf16."""
+    """Peak FLOP/s of a device, by the result of `device_name`; None where unknown, and for all precisions but bf16."""
     if precision != "bf16":
         return None
     for words, tera in _BF16_TFLOPS:

@@ -1,4 +1,4 @@
-"""What a Hugging Face model folder says of the model in it, read before its weights are."""
+"""The configuration of a Hugging Face model folder, read before its weights are."""
 
 import json
 import re
@@ -19,20 +19,20 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
     "qwen2": Qwen2Config,
     "granite": GraniteConfig,
 }
-"""The architectures that MegaSLM knows, by their model type."""
+"""The supported architectures, by model type."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# Not in front of the names in a folder that was saved from the model without its head.
+# The prefix is missing in folders that were saved from the model without its head.
 _BASE = "model."
 _CONFIG = "config.json"
 _FLOATING_POINT = ("F64", "F32", "F16", "BF16")
-# Of no use to any release that MegaSLM runs with: the angles of rotary embeddings, which follow from config.json.
+# Unused by the supported releases: the angles of rotary embeddings, which follow from config.json.
 _NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
 def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration of a folder whose config.json holds `stated`, of either release; raises what transformers does.
+    """The configuration of a folder whose config.json holds `stated`, of either release. Raises as transformers does.
 
-    Release 5 reads both spellings. Release 4 would take the usual rotary embeddings for those of release 5.
+    Release 5 reads both spellings. Release 4 would replace the rotary embeddings of release 5 by the default ones.
     """
     if _READS_ROPE_PARAMETERS:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -40,9 +40,9 @@ def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str,
 
 
 def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the same rotary embeddings for both releases; one without any is left as it is.
+    """A config.json with the same rotary embeddings for both releases; unchanged where it has none.
 
-    Release 4 has `rope_theta` and, where positions are scaled, `rope_scaling`; release 5 has both in `rope_parameters`.
+    Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`.
     """
     stated = {**(config.get("rope_scaling") or config.get("rope_parameters") or {})}
     if not stated and "rope_theta" not in config:
@@ -60,9 +60,9 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def longest_steady_row(config: PretrainedConfig) -> int | None:
-    """The tokens beyond which a row's angles depend on the other rows of its batch; null where they never do.
+    """The number of tokens beyond which a row's angles depend on other rows of its batch; None where they never do.
 
-    Under `longrope`, transformers turns all rows of a batch by other angles as soon as one has a longer document.
+    Under `longrope`, transformers changes the angles of all rows of a batch as soon as one has a longer document.
     """
     stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if stated.get("rope_type", stated.get("type")) != "longrope":
@@ -72,14 +72,14 @@ def longest_steady_row(config: PretrainedConfig) -> int | None:
 
 
 def check_model_folder(folder: Path) -> PretrainedConfig:
-    """Reads the folder's configuration, and of its weights the headers.
+    """Reads the folder's configuration and the headers of its weights.
 
     Returns:
-        The configuration, in which `tie_word_embeddings` says whether the stored weights have one matrix for both ends.
+        The configuration. Its `tie_word_embeddings` says whether the stored weights share one matrix.
 
     Raises:
-        ModelError: no such folder, no config.json, one that transformers refuses, safetensors that are missing or
-            incomplete, a quantised model, an adapter, or an architecture that MegaSLM does not know.
+        ModelError: no such folder, no config.json, one that transformers rejects, safetensors that are missing or
+            incomplete, a quantised model, an adapter, or an unsupported architecture.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
@@ -94,8 +94,8 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
         if weight.dtype not in _FLOATING_POINT and not _NEEDLESS.search(name):
             raise ModelError(
                 f"{folder}: {name} is stored as {weight.dtype}; expected one of {', '.join(_FLOATING_POINT)}: the "
-                "model is quantised, or this is none of its weights; use the model that it was made from, or load it "
-                "with transformers and save it again"
+                "model is quantised, or this weight does not belong to it; use the model that it was made from, or "
+                "load it with transformers and save it again"
             )
     config.tie_word_embeddings = config.tie_word_embeddings and not _has_a_head_of_its_own(weights)
     return config
@@ -105,8 +105,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     """The configuration in a folder's config.json.
 
     Raises:
-        ModelError: there is none, or one that is not JSON, that transformers refuses, of a quantised model, or of an
-            architecture that MegaSLM does not know.
+        ModelError: there is none, or one that is not JSON, that transformers rejects, of a quantised model, or of an
+            unsupported architecture.
     """
     path = folder / _CONFIG
     if not path.is_file():
@@ -116,19 +116,19 @@ def read_config(folder: Path) -> PretrainedConfig:
     _require_plain(stated, path)
     try:
         config = config_of(folder, FAMILIES[stated["model_type"]], stated)
-    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+    except Exception as error:  # transformers and its dependencies raise any exception for unexpected values.
         raise ModelError(
-            f"{path}: transformers cannot make a configuration of it: {type(error).__name__}: {error}; correct the file"
+            f"{path}: transformers cannot read the configuration: {type(error).__name__}: {error}; correct the file"
         ) from error
-    # Keys may make transformers take one family for another.
+    # Other keys may make transformers choose another family.
     _require_known(config.model_type, stated, path)
     return config
 
 
 def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: Iterable[str]) -> None:
-    """Raise ModelError where a folder holds weights that a model has no use for, by the names of those that it uses."""
+    """Raise ModelError where a folder holds weights outside of `used`, the names of those that a model uses."""
     known = set(used)
-    # Of a weight under both of its names, one is left over.
+    # Of a weight stored under both names, the copy without prefix is unused.
     unused = [
         name
         for name in weights
@@ -139,8 +139,8 @@ def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: It
     if unused:
         raise ModelError(
             f"{folder}: {len(unused)} of its {len(weights)} weights, such as {', '.join(sorted(unused)[:3])}, are not "
-            f"used by the model that its {_CONFIG} describes, which would be another one than was saved; correct "
-            f"{_CONFIG} or, where they are meant to be dropped, load the model with transformers and save it again"
+            f"used by the model that its {_CONFIG} describes, which would differ from the saved model; correct "
+            f"{_CONFIG} or, to drop these weights, load the model with transformers and save it again"
         )
 
 
@@ -169,7 +169,7 @@ def _require_known(model_type: object, stated: Mapping[str, Any], path: Path) ->
 
 
 def _require_plain(stated: Mapping[str, Any], path: Path) -> None:
-    """Whether the weights are the model's own, in the file where they usually are."""
+    """Raises ModelError unless the weights are the model's own, unquantised and under their usual file name."""
     for key in ("quantization_config", "compression_config"):
         if stated.get(key) is not None:
             method = stated[key].get("quant_method", "unknown") if isinstance(stated[key], dict) else "unknown"
@@ -180,5 +180,5 @@ def _require_plain(stated: Mapping[str, Any], path: Path) -> None:
     if stated.get("transformers_weights") is not None:
         raise ModelError(
             f"{path}: transformers_weights = {stated['transformers_weights']!r}: MegaSLM reads model.safetensors or "
-            "its index; give the weights that name and remove the key"
+            "its index; rename the weights to that and remove the key"
         )

@@ -20,11 +20,11 @@ from megaslm.model.selective_lm import CausalLM
 from megaslm.model.weight_files import stored_weights
 
 ChosenPrecision = Literal["bf16", "fp32"]
-# Loading and saving draw bars and tables, one a rank, into the lines of the run; what is wrong is raised here.
+# Loading and saving draw progress bars and tables on every rank, between the run's lines. Errors are raised here.
 transformers.utils.logging.disable_progress_bar()
 transformers.utils.logging.set_verbosity_error()
 
-# What a `SelectiveLM` replaces; of no consequence but that every device has it.
+# `SelectiveLM` replaces it; this value only has to exist on every device.
 _ATTENTION = "sdpa"
 
 
@@ -41,17 +41,17 @@ def dtype_of(precision: ChosenPrecision) -> torch.dtype:
 
 
 class Sharding(Protocol):
-    """How parameters are divided over ranks while a model is built; the engine knows, this module only asks."""
+    """How parameters are divided over ranks while a model is built. The engine implements it."""
 
     def whole(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[object]:
-        """Within the context the parameters are whole, and what the first rank writes reaches all ranks."""
+        """Within the context the parameters are whole, and the first rank's writes reach all ranks."""
         ...
 
 
 def build_from_shape(architecture: Architecture, *, eos_id: int, dtype: torch.dtype) -> CausalLM:
-    """A model of the given shape with undefined weights; `draw_weights` gives them values.
+    """A model of the given shape with undefined weights, which `draw_weights` sets.
 
-    Under `torch.device("meta")` nothing is allocated, under an engine that divides parameters only this rank's part.
+    Under `torch.device("meta")` nothing is allocated. Under an engine that divides parameters only this rank's part is.
     """
     return AutoModelForCausalLM.from_config(
         _hugging_face_config(architecture, eos_id),
@@ -64,9 +64,9 @@ def build_from_shape(architecture: Architecture, *, eos_id: int, dtype: torch.dt
 def draw_weights(lm: CausalLM, *, seed: int, standard_deviation: float, sharding: Sharding) -> None:
     """Draws every matrix from a normal distribution, sets every gain to one and every bias to zero.
 
-    Each parameter has a generator of its own, seeded by `seed` and its name, so that the weights do not depend on the
-    number of ranks, the device or the order of modules. Done here because `from_config` leaves torch's own
-    initialisation behind when parameters are divided while the modules are built.
+    Each parameter has its own generator, seeded by `seed` and its name, so that the weights do not depend on the number
+    of ranks, the device or the order of modules. `from_config` skips torch's own initialisation when parameters are
+    divided while the modules are built.
     """
     for name, parameter in lm.named_parameters():
         with sharding.whole([parameter]), torch.no_grad():
@@ -82,8 +82,8 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
     """The model of a Hugging Face folder, with every weight read from its safetensors, and none of them left over.
 
     Raises:
-        ModelError: the folder is no model, has another architecture, lacks a weight that the model needs, or holds one
-            that it has no use for.
+        ModelError: the folder is not a model, has another architecture, lacks a weight that the model needs, or holds
+            one that it does not use.
     """
     config = check_model_folder(folder)
     try:
@@ -93,9 +93,9 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
             dtype=dtype,
             attn_implementation=_ATTENTION,
             output_loading_info=True,
-            # Nothing is generated, so that nothing need be said of it.
+            # Silences warnings about the generation configuration, which is unused.
             generation_config=GenerationConfig(),
-            # Then the report names them, and they are refused below. Where parameters are divided, torch names them.
+            # The report then names mismatched weights, which raise below. For divided parameters torch names them.
             ignore_mismatched_sizes=not is_deepspeed_zero3_enabled(),
             use_safetensors=True,
             local_files_only=True,
@@ -103,10 +103,10 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # transformers and what it calls raise anything for values that they do not expect.
+    except Exception as error:  # transformers and its dependencies raise any exception for unexpected values.
         raise ModelError(
-            f"{folder}: the model cannot be loaded: {type(error).__name__}: {error}; correct the file that it speaks "
-            "of, until AutoModelForCausalLM.from_pretrained opens the folder"
+            f"{folder}: the model cannot be loaded: {type(error).__name__}: {error}; correct the file that the error "
+            "names, until AutoModelForCausalLM.from_pretrained opens the folder"
         ) from error
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if report.get(problem):
@@ -115,19 +115,19 @@ def load_pretrained(folder: Path, *, dtype: torch.dtype) -> CausalLM:
                 f"{folder}: {len(report[problem])} {problem.replace('_', ' ')} when loading, such as {found}; its "
                 "config.json and its weights do not belong together: copy the folder again, or correct config.json"
             )
-    # Not by the library's own report, which knows of none where parameters are divided over ranks.
+    # The library's own report omits unused weights where parameters are divided over ranks.
     names = (name for name, _ in lm.named_parameters(remove_duplicate=False))
     require_all_used(folder, stored_weights(folder), names)
     return lm
 
 
 def parameter_count(lm: nn.Module) -> int:
-    """Parameters of the whole model, counted once where they are shared, also where they are divided over ranks."""
+    """Parameters of the whole model, shared ones once, also where they are divided over ranks."""
     return sum(whole_size(parameter).numel() for parameter in lm.parameters())
 
 
 def whole_size(parameter: Tensor) -> torch.Size:
-    """A parameter's shape when whole, also where this rank holds a part of it."""
+    """A parameter's whole shape, also where this rank holds a part of it."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 

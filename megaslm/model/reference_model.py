@@ -1,4 +1,4 @@
-"""A reference model, run as its record in a dataset's manifest says, in windows where its context is too short."""
+"""A reference model, run by its record in a dataset's manifest, in windows where its context is too short for a row."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +16,21 @@ from megaslm.model.self_check import require_library_losses
 
 
 class Window(NamedTuple):
-    """A stretch of a row's targets, read on its own."""
+    """A stretch of a row's targets that is read on its own."""
 
     start: int
-    """The first target, and the first token of its context."""
+    """Index of the first target, which is also that of the first token of its context."""
     stop: int
-    """The target after the last."""
+    """Index of the last target, plus one."""
     fresh: int
-    """The first target that no window before this one holds: from here on its losses are taken."""
+    """The first target that no earlier window holds; from here on the window's losses are used."""
 
 
 def windows_of(seq_len: int, window: int, stride: int) -> Iterator[Window]:
-    """Windows of `window` targets that cover a row of `seq_len`, `stride` apart; the last ends where the row does.
+    """Windows of `window` targets that cover a row of `seq_len`, `stride` apart; the last one ends with the row.
 
-    Every target is taken from the first window that holds it, in which it has the longest context: at least
-    window - stride tokens, where there are as many before it.
+    Every target is taken from the first window that holds it, where its context is longest: at least window - stride
+    tokens, unless the row has fewer before it.
 
     Raises:
         ValueError: not 1 ≤ stride ≤ window ≤ seq_len.
@@ -45,14 +45,14 @@ def windows_of(seq_len: int, window: int, stride: int) -> Iterator[Window]:
 
 
 class Measured(NamedTuple):
-    """What a reference says of B rows: (B, L) float32 in nats each, `entropies` where the record has them."""
+    """A reference's results for B rows: (B, L) float32 in nats each; `entropies` where the record has them."""
 
     losses: Tensor
     entropies: Tensor | None
 
 
 class ReferenceModel:
-    """Measures rows; without gradients, without dropout."""
+    """Measures rows, without gradients and dropout."""
 
     def __init__(self, lm: SelectiveLM, record: Reference) -> None:
         """Takes a model on its device, in evaluation mode."""
@@ -64,8 +64,8 @@ class ReferenceModel:
         """The model of a Hugging Face folder.
 
         Raises:
-            ModelError: the folder is no model, or is incomplete, or a weight is NaN or infinite, or its losses would be
-                others than those of transformers.
+            ModelError: the folder is not a model or is incomplete, a weight is NaN or infinite, or the losses differ
+                from those of transformers.
         """
         require_library_losses(check_model_folder(folder), model=str(folder))
         dtype = dtype_of(cast(ChosenPrecision, record.precision))
@@ -75,7 +75,7 @@ class ReferenceModel:
 
     @property
     def device(self) -> torch.device:
-        """Where rows have to be."""
+        """The device on which rows must be."""
         return next(self._lm.parameters()).device
 
     def measure(self, tokens: Tensor) -> Measured:
@@ -89,14 +89,14 @@ class ReferenceModel:
         return Measured(measured[0], measured[1] if self._record.entropy else None)
 
     def _measure_window(self, tokens: Tensor) -> Tensor:
-        """(columns, B, W) of (B, W+1) tokens."""
+        """(columns, B, W) for (B, W+1) tokens."""
         if self._record.entropy:
             return torch.stack(self._lm.measure_with_entropy(tokens))
         return self._lm.measure(tokens)[None]
 
 
 def as_stored(nats: Tensor, valid: Tensor) -> Tensor:
-    """What a dataset keeps of (B, L) float32 values: float16, clamped to [0, 65504], 0 where `valid` is false."""
+    """(B, L) float32 values as a dataset stores them: float16, clamped to [0, 65504], 0 where `valid` is false."""
     return nats.where(valid, 0.0).clamp(0.0, torch.finfo(torch.float16).max).to(torch.float16)
 
 

@@ -1,9 +1,8 @@
-"""A Hugging Face causal LM whose forward ends in losses instead of logits.
+"""A Hugging Face causal LM whose forward returns losses instead of logits.
 
-Under ZeRO-3 a parameter is whole only inside the forward of the module that owns it, and a backward pass is prepared
-for only by what the engine's forward returns. So the head is a module of its own, in which alone its weight is whole;
-the loss is computed inside the wrapped module's forward; and the selection, with its collectives, reaches it as a
-callable.
+Under ZeRO-3 a parameter is whole only inside the forward of the module that owns it, and the backward pass is prepared
+only for what the engine's forward returns. So the head is a module of its own, which gathers its weight; the loss is
+computed inside the wrapped module's forward; and the selection, with its collectives, is passed in as a callable.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ _TOKENS_AT_ONCE_ON_CPU = 1024
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """How the head comes by the gradient of a choice that depends on the losses; see `megaslm.slm.token_loss`.
+    """How the head computes the gradient of a choice that depends on the losses; see `megaslm.slm.token_loss`.
 
     `method`: auto takes `cache` where the model computes in bf16 and the cache fits, else `bracket`. `cache_bytes`: the
     most that `cache` may hold.
@@ -55,9 +54,9 @@ AUTO_HEAD = HeadSettings()
 
 
 class SelectiveHead(nn.Linear):
-    """The language model's head. With targets it gives losses; without, logits, as the layer it replaces.
+    """The language model's head. With targets it returns losses; without, logits, as the layer it replaces.
 
-    Under ZeRO-3 the weight is whole inside `forward` alone, and gathered once for it.
+    Under ZeRO-3 the weight is whole inside `forward` only, and gathered once for it.
     """
 
     transform = PLAIN_LOGITS
@@ -65,7 +64,7 @@ class SelectiveHead(nn.Linear):
 
     @classmethod
     def taking_over(cls, lm: Any, settings: HeadSettings) -> "SelectiveHead":
-        """A head that owns the very parameters of `lm.lm_head`, and does to logits what `lm` does.
+        """A head that owns the very parameters of `lm.lm_head`, and transforms logits as `lm` does.
 
         Raises:
             ModelError: the model's head is not a linear layer.
@@ -86,8 +85,8 @@ class SelectiveHead(nn.Linear):
     ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked; with
-        `entropies`, after the losses those of the predictions.
+        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked. With `entropies`
+        the losses, then the entropies of the predictions.
         """
         if targets is None:
             return super().forward(hidden)
@@ -112,15 +111,15 @@ class SelectiveHead(nn.Linear):
                 hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
             )
         except NonFiniteCriterion:
-            # DeepSpeed would not get over an error that leaves a module, and waits for the backward pass of every
-            # rank: nothing is chosen, and the NaN makes every engine leave this step's update out.
+            # DeepSpeed cannot recover from an error that leaves a module, and waits for the backward pass of every
+            # rank. So nothing is chosen, and the NaN makes every engine skip this step's update.
             every_row = torch.arange(len(targets), device=targets.device)
             nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], rest=every_row)
             output = self._known(hidden, targets, nothing)
             return output._replace(total=output.total * torch.nan)
 
     def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> HeadOutput:
-        """Runs over the rows that are wanted, and no others; the losses of those are 0."""
+        """Runs over the known rows only; the losses of the others are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
         total, chosen = weighted_loss(
             hidden.index_select(0, known.rows), self.weight, targets[known.rows], ones, self.bias, self.transform
@@ -134,17 +133,17 @@ class SelectiveHead(nn.Linear):
 
 
 def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """What the family's own model does with the head's product; another family's key in config.json means nothing."""
+    """The family's own transform of the head's product. Other families' keys in config.json are ignored."""
     return LogitTransform(scale=1.0 / float(config.logits_scaling)) if config.model_type == "granite" else PLAIN_LOGITS
 
 
 class SelectiveLM(nn.Module):
-    """Rows of tokens in, losses out."""
+    """A language model that takes rows of tokens and returns losses."""
 
     def __init__(self, lm: CausalLM, *, eos_id: int, document_isolation: bool, head: HeadSettings = AUTO_HEAD) -> None:
-        """Takes over `lm`: its head is replaced by a `SelectiveHead` that owns the very same parameters.
+        """Takes over `lm`. A `SelectiveHead` with the very same parameters replaces its head.
 
-        Its attention becomes one that ends at document borders.
+        Its attention is replaced by one that ends at document borders.
         """
         super().__init__()
         self.lm = lm
@@ -161,9 +160,9 @@ class SelectiveLM(nn.Module):
             choice: which of the B·L targets, in row order, to train on; None only measures.
 
         Returns:
-            (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a
-            `Known` choice the losses of rows that it does not name are 0. Where a target of any rank cannot be ranked,
-            the total is NaN on all of them, and so is the norm of its gradient.
+            (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the
+            losses of all other rows are 0. Where a target of any rank cannot be ranked, the total is NaN on all ranks,
+            and so is the norm of its gradient.
         """
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         hidden = self._hidden_states(inputs).flatten(0, 1)
@@ -195,9 +194,9 @@ class SelectiveLM(nn.Module):
 
 
 def _at_once(tokens: Tensor) -> tuple[Tensor, ...]:
-    """The rows of (B, L+1) tokens in groups that go through the model together; on a GPU all do.
+    """The rows of (B, L+1) tokens in groups that pass through the model together; on a GPU one group.
 
-    A CPU has the same products to compute, and groups whose activations stay in its cache are done sooner.
+    On a CPU, groups whose activations stay in its cache are faster for the same products.
     """
     if tokens.is_cuda:
         return (tokens,)

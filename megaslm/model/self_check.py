@@ -1,7 +1,7 @@
-"""Whether the losses that MegaSLM computes for an architecture are those of transformers' own model of it.
+"""Checks that MegaSLM's losses for an architecture are those of transformers' own model of it.
 
-config.json has dozens of keys that change what a model computes, and each family reads its own selection of them. What
-comes of that is looked at where it matters, in losses: a small model of the same configuration is asked in both ways.
+config.json has dozens of keys that change what a model computes, and each family reads its own selection of them. So
+the losses are compared: both implementations run a small model of the same configuration.
 """
 
 import copy
@@ -28,14 +28,14 @@ _TOLERANCE_NATS = 1e-3
 def require_library_losses(config: PretrainedConfig, *, model: str) -> None:
     """Compares losses of a small model, isolated and not, with those that transformers gives document by document.
 
-    Not to be called where models are divided over ranks while they are built. Takes a fraction of a second.
+    Must not be called where models are divided over ranks while they are built. Takes a fraction of a second.
 
     Args:
-        config: of the model; what its layers do is kept, their sizes and number are not.
-        model: what messages call it.
+        config: of the model. The kinds of its layers are kept, their sizes and number are not.
+        model: its name in messages.
 
     Raises:
-        ModelError: they differ.
+        ModelError: the losses differ.
     """
     row = _row()
     try:
@@ -53,7 +53,7 @@ def require_library_losses(config: PretrainedConfig, *, model: str) -> None:
 
 
 def _reduced(config: PretrainedConfig) -> PretrainedConfig:
-    """The same in all that layers do: one layer of each kind, two at least, heads of the same size, a short window."""
+    """The same kinds of layers, one of each and at least two, with heads of the same size and a short window."""
     small = copy.deepcopy(config)
     kinds = getattr(config, "layer_types", None)
     if kinds:
@@ -76,8 +76,8 @@ def _reduced(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _drawn(config: PretrainedConfig) -> CausalLM:
-    """With weights so large that attention matters, the same at every call."""
-    # As the library writes attention out, so that ours is not compared with the kernel that it calls itself.
+    """A model with weights so large that attention matters, the same at every call."""
+    # "eager" is the library's written-out attention; its default would be the kernel that MegaSLM calls too.
     lm = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation="eager", trust_remote_code=False
     )
@@ -97,7 +97,6 @@ def _row() -> Tensor:
 
 
 def _documents(row: Tensor) -> list[Tensor]:
-    """Each with its EOS."""
     starts = [0, *((row[:-1] == _EOS_ID).nonzero().flatten() + 1).tolist(), len(row)]
     return [row[start:stop] for start, stop in pairwise(starts)]
 

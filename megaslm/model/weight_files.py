@@ -1,4 +1,4 @@
-"""The safetensors of a Hugging Face folder: which they are, what they hold, and their fingerprint."""
+"""The safetensors of a Hugging Face folder: file names, contents and fingerprint."""
 
 import hashlib
 import math
@@ -20,7 +20,7 @@ _COMPARED_ELEMENTS = 1 << 24
 
 
 class StoredWeight(NamedTuple):
-    """A weight as its file's header describes it."""
+    """A weight, as its file's header describes it."""
 
     file: Path
     shape: tuple[int, ...]
@@ -30,13 +30,13 @@ class StoredWeight(NamedTuple):
 
 class _Index(BaseModel):
     metadata: dict[str, Any]
-    """Of no use here, but transformers opens no folder without it."""
+    """Unused here, but transformers requires it."""
     weight_map: dict[str, str] = Field(min_length=1)
-    """Name of a weight to the file that holds it, from the folder on."""
+    """Name of a weight to the file that holds it, relative to the folder."""
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a model is loaded from, by name: one, or those that its index lists.
+    """The files that a model is loaded from: one, or those in its index, sorted by name.
 
     Raises:
         ModelError: there are none, or the index cannot be read, or names files outside of the folder.
@@ -52,18 +52,18 @@ def stored_weights(folder: Path) -> Mapping[str, StoredWeight]:
     """The weights of a folder by name; reads the headers of its files only.
 
     Raises:
-        ModelError: a file is missing or not whole, lacks a weight that the index says it has, or differs from another
+        ModelError: a file is missing or truncated, lacks a weight that the index says it has, or differs from another
             file in a weight that both hold.
     """
     files = weight_files(folder)
     found: dict[str, StoredWeight] = {}
     for path in files:
         for name, weight in _weights_in(path, folder).items():
-            # transformers takes what the last file holds.
+            # transformers would use the last file's.
             if name in found and not _are_equal(name, weight, name, found[name]):
                 raise ModelError(
                     f"{folder}: {name} is in {found[name].file.name} and in {weight.file.name}, with other values; "
-                    "nobody can tell which is meant: save the model again from where it was made"
+                    "either may be the right one: save the model again from where it was made"
                 )
             found[name] = weight
     if files != [folder / _SINGLE]:
@@ -72,17 +72,17 @@ def stored_weights(folder: Path) -> Mapping[str, StoredWeight]:
 
 
 def hold_the_same(weights: Mapping[str, StoredWeight], first: str, second: str) -> bool:
-    """Whether two weights are equal in every element; both are read."""
+    """Whether two weights are equal in every element. Reads both."""
     return _are_equal(first, weights[first], second, weights[second])
 
 
 def count_parameters(folder: Path) -> int:
-    """The elements of all weights; reads the headers of their files only. Raises what `stored_weights` does."""
+    """The number of elements of all weights. Reads the headers of their files only. Raises as `stored_weights` does."""
     return sum(math.prod(weight.shape) for weight in stored_weights(folder).values())
 
 
 def weights_sha256(folder: Path) -> str:
-    """One SHA-256 for all weight files of a folder: over the lines "<sha256 of the file>  <name>"."""
+    """SHA-256 of all weight files of a folder, over the lines "<sha256 of the file>  <name>"."""
     total = hashlib.sha256()
     files = weight_files(folder)
     with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
@@ -109,7 +109,7 @@ def _weights_in(path: Path, folder: Path) -> dict[str, StoredWeight]:
 
 
 def _are_equal(first: str, stored: StoredWeight, second: str, other: StoredWeight) -> bool:
-    """Compared a stretch of rows at a time, so that the host's memory holds no whole matrix."""
+    """Compares blocks of rows, so that the host's memory never holds a whole matrix."""
     if stored.shape != other.shape:
         return False
     with safe_open(stored.file, framework="pt") as these, safe_open(other.file, framework="pt") as those:
@@ -146,7 +146,6 @@ def _read_index(folder: Path) -> _Index:
 
 
 def _require_listed(folder: Path, found: Mapping[str, StoredWeight]) -> None:
-    """Whether every weight of the index is there."""
     for name, file in _read_index(folder).weight_map.items():
         if name not in found:
-            raise ModelError(f"{folder}: {_INDEX} says that {name} is in {file}, it is in none of its files")
+            raise ModelError(f"{folder}: {_INDEX} says that {name} is in {file}, but none of its files has it")

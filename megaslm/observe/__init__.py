@@ -1,1 +1,1 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, the terminal."""
+"""The outputs of a run: metrics.jsonl, TensorBoard and the terminal."""

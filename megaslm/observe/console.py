@@ -1,4 +1,4 @@
-"""What a run and a long job print: a progress bar on a terminal, plain lines elsewhere."""
+"""Progress of runs and long jobs: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ _COUNTED = {
     "rows": (1, "{:,.0f} rows", "{:,.1f} rows/s"),
     "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
 }
-"""What jobs count, in the order in which it is said: its unit, and how it and its rate are written."""
+"""The quantities that jobs count, in printed order: the unit, and the formats of the quantity and its rate."""
 
 
 class RunConsole:
     """Follows one run, from its first step to its last."""
 
     def __init__(self, name: str, *, total_steps: int, done_steps: int) -> None:
-        """Starts the bar, where there is a terminal to draw it on."""
+        """Starts the progress bar if the output is a terminal."""
         self._console = Console(highlight=False)
         self._name = name
         self._total_steps = total_steps
@@ -54,19 +54,18 @@ class RunConsole:
         self._progress.start()
 
     def say(self, line: str) -> None:
-        """Prints a line, above the bar where there is one.
+        """Prints a line, above the bar if there is one.
 
-        Raises:
-            OSError: it could not be printed, the disk under a log being full for instance.
+        Raises OSError where the line could not be printed, for example because the disk of a log file is full.
         """
         if self._console.is_terminal:
             self._console.print(line, markup=False, soft_wrap=True)
         else:
-            # Rich would keep all that it could not print, and print it again with every line.
+            # Rich would keep everything that it could not print, and print it again with every line.
             print(line, flush=True)
 
     def show(self, records: Sequence[Record]) -> None:
-        """Shows the newest step, and every one that was skipped and every validation; raises what `say` does."""
+        """Shows the newest step, every skipped step and every validation. Raises the errors of `say`."""
         steps = [record for record in records if isinstance(record, StepRecord)]
         if steps:
             self._show_step(steps[-1])
@@ -100,26 +99,26 @@ class RunConsole:
 
 @dataclass(frozen=True)
 class JobState:
-    """How far a job has come, in any unit."""
+    """The progress of a job, in any unit."""
 
     total: int
-    """In all."""
+    """All units of work."""
     done: int
-    """Of the total, what earlier runs did included."""
+    """Finished units, including those of earlier runs."""
     before: int
-    """Of earlier runs alone."""
+    """Units that earlier runs finished."""
     seconds: float
-    """Since this run began."""
+    """Time since this run began."""
     numbers: str
-    """What is to be said of it."""
+    """The counts and rates as text."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is left."""
+        """Whether all work is done."""
         return self.done == self.total
 
     def time_left(self) -> str:
-        """At the pace of this run, for a log file; a terminal has its own column."""
+        """The time left at the pace of this run, for a log file. A terminal's bar has its own column."""
         made = self.done - self.before
         if not made or self.is_complete:
             return ""
@@ -129,7 +128,7 @@ class JobState:
 
 
 def state_of(progress: JobProgress) -> JobState:
-    """What is to be said of a job's progress."""
+    """Converts a job's progress to the form that is shown."""
     seconds = max(1e-9, progress.seconds)
     numbers = [f"task {progress.tasks_done:,}/{progress.tasks:,}"]
     for name, text in _COUNTED.items():
@@ -153,7 +152,7 @@ def state_of(progress: JobProgress) -> JobState:
 
 
 def show_job(console: Console, progress: JobProgress) -> None:
-    """Prints how far a job has come that another process does."""
+    """Prints the progress of a job that another process does."""
     work, age = state_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
     share = work.done / max(1, work.total)
     ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
@@ -167,7 +166,7 @@ class JobConsole:
     """Follows one job."""
 
     def __init__(self, verb: str) -> None:
-        """Nothing is drawn before there is something to show."""
+        """Draws nothing before the first `show`."""
         self._verb = verb
         self._console = Console(highlight=False)
         self._bar = Progress(
@@ -185,7 +184,7 @@ class JobConsole:
         self._said: JobState | None = None
 
     def __enter__(self) -> "JobConsole":
-        """Starts the bar, where there is a terminal to draw it on."""
+        """Starts the progress bar if the output is a terminal."""
         self._bar.start()
         return self
 
@@ -194,7 +193,7 @@ class JobConsole:
         self._bar.stop()
 
     def show(self, progress: JobProgress) -> None:
-        """Shows how far the job has come."""
+        """Shows the job's progress."""
         work = state_of(progress)
         if self._task is None:
             self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)

@@ -1,4 +1,4 @@
-"""Numbers with their units, and text in which every character can be seen."""
+"""Formats numbers with their units, and text so that every character is visible."""
 
 import unicodedata
 
@@ -36,12 +36,12 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` with signs for control characters and numbers for what has no form; a line still ends where it ends."""
+    """`text` with signs for control characters and code numbers for characters without a glyph. Line ends stay."""
     return "".join(map(_visible_character, text))
 
 
 def visible_on_one_line(text: str) -> str:
-    """The same, with signs alone where a line ends."""
+    """As `visible`, with signs for line ends too."""
     return visible(text).replace("\n", "")
 
 

@@ -1,6 +1,6 @@
-"""What a run says about itself, as plain values, and metrics.jsonl that keeps them.
+"""The records of a run as plain values, and metrics.jsonl, the file that keeps them.
 
-Log files grow by whole entries, also where the disk is full now and then.
+Log files grow by whole entries, even if the disk is full from time to time.
 """
 
 import json
@@ -17,10 +17,10 @@ _MOST_KEPT_BYTES = 16 << 20
 
 
 class LogFile:
-    """Entries that follow one another in a file. Those that cannot be written wait in memory."""
+    """A file of consecutive entries. Entries that cannot be written wait in memory."""
 
     def __init__(self, path: Path, *, end_bytes: int = 0) -> None:
-        """Goes on where the file's first `end_bytes` end; what lies behind them is taken out."""
+        """Continues after the file's first `end_bytes`. The rest of the file is cut off."""
         self.path = path
         self.lost_entries = 0
         self._end_bytes = end_bytes
@@ -29,19 +29,19 @@ class LogFile:
             os.truncate(path, end_bytes)
 
     def keep(self, entry: bytes) -> None:
-        """Takes an entry for the next `flush`; where too many wait for it already, the entry is lost and counted."""
+        """Keeps an entry for the next `flush`. If too many are waiting already, the entry is lost and counted."""
         if len(self._kept) + len(entry) > _MOST_KEPT_BYTES:
             self.lost_entries += 1
         else:
             self._kept += entry
 
     def flush(self) -> None:
-        """Writes what is kept.
+        """Writes the kept entries.
 
         Raises:
-            OSError: it could not be written; the file is as it was, and the entries are kept.
+            OSError: they could not be written; the file is unchanged, and the entries are kept.
         """
-        # Opened each time: a network file system may tell on closing alone that there was no room.
+        # Opened and closed each time: a network file system may report a full disk only on closing.
         file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             end_bytes = min(self._end_bytes, os.fstat(file).st_size)
@@ -52,7 +52,7 @@ class LogFile:
         self._kept.clear()
 
     def sync(self) -> None:
-        """Writes what is kept, and waits until all of the file has reached the disk; raises what `flush` does."""
+        """Writes the kept entries and waits until the whole file is on disk. Raises the errors of `flush`."""
         self.flush()
         sync(self.path)
         sync(self.path.parent)
@@ -63,7 +63,7 @@ class LogFile:
             while written < len(self._kept):
                 written += os.pwrite(file, memoryview(self._kept)[written:], end_bytes + written)
         except OSError:
-            # Nobody is to find half an entry.
+            # Readers must not find half an entry.
             os.ftruncate(file, end_bytes)
             raise
 
@@ -77,24 +77,24 @@ class StepRecord:
     tokens: int
     """Targets read so far, over all ranks."""
     loss: float
-    """Mean loss of the selected targets, in nats: what was trained on."""
+    """Mean loss of the selected targets, in nats: the training loss."""
     all_loss: float | None
-    """Mean loss of all valid targets, in nats; null where `slm.measure_unselected` is off, or where one of them is NaN
+    """Mean loss of all valid targets, in nats. None if `slm.measure_unselected` is off, or if one of the losses is NaN
     or infinite."""
     selected_ratio: float
-    """Selected targets by valid ones."""
+    """Selected targets divided by valid ones."""
     learning_rate: float
     gradient_norm: float
     """Global norm before clipping."""
     tokens_per_second: float
-    """Over the steps since the last report, all ranks together."""
+    """Mean over the steps since the last report, all ranks together."""
     threshold: float | None = None
-    """Value of the criterion from which targets were selected; the mean where rows or micro-batches have thresholds of
-    their own. Null where all were selected, or there were none."""
+    """Value of the criterion from which targets were selected; the mean if rows or micro-batches have thresholds of
+    their own. None if all targets were selected, or there were none."""
     excess_quantiles: dict[str, float] = field(default_factory=dict)
     """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
     domain_ratio: dict[str, float] = field(default_factory=dict)
-    """Selected targets by valid ones, in each domain."""
+    """Selected targets divided by valid ones, in each domain."""
     domain_tokens: dict[str, int] = field(default_factory=dict)
     """Targets read so far of each domain, over all ranks."""
     domain_passes: dict[str, float] = field(default_factory=dict)
@@ -103,7 +103,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class ValidationRecord:
-    """Losses on one domain of one held-out set; the domain `all` joins the set's domains."""
+    """Losses on one domain of one held-out set. The domain `all` joins the set's domains."""
 
     step: int
     tokens: int
@@ -118,24 +118,24 @@ class ValidationRecord:
 
 @dataclass(frozen=True)
 class SkippedRecord:
-    """An optimiser step that was not made, on any rank."""
+    """An optimiser step that was skipped on all ranks."""
 
     step: int
     tokens: int
-    """Targets read so far, over all ranks; those of the step were read."""
+    """Targets read so far, over all ranks, including those of this step."""
     reason: str
     skipped_steps: int
-    """Of the run so far, this one among them."""
+    """Skipped steps of the run so far, including this one."""
 
 
 @dataclass(frozen=True)
 class PaceRecord:
-    """How quick the ranks were since the last report."""
+    """The pace of the ranks since the last report."""
 
     step: int
     slowest_rank: int
     slowest_rank_ratio: float
-    """How many times as long as the middle rank it needs for the same work; 1 where all are alike."""
+    """Its time for the same work as a multiple of the middle rank's time; 1 if all ranks are equally fast."""
 
 
 Record = StepRecord | SkippedRecord | ValidationRecord | PaceRecord
@@ -150,33 +150,33 @@ _TYPES = {kind: record for record, kind in _KINDS.items()}
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, `kind` "step", "skipped", "validation" or "pace"."""
+    """metrics.jsonl: one JSON object per line, `kind` "step", "skipped", "validation" or "pace"."""
 
     def __init__(self, path: Path, *, last_step: int, validation_is_due: bool = False) -> None:
-        """Opens the file to append; lines of steps after `last_step`, from a run that was cut off, are taken out.
+        """Opens the file to append. Removes lines of steps after `last_step`, from an interrupted run.
 
-        So are the validations of `last_step` where `validation_is_due`: they are made again.
+        If `validation_is_due`, the validations of `last_step` are removed too: they are made again.
         """
         self.name = str(path)
         self._file = LogFile(path, end_bytes=_kept_bytes(path, last_step, validation_is_due=validation_is_due))
 
     @property
     def lost_entries(self) -> int:
-        """Lines that found no room, neither on the disk nor in memory."""
+        """Lines for which there was no room, neither on the disk nor in memory."""
         return self._file.lost_entries
 
     def write(self, records: Sequence[Record]) -> None:
         """Appends and flushes.
 
         Raises:
-            OSError: they could not be written; they are kept for the next call.
+            OSError: the records could not be written; they are kept for the next call.
         """
         for record in records:
             self._file.keep(json.dumps({"kind": _KINDS[type(record)], **_jsonable(record)}).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Waits until all of it has reached the disk; raises OSError where it cannot."""
+        """Waits until the whole file is on disk. Raises OSError where that fails."""
         self._file.sync()
 
 
@@ -199,13 +199,13 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
 def _record(line: Mapping[str, Any]) -> Record:
     values = {key: value for key, value in line.items() if key != "kind"}
     if line["kind"] != "step":
-        # What `_jsonable` made null was no number. Of a step it may also be what was not measured.
+        # `_jsonable` writes NaN and infinity as null. In a step, null may also mean "not measured".
         values = {key: math.nan if value is None else value for key, value in values.items()}
     return _TYPES[line["kind"]](**values)
 
 
 def _jsonable(record: Record) -> dict[str, object]:
-    """The record's values; JSON knows no NaN and no infinity, which are null in it."""
+    """The record's values. NaN and infinity, which JSON lacks, become null."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(record).items()
@@ -213,19 +213,19 @@ def _jsonable(record: Record) -> dict[str, object]:
 
 
 def _kept_bytes(path: Path, last_step: int, *, validation_is_due: bool) -> int:
-    """The size of the lines up to that step's last; steps never fall in a file, and in a step validation comes last."""
+    """The size of the lines up to that step's last. Steps never decrease in a file; a step's validation comes last."""
     kept_bytes = 0
     if last_step == 0 or not path.exists():
         return kept_bytes
     with path.open("rb") as file:
         for text in file:
-            # The last line may be one that a killed process left half written.
+            # A killed process may have left the last line half written.
             if not text.endswith(b"\n"):
                 break
             try:
                 line = json.loads(text)
             except ValueError:
-                # What a host had not synced when it lost its power may come back as zeros, with whole lines behind.
+                # After a power failure, unsynced bytes may come back as zeros, with whole lines after them.
                 break
             is_made_again = validation_is_due and (line["kind"], line["step"]) == ("validation", last_step)
             if line["step"] > last_step or is_made_again:

@@ -1,4 +1,4 @@
-"""All that a run says of itself. What cannot be written is said once and tried again; it ends no run."""
+"""All outputs of a run. A failure to write is reported once and retried; it does not end the run."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,19 +23,19 @@ class RunLog:
         last_step: int,
         validation_is_due: bool,
     ) -> None:
-        """Goes on after `last_step`; what an interrupted run wrote of later steps is taken out.
+        """Continues after `last_step`. Records of later steps, from an interrupted run, are removed.
 
-        So is its validation of `last_step` where `validation_is_due`: it is made again.
+        If `validation_is_due`, the validation of `last_step` is removed too: it is made again.
         """
         self._console = console
         self._failing: set[str] = set()
         metrics_file = MetricsFile(metrics, last_step=last_step, validation_is_due=validation_is_due)
-        # Step 0 has nothing but a validation, which a run that begins anew makes again.
+        # Step 0 has only a validation, and a run that starts over makes it again.
         tells_last_step = validation_is_due or last_step == 0
         events = TensorBoard(tensorboard, first_step=last_step if tells_last_step else last_step + 1)
         self._files = (metrics_file, events)
-        # TensorBoard's readers take back whole steps: what else there was of this one is shown anew. A server that is
-        # running is told at once, not with the first step.
+        # TensorBoard's readers discard whole steps, so the other records of this step are written again. They are
+        # written now, not with the first step, so that a running server shows them at once.
         shown_anew = read_step(metrics, last_step) if validation_is_due and metrics.exists() else []
         self._attempt(events.name, lambda: events.write(shown_anew))
 
@@ -44,19 +44,19 @@ class RunLog:
         self._attempt("the console", lambda: self._console.say(line))
 
     def write(self, records: Sequence[Record]) -> None:
-        """Writes records everywhere, and before them those that found no room so far."""
+        """Writes records everywhere, after the waiting records of earlier failures."""
         for file in self._files:
             self._attempt_file(file, partial(file.write, records))
         if records:
             self._attempt("the console", lambda: self._console.show(records))
 
     def sync(self) -> None:
-        """Waits until all that was written has reached the disk."""
+        """Waits until all records are on disk."""
         for file in self._files:
             self._attempt_file(file, file.sync)
 
     def close(self) -> None:
-        """Writes what found no room so far, if it can be, and ends the progress bar."""
+        """Writes the waiting records if possible, and ends the progress bar."""
         self.write([])
         for name in sorted(self._failing):
             self._complain(f"{name}: still cannot be written; what was not is lost")
@@ -67,19 +67,19 @@ class RunLog:
             self._complain(f"{file.name}: {file.lost_entries:,} entries are lost")
 
     def _attempt(self, name: str, write: Callable[[], None]) -> bool:
-        """Whether this file can be written again that could not."""
+        """Whether a write succeeds again after a failure."""
         try:
             write()
         except OSError as error:
             if name not in self._failing:
                 self._failing.add(name)
-                self._complain(f"{name}: cannot be written: {error}; training goes on, and it is tried again")
+                self._complain(f"{name}: cannot be written: {error}; training goes on, and the next write tries again")
             return False
         recovered = name in self._failing
         self._failing.discard(name)
         return recovered
 
     def _complain(self, line: str) -> None:
-        # Where standard error cannot be written either, nobody can be told.
+        # If standard error cannot be written either, the report is dropped.
         with suppress(OSError):
             print(f"warning: {line}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""TensorBoard events of a run: the only file that knows TensorBoard.
+"""TensorBoard events of a run: the only file that imports TensorBoard.
 
-The events are written here and not by its own writer, whose thread dies for good when a disk is full.
+This module writes the events itself, because the thread of TensorBoard's own writer dies when a disk is full.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, 
 
 _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
-# Others who write into the folder count without leading zeros, or not at all.
+# Other writers in the folder number files without leading zeros, or not at all.
 _OURS = re.compile(_BEGUN.pattern + r".+\.\d+\.\d{6}")
 _HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
@@ -37,29 +37,29 @@ class TensorBoard:
     """Writes records as scalars, against the step."""
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
-        """Begins a new event file; what an interrupted run wrote of the step `first_step` and later ones is taken out.
+        """Begins a new event file. Events of `first_step` and later, from an interrupted run, are removed.
 
-        Files of other writers in the folder stay as they are.
+        Files of other writers in the folder are not changed.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
         self._file = LogFile(_next_file(folder))
         self._keep(Event(file_version=_FILE_VERSION))
         if tags := _take_out(folder, first_step):
-            # For servers that have read already what is no longer in the files.
+            # For servers that have already read the removed events.
             self._keep(_without_points(tags, first_step))
         self._keep(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     @property
     def lost_entries(self) -> int:
-        """Events that found no room, neither on the disk nor in memory."""
+        """Events for which there was no room, neither on the disk nor in memory."""
         return self._file.lost_entries
 
     def write(self, records: Sequence[Record]) -> None:
         """Adds the records' scalars and flushes.
 
         Raises:
-            OSError: they could not be written; they are kept for the next call.
+            OSError: the events could not be written; they are kept for the next call.
         """
         for record in records:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
@@ -67,7 +67,7 @@ class TensorBoard:
         self._file.flush()
 
     def sync(self) -> None:
-        """Waits until all of it has reached the disk; raises OSError where it cannot."""
+        """Waits until the whole file is on disk. Raises OSError where that fails."""
         self._file.sync()
 
     def _keep(self, event: Event) -> None:
@@ -78,31 +78,31 @@ class TensorBoard:
 
 
 def _next_file(folder: Path) -> Path:
-    """Behind all others: TensorBoard reads a folder's files in the order of their names."""
+    """A name that sorts after all others: TensorBoard reads a folder's files in the order of their names."""
     begun = [int(found[1]) for path in folder.iterdir() if (found := _BEGUN.match(path.name))]
-    # Not by the clock alone: the host that the run was on may have been ahead of this one.
+    # Not by the clock alone: the clock of the run's earlier host may have been ahead of this one.
     seconds = max([int(time.time()), *(second + 1 for second in begun)])
     return folder / f"events.out.tfevents.{seconds:010}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
 
 
 def _take_out(folder: Path, step: int) -> set[str]:
-    """Cuts our files off before that step's first scalar; gives the tags that lose some."""
+    """Cuts our files off before that step's first scalar. Returns the tags that lose scalars."""
     tags: set[str] = set()
     for path in sorted((path for path in folder.iterdir() if _OURS.fullmatch(path.name)), reverse=True):
         end_bytes, its_tags, begun_at = _behind(path, step)
         if its_tags:
-            # In place: nobody goes on writing into it, and who has read beyond its new end finds nothing more there.
+            # In place: no process writes into it any more, and a reader beyond the new end finds nothing more there.
             os.truncate(path, end_bytes)
         tags |= its_tags
-        # What version 0.1.0 took back, it left in the files from before.
+        # Version 0.1.0 left discarded events in the earlier files.
         step = min(step, begun_at)
     return tags
 
 
 def _behind(path: Path, step: int) -> tuple[int, set[str], int]:
-    """Where in a file that step's scalars begin, the tags from there on, and the step from which the file was begun.
+    """The offset of that step's first scalar in a file, the tags from there on, and the step that the file began with.
 
-    Steps never fall in a file.
+    Steps never decrease in a file.
     """
     end_bytes, tags, begun_at = 0, set[str](), step
     for begin, event in _events(path):
@@ -115,7 +115,7 @@ def _behind(path: Path, step: int) -> tuple[int, set[str], int]:
 
 
 def _events(path: Path) -> Iterator[tuple[int, Event]]:
-    """All whole events of a file, each with where it begins; the last may be one that a killed process left in part."""
+    """All whole events of a file, each with its offset. A killed process may have left a partial last event."""
     begin, size = 0, path.stat().st_size
     with path.open("rb") as file:
         while begin + _HEADER.size < size:
@@ -124,17 +124,17 @@ def _events(path: Path) -> Iterator[tuple[int, Event]]:
             if end > size:
                 return
             content = file.read(length + _CHECKSUM_BYTES)[:length]
-            # What no reader can read, none shows.
+            # An event that cannot be decoded is not shown by any reader either.
             with suppress(DecodeError):
                 yield begin, Event.FromString(content)
             begin = end
 
 
 def _without_points(tags: Iterable[str], step: int) -> Event:
-    """Takes the tags' points from that step on out of a data server that is running.
+    """Removes the tags' points from that step on in a running data server.
 
-    It knows no session log: a value makes it give up those of its tag that are of the same step or later ones, and a
-    value that is no number it does not show. Other readers give that value up as well, with the START that follows.
+    The server ignores session logs. A value makes it drop its tag's points of the same and later steps, and it does not
+    show NaN. Other readers drop that value too, at the START that follows.
     """
     nothing = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[b""])
     scalars = SummaryMetadata(
@@ -145,7 +145,7 @@ def _without_points(tags: Iterable[str], step: int) -> Event:
 
 
 def _scalars(record: Record) -> dict[str, float]:
-    """By tag. TensorBoard sorts by what is before the stroke and opens the first two: the losses, and alarms if any."""
+    """Values by tag. TensorBoard sorts tags by the part before "/" and opens the first two: losses, alarms if any."""
     match record:
         case StepRecord():
             return _step_scalars(record)

@@ -1,1 +1,1 @@
-"""The `prepare` verb: documents to a dataset."""
+"""The `prepare` verb: makes a dataset of documents."""

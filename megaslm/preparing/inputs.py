@@ -1,7 +1,7 @@
-"""How the files looked that a dataset was made of: DATASET/inputs.json.
+"""DATASET/inputs.json: the state of the input files when a dataset was made.
 
-By it a later run sees, mostly without reading them, whether they are what they were. It tells of one machine's disks
-and is no part of the manifest for that; a dataset is one without it.
+A later run sees by it whether the files have changed, mostly without reading them. It describes one machine's disks, so
+it is not part of the manifest. A dataset is complete without it.
 """
 
 from collections.abc import Iterable
@@ -14,18 +14,18 @@ from megaslm.dataset.manifest import SourceFile
 
 
 class Inputs(BaseModel):
-    """What is known of files by the names that the manifest gives them."""
+    """The state of files, by their names in the manifest."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     looks: dict[str, str] = {}
-    """`InputFile.look` of each when it was read."""
+    """`InputFile.look` of each file when it was read."""
     skipped_sha256: dict[str, str] = {}
-    """Of the files that were left out because they are not UTF-8, which are no sources."""
+    """Hashes of the files that were left out because they are not UTF-8. They are not among the sources."""
 
 
 def joined(inputs: Iterable[Inputs]) -> Inputs:
-    """Of all together; what two runs saw differently is not known."""
+    """All records together. A file that two records describe differently is dropped."""
     looks: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for each in inputs:
@@ -36,16 +36,16 @@ def joined(inputs: Iterable[Inputs]) -> Inputs:
 
 
 def has_changed(file_range: FileRange, record: SourceFile | None, inputs: Inputs) -> bool:
-    """Whether a stretch of a file is not what was recorded when it was read; null for `record` of a skipped file.
+    """Whether a stretch of a file differs from its record. `record` is None for a skipped file.
 
-    A file that looks as it did is what it was, any other is read. Raises DataError where it cannot be.
+    A file with an unchanged `look` is unchanged, any other is read. Raises DataError where it cannot be read.
     """
     file = file_range.file
     if record is not None and (file.bytes, file_range.stop) != (record.bytes, record.stop):
         return True
     recorded = record.sha256 if record is not None else inputs.skipped_sha256.get(file.label)
     look = inputs.looks.get(file.label, "" if record is None else record.version)
-    # Versions before this file recorded nothing of what was skipped.
+    # Versions before inputs.json did not record skipped files.
     if recorded is None or (file.look and file.look == look):
         return False
     return sha256_of_range(file_range) != recorded

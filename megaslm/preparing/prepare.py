@@ -1,4 +1,4 @@
-"""Text files to a dataset: packed rows of tokens in shards, with a manifest."""
+"""Makes a dataset of text files: packed rows of tokens in shards, with a manifest."""
 
 import os
 import traceback
@@ -27,7 +27,7 @@ from megaslm.preparing.tokenizer_training import make_tokenizer
 from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 
 OnProgress = Callable[[JobProgress], None]
-# What takes seconds to import.
+# Modules that take seconds to import.
 _PRELOADED = ("megaslm.preparing.prepare", "megaslm.dataset.mosaic")
 _REMEDY = "remove the file, and the text is read once to compare it"
 
@@ -41,15 +41,15 @@ def prepare(
     on_progress: OnProgress = lambda progress: None,
     ray: RayCluster | None = None,
 ) -> Manifest:
-    """Make the dataset of a recipe in `output`, a folder or a URL, and give its manifest.
+    """Make the dataset of a recipe in `output`, a folder or a URL. Returns its manifest.
 
-    The dataset is the same, byte for byte, for any number of `workers` (null: one a core), here or on a `ray` cluster.
-    A run that was interrupted goes on where it stopped; a finished dataset of the same recipe and files is left as it
-    is. A URL needs `working`, a local folder for parts on their way there. With more than one worker, a script that
-    calls this needs the usual `if __name__ == "__main__":`.
+    The dataset is the same, byte for byte, for any number of `workers` (None: one per core), here or on a `ray`
+    cluster. An interrupted job resumes when it is run again. A finished dataset of the same recipe and files is left
+    unchanged. A URL needs `working`, a local folder for parts before they are sent. With more than one worker, a script
+    that calls this needs the usual `if __name__ == "__main__":`.
 
-    Raises DataError for text, tokenizers and folders that do not serve, naming file and line; MegaSLMError where the
-    disk is full or a worker dies again and again.
+    Raises DataError, naming file and line, for unusable text, tokenizers and folders; MegaSLMError where the disk is
+    full or a worker dies repeatedly.
     """
     work = _PrepareJob(recipe, output, working)
     if (manifest := work.finished()) is not None:
@@ -69,7 +69,7 @@ def prepare_share(
     on_progress: OnProgress = lambda progress: None,
     ray: RayCluster | None = None,
 ) -> None:
-    """Do a share of the tasks and leave `output` unfinished; the other shares may be done at the same time, elsewhere.
+    """Do a share of the tasks and leave `output` unfinished. Other machines may do the other shares at the same time.
 
     Raises as `prepare` does.
     """
@@ -80,7 +80,7 @@ def prepare_share(
 
 
 def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -> Manifest:
-    """Make a dataset of what all shares have done. Raises DataError where a task is not done, and says which share."""
+    """Join the shares into a dataset. Raises DataError, naming the shares, where a task is not done."""
     work = _PrepareJob(recipe, output, working)
     if (manifest := work.finished()) is not None:
         return manifest
@@ -90,14 +90,12 @@ def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -
             shown = ", ".join(str(number) for number in missing[:10]) + (" …" if len(missing) > 10 else "")
             raise DataError(
                 f"{output}: {len(missing)} of {len(work.tasks)} tasks are not done ({shown}; task n belongs to part "
-                "n % COUNT + 1 of COUNT): run their parts again, or all that is missing with a plain `megaslm prepare`"
+                "n % COUNT + 1 of COUNT): run these parts again, or all missing tasks with a plain `megaslm prepare`"
             )
         return work.assemble(workplace)
 
 
 class _PrepareJob:
-    """The making of one dataset."""
-
     def __init__(self, recipe: Recipe, output: str | Path, working: Path | None) -> None:
         self._passed_over: Counter[str] = Counter()
         self.tasks = plan_tasks(recipe, self._passed_over)
@@ -106,19 +104,19 @@ class _PrepareJob:
         self._plan = PreparePlan(recipe_sha256=recipe_sha256(recipe), files_sha256=files_sha256(self.tasks))
 
     def finished(self) -> Manifest | None:
-        """The manifest of the dataset, where it is there already and is the one that would be made."""
+        """The manifest of the dataset, if it is finished already and is the one that the recipe makes."""
         manifest = self._output.finished()
         if manifest is not None:
             noted = self._output.beside(INPUTS)
             inputs = Inputs() if noted is None else read_back(Inputs, noted, f"{self._output.place}/{INPUTS}", _REMEDY)
             require_same(manifest, self._recipe, self.tasks, self._output.place, inputs)
-            # A kill may have come between the manifest and this.
+            # A kill may have come between the manifest and the clean-up.
             self._tidy_up()
         return manifest
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
-        """With the output claimed and its tokenizer there."""
+        """Claims the output and makes its tokenizer."""
         with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
             with workplace.setting_up():
                 workplace.begin(self._plan, self.tasks, alone=alone)
@@ -131,7 +129,7 @@ class _PrepareJob:
             try:
                 make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
             except BaseException:
-                # So that another recipe may be tried here; nothing was made by this one.
+                # Nothing was made by this recipe yet, so another one may be tried here.
                 workplace.forget_plan()
                 raise
 
@@ -143,7 +141,7 @@ class _PrepareJob:
         on_progress: OnProgress,
         ray: RayCluster | None,
     ) -> None:
-        """Those of the tasks that are not done."""
+        """Does those of the tasks that are not done."""
         waiting = [task for task in tasks if not workplace.is_done(task.name)]
         if not waiting:
             return
@@ -184,8 +182,8 @@ class _PrepareJob:
             raise MegaSLMError(_why_left(left, self._folder))
         if undone:
             raise MegaSLMError(
-                f"{self._folder}: {len(undone)} tasks are not done, and no worker could tell why, as on a full disk; "
-                "what is done is kept: run it again"
+                f"{self._folder}: {len(undone)} tasks are not done, and no worker could report why (perhaps the disk "
+                "is full); what is done is kept: run it again"
             )
 
     def _run_workers(
@@ -212,7 +210,7 @@ class _PrepareJob:
         look()
 
     def assemble(self, workplace: PrepareLedger) -> Manifest:
-        """Join what the tasks wrote, all of which are done, and declare the dataset finished."""
+        """Join the parts of all tasks, which are done, and finish the dataset."""
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
         with self._saying_what_is_in_the_way(workplace):
@@ -225,15 +223,15 @@ class _PrepareJob:
 
     @contextmanager
     def _saying_what_is_in_the_way(self, workplace: PrepareLedger) -> Iterator[None]:
-        """A mistake in recipe or text is mended by another recipe, often, which what is done here is not for."""
+        """Adds to an error that a corrected recipe cannot use the work done here so far."""
         try:
             yield
         except DataError as error:
             if not workplace.has_outcomes():
                 raise
             raise DataError(
-                f"{error} ({self._folder} holds what this recipe has made so far: remove it before you prepare by "
-                "another, or choose another output folder)"
+                f"{error} ({self._folder} holds the work of this recipe so far: remove it before you prepare another "
+                "recipe, or choose another output folder)"
             ) from error
 
     @cached_property
@@ -253,8 +251,8 @@ def _why_left(tasks: Sequence[Task], folder: Path) -> str:
     places = [f"task {task.number}: {_place_of(task)}" for task in tasks[:10]] + ["…"][: len(tasks) > 10]
     return (
         f"{folder}: worker processes died {MOST_DEATHS} times over {'; '.join(places)}: out of memory, or killed from "
-        "outside; all other tasks are done and kept: run it again for these, with fewer --workers where memory is "
-        "short, or leave these files out in another recipe"
+        "outside; all other tasks are done and kept: run it again for these, with fewer --workers if memory is short, "
+        "or leave these files out in another recipe"
     )
 
 
@@ -266,15 +264,13 @@ def _place_of(task: Task) -> str:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What each process of a run does."""
-
     jobs: Sequence[PrepareSpec]
     folder: Path
     run_id: str
     processes: int
 
     def __call__(self, number: int) -> None:
-        """Draws tasks until there are none, in a process of its own; why it cannot go on is noted in the ledger."""
+        """Draws tasks until none are left, in a process of its own. A failure is noted in the ledger."""
         try:
             with keeping_what_is_done(self.folder):
                 self.draw_all(number, lambda: None)
@@ -286,7 +282,7 @@ class _Worker:
             PrepareLedger(self.folder).fail(self.run_id, error)
 
     def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
-        """Draws tasks until there are none."""
+        """Draws tasks until none are left."""
         workplace = PrepareLedger(self.folder)
         tally = Tally(workplace.folder, self.run_id, number)
 

@@ -1,4 +1,4 @@
-"""One task of prepare: ranges of files to the parts that they become. A pure function of its job, run anywhere."""
+"""One task of `prepare`: turns ranges of files into parts. A pure function of its job, on any machine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -29,12 +29,12 @@ from megaslm.tokenizer.word_encoder import fastest_encoder
 _BATCH_CHARACTERS = 1_000_000
 
 Place = tuple[Split, str]
-"""A split and a domain: where a part belongs."""
+"""The split and the domain of a part."""
 
 
 @dataclass(frozen=True)
 class PrepareSpec:
-    """A task and all that it needs to be done anywhere."""
+    """A task and everything needed to do it on any machine."""
 
     task: Task
     recipe: Recipe
@@ -44,7 +44,7 @@ class PrepareSpec:
     dataset: Path
     """The folder in which its parts are written."""
     output: Output
-    """Where they go then."""
+    """The place that they are sent to."""
 
 
 class _Outcome(BaseModel):
@@ -52,7 +52,7 @@ class _Outcome(BaseModel):
 
 
 class WrittenPart(_Outcome):
-    """One part and what it counts for."""
+    """One part and its counts."""
 
     split: Split
     domain: str
@@ -63,19 +63,19 @@ class WrittenPart(_Outcome):
 
 
 class TaskOutcome(_Outcome):
-    """What a task did."""
+    """The result of a task."""
 
     parts: tuple[WrittenPart, ...]
-    """A split and domain that no document of the task belongs to has none."""
+    """One part for each split and domain that has documents of the task."""
     sources: tuple[SourceFile, ...]
     skipped: tuple[str, ...]
     """Files left out because they are not UTF-8."""
     left_out: dict[str, int]
-    """Documents left out, by the recipe's key that did it."""
+    """Number of documents left out, by the recipe's key for it."""
     text_bytes: int
     """UTF-8 bytes of the documents kept."""
     inputs: Inputs = Inputs()
-    """How the files looked that it read."""
+    """The state of the files that it read."""
 
     @property
     def tokens(self) -> int:
@@ -84,14 +84,14 @@ class TaskOutcome(_Outcome):
 
 
 class OnProgress(Protocol):
-    """Called with how far a task has come."""
+    """Called with the progress of a task."""
 
     def __call__(self, *, input_bytes: int, text_bytes: int, documents: int, tokens: int) -> None:
-        """Bytes read, as the files have them; UTF-8 bytes and number of the documents kept; valid targets written."""
+        """Bytes read, before unpacking; UTF-8 bytes and number of the documents kept; valid targets written."""
 
 
 def run_task(job: PrepareSpec, on_progress: OnProgress) -> TaskOutcome:
-    """Read, encode, pack, write and hand over.
+    """Read, encode, pack, write and send the task's parts.
 
     Raises DataError, naming the document, for text that cannot be read or encoded.
     """
@@ -137,20 +137,17 @@ def _report(on_progress: OnProgress, input_bytes: int, text_bytes: int, building
 
 @lru_cache(maxsize=1)
 def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
-    """Kept from task to task, with what it remembers, as long as the folder holds the same tokenizer."""
+    """The encoder of a tokenizer folder. It is cached, with its memory, while the folder holds the same tokenizer."""
     return fastest_encoder(tokenizer)
 
 
 @lru_cache(maxsize=1)
 def _original_of(tokenizer: Path, sha256: str) -> Original | None:
-    """Kept likewise."""
     return Original.of(tokenizer)
 
 
 @dataclass
 class _PartBuilder:
-    """Documents of one split and domain on their way into one part."""
-
     place: Place
     writer: PartWriter
     packer: RowPacker
@@ -198,7 +195,7 @@ class _PartBuilder:
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Documents in lists of bounded size, one document at least."""
+    """Documents in lists of bounded size, at least one document each."""
     batch: list[Document] = []
     size = 0
     for document in documents:
@@ -227,7 +224,7 @@ def _encoded(documents: list[Document], encoder: TextEncoder, job: PrepareSpec) 
         for document in documents:
             _require_encodable(document, encoder)
         raise
-    # At once, because most batches have none.
+    # Check the whole batch at once, because most batches have no EOS.
     if (np.concatenate(encoded) == job.facts.eos_id).any():
         for document, ids in zip(documents, encoded, strict=True):
             _require_no_eos(document, ids, job.facts.eos_id, encoder)
@@ -250,7 +247,7 @@ def _require_no_eos(document: Document, ids: NDArray[np.uint32], eos_id: int, en
     if places.size:
         name = encoder.decode(np.array([eos_id], dtype=np.uint32))
         raise DataError(
-            f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, with which documents end, so "
-            "that this one would be cut in two; name as eos_token (tokenizer_config.json of the tokenizer) a token "
-            "that no text gives, or leave such documents out with a filter"
+            f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, the EOS token, which would cut "
+            "the document in two; set eos_token in the tokenizer's tokenizer_config.json to a token that no text "
+            "gives, or leave such documents out with a filter"
         )

@@ -1,4 +1,4 @@
-"""What a recipe and its tasks make of a manifest, and whether a finished dataset is what they would make."""
+"""The manifest of a recipe and its tasks, and the check whether a finished dataset belongs to them."""
 
 import shutil
 from collections import Counter
@@ -30,9 +30,9 @@ _OURS = (TOKENIZER, "train", "heldout")
 
 
 def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], place: str, inputs: Inputs) -> None:
-    """Raise DataError unless a finished dataset is that of a recipe and of the files as they are now.
+    """Raise DataError unless a finished dataset belongs to the recipe and to the files as they are now.
 
-    `inputs` is how these looked when they were read; those that look otherwise now are read once more.
+    `inputs` is the state of the files when they were read. Files with another state now are read once more.
     """
     if manifest.recipe_sha256 != recipe_sha256(recipe) or manifest.kind != "tokens":
         raise DataError(
@@ -55,13 +55,13 @@ def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], plac
     _require_same_tokenizer(manifest, recipe, place)
     for gone, _ in recorded:
         raise DataError(
-            f"{gone} is gone since {place} was prepared, or the recipe's paths lead to it no more; remove {place} or "
+            f"{gone} is gone since {place} was prepared, or the recipe's paths no longer lead to it; remove {place} or "
             "choose another output"
         )
 
 
 def _require_same_tokenizer(manifest: Manifest, recipe: Recipe, place: str) -> None:
-    """Of a folder, which may hold another by now; the dataset has the one that it was made with."""
+    """Raises DataError where the recipe's tokenizer folder now holds another tokenizer than the dataset's."""
     if recipe.tokenizer.huggingface is None or manifest.ids_sha256 is None:
         return
     folder = home_expanded(recipe.tokenizer.huggingface)
@@ -79,7 +79,7 @@ def manifest_of(
     facts: TokenizerFacts,
     passed_over: Mapping[str, int],
 ) -> Manifest:
-    """The manifest of what all tasks of a recipe did, with the tokenizer in the folder `tokenizer`."""
+    """The manifest for the outcomes of all tasks, with the tokenizer in the folder `tokenizer`."""
     reads_standard_library = any(source.reads_standard_library for source in recipe.sources)
     return Manifest(
         kind="tokens",
@@ -113,7 +113,7 @@ def _licences(recipe: Recipe) -> dict[str, str]:
 
 
 def _each_once(sources: Iterable[SourceFile]) -> tuple[SourceFile, ...]:
-    """A stretch that several sources of the recipe read is listed once."""
+    """Lists once a stretch that several sources of the recipe read."""
     return tuple({(source.path, source.start): source for source in sources}.values())
 
 
@@ -134,13 +134,13 @@ def _splits(recipe: Recipe, outcomes: Sequence[TaskOutcome]) -> dict[Split, dict
 
 
 def require_enough(recipe: Recipe, manifest: Manifest) -> None:
-    """Raise DataError where a domain has no text to train on, or all together less than one row."""
+    """Raise DataError where a domain has no training text, or all domains together have less than one row."""
     train = manifest.splits.get("train", {})
     for domain in manifest.domains:
         if domain not in train:
             raise DataError(
                 f"recipe {recipe.name}: domain {domain} has no text to train on; "
-                "look at its paths, keep_fraction, filters and heldout_fraction"
+                "check its paths, keep_fraction, filters and heldout_fraction"
             )
     tokens = sum(share.tokens for share in train.values())
     if tokens < recipe.seq_len:
@@ -151,7 +151,7 @@ def require_enough(recipe: Recipe, manifest: Manifest) -> None:
 
 
 class PreparePlan(BaseModel):
-    """What is being prepared."""
+    """The identity of the dataset in the making."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -162,7 +162,7 @@ class PreparePlan(BaseModel):
 
 
 class PrepareLedger(Ledger[TaskOutcome]):
-    """An output folder in which a dataset is being made."""
+    """The ledger of an output folder in which a dataset is being made."""
 
     def __init__(self, output: Path) -> None:
         super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
@@ -170,18 +170,18 @@ class PrepareLedger(Ledger[TaskOutcome]):
 
     @property
     def claim(self) -> Path:
-        """The file whose lock the first process of a run holds while it works."""
+        """The file that the first process of a job keeps locked while it works."""
         return self.folder / "lock"
 
     def begin(self, plan: PreparePlan, tasks: Sequence[Task], *, alone: bool) -> None:
-        """Go on with the same plan. Where no one else is at work here, begin anew if the files have changed since, or
-        if another recipe was not yet gone on with as far as one task."""
+        """Resume the same plan. If `alone`, start over where the files have changed since, or where an earlier recipe
+        has not finished any task."""
         path = self.folder / _PLAN
         if alone:
             self.forget_runs()
         if path.is_file():
             found = read_back(PreparePlan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
-            # A share leaves that look to whoever joins them, who reads no file of another machine again and again.
+            # A share leaves this check to `finish`, so that the files are not read again for every share.
             if found == plan and not (alone and any(map(self._has_changed, tasks))):
                 return
             if found.recipe_sha256 != plan.recipe_sha256 and (self.has_outcomes() or not alone):
@@ -198,7 +198,7 @@ class PrepareLedger(Ledger[TaskOutcome]):
         write_file(path, plan.model_dump_json())
 
     def forget_plan(self) -> None:
-        """Nothing has been done by it."""
+        """Forget the plan, of which nothing has been done."""
         (self.folder / _PLAN).unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -206,7 +206,6 @@ class PrepareLedger(Ledger[TaskOutcome]):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _has_changed(self, task: Task) -> bool:
-        """Whether a task is done and its files are no longer what they were then."""
         outcome = self.outcome(task.name)
         if outcome is None:
             return False
@@ -223,9 +222,9 @@ class PrepareLedger(Ledger[TaskOutcome]):
 
 @contextmanager
 def claimed(output: Path, *, alone: bool) -> Iterator[PrepareLedger]:
-    """Claim `output`, to begin or to go on there: alone, or together with others who do other tasks.
+    """Claim `output`, to start or to resume there: alone, or together with processes that do other tasks.
 
-    Raises DataError where another process is at work there, or where it holds anything else than unfinished work.
+    Raises DataError where another process works there, or where it holds anything but unfinished work.
     """
     folder = output / _FOLDER
     if output.exists() and not folder.exists() and any(output.iterdir()):

@@ -1,8 +1,8 @@
-"""The SentencePiece model behind an exported tokenizer, and the texts in which the two may part.
+"""The SentencePiece model behind an exported tokenizer, and the texts in which the two may differ.
 
-An exported tokenizer is believed where its likeness follows from the model: it merges or weighs the same pieces of the
-same characters. Elsewhere SentencePiece itself encodes each document, and one that gets other ids is refused; prompts
-are encoded by the exported tokenizer one day, so that to store SentencePiece's ids would only move the difference.
+An exported tokenizer is trusted where the model proves it equal: it merges or weighs the same pieces of the same
+characters. Elsewhere SentencePiece itself encodes each document, and a document with other ids is refused. Storing
+SentencePiece's ids instead would only move the difference, because the exported tokenizer encodes prompts later.
 """
 
 import re
@@ -22,7 +22,7 @@ from megaslm.tokenizer.tokenizer import SentencePieceEncoder, TextEncoder
 _Piece = proto.ModelProto.SentencePiece
 _ANY_TEXT = ""
 _SHOWN_IDS = 8
-# Characters that Unicode never joins with a neighbour of these ranges into what readers take for one character.
+# Characters that Unicode never joins with a neighbour of these ranges into one visible character.
 _PLAIN = (
     "\t\n -~\u00a0-\u00ac\u00ae-\u02ff\u0370-\u0377\u037a-\u0482\u048a-\u052f\u1e00-\u1eff\u2010-\u2027\u2030-\u205e"
 )
@@ -32,25 +32,25 @@ _LABELS = np.arange(1, 256, dtype=np.uint32)
 
 
 class Original:
-    """What an exported tokenizer has to do as."""
+    """The model that an exported tokenizer must agree with."""
 
     def __init__(self, model: bytes, doubtful: re.Pattern[str]) -> None:
-        """Takes a model file's content, and what is found in each text in which the two may part."""
+        """`model` is a model file's content. `doubtful` is found in every text in which the two may differ."""
         self._sentencepiece = SentencePieceEncoder(model)
         self._doubtful = doubtful
-        # From space to space, with both of them: what a normaliser joins with a space is in it.
+        # From space to space, both included: a normaliser may join characters with a space.
         self._words = re.compile(f" ?[^ ]*(?:{doubtful.pattern})[^ ]* ?") if _has_words(model) else None
 
     @classmethod
     def of(cls, folder: Path) -> "Original | None":
-        """That of a tokenizer's folder; null where it has none, because every text has the same ids."""
+        """The model of a tokenizer's folder, None if it has none because every text has the same ids."""
         path = folder / ORIGINAL
         model = path.read_bytes() if path.is_file() else None
         doubtful = None if model is None else texts_to_compare(model)
         return None if model is None or doubtful is None else cls(model, doubtful)
 
     def require_same(self, document: Document, found: NDArray[np.uint32], exported: TextEncoder) -> None:
-        """Raise DataError where a document's ids, which `exported` gave, are not SentencePiece's."""
+        """Raise DataError where a document's ids `found`, from `exported`, are not SentencePiece's."""
         if not self._doubtful.search(document.text):
             return
         if self._words is not None:
@@ -84,7 +84,7 @@ def _require_same(
         )
     if not expected.has_unknown(wanted) and expected.decode(wanted) != exported.decode(found):
         raise DataError(
-            f"{document.origin}: the exported tokenizer decodes the text otherwise than SentencePiece; leave such "
+            f"{document.origin}: the exported tokenizer decodes the text differently than SentencePiece; leave such "
             "documents out with a filter, or give a Hugging Face folder as `tokenizer.huggingface`"
         )
 
@@ -94,14 +94,14 @@ def _ids(ids: np.ndarray, first: int) -> list[int]:
 
 
 def texts_to_compare(model: bytes) -> re.Pattern[str] | None:
-    """What is found in each text to which the exported tokenizer of `model` may give other ids; null for no text."""
+    """A pattern found in every text to which the exported tokenizer of `model` may give other ids; None for no text."""
     description = proto.ModelProto.FromString(model)
     is_unigram = description.trainer_spec.model_type == description.trainer_spec.UNIGRAM
     spec = description.normalizer_spec
     user_defined = [piece.piece for piece in description.pieces if piece.type == _Piece.USER_DEFINED]
     doubts = [re.escape(name) for name in (*user_defined, *(name.replace(SPACE, " ") for name in user_defined))]
     if is_unigram:
-        # The exported vocabulary holds these names among its pieces, "<" alone keeps text from spelling them.
+        # The exported vocabulary has these names among its pieces. Only a "<" keeps text from spelling them.
         doubts += [re.escape(name) for name in _names(description) if "<" not in name]
         doubts.append(ANGLE)
     elif not _merges_by_score_alone(description):
@@ -113,19 +113,19 @@ def texts_to_compare(model: bytes) -> re.Pattern[str] | None:
     if spec.precompiled_charsmap:
         plain = f"{_PLAIN}\r" if _ends_lines_by_spaces(model) else _PLAIN
         doubts.append(_ANY_TEXT if _maps_plain_together(spec.precompiled_charsmap) else f"[^{plain}]")
-        # These two are not plain; one class of characters is looked for at several times the speed.
+        # The class of characters that are not plain covers these two, and a single class is several times faster.
         doubts = [doubt for doubt in doubts if doubt not in (ANGLE, SPACE)]
     return re.compile("|".join(doubts)) if doubts else None
 
 
 def _ends_lines_by_spaces(model: bytes) -> bool:
-    """Whether each way to end a line is one space, though "\r\n" may be taken for one character or for two."""
+    """Whether each line end becomes one space, though "\r\n" may count as one character or as two."""
     normalised = SentencePieceProcessor(model_proto=model).normalize(["a\r\nb\rc\nd", "a b c d"])
     return len(set(normalised)) == 1
 
 
 def _has_words(model: bytes) -> bool:
-    """Whether ids follow from one word after the other: a space begins each, and no piece reaches over one."""
+    """Whether words are encoded independently: a space begins each word, and no piece crosses a space."""
     description = proto.ModelProto.FromString(model)
     spec = description.normalizer_spec
     return (
@@ -143,7 +143,7 @@ def _names(description: proto.ModelProto) -> list[str]:
 
 
 def _merges_by_score_alone(description: proto.ModelProto) -> bool:
-    """Whether no two pieces have one score, each piece is built of pieces, and no text is a special piece's name."""
+    """Whether all scores differ, each piece is built of pieces, and no text spells a special piece's name."""
     normal = [piece for piece in description.pieces if piece.type == _Piece.NORMAL]
     pieces = {piece.piece for piece in normal}
     return (
@@ -156,8 +156,8 @@ def _merges_by_score_alone(description: proto.ModelProto) -> bool:
 def _maps_plain_together(charsmap: bytes) -> bool:
     """Whether a normaliser's map replaces several plain characters together.
 
-    The map begins with the size of a trie of what is replaced, a double array in which a unit's children lie at its
-    offset, each xored with its label (Darts-clone).
+    The map begins with the size of a trie of the replaced strings. The trie is a double array in which a unit's
+    children are at its offset, each xored with its label (Darts-clone).
     """
     units = np.frombuffer(charsmap, dtype=np.uint32, offset=4, count=int.from_bytes(charsmap[:4], "little") // 4)
     plain = re.compile(f"[{_PLAIN}]")

@@ -1,4 +1,4 @@
-"""The tokenizer folder of a dataset, from whichever origin the recipe names; it may be trained on the recipe's text."""
+"""The tokenizer folder of a dataset: copied from the recipe's tokenizer, or trained on the recipe's text."""
 
 import heapq
 import io
@@ -28,7 +28,7 @@ _MOST_CHECKED_TASKS = 64
 
 
 def train_sentencepiece(recipe: Recipe, settings: TrainSentencePiece, tasks: Iterable[Task]) -> bytes:
-    """A model file's content, trained on the training text of a recipe.
+    """The content of a model file, trained on the training text of a recipe.
 
     Raises DataError where the text is too small for the vocabulary.
     """
@@ -36,7 +36,7 @@ def train_sentencepiece(recipe: Recipe, settings: TrainSentencePiece, tasks: Ite
 
 
 def train_on(texts: Iterable[str], settings: TrainSentencePiece) -> bytes:
-    """A model file's content: BPE that can encode any text and decode it back.
+    """The content of a model file: BPE that encodes any text and decodes it back.
 
     The same texts, in any order, give the same model on any machine. Raises DataError where they are too small for the
     vocabulary.
@@ -82,7 +82,7 @@ def _training_texts(recipe: Recipe, settings: TrainSentencePiece, tasks: Iterabl
 
 @dataclass
 class _Sample:
-    """The texts of smallest hash that fit into so many bytes: a fair sample in one pass and bounded memory."""
+    """The texts of smallest hash that fit into a number of bytes: an unbiased sample in one pass and bounded memory."""
 
     most_bytes: int
     bytes: int = 0
@@ -99,7 +99,7 @@ class _Sample:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Pieces of a text that end at a line's end where they can; the trainer leaves out what is longer."""
+    """Pieces of a text, cut at line ends where possible. The trainer leaves out longer texts."""
     chunk = ""
     for line in text.splitlines(keepends=True):
         if chunk and len(chunk) + len(line) > _CHUNK_CHARACTERS:
@@ -114,9 +114,9 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
-    """Write the recipe's tokenizer to `folder`, which appears when it is complete.
+    """Write the recipe's tokenizer to `folder`, which appears only when complete.
 
-    Raises DataError where the tokenizer cannot be read, or where the exported one does not do as SentencePiece does.
+    Raises DataError where the tokenizer cannot be read, or where the exported one differs from SentencePiece.
     """
     try:
         _fill(recipe, tasks, start_folder(folder))
@@ -153,7 +153,7 @@ def _copy(source: Path, folder: Path) -> None:
 def _read_model(path: Path) -> bytes:
     if not path.is_file():
         raise DataError(
-            f"tokenizer.sentencepiece: {path} is not a file; name the model itself, as a folder's tokenizer.model"
+            f"tokenizer.sentencepiece: {path} is not a file; name the model file itself, such as tokenizer.model"
         )
     model = path.read_bytes()
     try:
@@ -164,7 +164,7 @@ def _read_model(path: Path) -> bytes:
 
 
 def _sample(tasks: Sequence[Task]) -> Iterator[Document]:
-    """The first documents of tasks spread over all of them, together about as many bytes as are worth checking."""
+    """The first documents of evenly spread tasks, up to about the number of bytes worth checking."""
     chosen = tasks[:: -(-len(tasks) // _MOST_CHECKED_TASKS)]
     for task in chosen:
         size = 0

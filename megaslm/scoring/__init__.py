@@ -1,1 +1,1 @@
-"""The `score` and `mask` verbs: columns beside the tokens, computed once."""
+"""The `score` and `mask` verbs: compute columns beside the tokens once."""

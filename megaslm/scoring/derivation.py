@@ -1,8 +1,8 @@
-"""A dataset that is derived from another one, part by part: the same rows in the same order, with other columns.
+"""A dataset derived from another one, part by part: the same rows in the same order, with other columns.
 
-What is unfinished lies in a working folder, OUTPUT/.score for a local output: finished parts, and in `.derived` the
-plan and a note of each of them. OUTPUT is not touched before all is done, so that a dataset to which parts are added
-stays one until then.
+Unfinished work is in a working folder, OUTPUT/.score for a local output. The folder holds the finished parts and, in
+`.derived`, the plan and a note of each part. OUTPUT changes only when all is done, so that a dataset to which parts are
+added stays readable until then.
 """
 
 import shutil
@@ -30,27 +30,27 @@ from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart, require_
 _NOTES = ".derived"
 _PLAN = "plan.json"
 _LOOK_AGAIN_SECONDS = 1.0
-# For processes that were killed and are not gone yet.
+# Time for killed processes to end.
 _PATIENCE_SECONDS = 10.0
 
 
 class PartOutcome(BaseModel):
-    """What is noted of a part that is done; subclasses have more to tell."""
+    """The note of a finished part. Subclasses add fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Part
-    """As the manifest will list it."""
+    """The part's record in the manifest."""
 
 
 Outcome = TypeVar("Outcome", bound=PartOutcome)
 
 KnownParts = Callable[[Manifest, Callable[[str], bytes | None]], Mapping[str, Outcome]]
-"""Called with a finished dataset's manifest and a way to read what lies beside its rows; outcomes by part name."""
+"""Called with a finished dataset's manifest and a reader of files beside its rows. Returns outcomes by part name."""
 
 
 class Derivation(Generic[Outcome]):
-    """The making of one derived dataset; every process that takes part has one."""
+    """One derived dataset in the making. Every process that takes part has an instance."""
 
     def __init__(
         self,
@@ -63,16 +63,16 @@ class Derivation(Generic[Outcome]):
         outcome_type: type[Outcome],
         known_parts: KnownParts[Outcome],
     ) -> None:
-        """Nothing is written yet.
+        """Writes nothing yet.
 
         Args:
-            source: what it is derived from.
+            source: the dataset that it is derived from.
             described: the manifest that it will have, but with the parts of its source.
             output: a folder or a URL.
-            working: for a URL, the local folder for parts on their way there.
-            working_name: for a folder, the folder within it in which the work is done.
-            outcome_type: what is noted of a part; its field `part` is the part's record.
-            known_parts: what was noted of the parts of a finished output, which is gone on with.
+            working: for a URL, the local folder for parts before they are sent.
+            working_name: for a folder, the name of the working folder inside it.
+            outcome_type: the type of a part's note; its field `part` is the part's record.
+            known_parts: reads the notes of the parts of a finished output, to which parts are added.
         """
         self.source = source
         self._described = described
@@ -84,7 +84,7 @@ class Derivation(Generic[Outcome]):
 
     @property
     def claim(self) -> Path:
-        """The file whose lock the first process of a job holds while it works."""
+        """The file that the first process of a job keeps locked while it works."""
         return self.ledger.folder / "lock"
 
     @property
@@ -93,9 +93,10 @@ class Derivation(Generic[Outcome]):
         return self.ledger.folder / "at-work.lock"
 
     def finished(self) -> Manifest | None:
-        """The manifest of the output, where it is the dataset that would be made.
+        """The manifest of the output if it is the finished dataset, else None.
 
-        Raises DataError where it is another one. One that lacks parts, because its source has grown, is not finished.
+        An output that lacks parts, because its source has grown, is not finished. Raises DataError where the output is
+        another dataset.
         """
         found = self._output.finished()
         if found is None:
@@ -109,22 +110,22 @@ class Derivation(Generic[Outcome]):
         return found
 
     def earlier(self) -> DerivationPlan | None:
-        """The plan by which the work was begun or, where it is finished, done; null where neither is."""
+        """The plan of the unfinished or finished output, None if there is neither."""
         found = self._output.finished()
         return self._begun() if found is None else DerivationPlan.of(found)
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[None]:
-        """Claim the output, to begin or to go on: alone, or together with others who do other parts.
+        """Claim the output, to start or to resume: alone, or together with processes that do other parts.
 
-        Raises DataError where another process is at work there, or where anything else is there.
+        Raises DataError where another process works there, or where the output holds anything else.
         """
         self._require_ours()
         self.ledger.folder.mkdir(parents=True, exist_ok=True)
         busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
         with locked(self.claim, shared=not alone, busy=busy):
             if alone:
-                # Ranks of a run whose first rank has died may still be at work, by other settings perhaps.
+                # Ranks of a job whose first rank has died may still be at work, perhaps with other settings.
                 with locked(self.at_work, patience_seconds=_PATIENCE_SECONDS, busy=busy):
                     pass
             with self.ledger.setting_up():
@@ -140,14 +141,14 @@ class Derivation(Generic[Outcome]):
         return self.ledger.is_done(item.name)
 
     def draw(self, item: SourcePart, make: Callable[[Path], Outcome], run_id: str, tally: Tally | None = None) -> Drawn:
-        """Do a part as `Ledger.draw` does: `make` writes the folder that it gets, and gives what is to be noted."""
+        """Do a part as `Ledger.draw` does. `make` writes the given folder and returns the part's note."""
 
         def do() -> Outcome:
             outcome = make(self.working / item.path)
             if not item.has_rows_of(outcome.part):
                 raise DataError(
-                    f"{self.source.place}/{item.path}: its tokens have the hash {outcome.part.tokens_sha256[:12]}, its "
-                    f"manifest says {item.part.tokens_sha256[:12]}; prepare it again"
+                    f"{self.source.place}/{item.path}: its tokens have the hash {outcome.part.tokens_sha256[:12]}, but "
+                    f"its manifest says {item.part.tokens_sha256[:12]}; prepare it again"
                 )
             self._output.keep_part(item.split, item.domain, outcome.part)
             return outcome
@@ -155,10 +156,10 @@ class Derivation(Generic[Outcome]):
         return self.ledger.draw(item.name, do, run_id, tally)
 
     def outcomes(self, *, patience_seconds: float = 0.0) -> list[tuple[SourcePart, Outcome]]:
-        """What was noted of every part, in the order of their rows.
+        """The note of every part, in the order of their rows.
 
-        On a network file system what another host has noted is seen up to a minute later, which is what patience is
-        for. Raises DataError where a part is not done.
+        On a network file system a note of another host may appear up to a minute late: `patience_seconds` waits for it.
+        Raises DataError where a part is not done.
         """
         deadline = time.monotonic() + patience_seconds
         while True:
@@ -176,9 +177,9 @@ class Derivation(Generic[Outcome]):
         return [(item, outcome) for item, outcome in noted if outcome is not None]
 
     def assemble(self, outcomes: Sequence[tuple[SourcePart, Outcome]], beside: Mapping[str, str]) -> Manifest:
-        """Join what was done and declare the dataset finished.
+        """Join the parts and finish the dataset.
 
-        `outcomes` are those of all parts; `beside` is file name to content of what tells about the rows.
+        `outcomes` are those of all parts. `beside` maps the names of the files beside the rows to their content.
         """
         made = {item.name: outcome.part for item, outcome in outcomes}
         splits: dict[Split, dict[str, DomainSplit]] = {}
@@ -199,7 +200,7 @@ class Derivation(Generic[Outcome]):
         return {item.name: item for item in source_parts(self._described)}
 
     def _require_ours(self) -> None:
-        """Raise DataError where the folder that is worked in holds neither a dataset nor the beginnings of this one."""
+        """Raise DataError where the folder holds files, but neither a dataset nor unfinished work of this one."""
         if self.ledger.folder.exists() or (self._folder is not None and self._output.finished() is not None):
             return
         folder = self._folder or self.working
@@ -207,15 +208,15 @@ class Derivation(Generic[Outcome]):
             raise DataError(f"{folder} is not empty and holds no dataset; choose another folder")
 
     def _begin(self, *, alone: bool) -> None:
-        """Go on with what was begun by the same plan, or begin.
+        """Resume the work of the same plan, or start.
 
-        Where nothing is done yet and no one else is at work, another plan may follow.
+        Another plan may replace it if nothing is done yet and no other process works here.
         """
         if alone:
             self.ledger.forget_runs()
         done = self.ledger.outcomes()
         begun = self._begun()
-        # What is noted may lie deeper, of ranges of parts.
+        # Notes of ranges of parts are in subfolders.
         if begun is not None and (not alone or any(self.ledger.folder.rglob("task-*.json"))):
             self._plan.require_continues(begun, self._output.place)
             require_rows(self._sources, {name: outcome.part for name, outcome in done.items()}, self._output.place)
@@ -238,7 +239,7 @@ class Derivation(Generic[Outcome]):
         )
 
     def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
-        """Where one came after the manifest; what a job notes that adds other parts is left alone."""
+        """Tidies up if a kill came after the manifest. Notes of a job that adds other parts are kept."""
         if self.ledger.folder.is_dir():
             with suppress(DataError), locked(self.claim, busy="others are at work"):
                 ranges = {path.stem.rsplit("--", 2)[0] for path in self.ledger.folder.glob("*/task-*.json")}
@@ -246,10 +247,10 @@ class Derivation(Generic[Outcome]):
                     self.tidy_up()
 
     def tidy_up(self) -> None:
-        """Once the dataset is finished: remove what was needed to make it."""
+        """Remove the working files of the finished dataset."""
         self._output.tidy_up()
         gone = self.ledger.folder.with_name(f"{_NOTES}-{uuid.uuid4().hex[:8]}")
-        # At once: to whoever still looks, notes that vanish one by one would be tasks to be done.
+        # Rename first: a process that still looks would take notes that vanish one by one for open tasks.
         with suppress(FileNotFoundError):
             self.ledger.folder.rename(gone)
         for leftover in [gone] if self._folder is None else [gone, self.working]:

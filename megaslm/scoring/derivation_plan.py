@@ -1,4 +1,4 @@
-"""What a derived dataset is to be, and whether one that is there, finished or begun, is that."""
+"""The plan of a derived dataset, and the check whether an existing dataset, finished or not, follows it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from megaslm.errors import DataError
 
 @dataclass(frozen=True)
 class SourcePart:
-    """A part of the dataset that another is derived from."""
+    """A part of the source dataset."""
 
     split: Split
     domain: str
@@ -21,12 +21,12 @@ class SourcePart:
 
     @property
     def name(self) -> str:
-        """What notes of it are filed under."""
+        """Its name in the ledger."""
         return f"{self.split}--{self.domain}--{self.part.name}"
 
     @property
     def path(self) -> Path:
-        """Its folder, seen from the dataset's."""
+        """Its folder, relative to the dataset's."""
         return Path(self.split) / self.domain / self.part.name
 
     def has_rows_of(self, other: Part) -> bool:
@@ -42,7 +42,7 @@ def source_parts(manifest: Manifest) -> Iterator[SourcePart]:
 
 
 class DerivationPlan(BaseModel):
-    """What a derived dataset is, whatever rows it has: a source may grow, and what is derived from it grows along."""
+    """The identity of a derived dataset without its rows: when the source grows, the derived dataset can grow too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,12 +54,12 @@ class DerivationPlan(BaseModel):
     domains: dict[str, int]
     """Name to number."""
     reference: Reference | None
-    """Without its name, which is for people, and without the fingerprint of its rows."""
+    """The reference without its name, which is only for people, and without the fingerprint of its rows."""
     mask: Mask | None
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DerivationPlan":
-        """The plan of a derived dataset, by the manifest that it has or is to have."""
+        """The plan of a derived dataset with this manifest."""
         reference = manifest.reference
         return cls(
             kind=manifest.kind,
@@ -73,9 +73,9 @@ class DerivationPlan(BaseModel):
         )
 
     def require_continues(self, other: "DerivationPlan", place: str) -> None:
-        """Raise DataError, naming what differs, unless what was made by `other` at `place` may be gone on with."""
+        """Raise DataError, naming the differences, unless work by the plan `other` at `place` can be continued."""
         ours, theirs = _flat(self), _flat(other)
-        # Domains may come in addition.
+        # New domains may be added.
         names = [name for name in theirs | ours if not (name.startswith("domains.") and name not in theirs)]
         different = [name for name in names if ours.get(name) != theirs.get(name)]
         if different:
@@ -84,19 +84,18 @@ class DerivationPlan(BaseModel):
 
 
 def require_rows(sources: Mapping[str, SourcePart], known: Mapping[str, Part], place: str) -> None:
-    """Raise DataError where `known` parts at `place`, by the names of source parts, are none of the `sources`."""
+    """Raise DataError where a part of `known` at `place` is not one of the `sources`. Both are by part name."""
     for name, part in known.items():
         source = sources.get(name)
         if source is None or not source.has_rows_of(part):
             found = "has no such part" if source is None else "has other rows in it"
             raise DataError(
                 f"{place} holds {name.replace('--', '/')}, and the dataset named now {found}: it was made from another "
-                "one; choose another output"
+                "dataset; choose another output"
             )
 
 
 def _flat(plan: DerivationPlan) -> dict[str, object]:
-    """Dotted name to value."""
     return dict(_leaves("", plan.model_dump(mode="json")))
 
 

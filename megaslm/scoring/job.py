@@ -1,4 +1,4 @@
-"""The `score` verb: the reference's loss of every target, computed once and stored beside the tokens."""
+"""The `score` verb: computes the reference's loss of every target once and stores it beside the tokens."""
 
 import socket
 import time
@@ -34,9 +34,9 @@ from megaslm.scoring.work import OnProgress, ScoreLedger, ScoreProcess
 from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
-# All ranks have said that they are done: what they noted is there, if not yet for this host.
+# All ranks are done: their notes exist, though this host may not see them yet.
 _NOTED_ELSEWHERE_SECONDS = 120.0
-# Indices of all parts are joined, and a remote output may take what is written last.
+# The indices of all parts are joined, and the last files may go to a remote output.
 _MADE_ELSEWHERE_SECONDS = 1800.0
 _LOOK_AGAIN_SECONDS = 1.0
 _BRIEFLY = 10.0
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 
 def requirements_of(task: ScoreRequest) -> Requirements:
-    """What the ranks of a job have to have in common, and what their hosts need room for."""
+    """What the ranks of a job must have in common, and what their hosts need room for."""
     fetches = is_remote(str(task.dataset))
     folders = {
         "--reference": task.reference,
@@ -59,7 +59,7 @@ def requirements_of(task: ScoreRequest) -> Requirements:
         files[f"{MANIFEST} of the dataset"] = Path(task.dataset) / MANIFEST
     options = {f"--{name.replace('_', '-')}": value for name, value in asdict(task.settings).items()}
     return Requirements(
-        # A URL that holds credentials is refused where it is opened, and must not be printed before.
+        # Credentials in a URL must not be printed. Opening such a URL is refused later.
         settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
         files=files,
         cache=home_expanded(task.cache) if fetches else None,
@@ -69,15 +69,15 @@ def requirements_of(task: ScoreRequest) -> Requirements:
 def score(task: ScoreRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `ref_loss` and, if asked, `ref_entropy`.
 
-    Called by every rank; each draws a range of rows when it is done with the last, also one whose rank has died. What
-    an earlier job has scored is not scored again, nor are the parts of a finished output whose dataset has grown.
+    Called by every rank. A rank draws one range of rows after the other, including the ranges of ranks that died. Rows
+    that an earlier job has scored, and the parts of a finished output whose dataset has grown, are not scored again.
 
     Raises:
-        UserMistake: the reference does not fit the dataset, the output holds something else or is being worked on, or
-            the ranks do not fit together.
+        UserMistake: the reference does not fit the dataset, the output holds something else or another job works
+            there, or the ranks have different settings.
         NonFiniteLoss: the reference gives a loss or an entropy that is NaN or infinite.
         Stopped: on SIGTERM.
-        MegaSLMError: the system refuses, as when the disk is full.
+        MegaSLMError: the system reports an error, such as a full disk.
     """
     with StopSignal() as stop:
         job = _ScoreJob(task)
@@ -90,7 +90,7 @@ def score(task: ScoreRequest, on_progress: OnProgress = lambda progress: None) -
 
 
 def score_share(task: ScoreRequest, share: Share, on_progress: OnProgress = lambda progress: None) -> None:
-    """Does a share of the parts and leaves the output unfinished; other shares may be done at the same time, elsewhere.
+    """Does a share of the parts and leaves the output unfinished. Other machines may do other shares at the same time.
 
     Raises as `score` does.
     """
@@ -102,7 +102,7 @@ def score_share(task: ScoreRequest, share: Share, on_progress: OnProgress = lamb
 
 
 def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgress = lambda progress: None) -> Manifest:
-    """Does what `score` does in processes that a Ray cluster places: one a GPU or, where it has none, one a processor.
+    """Does the work of `score` in processes of a Ray cluster: one per GPU or, without GPUs, one per processor.
 
     Raises as `score` does, and DataError where the nodes do not share the output, or its locks do not hold.
     """
@@ -142,7 +142,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgres
 
 @dataclass(frozen=True)
 class _OnRay:
-    """What each of the processes on a Ray cluster does; why it cannot go on is noted in the ledger."""
+    """The work of each process on a Ray cluster. A failure is noted in the ledger."""
 
     task: ScoreRequest
     described: Manifest
@@ -153,11 +153,11 @@ class _OnRay:
 
     def __call__(self, number: int) -> None:
         try:
-            # As the job's first process has decided: another kind would give other losses.
+            # The job's first process chose the device type: another one would give other losses.
             device = torch.device("cuda", 0) if self.device_type == "cuda" else torch.device("cpu")
             if device.type == "cuda" and not torch.cuda.is_available():
                 raise DataError(
-                    f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; mend that node's torch"
+                    f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; repair that node's torch"
                 )
             with keeping_what_is_done(self.task.output), StopSignal() as stop:
                 derivation = _derive(self.task, self.described)
@@ -178,7 +178,7 @@ class _OnRay:
 
 
 def finish(task: ScoreRequest) -> Manifest:
-    """Makes a dataset of what all shares have done. Raises DataError where a part is not done, and says which."""
+    """Joins the shares into a dataset. Raises DataError, naming the parts, where one is not done."""
     job = _ScoreJob(task)
     job.take_on()
     manifest = job.finished()
@@ -189,9 +189,9 @@ def finish(task: ScoreRequest) -> Manifest:
 
 
 class _ScoreJob:
-    """One job, as each of its ranks sees it. Every method is called by every rank.
+    """One job, as each of its ranks sees it. Every method is called on all ranks.
 
-    Once the work has begun no rank waits for another, which may have died: they meet in the ledger alone.
+    During the work no rank waits for another, which may have died. The ranks communicate only through the ledger.
     """
 
     def __init__(self, task: ScoreRequest) -> None:
@@ -206,7 +206,7 @@ class _ScoreJob:
         self._derivation = _derive(self._task, self._described)
 
     def take_on(self) -> None:
-        """Takes the arithmetic from those who scored, where none is asked for: this host may have no GPU."""
+        """Takes the precision of the scoring ranks if none is requested, since this host may have no GPU."""
         earlier = self._once(self._derivation.earlier)
         if self._task.settings.precision == "auto" and earlier is not None and earlier.reference is not None:
             precision = {"precision": earlier.reference.precision}
@@ -224,20 +224,20 @@ class _ScoreJob:
             folder = self._derivation.ledger.folder
             require_shared(folder, "output" if self._task.working is None else "--work", self._world)
             if not self._world.is_first:
-                busy = f"{self._task.output}: another job begins to work here"
+                busy = f"{self._task.output}: another job is starting to work here"
                 held.enter_context(locked(self._derivation.at_work, shared=True, patience_seconds=_BRIEFLY, busy=busy))
-            # Every rank has come here then, so that none comes too late for what follows.
+            # All ranks meet here, so that none is late for the following.
             self._locks_hold = locks_hold(folder, self._world)
             if not self._locks_hold and self._world.is_first:
                 print(
                     f"score · {folder}: this file system keeps no locks between hosts; each rank scores a fixed share, "
-                    "and nobody takes over that of a rank that dies",
+                    "and no rank takes over the share of a rank that dies",
                     flush=True,
                 )
             yield
 
     def score_parts(self, share: Share | None, stop: StopSignal, on_progress: OnProgress) -> None:
-        """Draws ranges of rows, those of the largest part first, until all are scored, by whichever rank."""
+        """Draws ranges of rows, those of the largest part first, until all are scored by any rank."""
         run_id = on_first_rank(new_run_id)
         try:
             with keeping_what_is_done(self._task.output), self._unless_finished():
@@ -248,7 +248,7 @@ class _ScoreJob:
             raise
 
     def assembled(self) -> Manifest:
-        """The dataset, made of what all ranks have scored: by the first that comes here or, without locks, rank 0."""
+        """The dataset, joined from the work of all ranks by the first rank to arrive or, without locks, by rank 0."""
         deadline = time.monotonic() + _MADE_ELSEWHERE_SECONDS
         manifest = self._derivation.finished()
         while manifest is None:
@@ -260,29 +260,31 @@ class _ScoreJob:
                 ):
                     manifest = self._derivation.finished() or self._join(patience_seconds=_NOTED_ELSEWHERE_SECONDS)
             elif time.monotonic() > deadline:
-                raise MegaSLMError(f"{self._task.output}: the first rank has not joined what is scored; start it again")
+                raise MegaSLMError(
+                    f"{self._task.output}: the first rank has not joined the scored parts; start it again"
+                )
             else:
                 time.sleep(_LOOK_AGAIN_SECONDS)
             manifest = manifest or self._derivation.finished()
-        # What ranks have written of their progress after the first of them removed it.
+        # Removes progress files that ranks wrote after the first removal.
         self._derivation.tidy_up()
         return manifest
 
     @contextmanager
     def _unless_finished(self) -> Iterator[None]:
-        """Another rank may have made the dataset meanwhile, and removed the ledger."""
+        """Ignores a missing ledger if another rank has finished the dataset meanwhile and removed it."""
         try:
             yield
         except (FileNotFoundError, DataError):
             deadline = time.monotonic() + _NOTED_ELSEWHERE_SECONDS
-            # Another host may hear of it later.
+            # Another host may see the manifest later.
             while self._derivation.finished() is None:
                 if self._derivation.ledger.folder.is_dir() or time.monotonic() > deadline:
                     raise
                 time.sleep(_LOOK_AGAIN_SECONDS)
 
     def joined_shares(self) -> Manifest:
-        """The dataset, made of what shares have scored; on the first rank, for all."""
+        """The dataset, joined from the shares by the first rank, for all ranks."""
 
         def join() -> Manifest:
             with StopSignal() as stop:
@@ -313,7 +315,7 @@ class _ScoreJob:
 
 
 def _open(task: ScoreRequest) -> DatasetFolder:
-    """The dataset; what is needed of a remote one is fetched once on each host."""
+    """The dataset. The description of a remote one is fetched once per host."""
     return open_dataset(str(task.dataset), str(task.cache))
 
 

@@ -1,4 +1,4 @@
-"""The losses of one part while it is scored: their sum, their histogram, and the hardest and easiest documents."""
+"""Statistics of one part's losses, computed while it is scored: sum, histogram, hardest and easiest documents."""
 
 import math
 from typing import NamedTuple
@@ -10,22 +10,22 @@ from megaslm.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStat
 from megaslm.slm.valid_targets import valid_targets
 
 MOST_DOCUMENTS = 10
-"""Documents that are kept at either end."""
+"""Documents kept at either end."""
 FEWEST_TARGETS = 32
-"""Valid targets of the shortest document that is compared with others: a mean of fewer says little."""
+"""Valid targets of the shortest document that is compared. A mean of fewer losses says little."""
 
-# A non-negative float16 is its bit pattern without the sign, which a zero may have.
+# Losses are counted by float16 bit pattern, without the sign, which only a zero may have.
 _PATTERNS = 0x7C00
 _NO_SIGN = 0x7FFF
-# Every float16 is a whole multiple of 2^-24, so that sums of integers have no order.
+# Every float16 is a whole multiple of 2^-24, so integer sums are exact and do not depend on the order.
 _UNITS_PER_NAT = 2.0**24
 
 
 class LossStatistics:
-    """Fed with the rows of a part in their order. The result does not depend on how they are cut into batches.
+    """Receives the rows of a part in order. The result does not depend on how they are cut into batches.
 
-    Rows share a token, so that the inputs of all rows are one stream, and a document is a run of inputs that are no
-    EOS: it has as many targets, the last of them its EOS.
+    Neighbouring rows share a token, so the inputs of all rows form one stream. A document is a run of inputs without
+    EOS. It has as many targets as inputs, and its EOS is the last target.
     """
 
     def __init__(self, eos_id: int) -> None:
@@ -38,7 +38,7 @@ class LossStatistics:
         self._worst = self._best = _Documents.none()
 
     def add(self, tokens: NDArray[np.unsignedinteger], losses: NDArray[np.float16]) -> None:
-        """The next n > 0 rows of the part: (n, L+1) tokens and their (n, L) losses in nats, both as they are stored."""
+        """Adds the next n > 0 rows of the part: (n, L+1) tokens and their (n, L) losses in nats, both as stored."""
         self._seq_len = losses.shape[1]
         of_stream = losses.ravel()
         valid = valid_targets(tokens, self._eos_id).ravel()
@@ -49,7 +49,7 @@ class LossStatistics:
         self._inputs += len(of_stream)
 
     def finish(self) -> PartStatistics:
-        """What all rows together are."""
+        """The statistics of all rows."""
         if self._unfinished is not None:
             self._keep(self._unfinished)
             self._unfinished = None
@@ -65,10 +65,10 @@ class LossStatistics:
         )
 
     def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64]) -> None:
-        """(n,) inputs of the stream: which are no EOS, and the losses of their targets in units, 0 where they are."""
+        """For (n,) inputs of the stream: whether each is not EOS, and its target's loss in units, 0 if it is EOS."""
         bounds = np.flatnonzero(np.diff(valid, prepend=False, append=False))
         starts, stops = bounds[::2], bounds[1::2]
-        # Each sum goes on to the next document's start; what lies between them adds nothing.
+        # Each sum extends to the next document's start. The inputs between two documents add 0.
         sums = np.add.reduceat(units, starts) if len(starts) else np.empty(0, dtype=np.int64)
         found = _Documents(starts + self._inputs, stops - starts, sums)
         if self._unfinished is not None:
@@ -84,7 +84,7 @@ class LossStatistics:
 
 
 class _Documents(NamedTuple):
-    """Documents in order, (n,) int64 each: the input each begins with, its targets, and the sum of their losses."""
+    """Documents in order, (n,) int64 each: index of the first input, number of targets, and sum of their losses."""
 
     starts: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -96,7 +96,7 @@ class _Documents(NamedTuple):
 
     @property
     def means(self) -> NDArray[np.float64]:
-        """In nats, (n,)."""
+        """Mean losses in nats, (n,)."""
         return self.units / self.targets / _UNITS_PER_NAT
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp] | slice) -> "_Documents":
@@ -112,7 +112,7 @@ class _Documents(NamedTuple):
         return self.where(slice(None, -1))
 
     def followed_by(self, later: "_Documents", *, goes_on: bool) -> "_Documents":
-        """This one document and later ones; where it `goes_on`, the first of them is the rest of it."""
+        """This one document and later ones. If `goes_on`, the first later one is its continuation."""
         if not goes_on:
             return self.joined(later)
         whole = _Documents(self.starts, self.targets + later.targets[:1], self.units + later.units[:1])

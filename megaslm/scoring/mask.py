@@ -1,4 +1,4 @@
-"""The choice that a mask stores: what a run with a static criterion and scope `sequence` would select in each row."""
+"""The choice that a mask stores: the selection of a run with a static criterion and scope `sequence`."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from megaslm.slm.valid_targets import valid_targets
 
 
 def mask_rule(criterion: str, keep_ratio: str, max_ref_loss: float | None) -> Mask:
-    """The rule that the command line spells; the ratio is kept as it was written. Raises ConfigError."""
+    """The rule of the command line. The ratio is kept as written. Raises ConfigError for an invalid value."""
     try:
         return Mask.model_validate({"criterion": criterion, "keep_ratio": keep_ratio, "max_ref_loss": max_ref_loss})
     except ValidationError as error:
@@ -30,9 +30,9 @@ def mask_rule(criterion: str, keep_ratio: str, max_ref_loss: float | None) -> Ma
 
 
 def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> Manifest:
-    """The manifest that `dataset`, with this manifest, will have when it is masked, but with its parts as they are now.
+    """The manifest of the masked `dataset`, but with the parts of its present manifest `manifest`.
 
-    Raises DataError where the dataset lacks what the rule ranks by.
+    Raises DataError where the dataset lacks the column that the rule ranks by.
     """
     if manifest.kind != "scored" or manifest.reference is None:
         raise DataError(
@@ -48,9 +48,9 @@ def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> M
 
 
 def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
-    """What the rule selects of n scored rows: (n, L) bool. Each row is ranked on its own.
+    """The targets that the rule selects in n scored rows: (n, L) bool. Each row is ranked on its own.
 
-    Raises DataError where a target cannot be ranked because what the reference says of it is not finite.
+    Raises DataError where a target cannot be ranked because its reference loss or entropy is non-finite.
     """
     tokens = torch.from_numpy(rows["tokens"].astype(np.int64))
     targets = Targets(

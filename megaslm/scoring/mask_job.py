@@ -1,4 +1,4 @@
-"""The `mask` verb: a scored dataset's static choice as one bit a target, in place of losses and entropies."""
+"""The `mask` verb: stores a scored dataset's static choice as one bit per target, in place of losses and entropies."""
 
 import os
 import threading
@@ -31,36 +31,37 @@ _TARGETS_AT_ONCE = 1 << 18
 _LOOK_SECONDS = 0.25
 
 OnProgress = Callable[[JobProgress], None]
-"""Called about once a second."""
+"""Called about once per second."""
 
 
 @dataclass(frozen=True)
 class MaskRequest:
-    """What is masked by which rule, and where it goes."""
+    """The dataset to mask, the rule and the output."""
 
     dataset: str | Path
     """A scored dataset: a folder or a URL."""
     output: str | Path
     """A folder or a URL."""
     rule: Mask
-    """What is selected."""
+    """The selection rule."""
     workers: int | None = None
-    """Threads; null is one a core."""
+    """Threads; None: one per core."""
     working: Path | None = None
-    """For an output at a URL: a local folder for parts on their way there."""
+    """For an output at a URL: a local folder for parts before they are sent."""
     cache: Path = Path("~/.cache/megaslm")
-    """For a dataset at a URL: the folder in which what is fetched is kept."""
+    """For a dataset at a URL: the folder that keeps fetched files."""
 
 
 def mask(task: MaskRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
-    """Writes the output: the rows of the dataset, in order, with `selected` in place of what it is made of.
+    """Writes the output: the rows of the dataset, in order, with `selected` in place of losses and entropies.
 
-    Parts that an earlier job has finished are not made again, nor those of a finished output whose dataset has grown.
+    Parts that an earlier job has finished, and those of a finished output whose dataset has grown, are not made again.
 
     Raises:
-        DataError: the dataset is corrupt or lacks what the rule ranks by, or the output holds something else.
+        DataError: the dataset is corrupt or lacks the column that the rule ranks by, or the output holds something
+            else.
         Stopped: on SIGTERM.
-        MegaSLMError: the system refuses, as when the disk is full.
+        MegaSLMError: the system reports an error, such as a full disk.
     """
     source = open_dataset(str(task.dataset), str(task.cache))
     described = describe_masked(read_manifest(source.path), source, task.rule)
@@ -90,8 +91,6 @@ def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
 
 
 class _MaskJob:
-    """The parts that are still to be done."""
-
     def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, on_progress: OnProgress) -> None:
         assert described.mask is not None, "describe_masked has set it"
         self._derivation = derivation
@@ -105,7 +104,7 @@ class _MaskJob:
         self._over = threading.Event()
 
     def run(self, threads: int) -> None:
-        """Does them in so many threads, until one fails."""
+        """Does them in `threads` threads, until one fails."""
         rows = sum(item.part.rows for item in self._parts)
         publisher = Publisher(
             self._derivation.ledger.folder,
@@ -117,7 +116,7 @@ class _MaskJob:
             tasks=len(self._parts),
             tasks_before=len(self._parts) - len(self._waiting),
         )
-        # Each of these threads would have as many of torch's, which contend for the same cores.
+        # Each of these threads would start as many torch threads, which would compete for the same cores.
         torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         pool = ThreadPoolExecutor(threads)

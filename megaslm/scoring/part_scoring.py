@@ -1,6 +1,6 @@
-"""Rows of a part through the reference, in batches of one shape, and a part with their losses.
+"""Scores rows of a part with the reference, in batches of one shape, and writes a part with their losses.
 
-On a GPU three batches are on their way at a time: one is read and one is written while the device works on the third.
+On a GPU three batches are in flight: one is read and one is written while the device works on the third.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +30,7 @@ OnRows = Callable[[int], object]
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items; each is made in a thread, one ahead of its use. What making it raises is raised here."""
+    """The same items, each made in a thread, one ahead of its use. Exceptions are raised here."""
     with ThreadPoolExecutor(1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:
@@ -39,7 +39,7 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 class ScoredRows(NamedTuple):
-    """Rows as stored, (n, L+1), of one domain, and what a reference says of them: (columns, n, L) float16."""
+    """Rows of one domain as stored, (n, L+1), and the reference's losses and entropies: (columns, n, L) float16."""
 
     tokens: NDArray[np.unsignedinteger]
     domain: int
@@ -65,7 +65,7 @@ def write_values(path: Path, scored: Iterable[ScoredRows]) -> None:
 
 
 def with_values(reader: RowReader, paths: Sequence[Path], at_once: int) -> Iterator[ScoredRows]:
-    """The rows of `reader`, so many at once, with the values that `write_values` has written of them, in order."""
+    """The rows of `reader` in order, `at_once` at a time, with their values from files of `write_values`."""
     start = 0
     for path in paths:
         values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -83,13 +83,13 @@ class PartScorer:
     model: ReferenceModel
     eos_id: int
     batch_rows: int
-    """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
+    """Rows per batch. All batches are equally large, so that a row's losses do not depend on the number of ranks."""
 
     def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
-        """Rows of a part, from a multiple of `batch_rows` on, with what the model says of them.
+        """Rows of a part, from a multiple of `batch_rows` on, with the model's losses and entropies.
 
-        `place` is what messages call the part. Raises NonFiniteLoss where the model gives NaN or an infinite value,
-        CorruptData where a shard is not what was written.
+        `place` is the part's name in messages. Raises NonFiniteLoss where the model gives NaN or an infinite value,
+        CorruptData where a shard is corrupt.
         """
         try:
             for batch in self._measured(reader, rows):
@@ -102,7 +102,7 @@ class PartScorer:
             ) from error
 
     def _measured(self, reader: RowReader, rows: range) -> Iterator["_Scored"]:
-        """Batches whose values are on their way to the host; each is given when the next is under way."""
+        """Batches whose values are being copied to the host. Each is yielded once the next one is under way."""
         earlier: _Scored | None = None
         for batch in read_ahead(self._batches(reader, rows)):
             measured = self._measure(batch)
@@ -121,7 +121,7 @@ class PartScorer:
             yield _Batch(start, stored, int(found["domain"][0]), tokens)
 
     def _measure(self, batch: "_Batch") -> "_Scored":
-        # Pinned here and not by the thread that reads, which would open the first GPU, whichever is this rank's.
+        # Pinned here, not in the reading thread: that thread would open the first GPU, even if this rank has another.
         tokens = batch.padded.pin_memory() if self.model.device.type == "cuda" else batch.padded
         tokens = tokens.to(self.model.device, non_blocking=True)
         valid = valid_targets(tokens, self.eos_id)
@@ -133,7 +133,7 @@ class PartScorer:
 
 
 class _Batch(NamedTuple):
-    """Rows of a part from `start` on: (n, L+1) as stored, and the same as (B, L+1) int64, padded with copies."""
+    """Rows of a part from `start` on: (n, L+1) as stored, and as (B, L+1) int64, padded with copies of rows."""
 
     start: int
     stored: NDArray[np.unsignedinteger]
@@ -142,7 +142,7 @@ class _Batch(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """The same rows with (columns, B, L) float16 values and, (columns, B) bool, whether all of a row's are finite."""
+    """The same rows with values, (columns, B, L) float16, and whether all values of a row are finite, (columns, B)."""
 
     start: int
     tokens: NDArray[np.unsignedinteger]
@@ -152,7 +152,7 @@ class _Scored(NamedTuple):
 
 
 class _OnItsWay:
-    """A tensor that is being copied to the host, while the host goes on."""
+    """A tensor that is being copied to the host asynchronously."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.to("cpu", non_blocking=True)
@@ -161,7 +161,7 @@ class _OnItsWay:
             self._event.record()
 
     def arrived(self) -> Tensor:
-        """The copy, waited for."""
+        """Waits for the copy and returns it."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor

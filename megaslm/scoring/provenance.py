@@ -1,4 +1,4 @@
-"""What a scored dataset will say of its reference, once it is certain that the two belong together."""
+"""The record of the reference in a scored dataset, made after checking that dataset and reference fit."""
 
 import hashlib
 from pathlib import Path
@@ -19,12 +19,12 @@ from megaslm.tokenizer.tokenizer import tokenizer_sha256
 
 
 def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSettings, device: torch.device) -> Manifest:
-    """The manifest that a dataset will have when it is scored, but with its parts as they are now.
+    """The manifest of the scored dataset, but with the present parts.
 
     Raises:
-        ModelError: the reference is no model, is incomplete, or does not fit the rows.
+        ModelError: the reference is not a model, is incomplete, or does not fit the rows.
         DataError: the dataset is corrupt, is scored already, or has another tokenizer than the reference.
-        ConfigError: windows that do not fit the rows or the reference.
+        ConfigError: window or stride do not fit the rows or the reference.
     """
     manifest = read_manifest(dataset.path)
     if manifest.kind != "tokens":
@@ -52,7 +52,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
 
 
 def _other_tokenizer(reference: Path, manifest: Manifest) -> str | None:
-    """The fingerprint of the reference's tokenizer; null where it is the dataset's."""
+    """The fingerprint of the reference's tokenizer, None if it is the dataset's."""
     content = (reference / TOKENIZER_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() == manifest.tokenizer_files.get(TOKENIZER_FILE):
         return None
@@ -61,7 +61,7 @@ def _other_tokenizer(reference: Path, manifest: Manifest) -> str | None:
 
 
 def _windows(settings: ScoreSettings, seq_len: int, positions: int, reference: Path) -> tuple[int, int]:
-    """Window and stride; a row in one piece wherever that is possible."""
+    """Window and stride. A row is one window if possible."""
     window = min(seq_len, positions) if settings.window is None else settings.window
     if not 1 <= window <= seq_len:
         raise ConfigError(f"--window {window}: must be between 1 and the {seq_len} targets of a row")

@@ -1,4 +1,4 @@
-"""What a scoring job notes of each part, and what it writes beside the rows in the end: scores.json and cost.json."""
+"""The notes of a scoring job on each part, and its files beside the rows: scores.json and cost.json."""
 
 import json
 import math
@@ -39,12 +39,12 @@ from megaslm.scoring.derivation import PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
 
-# Clocks of two kinds, and what lies between two rows that a process has scored.
+# Tolerance for two kinds of clocks, and for the time between two ranges of one process.
 _CLOSE_SECONDS = 1.0
 
 
 def scored_by(rank: int, device: torch.device, targets: int, rank_seconds: float, start_seconds: float) -> ScoredBy:
-    """This process at the end of rows that took it `rank_seconds`, begun `start_seconds` after its last."""
+    """The record of this process after rows that took `rank_seconds`, started `start_seconds` after its last ones."""
     return ScoredBy(
         host=socket.gethostname(),
         rank=rank,
@@ -62,13 +62,13 @@ def scored_by(rank: int, device: torch.device, targets: int, rank_seconds: float
 
 
 def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
-    """The same processes, each named once where it scored one range of rows after the other."""
+    """The same processes. One that scored several ranges in a row is listed once."""
     known: list[ScoredBy] = []
     for each in sorted(by, key=lambda each: (each.host, each.rank, each.started)):
         last = known[-1] if known else None
         if last is not None and (last.host, last.rank, last.device) == (each.host, each.rank, each.device):
             seconds = (each.started - last.started).total_seconds()
-            # Jobs of an array on one host all have a rank 0: those that overlap are several.
+            # Jobs of an array on one host all have a rank 0. Records that overlap in time are different processes.
             if abs(seconds - last.rank_seconds) <= _CLOSE_SECONDS:
                 update = {"rank_seconds": seconds + each.rank_seconds, "targets": last.targets + each.targets}
                 known[-1] = last.model_copy(update=update)
@@ -80,7 +80,7 @@ def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
 def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, precision: ChosenPrecision) -> ScoreSummary:
     """The summary of a dataset, from all its parts, domain by domain and in the order of their rows.
 
-    `precision` is the arithmetic of the forward pass, on which the devices' peak depends.
+    `precision` is the precision of the forward pass. The devices' peak depends on it.
     """
     devices = tuple(
         _device_scores(device, parts, forward_flops_per_token, precision)
@@ -108,9 +108,9 @@ def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, preci
 
 
 def quantile(histogram: Sequence[int], share: float) -> float:
-    """The loss in nats below which `share` of a histogram's targets are, as if those of a bin lay evenly in it.
+    """The loss in nats below which `share` of a histogram's targets are, interpolated linearly within a bin.
 
-    Of the last bin, which has no upper edge, it is the lower one.
+    In the last bin, which has no upper edge, it is the lower edge.
     """
     edges = (0.0, *LOSS_BIN_EDGES, LOSS_BIN_EDGES[-1])
     below = (0, *accumulate(histogram))
@@ -172,24 +172,24 @@ def _domain_scores(split: Split, domain: str, parts: Sequence[PartScores]) -> Do
 
 
 def _placed(first_rows: Sequence[int], of_parts: Sequence[tuple[DocumentLoss, ...]]) -> Iterator[DocumentLoss]:
-    """Documents of parts, with rows counted over the domain; each part is given with its first row there."""
+    """Documents of parts, with rows counted over the domain. `first_rows` are the parts' first rows in the domain."""
     for first_row, documents in zip(first_rows, of_parts, strict=True):
         for document in documents:
             yield document.model_copy(update={"row": first_row + document.row})
 
 
 def _first(documents: Iterable[DocumentLoss], *, by: Callable[[DocumentLoss], float]) -> tuple[DocumentLoss, ...]:
-    """Those that come first; of equal ones, as Python sorts, those that did so before."""
+    """The first documents by `by`. The sort is stable: ties keep their order."""
     return tuple(sorted(documents, key=by)[:MOST_DOCUMENTS])
 
 
 class ScoredPart(PartOutcome):
-    """A part that is scored."""
+    """A scored part."""
 
     statistics: PartStatistics
-    """Of its losses."""
+    """Statistics of its losses."""
     by: tuple[ScoredBy, ...]
-    """Who computed them."""
+    """The processes that computed them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -198,21 +198,21 @@ class ScoredPart(PartOutcome):
 
 
 def known_parts(manifest: Manifest, beside: Callable[[str], bytes | None]) -> Mapping[str, ScoredPart]:
-    """What was noted of the parts of a scored dataset, by their names, as its scores.json has kept it.
+    """The notes of a scored dataset's parts, by part name, from its scores.json.
 
-    Raises DataError where it has none, or one of other parts.
+    Raises DataError where scores.json is missing, or describes other parts.
     """
     content = beside(SCORES)
     parts = () if content is None else parse_scores(content, SCORES).parts
-    # More parts than the manifest's are there where a kill came before the manifest that was to list them.
+    # scores.json may list more parts than the manifest, if a kill came before the new manifest.
     noted = {(scores.split, scores.domain, scores.part): scores for scores in parts}
     known: dict[str, ScoredPart] = {}
     for item in source_parts(manifest):
         scores = noted.get((item.split, item.domain, item.part.name))
         if scores is None or scores.rows != item.part.rows:
             raise DataError(
-                f"the output's {SCORES} does not tell who scored {item.path}, so that no parts can be added; score "
-                "into another output"
+                f"the output's {SCORES} does not say which processes scored {item.path}, so no parts can be added; "
+                "score into another output"
             )
         known[item.name] = ScoredPart(part=item.part, statistics=scores.statistics, by=scores.by)
     return known
@@ -240,13 +240,13 @@ def reports(outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifes
 
 
 def _flops_per_target(record: Reference, seq_len: int, reference: Path) -> float:
-    """Windows that overlap read some of a row's tokens several times."""
+    """FLOPs per target. Overlapping windows read some of a row's tokens several times."""
     read_tokens = sum(stop - start for start, stop, _ in windows_of(seq_len, record.window, record.stride))
     return forward_flops_per_token(check_model_folder(reference), record.window) * read_tokens / seq_len
 
 
 def _cost(by: Sequence[ScoredBy], reference: Path) -> dict[str, object]:
-    """What scoring took, loading the model included, and what the reference's own training took where that is known."""
+    """The cost of scoring, including loading the model, and of training the reference, if known."""
     seconds = [each.start_seconds + each.rank_seconds for each in by]
     on_gpus = sum(taken for each, taken in zip(by, seconds, strict=True) if each.device_type == "cuda")
     cost: dict[str, object] = {
@@ -261,7 +261,7 @@ def _cost(by: Sequence[ScoredBy], reference: Path) -> dict[str, object]:
 
 
 def _training_cost(path: Path) -> dict[str, object] | None:
-    """What `megaslm export` has left beside the model; null where nothing is, or a file of somebody else's."""
+    """The cost file that `megaslm export` wrote beside the model. None if it is missing or of another program."""
     if not path.is_file():
         return None
     try:
@@ -275,7 +275,7 @@ class _ExportedCost(BaseModel):
 
 
 def _seconds_at_work(by: Iterable[ScoredBy]) -> float:
-    """How long at least one rank was at work: parts may have been scored by many ranks, or on many days."""
+    """The time during which at least one rank was working. The parts may come from many ranks or many days."""
     total, until = 0.0, None
     spans = sorted(
         (each.started - timedelta(seconds=each.start_seconds), each.started + timedelta(seconds=each.rank_seconds))

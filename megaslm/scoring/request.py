@@ -1,4 +1,4 @@
-"""What a scoring job is asked to do."""
+"""The request of a scoring job."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,18 @@ class ScoreSettings:
     precision: Precision = "auto"
     document_isolation: bool = True
     batch_rows: int = 16
-    """Rows read at once. Every batch has as many, so that a row's losses do not depend on the number of ranks."""
+    """Rows per batch. All batches are equally large, so that a row's losses do not depend on the number of ranks."""
     entropy: bool = False
-    """Whether `ref_entropy` is stored too: of the reference's predictions, from the pass that gives the losses."""
+    """Whether `ref_entropy`, the entropy of the reference's predictions, is stored too. It comes from the same pass."""
     window: int | None = None
-    """Tokens that the reference sees at once; null: a row or, where it has fewer positions, as many as these."""
+    """Tokens of context of the reference. None: a row, or the reference's number of positions if that is smaller."""
     stride: int | None = None
-    """Tokens between the starts of two windows of a row; has to be said where a window is shorter than a row."""
+    """Tokens between the starts of two windows of a row. Required if a window is shorter than a row."""
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What is scored by what, and where it goes."""
+    """The dataset to score, the reference and the output."""
 
     reference: Path
     """A Hugging Face folder."""
@@ -33,8 +33,7 @@ class ScoreRequest:
     output: str | Path
     """A folder or a URL."""
     settings: ScoreSettings
-    """How the reference is run."""
     working: Path | None = None
-    """For an output at a URL: a local folder, which all ranks share, for parts on their way there."""
+    """For an output at a URL: a local folder, shared by all ranks, for parts before they are sent."""
     cache: Path = Path("~/.cache/megaslm")
-    """For a dataset at a URL: the folder on each host in which what is fetched is kept."""
+    """For a dataset at a URL: the folder on each host that keeps fetched files."""

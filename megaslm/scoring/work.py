@@ -1,4 +1,4 @@
-"""The work of scoring a dataset, as it lies in the ledger, and a process at it: ranges of rows, then parts."""
+"""The work of scoring a dataset in the ledger, and a process that does it: first ranges of rows, then parts."""
 
 import hashlib
 import math
@@ -27,45 +27,45 @@ from megaslm.scoring.reports import ScoredPart, joined, scored_by
 from megaslm.slm.valid_targets import valid_targets
 
 _RANGES = "ranges"
-# A range is a task: small enough that ranks share a small dataset evenly, and that little is lost with a rank.
+# A range is a task. It is small, so that ranks share a small dataset evenly and little is lost when a rank dies.
 _LEAST_TARGETS = 1 << 18
 _MOST_RANGES = 32
 
 OnProgress = Callable[[JobProgress], None]
-"""Called about once a second."""
+"""Called about once per second."""
 
 _WHAT_IS_KEPT = "what is scored is kept; start it again for the rest"
 
 
 class RangeOutcome(BaseModel):
-    """What is noted of a range of rows that is scored."""
+    """The note of a scored range of rows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     by: ScoredBy
-    """Who computed its losses."""
+    """The process that computed its losses."""
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows of a part that one rank scores in one go."""
+    """Rows of a part that one rank scores as one task."""
 
     item: SourcePart
     rows: range
     made_by: str
-    """How it is scored, in words: what was scored otherwise is another task."""
+    """How it is scored, in words. Rows scored in another way are another task."""
 
     @property
     def name(self) -> str:
-        """What notes of it are filed under."""
+        """Its name in the ledger."""
         digest = hashlib.sha256(f"{self.item.part.tokens_sha256}{self.made_by}".encode()).hexdigest()[:16]
         return f"{self.item.name}--{digest}--{self.rows.start:08d}-{self.rows.stop:08d}"
 
 
 def ranges_of(item: SourcePart, seq_len: int, batch_rows: int, made_by: str) -> list[RowRange]:
-    """The ranges of a part. It depends on the part alone, so that any number of ranks may go on with another's work.
+    """The ranges of a part. They depend only on the part, so that a job with another number of ranks may resume.
 
-    Each begins at a multiple of `batch_rows`: batches hold the same rows as if the part were scored in one go.
+    Each range begins at a multiple of `batch_rows`: batches hold the same rows as if the part were a single range.
     """
     most_rows = max(math.ceil(_LEAST_TARGETS / seq_len), math.ceil(item.part.rows / _MOST_RANGES))
     step = math.ceil(most_rows / batch_rows) * batch_rows
@@ -74,7 +74,7 @@ def ranges_of(item: SourcePart, seq_len: int, batch_rows: int, made_by: str) -> 
 
 
 class ScoreLedger:
-    """The parts of a job, and the ranges of those that are cut."""
+    """The parts of a job, and the ranges of the parts that are divided."""
 
     def __init__(self, derivation: Derivation[ScoredPart], described: Manifest, run_id: str) -> None:
         self.derivation, self.described, self.run_id = derivation, described, run_id
@@ -87,14 +87,14 @@ class ScoreLedger:
         self.range_ledger = Ledger(folder, RangeOutcome, place=str(derivation.working))
 
     def tasks(self) -> list[RowRange | SourcePart]:
-        """The ranges of all parts; a part that is not cut is one task."""
+        """The ranges of all parts. A part that is not divided is one task."""
         tasks: list[RowRange | SourcePart] = []
         for item in self.parts:
             tasks += self.ranges(item) or [item]
         return tasks
 
     def ranges(self, item: SourcePart) -> list[RowRange]:
-        """Of a part; none where it is scored in one go."""
+        """The ranges of a part; empty if it is a single task."""
         ranges = ranges_of(item, self.described.seq_len, self.batch_rows, self._made_by)
         return ranges if len(ranges) > 1 else []
 
@@ -105,11 +105,11 @@ class ScoreLedger:
         return self.ledger.is_done(task.name)
 
     def values(self, task: RowRange) -> Path:
-        """Where the values of a range lie until its part is joined."""
+        """The file of a range's values until its part is joined."""
         return self.range_ledger.folder / f"{task.name}.npy"
 
     def publisher(self, tasks: Sequence[RowRange | SourcePart]) -> Publisher:
-        """Of the progress that all processes make with these tasks."""
+        """Publishes the progress of all processes with these tasks."""
         done = [task for task in tasks if self.is_done(task)]
         return Publisher(
             self.ledger.folder,
@@ -123,16 +123,16 @@ class ScoreLedger:
         )
 
     def tasks_done(self) -> int:
-        """How many are."""
+        """The number of finished tasks."""
         return sum(map(self.is_done, self.tasks()))
 
     def look_again(self) -> None:
-        """See what other hosts have noted."""
+        """Read the notes of other hosts again."""
         self.ledger.look_again()
         self.range_ledger.look_again()
 
     def why_left(self) -> str:
-        """Of tasks that were left, which they are and what to do; "" where none were."""
+        """A message that names the abandoned tasks and what to do; "" if there are none."""
         left = [str(item.path) for item in self.parts if self.ledger.is_left(item.name, self.run_id)]
         left += [
             f"{each.item.path} (rows {each.rows.start} to {each.rows.stop - 1})"
@@ -149,7 +149,7 @@ class ScoreLedger:
 
 
 class ScoreProcess:
-    """One process at work: a rank, or one that Ray has placed."""
+    """One working process: a rank, or a process started by Ray."""
 
     def __init__(
         self,
@@ -161,10 +161,10 @@ class ScoreProcess:
         *,
         locks_hold: bool,
     ) -> None:
-        """`load` is called when there is something to score; one process is given `on_progress`, to tell it for all."""
+        """`load` is called when there is a task. Only one process gets `on_progress`, and reports for all."""
         self._work, self._world, self._load, self._stop, self._on_progress = work, world, load, stop, on_progress
         self._locks_hold = locks_hold
-        # Parts with a range that was left.
+        # Parts with an abandoned range.
         self._left: set[str] = set()
         self._scorer: PartScorer | None = None
         self._free_since = time.monotonic()
@@ -173,9 +173,9 @@ class ScoreProcess:
         self._reader_of = lru_cache(maxsize=1)(self._open_reader)
 
     def run(self, share: Share | None) -> None:
-        """Draws tasks until all of a share are done. Of all parts, where no share is asked for, parts are joined too.
+        """Draws tasks until all of a share are done. Without a share, draws all tasks and joins the parts too.
 
-        Where locks do not hold, each rank has a fixed share of these, and waits for the others.
+        Without working locks, each rank has a fixed share of these, and waits for the others.
         """
         tasks = self._work.tasks() if share is None else share.of(self._work.tasks())
         if self._on_progress is not None:
@@ -228,7 +228,7 @@ class ScoreProcess:
         if drawn is Drawn.LEFT:
             self._left.add(task.item.name)
         if scored_here and self._locks_hold:
-            # Whoever is the last joins the part, and it is drawn again at the end where that one has died.
+            # The process that finishes last joins the part. If it dies, the part is drawn again at the end.
             self._draw_part(task.item)
         return drawn
 
@@ -265,7 +265,7 @@ class ScoreProcess:
         return RangeOutcome(by=by)
 
     def _make(self, item: SourcePart, ranges: Sequence[RowRange], folder: Path) -> ScoredPart:
-        """A part as a whole: scored, or joined of its ranges."""
+        """A whole part: scored, or joined from its ranges."""
         described = self._work.described
         if ranges:
             by = joined(

@@ -1,1 +1,1 @@
-"""The method: tensors in, tensors out, torch alone but for one kernel. Collectives reach it as callables."""
+"""The method: tensors in, tensors out. It uses torch alone, except for one kernel. Collectives are passed in."""

@@ -1,4 +1,4 @@
-"""Which rows of one call to the head are trained on, in the three ways in which that can be known; what it gives."""
+"""Which rows of one call to the head are trained on, in three variants; and what the head returns."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Every:
-    """All valid rows: the head runs over every row and need not know how many `mask` leaves out.
+    """All valid rows. The head runs over every row, and need not know how many rows `mask` leaves out.
 
     `mask`: (T,) bool.
     """
@@ -19,10 +19,10 @@ class Every:
 
 @dataclass(frozen=True)
 class Known:
-    """Rows that are known before their losses are.
+    """Rows that are known before the losses are.
 
-    `mask`: (T,) bool. `rows`: (S,) int64, where the mask is true, ascending. `rest`: (R,) int64, rows whose loss is
-    wanted beside them, without a gradient.
+    `mask`: (T,) bool. `rows`: (S,) int64, where the mask is true, ascending. `rest`: (R,) int64, further rows whose
+    loss is computed, without a gradient.
     """
 
     mask: Tensor
@@ -36,11 +36,11 @@ class Known:
 
 
 class Selected(NamedTuple):
-    """What a choice by loss comes to.
+    """The result of a choice by loss.
 
-    `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, the rows that cannot be
-    ranked because their value is NaN or infinite. `stop`: int64 scalar, how many such rows there are on all ranks: they
-    have to stop together.
+    `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, rows that cannot be ranked
+    because their value is NaN or infinite. `stop`: int64 scalar, the number of such rows on all ranks. Where it is not
+    0, all ranks stop together.
     """
 
     mask: Tensor
@@ -50,15 +50,15 @@ class Selected(NamedTuple):
 
 
 class Forecast(Protocol):
-    """A guess of what a choice by loss will come to, made while only some of the losses are known."""
+    """A forecast of a choice by loss, made while only some of the losses are known."""
 
     @property
     def share(self) -> float:
-        """The part of all rows that is likely to be chosen."""
+        """The share of all rows that is likely to be chosen."""
         ...
 
     def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
-        """How far the values of the given rows lie above where a row is surely chosen: (n,) float32 of (n,) each."""
+        """Values of the given rows minus the value above which a row is surely chosen: (n,) float32 of (n,) each."""
         ...
 
 
@@ -67,15 +67,15 @@ class ByLoss(Protocol):
 
     @property
     def forecast(self) -> Forecast | None:
-        """None where nothing is known: the head then waits for the choice."""
+        """None without earlier steps: the head then waits for the choice."""
         ...
 
     def __call__(self, losses: Tensor) -> Selected:
-        """Chooses among the rows with the given losses, (T,) float32."""
+        """Chooses among rows by their losses, (T,) float32."""
         ...
 
     def unrankable(self, losses: Tensor) -> Tensor:
-        """(T,) bool: the rows that cannot be ranked by these losses. No collectives."""
+        """(T,) bool: rows that cannot be ranked by these losses. No collectives."""
         ...
 
 
@@ -83,11 +83,11 @@ Choice = Every | Known | ByLoss
 
 
 class HeadOutput(NamedTuple):
-    """What the head gives for a choice.
+    """The head's result for a choice.
 
     `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
-    (T,) bool, what was chosen. `threshold`: (G,) int64, the ordered image of the smallest value chosen of each group,
-    empty where there were no groups to choose from.
+    (T,) bool, the chosen rows. `threshold`: (G,) int64, the ordered image of the smallest chosen value of each group;
+    empty where the choice was not made by groups.
     """
 
     total: Tensor
@@ -96,10 +96,10 @@ class HeadOutput(NamedTuple):
     threshold: Tensor
 
     def view_as(self, targets: Tensor) -> "HeadOutput":
-        """The same for (B, L) targets in place of T."""
+        """The same, with `losses` and `mask` reshaped from (T,) to the targets' (B, L)."""
         return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
 
 
 def no_threshold(device: torch.device) -> Tensor:
-    """In place of the thresholds of groups, where the choice was made in another way; (0,) int64."""
+    """(0,) int64, in place of the groups' thresholds for choices that have none."""
     return torch.empty(0, dtype=torch.int64, device=device)

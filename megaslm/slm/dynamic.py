@@ -1,4 +1,4 @@
-"""Choices that wait for the model's losses: the top of each group, or what lies above a threshold."""
+"""Choices that depend on the model's losses: the top of each group, or all values above a threshold."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ from megaslm.slm.topk import AllReduceSum, select_top
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Targets in groups, (G, n), and what is ranked in them. `eligible`: (G, n) bool."""
+    """Targets in groups, (G, n), and the criterion that ranks them. `eligible`: (G, n) bool."""
 
     targets: Targets
     eligible: Tensor
     criterion: LossCriterion
 
     def values(self, losses: Tensor) -> Tensor:
-        """(G, n) float32 of as many losses."""
+        """(G, n) float32 values from losses of the same number."""
         return loss_values(self.criterion, losses, self.targets)
 
     def unrankable(self, values: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class RankedTargets:
 
 @dataclass(frozen=True)
 class ThresholdForecast:
-    """Rows are surely chosen where they lie above the recent thresholds by more than those lie apart.
+    """Forecasts that a row is chosen where it lies above the recent thresholds by more than their spread.
 
     `threshold`: float32 scalar, the value above which a row is surely chosen.
     """
@@ -48,9 +48,9 @@ class ThresholdForecast:
 
 
 class TopOfGroups:
-    """The `count` largest values of each group, over the ranks among which the groups are spread.
+    """The `count` largest values of each group, over the ranks that share the group.
 
-    `rank_sum` sums over those ranks, `all_reduce_sum` over all: whatever the groups, all ranks have to stop together.
+    `rank_sum` sums over those ranks. `all_reduce_sum` sums over all ranks, because all ranks have to stop together.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TopOfGroups:
         all_reduce_sum: AllReduceSum,
         forecast: ThresholdForecast | None,
     ) -> None:
-        """Takes (G,) int64 counts, the same on every rank among which the groups are spread."""
+        """Takes (G,) int64 counts, equal on every rank that shares the group."""
         self.forecast = forecast
         self._ranked = ranked
         self._count = count
@@ -109,13 +109,13 @@ class AboveThreshold:
 def forecast_from(
     recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
 ) -> ThresholdForecast | None:
-    """What the steps before say of this one; None before the first.
+    """The forecast for this step from the steps before; None before the first step.
 
     Args:
-        recent: of the steps before.
+        recent: thresholds of the steps before.
         ranked: the targets to choose among.
-        share: the part of them that is to be chosen.
-        surely: whether the median of the thresholds is this step's, and not a guess of it.
+        share: the share of them that is to be chosen.
+        surely: whether the median threshold is the threshold of this step, not a forecast of it.
     """
     if not recent:
         return None

@@ -1,7 +1,7 @@
 """The softmax of a chunk of logits, kept as unnormalised exponentials: losses, norms and entropies of its rows.
 
-A row's exponentials are exp(z - max z), its norm is their sum, and its loss is ln(norm) + max z - z of the target. Not
-to divide by the norm saves a pass over the logits; whoever needs the probabilities scales the row afterwards.
+A row's exponentials are exp(z - max z), its norm is their sum, and its loss is ln(norm) + max z - z of the target.
+Leaving out the division by the norm saves a pass over the logits. A caller that needs probabilities scales the row.
 """
 
 import os
@@ -16,23 +16,24 @@ import torch
 from torch import Tensor
 
 Exponentials = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""What `exponentials` takes and gives."""
+"""The signature of `exponentials`."""
 
 
 def exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes exp(z - max z) of every row into `out`; gives the losses and the norms. No gradient flows.
+    """Writes exp(z - max z) of every row into `out` and returns the losses and the norms. No gradient flows.
 
-    NaN and infinite logits are never clamped: where a row holds NaN or +inf, or nothing but -inf, its loss and its norm
-    are NaN and its exponentials mean nothing; -inf at the target alone makes its loss +inf. Other rows are as ever.
+    NaN and infinite logits are never clamped. Where a row holds NaN or +inf, or only -inf, its loss and norm are NaN
+    and its exponentials are undefined. Where only the target's logit is -inf, the loss is +inf. Other rows are
+    unaffected.
 
     Args:
         logits: (C, V) float32 or float64; scratch, overwritten unless the kernel runs.
         targets: (C,) int64, in [0, V).
-        out: (C, V), `logits` itself or a tensor apart from it, of any floating dtype; rows are contiguous.
+        out: (C, V), `logits` itself or a separate tensor, of any floating dtype; rows are contiguous.
 
     Returns:
         Losses, -ln p(target) in nats, and norms, each (C,) in the dtype of `logits`. The norm sums the exponentials
-        as they are before `out` rounds them.
+        before `out` rounds them.
 
     Raises:
         RuntimeError: from torch, for a target outside [0, V); the kernel gives that row a NaN loss instead.
@@ -43,12 +44,12 @@ def exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, 
 
 
 def torch_exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """`exponentials` in torch alone, on any device; allocates nothing of the size of `logits`.
+    """`exponentials` in torch alone, on any device. Allocates nothing of the size of `logits`.
 
     Args:
         logits: (C, V) float32 or float64; scratch, overwritten.
         targets: (C,) int64, in [0, V).
-        out: (C, V), `logits` itself or a tensor apart from it, of any floating dtype.
+        out: (C, V), `logits` itself or a separate tensor, of any floating dtype.
 
     Returns:
         Losses and norms, each (C,) in the dtype of `logits`.
@@ -71,8 +72,8 @@ def exponentials_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, T
         targets: (C,) int64, in [0, V).
 
     Returns:
-        Losses and entropies in nats, each (C,) in the dtype of `logits`; NaN where a row holds NaN or +inf, or nothing
-        but -inf.
+        Losses and entropies in nats, each (C,) in the dtype of `logits`; NaN where a row holds NaN or +inf, or only
+        -inf.
 
     Raises:
         RuntimeError: from torch, for a target outside [0, V).
@@ -81,20 +82,20 @@ def exponentials_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, T
     weights = logits.exp()
     norms = weights.sum(1)
     log_norms = norms.log()
-    # exp(-inf) · (-inf) would be NaN where p ln p tends to 0: a finite factor leaves the 0, and NaN passes the clamp.
+    # exp(-inf) · (-inf) would be NaN where p ln p tends to 0. A finite factor gives 0, and NaN passes the clamp.
     weights *= logits.clamp_(min=torch.finfo(logits.dtype).min)
     return log_norms - target_shifts, log_norms - weights.sum(1) / norms
 
 
 def _shift_by_maximum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Takes each row's maximum off the row, in place; gives z - max z of the targets, (C,)."""
+    """Subtracts each row's maximum in place. Returns z - max z of the targets, (C,)."""
     logits.sub_(logits.amax(1, keepdim=True))
     return logits.gather(1, targets[:, None]).squeeze(1)
 
 
 @cache
 def _fused() -> Exponentials | None:
-    """The Triton kernel; None where Triton is not installed, or has no C compiler and headers to build its launcher."""
+    """The Triton kernel; None where Triton is not installed, or lacks a C compiler or headers to build its launcher."""
     has_compiler = any(which(compiler) for compiler in (os.environ.get("CC", "cc"), "gcc", "clang"))
     has_headers = Path(get_path("include"), "Python.h").is_file()
     if find_spec("triton") is None or not has_compiler or not has_headers:

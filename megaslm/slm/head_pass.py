@@ -1,12 +1,12 @@
-"""The arithmetic of the head over a chunk of rows: logits, exponentials, and what they add to the gradients.
+"""The arithmetic of the head over a chunk of rows: logits, exponentials, and their contribution to the gradients.
 
-With z the logits of a row, E = exp(z − max z) and s = ΣE, the gradient of its loss by z is E/s, less one at the target.
-The division stays outside of the two matrix products: they run on E itself, and 1/s goes to the narrow side. The
-target's entry becomes s·expm1(−loss) first, which is (p − 1)·s, exact to float32 also where E is kept in bf16.
+With z the logits of a row, E = exp(z − max z) and s = ΣE, the gradient of its loss by z is E/s, minus one at the
+target. The two matrix products run on E itself, and 1/s multiplies their narrow side. The target's entry is first
+replaced by s·expm1(−loss), which is (p − 1)·s, exact to float32 also where E is kept in bf16.
 
-Losses that need no gradient take a shorter way on a CPU: the vocabulary comes in blocks. A block of logits stays in the
-processor's cache from the product to the sum of its exponentials, and its part of the weight is brought into the
-product's order once for many rows. A GPU has its own kernel over whole rows.
+On a CPU, losses without a gradient are computed in blocks of the vocabulary. A block of logits stays in the processor's
+cache from the product to the sum of its exponentials, and its part of the weight is brought into the product's order
+once for many rows. A GPU has a kernel over whole rows.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _COLUMNS = 1024
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """What an architecture does with the matrix product: z = softcap · tanh(scale · product / softcap)."""
+    """What an architecture applies to the matrix product: z = softcap · tanh(scale · product / softcap)."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -38,8 +38,8 @@ PLAIN_LOGITS = LogitTransform()
 class Softmax(NamedTuple):
     """The softmax of n rows before its division by the norms.
 
-    `exponentials`: (n, V), exp(z − max z). `losses`, `norms`: (n,) float32; norms are the exponentials' sums. `peaks`:
-    (n,) float32, max z, where logits are capped.
+    `exponentials`: (n, V), exp(z − max z). `losses`, `norms`: (n,) float32; norms are the sums of the exponentials.
+    `peaks`: (n,) float32, max z, where logits are capped.
     """
 
     exponentials: Tensor
@@ -48,15 +48,15 @@ class Softmax(NamedTuple):
     peaks: Tensor | None
 
     def take(self, places: Tensor) -> "Softmax":
-        """Some of the rows, (m,) int64 places among them, copied."""
+        """A copy of some of the rows, given by (m,) int64 indices."""
         peaks = None if self.peaks is None else self.peaks[places]
         return Softmax(self.exponentials.index_select(0, places), self.losses[places], self.norms[places], peaks)
 
 
 class HeadPass:
-    """One call's inputs, in the precision in which they are multiplied.
+    """One call's inputs, in the dtype in which they are multiplied.
 
-    bf16 stays bf16 on a GPU, whose products give float32; a CPU multiplies float32. float64 stays as it is.
+    bf16 stays bf16 on a GPU, whose products are float32. A CPU multiplies float32. float64 stays float64.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class HeadPass:
         self._logits = torch.empty(0, dtype=self.loss_dtype, device=hidden.device)
 
     def chunks(self) -> list[Tensor]:
-        """All rows in chunks, (n,) int64 each. Each of c chunks takes every c-th row: a fair sample."""
+        """All rows in chunks, (n,) int64 each. Each of c chunks takes every c-th row, which makes it a fair sample."""
         total = len(self.targets)
         count = self._chunk_count(total, self.loss_dtype)
         return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
 
     def chunks_of(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """The given rows in chunks, of which (n, V) elements of a dtype are held at once."""
+        """The given rows in chunks sized so that (n, V) elements of `dtype` fit into memory."""
         return rows.tensor_split(self._chunk_count(len(rows), dtype))
 
     def _chunk_count(self, rows: int, dtype: torch.dtype) -> int:
@@ -91,7 +91,7 @@ class HeadPass:
         return max(1, -(-rows // most_rows))
 
     def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
-        """The softmax of the given rows, its exponentials in `out`, or where the next call may overwrite them."""
+        """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too."""
         logits = self.logits(rows)
         if out is None:
             out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
@@ -99,7 +99,7 @@ class HeadPass:
         return Softmax(out, *exponentials(logits, self.targets[rows], out), peaks)
 
     def logits(self, rows: Tensor | slice, columns: slice = slice(None)) -> Tensor:
-        """(n, V) float32 logits, or the given columns, as the product emits them; the next call may overwrite them."""
+        """(n, V) float32 logits, or only the given columns. The next call may overwrite them."""
         hidden, weight = self.hidden[rows], self.weight[columns]
         if hidden.dtype == self.loss_dtype:
             logits = torch.mm(hidden, weight.t(), out=self._buffer(len(hidden), len(weight)))
@@ -123,20 +123,20 @@ class HeadGradient:
     """The gradient of a weighted sum of losses, collected chunk by chunk, in float32."""
 
     def __init__(self, head: HeadPass, *, of_hidden: bool, of_weight: bool) -> None:
-        """Starts at zero; what is not asked for is not computed."""
+        """Starts at zero. Gradients that are not asked for are not computed."""
         self._head = head
         self.hidden = torch.zeros_like(head.hidden, dtype=head.loss_dtype) if of_hidden else None
         self.weight = torch.zeros_like(head.weight, dtype=head.loss_dtype) if of_weight else None
         self.bias = torch.zeros_like(head.bias) if of_weight and head.bias is not None else None
 
     def add(self, rows: Tensor, softmax: Softmax, row_weight: Tensor, keep: Tensor | None = None) -> None:
-        """Adds the gradient of Σ row_weight·loss over the given rows. Uses the exponentials up.
+        """Adds the gradient of Σ row_weight·loss over the given rows. Overwrites the exponentials.
 
         Args:
             rows: (n,) int64, without repetition.
             softmax: of these rows.
-            row_weight: (n,) float32; negative takes away what was added before.
-            keep: (n,) bool, where the hidden state's gradient is to stand; None is everywhere.
+            row_weight: (n,) float32; a negative weight removes an earlier contribution.
+            keep: (n,) bool, rows whose hidden-state gradient is kept; None keeps all.
         """
         head = self._head
         derivative = self._by_product(rows, softmax)
@@ -153,14 +153,14 @@ class HeadGradient:
             self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
 
     def _by_product(self, rows: Tensor, softmax: Softmax) -> Tensor:
-        """norm / scale times the derivative of the losses by the matrix product, (n, V), in the exponentials' place."""
+        """(n, V) in place of the exponentials: the losses' derivative by the matrix product, times norm / scale."""
         derivative = softmax.exponentials.to(self._head.hidden.dtype)
         targets = self._head.targets[rows][:, None]
         at_target = (softmax.norms * torch.expm1(-softmax.losses))[:, None].to(derivative.dtype)
         softcap = self._head.transform.softcap
         if softcap is None or softmax.peaks is None:
             return derivative.scatter_(1, targets, at_target)
-        # d tanh is 1 - tanh²; the capped logits are read back from their exponentials, the target's from its loss.
+        # d tanh is 1 - tanh². The capped logits are recovered from their exponentials, the target's from its loss.
         smallest = torch.finfo(torch.float32).tiny
         capped = softmax.exponentials.to(softmax.norms.dtype).clamp(min=smallest).log_().add_(softmax.peaks[:, None])
         target_logit = softmax.norms.log() + softmax.peaks - softmax.losses
@@ -177,7 +177,7 @@ def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in at least float32: bf16 products rounded to bf16 would move an eighth of the selected set."""
+    """left @ right in at least float32. Rounding bf16 products to bf16 would change an eighth of the selected set."""
     if left.dtype == torch.promote_types(left.dtype, torch.float32):
         return left @ right
     return torch.mm(left, right, out_dtype=torch.float32)
@@ -186,7 +186,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 def losses_alone(head: HeadPass) -> Tensor:
     """-ln p(target) of every row in nats, (T,) float32. No gradient flows.
 
-    NaN where a row's logits hold NaN or +inf, or nothing but -inf, or its target lies outside of the vocabulary.
+    NaN where a row's logits hold NaN or +inf, or only -inf, or its target lies outside of the vocabulary.
     """
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     if head.hidden.is_cuda:
@@ -203,10 +203,10 @@ def losses_alone(head: HeadPass) -> Tensor:
 
 
 class RunningLosses:
-    """The losses of rows whose logits come in blocks of columns, each column once."""
+    """The losses of rows whose logits arrive in blocks of columns, each column once."""
 
     def __init__(self, targets: Tensor, dtype: torch.dtype) -> None:
-        """Takes (n,) int64 targets; `dtype` is that of the logits."""
+        """Takes (n,) int64 targets and the dtype of the logits."""
         self._targets = targets
         self._maximum = torch.full(targets.shape, float("-inf"), dtype=dtype, device=targets.device)
         # The sum of exp(z - maximum) over the columns so far.
@@ -214,19 +214,19 @@ class RunningLosses:
         self._target_logit = torch.full_like(self._maximum, float("nan"))
 
     def add(self, logits: Tensor, first: int) -> None:
-        """Takes (n, m) logits of the columns from `first` on, which are overwritten."""
+        """Adds (n, m) logits of the columns from `first` on. Overwrites them."""
         place = self._targets - first
         inside = (place >= 0) & (place < logits.shape[1])
         found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None]).squeeze(1)
         self._target_logit = found.where(inside, self._target_logit)
 
         maximum = torch.maximum(self._maximum, logits.amax(1))
-        # As long as there is nothing but -inf, any finite shift gives exponentials of 0, where -inf would give NaN.
+        # While there is only -inf, a finite shift gives exponentials of 0; -inf would give NaN.
         shift = maximum.where(maximum != float("-inf"), 0.0)
         self._norm *= (self._maximum - shift).exp_()
         self._norm += logits.sub_(shift[:, None]).exp_().sum(1)
         self._maximum = maximum
 
     def losses(self) -> Tensor:
-        """(n,), once every column was added."""
+        """(n,), after every column was added."""
         return (self._norm.log() + (self._maximum - self._target_logit)).where(self._norm > 0, float("nan"))

@@ -1,8 +1,8 @@
-"""What one optimiser step trains on: the selected targets of all its micro-batches and the count they are divided by.
+"""What one optimiser step trains on: the selected targets of all its micro-batches, and the count that divides them.
 
 The step's loss is the sum of the selected losses over all ranks and micro-steps, divided by their number: a sum over a
 global count, never a mean of means (Rho-1, equation 4). The count follows from the tokens and the reference alone, so
-it is known before the first backward pass. How a step is planned depends on the criterion, the scope and the mode.
+it is known before the first backward pass. The plan of a step depends on the criterion, the scope and the mode.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from megaslm.slm.topk import (
 
 
 class StepPlanner:
-    """One step under a rule."""
+    """Plans one step under a rule."""
 
     def __init__(
         self,
@@ -52,7 +52,6 @@ class StepPlanner:
         measure_losses: MeasureLosses,
         all_reduce_sum: AllReduceSum,
     ) -> None:
-        """Takes what `Objective.plan_step` is given."""
         self._rule = rule
         self._micro_batches = micro_batches
         self._moment = moment
@@ -61,7 +60,7 @@ class StepPlanner:
         self._ratio = rule.keep_ratio.at(moment.tokens)
 
     def over_all(self, recent: RecentThresholds) -> StepPlan:
-        """The top of the whole step, exactly."""
+        """The exact top of the whole step."""
         ranked = self._ranked(joined(self._micro_batches))
         count = self._counts(ranked.targets, self._all_reduce_sum)
         if len(self._micro_batches) == 1:
@@ -72,7 +71,7 @@ class StepPlanner:
                 count[0],
                 threshold_of=lambda out: self._exact_threshold(out[0].threshold, out[0].losses, ranked, count),
             )
-        # Every loss of the step is needed before its first backward pass: a forward pass over all micro-batches first.
+        # The first backward pass needs every loss of the step, hence a forward pass over all micro-batches first.
         losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
         everything = torch.cat([part.flatten() for part in losses])
         values = ranked.values(everything)
@@ -86,7 +85,7 @@ class StepPlanner:
         )
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
-        """What lies above the median threshold of the steps before; k·N stands for the number of selected."""
+        """Targets above the median threshold of the steps before. k·N stands for the number selected."""
         everything = self._ranked(joined(self._micro_batches))
         valid, eligible = population(everything.targets, self._rule.max_ref_loss, self._all_reduce_sum)[:, 0]
         count = keep_count(valid, self._ratio).minimum(eligible)
@@ -126,7 +125,7 @@ class StepPlanner:
         )
 
     def by_static_criterion(self) -> StepPlan:
-        """The top by a criterion that the model has no part in."""
+        """The top by a criterion that does not depend on the model."""
         selections = self._static_selections(cast(StaticRanking, self._rule.criterion))
         choices = self._known(
             [selection.mask for selection in selections],
@@ -141,14 +140,14 @@ class StepPlanner:
         )
 
     def by_mask(self, masks: Sequence[Tensor]) -> StepPlan:
-        """What was selected once for all runs; (B, L) bool of each micro-batch."""
+        """The targets of a mask that was made before the run; (B, L) bool per micro-batch."""
         selected = [mask & targets.valid for mask, targets in zip(masks, self._micro_batches, strict=True)]
         rankable = [torch.zeros_like(mask) for mask in selected]
         choices = self._known(selected, rankable, measure_rest=self._rule.measure_rest)
         return StepPlan(choices, self._sum([mask.sum() for mask in selected]))
 
     def _static_selections(self, criterion: StaticRanking) -> list[StaticSelection]:
-        """What is selected of each micro-batch; under scope batch all of them have the counts of the step."""
+        """The selection of each micro-batch. Under scope batch all of them have the counts of the step."""
 
         def select(groups: Targets, all_reduce_sum: AllReduceSum) -> StaticSelection:
             return select_static(
@@ -170,7 +169,7 @@ class StepPlanner:
     def _known(
         self, masks: Sequence[Tensor], unrankable: Sequence[Tensor], *, measure_rest: bool
     ) -> tuple[Choice, ...]:
-        """The choices that the masks make. The host reads how many rows each has: once a step."""
+        """Turns masks into choices. The host reads their numbers of rows, once per step."""
         rest = [
             targets.valid.flatten() & ~mask.flatten() if measure_rest else torch.zeros_like(mask.flatten())
             for targets, mask in zip(self._micro_batches, masks, strict=True)
@@ -194,7 +193,7 @@ class StepPlanner:
         return RankedTargets(targets, targets.eligible(self._rule.max_ref_loss), criterion)
 
     def _in_groups(self, targets: Targets) -> Targets:
-        """The targets as (G, n): a group is a row under `sequence` and all of them under the other scopes."""
+        """The targets as (G, n). A group is a row under `sequence`, and all of them under the other scopes."""
         return targets if self._rule.scope == "sequence" else joined([targets])
 
     def _counts(self, groups: Targets, all_reduce_sum: AllReduceSum) -> Tensor:
@@ -207,7 +206,7 @@ class StepPlanner:
         return list(step.flatten().split([targets.valid.numel() for targets in self._micro_batches]))
 
     def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
-        """That of an exact step; only `running` needs to tell equal values apart."""
+        """The threshold of an exact step. Only `running` needs to tell equal values apart."""
         if self._rule.mode == "running":
             return Threshold(self._sort_key_at(ranked.values(losses), ranked, count[0]))
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
@@ -219,7 +218,7 @@ class StepPlanner:
         return threshold[0].where(count > 0, NO_THRESHOLD)
 
     def _mean_threshold(self, thresholds: Sequence[Tensor], counts: Sequence[Tensor]) -> Threshold:
-        """The mean value of the groups' thresholds, over groups that have one."""
+        """The mean of the groups' thresholds, over groups that have one."""
         was_cut = torch.cat(list(counts)) > 0
         values = value_of_image(torch.cat(list(thresholds))).double().where(was_cut, 0.0)
         total, groups = self._all_reduce_sum(torch.stack([values.sum(), was_cut.sum().double()]))
@@ -234,7 +233,7 @@ def plan_for_all(micro_batches: Sequence[Targets], all_reduce_sum: AllReduceSum)
 
 
 class Objective(Protocol):
-    """Decides what a step trains on."""
+    """Decides which targets a step trains on."""
 
     def plan_step(
         self,
@@ -243,19 +242,19 @@ class Objective(Protocol):
         measure_losses: MeasureLosses,
         all_reduce_sum: AllReduceSum,
     ) -> StepPlan:
-        """Plans one step. Called on every rank with equally many micro-batches; contains collectives."""
+        """Plans one step. Called on every rank with the same number of micro-batches; contains collectives."""
         ...
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
-        """Takes note of what the head gave for each micro-batch. Gives the value from which targets were selected, a
-        float32 scalar, NaN where there were none to select.
+        """Records the head's output for each micro-batch. Returns the value from which targets were selected, a float32
+        scalar; NaN where there were none to select.
 
         Called on every rank; contains collectives.
         """
         ...
 
     def state(self) -> SelectionState:
-        """What a resumed run needs to go on alike; waits for the device."""
+        """What a resumed run needs to select the same targets; waits for the device."""
         ...
 
 
@@ -273,11 +272,11 @@ class CausalObjective:
         return plan_for_all(micro_batches, all_reduce_sum)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> None:
-        """There is no threshold."""
+        """Causal language modeling has no threshold."""
         return
 
     def state(self) -> SelectionState:
-        """Nothing is remembered."""
+        """There is no state."""
         return AT_START
 
 
@@ -285,7 +284,6 @@ class SelectiveObjective:
     """Selective language modeling: the top k of the targets by a criterion (Rho-1, section 2.2)."""
 
     def __init__(self, rule: SelectionRule, state: SelectionState = AT_START) -> None:
-        """Goes on from what `state` gave."""
         self._rule = rule
         self._recent = RecentThresholds(state)
 
@@ -316,7 +314,7 @@ class SelectiveObjective:
         return step.over_all(self._recent)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
-        """Remembers the threshold."""
+        """Records the threshold."""
         if plan.threshold_of is None:
             return None
         threshold = plan.threshold_of(outputs)

@@ -1,4 +1,4 @@
-"""The rule by which targets are selected, and what planning a step by it takes and gives."""
+"""The rule that selects targets, and the inputs and results of planning a step by it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ Mode = Literal["exact", "running"]
 _RATIO_STEP = Decimal("0.000001")
 
 MeasureLosses = Callable[[int], Tensor]
-"""Runs the model over one micro-batch, named by its number, without gradients: (B, L) float32 losses."""
+"""Runs the model over the micro-batch with this number, without gradients: (B, L) float32 losses."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When a step happens: its number, counted from 1, and the targets read before it."""
+    """When a step happens: its number, counted from 1, and the number of targets read before it."""
 
     step: int
     tokens: int
@@ -29,9 +29,9 @@ class Moment:
 class Threshold(NamedTuple):
     """The threshold of a step.
 
-    `sort_key`: int64 scalar, at which K targets of the step are selected, on average over the steps; `NO_THRESHOLD`
-    where there is none. `surplus`: float64 scalar, what steps under a known threshold have selected beyond K, this one
-    counted in; None in other modes.
+    `sort_key`: int64 scalar, from which K targets of the step are selected, on average over the steps; `NO_THRESHOLD`
+    where there is none. `surplus`: float64 scalar, targets beyond K that steps under a known threshold have selected up
+    to this one, as a fraction of K; None in other modes.
     """
 
     sort_key: Tensor
@@ -40,13 +40,13 @@ class Threshold(NamedTuple):
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How to choose in each micro-batch, and by what to divide.
+    """The choice for each micro-batch, and the denominator of the loss.
 
-    `choices`: one a micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or what stands for it.
-    `losses`: (B, L) float32 of each micro-batch, where they were measured beforehand.
-    `known_threshold`: int64 scalar, the sort key from which targets are selected, where that is known beforehand.
-    `threshold_of`: the threshold of what the head has given for each micro-batch; contains collectives. None where the
-    step has none.
+    `choices`: one per micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or its stand-in.
+    `losses`: (B, L) float32 per micro-batch, where they were measured beforehand.
+    `known_threshold`: int64 scalar, the sort key from which targets are selected, where it is known beforehand.
+    `threshold_of`: computes the step's threshold from the head's outputs for the micro-batches; contains collectives.
+    None where the step has no threshold.
     """
 
     choices: tuple[Choice, ...]
@@ -58,13 +58,13 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class KeepRatio:
-    """k in (0, 1]; on the way to it, falling in a straight line from 1 over `warmup_tokens` targets."""
+    """k in (0, 1], after a linear decrease from 1 over `warmup_tokens` targets."""
 
     target: Decimal
     warmup_tokens: int = 0
 
     def at(self, tokens: int) -> Decimal:
-        """The ratio of the step that begins when `tokens` targets have been read; a decimal of six places."""
+        """The ratio of the step before which `tokens` targets have been read; a decimal of six places."""
         if tokens >= self.warmup_tokens:
             return self.target
         return (1 - (1 - self.target) * tokens / self.warmup_tokens).quantize(_RATIO_STEP)
@@ -72,19 +72,19 @@ class KeepRatio:
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What is ranked, among what, and how much of it is kept."""
+    """What is ranked, in which scope, and how much of it is kept."""
 
     keep_ratio: KeepRatio
-    """k, over the tokens read."""
+    """k, by the number of tokens read."""
     criterion: Criterion = "excess"
     """What is ranked, largest first."""
     scope: Scope = "batch"
-    """Among which targets the largest are kept."""
+    """The targets among which the largest are kept."""
     mode: Mode = "exact"
-    """Under scope batch: K of each step, or what lies above a threshold that follows the steps before."""
+    """Under scope batch: the top K of each step, or all above a threshold that follows from the steps before."""
     max_ref_loss: float | None = None
-    """Targets of a larger reference loss are never selected, in nats."""
+    """Targets with a larger reference loss, in nats, are never selected."""
     measure_rest: bool = True
     """Whether losses of unselected targets are computed where the choice does not need them."""
     seed: int = 0
-    """Of the criterion `random`."""
+    """Seed of the criterion `random`."""

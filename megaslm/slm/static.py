@@ -1,4 +1,4 @@
-"""The selection by values that the model has no part in: made before a forward pass, or once for all runs as a mask."""
+"""Selection by values that do not depend on the model: before a forward pass, or once for all runs as a mask."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,11 +15,11 @@ StaticRanking = StaticCriterion | Literal["reference_and_entropy"]
 
 @dataclass(frozen=True)
 class StaticSelection:
-    """What is selected in each of G groups of n targets.
+    """The selection in each of G groups of n targets.
 
     `mask`: (G, n) bool. `unrankable`: (G, n) bool, eligible targets whose value is NaN or infinite. `count`: (G,)
-    int64, how many are selected over the ranks among which a group is spread. `threshold`: (G,) int64, see
-    `select_top`; of an intersection None.
+    int64, selected targets over the ranks that share a group. `threshold`: (G,) int64, see `select_top`; None for an
+    intersection.
     """
 
     mask: Tensor
@@ -40,16 +40,17 @@ def select_static(
 ) -> StaticSelection:
     """The top k of each group by a static criterion.
 
-    The intersection is what is among the top by −ref_loss and among the top by −ref_entropy; it has no K of its own.
+    The intersection holds the targets that are in the top by −ref_loss and in the top by −ref_entropy. It has no K of
+    its own.
 
     Args:
         criterion: what is ranked.
         groups: (G, n) targets; with an all-reduce, each rank holds its own n of the same G groups.
         ratio: k.
-        max_ref_loss: targets of a larger reference loss are not eligible, in nats.
+        max_ref_loss: targets with a larger reference loss, in nats, are not eligible.
         seed: of the criterion `random`.
-        step: likewise.
-        all_reduce_sum: sums over the ranks among which a group is spread.
+        step: of the criterion `random`.
+        all_reduce_sum: sums over the ranks that share a group.
     """
     if criterion == "reference_and_entropy":
         by_loss = select_static("reference", groups, ratio, max_ref_loss, all_reduce_sum=all_reduce_sum)

@@ -1,4 +1,4 @@
-"""The targets of a micro-batch: which count, what is known of them, and by what they are ranked."""
+"""The targets of a micro-batch: which are valid, what the dataset stores for them, and the values that rank them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +18,8 @@ class Targets:
     """The targets of one micro-batch of B rows, or of several groups of n.
 
     `valid`: (B, L) bool. `keys`: (B, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (B, L) float32 in
-    nats, or None where the dataset has none. `selected`: (B, L) bool, what a mask selects that was made of
-    both before the run, or None.
+    nats, or None where the dataset has none. `selected`: (B, L) bool, the selection of a mask that was made of both
+    before the run, or None.
     """
 
     valid: Tensor
@@ -29,9 +29,9 @@ class Targets:
     selected: Tensor | None = None
 
     def eligible(self, max_ref_loss: float | None) -> Tensor:
-        """Valid targets that may be selected: those whose reference loss does not exceed the cap. (B, L) bool.
+        """(B, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
 
-        A reference loss that is NaN is left in, so that whoever ranks it finds it.
+        A NaN reference loss stays eligible, so that ranking reports it.
         """
         return self.valid if max_ref_loss is None else self.valid & ~(self.needed_ref_loss() > max_ref_loss)
 
@@ -57,7 +57,7 @@ class Targets:
 
 
 def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
-    """How much worse the model is than the reference, signed, in nats (Rho-1, equation 3). Any equal shapes."""
+    """The model's loss minus the reference's, in nats (Rho-1, equation 3). Any equal shapes."""
     return losses - ref_loss
 
 
@@ -88,7 +88,7 @@ def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, st
         case "entropy":
             return -targets.needed_ref_entropy()
         case "random":
-            # float32 holds 24 bits; the ties that this makes go by key.
+            # float32 holds 24 bits; keys break the resulting ties.
             return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""What a step's selection looked like, summed on the device: one vector a step, read when the run reports."""
+"""Statistics of a step's selection, summed on the device: one vector per step, read when the run reports."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ _DOMAIN_SUMS = 3
 class SelectionSummary:
     """One step, over all ranks and micro-steps.
 
-    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured, or a loss is NaN
-    or infinite. `not_finite`: of the measured targets, those whose loss or excess loss is so. `excess_quantiles`: of
-    the valid targets, to within 1/32 nat and cut off at ±16 nats; empty where no reference is known, unselected targets
-    were not measured, or some are not finite. `domain_ratio`: selected by valid targets of each domain with any.
-    `domain_rows`: rows of each domain.
+    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured, or a loss is
+    non-finite. `not_finite`: measured targets with a non-finite loss or excess loss. `excess_quantiles`: of the valid
+    targets, to within 1/32 nat and clipped to ±16 nats; empty where no reference is known, unselected targets were not
+    measured, or some are non-finite. `domain_ratio`: selected / valid targets of each domain with any. `domain_rows`:
+    rows of each domain.
     """
 
     selected_loss: float
@@ -38,7 +38,7 @@ class SelectionSummary:
 
 
 def sums_of_nothing(domain_count: int, device: torch.device) -> Tensor:
-    """The sums of no micro-batch, (n,) float64; those of `selection_sums` add up on it."""
+    """(n,) float64 zeros, to which the sums of `selection_sums` are added."""
     return torch.zeros(_SUMS + _EXCESS_BINS + _DOMAIN_SUMS * domain_count, dtype=torch.float64, device=device)
 
 
@@ -51,7 +51,7 @@ def selection_sums(
     domain: Tensor,
     domain_count: int,
 ) -> Tensor:
-    """What one micro-batch adds. Nothing is read by the host.
+    """The sums of one micro-batch. The host reads nothing.
 
     Args:
         selected_sum: float32 scalar, the sum of the selected losses.
@@ -76,7 +76,7 @@ def selection_sums(
     if targets.ref_loss is not None:
         place = (values / _EXCESS_LIMIT_NATS + 1.0) * (_EXCESS_BINS / 2)
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
-        # Whole numbers add up to the same sum in any order, also on a GPU.
+        # Sums of whole numbers do not depend on the order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
     by_domain = torch.zeros(_DOMAIN_SUMS, domain_count, dtype=torch.float64, device=losses.device)
     by_domain[0].scatter_add_(0, domain, selected.sum(1).double())
@@ -86,7 +86,7 @@ def selection_sums(
 
 
 def sums_of_unused(targets: Targets, domain: Tensor, domain_count: int) -> Tensor:
-    """What a micro-batch adds on which nothing was trained, see `selection_sums`: its rows and valid targets."""
+    """The sums of a micro-batch without training, see `selection_sums`: its rows and valid targets."""
     none = torch.zeros_like(targets.valid)
     losses = torch.zeros_like(targets.valid, dtype=torch.float32)
     return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count)
@@ -117,7 +117,7 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
 
 
 def _quantile(histogram: Sequence[float], part: float) -> float:
-    """By linear interpolation within the bin."""
+    """Linear interpolation within the bin."""
     wanted = part * math.fsum(histogram)
     below, width = 0.0, 2 * _EXCESS_LIMIT_NATS / _EXCESS_BINS
     for place, count in enumerate(histogram):

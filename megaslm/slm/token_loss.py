@@ -1,15 +1,16 @@
 """The head: per-token losses and the sum of the selected ones, without ever holding the T×V logits.
 
-Both the scoring job and the trainer call this file and nothing else for a token's loss. Gradients are computed in the
-forward pass, where the logits are, and wait for the scalar from above: nothing but the forward pass reads the weight.
+The scoring job and the trainer both compute a token's loss in this file only. Gradients are computed in the forward
+pass, where the logits are, and multiplied by the incoming scalar in the backward pass. So only the forward pass reads
+the weight.
 
-In units of T·D·V floating-point operations, k being the share of rows selected: every row 6, known rows 6k and 2(1-k)
-for the losses of the others, and for a choice that depends on the losses, by `HeadMethod`:
+The cost in units of T·D·V floating-point operations, with k the share of selected rows: 6 for every row; 6k for known
+rows, and 2(1-k) for the losses of the others. A choice that depends on the losses costs, by `HeadMethod`:
 
 - `recompute`: 2 + 6k. The logits of selected rows are computed again.
 - `cache`: 2 + 4k. The exponentials of all rows are kept, in bf16, until the choice is made.
-- `bracket`: 2 + 4k where the forecast is right. Rows surely above the threshold get their gradient at once; what the
-  choice comes to beyond that is computed again, a wrong guess is taken away again: exact in every case, no T×V memory.
+- `bracket`: 2 + 4k where the forecast is right. Rows surely above the threshold get their gradient at once. Selected
+  rows that were missed are computed again, and wrong guesses are removed. The result is exact; no T×V memory.
 """
 
 import math
@@ -30,7 +31,7 @@ _CACHE_DTYPE = torch.bfloat16
 
 
 def cache_bytes(rows: int, vocab_size: int) -> int:
-    """What `cache` holds between choosing and the gradient: 2·T·V bytes."""
+    """Size of the exponentials that `cache` holds between the choice and the gradient: 2·T·V bytes."""
     return rows * vocab_size * _CACHE_DTYPE.itemsize
 
 
@@ -64,7 +65,7 @@ def token_losses_and_entropies(
     bias: Tensor | None = None,
     transform: LogitTransform = PLAIN_LOGITS,
 ) -> tuple[Tensor, Tensor]:
-    """The losses of `token_losses`, and the entropy of every row's distribution, in nats; (T,) float32 each."""
+    """The losses of `token_losses`, and the entropy of every row's distribution; (T,) float32 each, in nats."""
     with torch.no_grad():
         head = HeadPass(hidden, weight, bias, targets, transform)
         losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
@@ -82,14 +83,14 @@ def weighted_loss(
     bias: Tensor | None = None,
     transform: LogitTransform = PLAIN_LOGITS,
 ) -> tuple[Tensor, Tensor]:
-    """The weighted sum of all losses, for rows that are known to count: 6·T·D·V operations, no T×V memory.
+    """The weighted sum of all losses, for rows that are known to be valid: 6·T·D·V operations, no T×V memory.
 
     Args:
         hidden: (T, D) float32 or bfloat16.
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
-        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, unless its hidden
-            state is not finite.
+        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, unless its hidden state is
+            non-finite.
         bias: (V,) or None.
         transform: of the logits.
 
@@ -111,7 +112,7 @@ def selective_loss(
     method: HeadMethod = "bracket",
     transform: LogitTransform = PLAIN_LOGITS,
 ) -> HeadOutput:
-    """The weighted sum of the selected losses (the numerator of Rho-1's equation 4), all losses, and what was selected.
+    """The weighted sum of the selected losses (the numerator of Rho-1's equation 4), all losses, and the selection.
 
     The host reads the device once, after the choice.
 
@@ -120,13 +121,13 @@ def selective_loss(
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
         row_weight: (T,) float32; no gradient flows to it.
-        select: which rows count.
+        select: chooses the rows.
         bias: (V,) or None.
-        method: how the gradient is come by; the result is the same, with `cache` up to the rounding of bf16.
+        method: how the gradient is computed. The result is the same, with `cache` up to the rounding of bf16.
         transform: of the logits.
 
     Returns:
-        Its total is differentiable once in hidden, weight and bias.
+        The head's output; its total is differentiable once in hidden, weight and bias.
 
     Raises:
         NonFiniteCriterion: a row cannot be ranked.
@@ -184,7 +185,7 @@ class _HeadLoss(torch.autograd.Function):
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient times a scalar, rounded once.
 
-    In place: these are the largest tensors of the pass. A second backward pass finds them changed, and torch raises.
+    In place, because these are the largest tensors of the pass. torch raises at a second backward pass.
     """
     return gradient.mul_(factor).to(dtype)
 
@@ -207,7 +208,7 @@ def _add_from_cache(
     chunks = head.chunks()
     first = 0
     for rows in chunks:
-        # Chunks lie one after another in the cache, so that each is written in one piece.
+        # Chunks are consecutive in the cache, so that each is written in one piece.
         softmax = head.softmax(rows, out=cached[first : first + len(rows)])
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
@@ -231,7 +232,7 @@ def _add_around_threshold(
         softmax = head.softmax(rows)
         losses[rows] = softmax.losses
         if forecast is not None:
-            # The host must not wait for the number of rows that are sure: a fixed number of places, by merit.
+            # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
             margin, best = forecast.margin(softmax.losses, rows).topk(places, sorted=False)
             sure = margin > 0
@@ -246,7 +247,7 @@ def _add_around_threshold(
 
 
 def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:
-    """The numbers of the wanted rows. Here alone does the host read what the device has computed, and but once."""
+    """Indices of the wanted rows. The host reads the device here only, and once per call."""
     count, stop = torch.stack([wanted.sum(), selected.stop]).tolist()
     if stop:
         raise NonFiniteCriterion(selected.non_finite.nonzero().squeeze(1).tolist())

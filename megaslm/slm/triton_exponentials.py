@@ -1,7 +1,7 @@
 """The exponentials of a chunk of logits as one Triton kernel: two reads and one write of each logit.
 
-Torch takes a kernel each for the maximum, the subtraction, the exponential, the sum and the copy to bfloat16, and each
-of them goes over the whole chunk in the GPU's memory.
+Torch runs a separate kernel for the maximum, the subtraction, the exponential, the sum and the copy to bfloat16. Each
+of them passes over the whole chunk in the GPU's memory.
 """
 
 import torch
@@ -10,18 +10,18 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK_COLUMNS = 8192
-# Wide programs keep few rows in flight, so that a row should still be in the L2 cache when it is read again.
+# Wide programs keep few rows in flight, so that a row is likely still in the L2 cache at its second read.
 _WARPS = 16
 
 
 def fused_exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes exp(z - max z) of every row into `out`; gives the losses and the norms. No gradient flows.
+    """Writes exp(z - max z) of every row into `out` and returns the losses and the norms. No gradient flows.
 
     Args:
-        logits: (C, V) float32, on a GPU (or on the CPU under Triton's interpreter); kept where `out` is another tensor.
-        targets: (C,) int64, in [0, V). A row whose target is outside has a NaN loss: to raise, the host would have to
-            wait for the GPU.
-        out: (C, V), `logits` itself or a tensor apart from it, float32 or bfloat16.
+        logits: (C, V) float32, on a GPU (or on the CPU under Triton's interpreter); unchanged where `out` is separate.
+        targets: (C,) int64, in [0, V). A row whose target is outside has a NaN loss; to raise an error, the host would
+            have to wait for the GPU.
+        out: (C, V), `logits` itself or a separate tensor, float32 or bfloat16.
 
     Returns:
         Losses and norms, each (C,) float32; see `megaslm.slm.exponentials.exponentials`.
@@ -37,7 +37,7 @@ def fused_exponentials(logits: Tensor, targets: Tensor, out: Tensor) -> tuple[Te
         )
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     norms = torch.empty_like(losses)
-    # Triton launches on the current device, which need not be the one that holds the logits.
+    # Triton launches on the current device, which may differ from that of the logits.
     with torch.cuda.device_of(logits):
         _exponentials_of_a_row[(rows,)](
             logits,
@@ -82,16 +82,16 @@ def _exponentials_of_a_row(
         values = tl.load(logits + start + block, mask=inside, other=float("-inf"))
         maximum_before = maximum
         maximum = tl.maximum(maximum_before, tl.max(values, 0))
-        # As long as there is nothing but -inf, any finite shift gives exponentials of 0, where -inf would give NaN.
+        # While there is only -inf, a finite shift gives exponentials of 0; -inf would give NaN.
         shift = tl.where(maximum == float("-inf"), 0.0, maximum)
         norm = norm * tl.exp(maximum_before - shift) + tl.sum(tl.exp(values - shift), 0)
 
-    # A maximum on a GPU passes over NaN; the sum does not. A norm of 0 is a row of -inf, which has no distribution.
+    # A GPU's maximum ignores NaN; the sum does not. A norm of 0 is a row of -inf, which has no distribution.
     norm = tl.where(norm > 0.0, norm, float("nan"))
     tl.store(norms + row, norm)
     tl.store(losses + row, tl.log(norm) + (maximum - target_logit))
 
-    # In place, no thread may write what another has yet to read.
+    # In place, no thread may write an element before another has read it.
     tl.debug_barrier()
     for start in range(0, columns, BLOCK_COLUMNS):
         inside = start + block < columns

@@ -1,4 +1,4 @@
-"""Which targets count. The rule stands here alone; what reads rows without torch need not import it for this."""
+"""Which targets are valid. The rule is in a file of its own, so that code without torch can import it."""
 
 from typing import TYPE_CHECKING, Any, overload
 
@@ -11,7 +11,7 @@ def valid_targets(tokens: "Tensor", eos_id: int) -> "Tensor": ...
 @overload
 def valid_targets(tokens: Any, eos_id: int) -> Any: ...
 def valid_targets(tokens: Any, eos_id: int) -> Any:
-    """Where a target counts: what follows EOS opens another document, or is padding. EOS itself is a target.
+    """True where a target is valid. A target after EOS opens another document or is padding. EOS itself is a target.
 
     Args:
         tokens: (..., L+1) integers, of numpy or torch; target i is token i+1.

@@ -1,1 +1,1 @@
-"""Object storage and other remote files. It owns fsspec."""
+"""Object storage and other remote files, read through fsspec."""

@@ -1,7 +1,7 @@
-"""The drivers of object storage and other remote files; the only file that imports fsspec.
+"""The drivers of object storage and other remote files. No other file imports fsspec.
 
-For s3:// the environment says where: AWS_ENDPOINT_URL (or S3_ENDPOINT_URL, as streaming calls it) for another store
-than Amazon's, and the usual AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE.
+For s3:// the environment names the store: AWS_ENDPOINT_URL (or S3_ENDPOINT_URL, as in streaming) for any store but
+Amazon's, and the usual AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or AWS_PROFILE.
 """
 
 import functools
@@ -23,26 +23,26 @@ _S3 = ("s3", "s3a")
 _ENDPOINT_VARIABLES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 Info = Mapping[str, object]
-"""What a driver tells of a file."""
+"""A driver's description of a file."""
 
 
 class OpenFile(AbstractContextManager["OpenFile"], Protocol):
-    """What is used of fsspec's open files."""
+    """The used part of fsspec's open files."""
 
     def _fetch_range(self, start: int, stop: int, **limit: float) -> bytes:
         """The bytes from `start` to before `stop`, or fewer."""
 
 
 class FileSystem(Protocol):
-    """What is used of fsspec's file systems."""
+    """The used part of fsspec's file systems."""
 
     async_impl: bool
 
     def _strip_protocol(self, url: str) -> str:
-        """What the driver calls a URL; the other methods take that."""
+        """The driver's path for a URL, which the other methods take."""
 
     def open(self, path: str, *, block_size: int, size: int) -> OpenFile:
-        """A file of known size."""
+        """Open a file of known size."""
 
     def cat_file(self, path: str, **options: float) -> bytes:
         """A file's content, from `start` to before `end` where these are given."""
@@ -54,7 +54,7 @@ class FileSystem(Protocol):
         """Copy a local file."""
 
     def info(self, path: str, **limit: float) -> Info:
-        """Size, type and more; FileNotFoundError where there is neither file nor folder."""
+        """Size, type and more. Raises FileNotFoundError where there is neither file nor folder."""
 
     def rm_file(self, path: str) -> None:
         """Remove a file."""
@@ -64,13 +64,13 @@ class FileSystem(Protocol):
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is a URL of something that is not on this machine's disk, such as s3://bucket/folder."""
+    """Whether `path` is a URL, such as s3://bucket/folder, and not a local path."""
     match = _URL.match(path)
     return match is not None and match[1] not in _LOCAL
 
 
 def protocol_of(url: str) -> str:
-    """What stands before ://. Raises DataError where nothing does."""
+    """The part before ://. Raises DataError where there is none."""
     match = _URL.match(url)
     if match is None:
         raise DataError(f"{url} is no URL; expected one such as s3://bucket/folder")
@@ -78,13 +78,13 @@ def protocol_of(url: str) -> str:
 
 
 def time_limit(files: FileSystem, settings: RemoteSettings, moved_bytes: int) -> dict[str, float]:
-    """The longest that a call may take, where the driver can be told; the others have limits of their own."""
+    """The time limit of a call, as the driver's arguments; empty for drivers with limits of their own."""
     blocks = max(1.0, moved_bytes / settings.block_bytes)
     return {"timeout": settings.timeout_seconds * blocks} if files.async_impl else {}
 
 
 def connect(url: str, settings: RemoteSettings, inner_attempts: int = 1) -> FileSystem:
-    """The file system of a URL. `inner_attempts`: of the driver itself, where one call makes many requests."""
+    """The file system of a URL. `inner_attempts`: the driver's own attempts, where one call makes many requests."""
     endpoint = next((value for name in _ENDPOINT_VARIABLES if (value := os.environ.get(name))), None)
     return _file_system(protocol_of(url), endpoint, settings.timeout_seconds, inner_attempts, os.getpid())
 
@@ -93,35 +93,35 @@ def connect(url: str, settings: RemoteSettings, inner_attempts: int = 1) -> File
 def _file_system(
     protocol: str, endpoint: str | None, timeout_seconds: float, inner_attempts: int, process: int
 ) -> FileSystem:
-    """One for each process: connections and event loops do not survive a fork."""
+    """One file system per process, because connections and event loops do not survive a fork."""
     import fsspec  # type: ignore[import-untyped]
 
     options: dict[str, object] = {}
     if protocol in S3:
         retries = {"total_max_attempts": inner_attempts, "mode": "standard"}
         limits = {"connect_timeout": timeout_seconds, "read_timeout": timeout_seconds}
-        # With one connection a call, reading needs no request for the size first.
+        # With one connection per call, reading needs no request for the size first.
         options = {"config_kwargs": {"retries": retries, **limits}, "max_concurrency": 1}
         options |= {"endpoint_url": endpoint} if endpoint else {}
     elif protocol in WEB:
-        # Ranges are of the file, not of a compressed form of it.
+        # Without compression, ranges are those of the file.
         options = {"headers": {"Accept-Encoding": "identity"}}
     try:
         files = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
-        mend = "pip install 'megaslm[s3]'" if protocol in _S3 else "install what it names"
+        mend = "pip install 'megaslm[s3]'" if protocol in _S3 else "install the named package"
         raise ConfigError(f"{protocol}:// needs a driver that is not installed ({error}): {mend}") from error
     except ValueError as error:
         raise ConfigError(f"{protocol}:// is no kind of storage that fsspec knows ({error})") from error
     if protocol in S3:
-        # s3fs would try again on its own, without a word and without an end that is known here.
+        # s3fs would retry on its own, silently and for an unknown time.
         files.retries = 1
     connected: FileSystem = files
     return connected
 
 
 def glob_pattern(url: str) -> re.Pattern[str]:
-    """What the URLs fit that a glob means."""
+    """The pattern of all URLs that match a glob."""
     from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
     return re.compile(glob_translate(url))

@@ -1,4 +1,4 @@
-"""Files on object storage and other remote files, by URL: listed, described, and read as file objects of Python."""
+"""Files on object storage and other remote files, by URL: listing, description, and reading as Python file objects."""
 
 import io
 import re
@@ -44,27 +44,26 @@ _NO_RANGES = (
 _AFTER_A_JUMP_BYTES = 64 * 2**10
 
 ReadRange = Callable[[int, int], bytes]
-"""Called with the first byte and the byte after the last; gives exactly those."""
+"""Takes the first byte and the byte after the last; returns exactly those bytes."""
 
 
 @dataclass(frozen=True)
 class RemoteObject:
-    """A remote file as it was when it was looked at."""
+    """A remote file at the time it was looked at."""
 
     url: str
-    """Where it is."""
     size: int
     """In bytes."""
     version: str
-    """Changes when the content does: an entity tag or checksum, else a time; empty where the store tells neither."""
+    """Changes with the content: an entity tag or checksum, else a time; empty where the store has neither."""
     tag: str = field(default="", compare=False)
-    """The version where it is made of the content; a time is not."""
+    """The version, where it is derived from the content; empty for a time."""
 
 
 def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObject]:
-    """The files that a URL means, by their URLs: one, all in a folder, or those of a glob (** for any depth).
+    """The files of a URL, sorted by URL: one file, all files of a folder, or those of a glob (** for any depth).
 
-    A glob that fits nothing gives none. Raises DataError where there is no such file, folder or bucket, or no access.
+    A glob without matches gives none. Raises DataError where there is no such file, folder or bucket, or no access.
     """
     files = connect(url, settings, inner_attempts=settings.attempts)
     root, glob = split_glob(url)
@@ -83,7 +82,7 @@ def list_remote(url: str, settings: RemoteSettings = DEFAULTS) -> list[RemoteObj
 
 
 def describe_remote(url: str, settings: RemoteSettings = DEFAULTS) -> RemoteObject:
-    """One file as it is now. Raises DataError where it is not there, no file, or of unknown size."""
+    """The current state of one file. Raises DataError where it does not exist, is a folder, or has an unknown size."""
     found = with_retries(url, lambda: info_of(url, settings), settings)
     if found.get("type") == "directory":
         raise DataError(f"{url} is a folder; expected a file")
@@ -91,7 +90,7 @@ def describe_remote(url: str, settings: RemoteSettings = DEFAULTS) -> RemoteObje
 
 
 def require_unchanged(expected: RemoteObject, settings: RemoteSettings = DEFAULTS) -> None:
-    """Raise DataError where a file is not what it was: blocks that are read one by one do not tell."""
+    """Raise DataError where a file has changed, which block-wise reading does not notice."""
     found = describe_remote(expected.url, settings)
     if found != expected:
         raise DataError(
@@ -101,10 +100,10 @@ def require_unchanged(expected: RemoteObject, settings: RemoteSettings = DEFAULT
 
 
 def open_remote(url: str, size: int, settings: RemoteSettings = DEFAULTS) -> io.BufferedReader:
-    """A file of `size` bytes for reading, forward or after seeks; one block and a small buffer are in memory.
+    """A file of `size` bytes for reading and seeking; one block and a small buffer are in memory.
 
-    Reading raises DataError with the URL and the range of bytes where the store does not give them, or others: every
-    answer's length is checked.
+    The length of every answer is checked. Reading raises DataError with the URL and the range of bytes where the store
+    returns other bytes, or none.
     """
 
     def read_range(start: int, stop: int) -> bytes:
@@ -114,7 +113,7 @@ def open_remote(url: str, size: int, settings: RemoteSettings = DEFAULTS) -> io.
 
 
 def read_bytes(url: str, settings: RemoteSettings = DEFAULTS) -> bytes:
-    """All of a small file, in one request. Raises DataError where it cannot be had."""
+    """All of a small file, in one request. Raises DataError where it cannot be read."""
     files = connect(url, settings)
     path = files._strip_protocol(url)
     return with_retries(url, lambda: files.cat_file(path, **time_limit(files, settings, 0)), settings)
@@ -143,7 +142,7 @@ def _read_range(url: str, start: int, stop: int, size: int, settings: RemoteSett
 def _range_from_web(
     files: FileSystem, path: str, start: int, stop: int, size: int, limit: Mapping[str, float]
 ) -> bytes:
-    """As `cat_file`, which would load the whole file into memory where the server does not know of ranges."""
+    """Like `cat_file`, which would load the whole file into memory where the server ignores ranges."""
     with files.open(path, block_size=stop - start, size=size) as file:
         try:
             return file._fetch_range(start, stop, **limit)
@@ -152,11 +151,11 @@ def _range_from_web(
 
 
 class _Shorter(OSError):
-    """Fewer bytes came than were asked for."""
+    """Fewer bytes arrived than were requested."""
 
 
 def info_of(url: str, settings: RemoteSettings) -> Info:
-    """What the driver tells of a file, asked once."""
+    """The driver's description of a file, in one request."""
     files = connect(url, settings)
     return files.info(files._strip_protocol(url), **time_limit(files, settings, 0))
 
@@ -178,11 +177,11 @@ def _is_file(name: str, info: Info) -> bool:
 
 
 def split_glob(url: str) -> tuple[str, tuple[str, ...]]:
-    """The folder or file that a URL begins with, and the names of the glob that follows, none where there is none.
+    """The folder or file at the beginning of a URL, and the names of the glob that follows; none without a glob.
 
-    Raises DataError for a glob on a web server, which lists no files, and for one of buckets.
+    Raises DataError for a glob on a web server, which does not list files, and for a glob of buckets.
     """
-    # On the web, a question mark opens a query.
+    # On the web, a question mark begins a query.
     magic = re.search(r"[*[]" if protocol_of(url) in WEB else r"[*?[]", url)
     if magic is None:
         return url.rstrip("/"), ()
@@ -199,13 +198,13 @@ def _url_of(name: str, like: str) -> str:
 
 
 class RemoteFile(io.RawIOBase):
-    """Keeps one block: whoever reads forward gets whole ones, whoever jumps gets what was asked for and no more.
+    """Keeps one block. Reading forward fetches whole blocks; reading after a seek fetches only the requested bytes.
 
-    So a reader of lines makes one request a block, and a reader of some columns of a parquet file moves those columns.
+    So a reader of lines makes one request per block, and a reader of some columns of a parquet file fetches those only.
     """
 
     def __init__(self, name: str, size_bytes: int, read_range: ReadRange, block_bytes: int) -> None:
-        """`read_range` may raise; what it raises passes through."""
+        """`read_range` may raise; its exceptions pass through."""
         self.name = name
         self._size_bytes = size_bytes
         self._read_range = read_range
@@ -223,11 +222,11 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Where the next byte comes from."""
+        """The position of the next byte."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go there; nothing is read yet."""
+        """Move the position; reads nothing."""
         origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
         if origin + offset < 0:
             raise ValueError(f"{self.name}: cannot seek to byte {origin + offset}")
@@ -235,7 +234,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]
-        """Fill `buffer`, less only at the file's end. Raises what reading a range does."""
+        """Fill `buffer`; less only at the file's end. Raises the exceptions of `read_range`."""
         view = memoryview(buffer).cast("B")
         wanted = max(0, min(len(view), self._size_bytes - self._position))
         filled = 0
@@ -248,18 +247,18 @@ class RemoteFile(io.RawIOBase):
         return filled
 
     def close(self) -> None:
-        """Let go of the block."""
+        """Release the block."""
         self._block = b""
         super().close()
 
     def _from_here(self, wanted: int) -> memoryview:
-        """At least one byte from the position on, `wanted` of them if a block holds as many."""
+        """At least one byte from the position on, and `wanted` bytes if a block holds as many."""
         block_stop = self._block_start + len(self._block)
         if not self._block_start <= self._position < block_stop:
             reads_on = self._position == block_stop
             size = self._block_bytes if reads_on else min(self._block_bytes, max(wanted, _AFTER_A_JUMP_BYTES))
             stop = min(self._position + size, self._size_bytes)
-            # The former block goes first: two of them would need twice the memory.
+            # The former block is dropped first: two blocks would need twice the memory.
             self._block = b""
             self._block = self._read_range(self._position, stop)
             self._block_start = self._position

@@ -1,4 +1,4 @@
-"""Requests to object storage: made again after faults that pass, given up with the reason after those that stay."""
+"""Requests to object storage: retried after transient faults, given up with the reason after permanent ones."""
 
 import logging
 import random
@@ -14,31 +14,31 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_SECONDS = 30.0
-# One fault or two are a network's daily life.
+# One fault or two are normal on a network.
 _TELL_AFTER_ATTEMPTS = 3
 _TOO_MANY_OR_TOO_SLOW = (408, 409, 425, 429)
 _PASSING_CODES = {"BadDigest", "IncompleteBody", "OperationAborted", "RequestTimeout", "XAmzContentSHA256Mismatch"}
-"""S3's names for what went wrong on the way, answered with a status that otherwise blames the request."""
+"""S3's codes for transient faults, answered with a status that otherwise blames the request."""
 _NO_CREDENTIALS = {"DefaultCredentialsError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _BAD_NAMES = {"ParamValidationError"}
-# By name, because the libraries that raise them are extras.
+# By name, because the libraries that raise these classes are extras.
 
 _system_random = random.SystemRandom()
-"""Not the generator that a run seeds."""
+"""A generator of its own, independent of the run's seed."""
 
 
 @dataclass(frozen=True)
 class RemoteSettings:
-    """How patient reading from and writing to object storage is."""
+    """Limits of requests to object storage."""
 
     attempts: int = 8
-    """How often a request is made before it is given up."""
+    """Attempts per request before it is given up."""
     timeout_seconds: float = 60.0
-    """The longest that a request may take for each block of `block_bytes` that it moves."""
+    """Most seconds that a request may take per block of `block_bytes`."""
     block_bytes: int = 8 * 2**20
-    """The most bytes that one request reads, and what reading ahead keeps in memory."""
+    """Most bytes that one request reads, and that reading ahead keeps in memory."""
     first_wait_seconds: float = 0.5
-    """The pause after the first fault, doubled after each further one up to 30 seconds, and shortened at random."""
+    """Pause after the first fault; doubled after each further fault up to 30 seconds, and shortened at random."""
 
 
 class NotThere(DataError):
@@ -46,10 +46,10 @@ class NotThere(DataError):
 
 
 def with_retries(what: str, action: Callable[[], T], settings: RemoteSettings) -> T:
-    """What `action` gives, tried again after faults that may pass; `what` begins the message if none succeeds.
+    """The result of `action`, retried after transient faults; `what` begins the message if no attempt succeeds.
 
-    Raises NotThere where there is nothing at that place, DataError where the store refuses and after the last of
-    `settings.attempts`.
+    Raises NotThere where the file does not exist, and DataError where the store refuses the request or after the last
+    of `settings.attempts`.
     """
     attempt = 0
     while True:
@@ -70,7 +70,7 @@ def with_retries(what: str, action: Callable[[], T], settings: RemoteSettings) -
 
 
 def _given_up(what: str, error: Exception, attempt: int, settings: RemoteSettings) -> DataError | None:
-    """What is raised for `error`; null where another attempt is worth it."""
+    """The exception for `error`; None where another attempt is useful."""
     if _is_absent(error):
         return NotThere(f"{what}: there is no such file, folder or bucket ({_described(error)})")
     refusal = _refusal(error)
@@ -80,41 +80,41 @@ def _given_up(what: str, error: Exception, attempt: int, settings: RemoteSetting
         return None
     return DataError(
         f"{what}: failed {attempt} times, at last with {_described(error)}; "
-        "look at the network and the store, then run it again"
+        "check the network and the store, then run it again"
     )
 
 
 def _wait_seconds(attempt: int, settings: RemoteSettings) -> float:
-    """Random, so that many processes that failed together do not come back together."""
+    """Random, so that processes that failed together do not retry together."""
     longest = min(_LONGEST_WAIT_SECONDS, settings.first_wait_seconds * 2 ** (attempt - 1))
     return _system_random.uniform(longest / 2, longest)
 
 
 def _comes_from_outside(error: Exception) -> bool:
-    """Whether the system or a driver raised `error`, and not a slip in the code."""
+    """Whether the system or a driver raised `error`, rather than a bug in the code."""
     return isinstance(error, OSError) or type(error).__module__ != "builtins"
 
 
 def _is_absent(error: Exception) -> bool:
     status = _status(error)
-    # Some drivers call a file absent after any failure, and keep the failure as the cause.
+    # Some drivers report any failure as an absent file, with the failure as its cause.
     return status == 404 or (isinstance(error, FileNotFoundError) and status is None and error.__cause__ is None)
 
 
 def _refusal(error: Exception) -> str | None:
-    """Why asking again cannot help; None where it may."""
+    """Why another attempt cannot help; None where it may."""
     name, status = type(error).__name__, _status(error)
     if isinstance(error, PermissionError) or status in (401, 403):
-        return "access was denied; check the credentials and what they may do"
+        return "access was denied; check the credentials and their permissions"
     if name in _NO_CREDENTIALS:
-        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store asks for"
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or your store's variables"
     if name in _BAD_NAMES or (status is not None and 300 <= status < 500 and status not in _TOO_MANY_OR_TOO_SLOW):
         return None if _code(error) in _PASSING_CODES else "the store refused the request"
     return None
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status, where a driver tells it: aiohttp itself, or botocore behind s3fs's own exceptions."""
+    """The HTTP status, where a driver has it: aiohttp itself, or botocore behind s3fs's own exceptions."""
     response = getattr(error.__cause__, "response", None)
     if isinstance(response, dict):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None

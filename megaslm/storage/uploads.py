@@ -1,4 +1,4 @@
-"""Files sent to object storage, with a proof that they arrived."""
+"""Uploads to object storage, verified by checksum."""
 
 import base64
 import binascii
@@ -13,12 +13,12 @@ from megaslm.storage.remote import DEFAULTS, info_of, open_remote
 from megaslm.storage.retries import NotThere, RemoteSettings, with_retries
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
-# One request for a file of usual size; larger ones are sent in pieces of this size.
+# Files up to this size take one request; larger ones are sent in pieces of this size.
 _UPLOAD_PIECE_BYTES = 64 * 2**20
 
 
 def write_bytes(url: str, content: bytes, settings: RemoteSettings = DEFAULTS) -> None:
-    """Write a small file whole, and prove that it arrived. Raises DataError where it did not."""
+    """Write a small file whole and verify it. Raises DataError where it did not arrive."""
     files = connect(url, settings)
     path = files._strip_protocol(url)
     limit = time_limit(files, settings, len(content))
@@ -31,9 +31,9 @@ def write_bytes(url: str, content: bytes, settings: RemoteSettings = DEFAULTS) -
 
 
 def upload_file(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> None:
-    """Copy a local file to `url`, and prove that it arrived. Raises DataError where it did not.
+    """Copy a local file to `url` and verify it. Raises DataError where it did not arrive.
 
-    The proof is the MD5 that the store states or, where it states none, the file read back.
+    It is verified by the store's MD5 or, where the store has none, by reading the file back.
     """
     files = connect(url, settings)
     path = files._strip_protocol(url)
@@ -50,13 +50,13 @@ def upload_file(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> N
 
 
 def has_arrived(local: Path, url: str, settings: RemoteSettings = DEFAULTS) -> bool:
-    """Whether a file at `url` has the size of a local one and, as the store states it, its MD5."""
+    """Whether the file at `url` has the local file's size and, where the store has one, its MD5."""
     found = with_retries(url, lambda: info_of(url, settings), settings)
     return found.get("size") == local.stat().st_size and _stated_md5(found) == _md5_of_file(local)
 
 
 def remove_remote(url: str, settings: RemoteSettings = DEFAULTS) -> None:
-    """Remove a file, if it is there."""
+    """Remove a file, if it exists."""
     files = connect(url, settings)
     path = files._strip_protocol(url)
     with suppress(NotThere):
@@ -64,7 +64,7 @@ def remove_remote(url: str, settings: RemoteSettings = DEFAULTS) -> None:
 
 
 class _NotArrived(OSError):
-    """What the store holds is not what was sent."""
+    """The store's content is not what was sent."""
 
 
 def _require_arrived(url: str, size: int, md5: str, settings: RemoteSettings) -> None:
@@ -72,7 +72,7 @@ def _require_arrived(url: str, size: int, md5: str, settings: RemoteSettings) ->
     if found.get("size") != size:
         raise _NotArrived(f"{size} bytes were sent, the store has {found.get('size')}")
     stated = _stated_md5(found)
-    # An entity tag may look like an MD5 and be none, where the store encrypts: only the content itself can tell.
+    # Where the store encrypts, an entity tag may look like an MD5 without being one. Only the content is proof.
     if stated != md5 and _md5_of_remote(url, size, settings) != md5:
         raise _NotArrived("the store has other bytes than were sent")
 

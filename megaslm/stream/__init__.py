@@ -1,1 +1,1 @@
-"""Rows out, for training: which are read, in which order, out of shards that were checked."""
+"""Reads rows for training: which rows, in which order, from checked shards."""

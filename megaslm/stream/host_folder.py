@@ -1,7 +1,7 @@
-"""What the processes of a run share on one host: a folder, and locks on files in it that the kernel drops with them.
+"""The folder that a run's processes share on one host. The kernel drops a process's locks on its files when it ends.
 
-The folder lies under TMPDIR and belongs to one start of the run. Each process holds its lock; a folder that nobody
-holds is removed by the next process of the same user that opens one.
+The folder is under TMPDIR and belongs to one start of the run. Each process holds a lock on it. The next process of the
+same user that opens such a folder removes those that no process holds.
 """
 
 import errno
@@ -27,20 +27,19 @@ from megaslm.stream.order import RowOrder
 _HELD = "held"
 _FAILURE = "failure"
 _READER = ".reader"
-# A loader process whose rank was killed notices within a second; until then it holds what the rank held.
+# A loader process notices within a second that its rank was killed. Until then it holds the rank's locks.
 _ORPHANS_SECONDS = 15.0
 _LOOK_AGAIN_SECONDS = 0.2
 _MIB = 1 << 20
 
 
 class HostFolder:
-    """The folder, as one process of the host holds it; forked processes hold it too."""
+    """The folder as one process of the host holds it. Forked processes hold it too."""
 
     def __init__(self, name: str) -> None:
-        """Makes the folder of that name, or joins those who hold it.
+        """Makes the folder of that name, or joins the processes that hold it.
 
-        Raises:
-            DataError: no folder can be made.
+        Raises DataError where the folder cannot be made.
         """
         self.name = name
         self.path = _parent() / name
@@ -51,14 +50,13 @@ class HostFolder:
             held = (self.path / _HELD).open("a")
             fcntl.flock(held, fcntl.LOCK_SH)
         self._holds: list[TextIO] = [held]
-        # When this object goes or its process ends in order; the last one to go takes the folder along.
+        # Runs when this object is freed or its process exits normally. The last one removes the folder.
         weakref.finalize(self, _leave, self.path, self._holds, os.getpid())
 
     def order_of(self, order: RowOrder, epoch: int) -> NDArray[np.integer]:
-        """An epoch's rows in order, (order.rows_in(epoch),), mapped; whoever asks first writes them, the others wait.
+        """An epoch's rows in order, (order.rows_in(epoch),), memory-mapped. The first process to ask writes them.
 
-        Raises:
-            DataError: there is no room for them.
+        Raises DataError where there is no room for them.
         """
         path = self.path / f"order-{epoch}"
         with self._saying_where(), locked(self.path / "order.lock", patience_seconds=math.inf, busy=""):
@@ -66,7 +64,7 @@ class HostFolder:
                 for other in self.path.glob("order-*"):
                     other.unlink()
                 self._write_order(order, epoch, path)
-            # Before another process, at another epoch, removes it.
+            # Mapped before another process, at another epoch, removes the file.
             return np.memmap(path, dtype=order.dtype, mode="r").view(np.ndarray)
 
     def require_room(self, order: RowOrder) -> None:
@@ -75,19 +73,18 @@ class HostFolder:
         if needed > free:
             raise DataError(
                 f"{self.path}: the order of an epoch's {order.rows_per_epoch:,} rows takes {needed / _MIB:,.0f} MiB, "
-                f"{free / _MIB:,.0f} MiB are free; make room there, or name another folder in TMPDIR"
+                f"but {free / _MIB:,.0f} MiB are free; make room there, or name another folder in TMPDIR"
             )
 
     def claim_cache(self, folder: Path) -> bool:
-        """Keeps other runs from fetching into `folder` while a process of this one lives; whether it is the first.
+        """Keeps other runs from fetching into `folder` while a process of this run lives.
 
-        Raises:
-            DataError: another run on this host fetches into it.
+        Returns whether this process is the first. Raises DataError where another run on this host fetches into it.
         """
         try:
             reader = (folder / _READER).open("a+")
         except OSError as error:
-            raise DataError(f"{folder}: {error.strerror or error}; a cache has to be a folder to write in") from error
+            raise DataError(f"{folder}: {error.strerror or error}; the cache must be a writable folder") from error
         self._holds.append(reader)
         deadline = time.monotonic() + _ORPHANS_SECONDS
         while True:
@@ -107,18 +104,18 @@ class HostFolder:
             time.sleep(_LOOK_AGAIN_SECONDS)
 
     def fail(self, message: str) -> None:
-        """Tells all processes of the host that one of them cannot go on, and why; the first message stays."""
+        """Tells all processes of the host why one of them cannot continue. The first message is kept."""
         with suppress(OSError), (self.path / _FAILURE).open("x") as file:
             file.write(message)
 
     def failure(self) -> str | None:
-        """Why a process of the host cannot go on; None where all can."""
+        """Why a process of the host cannot continue; None if all can."""
         path = self.path / _FAILURE
         return (path.read_text() or None) if path.exists() else None
 
     def _write_order(self, order: RowOrder, epoch: int, path: Path) -> None:
         with unfinished(path).open("w+b") as file:
-            # Reserved before it is written: into a file with holes, a full disk would end the process by a signal.
+            # Reserve the space first: a write through the map would end the process by a signal if the disk is full.
             os.posix_fallocate(file.fileno(), 0, order.rows_in(epoch) * order.dtype.itemsize)
             order.fill(epoch, np.memmap(file, dtype=order.dtype, mode="r+").view(np.ndarray))
         unfinished(path).rename(path)
@@ -140,7 +137,7 @@ def _parent() -> Path:
 @contextmanager
 def _alone() -> Iterator[None]:
     _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Whoever else may write here could change what is read.
+    # Another user who owns this folder could change the files that are read.
     if _parent().lstat().st_uid != os.getuid():
         raise PermissionError(errno.EPERM, f"{_parent()} belongs to another user")
     with locked(_parent() / "lock", patience_seconds=math.inf, busy=""):

@@ -1,7 +1,7 @@
 """The training stream: micro-batches of rows, in an order that does not depend on the number of ranks.
 
-Loader processes end when their rank tells them to or ends itself, and by no one else's signal. Launchers and schedulers
-signal all processes of a job. The rank answers; it could not if its loaders were gone by then.
+Loader processes end only when their rank tells them to or ends itself. They ignore the signals that launchers and
+schedulers send to all processes of a job: the rank needs its loaders to answer such a signal.
 """
 
 import multiprocessing
@@ -37,15 +37,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
 Number = TypeVar("Number", bound=np.generic)
 
-# Shards of so many micro-batches are asked for before the first of them is read.
+# Micro-batches whose shards are requested ahead of reading.
 _BATCHES_AHEAD = 8
 
 
 @contextmanager
 def without_signals() -> Iterator[None]:
-    """Within the context this thread, and the processes that it begins, do not get SIGTERM and SIGUSR1.
+    """Blocks SIGTERM and SIGUSR1 in this thread, and in the processes that it starts, within the context.
 
-    Its own process loses none: another thread gets them, or this one at the context's end.
+    This process loses no signal: another thread gets it, or this one at the context's end.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
@@ -56,7 +56,7 @@ def without_signals() -> Iterator[None]:
 
 @contextmanager
 def begun_processes() -> Iterator[list[BaseProcess]]:
-    """After the context, the list holds the processes that were begun within it."""
+    """After the context, the list holds the processes that were started within it."""
     before = set(multiprocessing.active_children())
     begun: list[BaseProcess] = []
     yield begun
@@ -64,12 +64,12 @@ def begun_processes() -> Iterator[list[BaseProcess]]:
 
 
 def follow_rank(rank_pid: int, worker: int) -> None:
-    """Called in a process that was begun `without_signals`, with its number: from here on it follows its rank's."""
+    """Makes this loader process, started `without_signals`, end with its rank. `worker` is its number."""
     threading.Thread(target=_follow, args=(rank_pid,), name=f"loader-{worker}", daemon=True).start()
 
 
 def _follow(rank_pid: int) -> NoReturn:
-    """Ends this process with the rank's, or by a SIGTERM that comes from there, also where its main thread is stuck."""
+    """Ends this process with the rank's process or on its SIGTERM, even if the main thread is stuck."""
     while os.getppid() == rank_pid:
         told = signal.sigtimedwait(_SIGNALS, _LOOK_SECONDS)
         if told is not None and told.si_signo == signal.SIGTERM and told.si_pid == rank_pid:
@@ -81,10 +81,10 @@ def _follow(rank_pid: int) -> NoReturn:
 class MicroBatch:
     """B rows of one rank.
 
-    `tokens`: (B, L+1) int64. `rows`: (B,) int64, counted over the streams of the run, one after the other. `domain`:
-    (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats, or None where the dataset is not scored.
-    `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats, or None where the dataset holds none.
-    `selected`: (B, L) bool, the targets that the dataset's mask selects, or None where it has no mask.
+    `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers over all streams of the run, one stream after the other.
+    `domain`: (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats; None if the dataset is not scored.
+    `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats; None if the dataset has none. `selected`: (B, L) bool,
+    the targets that the dataset's mask selects; None if it has no mask.
     """
 
     tokens: Tensor
@@ -96,15 +96,15 @@ class MicroBatch:
     selected: Tensor | None = None
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
-        """Lets it pass between processes as bytes: of tensors, a killed process leaves files in shared memory."""
+        """Pickles as bytes, not as tensors: a killed process would leave tensors' files in shared memory."""
         return _of_arrays, (self._with(Tensor.numpy),)
 
     def pin_memory(self) -> "MicroBatch":
-        """The same micro-batch in page-locked memory, from which copies need not be waited for."""
+        """The same micro-batch in page-locked memory, for asynchronous copies."""
         return MicroBatch(**self._with(Tensor.pin_memory))
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same micro-batch on another device, copied without waiting for it."""
+        """The same micro-batch on another device, copied asynchronously."""
         return MicroBatch(**self._with(lambda tensor: tensor.to(device, non_blocking=True)))
 
     def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
@@ -132,14 +132,14 @@ class TrainingStream:
     ) -> None:
         """Opens the streams; called on all ranks.
 
-        An epoch holds whole global batches only: at its end fewer rows than one batch wait for the next shuffle.
+        An epoch holds whole global batches only: the remaining rows, fewer than one batch, wait for the next shuffle.
 
         Args:
-            streams: what is read.
+            streams: the streams to read.
             plan: how rows are cut into batches.
-            shuffle_seed: of the order of rows.
-            workers: processes that read ahead, for each rank; 0: the rank itself reads.
-            fetch: how shards are fetched; needed where a stream is remote.
+            shuffle_seed: seed of the order of rows.
+            workers: processes per rank that read ahead; 0: the rank itself reads.
+            fetch: how shards are fetched; needed if a stream is remote.
 
         Raises:
             DataError: the streams have fewer rows than one global batch, an index is corrupt, the cache is too small
@@ -150,30 +150,29 @@ class TrainingStream:
         order = self._order_of()
         self._workers = workers
         self._plan = plan
-        # As the first rank sees them: all have to come to one order.
+        # The first rank's values count: all ranks must agree on one order.
         agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
         rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
         if dist.is_initialized():
             dist.broadcast_object_list(agreed)
             rank = dist.get_rank()
         name, host_ranks = agreed
-        # Hosts that are made on one machine may share a disk for temporary files: each has a folder of its own.
+        # Several hosts simulated on one machine may share TMPDIR, so each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
         self._host.require_room(order)
         self._shards = TrainingShards(streams, indices, self._host, fetch)
         self._first_place = first_place(rank, plan.world_size, int(host_ranks))
 
     def order(self, extents: tuple[Extent, ...]) -> RowOrder:
-        """The order of rows, where the streams had these extents."""
+        """The order of rows for streams with these extents."""
         return self._order_of(extents=extents)
 
     def micro_batches(self, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Generator[MicroBatch]:
-        """This rank's micro-batches without end, after the `rows_seen` rows that all ranks have read so far.
+        """This rank's endless micro-batches, after the `rows_seen` rows that all ranks have read so far.
 
-        `extents`: how long the streams were from which epoch on; none where they have always been as they are.
+        `extents`: the lengths of the streams, from which epoch on; empty if they have never changed.
 
-        Raises:
-            DataError: a shard is corrupt, cannot be fetched, or did not come in time.
+        Raises DataError where a shard is corrupt, cannot be fetched, or did not come in time.
         """
         order = self.order(extents)
         epoch, rows_into_epoch = order.place_of(rows_seen)
@@ -195,20 +194,20 @@ class TrainingStream:
                         raise item
                     yield item
             finally:
-                # One that waits for a shard is not asked to end: torch would wait for it, 5 s for each.
+                # End the workers directly: torch would wait 5 s for each that waits for a shard.
                 for worker in workers:
                     worker.terminate()
             epoch, rows_into_epoch = epoch + 1, 0
 
     def checked(self) -> ShardChecks:
-        """What checking shards at their first use has cost on this host so far, all processes counted."""
+        """The cost of checking shards on first use, over all processes of this host, so far."""
         return self._shards.checks()
 
 
 class _MicroBatches(IterableDataset[MicroBatch | DataError]):
-    """A process's micro-batches of one epoch, and at last the error that ended it, if one did.
+    """A process's micro-batches of one epoch, followed by the error that ended it, if any.
 
-    An error travels as a value: what a loader process raises arrives as the text of a traceback.
+    An error is passed as a value, because an exception of a loader process arrives as the text of a traceback.
     """
 
     def __init__(self, shards: TrainingShards, numbers: Numbers, batch_rows: int, visit: int) -> None:
@@ -222,7 +221,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             with Supply(self._shards.make_ready) as supply:
                 yield from self._read(supply)
         except DataError as error:
-            # Its children are made of more than a message, and so do not find their way between processes.
+            # Subclasses of DataError take more arguments than a message, so they cannot be pickled.
             yield DataError(str(error))
 
     def _read(self, supply: Supply) -> Iterator[MicroBatch]:
@@ -239,7 +238,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             yield self._batch(coming, supply)
 
     def _batches(self) -> Iterator[Numbers]:
-        """The rows of this process's micro-batches: loader processes take turns."""
+        """The rows of this process's micro-batches. Loader processes take turns."""
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for start in range(first * self._batch_rows, len(self._numbers), step * self._batch_rows):
@@ -267,7 +266,7 @@ def _stacked(rows: list[Row], visit: int) -> MicroBatch:
 
 
 def _values(rows: list[Row], name: str, dtype: type[Number]) -> NDArray[Number]:
-    """(B, width) of a column, each value converted on its way into place."""
+    """A column as (B, width), converted to `dtype` without a copy in between."""
     stacked = np.empty((len(rows), *rows[0].columns.dtype[name].shape), dtype=dtype)
     for place, row in enumerate(rows):
         stacked[place] = row.columns[name]

@@ -1,4 +1,4 @@
-"""What a run reads: domains of datasets, each with its share of an epoch."""
+"""The mixture that a run reads: domains of datasets, each with its share of an epoch."""
 
 import math
 from bisect import bisect_right
@@ -24,35 +24,34 @@ class MixtureStream:
     """One domain of one dataset, as the training stream reads it."""
 
     local: Path
-    """The folder with index.json: DATASET/train/DOMAIN, or the cache of a remote one."""
+    """The folder with index.json: DATASET/train/DOMAIN, or its cache if it is remote."""
     remote: str | None
-    """The URL of that folder, from where shards are fetched; None where all is local."""
+    """The URL of that folder, to fetch shards from; None if all shards are local."""
     rows: int
-    """How many it has, by the manifest."""
+    """Its rows, by the manifest."""
     domain: int
     """The number of the domain in the run."""
     proportion: float | None
-    """Its share of an epoch's rows; None, then for all streams, where each row comes once an epoch."""
+    """Its share of an epoch's rows. None for all streams if each row comes once per epoch."""
 
 
 @dataclass(frozen=True)
 class MixtureDataset:
-    """One dataset of a run, and how much of it is read."""
+    """One dataset of a run, and its share."""
 
     name: str | None
     """Its name among the streams; None for the only dataset of a run."""
     local: Path
     """The dataset's folder."""
     remote: str | None
-    """The URL of the dataset, where `local` is its cache."""
+    """The URL of the dataset if `local` is its cache."""
     manifest: Manifest
-    """Of the dataset."""
     domains: tuple[str, ...]
     """The domains to read, at least one, each with training rows."""
     weight: float | None = None
-    """Its share of an epoch's rows, relative to the weights of the others; all datasets have one, or none has."""
+    """Its share of an epoch's rows, relative to the other weights. All datasets have one, or none has."""
     repeat: float = 1.0
-    """How often its rows are read, relative to those of the others; without effect beside a weight."""
+    """How often its rows are read, relative to the other datasets. It has no effect beside a weight."""
 
     @property
     def rows(self) -> int:
@@ -64,9 +63,9 @@ class MixtureDataset:
         return self.manifest.splits[TRAINING][domain].rows
 
     def name_of(self, domain: str) -> str:
-        """What a domain is called in the run.
+        """The name of a domain in the run.
 
-        Its own name where there is but one dataset, else STREAM/DOMAIN; a stream of one domain goes by its own name.
+        DOMAIN if the run has only one dataset, else STREAM/DOMAIN, or STREAM if the stream has only one domain.
         """
         if self.name is None:
             return domain
@@ -75,57 +74,55 @@ class MixtureDataset:
 
 @dataclass(frozen=True)
 class Mixture:
-    """All that a run reads: one stream a domain, in the order of the domains' numbers."""
+    """All streams of a run, one per domain, in the order of the domains' numbers."""
 
     streams: tuple[MixtureStream, ...]
     domains: tuple[str, ...]
-    """What the domains are called in the run."""
+    """The names of the domains in the run."""
 
     def rows_per_epoch(self, global_batch_rows: int) -> int:
-        """Rows of an epoch: as many as there are, in whole global batches."""
+        """Rows of an epoch: all rows, rounded down to whole global batches."""
         return sum(stream.rows for stream in self.streams) // global_batch_rows * global_batch_rows
 
     @property
     def extent(self) -> Extent:
-        """How many rows there are, from the first epoch on."""
+        """The number of rows, from the first epoch on."""
         return extent_of(self.streams)
 
     def row_name(self, number: int) -> str:
-        """DOMAIN:ROW of a row that is numbered over all streams, one after the other."""
+        """DOMAIN:ROW of a row number, counted over all streams, one after the other."""
         starts = [0, *accumulate(stream.rows for stream in self.streams)]
         place = bisect_right(starts, number) - 1
         return f"{self.domains[place]}:{number - starts[place]}"
 
     @property
     def may_repeat_rows(self) -> bool:
-        """Whether a row may come more than once in a step, as where a stream ends a pass in it and begins the next."""
+        """Whether a row may come twice in a step, as when a stream ends one pass and starts the next in it."""
         return any(stream.proportion is not None for stream in self.streams)
 
     def check_epoch(self, global_batch_rows: int) -> None:
-        """Checks that an epoch holds something of every domain, and no row more often than keys can tell apart.
+        """Checks that an epoch holds rows of every domain, and no row more often than keys can tell apart.
 
-        Raises:
-            DataError: a domain is drawn too rarely or too often.
+        Raises DataError where a domain is drawn too rarely or too often.
         """
         rows_per_epoch = self.rows_per_epoch(global_batch_rows)
         for name, stream in zip(self.domains, self.streams, strict=True):
             if stream.proportion is None or not rows_per_epoch:
                 continue
             share = f"{name}: its {stream.rows} rows get {stream.proportion:.3g} of an epoch of {rows_per_epoch} rows"
-            # Shares are rounded down, and what is left goes to some of the streams.
+            # Shares are rounded down. The remaining rows go to some of the streams.
             fewest = int(rows_per_epoch * stream.proportion)
             if fewest < 1:
                 raise DataError(f"{share}, less than one; raise the stream's weight or repeat, or leave the domain out")
-            # The last pass of the epoch before may end in this one.
+            # The last pass of the previous epoch may end in this one.
             if math.ceil((fewest + 1) / stream.rows) + 1 > MOST_VISITS:
                 raise DataError(f"{share}, each more than {MOST_VISITS} times; lower the stream's weight or repeat")
 
 
 def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
-    """The streams of a run and their shares: a dataset's share is divided among its domains by their rows.
+    """The streams of a run and their shares. A dataset's share is divided among its domains in proportion to rows.
 
-    Raises:
-        DataError: a domain of a dataset is named twice.
+    Raises DataError where a domain of a dataset is named twice.
     """
     _check_read_once(datasets)
     even = all(dataset.weight is None and dataset.repeat == 1 for dataset in datasets)
@@ -148,7 +145,7 @@ def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
 
 
 def extent_of(streams: Sequence[MixtureStream]) -> Extent:
-    """How many rows the streams have, from the first epoch on."""
+    """The number of rows of the streams, from the first epoch on."""
     shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
     return Extent(0, tuple(stream.rows for stream in streams), shares)
 
@@ -161,12 +158,11 @@ def order_of(
     seed: int,
     extents: Sequence[Extent] = (),
 ) -> RowOrder:
-    """The order in which a run reads its streams, whose indices these are.
+    """The order in which a run reads its streams; `indices` are theirs.
 
-    `extents`: how long they were from which epoch on, the last as they are; none where they have always been so.
+    `extents`: the lengths of the streams, from which epoch on, the current ones last; empty if they never changed.
 
-    Raises:
-        DataError: they have fewer rows than one global batch.
+    Raises DataError where they have fewer rows than one global batch.
     """
     before: RowOrder | None = None
     for extent in extents or (extent_of(streams),):
@@ -186,9 +182,9 @@ def order_of(
 def lengthened(
     extents: tuple[Extent, ...], now: Extent, rows_seen: int, order: Callable[[tuple[Extent, ...]], RowOrder]
 ) -> tuple[Extent, ...]:
-    """The extents of a run that has read `rows_seen` rows, with one more where its streams are longer `now`.
+    """The extents of a run that has read `rows_seen` rows, with one more if its streams are longer `now`.
 
-    An epoch that has begun ends as it would have ended; what is new comes from the next one on.
+    An epoch that has started is not changed. New rows come from the next epoch on.
     """
     if not extents:
         return (now,)
@@ -199,7 +195,7 @@ def lengthened(
 
 
 def _first_shards(index: ShardIndex, rows: int) -> tuple[int, ...]:
-    """The rows of each of a stream's first shards, which have so many in all."""
+    """The rows of each of a stream's first shards, up to `rows` in total."""
     shards = tuple(shard.samples for shard in index.shards)
     return shards[: [0, *accumulate(shards)].index(rows)]
 

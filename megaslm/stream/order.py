@@ -1,7 +1,7 @@
-"""The order of a run's rows: a function of numbers alone.
+"""The order of a run's rows, a pure function of numbers.
 
-Rows are numbered over the streams, one after the other. An epoch is a sequence of row numbers in the order of time:
-step after step takes the next `batch_rows` of them, so that the number of ranks does not matter.
+Rows are numbered over the streams, one stream after the other. An epoch is a sequence of row numbers in reading order:
+each step takes the next `batch_rows` of them, so the number of ranks does not matter.
 """
 
 from dataclasses import dataclass
@@ -16,67 +16,67 @@ from megaslm.dataset.mosaic import get_shuffle
 Numbers = NDArray[np.integer]
 
 _SHUFFLE = "py1e"
-# As streaming does: rows of a shard are spread over so many rows, on all canonical nodes together.
+# As streaming does: the rows of a shard are spread over this many rows, over all canonical nodes together.
 _BLOCK_ROWS, _LEAST_BLOCK_ROWS = 4_000_000, 1 << 18
 _LABELS, _ROWS = range(2)
 
 
 class Extent(NamedTuple):
-    """How many rows the streams of a run had, from an epoch on."""
+    """The number of rows of a run's streams, from an epoch on."""
 
     first_epoch: int
     rows: tuple[int, ...]
-    """Of each stream."""
+    """Rows of each stream."""
     shares: tuple[float, ...] | None
     """As `RowOrder.shares`."""
 
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Which row comes when.
+    """The order of rows.
 
-    Without shares it is the order of streaming's `StreamingDataset` over the same shards: each row once an epoch, but
-    for fewer than one batch, which are others in each epoch. With shares, a stream gives its share of each epoch's
-    rows, and no row of it comes again before every other one has come: it goes on where the last epoch has ended.
+    Without shares it is the order of streaming's `StreamingDataset` over the same shards: each row once per epoch,
+    except for fewer than one batch of rows, different ones in each epoch. With shares, a stream gives its share of each
+    epoch's rows. No row of it repeats before all others were read: a pass continues where the last epoch ended.
 
-    Streams may become longer: epochs before `first_epoch` are those of `before`, which has their first shards alone.
+    Streams may become longer: epochs before `first_epoch` are those of `before`, which has only their first shards.
     """
 
     shards: tuple[tuple[int, ...], ...]
     """The rows of each shard of each stream."""
     shares: tuple[float, ...] | None
-    """Each stream's share of an epoch's rows; None: as many as it has."""
+    """Each stream's share of an epoch's rows; None: each row once."""
     batch_rows: int
-    """Of one step, over all ranks; a multiple of `canonical_nodes`."""
+    """Rows of one step, over all ranks; a multiple of `canonical_nodes`."""
     canonical_nodes: int
-    """Nodes that have shards of their own, where there are no shares; those of a run divide it or are divided by it."""
+    """Nodes that have shards of their own if there are no shares. A multiple or a divisor of the run's nodes."""
     seed: int
     before: Optional["RowOrder"] = None
     first_epoch: int = 0
 
     @cached_property
     def rows(self) -> int:
-        """Over all streams."""
+        """Rows over all streams."""
         return sum(map(sum, self.shards))
 
     @cached_property
     def rows_per_epoch(self) -> int:
-        """Of the epochs from `first_epoch` on; whole batches only."""
+        """Rows of each epoch from `first_epoch` on; whole batches only."""
         return self.rows // self.batch_rows * self.batch_rows
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
-        """The smallest that holds every row's number."""
+        """The smallest type that holds every row number."""
         return np.dtype(np.uint32 if self.rows <= 1 << 32 else np.uint64)
 
     def rows_in(self, epoch: int) -> int:
-        """How many rows an epoch has."""
+        """The number of rows of an epoch."""
         if self.before is not None and epoch < self.first_epoch:
             return self.before.rows_in(epoch)
         return self.rows_per_epoch
 
     def place_of(self, rows_seen: int) -> tuple[int, int]:
-        """The epoch that the row after so many is in, and how many rows of it come before."""
+        """The epoch of the row after `rows_seen` rows, and the number of rows before it in that epoch."""
         if self.before is not None and rows_seen < self._rows_before:
             return self.before.place_of(rows_seen)
         epochs, rows_into_epoch = divmod(rows_seen - self._rows_before, self.rows_per_epoch)
@@ -101,14 +101,13 @@ class RowOrder:
 
     @cached_property
     def _rows_before(self) -> int:
-        """How many rows come before `first_epoch`."""
         if self.before is None:
             return 0
         epochs = self.first_epoch - self.before.first_epoch
         return self.before._rows_before + epochs * self.before.rows_per_epoch
 
     def _renumber(self, numbers: Numbers, before: "RowOrder") -> None:
-        """Streams that have become longer move the numbers of those behind them."""
+        """Shifts the row numbers of streams that follow a stream that has become longer."""
         ends, ends_before = (np.cumsum([sum(shards) for shards in order.shards]) for order in (self, before))
         moved = np.concatenate([[0], (ends - ends_before)[:-1]]).astype(numbers.dtype)
         if moved.any():
@@ -118,18 +117,18 @@ class RowOrder:
         sizes, left_out = self._left_out(epoch)
         block_rows = max(_BLOCK_ROWS // self.canonical_nodes, _LEAST_BLOCK_ROWS)
         shuffled = get_shuffle(_SHUFFLE, sizes, self.canonical_nodes, self.seed, epoch, block_rows)
-        # Of the rows that stay, counted by themselves, so many stand in front of each that is left out.
+        # For each left-out row, the number of kept rows in front of it.
         in_front = left_out - np.arange(len(left_out))
         for node, part in enumerate(np.split(shuffled, self.canonical_nodes)):
             numbers[node :: self.canonical_nodes] = part + np.searchsorted(in_front, part, side="right")
 
     def _left_out(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """How many rows stay of each shard that keeps any, and the rows that are left out, in ascending order."""
+        """The number of kept rows of each shard that keeps any, and the left-out rows in ascending order."""
         stay, left_out, first_row = [], [], 0
         picked = np.random.default_rng(self.seed + epoch)
         for shards, drawn in zip(self.shards, self._drawn, strict=True):
             ends = np.cumsum(shards)
-            # As streaming's get_sampling, which takes a step of Python for each row.
+            # The same as streaming's get_sampling, which loops over rows in Python.
             dropped = np.random.default_rng(self.seed + epoch).permutation(ends[-1])[drawn:] if drawn < ends[-1] else ()
             fewer = np.bincount(np.searchsorted(ends, dropped, side="right"), minlength=len(shards))
             for rows, missing in zip(shards, fewer.tolist(), strict=True):
@@ -153,8 +152,8 @@ class RowOrder:
             first_row += sum(shards)
 
     def _passes(self, stream: int, begin: int, count: int) -> NDArray[np.int64]:
-        """So many rows of a stream, counted in it, from the `begin`th on of pass after pass."""
-        # What a pass over fewer rows has had already counts as had in the first pass over more.
+        """`count` rows of a stream, numbered within it, from position `begin` of its consecutive passes on."""
+        # Rows that the pass over the shorter stream has read count as read in the first pass over the longer one.
         begun = self._begun_pass(stream)
         begin += len(begun)
         rows, end = sum(self.shards[stream]), begin + count
@@ -165,14 +164,14 @@ class RowOrder:
         return np.concatenate(drawn)
 
     def _pass(self, stream: int, number: int, begun: NDArray[np.int64]) -> NDArray[np.int64]:
-        """A pass over a stream; the first one begins with what has `begun` it."""
+        """A pass over a stream. The first pass starts with the rows `begun`."""
         words = [self.seed, _ROWS, stream, *([self.first_epoch] if self.first_epoch else [])]
         seed = int(np.random.SeedSequence(words).generate_state(1)[0])
         whole = get_shuffle(_SHUFFLE, np.array(self.shards[stream]), 1, seed, number, _LEAST_BLOCK_ROWS)
         return whole if number else np.concatenate([begun, whole[np.isin(whole, begun, invert=True)]])
 
     def _begun_pass(self, stream: int) -> NDArray[np.int64]:
-        """The rows of a stream that its last pass had when it became longer."""
+        """The rows that a stream's last pass had read when the stream became longer."""
         if self.before is None:
             return np.empty(0, np.int64)
         before = self.before
@@ -183,7 +182,7 @@ class RowOrder:
 
     @cached_property
     def _drawn(self) -> tuple[int, ...]:
-        """How many rows of each stream an epoch has: shares rounded down, and what is left to some of them."""
+        """The rows of each stream in an epoch: shares rounded down, the remaining rows given to some streams."""
         rows = np.array([sum(shards) for shards in self.shards])
         if self.shares is None and self.rows == self.rows_per_epoch:
             return tuple(rows.tolist())
@@ -195,9 +194,9 @@ class RowOrder:
 
 
 def first_place(rank: int, world_size: int, host_ranks: int) -> int:
-    """The place of a rank's first row in a step; the next ones follow at distances of `world_size`.
+    """The index of a rank's first row in a step. Its next rows follow at distances of `world_size`.
 
-    Hosts take turns, so that each keeps to canonical nodes of its own; the ranks of a host share what is the host's.
+    Hosts take turns, so that each reads canonical nodes of its own. The ranks of a host share the host's rows.
     """
     hosts = world_size // host_ranks if world_size % host_ranks == 0 else 1
     host, local_rank = divmod(rank, world_size // hosts)

@@ -16,15 +16,15 @@ from megaslm.storage.retries import RemoteSettings
 from megaslm.stream.mixture import MixtureStream
 
 OnCheck = Callable[[int, float], None]
-"""Called with the bytes of a file that was compared, and the seconds that it took."""
+"""Called with the size in bytes of a compared file, and the seconds that this took."""
 
 
 class ShardFiles(NamedTuple):
-    """One shard, in a local folder and maybe in an object store."""
+    """One shard, in a local folder and perhaps in an object store."""
 
     folder: Path
     remote: str | None
-    """The URL of that folder, from where it is fetched, and can be fetched again."""
+    """The URL of that folder, to fetch it from; None if the shard is only local."""
     shard: Shard
     domain: int
     """The number of its domain in the run."""
@@ -38,21 +38,21 @@ class ShardFiles(NamedTuple):
 
     @property
     def stored(self) -> Path:
-        """The file that is fetched, or that the dataset has."""
+        """The file that is fetched, or the dataset's own file."""
         return self.folder / self.shard.stored.basename
 
     @property
     def name(self) -> str:
-        """Where it comes from, and which rows it holds."""
+        """The shard's origin and its rows, for messages."""
         return f"{self._url if self.remote else self.stored} ({self._rows})"
 
     @property
     def most_bytes(self) -> int:
-        """What it takes on disk while it is unpacked."""
+        """Its size on disk while it is unpacked."""
         return sum(file.bytes for file in (self.shard.raw_data, self.shard.zip_data) if file is not None)
 
     def bytes_on_disk(self) -> int:
-        """What it takes on disk now."""
+        """Its current size on disk."""
         total = 0
         for path in {self.raw, self.stored}:
             with suppress(FileNotFoundError):
@@ -60,16 +60,16 @@ class ShardFiles(NamedTuple):
         return total
 
     def remove(self) -> None:
-        """Takes it from the disk."""
+        """Deletes its local files."""
         for path in {self.raw, self.stored}:
             path.unlink(missing_ok=True)
 
     def bring(self, settings: RemoteSettings, on_check: OnCheck) -> None:
-        """Brings `raw` onto the local disk, every byte compared with a checksum of the index.
+        """Puts `raw` on the local disk, every byte compared with a checksum of the index.
 
         Raises:
             DataError: a file is missing or corrupt, or cannot be fetched; the message names it.
-            OSError: it cannot be read or written.
+            OSError: a file cannot be read or written.
         """
         if self._is_sound(self.shard.raw_data, on_check):
             return
@@ -90,7 +90,7 @@ class ShardFiles(NamedTuple):
             raise DataError(f"{error} ({self._rows})") from error
 
     def _is_sound(self, file: ShardFile, on_check: OnCheck) -> bool:
-        """Whether `file` is there and right; removes a wrong one that can be had again, and refuses any other."""
+        """Whether `file` exists and is right. Removes a corrupt file if it can be fetched again, else raises."""
         path = self.folder / file.basename
         if not path.is_file():
             return False

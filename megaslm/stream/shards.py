@@ -1,7 +1,7 @@
-"""The shards of a run on one host: which are ready, who makes others ready, which are mapped, and which leave for them.
+"""The shards of a run on one host: makes them ready, maps them and evicts them.
 
-A shard is ready once a note of it lies in the host's folder, which is written when its bytes have been compared with
-their checksum. Who makes it ready holds a lock; a reader holds the lock of a shard's file while it has it mapped.
+A shard is ready once the host's folder has a note of it, written after its bytes were compared with their checksum. The
+process that makes it ready holds a lock. A reader holds the lock of a shard's file while it has the file mapped.
 """
 
 import fcntl
@@ -29,9 +29,9 @@ from megaslm.stream.host_folder import HostFolder
 from megaslm.stream.mixture import MixtureStream
 from megaslm.stream.shard_files import ShardFiles, files_of
 
-# Each map keeps its file open, of which a process may have 1,024 where nobody has raised the limit.
+# Each map keeps a file open, and a process may have 1,024 open files by default.
 _MOST_MAPS = 128
-# With fewer, shards would leave as soon as they come where several processes read.
+# With fewer, several reading processes would evict shards as soon as they arrive.
 _LEAST_SHARDS = 4
 _LOOK_AGAIN_SECONDS = 0.007
 _CHECKS = "checks"
@@ -42,15 +42,15 @@ class FetchSettings:
     """How shards of remote datasets are fetched: limits of one run on one host."""
 
     cache_limit_bytes: int | None
-    """What the local cache may hold: shards that were read longest ago make room for others. None: no limit."""
+    """Maximum size of the local cache. The shards that were read longest ago make room for others. None: no limit."""
     retries: int
-    """How often a failed request is made again, after a pause that doubles each time."""
+    """How often a failed request is repeated, after a pause that doubles each time."""
     timeout_seconds: float
-    """How long a process waits for a shard before it gives up; each try may take its share of that."""
+    """How long a process waits for a shard before it gives up. Each try may take its share of that time."""
 
     @property
     def remote(self) -> RemoteSettings:
-        """The same for one request."""
+        """The same settings for one request."""
         tries = self.retries + 1
         return RemoteSettings(attempts=tries, timeout_seconds=self.timeout_seconds / tries)
 
@@ -63,19 +63,19 @@ class Row(NamedTuple):
     domain: int
     """The number of its domain in the run."""
     columns: np.void
-    """Its columns by name, as they are stored."""
+    """Its columns by name, as stored."""
 
 
 @dataclass(frozen=True)
 class ShardChecks:
-    """What comparing shards with their checksums has cost on this host so far."""
+    """The cost of comparing shards with their checksums on this host so far."""
 
     files: int
-    """Files that were compared."""
+    """Files compared."""
     bytes: int
-    """Their size."""
+    """Their total size."""
     seconds: float
-    """Time of the threads that did it, added up."""
+    """Time of the comparing threads, added up."""
 
 
 class TrainingShards:
@@ -90,8 +90,7 @@ class TrainingShards:
     ) -> None:
         """Takes each stream with its index.
 
-        Raises:
-            DataError: a folder is read twice, or the cache is too small or in use.
+        Raises DataError where a folder is read twice, or the cache is too small or in use.
         """
         _refuse_repeated(streams)
         self._files = [files for pair in zip(streams, indices, strict=True) for files in files_of(*pair)]
@@ -108,7 +107,7 @@ class TrainingShards:
             _require_room(self._files, fetch)
         for stream in streams:
             if stream.remote is not None and host.claim_cache(stream.local):
-                # What a killed run was fetching.
+                # Remains of a killed run's fetches.
                 for path in stream.local.rglob(f"{UNFINISHED}*"):
                     path.unlink()
 
@@ -118,13 +117,13 @@ class TrainingShards:
         return found
 
     def checks(self) -> ShardChecks:
-        """What was compared so far, by all processes of the host."""
+        """The comparisons so far, by all processes of the host."""
         path = self._host.path / _CHECKS
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return ShardChecks(len(lines), sum(int(size) for size, _ in lines), sum(float(taken) for _, taken in lines))
 
     def is_ready(self, shard: int) -> bool:
-        """Whether rows of the shard may be read; where the cache has a limit, it may leave at any moment."""
+        """Whether rows of the shard may be read. If the cache has a limit, the shard may be evicted at any moment."""
         if shard not in self._stay_ready:
             if not self._note(shard).exists():
                 return False
@@ -135,8 +134,7 @@ class TrainingShards:
     def row(self, number: int, shard: int, supply: "Supply") -> Row:
         """One row, once its shard is ready.
 
-        Raises:
-            DataError: the shard is corrupt, cannot be fetched, or did not come in time.
+        Raises DataError where the shard is corrupt, cannot be fetched, or did not come in time.
         """
         if shard not in self._maps:
             self._map_once_ready(shard, supply)
@@ -148,7 +146,7 @@ class TrainingShards:
         """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.
 
         Raises:
-            DataError: it is corrupt, or cannot be fetched or written; the other processes of the host hear of it.
+            DataError: it is corrupt, or cannot be fetched or written. The other processes of the host are told.
         """
         files, claim = self._files[shard], self._claim(shard)
         try:
@@ -159,7 +157,7 @@ class TrainingShards:
                     claim.write_text("")
         except OSError as error:
             raise self._failed(
-                f"{files.name}: {files.raw} cannot be written or read: {error}; make room on that disk, or mend its "
+                f"{files.name}: {files.raw} cannot be written or read: {error}; make room on that disk, or fix its "
                 "permissions"
             ) from error
         except DataError as error:
@@ -167,7 +165,7 @@ class TrainingShards:
             raise
 
     def keep_mapped(self, shards: Container[int]) -> None:
-        """Lets go of all others, where the cache has a limit."""
+        """Unmaps all other shards if the cache has a limit."""
         if self._limit_bytes is not None:
             for shard in [shard for shard in self._maps if shard not in shards]:
                 self._forget(shard)
@@ -180,9 +178,9 @@ class TrainingShards:
             sleep(_LOOK_AGAIN_SECONDS)
 
     def _map(self, shard: int) -> bool:
-        """Maps a shard's rows, left in their file until they are read; false where it has left the cache."""
+        """Maps a shard's rows, which stay in their file until they are read. False if the shard was evicted."""
         files = self._files[shard]
-        # Maps of shards that have left the cache keep their files on the disk.
+        # Maps of evicted shards keep their files on the disk.
         for other in [other for other in self._maps if not self.is_ready(other)]:
             self._forget(other)
         if len(self._maps) == _MOST_MAPS:
@@ -207,7 +205,6 @@ class TrainingShards:
             os.utime(self._note(shard))
 
     def _refuse_hopeless(self, shard: int, waited_seconds: float) -> None:
-        """Raises DataError where a process that has waited so long for a shard waits in vain."""
         failure = self._host.failure()
         if failure is not None:
             raise DataError(failure)
@@ -226,7 +223,7 @@ class TrainingShards:
         return DataError(message)
 
     def _has_room_for(self, shard: int) -> bool:
-        """Whether the cache has room for a shard, which is kept for it then; what was read longest ago may leave."""
+        """Reserves room in the cache for a shard, by eviction if needed. False if there is none."""
         files, limit_bytes = self._files[shard], self._limit_bytes
         if files.remote is None:
             return True
@@ -237,7 +234,7 @@ class TrainingShards:
         return True
 
     def _make_room(self, most_bytes: int, *, without: int) -> bool:
-        """Evicts shards until the others take no more than `most_bytes`; false where that cannot be done."""
+        """Evicts shards until the others take at most `most_bytes`. False if that is impossible."""
         remote = {shard: files for shard, files in enumerate(self._files) if files.remote and shard != without}
         coming = {shard for shard in remote if _size(self._claim(shard))}
         used_bytes = {
@@ -269,23 +266,23 @@ class TrainingShards:
             checks.write(f"{size} {seconds}\n")
 
     def _note(self, shard: int) -> Path:
-        """There while the shard is ready; when it was read last is when the file was changed last."""
+        """The note exists while the shard is ready. Its modification time is the time of the last read."""
         return self._notes / str(shard)
 
     def _claim(self, shard: int) -> Path:
-        """Locked by who makes the shard ready, and not empty while the cache keeps room for it."""
+        """Locked by the process that makes the shard ready. Not empty while the cache reserves room for the shard."""
         return self._notes / f"{shard}.claim"
 
 
 class Supply:
-    """A thread that makes shards ready, in the order in which they are asked for.
+    """A thread that makes shards ready, in the order in which they are requested.
 
-    As a context it leaves undone what is not begun at its end. Readers wait for shards with a time limit of their own,
-    which a download may not keep.
+    At the end of its context it drops requests that have not started. Readers wait for shards with a time limit of
+    their own, which a download may exceed.
     """
 
     def __init__(self, make_ready: Callable[[int], None]) -> None:
-        """`make_ready` is called with the number of one shard after the other."""
+        """`make_ready` is called with one shard number at a time."""
         self._make_ready = make_ready
         self._asked: dict[int, Future[None]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shard supply")
@@ -294,12 +291,12 @@ class Supply:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for what is being done, unless there was an exception, after which the run ends anyway: a process that
-        goes leaves nothing half done where others may need it."""
+        """Waits for the current request, so that nothing half done is left for other processes. After an exception the
+        run ends anyway, so it does not wait."""
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     def ask(self, shard: int) -> None:
-        """Has a shard made ready after those that were asked for before. Raises what making it ready has raised."""
+        """Queues a shard. Raises the error of its earlier request, if that one failed."""
         before = self._asked.get(shard)
         if before is None or before.done():
             if before is not None:
@@ -311,11 +308,10 @@ def _refuse_repeated(streams: Sequence[MixtureStream]) -> None:
     folders = [stream.local for stream in streams]
     repeated = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
     if repeated:
-        raise DataError(f"{', '.join(repeated)} is read twice in one run; name it once, with the sum of its weights")
+        raise DataError(f"{', '.join(repeated)} is read twice in one run; name it once, with the sum of the weights")
 
 
 def _require_room(all_files: Sequence[ShardFiles], fetch: FetchSettings) -> None:
-    """Raises DataError where the cache is too small."""
     largest = max(files.most_bytes for files in all_files if files.remote)
     if fetch.cache_limit_bytes is not None and fetch.cache_limit_bytes < _LEAST_SHARDS * largest:
         raise DataError(
@@ -329,5 +325,5 @@ def _size(path: Path) -> int:
 
 
 def _last_read(note: Path) -> float:
-    """Never, where only an earlier run has brought the shard."""
+    """The time of the last read. 0 if only an earlier run has fetched the shard."""
     return note.stat().st_mtime if note.exists() else 0.0

@@ -1,8 +1,8 @@
-"""What the files of a tokenizer's folder say together of added and special tokens, as transformers takes them.
+"""The added and special tokens that a tokenizer's folder defines, read as transformers reads them.
 
-tokenizer.json is one of five: tokenizer_config.json, special_tokens_map.json and added_tokens.json may name other
-tokens special and give other flags, and a model's config.json may be the only one that has an EOS. Which token is
-special decides ids, because the names of special tokens in a text are text.
+tokenizer.json is one of five files. tokenizer_config.json, special_tokens_map.json and added_tokens.json may define
+other special tokens and flags, and the EOS may be in a model's config.json only. Which tokens are special affects ids,
+because the names of special tokens in a text are encoded as text.
 """
 
 import json
@@ -23,14 +23,14 @@ _NAMED = tuple(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 TOKENIZER_FILES = (TOKENIZER_FILE, _CONFIG, _MAP, _ADDED, "chat_template.jinja", *_MODEL_CONFIGS)
-"""The files of a folder that a tokenizer consists of."""
+"""The files of a tokenizer's folder."""
 
 
 def special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
-    """The id of the `eos` or `bos` token: by its name or, where no file names it, by the first id of a model's config.
+    """The id of the `eos` or `bos` token: by its name or, where no file names it, the first id in a model's config.
 
-    `tokenizer` is the folder's tokenizer.json. Raises DataError for a name or an id that it does not hold, and where
-    two files name two tokens.
+    `tokenizer` is the folder's tokenizer.json. Raises DataError for a name or an id that it lacks, and where two files
+    name different tokens.
     """
     names = _Names.of(folder)
     key = f"{kind}_token"
@@ -38,7 +38,7 @@ def special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
     found = {_id_of(folder, tokenizer, key, named) for named in (said[:1] if names.replaces_own else said)}
     if len(found) > 1:
         listed = " and ".join(f"{named.token.content!r} in {named.file}" for named in said)
-        raise DataError(f"{folder}: {key} is {listed}; name one and the same in both files")
+        raise DataError(f"{folder}: {key} is {listed}; name the same token in both files")
     if found:
         return found.pop()
     for file in _MODEL_CONFIGS:
@@ -46,15 +46,15 @@ def special_id(folder: Path, tokenizer: Tokenizer, kind: str) -> int | None:
         if stated is not None:
             if tokenizer.id_to_token(stated) is None:
                 raise DataError(
-                    f"{folder / file}: {kind}_token_id {stated} is no id of the {TOKENIZER_FILE} beside it: the file "
-                    f'is another tokenizer\'s; name the token as "{kind}_token" in {_CONFIG}, or correct the id'
+                    f"{folder / file}: {kind}_token_id {stated} is not an id in the {TOKENIZER_FILE} beside it: it "
+                    f'belongs to another tokenizer; name the token as "{kind}_token" in {_CONFIG}, or correct the id'
                 )
             return stated
     return None
 
 
 def named_tokens(folder: Path) -> dict[str, str]:
-    """The tokens that a folder names special, by what they are: `eos_token` and the like."""
+    """The folder's special tokens, by role: `eos_token` and the like."""
     return {key: named.token.content for key, named in _Names.of(folder).named.items()}
 
 
@@ -70,11 +70,11 @@ def require_eos(folder: Path, tokenizer: Tokenizer) -> int:
 
 
 def apply_folder_tokens(folder: Path, tokenizer: Tokenizer, eos_id: int | None) -> None:
-    """Make the added tokens of `tokenizer`, a folder's tokenizer.json, what all files of the folder make of them; the
-    token `eos_id` is special in any case.
+    """Give `tokenizer`, a folder's tokenizer.json, the added tokens that all files of the folder define together. The
+    token `eos_id` is always special.
 
-    Raises DataError for a file that says what cannot be meant, and where one lists a token that is to be found in text
-    and that tokenizer.json lacks.
+    Raises DataError for a file that cannot be right, and where one lists a token that tokenizer.json lacks and that
+    could occur in text.
     """
     names = _Names.of(folder)
     own = {number: _copy(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
@@ -89,7 +89,7 @@ def apply_folder_tokens(folder: Path, tokenizer: Tokenizer, eos_id: int | None) 
             raise DataError(
                 f"{folder}: the token {token.content!r} is listed beside {TOKENIZER_FILE}, which lacks it, so that its "
                 "id is not known; save the tokenizer again with transformers "
-                "(PreTrainedTokenizerFast.from_pretrained and save_pretrained), or take it off the list"
+                "(PreTrainedTokenizerFast.from_pretrained and save_pretrained), or remove it from the list"
             )
     tokenizer.add_tokens(tokens)
     eos = tokenizer.get_added_tokens_decoder().get(-1 if eos_id is None else eos_id)
@@ -98,20 +98,20 @@ def apply_folder_tokens(folder: Path, tokenizer: Tokenizer, eos_id: int | None) 
 
 
 def require_stated_ids(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raise DataError where tokenizer.json lists an added token with another id than the library gives it."""
+    """Raise DataError where tokenizer.json lists an added token with another id than the library assigns."""
     path = folder / TOKENIZER_FILE
     for stated in _objects(path, "added_tokens", read_object(path).get("added_tokens") or []):
         content, found = stated.get("content"), tokenizer.token_to_id(str(stated.get("content")))
         if content and found != stated.get("id"):
             raise DataError(
                 f"{path}: the added token {content!r} is listed with the id {stated.get('id')}, and `tokenizers` gives "
-                f"it {found}: ids of added tokens go on from the vocabulary without a gap, each once; correct the list"
+                f"it {found}: ids of added tokens must continue the vocabulary's, without gaps; correct the list"
             )
 
 
 def require_told_apart(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raise DataError where two added tokens are one text to the normaliser: which of them is found, the library leaves
-    to the order of a hash table, another one in every process. `tokenizer` is as texts are encoded with it."""
+    """Raise DataError where the normaliser makes one text of two added tokens. The library then chooses one of them by
+    the order of a hash table, which differs between processes. `tokenizer` is as texts are encoded with it."""
     if tokenizer.normalizer is None:
         return
     by_text: dict[str, list[AddedToken]] = {}
@@ -119,17 +119,17 @@ def require_told_apart(folder: Path, tokenizer: Tokenizer) -> None:
         if token.normalized:
             by_text.setdefault(tokenizer.normalizer.normalize_str(token.content), []).append(token)
     for tokens in by_text.values():
-        # Special ones are text, whichever is found.
+        # Special tokens are encoded as text, whichever is found.
         if len(tokens) > 1 and not all(token.special for token in tokens):
             names = " and ".join(repr(token.content) for token in tokens)
             raise DataError(
                 f"{folder}: the normaliser makes one text of the added tokens {names}, so that a text gets the one or "
-                'the other by chance; give all but one of them "normalized": false, or take them out'
+                'the other by chance; give all but one of them "normalized": false, or remove them'
             )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no such file. Raises DataError where it holds anything else."""
+    """The JSON object in a file; empty where the file does not exist. Raises DataError where it holds anything else."""
     if not path.is_file():
         return {}
     try:
@@ -155,7 +155,7 @@ def _id_of(folder: Path, tokenizer: Tokenizer, key: str, named: "_Named") -> int
 
 @dataclass(frozen=True)
 class _Named:
-    """A token that a file names special, as its `eos_token` for example."""
+    """A special token that a file names by its role, for example as its `eos_token`."""
 
     token: AddedToken
     file: str
@@ -163,23 +163,23 @@ class _Named:
 
 @dataclass(frozen=True)
 class _Names:
-    """What the files beside tokenizer.json say."""
+    """The definitions in the files beside tokenizer.json."""
 
     named: dict[str, _Named]
-    """By what the token is, `eos_token` and the like: special whatever its flags say."""
+    """By role, `eos_token` and the like. These are special whatever their flags are."""
     passed_over: dict[str, _Named]
-    """The names in the file that transformers takes for outdated."""
+    """The names in the file that transformers ignores as outdated."""
     extra: tuple[AddedToken, ...]
-    """Special tokens beside the named ones."""
+    """Further special tokens."""
     listed: dict[int, AddedToken]
-    """Added tokens with their flags, by the id that a file gives them."""
+    """Added tokens with their flags, by the id in the file."""
     replaces_own: bool
-    """Whether `listed` comes instead of what tokenizer.json lists, not beneath it."""
+    """Whether `listed` replaces tokenizer.json's list instead of extending it."""
 
     @classmethod
     def of(cls, folder: Path) -> "_Names":
-        """Where tokenizer_config.json lists the added tokens, special_tokens_map.json is outdated; where it does not,
-        what special_tokens_map.json has comes in the place of what tokenizer_config.json has."""
+        """special_tokens_map.json is outdated where tokenizer_config.json lists the added tokens. Otherwise its entries
+        replace those of tokenizer_config.json."""
         config, map_ = read_object(folder / _CONFIG), read_object(folder / _MAP)
         in_config, in_map = _named(folder / _CONFIG, config), _named(folder / _MAP, map_)
         decoder = config.get("added_tokens_decoder")
@@ -229,7 +229,7 @@ def _legacy(path: Path, special: set[str]) -> dict[int, AddedToken]:
 
 
 def _token(path: Path, key: str, value: object) -> AddedToken:
-    """A token is written as its name, or as an object that has it as `content`, with flags."""
+    """A token is written as its name, or as an object with the name as `content` and flags."""
     content = value.get("content") if isinstance(value, dict) else value
     if isinstance(content, str):
         _require_characters(path, content)
@@ -257,7 +257,6 @@ def _objects(path: Path, key: str, values: object) -> list[dict[str, Any]]:
 
 
 def _id_in(path: Path, key: str) -> int | None:
-    """An id, or the first of several."""
     value = read_object(path).get(key)
     stated: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     if any(type(number) is not int or not 0 <= number < 2**32 for number in stated):

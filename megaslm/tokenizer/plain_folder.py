@@ -1,4 +1,4 @@
-"""A tokenizer's folder as any script opens it: AutoTokenizer gives the ids that the dataset has."""
+"""A tokenizer's folder that any script can open: AutoTokenizer gives the same ids as the dataset."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ from megaslm.tokenizer.sentencepiece_export import ORIGINAL
 from megaslm.tokenizer.tokenizer import text_tokenizer
 
 _CONFIG = "tokenizer_config.json"
-# What says how a text becomes ids, tokenizer.json says already; said twice it is done twice, or otherwise. These say
-# how a tokenizer is used.
+# tokenizer.json says how a text becomes ids. A second definition would be applied twice, or differently. The keys here
+# only say how a tokenizer is used.
 _KEPT = (
     "chat_template",
     "clean_up_tokenization_spaces",
@@ -18,22 +18,22 @@ _KEPT = (
     "padding_side",
     "truncation_side",
 )
-# Of a pre-tokeniser: transformers 4 puts what the configuration says in its place, and false where that says nothing.
+# Settings of a pre-tokeniser: transformers 4 replaces them by those of the configuration, and missing ones by false.
 _SAID_TWICE = ("add_prefix_space",)
-# The SentencePiece model goes along, so that text is compared with it wherever the folder makes another dataset.
+# The SentencePiece model is copied too, so that texts are compared with it when the folder makes another dataset.
 _AS_THEY_ARE = ("chat_template.jinja", ORIGINAL)
-# Read as it is by transformers 4 and 5, where the class of a model's usual tokenizer is built anew from the vocabulary.
+# transformers 4 and 5 read it as it is. The class of a model's usual tokenizer is rebuilt from the vocabulary.
 _CLASS = "PreTrainedTokenizerFast"
 
 
 def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) -> None:
-    """Write the tokenizer of a dataset's folder to another, in files that all releases of transformers read alike.
+    """Write the tokenizer of a dataset's folder to another folder, in files that all transformers releases read alike.
 
     Args:
         tokenizer: the folder of a dataset's tokenizer.
         folder: where to write; other files in it stay.
-        begins_with_bos: whether the model knows a BOS. Rows have none: a model that was trained on them alone has never
-            seen it, so that no BOS is named, and none is put in front of a text.
+        begins_with_bos: whether the model has a BOS. Rows have none, so a model trained on rows alone has never seen
+            it; then no BOS is defined, and none is put before a text.
 
     Raises:
         DataError: `tokenizer` cannot be read.

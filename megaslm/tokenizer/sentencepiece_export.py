@@ -1,7 +1,7 @@
 """A SentencePiece model as a Hugging Face folder that gives the very same ids.
 
-Built from the model's own description, because converting through transformers' tokenizer classes changes ids: they
-add a prefix space, strip spaces or merge in another order.
+It is built from the model's own description, because transformers' tokenizer classes change ids: they add a prefix
+space, strip spaces or merge in another order.
 """
 
 import json
@@ -14,10 +14,10 @@ from megaslm.errors import DataError
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 
 ORIGINAL = "sentencepiece_original.model"
-"""The file of a tokenizer's folder that holds the model, where documents have to be compared."""
+"""The file of a tokenizer's folder that holds the model, for folders whose documents must be compared with it."""
 SPACE = "▁"
-# Unigram looks names up in the vocabulary, so that a text that spells "</s>" or "<0x0A>" would become that token. In
-# text and pieces alike "<" is therefore written as this noncharacter, which no Unicode text contains.
+# Unigram looks names up in the vocabulary, so that "</s>" or "<0x0A>" in a text would become that token. In texts and
+# pieces "<" is therefore replaced by this noncharacter, which no Unicode text contains.
 ANGLE = "\uffff"
 _Piece = proto.ModelProto.SentencePiece
 
@@ -56,7 +56,9 @@ def _require_exportable(description: proto.ModelProto) -> None:
     if _Piece.UNUSED in kinds:
         raise DataError("the SentencePiece model has unused pieces, which no fast tokenizer knows")
     if _Piece.USER_DEFINED in kinds and description.normalizer_spec.add_dummy_prefix:
-        raise DataError("the SentencePiece model has user-defined pieces and a dummy prefix: no fast tokenizer agrees")
+        raise DataError(
+            "the SentencePiece model has user-defined pieces and a dummy prefix; no fast tokenizer has both"
+        )
 
 
 def _build(description: proto.ModelProto) -> Tokenizer:
@@ -89,8 +91,8 @@ def _bpe(description: proto.ModelProto) -> models.BPE:
 
 
 def _merges(description: proto.ModelProto) -> list[tuple[str, str]]:
-    """SentencePiece merges the neighbours that together make the best piece, whatever they are: every way to cut a
-    piece into two is a merge, in the order of the pieces' scores."""
+    """SentencePiece merges the two neighbours that make the best piece. So every split of a piece into two is a merge,
+    in the order of the pieces' scores."""
     pieces = {piece.piece for piece in _of(description, _Piece.NORMAL)}
     by_score = sorted(_of(description, _Piece.NORMAL), key=lambda piece: -piece.score)
     return [

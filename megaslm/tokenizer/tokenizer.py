@@ -1,4 +1,4 @@
-"""Text to token ids, and what a tokenizer is known by."""
+"""Text to token ids, and the fingerprints of a tokenizer."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from megaslm.tokenizer.folder_tokens import (
     special_id,
 )
 
-# Nothing in these is a default, and there is much of it.
+# None of these keys is a default, and they are long.
 _LARGE = ("vocab", "merges")
 _OF_TEXT = ("model", "normalizer", "pre_tokenizer")
 _ADDED = "added_tokens"
@@ -33,7 +33,7 @@ _FLOAT32_ROUNDING = 2.0**-23
 def meaning_sha256(tokenizer: Tokenizer) -> str:
     """Fingerprint of a tokenizer.json: vocabulary, merges, normaliser, pre-tokeniser and all added tokens.
 
-    Padding, truncation, post-processor, decoder, order of keys and ways of writing a default do not count, so that
+    Padding, truncation, post-processor, decoder, the order of keys and the spelling of defaults do not count, so that
     saving a tokenizer again does not change it.
     """
     state = json.loads(tokenizer.to_str())
@@ -41,10 +41,10 @@ def meaning_sha256(tokenizer: Tokenizer) -> str:
 
 
 def ids_sha256(tokenizer: Tokenizer, eos_id: int) -> str:
-    """Fingerprint of what the ids of rows mean: those that texts give, and the EOS token between them.
+    """Fingerprint of the meaning of rows' ids: those of texts, and the EOS token between them.
 
-    Of two tokenizers that encode special tokens' names as text, with an equal one, every text has equal ids. Their
-    special tokens may be others; EOS alone comes to stand in rows.
+    Two tokenizers with equal fingerprints that encode special tokens' names as text give every text equal ids. Their
+    special tokens may differ; only EOS occurs in rows.
     """
     state = json.loads(tokenizer.to_str())
     meaning = {key: _without_defaults(state.get(key)) for key in _OF_TEXT}
@@ -53,8 +53,8 @@ def ids_sha256(tokenizer: Tokenizer, eos_id: int) -> str:
 
 
 def _that_decide_ids(tokens: list[dict[str, Any]], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The added tokens that are found in text, and the special ones that keep one from being found: the library looks
-    for all of them together, from left to right and for the longest, and only then passes over the special ones."""
+    """The added tokens that are found in text, and the special ones that can hide one of them: the library looks for
+    all of them together, from left to right and for the longest, and only then skips the special ones."""
     found = [token for token in tokens if not token["special"]]
     return [
         token
@@ -64,7 +64,7 @@ def _that_decide_ids(tokens: list[dict[str, Any]], tokenizer: Tokenizer) -> list
 
 
 def _hides(special: str, other: str, tokenizer: Tokenizer) -> bool:
-    """Whether the one may begin before the other, or with it, and reach into it: as written, or as normalised."""
+    """Whether `special` may begin before `other`, or with it, and overlap it: as written, or as normalised."""
     normalise = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
     return any(
         other in written or any(written.endswith(other[:length]) for length in range(1, len(other)))
@@ -77,7 +77,7 @@ def _sha256(meaning: dict[str, Any]) -> str:
 
 
 def _without_defaults(value: object) -> object:
-    """The same value without what is null, false or empty: releases differ in whether they write it."""
+    """The value without null, false and empty entries, because releases differ in whether they write them."""
     if isinstance(value, dict):
         cleaned = {key: entry if key in _LARGE else _without_defaults(entry) for key, entry in value.items()}
         return {key: entry for key, entry in cleaned.items() if not (entry is None or entry is False or entry == "")}
@@ -87,10 +87,10 @@ def _without_defaults(value: object) -> object:
 
 
 class TextEncoder(Protocol):
-    """What turns texts into ids without adding any, and ids back into text."""
+    """Encodes texts without adding ids, and decodes ids."""
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a special token's name in a text is text."""
+        """The ids of each text, one-dimensional. The name of a special token in a text is encoded as text."""
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
         """The text of ids."""
@@ -104,16 +104,16 @@ class FolderEncoder:
         self._tokenizer = text_tokenizer(folder)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a special token's name in a text is text.
+        """The ids of each text, one-dimensional. The name of a special token in a text is encoded as text.
 
-        Raises DataError where the tokenizer has none for a text.
+        Raises DataError where the tokenizer has no ids for a text.
         """
         with refusing_texts():
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
-        """The text of ids, special tokens by their names."""
+        """The text of ids, with special tokens as their names."""
         return str(self._tokenizer.decode(ids.tolist(), skip_special_tokens=False))
 
 
@@ -131,7 +131,7 @@ class SentencePieceEncoder:
         self._scores = np.array([piece.score for piece in description.pieces])
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a control symbol's name in a text is text."""
+        """The ids of each text, one-dimensional. The name of a control symbol in a text is encoded as text."""
         return [np.array(ids, dtype=np.uint32) for ids in self._processor.encode(list(texts))]
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
@@ -139,13 +139,13 @@ class SentencePieceEncoder:
         return str(self._processor.decode(ids.tolist()))
 
     def has_unknown(self, ids: NDArray[np.uint32]) -> bool:
-        """Whether part of the text is lost in `ids`."""
+        """Whether `ids` contain the unknown token, so that part of the text is lost."""
         return bool((ids == self._processor.unk_id()).any())
 
     def is_tie(self, ids: NDArray[np.uint32], other: NDArray[np.uint32]) -> bool:
-        """Whether two ways to cut a text are equally likely to a Unigram model, as far as SentencePiece can tell.
+        """Whether two segmentations of a text are equally likely to a Unigram model, at SentencePiece's precision.
 
-        It adds up a whole document in float32 and so decides near ties by rounding.
+        It sums a whole document in float32, so rounding decides near ties.
         """
         if not self._is_unigram:
             return False
@@ -155,25 +155,24 @@ class SentencePieceEncoder:
 
 @dataclass(frozen=True)
 class TokenizerFacts:
-    """What a dataset says about its tokenizer."""
+    """A dataset's record of its tokenizer."""
 
     vocab_size: int
-    """One more than the largest id."""
+    """The largest id, plus one."""
     eos_id: int
     """The token that ends a document."""
     bos_id: int | None
-    """The token that may begin one; null where the tokenizer has none."""
+    """The token that may begin a document; None where the tokenizer has none."""
     sha256: str
-    """Fingerprint of its meaning; `fingerprints.meaning_sha256`."""
+    """See `meaning_sha256`."""
     ids_sha256: str
-    """Fingerprint of what a row's ids mean; `fingerprints.ids_sha256`."""
+    """See `ids_sha256`."""
 
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:
     """Read a Hugging Face tokenizer folder.
 
-    Raises DataError where it names no EOS token that the vocabulary holds, or an added token has another id than its
-    file says.
+    Raises DataError where no EOS token in the vocabulary is named, or an added token has another id than in its file.
     """
     tokenizer = load_tokenizer(folder)
     require_stated_ids(folder, tokenizer)
@@ -188,14 +187,14 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
 
 
 def tokenizer_sha256(folder: Path) -> str:
-    """Fingerprint of a folder's tokenizer.json; `fingerprints.meaning_sha256`."""
+    """The `meaning_sha256` of a folder's tokenizer.json."""
     return meaning_sha256(load_tokenizer(folder))
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer.json of a folder, nothing in it left to chance.
+    """The tokenizer.json of a folder, without random elements.
 
-    Raises DataError where there is none, or one that cannot be read.
+    Raises DataError where the file does not exist or cannot be read.
     """
     path = folder / TOKENIZER_FILE
     if not path.is_file():
@@ -213,14 +212,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             "it with this version"
         ) from error
     if isinstance(tokenizer.model, models.BPE):
-        # Dropout is for training models on many ways to cut one text.
+        # Dropout is for training models on several segmentations of a text.
         tokenizer.model.dropout = None
     return tokenizer
 
 
 def text_tokenizer(folder: Path, eos_id: int | None = None) -> Tokenizer:
-    """The tokenizer of a folder as it is to encode texts: by all its files, adding nothing, cutting nothing off, with
-    special tokens' names taken for text. `eos_id` is the token that ends documents, where the folder's need not be it.
+    """The tokenizer of a folder, set up to encode texts: by all files of the folder, without additions and truncation,
+    and with special tokens' names as text. `eos_id` is the token that ends documents, which may differ from the
+    folder's own.
 
     Raises DataError as `load_tokenizer`, and where the folder's files contradict one another.
     """
@@ -235,7 +235,7 @@ def text_tokenizer(folder: Path, eos_id: int | None = None) -> Tokenizer:
 
 @contextmanager
 def refusing_texts() -> Iterator[None]:
-    """Turns what the library raises over a text into DataError."""
+    """Turns the library's errors about a text into DataError."""
     try:
         yield
     except BaseException as error:
@@ -248,5 +248,5 @@ def refusing_texts() -> Iterator[None]:
 
 
 def _is_of_library(error: BaseException) -> bool:
-    """Whether `tokenizers` raised it: nothing narrower than Exception or, where Rust panics, than BaseException."""
+    """Whether `tokenizers` raised it: a plain Exception or, where Rust panics, a plain BaseException."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"

@@ -1,9 +1,9 @@
-"""The ids of a BPE tokenizer, sooner: texts are cut where no merge can span, and each stretch is looked up first.
+"""A faster encoder for BPE tokenizers: texts are cut where no merge can span, and known stretches are looked up.
 
-Byte-pair encoding only ever merges two neighbours. Where the vocabulary has no merge whose left side ends in one
-character and whose right side begins with the next, nothing is ever joined across the two, so that what stands on
-either side can be encoded on its own. Tokenizers of the Llama-2 family treat a whole document as one word, and take
-time and memory accordingly; cut like this, it falls into short stretches, nearly all of them seen before.
+Byte-pair encoding only merges two neighbours. Where no merge of the vocabulary has a left side that ends in one
+character and a right side that begins with the next, nothing is ever joined across the two. So both sides can be
+encoded separately. Tokenizers of the Llama-2 family treat a whole document as one word, which costs much time and
+memory. Cut this way, it falls into short stretches, most of which have occurred before.
 """
 
 import json
@@ -25,13 +25,13 @@ _BYTE_PIECE = re.compile("<0x[0-9A-Fa-f]{2}>")
 _BLOCK_CHARACTERS = 2**16
 _REMEMBERED_STRETCHES = 2**18
 _LONGEST_REMEMBERED = 64
-# Classes of characters: those that the vocabulary lacks, those that are too rare to be told apart, the others each.
+# Classes of characters: one for all that the vocabulary lacks, one for all rare ones, one for each of the others.
 _LACKING, _RARE, _FIRST_OF_OTHERS = 0, 1, 2
 _MOST_CLASSES = 4096
 
 
 def fastest_encoder(folder: Path) -> TextEncoder:
-    """An encoder for a tokenizer's folder: stretch by stretch where that gives the same ids, else the library alone."""
+    """An encoder for a tokenizer's folder: stretch by stretch where that gives the same ids, else the library's."""
     tokenizer = text_tokenizer(folder)
     bpe = _bpe_of_whole_texts(tokenizer)
     return FolderEncoder(folder) if bpe is None else WordEncoder(folder, bpe)
@@ -39,36 +39,35 @@ def fastest_encoder(folder: Path) -> TextEncoder:
 
 @dataclass(frozen=True)
 class _WholeTextBPE:
-    """A tokenizer that does nothing but mark spaces, perhaps put one in front, and merge."""
+    """A tokenizer that only marks spaces, may add one at the front, and merges."""
 
     vocabulary: dict[str, int]
     merges: list[tuple[str, str]]
     prefix: str
-    """Put in front of every text."""
+    """Added at the front of every text."""
     prefix_unless_there: bool
-    """Whether texts that begin with it get no other."""
+    """Whether texts that already begin with the prefix get no second one."""
 
 
 class WordEncoder:
-    """Encodes stretch by stretch, remembering what it has encoded."""
+    """Encodes stretch by stretch, with a cache."""
 
     def __init__(self, folder: Path, bpe: _WholeTextBPE) -> None:
-        """`bpe` is what `folder` holds."""
         self._whole = FolderEncoder(folder)
         self._bpe = bpe
         self._class_of, self._joins = _classes(bpe)
         self._ids_of = _Remembered(load_tokenizer(folder).model)
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text, one-dimensional; a special token's name in a text is text.
+        """The ids of each text, one-dimensional. The name of a special token in a text is encoded as text.
 
-        Raises DataError where the tokenizer has none for a text.
+        Raises DataError where the tokenizer has no ids for a text.
         """
         with refusing_texts():
             return [self._encode(text) for text in texts]
 
     def decode(self, ids: NDArray[np.uint32]) -> str:
-        """The text of ids, special tokens by their names."""
+        """The text of ids, with special tokens as their names."""
         return self._whole.decode(ids)
 
     def _encode(self, text: str) -> NDArray[np.uint32]:
@@ -78,13 +77,12 @@ class WordEncoder:
         return np.frombuffer(b"".join(pieces), dtype=np.uint32)
 
     def _marked(self, text: str) -> str:
-        """The text as the merges see it."""
         marked = text.replace(" ", _SPACE)
         has_prefix = self._bpe.prefix_unless_there and marked.startswith(self._bpe.prefix)
         return marked if not marked or has_prefix else self._bpe.prefix + marked
 
     def _stretches(self, text: str) -> Iterator[list[str]]:
-        """What lies between two cuts, in order, in lists of bounded size."""
+        """The stretches between cuts, in order, in lists of bounded size."""
         rest = ""
         for start in range(0, len(text), _BLOCK_CHARACTERS):
             block = rest + text[start : start + _BLOCK_CHARACTERS]
@@ -100,7 +98,7 @@ class WordEncoder:
 
 
 class _Remembered(dict[str, bytes]):
-    """A stretch to its ids, as bytes of uint32; begun anew when it has grown large."""
+    """Ids by stretch, as bytes of uint32. Emptied when it has grown large."""
 
     def __init__(self, model: models.BPE) -> None:
         super().__init__()
@@ -116,7 +114,7 @@ class _Remembered(dict[str, bytes]):
 
 
 def _classes(bpe: _WholeTextBPE) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]:
-    """The class of each Unicode character, (0x110000,); whether something may join two classes, (classes, classes)."""
+    """The class of each Unicode character, (0x110000,); whether a merge may join two classes, (classes, classes)."""
     joints = [(left[-1], right[0]) for left, right in bpe.merges]
     by_use = Counter(character for joint in joints for character in joint)
     told_apart = [character for character, _ in by_use.most_common(_MOST_CLASSES - _FIRST_OF_OTHERS)]
@@ -126,7 +124,7 @@ def _classes(bpe: _WholeTextBPE) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]
         class_of[ord(character)] = number
     joins = np.zeros((_FIRST_OF_OTHERS + len(told_apart),) * 2, dtype=np.bool_)
     joins[_RARE, :] = joins[:, _RARE] = True
-    # Neighbours that the vocabulary lacks may become one unknown token.
+    # Neighbouring characters that the vocabulary lacks may become one unknown token.
     joins[_LACKING, _LACKING] = True
     for left, right in joints:
         joins[class_of[ord(left)], class_of[ord(right)]] = True
@@ -134,7 +132,7 @@ def _classes(bpe: _WholeTextBPE) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]
 
 
 def _bpe_of_whole_texts(tokenizer: Tokenizer) -> _WholeTextBPE | None:
-    """What a tokenizer does, where it is known that cuts do not change its ids; null where it is not."""
+    """A description of the tokenizer, where cuts are known not to change its ids; None otherwise."""
     state = json.loads(tokenizer.to_str())
     model, prefix = state["model"], _prefix(state["normalizer"], state["pre_tokenizer"])
     if model["type"] != "BPE" or prefix is None or not all(token["special"] for token in state["added_tokens"]):
@@ -148,7 +146,7 @@ def _bpe_of_whole_texts(tokenizer: Tokenizer) -> _WholeTextBPE | None:
 
 
 def _prefix(normalizer: dict[str, object] | None, pre_tokenizer: dict[str, object] | None) -> tuple[str, bool] | None:
-    """What is put in front of a text, and whether only where it is not there; null where more is done than that."""
+    """The prefix of texts, and whether it is added only where missing; None where the tokenizer does more than that."""
     mark = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     if pre_tokenizer is None:

@@ -1,1 +1,1 @@
-"""The training verb and what surrounds its loop."""
+"""The `train` verb: the training loop and everything around it."""

@@ -1,6 +1,6 @@
-"""Whether the datasets of a run hold what it selects by: reference losses, or masks that were made of them.
+"""Checks that the datasets of a run hold the reference losses, or the masks made of them, that the run selects by.
 
-A few rows are scored again: hashes cannot see a scorer's own mistake.
+A few rows are scored again, because hashes cannot reveal a mistake of the scorer itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,14 +20,14 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.training_data import NamedReference, TrainingData, check_provenance, spread_evenly
 
-# What the same arithmetic on another device may move a loss by. A shift by one, or another packing, moves most of them
-# by whole nats; bf16 where fp32 is stated, by hundredths.
+# How far the same arithmetic on another device may move a loss. A shift by one, or another packing, moves most losses
+# by whole nats. Computing in bf16 where fp32 is stated moves them by hundredths.
 _TOLERANCE_NATS = {"fp32": 0.0002, "bf16": 0.2}
 # Losses are stored with 11 significant bits.
 _STORAGE_ROUNDING = 2.0**-10
 _MOST_OUTSIDE = 0.02
-# Of those selected or, where they are fewer, of those not. Other arithmetic moves a few targets over the cut; after a
-# shift by one, or with other weights, about as many differ as are selected.
+# Share of the selected targets or of the others, whichever are fewer. Other arithmetic moves a few targets across the
+# threshold. After a shift by one, or with other weights, about as many differ as are selected.
 _MOST_DIFFERENT = 0.25
 
 
@@ -42,13 +42,13 @@ def check_reference(
     rows: int,
     device: torch.device,
 ) -> None:
-    """Checks what a dataset says of its reference, and where the model is at hand scores a few training rows again.
+    """Checks a dataset's record of its reference. If the model is given, scores a few training rows again.
 
     Args:
         manifest: of `dataset`.
         dataset: a scored dataset.
         domains: those that the run trains on.
-        document_isolation: of the run that is to use the losses.
+        document_isolation: of the run that uses the losses.
         needs_entropy: whether the run ranks by the entropy of the reference's predictions.
         reference: the model, or None.
         rows: how many rows of each domain to score again, evenly spread; 0 for none.
@@ -56,7 +56,8 @@ def check_reference(
 
     Raises:
         DataError: the dataset is not scored, or has no entropies.
-        ReferenceMismatch: it was scored otherwise than the run computes its losses, on other tokens or by others.
+        ReferenceMismatch: the losses were computed with another document_isolation, on other tokens or with other
+            weights.
     """
     found = manifest.reference
     if manifest.kind != "scored" or found is None:
@@ -115,21 +116,22 @@ def check_mask(
     reference: NamedReference | None,
     device: torch.device,
 ) -> None:
-    """Checks the rule of a mask, and where the reference is at hand makes the mask of `run.verify_rows` rows again.
+    """Checks the rule of a mask. If the reference is given, makes the mask of `run.verify_rows` rows again.
 
     Args:
         manifest: of `dataset`.
         mask: of `manifest`.
         dataset: a masked dataset.
-        run: the rule of the run that is to use the mask.
+        run: the rule of the run that uses the mask.
         domains: those that the run trains on.
         document_isolation: of the run.
-        reference: the model that scored the dataset that the mask was made of, or None.
+        reference: the model that scored the dataset before it was masked, or None.
         device: where to score.
 
     Raises:
-        DataError: the run selects otherwise.
-        ReferenceMismatch: the mask was made of losses in other contexts, of other tokens or by others.
+        DataError: the run has another selection rule.
+        ReferenceMismatch: the mask comes from losses with another document_isolation, of other tokens or with other
+            weights.
     """
     _check_rule(mask, dataset, run)
     found = manifest.reference
@@ -169,14 +171,14 @@ def _check_mask_rows(
     if different > _MOST_DIFFERENT * min(selected, targets - selected):
         raise ReferenceMismatch(
             f"{dataset.place}, train/{domain}: {different:,} of {targets:,} targets of the rows that were scored again "
-            "are masked otherwise than the reference's losses ask for; score and mask the dataset again"
+            "are masked differently than the reference's losses require; score and mask the dataset again"
         )
 
 
 def _compared(
     model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Of each of some rows: how many targets the mask, made again, chooses otherwise; how many it selects; all."""
+    """For each of `rows` rows: targets whose new mask differs from the stored one, targets selected, all targets."""
     reader = dataset.reader("train", domain)
     for number in spread_evenly(rows, len(reader)):
         row = reader.rows(number, number + 1)
@@ -196,15 +198,14 @@ def _compared(
 
 
 def reads_reference(config: RunConfig) -> bool:
-    """Whether the run selects by what a reference model says."""
+    """Whether the run selects by a reference model's losses or entropies."""
     return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
 
 
 def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:
-    """Checks what a run under `slm` selects by, on one rank, before the model takes its memory.
+    """Checks the references and masks of a run under `slm`, on one rank, before the model takes its memory.
 
-    Raises:
-        DataError: it is not there, or is not what the run needs.
+    Raises DataError where they are missing or do not fit the run.
     """
     if not reads_reference(config):
         return

@@ -1,4 +1,4 @@
-"""A step, a validation and a save before training starts: what they do not find room for is told then."""
+"""The dry run: a step, a validation and a save before training starts, so that lack of memory or disk shows at once."""
 
 import time
 from collections.abc import Callable
@@ -21,14 +21,14 @@ from megaslm.training.run import TrainingRun, objective_of
 
 
 def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
-    """Goes through all that takes memory, and one save; leaves weights, moments and folders as they were.
+    """Runs everything that takes memory, and one save. Weights, moments and folders are unchanged afterwards.
 
-    Called on all ranks, before a checkpoint is read. What a cut-off save has left is removed first.
+    Called on all ranks, before a checkpoint is read. Remains of an interrupted save are removed first.
 
     Raises:
-        ConfigError: a rank has run out of memory; the message says in what.
+        ConfigError: a rank ran out of memory; the message names the part.
         SaveFailed: a checkpoint cannot be written.
-        Stopped: some rank was told to stop.
+        Stopped: a rank was told to stop.
     """
     on_first_rank(lambda: remove_unfinished(run.folder.checkpoints))
     started = time.monotonic()
@@ -53,7 +53,7 @@ def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
 
 
 def _step(run: TrainingRun) -> None:
-    """At a rate of 0, with rows of the first step, where the share of targets is largest and where it is smallest."""
+    """At learning rate 0, with rows of the first step, at the largest and at the smallest keep ratio of the run."""
     for tokens in sorted({0, run.config.slm.keep_ratio_warmup_tokens}):
         with closing(run.stream.micro_batches(0)) as stream:
             micro_batches = [rows.to(run.world.device) for rows in islice(stream, run.plan.micro_steps)]
@@ -69,7 +69,7 @@ def _validation(run: TrainingRun) -> None:
 
 
 def _save(run: TrainingRun) -> None:
-    # Of a name that the next start knows as the remains of a save.
+    # The next start recognises this name as the remains of a save.
     folder = run.folder.checkpoints / f"{UNFINISHED}step-dry-run"
     saver = Saver(
         folder,

@@ -1,4 +1,4 @@
-"""The `export` verb: a checkpoint becomes a Hugging Face folder."""
+"""The `export` verb: writes a checkpoint as a Hugging Face folder."""
 
 from pathlib import Path
 
@@ -14,18 +14,17 @@ from megaslm.training.run_folder import RunFolder
 def export(source: Path, output: Path) -> Path:
     """Writes the weights of a checkpoint, in the precision that its run computed in, with configuration and tokenizer.
 
-    The files that hold them are compared with their hashes first. The host's memory holds the model once, in that
-    precision.
+    The files are compared with their hashes first. The host's memory holds the model once, in that precision.
 
     Args:
-        source: a run folder, for its newest complete checkpoint, or one of its checkpoints.
+        source: one of a run's checkpoints, or the run folder for its newest complete checkpoint.
         output: the folder to write; it must not exist.
 
     Returns:
         The checkpoint that was exported.
 
     Raises:
-        CheckpointError: `source` is neither, incomplete, or not as it was written.
+        CheckpointError: `source` is neither of these, or the checkpoint is incomplete or corrupt.
         ConfigError: `output` exists.
     """
     if output.exists():
@@ -38,10 +37,9 @@ def export(source: Path, output: Path) -> Path:
 
 
 def newest_weights(run: RunFolder) -> Path:
-    """The newest complete checkpoint of a run as a Hugging Face folder inside the run, made when first asked for.
+    """The newest complete checkpoint of a run, exported to a Hugging Face folder inside the run on first use.
 
-    Raises:
-        CheckpointError: the run has none.
+    Raises CheckpointError where the run has no complete checkpoint.
     """
     checkpoint = _newest(run)
     folder = run.exports / checkpoint.name
@@ -62,5 +60,5 @@ def _newest(run: RunFolder) -> Path:
     run.config()
     complete = complete_checkpoints(run.checkpoints)
     if not complete:
-        raise CheckpointError(f"{run.path}: has no complete checkpoint; train it to its first one")
+        raise CheckpointError(f"{run.path}: has no complete checkpoint; train it until its first save")
     return complete[-1].folder

@@ -1,6 +1,6 @@
-"""When a run has gone wrong, and what follows: too many skipped steps in a row end it, a loss spike rolls it back.
+"""Guards of a run: too many skipped steps in a row end it, a loss spike rolls it back.
 
-A roll-back goes to the last checkpoint before the spike, and skips the data that was read since.
+A roll-back returns to the last checkpoint before the spike and skips the data that was read since.
 """
 
 import json
@@ -26,15 +26,14 @@ class SkipCount:
     """Counts the steps that were skipped in a row."""
 
     def __init__(self, limit: int, in_a_row: int = 0) -> None:
-        """Takes the number of steps at which the run is to stop, and that of the last ones that were skipped."""
+        """The run stops at `limit` skipped steps in a row; `in_a_row` is the count so far."""
         self._limit = limit
         self.in_a_row = in_a_row
 
     def add(self, step: int, skipped: str | None) -> None:
-        """Takes note of a step, and of why it was skipped.
+        """Counts a step; `skipped` is why it was skipped, None if it was not.
 
-        Raises:
-            NonFiniteLoss: it is the last that may be.
+        Raises NonFiniteLoss where the limit is reached.
         """
         self.in_a_row = 0 if skipped is None else self.in_a_row + 1
         if self.in_a_row >= self._limit:
@@ -46,7 +45,7 @@ class SkipCount:
 
 @dataclass(frozen=True)
 class Spike:
-    """A loss far above those of the steps before. In nats: `loss`, their `mean`, and `deviation`, the standard one."""
+    """A loss far above those of earlier steps. `loss`, and their `mean` and standard `deviation`, are in nats."""
 
     step: int
     loss: float
@@ -54,22 +53,22 @@ class Spike:
     deviation: float
 
     def __str__(self) -> str:
-        """As a message has it."""
+        """The text for messages."""
         return (
             f"step {self.step}: the loss of {self.loss:.4f} lies {self.loss - self.mean:.4f} above the mean of those "
-            f"before, {self.mean:.4f}, whose standard deviation is {self.deviation:.4f}"
+            f"before, {self.mean:.4f} (standard deviation {self.deviation:.4f})"
         )
 
 
 class SpikeWatch:
-    """Judges each loss by the mean and the standard deviation of the last ones that were no spikes.
+    """Judges each loss by the mean and the standard deviation of a window of recent losses that were no spikes.
 
-    A spike stays outside of the window by which the next losses are judged, so that it does not hide them. Where so
-    many come one after the other that they would fill an eighth of the window, that is a new level, and they enter it.
+    A spike does not enter the window, so that it does not hide the next ones. Consecutive spikes that would fill an
+    eighth of the window are a new level: they enter it.
     """
 
     def __init__(self, sigmas: float, window_steps: int, losses: Iterable[float] = ()) -> None:
-        """Goes on from what `losses` was."""
+        """`losses` is the window of an earlier attempt."""
         self._sigmas = sigmas
         self._window_steps = window_steps
         self._steps_of_a_level = max(_LEAST_STEPS_OF_A_LEVEL, window_steps // 8)
@@ -78,11 +77,11 @@ class SpikeWatch:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """The losses of the window, oldest first: what a resumed run needs to judge at once."""
+        """The losses of the window, oldest first. A resumed run needs them to judge at once."""
         return tuple(self._losses)
 
     def add(self, step: int, loss: float) -> Spike | None:
-        """Judges the loss of a step, in nats; there is no judgement before the window is full."""
+        """Judges the loss of a step, in nats. None if it is no spike, or before the window is full."""
         spike = self._judge(step, loss)
         if spike is None:
             self._spikes = []
@@ -104,20 +103,20 @@ class SpikeWatch:
 
 @dataclass(frozen=True)
 class RollBack:
-    """What a run asks for that has met a spike."""
+    """A run's request to roll back after a spike."""
 
     spike: Spike
     step: int
-    """Where the run stands, at or after the spike."""
+    """The current step, at or after the spike."""
     rows_seen: int
-    """Where the data goes on."""
+    """The data position to resume at."""
     extents: tuple[Extent, ...]
-    """How many rows there are, from which epoch on."""
+    """The number of rows, from which epoch on."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One roll-back of a run, in rollbacks.json; a run that is cut off before its next checkpoint needs it."""
+    """One roll-back, in rollbacks.json. A run that is interrupted before its next checkpoint needs it."""
 
     checkpoint_step: int
     rows_seen: int
@@ -126,26 +125,25 @@ class _Entry:
 
 
 def roll_back(run: TrainingRun, asked: RollBack, say: Callable[[str], None]) -> Resumed:
-    """Brings the run back to its newest whole checkpoint from before the spike; called on all ranks.
+    """Rolls the run back to its newest intact checkpoint from before the spike; called on all ranks.
 
-    Checkpoints from after the spike are removed, as those steps are made again, with other rows.
+    Checkpoints from the spike's step on are removed: those steps are made again, with other rows.
 
-    Raises:
-        LossSpike: there is no such checkpoint, or the run has come back to it too often.
+    Raises LossSpike where there is no such checkpoint, or the run has rolled back to it too often.
     """
     on_first_rank(lambda: _forget_since(run.folder.checkpoints, asked.spike))
     resumed = resume(run.folder.checkpoints, run.engine.state(), run.world, say)
     entry = _Entry(resumed.progress.step, asked.rows_seen, str(asked.spike), asked.extents)
     on_first_rank(lambda: _note(_file(run), entry))
     say(
-        f"warning: {asked.spike}; back from step {asked.step} to step {resumed.progress.step}, and on behind the "
-        f"{asked.rows_seen - resumed.progress.rows_seen:,} rows that were read since"
+        f"warning: {asked.spike}; the run goes back from step {asked.step} to step {resumed.progress.step} and skips "
+        f"the {asked.rows_seen - resumed.progress.rows_seen:,} rows that were read since"
     )
     return _behind(resumed, entry, validation_is_due=False)
 
 
 def after_rollbacks(run: TrainingRun, resumed: Resumed) -> Resumed:
-    """Where the data of a resumed run goes on, if it was cut off between a roll-back and the next checkpoint."""
+    """Restores the data position of a run that was interrupted between a roll-back and the next checkpoint."""
     entries = on_first_rank(lambda: _read(_file(run)))
     here = [entry for entry in entries if entry.checkpoint_step == resumed.progress.step]
     if not here:
@@ -185,8 +183,8 @@ def _note(path: Path, entry: _Entry) -> None:
     times = sum(earlier.checkpoint_step == entry.checkpoint_step for earlier in entries)
     if times > _MOST_FROM_ONE_CHECKPOINT:
         raise LossSpike(
-            f"{entry.spike}; the run has gone back to step {entry.checkpoint_step} {times - 1} times already, and it "
-            "is not the rows that make the loss rise: lower train.lr, or set guard.on_spike = warn"
+            f"{entry.spike}; the run has gone back to step {entry.checkpoint_step} {times - 1} times already: the rows "
+            "are not what makes the loss rise; lower train.lr, or set guard.on_spike = warn"
         )
     write_file(path, json.dumps([asdict(one) for one in entries], indent=1) + "\n")
 

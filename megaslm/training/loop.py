@@ -1,4 +1,4 @@
-"""The loop: one for every objective, from where a run stands to its end."""
+"""The training loop, one for every objective: from a run's current step to its end."""
 
 import math
 import time
@@ -37,7 +37,7 @@ def learning_rate(train: TrainSection, tokens: int) -> float:
 
 
 def _height(train: TrainSection, tokens: int) -> float:
-    """How high above the floor, from 1 after the warm-up to 0 at the end; constant stays at 1."""
+    """The share of `lr` above the floor: 1 after the warm-up, 0 at the end. `constant` stays at 1."""
     if train.schedule == "constant":
         return 1.0
     remaining_tokens = max(0, train.total_tokens - tokens)
@@ -48,10 +48,10 @@ def _height(train: TrainSection, tokens: int) -> float:
 
 
 class Trainer:
-    """One way through the loop; every method is called on all ranks."""
+    """One pass through the loop, until the end or a roll-back. Every method is called on all ranks."""
 
     def __init__(self, run: TrainingRun, resumed: Resumed) -> None:
-        """From where `resumed` says that the run stands."""
+        """Starts after the step of `resumed`."""
         guard = run.config.guard
         self._run = run
         self._before = resumed.progress
@@ -76,12 +76,12 @@ class Trainer:
         self._started = time.monotonic()
 
     def run(self) -> RollBack | None:
-        """To the end of the run, or until it has to go back."""
+        """Trains to the end of the run, or returns the roll-back that a spike requires."""
         try:
             with closing(self._micro_batches()) as micro_batches:
                 return self._steps(self._meter.loading(micro_batches))
         except (LossSpike, NonFiniteLoss):
-            # All ranks raise it together, and what they were saving is worth keeping.
+            # All ranks raise together, and the save under way is worth keeping.
             self._saver.wait()
             raise
         finally:
@@ -94,7 +94,7 @@ class Trainer:
             self._validate(before.step)
         run.stop.raise_if_told_anywhere(run.cpu_group, _kept(before.step))
         for step in range(before.step + 1, run.plan.total_steps + 1):
-            # Asked before the step, so that nobody waits for the answer after it.
+            # Asked before the step, so that no rank waits for the answer after it.
             answer = run.cpu_group.ask(int(run.stop.told), *self._saver.running_and_failed)
             self._train(step, micro_batches)
             last = step == run.plan.total_steps
@@ -105,7 +105,7 @@ class Trainer:
             if last or self._is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
             told, running, failed = answer.read()
-            # A validation is cut short where some rank was told, be it since the question.
+            # A validation ends early if a rank was told to stop, even after the question.
             told = told or not validated
             self._saver.settle(running, failed)
             saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
@@ -128,7 +128,7 @@ class Trainer:
         heartbeat("data", step)
         rows = list(islice(micro_batches, run.plan.micro_steps))
         heartbeat("step", step)
-        # Dropout, where a model has any, is drawn afresh from the step: a resumed run needs no generator's state.
+        # The seed of dropout depends on the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((run.config.seed, step, run.world.rank)))
         moment = Moment(step, (step - 1) * run.plan.tokens_per_step)
         result = self._step(rows, moment, learning_rate(run.config.train, step * run.plan.tokens_per_step))
@@ -144,7 +144,6 @@ class Trainer:
         return every_tokens is not None and step % self._run.plan.steps_of(every_tokens) == 0
 
     def _flush(self) -> None:
-        """Writes what the last steps have to say, and judges their losses."""
         on_spike = self._run.config.guard.on_spike
         for record in self._reporter.flush():
             spike = None if on_spike == "off" else self._spikes.add(record.step, record.loss)
@@ -153,10 +152,10 @@ class Trainer:
                     self._reporter.say(f"warning: {spike}")
                 if on_spike == "stop":
                     raise LossSpike(
-                        f"{spike}; guard.on_spike = stop: look at the rows that were read then, and go on from the "
-                        "newest checkpoint by --resume, with guard.on_spike = rollback to leave them out"
+                        f"{spike}; guard.on_spike = stop: look at the rows that were read then; start again with "
+                        "--resume, and with guard.on_spike = rollback to leave them out"
                     )
-            # One that is to be left behind stays until it is; of others that follow one another the first is told.
+            # A spike to roll back from is kept until the roll-back. Of other consecutive spikes only the first is told.
             if on_spike != "rollback" or self._spike is None:
                 self._spike = spike
 
@@ -168,7 +167,7 @@ class Trainer:
             self._reporter.say(line)
 
     def _validate(self, step: int) -> bool:
-        """Whether it came to its end before some rank was told to stop."""
+        """Whether the validation finished before a rank was told to stop."""
         self._flush()
         run = self._run
 
@@ -206,4 +205,4 @@ class Trainer:
 
 
 def _kept(step: int) -> str:
-    return f"step {step} is saved: go on by --resume" if step else "no step was made yet: go on by --resume"
+    return f"step {step} is saved: resume with --resume" if step else "no step was made yet: start again with --resume"

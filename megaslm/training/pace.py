@@ -1,4 +1,4 @@
-"""Which ranks are slow, and since when: all of them are as quick as the slowest."""
+"""Stragglers: which ranks are slow, and since when. The slowest rank sets the pace of all."""
 
 import math
 import socket
@@ -14,30 +14,30 @@ _LEAST_RUNNING_SHARE = 0.01
 
 
 class Ratios(NamedTuple):
-    """How many times as long as the middle rank a rank needs, by what holds it up."""
+    """A rank's time as a multiple of the middle rank's time, by cause."""
 
     compute: float
-    """A product of two matrices: by its processor or GPU."""
+    """For a product of two matrices: a slow processor or GPU."""
     loading: float
-    """A step of training with its own wait for rows in it, in place of the middle rank's."""
+    """For a training step that contains this rank's wait for rows instead of the middle rank's."""
     halts: float
-    """Anything, because its host lets it run for a part of the time only."""
+    """For any work: the host lets the rank run for a part of the time only."""
 
     @property
     def largest(self) -> float:
-        """The one that counts."""
+        """The ratio by which a rank is judged."""
         return max(self)
 
 
 @dataclass(frozen=True)
 class PaceReport:
-    """What a report says of the ranks."""
+    """The comparison of the ranks in one report."""
 
     slowest_rank: int
     slowest_ratio: float
-    """How many times as long as the middle rank the slowest one needs; 1 where all are alike."""
+    """The slowest rank's time as a multiple of the middle rank's; 1 where all are equally fast."""
     news: tuple[str, ...]
-    """A line for each rank that has become slow, or is so no more."""
+    """A line for each rank that has become slow, or is no longer slow."""
 
 
 class PaceWatch:
@@ -49,26 +49,26 @@ class PaceWatch:
         self._slow_ranks = SlowRanks(gather_objects(socket.gethostname()), slow_ratio, last_step)
 
     def report(self, step: int) -> PaceReport:
-        """Called on all ranks after `step`, and reads the device once."""
+        """Called on all ranks after `step`. Reads the device once."""
         ratios = compare(self._meter.share())
         slowest = max(range(len(ratios)), key=lambda rank: ratios[rank].largest)
         return PaceReport(slowest, ratios[slowest].largest, tuple(self._slow_ranks.judge(step, ratios)))
 
 
 class SlowRanks:
-    """Tells a rank that is slow from one that was, for once."""
+    """Tells a lasting straggler from a single slow report."""
 
     def __init__(self, hosts: Sequence[str], slow_ratio: float, last_step: int) -> None:
-        """The hosts in rank order."""
+        """`hosts` are in rank order."""
         self._hosts = hosts
         self._slow_ratio = slow_ratio
         self._last_step = last_step
-        # Of each rank since which steps its reports say the contrary of what is known of it.
+        # For each rank, the first steps of the reports in a row that contradict what is known of it.
         self._doubtful_since: list[list[int]] = [[] for _ in hosts]
         self._known_slow = [False for _ in hosts]
 
     def judge(self, step: int, ratios: Sequence[Ratios]) -> list[str]:
-        """A line for each rank of which two reports in a row, the one after `step` being the second, say news."""
+        """A line for each rank that two reports in a row, the second one after `step`, show as changed."""
         since, self._last_step = self._last_step + 1, step
         news = []
         for rank, found in enumerate(ratios):
@@ -94,11 +94,11 @@ class SlowRanks:
 
 
 def compare(paces: Sequence[Pace]) -> list[Ratios]:
-    """Each rank with the middle one, of an even number the quicker of the two."""
+    """Compares each rank with the middle one; of an even number of ranks, with the quicker of the two middle ones."""
     compute = _middle([pace.product_seconds for pace in paces])
     loading = _middle([pace.loading_seconds for pace in paces])
     stretched = [1.0 / max(1.0 - pace.paused_share, _LEAST_RUNNING_SHARE) for pace in paces]
-    # A step lasts as long as on the rank that loads longest; what of it is not loading, all ranks have in common.
+    # A step lasts as long as on the rank that loads longest. All ranks share the part of it that is not loading.
     longest = max(paces, key=lambda pace: pace.loading_seconds)
     rest = max(0.0, longest.step_seconds - longest.loading_seconds)
     return [
@@ -112,7 +112,7 @@ def compare(paces: Sequence[Pace]) -> list[Ratios]:
 
 
 def _middle(values: Sequence[float]) -> float:
-    """The middle one of those that were measured, of two the smaller; NaN where there is none."""
+    """The lower median of the values that are not NaN; NaN if there are none."""
     measured = sorted(value for value in values if not math.isnan(value))
     return measured[(len(measured) - 1) // 2] if measured else math.nan
 

@@ -1,4 +1,4 @@
-"""From steps on the device to records: one read of the device a report, however many steps it covers."""
+"""Turns steps on the device into records. A report reads the device once, however many steps it covers."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from megaslm.training.training_data import DomainCounts
 
 
 class Reporter:
-    """Collects steps and writes what the first rank has to say of them."""
+    """Collects steps. The first rank writes their records."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class Reporter:
         skipped_steps: int,
         validation_is_due: bool,
     ) -> None:
-        """Goes on after `last_step`, with so many `skipped_steps` among those before.
+        """Continues after `last_step`; `skipped_steps` counts the skipped steps up to it.
 
-        What is read of each domain is added to `counts`. Where `validation_is_due`, that of `last_step` is made again.
+        The rows read of each domain are added to `counts`. If `validation_is_due`, that of `last_step` is made again.
         """
         self.selected_tokens = 0
-        """Targets that were trained on since then, over all ranks."""
+        """Targets trained on since `last_step`, over all ranks."""
         self.skipped_steps = skipped_steps
-        """Of the whole run so far."""
+        """Skipped steps of the whole run so far."""
         self._plan = plan
         self._domains = domains
         self._counts = counts
@@ -56,12 +56,12 @@ class Reporter:
             )
 
     def say(self, line: str) -> None:
-        """Prints a line, once."""
+        """Prints a line, on the first rank only."""
         if self._log is not None:
             self._log.say(line)
 
     def add(self, result: StepResult) -> None:
-        """Keeps a step for the next flush; one that was skipped may be the last, and is written at once."""
+        """Keeps a step for the next flush. A skipped step may be the last one, so it is written at once."""
         self._waiting.append(result)
         if result.skipped is not None:
             self._write_waiting()
@@ -78,13 +78,13 @@ class Reporter:
         return written
 
     def write(self, records: Sequence[Record]) -> None:
-        """Writes records; the time they took to make is not the steps'."""
+        """Writes records. The time since the last write does not count as time of the next steps."""
         if self._log is not None:
             self._log.write(records)
         self._since = time.monotonic()
 
     def sync(self) -> None:
-        """Waits until all that was written has reached the disk, so that a checkpoint has no gap before it."""
+        """Waits until all records are on disk, so that none before a checkpoint is missing."""
         if self._log is not None:
             self._log.sync()
 
@@ -137,15 +137,15 @@ class Reporter:
         )
 
     def _warn_of_not_finite(self, result: StepResult, summary: SelectionSummary) -> None:
-        """A step stands whose selected losses are numbers; what else is none, the run tells once."""
+        """Warns once. Such a step is not skipped: the losses of its selected targets are finite."""
         if summary.not_finite and not self._has_warned:
             self._has_warned = True
             self.say(
                 f"warning: step {result.step}: {summary.not_finite} of {summary.valid} targets have a loss or "
-                "reference loss that is NaN or infinite; the step does not depend on them, and this is not said again"
+                "reference loss that is NaN or infinite; the step does not depend on them; this warning comes once"
             )
 
 
 def _numbers(result: StepResult) -> Tensor:
-    """All that a step has to say in one vector, so that a report reads the device once; float64."""
+    """All values of a step in one float64 vector, so that a report reads the device once."""
     return torch.cat([result.sums, torch.stack([result.threshold, result.gradient_norm]).double()])

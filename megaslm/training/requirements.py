@@ -1,4 +1,4 @@
-"""What a run requirements of its ranks and of their hosts."""
+"""The requirements of a run on its ranks and their hosts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
 
-# A weight and Adam's two moments, each of four bytes.
+# A weight and Adam's two moments, 4 bytes each.
 _CHECKPOINT_BYTES_A_PARAMETER = 12
 
 
 def requirements_of(config: RunConfig) -> Requirements:
-    """What the ranks of a run have to have in common, and what their hosts need room for."""
+    """What the ranks of a run must have in common, and what their hosts need room for."""
     datasets = dict(_datasets(config))
     fetches = any(is_remote(place) for place in datasets.values())
     return Requirements(
@@ -42,7 +42,6 @@ def requirements_of(config: RunConfig) -> Requirements:
 
 
 def _datasets(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Every dataset that the run reads, by its setting."""
     if config.data.train is not None:
         yield "data.train", config.data.train
     for name, stream in config.data.streams.items():
@@ -52,7 +51,7 @@ def _datasets(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _files_of_origin(model: ModelSection) -> Iterator[tuple[str, Path]]:
-    """What tells whether a host sees the model that the run starts from."""
+    """The file that shows whether a host sees the model that the run starts from."""
     if model.from_pretrained is not None:
         yield "config.json of model.from_pretrained", Path(model.from_pretrained) / "config.json"
     if model.from_run is not None:
@@ -60,7 +59,7 @@ def _files_of_origin(model: ModelSection) -> Iterator[tuple[str, Path]]:
 
 
 def _checkpoint_bytes(model: ModelSection) -> int:
-    """What a checkpoint will take; 0 where the origin cannot be read, which is refused where it is opened."""
+    """The size of a checkpoint. 0 where the origin cannot be read: opening it raises the error later."""
     try:
         if model.from_run is not None:
             newest = complete_checkpoints(RunFolder(Path(model.from_run)).checkpoints)[-1:]

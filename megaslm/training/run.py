@@ -1,4 +1,4 @@
-"""What stays the same while a run trains, rolls back and trains again, made of its configuration."""
+"""The parts of a run, made from its configuration, that stay the same while it trains, rolls back and trains again."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from megaslm.training.validation import Validation
 
 
 def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
-    """The objective, selecting on from where an earlier run left off."""
+    """The objective, with the selection state of an earlier attempt."""
     if config.train.objective == "clm":
         return CausalObjective()
     slm = config.slm
@@ -48,7 +48,7 @@ def fetch_settings(section: FetchSection) -> FetchSettings:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run on the ranks that it has, ready to train."""
+    """A run on its ranks, ready to train."""
 
     config: RunConfig
     plan: BatchPlan

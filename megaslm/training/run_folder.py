@@ -1,6 +1,6 @@
-"""A run's folder: what is in it, whether a run may resume in it, and its lock.
+"""A run's folder: its paths, the check whether a run may resume in it, and its lock.
 
-One job at a time works in it: a second one would take the first one's saves for its own leftovers.
+One job at a time trains in it: a second job would remove the first job's unfinished saves as leftovers.
 """
 
 import errno
@@ -32,7 +32,7 @@ from megaslm.training.training_data import TrainingData, TrainingDataset
 
 _PATIENCE_SECONDS = 30.0
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-# What a run is. The rest (length, logging, layout over ranks) may change when it is resumed.
+# The settings that make a run this run. The others (length, logging, layout over ranks) may change on resume.
 _IDENTITY = (
     "model",
     "data.seq_len",
@@ -49,18 +49,17 @@ _IDENTITY = (
     "slm.max_ref_loss",
     "seed",
 )
-# Folders may move: what lies in them is compared by its fingerprints.
+# Folders may move: their content is compared by fingerprints.
 _MAY_DIFFER = ("model.gradient_checkpointing", "data.streams.*.dataset", "data.streams.*.reference")
 
 
 @contextmanager
 def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
-    """Within the context no other job trains in the folder; called on all ranks.
+    """Keeps other jobs out of the folder within the context; called on all ranks.
 
-    Waits half a minute for an attempt that is being killed. Where the file system has no locks, `say` is told so.
+    Waits half a minute for an attempt that is being killed. If the file system has no locks, warns through `say`.
 
-    Raises:
-        ConfigError: another job goes on training in it.
+    Raises ConfigError where another job still trains in it.
     """
     with ExitStack() as held:
         for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
@@ -69,12 +68,11 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
 
 
 def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
-    """Has `held` keep other jobs out of the folder; gives a warning where its file system has no locks.
+    """Locks the folder until `held` closes. Yields a warning if its file system has no locks.
 
-    Raises:
-        ConfigError: another job is in it, for longer than the patience.
+    Raises ConfigError where another job held the lock for longer than `patience_seconds`.
     """
-    # In the folder and not beside it, where a container has a file system of its own.
+    # The lock is in the folder, not beside it: beside it, a container has a file system of its own.
     run_folder.mkdir(parents=True, exist_ok=True)
     try:
         held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
@@ -85,7 +83,7 @@ def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) ->
     except OSError as error:
         if error.errno not in _NO_LOCKS_HERE:
             raise
-        yield f"warning: {run_folder}: this file system has no locks ({error}); see that one job at a time trains in it"
+        yield f"warning: {run_folder}: this file system has no locks ({error}); let only one job at a time train in it"
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
+        """One folder per checkpoint."""
         return self.path / "checkpoints"
 
     @property
@@ -111,7 +109,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One line a step."""
+        """One line per step."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -125,39 +123,35 @@ class RunFolder:
         return self.path / "cost.json"
 
     def config(self) -> RunConfig:
-        """The resolved configuration.
-
-        Raises:
-            CheckpointError: this is no run folder.
-        """
+        """The resolved configuration. Raises CheckpointError where this is not a run folder."""
         if not (self.path / CONFIG).is_file():
             raise CheckpointError(f"{self.path}: holds no {CONFIG}; a run folder was expected")
         return load(RunConfig, self.path / CONFIG).value
 
 
 def check_run(config: RunConfig, data: TrainingData, *, resume: bool) -> list[str]:
-    """Whether a run may begin, or go on, in its folder; nothing is written.
+    """Checks whether a run may start or resume in its folder. Writes nothing.
 
     Returns:
-        The settings that differ from those the run had so far, one line each.
+        The settings that have changed since the run began, one line each.
 
     Raises:
-        ConfigError: there is a run and `resume` is false, or what makes it this run has changed.
+        ConfigError: the folder holds a run and `resume` is false, or a setting that may not change has changed.
     """
     run = RunFolder(Path(config.run_dir))
     if not (run.path / CONFIG).exists():
         return []
     if not resume:
         raise ConfigError(
-            f"run_dir = {run.path}: holds a run already; go on with it by --resume, or choose another run_dir"
+            f"run_dir = {run.path}: holds a run already; resume it with --resume, or choose another run_dir"
         )
     return [*_check_same_data(run, data), *_differences(run.config(), config)]
 
 
 def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, origin: Path | None) -> None:
-    """Makes the run folder: the resolved configuration, provenance, and what an export needs beside weights.
+    """Makes the run folder: the resolved configuration, provenance, and the files that an export needs beside weights.
 
-    `origin` is the folder that the model was loaded from. Raises ModelError where no export could be opened.
+    `origin` is the folder that the model was loaded from. Raises ModelError where an export could not be opened.
     """
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
@@ -175,7 +169,7 @@ def _differences(before: RunConfig, now: RunConfig) -> list[str]:
     if refused:
         raise ConfigError(
             f"run_dir = {now.run_dir}: the run in it differs in what makes it this run; choose another run_dir, or "
-            f"take the change back\n" + "\n".join(refused)
+            f"undo the change\n" + "\n".join(refused)
         )
     return list(lines.values())
 
@@ -191,13 +185,13 @@ def _dotted(path: tuple[str | int, ...]) -> str:
 
 
 def _check_same_data(run: RunFolder, data: TrainingData) -> list[str]:
-    """How datasets have become longer, one line each; raises ConfigError where they are others."""
+    """A line for each dataset that has become longer. Raises ConfigError where the data is not the same otherwise."""
     before = _recorded_identity(run)
     now = {dataset.setting: _identity(dataset.manifest) for dataset in data.datasets}
     if list(before) != list(now):
         raise ConfigError(
             f"{run.path}: the run read {', '.join(before)} so far, in this order; now it would read {', '.join(now)}: "
-            "choose another run_dir, or take the change back"
+            "choose another run_dir, or undo the change"
         )
     longer = [dataset for dataset in data.datasets if _is_longer(dataset, before[dataset.setting])]
     for dataset in longer:
@@ -216,7 +210,7 @@ def _check_same_data(run: RunFolder, data: TrainingData) -> list[str]:
 
 
 def _is_longer(dataset: TrainingDataset, before: Mapping[str, Any]) -> bool:
-    """Whether it begins with all that it had, and goes on."""
+    """Whether the dataset begins with all its earlier rows and has more."""
     parts, had = before.get("parts"), before["tokens_sha256"]
     if parts is None or dataset.manifest.tokens_fingerprint() == had:
         return False
@@ -240,13 +234,12 @@ def _check_extents_are_noted(run: RunFolder) -> None:
         progress = read_progress(checkpoint.folder)
         if progress.step and not progress.extents:
             raise CheckpointError(
-                f"{checkpoint.folder}: was written by a version that did not note how long the training data was; go "
-                "on with the data as it was up to the next checkpoint, remove this one, and then take the longer data"
+                f"{checkpoint.folder}: was written by a version that did not record the length of the training data; "
+                "resume with the old data until the next checkpoint, remove this one, and then use the longer data"
             )
 
 
 def _recorded_identity(run: RunFolder) -> dict[str, dict[str, Any]]:
-    """The identity of each dataset that the run has read, by its setting."""
     stored = json.loads((run.path / "manifest.json").read_text(encoding="utf-8"))
     # Version 0.1.0 read one dataset.
     datasets: dict[str, dict[str, Any]] = stored.get("datasets") or {"data.train": stored["data"]}

@@ -18,7 +18,7 @@ from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset
 
 Costs = dict[str, dict[str, float]]
-"""Of `scoring` and `reference_training` what each took, as scoring left it beside the dataset."""
+"""The cost of `scoring` and of `reference_training`, as scoring wrote it beside the dataset."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ def write_cost(
 ) -> None:
     """Writes cost.json.
 
-    `checks` is what comparing shards with their checksums took on the first host since the run was last started, in
-    threads beside the training. `scored` adds what the scoring of these datasets has cost, and the training of their
-    references: `scoring` and `reference_training` are sums over the datasets, in which a reference that scored several
-    counts once; `datasets` has what each dataset brought.
+    `checks` is the cost of comparing shards with their checksums on the first host since the last start, in threads
+    beside the training. `scored` adds the cost of scoring these datasets and of training their references. `scoring`
+    and `reference_training` are sums over the datasets; a reference that scored several counts once. `datasets` has the
+    cost of each dataset.
     """
     gpu_seconds = progress.rank_seconds if world.device.type == "cuda" else 0.0
     cost = Cost(
@@ -91,12 +91,12 @@ def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...], say: Callable[[str], None]) -> Saver:
-    """What writes the checkpoints of a run; called on all ranks.
+    """The saver of a run; called on all ranks.
 
     Args:
-        job: the run.
-        counts: what it has read of each domain.
-        corrupt: steps whose checkpoints are known not to be whole.
+        run: the run.
+        counts: the rows it has read of each domain.
+        corrupt: steps whose checkpoints are known to be corrupt.
         say: prints a line, on the first rank.
     """
     checkpoint = run.config.checkpoint
@@ -128,4 +128,4 @@ def _write_cost(run: TrainingRun, counts: DomainCounts, progress: Progress, say:
             scored=run.data.datasets if reads_reference(run.config) else (),
         )
     except OSError as error:
-        say(f"warning: {run.folder.cost} cannot be written: {error}; it is tried again after the next save")
+        say(f"warning: {run.folder.cost} cannot be written: {error}; the next save tries again")

@@ -1,4 +1,4 @@
-"""Everything that happens once before the first step: checks, the run folder, the model under its engine."""
+"""The work before the first step: checks, the run folder, and the model under its engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ from megaslm.training.training_data import TrainingData
 def pretrained_folder(config: RunConfig) -> Path | None:
     """The Hugging Face folder that the run starts from: given, or made from another run's newest checkpoint.
 
-    Called by every rank. None where the weights are drawn.
+    Called on all ranks. None where the run starts from random weights.
     """
     if config.model.from_pretrained is not None:
         return Path(config.model.from_pretrained)
@@ -43,7 +43,7 @@ def pretrained_folder(config: RunConfig) -> Path | None:
 
 
 def reference_warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> Iterator[str]:
-    """What a run is warned of: that its reference is the model it starts from, so that no target has an excess loss.
+    """Warnings that the reference is the model that the run starts from, so that no target has an excess loss.
 
     Reads all weights of `pretrained`.
     """
@@ -55,7 +55,7 @@ def reference_warnings(config: RunConfig, data: TrainingData, pretrained: Path |
         if reference is not None and reference.weights_sha256 == weights:
             yield (
                 f"{dataset.source.place} was scored by the very model that this run starts from ({pretrained}): its "
-                "excess loss is 0 everywhere but for rounding, and what is selected first is chance; score the data "
+                "excess loss is 0 everywhere except for rounding, so the first selections are random; score the data "
                 "with a reference that was trained on the text you want"
             )
 
@@ -65,7 +65,7 @@ def start_engine(
 ) -> ZeroEngine:
     """Builds the model of the run, hands it to DeepSpeed and makes the run folder; called on all ranks.
 
-    `pretrained` is the folder of `pretrained_folder`.
+    `pretrained` comes from `pretrained_folder`.
 
     Raises:
         ModelError, DataError: the model does not fit the data.
@@ -87,7 +87,7 @@ def start_engine(
 
 
 def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> None:
-    """Whether `slm.head: cache` fits its budget, in a run whose choices wait for the losses."""
+    """Raises ConfigError where `slm.head: cache` exceeds its budget in a run whose choices wait for the losses."""
     slm = config.slm
     measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
     waits_for_losses = config.train.objective == "slm" and slm.criterion in ("excess", "loss") and not measured_first
@@ -95,13 +95,12 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
     if slm.head == "cache" and waits_for_losses and needed_gib > slm.head_cache_gib:
         raise ConfigError(
             f"slm.head = cache: holds {needed_gib:.3g} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} targets "
-            f"and a vocabulary of {vocab_size}, more than slm.head_cache_gib = {slm.head_cache_gib:.3g}; raise that, "
+            f"and a vocabulary of {vocab_size}, more than slm.head_cache_gib = {slm.head_cache_gib:.3g}; raise it, "
             "lower train.micro_batch_rows, or use slm.head = bracket"
         )
 
 
 def _check_pretrained(folder: Path, data: TrainingData) -> None:
-    """What can be seen of a model before its weights are loaded."""
     config = check_model_folder(folder)
     manifest, source = data.first.manifest, data.first.source
     check_model_fits(config, manifest, model=str(folder), dataset=source.place)
@@ -115,7 +114,7 @@ def _build(
     if pretrained is not None:
         return load_pretrained(pretrained, dtype=dtype_of(precision))
     architecture = config.model.from_scratch
-    assert architecture is not None, "the schema lets exactly one pretrained through"
+    assert architecture is not None, "the schema lets exactly one origin through"
     lm = build_from_shape(architecture, eos_id=data.eos_id, dtype=dtype_of(precision))
     check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.source.place)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)

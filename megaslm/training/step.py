@@ -1,6 +1,6 @@
-"""One optimiser step: choose, forward, backward, update. The host reads the device at most once a micro-step.
+"""One optimiser step: choose, forward, backward, update. The host reads the device at most once per micro-step.
 
-A skipped step names the targets that are to blame and the rows they are in.
+A skipped step names its cause and the rows of the targets concerned.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ _MOST_ROWS_NAMED = 10
 
 
 def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: Callable[[int], str]) -> str:
-    """One sentence, the same on all ranks; contains collectives.
+    """Why targets cannot be ranked, in one sentence, the same on all ranks. Contains collectives.
 
     Args:
         targets: of this rank's micro-batches.
-        places: which of them, counted through, cannot be ranked.
-        row_name: what a message calls a row.
+        places: indices of the targets that cannot be ranked, counted through all micro-batches.
+        row_name: the name of a row in messages.
     """
     keys = _keys(targets)
     return _sentence(unrankable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
@@ -39,13 +39,13 @@ def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: 
 def why_left_out(
     targets: Sequence[Targets], choices: Sequence[Choice], outputs: Sequence[HeadOutput], row_name: Callable[[int], str]
 ) -> str:
-    """The same for a step whose update was left out after its passes.
+    """Why the update was left out after the passes, in one sentence, the same on all ranks. Contains collectives.
 
     Args:
         targets: of this rank's micro-batches.
-        choices: how to choose of each.
-        outputs: what the head gave for each.
-        row_name: what a message calls a row.
+        choices: the choice of each micro-batch.
+        outputs: the head's output of each micro-batch.
+        row_name: the name of a row in messages.
     """
     keys = _keys(targets)
     chosen = torch.cat([output.mask.flatten() for output in outputs])
@@ -59,7 +59,7 @@ def _keys(targets: Sequence[Targets]) -> Tensor:
 
 
 def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
-    """(T,) bool; a choice that does not wait for the losses was made before the passes, or not at all."""
+    """(T,) bool. All false for a choice that was made before the passes, or that takes every target."""
     if isinstance(choice, Every | Known):
         return torch.zeros_like(choice.mask)
     return choice.unrankable(output.losses.flatten())
@@ -78,18 +78,18 @@ def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[i
 
 
 def _counted(keys: Tensor) -> tuple[int, list[int]]:
-    """How many targets these are, and the first of their rows, one more than are named."""
+    """The number of targets, and their first rows: one more than are named."""
     return len(keys), row_of(keys).unique()[: _MOST_ROWS_NAMED + 1].tolist()
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did, still on the device.
+    """The result of a step, still on the device.
 
-    `sums`: of `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the value of the criterion from
-    which targets were selected, NaN where all were or none. `gradient_norm`: float32 scalar, before clipping.
-    `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. Of a skipped step
-    `sums` hold the rows read and their valid targets alone, and the two scalars are NaN.
+    `sums`: see `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the value of the criterion from
+    which targets were selected; NaN where all or none were selected. `gradient_norm`: float32 scalar, before clipping.
+    `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. For a skipped step
+    `sums` hold only the rows read and their valid targets, and the two scalars are NaN.
     """
 
     step: int
@@ -102,9 +102,9 @@ class StepResult:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """The optimiser step of a run: all of it that stays the same from step to step.
+    """The optimiser step of a run.
 
-    Where `may_repeat_rows` is false, no row comes twice in a step. `row_name` is what a message calls a row.
+    If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages.
     """
 
     engine: ZeroEngine
@@ -116,10 +116,10 @@ class TrainStep:
     row_name: Callable[[int], str] = str
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
-        """Trains on the selected targets of all ranks' micro-batches; every rank brings equally many.
+        """Trains on the selected targets of all ranks' micro-batches, equally many per rank.
 
-        Where a criterion, a loss or the gradient is NaN or infinite on any rank, all of them skip the step: weights,
-        optimiser and the memory of the objective stay as they were.
+        If a criterion, a loss or the gradient is NaN or infinite on any rank, all ranks skip the step: weights,
+        optimiser and the memory of the objective stay unchanged.
         """
         engine, world = self.engine, self.world
         visits = _visits(micro_batches, world, may_repeat_rows=self.may_repeat_rows)
@@ -133,17 +133,17 @@ class TrainStep:
             plan = self.objective.plan_step(
                 targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
             )
-        except NonFiniteCriterion as error:  # On all ranks, before any of them has run a pass with gradients.
+        except NonFiniteCriterion as error:  # Raised on all ranks, before any pass with gradients.
             return skipped(why_unrankable(targets, error.places, self.row_name))
-        # DeepSpeed averages over ranks and micro-steps; multiplied back, the sum is divided by the global count alone.
+        # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
         scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
         sums = sums_of_nothing(self.domain_count, world.device)
         outputs: list[HeadOutput] = []
         left_out = False
         for number, micro_batch in enumerate(micro_batches):
             output = engine.forward(micro_batch.tokens, plan.choices[number])
-            # What is added is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
-            # NaN makes the norm of the gradient NaN on all ranks, and their engines leave the update out.
+            # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
+            # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             engine.backward(output.total * (scale + 0 * output.total.detach()))
             left_out = engine.step(learning_rate)
             outputs.append(output._replace(total=output.total.detach()))
@@ -162,7 +162,6 @@ class TrainStep:
     def _sums(
         self, plan: StepPlan, number: int, output: HeadOutput, micro_batch: MicroBatch, targets: Targets
     ) -> Tensor:
-        """What a micro-batch adds to the step's report."""
         choice, losses = plan.choices[number], output.losses
         measured = choice.measured.view_as(losses) if isinstance(choice, Known) else targets.valid
         if plan.losses is not None:
@@ -172,7 +171,7 @@ class TrainStep:
         )
 
     def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
-        """What a skipped step reports: its rows and their valid targets alone."""
+        """The sums of a skipped step: only its rows and their valid targets."""
         sums = sums_of_nothing(self.domain_count, self.world.device)
         for part, micro_batch in zip(targets, micro_batches, strict=True):
             sums += sums_of_unused(part, micro_batch.domain, self.domain_count)
@@ -180,7 +179,7 @@ class TrainStep:
 
 
 def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_rows: bool) -> Sequence[Tensor | int]:
-    """How often the rows of each micro-batch were met before: in earlier epochs, and earlier in this step."""
+    """How often the rows of each micro-batch were read before: in earlier epochs, and earlier in this step."""
     epochs = [micro_batch.visit for micro_batch in micro_batches]
     if not may_repeat_rows:
         return epochs

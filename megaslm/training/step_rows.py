@@ -1,4 +1,4 @@
-"""Which rows a step of a run reads, told without running it."""
+"""The rows that a step of a run reads, found without running the step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +22,16 @@ class StepRows:
 
     step: int
     epoch: int
-    """From 0 on."""
+    """Counted from 0."""
     rows: list[str]
     """DOMAIN:ROW of each."""
 
 
 def rows_of_step(run: Path, step: int) -> StepRows:
-    """The rows that a run reads in a step, unless it has left out rows before, as after a roll-back.
+    """The rows that a run reads in a step. They are wrong if the run has skipped rows before, as after a roll-back.
 
-    `run` is a run's folder or its YAML file. Raises ConfigError where the run has no such step, and what opening its
-    datasets raises.
+    `run` is a run's folder or its YAML file. Raises ConfigError where the run has no such step, and the errors of
+    opening its datasets.
     """
     config = load(RunConfig, run / CONFIG if run.is_dir() else run, []).value
     data = open_training_data(config)
@@ -52,6 +52,5 @@ def rows_of_step(run: Path, step: int) -> StepRows:
 
 
 def _progress(run: Path) -> Progress:
-    """Where a run stands, by its newest checkpoint."""
     found = complete_checkpoints(RunFolder(run).checkpoints) if run.is_dir() else []
     return read_progress(found[-1].folder) if found else Progress()

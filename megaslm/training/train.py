@@ -1,4 +1,4 @@
-"""The `train` verb: everything before the first step, and the loop as often as it is begun."""
+"""The `train` verb: everything before the first step, then the loop, again after each roll-back."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,24 +30,24 @@ from megaslm.training.start import pretrained_folder, reference_warnings, start_
 from megaslm.training.training_data import fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
-_NOTHING_LOST = "no step was made since the start: go on by --resume"
+_NOTHING_LOST = "no step was made since the start: start again with --resume"
 
 
 def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
-    """Trains a model and leaves a run folder; called by every rank that the launcher started, or by one process alone.
+    """Trains a model and writes a run folder. Called by every rank that the launcher started, or by a single process.
 
     Args:
         config: the run.
-        resume: go on from the newest checkpoint that is whole, on any number of ranks; without it a run folder that
-            holds a run is refused.
-        stop: what notes that the process was told to stop, where that was begun earlier.
+        resume: resume from the newest intact checkpoint, on any number of ranks. If false, a run folder that holds a
+            run is refused.
+        stop: the stop signal, if the caller has set one up.
 
     Raises:
         UserMistake: configuration, data, model or checkpoint do not fit; nothing was trained.
-        NonFiniteLoss: too many steps in a row had to be skipped.
-        LossSpike: the loss rose as `guard.on_spike` does not allow.
-        SaveFailed: checkpoints could not be written any more.
-        Stopped: some rank was told to stop; the run was saved after its last step.
+        NonFiniteLoss: too many steps in a row were skipped.
+        LossSpike: the loss rose more than `guard.on_spike` allows.
+        SaveFailed: too many saves in a row failed.
+        Stopped: a rank was told to stop; the run was saved after its last step.
     """
     if stop is None:
         with StopSignal() as stop:
@@ -59,14 +59,14 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = 
         heartbeat("start", 0)
         _train(config, world, stop, may_resume=resume)
         heartbeat("end", 0)
-        # Looked after until all have come here: what a rank takes down at its end may hang as well.
+        # The watchdog runs until all ranks are here: a rank may also hang in its teardown.
         wait_for_all()
 
 
 def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
     def say(line: str) -> None:
         if world.is_first:
-            # A full disk under the output ends no run.
+            # A full disk under the output must not end the run.
             with suppress(OSError):
                 print(line, flush=True)
 
@@ -137,18 +137,18 @@ def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:
         )
     if resumed.progress.row_order != BY_PASSES and run.data.mixture.may_repeat_rows:
         raise CheckpointError(
-            f"{run.folder.checkpoints}: was written when data.streams with weight or repeat were drawn anew each "
-            "epoch; they are read pass after pass now, and where these passes stand cannot be told: start a new "
-            "run from this one's model (`megaslm export`, then model.from_pretrained)"
+            f"{run.folder.checkpoints}: was written by a version that drew data.streams with weight or repeat anew "
+            "each epoch; this version reads them pass after pass and cannot tell the position in these passes; start "
+            "a new run from this one's model (`megaslm export`, then model.from_pretrained)"
         )
     return _with_new_rows(run, after_rollbacks(run, resumed), say)
 
 
 def _with_new_rows(run: TrainingRun, resumed: Resumed, say: Callable[[str], None]) -> Resumed:
-    """Where a run goes on whose datasets may have become longer."""
+    """Adds the rows by which the datasets have become longer since the checkpoint."""
     progress, now = resumed.progress, run.data.mixture.extent
     extents = lengthened(progress.extents, now, progress.rows_seen, run.stream.order)
     if progress.extents not in ((), extents):
         new_rows, first_epoch = sum(now.rows) - sum(progress.extents[-1].rows), extents[-1].first_epoch
-        say(f"the data has become longer: {new_rows:,} training rows more, which are read from epoch {first_epoch} on")
+        say(f"the data has become longer: {new_rows:,} more training rows are read from epoch {first_epoch} on")
     return replace(resumed, progress=replace(progress, extents=extents))

@@ -1,4 +1,4 @@
-"""The datasets of a run: opened, compared with one another and with the run, planned as one mixture, and counted."""
+"""The datasets of a run: opens them, compares them with one another and with the run, and plans one mixture."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ class DomainCounts:
     """Rows read of each domain, over all ranks, from the first step on."""
 
     def __init__(self, mixture: Mixture, seq_len: int, rows_read: Mapping[str, int]) -> None:
-        """Goes on from what `rows_read` was; a domain that it lacks has had none."""
+        """Counts on from `rows_read`; a missing domain counts as 0."""
         self._mixture = mixture
         self._seq_len = seq_len
         self._rows_read = {name: rows_read.get(name, 0) for name in mixture.domains}
 
     def add(self, rows: Sequence[int]) -> None:
-        """Counts a step, in the order of the domains' numbers."""
+        """Adds the rows of a step, in the order of the domains' numbers."""
         for name, count in zip(self._mixture.domains, rows, strict=True):
             self._rows_read[name] += count
 
     @property
     def rows_read(self) -> dict[str, int]:
-        """What `__init__` takes."""
+        """The rows read of each domain, as `__init__` takes them."""
         return dict(self._rows_read)
 
     @property
@@ -43,7 +43,7 @@ class DomainCounts:
 
     @property
     def passes(self) -> dict[str, float]:
-        """How often each domain was read on average: rows read by rows that it has."""
+        """Mean number of passes over each domain: rows read divided by its rows."""
         return {
             name: self._rows_read[name] / stream.rows
             for name, stream in zip(self._mixture.domains, self._mixture.streams, strict=True)
@@ -52,16 +52,16 @@ class DomainCounts:
 
 @dataclass(frozen=True)
 class NamedReference:
-    """A reference model that is at hand."""
+    """A reference model that the configuration names."""
 
     setting: str
-    """The key that names it."""
+    """The setting that names it."""
     folder: Path
     """Its Hugging Face folder."""
 
 
 def spread_evenly(rows: int, of: int) -> list[int]:
-    """The numbers of the rows to score again: so many `of` all, or all where there are no more."""
+    """The numbers of `rows` rows, spread evenly over `of` rows; all of them if `of` is smaller."""
     return [int(number) for number in np.linspace(0, of, min(rows, of), endpoint=False)]
 
 
@@ -73,15 +73,15 @@ def check_provenance(
     document_isolation: bool,
     reference: NamedReference | None,
 ) -> None:
-    """Compares the record `found` in the manifest of `dataset` with its rows, with the run and with the model at hand.
+    """Compares the record `found` in the manifest of `dataset` with its rows, the run and the model `reference`.
 
     Raises:
-        ReferenceMismatch: its losses were computed for other rows, in other contexts or by other weights.
+        ReferenceMismatch: its losses were computed for other rows, with another document_isolation or other weights.
     """
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
-            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it holds "
-            f"the rows {manifest.tokens_fingerprint()[:12]}; score the dataset again"
+            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it "
+            f"holds the rows {manifest.tokens_fingerprint()[:12]}; score the dataset again"
         )
     if found.document_isolation != document_isolation:
         raise ReferenceMismatch(
@@ -103,20 +103,20 @@ class TrainingDataset:
     """One dataset of a run."""
 
     setting: str
-    """The key that names it: data.train or data.streams.NAME."""
+    """The setting that names it: data.train or data.streams.NAME."""
     stream: str | None
-    """Its NAME among data.streams."""
+    """Its NAME among data.streams; None for data.train."""
     source: DatasetFolder
     manifest: Manifest
     domains: tuple[str, ...]
-    """Those that are read."""
+    """The domains that are read."""
     section: StreamSection
-    """What the configuration says of it."""
+    """Its part of the configuration."""
     reference: NamedReference | None
-    """The model that scored it, where the run names one."""
+    """The model that scored it, if the run names one."""
 
     def share(self) -> MixtureDataset:
-        """What the mixture has to know of it."""
+        """The dataset as the mixture needs it."""
         return MixtureDataset(
             name=self.stream,
             local=self.source.path,
@@ -130,27 +130,27 @@ class TrainingDataset:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that a run trains on."""
+    """All data that a run trains on."""
 
     datasets: tuple[TrainingDataset, ...]
     mixture: Mixture
 
     @property
     def first(self) -> TrainingDataset:
-        """The first dataset: where tokenizer and rows are concerned, the others are like it."""
+        """The first dataset. The others have the same tokenizer and row format."""
         return self.datasets[0]
 
     @property
     def eos_id(self) -> int:
-        """What ends every document."""
+        """The token id that ends every document."""
         return self.first.manifest.eos_id
 
 
 def open_training_data(config: RunConfig) -> TrainingData:
-    """Checks that the datasets are whole and are what the run needs, as far as can be seen without a model.
+    """Opens the datasets and checks, without a model, that they are complete and fit the run.
 
     Raises:
-        DataError: they are not; the message names both sides.
+        DataError: they do not; the message names both sides.
     """
     datasets = tuple(_opened(config))
     for dataset in datasets[1:]:
@@ -163,20 +163,19 @@ def open_training_data(config: RunConfig) -> TrainingData:
 
 
 def fetch_descriptions(config: RunConfig, data: TrainingData) -> None:
-    """Brings what is needed of remote datasets beside their shards into this host's cache; called once on each host.
+    """Fetches the files of remote datasets, except their shards, into this host's cache. Called once per host.
 
-    Raises:
-        DataError: a dataset cannot be fetched, or is not the one that the first rank has opened.
+    Raises DataError where a dataset cannot be fetched, or is not the one that the first rank opened.
     """
     for dataset in data.datasets:
         if dataset.source.url is not None:
             here = open_dataset(dataset.source.url, config.data.fetch.cache)
             if read_manifest(here.path) != dataset.manifest:
-                raise DataError(f"{dataset.source.url} has changed since the first rank has opened it; start again")
+                raise DataError(f"{dataset.source.url} has changed since the first rank opened it; start again")
 
 
 class _Keys(NamedTuple):
-    """Where the settings of a dataset stand in the configuration."""
+    """The settings of a dataset, by their full names."""
 
     dataset: str
     domains: str
@@ -198,8 +197,8 @@ def _open(section: StreamSection, stream: str | None, keys: _Keys, data: DataSec
     manifest = read_manifest(source.path)
     if manifest.seq_len != data.seq_len:
         raise DataError(
-            f"{source.place} has rows of {manifest.seq_len} targets; data.seq_len = {data.seq_len}; set one to the "
-            "other"
+            f"{source.place} has rows of {manifest.seq_len} targets; data.seq_len = {data.seq_len}; set "
+            "data.seq_len to the dataset's, or prepare the dataset again"
         )
     present = manifest.splits.get(TRAINING, {})
     domains = section.domains or tuple(present)
@@ -214,10 +213,9 @@ def _open(section: StreamSection, stream: str | None, keys: _Keys, data: DataSec
 
 
 def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
-    """Whether rows of both may stand in one batch.
+    """Checks that one batch may hold rows of both.
 
-    Raises:
-        DataError: the text was tokenised otherwise, or something beside the tokens is stored in one alone.
+    Raises DataError where the tokenizers differ, or one dataset has columns that the other lacks.
     """
     for here, there in zip(_traits(one, other), _traits(other, one), strict=True):
         if here.value != there.value:
@@ -228,7 +226,7 @@ def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
 
 
 class _Trait(NamedTuple):
-    """What the datasets of a run have to have in common."""
+    """A property that all datasets of a run must share."""
 
     name: str
     value: str
@@ -247,6 +245,6 @@ def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, 
         _Trait(
             "the columns",
             " ".join(columns),
-            "score both, with or without --entropy alike, mask both, or name the datasets that are not scored",
+            "score both (both with or both without --entropy), mask both, or name the datasets that are not scored",
         ),
     )

@@ -1,4 +1,4 @@
-"""Losses on held-out text, over all tokens, the same on any number of ranks."""
+"""Losses on held-out text over all tokens. They are the same on any number of ranks."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ _BATCHES_BETWEEN_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """One domain of one set: the tokens of this rank, (rows, L+1) int64, and which of its rows count."""
+    """This rank's rows of one domain of one set. `tokens`: (rows, L+1) int64. `counts`: (rows,), which rows count."""
 
     name: str
     domain: str
@@ -35,10 +35,11 @@ class Validation:
     """The held-out sets of a run, read once."""
 
     def __init__(self, section: ValidationSection, world: World, training: Manifest, *, cache: str) -> None:
-        """Reads this rank's rows; those of remote datasets are fetched into a folder of `cache`.
+        """Reads this rank's rows. Rows of remote datasets are fetched into a folder of `cache`.
 
         Raises:
-            DataError: a set is no dataset, was tokenised otherwise than the training data, or lacks a domain.
+            DataError: a set is not a dataset, lacks a domain, or has another tokenizer or row length than the training
+                data.
         """
         self._world = world
         self._batch_rows = section.batch_rows
@@ -53,10 +54,10 @@ class Validation:
     def run(
         self, engine: ZeroEngine, *, step: int, tokens: int, is_to_stop: Callable[[], bool]
     ) -> list[ValidationRecord] | None:
-        """Measures every set; called on all ranks, each of which puts equally many batches through the model.
+        """Measures every set. Called on all ranks: each runs equally many batches.
 
-        `is_to_stop` is asked before every eighth batch and gives all ranks the same answer; if it is yes, there is no
-        result.
+        `is_to_stop` is called before every eighth batch and gives all ranks the same answer. If it is true, the result
+        is None.
         """
         if not self._held_out:
             return []
@@ -114,7 +115,7 @@ def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder,
     reader = dataset.reader(chosen.split, domain)
     count = min(len(reader), chosen.max_rows or len(reader))
     rows = np.linspace(0, len(reader), count, endpoint=False, dtype=np.int64)
-    # Every rank gets equally many rows, or ZeRO-3 would wait for ever: the last ones repeat and do not count.
+    # Ranks need equally many rows, or ZeRO-3 would wait for ever. Padding repeats the last row and does not count.
     per_rank = math.ceil(count / world.size)
     places = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
     mine = rows[np.minimum(places, count - 1)]
@@ -123,7 +124,7 @@ def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder,
 
 
 def _with_totals(measured: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], tuple[float, float]]:
-    """The sums of each domain, and after a set's several domains those of all of them."""
+    """The sums of each domain and, for a set of several domains, their total after them."""
     complete: dict[tuple[str, str], tuple[float, float]] = {}
     for name in dict.fromkeys(name for name, _ in measured):
         domains = {key: sums for key, sums in measured.items() if key[0] == name}

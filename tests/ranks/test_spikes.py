@@ -189,7 +189,7 @@ def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
     spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
     run_training(config, resume=True)
     said = capfd.readouterr().out
-    assert f"goes on after step {LAST_GOOD_CHECKPOINT}" in said
+    assert f"resumes after step {LAST_GOOD_CHECKPOINT}" in said
     assert f"reads from row {BEHIND_BAD_ROWS}\n" in said
     assert "above the mean of those before" not in said
     assert len(losses(Path(config.run_dir))) == STEPS

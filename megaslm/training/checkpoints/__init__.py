@@ -1,1 +1,1 @@
-"""Checkpoints: written beside the training, whole or not there, readable by any number of ranks."""
+"""Checkpoints: written while training goes on, never visible half-written, readable by any number of ranks."""

@@ -1,4 +1,4 @@
-"""COMPLETE, the list of a checkpoint's files with sizes and hashes: written last, and what makes it a checkpoint."""
+"""COMPLETE, the list of a checkpoint's files with sizes and hashes. Written last, it marks a checkpoint as complete."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from megaslm.files import write_file
 
 COMPLETE = "COMPLETE"
 WEIGHTS = "weights-"
-"""Opens the names of the files that an export needs."""
+"""Prefix of the names of the files that an export needs."""
 
 
 class Described(NamedTuple):
@@ -30,22 +30,21 @@ FileList = dict[str, Described]
 
 
 def describe(path: Path) -> Described:
-    """Reads a file."""
+    """Reads the whole file."""
     with path.open("rb") as file:
         return Described(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def write_file_list(checkpoint: Path, files: FileList) -> None:
-    """Makes a checkpoint of a folder. The first line of the list is the hash of the others."""
+    """Marks a folder as a complete checkpoint. The first line of the list is the SHA-256 of the rest."""
     content = json.dumps(dict(sorted(files.items())), indent=1) + "\n"
     write_file(checkpoint / COMPLETE, f"sha256 {hashlib.sha256(content.encode()).hexdigest()}\n{content}")
 
 
 def read_file_list(checkpoint: Path) -> FileList:
-    """The files that a checkpoint has to have.
+    """The files that a checkpoint must have.
 
-    Raises:
-        CheckpointError: it is not complete, or its list is not what was written.
+    Raises CheckpointError where the checkpoint is not complete, or its list is corrupt.
     """
     path = checkpoint / COMPLETE
     if not path.is_file():
@@ -56,8 +55,8 @@ def read_file_list(checkpoint: Path) -> FileList:
         raise CheckpointError(f"{checkpoint}: {COMPLETE} cannot be read: {error.strerror}") from error
     if first == b"{":
         raise CheckpointError(
-            f"{checkpoint}: was written by version 0.1.0, as DeepSpeed's files; export it with that version, and go on "
-            "from the model by model.from_pretrained"
+            f"{checkpoint}: was written by version 0.1.0, as DeepSpeed's files; export it with that version and start "
+            "a new run from the export with model.from_pretrained"
         )
     if first != f"sha256 {hashlib.sha256(content).hexdigest()}".encode():
         raise CheckpointError(f"{checkpoint}: {COMPLETE} has other content than was written")
@@ -66,20 +65,20 @@ def read_file_list(checkpoint: Path) -> FileList:
 
 @dataclass(frozen=True)
 class Corruption:
-    """A file that is not as it was written."""
+    """A corrupt or missing file."""
 
     name: str
     found: str
 
 
 def corruption_of(checkpoint: Path, names: Iterable[str], files: FileList) -> list[Corruption]:
-    """Compares files with the list, sizes first: reads every byte of those that have the right one."""
+    """Compares files with the list: sizes first, then the content of files of the right size."""
     problems = {name: _problem(checkpoint / name, files[name]) for name in names}
     return [Corruption(name, problem) for name, problem in problems.items() if problem is not None]
 
 
 def _problem(path: Path, written: Described) -> str | None:
-    """What is wrong with a file; an error of reading it is, once it has come several times."""
+    """What is wrong with a file. A read error counts only when it repeats."""
     for _ in range(_READS - 1):
         try:
             return _difference(path, written)

@@ -1,4 +1,4 @@
-"""Which rank's file holds which stretch of which parameter: what makes a checkpoint readable by any number of ranks."""
+"""Which rank's file holds which stretch of which parameter, so that any number of ranks can read a checkpoint."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ _FORMAT = 1
 
 
 class Stretch(NamedTuple):
-    """Elements of a flattened parameter that lie in one file."""
+    """Consecutive elements of a flattened parameter in one file."""
 
     rank: int
-    """Of the ranks that wrote the checkpoint."""
+    """A rank of the run that wrote the checkpoint."""
     start: int
     size: int
 
 
 @dataclass(frozen=True)
 class StoredParameter:
-    """A parameter's shape, and the stretches that make it up, in order."""
+    """A parameter's shape, and its stretches in order."""
 
     shape: tuple[int, ...]
     stretches: tuple[Stretch, ...]
@@ -32,18 +32,17 @@ class StoredParameter:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files of a checkpoint hold."""
+    """The parameters in the files of a checkpoint."""
 
     parameters: Mapping[str, StoredParameter]
     adam_steps: int = 0
-    """The updates that the moments come from."""
+    """Updates accumulated in Adam's moments."""
 
     @classmethod
     def of(cls, fragments: Sequence[Sequence[Fragment]]) -> "Layout":
-        """The layout of the fragments that each rank holds; of a stretch that several hold, the first rank's counts.
+        """The layout of the fragments that each rank holds. If several ranks hold a stretch, the first writes it.
 
-        Raises:
-            CheckpointError: the fragments do not make up their parameters.
+        Raises CheckpointError where the fragments do not cover their parameters.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         stretches: dict[str, dict[int, Stretch]] = {}
@@ -70,7 +69,7 @@ class Layout:
         }
 
     def as_json(self) -> str:
-        """What `read_layout` reads."""
+        """The text that `read_layout` reads."""
         return json.dumps(
             {
                 "format": _FORMAT,
@@ -81,15 +80,11 @@ class Layout:
 
 
 def read_layout(checkpoint: Path) -> Layout:
-    """The layout of a checkpoint.
-
-    Raises:
-        CheckpointError: it is of another version of MegaSLM.
-    """
+    """The layout of a checkpoint. Raises CheckpointError where another version of MegaSLM wrote it."""
     path = checkpoint / LAYOUT
     stored = json.loads(path.read_text(encoding="utf-8"))
     if stored["format"] != _FORMAT:
-        raise CheckpointError(f"{path}: format {stored['format']}; this version of MegaSLM reads {_FORMAT}")
+        raise CheckpointError(f"{path}: format {stored['format']}; this version of MegaSLM reads format {_FORMAT}")
     parameters = {
         name: StoredParameter(tuple(shape), tuple(Stretch(*stretch) for stretch in stretches))
         for name, (shape, stretches) in stored["parameters"].items()

@@ -1,4 +1,4 @@
-"""Where a run stands: all that goes on from a checkpoint beside weights and moments."""
+"""The progress of a run: all that a resume needs beside weights and moments."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -11,55 +11,55 @@ from megaslm.stream.order import Extent
 
 PROGRESS = "progress.json"
 BY_PASSES = 2
-"""The order in which streams with a weight or repeat are read: pass after pass. 1: each epoch was drawn anew."""
+"""`Progress.row_order`: streams with a weight or repeat are read pass after pass. 1: each epoch was drawn anew."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after `step` optimiser steps."""
+    """The progress of a run after `step` optimiser steps."""
 
     step: int = 0
     rows_seen: int = 0
-    """Where the data goes on: rows read by all ranks, and rows that were left out on purpose."""
+    """The data position: rows read by all ranks plus rows left out on purpose."""
     selected_tokens: int = 0
     """Targets trained on, over all ranks."""
     skipped_steps: int = 0
     """Steps whose loss or gradient was NaN or infinite."""
     skipped_in_a_row: int = 0
-    """How many of them were the last."""
+    """Skipped steps in a row at the end."""
     seconds: float = 0.0
     """Wall time of training, over all attempts that count."""
     rank_seconds: float = 0.0
-    """The same, times the ranks that there were."""
+    """`seconds` summed over ranks."""
     selection: SelectionState = AT_START
-    """What the objective remembers of the steps before."""
+    """The objective's memory of earlier steps."""
     rows_read: dict[str, int] = field(default_factory=dict)
-    """Of each domain, over all ranks."""
+    """Rows by domain, over all ranks."""
     recent_losses: tuple[float, ...] = ()
-    """Of the last steps, in nats: by these a spike is judged."""
+    """Losses of the last steps, in nats. A spike is judged by them."""
     validation_is_due: bool = False
-    """Whether the run was told to stop before the validation of this step was through."""
+    """Whether the run was told to stop before the validation of this step was finished."""
     extents: tuple[Extent, ...] = ()
-    """How many rows there were to read, from which epoch on; none before the first step."""
+    """The number of rows to read, from which epoch on; empty before the first step."""
     row_order: int = BY_PASSES
-    """The order in which rows were read until here."""
+    """The order in which rows have been read so far."""
 
     def as_json(self) -> str:
-        """What `read_progress` reads."""
+        """The text that `read_progress` reads."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def read_progress(checkpoint: Path) -> Progress:
-    """Where the run stood when the checkpoint was written. Raises CheckpointError where the file does not say so."""
+    """The progress stored in a checkpoint. Raises CheckpointError where the file cannot be read or is corrupt."""
     path = checkpoint / PROGRESS
     try:
         return _progress_from(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not as it was written: {error!r}; restore it from a copy") from error
+        raise CheckpointError(f"{path}: is corrupt: {error!r}; restore it from a copy") from error
 
 
 def _progress_from(stored: dict[str, Any]) -> Progress:
-    # Checkpoints from before there was a second order say nothing of it.
+    # Checkpoints from before the second order was added do not name one.
     stored.setdefault("row_order", 1)
     selection = stored.pop("selection")
     # Version 0.1.0 wrote `cuts`.
@@ -70,7 +70,7 @@ def _progress_from(stored: dict[str, Any]) -> Progress:
 
 
 def extents_from(stored: list[list[Any]]) -> tuple[Extent, ...]:
-    """Extents as they were before they were written as JSON."""
+    """Extents read back from JSON."""
     return tuple(
         Extent(first_epoch, tuple(rows), None if shares is None else tuple(shares))
         for first_epoch, rows, shares in stored

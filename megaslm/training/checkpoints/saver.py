@@ -1,7 +1,7 @@
 """Saves: a copy on the host, a thread that writes it while training goes on, and a commit once all ranks have written.
 
-The threads call no collective. Between two steps the ranks tell one another how far their threads are; when all are
-done the first rank lists the files, and the folder gets its name. Old checkpoints are removed in a thread, too.
+The threads call no collective. Between two steps the ranks exchange whether their threads are done. When all are done,
+the first rank writes the file list and renames the folder. A thread removes old checkpoints, too.
 """
 
 import threading
@@ -34,13 +34,13 @@ class PartWrite:
     """Writes, syncs and hashes files into a folder that other ranks write into too."""
 
     def __init__(self, folder: Path, progress: Progress, copy: HostCopy, rank: int, texts: Mapping[str, str]) -> None:
-        """Begins at once; `copy` must stay as it is until the end. `texts` are further files, by name."""
+        """Starts at once. `copy` must not change until the end. `texts` are further files, by name."""
         self.folder = folder
         self.progress = progress
         self.files: FileList = {}
-        """What was written, once it is over."""
+        """The files written, set at the end."""
         self.failure: Exception | None = None
-        """Why it was not, once it is over."""
+        """Why the write failed, set at the end."""
         self._copy = copy
         self._rank = rank
         self._texts = texts
@@ -49,17 +49,17 @@ class PartWrite:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is not over yet."""
+        """Whether the thread is still writing."""
         return self._thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when it is over."""
+        """Returns when the thread has ended."""
         self._thread.join()
 
     def _run(self) -> None:
         try:
             self._write()
-        except Exception as error:  # It is the main thread that tells the others, at the next step.
+        except Exception as error:  # The main thread tells the other ranks at the next step.
             self.failure = error
 
     def _write(self) -> None:
@@ -74,7 +74,7 @@ class PartWrite:
 
 
 class Pruning:
-    """A thread that removes what `retention` does not keep; what it cannot remove is said, and ends no run."""
+    """A thread that removes the checkpoints that `retention` does not keep. A failure is a warning."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Pruning:
         corrupt: Sequence[int],
         say: Callable[[str], None],
     ) -> None:
-        """Begins at once; see `prune`."""
+        """Starts at once. See `prune`."""
 
         def run() -> None:
             try:
@@ -97,7 +97,7 @@ class Pruning:
         self._thread.start()
 
     def wait(self) -> None:
-        """Returns when it is through."""
+        """Returns when the thread has ended."""
         self._thread.join()
 
 
@@ -118,19 +118,19 @@ class Saver:
         say: Callable[[str], None],
         on_saved: Callable[[Progress], None],
     ) -> None:
-        """Nothing is written yet.
+        """Writes nothing yet.
 
         Args:
             checkpoints: the folder of the run's checkpoints.
-            state: what is saved.
-            config: the resolved configuration, which lies in every checkpoint.
+            state: the state to save.
+            config: the resolved configuration, stored in every checkpoint.
             world: the ranks.
             cpu_group: of the ranks.
-            retention: what is kept.
-            max_failed: saves in a row that may fail.
-            corrupt: steps whose checkpoints are known not to be whole.
+            retention: which checkpoints are kept.
+            max_failed: failed saves in a row that stop the run.
+            corrupt: steps whose checkpoints are known to be corrupt.
             say: prints a line, on the first rank.
-            on_saved: told on all ranks of each checkpoint that is complete.
+            on_saved: called on all ranks with the progress of each complete checkpoint.
         """
         self._checkpoints = checkpoints
         self._state = state
@@ -150,13 +150,16 @@ class Saver:
 
     @property
     def running_and_failed(self) -> tuple[int, int]:
-        """Of this rank's part of the save under way, as numbers: the largest of all ranks go into `settle`."""
+        """Whether this rank's part of the current save is running and has failed, as 0 or 1.
+
+        The maximum over all ranks goes into `settle`.
+        """
         if self._write is None:
             return 0, 0
         return int(self._write.is_running), int(self._write.failure is not None)
 
     def begin(self, progress: Progress) -> None:
-        """Copies the state and starts to write it; a save that is still under way is waited for first."""
+        """Waits for the save under way, copies the state and starts to write it."""
         self.wait()
         heartbeat("save", progress.step)
         self._copy.take()
@@ -165,10 +168,9 @@ class Saver:
         self._write = PartWrite(folder, progress, self._copy, self._world.rank, texts)
 
     def settle(self, running: int, failed: int) -> None:
-        """Ends a save that no rank is writing at any more: commits it, or takes it back where a rank has failed.
+        """Ends a save when no rank is writing any more: commits it, or removes it where a rank has failed.
 
-        Raises:
-            SaveFailed: as many saves in a row have failed as may.
+        Raises SaveFailed where `max_failed` saves in a row have failed.
         """
         if self._write is None or running:
             return
@@ -179,10 +181,9 @@ class Saver:
             self._commit(write)
 
     def wait(self, *, may_fail: bool = True) -> None:
-        """Returns when no save is under way, and on the first rank what is not kept is gone.
+        """Returns when no save is under way and the first rank has removed the checkpoints that are not kept.
 
-        Raises:
-            SaveFailed: it has failed, and `may_fail` is false or others have failed before it.
+        Raises SaveFailed where the save failed, and `may_fail` is false or it is the last of `max_failed` in a row.
         """
         if self._write is not None:
             heartbeat("save", self._write.progress.step)
@@ -212,7 +213,7 @@ class Saver:
             self._prune(write.progress.step)
 
     def _name(self, write: PartWrite, folder: Path, files: FileList) -> str | None:
-        """Makes a checkpoint of what was written; gives the reason where that fails."""
+        """Commits the written files as a checkpoint. Returns the reason where that fails."""
         try:
             check_sizes(write.folder, files)
             write_file_list(write.folder, files)
@@ -225,7 +226,7 @@ class Saver:
         return None
 
     def _prune(self, step: int) -> None:
-        """Removes what is not kept, in a thread: that of a large checkpoint takes long."""
+        """Prunes in a thread, since removing a large checkpoint takes long."""
         self._wait_for_pruning()
         self._pruning = Pruning(
             self._checkpoints, self._retention, up_to_step=step, corrupt=tuple(self._corrupt), say=self._say
@@ -244,15 +245,13 @@ class Saver:
         if self._failed_in_a_row >= self._max_failed:
             raise SaveFailed(
                 f"{failed}; {self._failed_in_a_row} in a row have failed: the run stops. Make room in "
-                f"{self._checkpoints} or mend it, then go on from the newest checkpoint by --resume"
+                f"{self._checkpoints} or repair it, then start again with --resume"
             )
-        self._say(
-            f"warning: {failed}; training goes on, and the run stops after {self._max_failed} such failures in a row"
-        )
+        self._say(f"warning: {failed}; training goes on; the run stops after {self._max_failed} such failures in a row")
 
 
 def _removed(folder: Path) -> list[str]:
-    """Removes what was half written; gives what speaks against it. The next start tries again."""
+    """Removes an unfinished save. Returns why that failed, if it did: the next start tries again."""
     try:
         remove_folder(folder)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Weights and moments in safetensors files, two for each rank that writes."""
+"""Weights and moments in safetensors files: two files per writing rank."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,16 +16,16 @@ from megaslm.training.checkpoints.layout import Layout, read_layout
 
 
 class HostCopy:
-    """A copy of this rank's training state on the host, from which a thread can write while training goes on."""
+    """A copy of this rank's training state on the host. A thread writes it while training goes on."""
 
     def __init__(self, state: TrainingState, mine: set[str]) -> None:
-        """Keeps room for the parameters `mine`, which is filled again at every `take`."""
+        """Holds buffers for the parameters `mine`, which every `take` fills again."""
         self._state = state
         self._fragments = [fragment for fragment in state.fragments if fragment.name in mine]
         self._room: dict[tuple[Quantity, int], Tensor] = {}
 
     def take(self) -> None:
-        """Copies the state as it is now; returns when it is copied."""
+        """Copies the current state. Returns when the copy is complete."""
         self._state.ensure_moments()
         for flat in {fragment.flat for fragment in self._fragments}:
             for quantity in ("weight", *MOMENTS):
@@ -42,7 +42,7 @@ class HostCopy:
         self._room[quantity, flat].copy_(current, non_blocking=True)
 
     def write(self, folder: Path, rank: int) -> list[Path]:
-        """Writes what was taken, and gives the files."""
+        """Writes the copy. Returns the files."""
         weights, optimizer = weights_file(folder, rank), _optimizer_file(folder, rank)
         _save({fragment.name: self._stretch("weight", fragment) for fragment in self._fragments}, weights)
         moments = {
@@ -61,7 +61,7 @@ class StateFiles:
     """The files of a checkpoint, read stretch by stretch."""
 
     def __init__(self, checkpoint: Path, layout: Layout) -> None:
-        """Opens a file when it is first needed."""
+        """Opens each file when it is first needed."""
         self._checkpoint = checkpoint
         self._layout = layout
         self._open: dict[Path, Any] = {}
@@ -69,7 +69,7 @@ class StateFiles:
     def read(self, quantity: Quantity, name: str, start: int, count: int) -> Tensor:
         """Elements `start` to `start + count` of a flattened parameter, 1-D float32 on the host.
 
-        Where they lie in one file they are not copied, but read from it when they are used.
+        Elements of one file are not copied: they are read from it when used.
         """
         parts = list(self._parts(quantity, name, start, start + count))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -90,7 +90,7 @@ class StateFiles:
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The whole model's weights of a checkpoint, float32 on the host, each read when it is asked for."""
+    """The whole model's weights of a checkpoint, float32 on the host, each read on access."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Reads the layout."""
@@ -109,12 +109,11 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def load_state(checkpoint: Path, state: TrainingState) -> None:
-    """Brings weights and moments of a checkpoint into an optimiser of any stage and number of ranks.
+    """Loads weights and moments of a checkpoint into an optimiser of any ZeRO stage and number of ranks.
 
-    Called on all ranks, each of which reads what it holds.
+    Called on all ranks. Each rank reads its own fragments.
 
-    Raises:
-        CheckpointError: the checkpoint is of another model.
+    Raises CheckpointError where the checkpoint is of another model.
     """
     layout = read_layout(checkpoint)
     files = StateFiles(checkpoint, layout)
@@ -135,7 +134,7 @@ def load_state(checkpoint: Path, state: TrainingState) -> None:
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    # safetensors makes files that nobody but their owner may read, whatever is usual in the folder.
+    # safetensors makes files that only their owner may read, whatever the umask says.
     path.touch()
     mode = path.stat().st_mode
     save_file(tensors, path)
@@ -143,7 +142,7 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def weights_file(folder: Path, rank: int) -> Path:
-    """Where a rank's weights lie."""
+    """The file of a rank's weights."""
     return folder / f"{WEIGHTS}{rank:05d}.safetensors"
 
 

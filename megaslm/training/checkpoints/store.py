@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which there are, whether they are whole, which may go, and the resume from one."""
+"""The checkpoints of a run: list them, check them, prune them and resume from one."""
 
 import re
 import shutil
@@ -18,13 +18,13 @@ from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import load_state
 
 CONFIG = "config.yaml"
-"""What a run is, in its folder and in each checkpoint."""
+"""The resolved configuration, in the run folder and in each checkpoint."""
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder with a list of its files."""
+    """A folder with the file list COMPLETE."""
 
     folder: Path
     step: int
@@ -32,24 +32,24 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay."""
+    """Which checkpoints are kept."""
 
     keep_last: int
     keep_every_steps: int | None
 
     def superfluous(self, steps: Sequence[int]) -> list[int]:
-        """Those of the given steps, in rising order, whose checkpoints may go."""
+        """The steps whose checkpoints may be removed. `steps` are in rising order."""
         older = steps[: -self.keep_last]
         return [step for step in older if self.keep_every_steps is None or step % self.keep_every_steps]
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """The folder of a step's checkpoint."""
     return checkpoints / f"step-{step:08d}"
 
 
 def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first; whether they are still as they were written is not looked at."""
+    """The complete checkpoints of a run, oldest first. They are not checked for corruption."""
     found = [(folder, _STEP_FOLDER.fullmatch(folder.name)) for folder in checkpoints.glob("step-*")]
     return sorted(
         (
@@ -62,7 +62,7 @@ def complete_checkpoints(checkpoints: Path) -> list[Checkpoint]:
 
 
 def remove_unfinished(checkpoints: Path) -> None:
-    """Removes what a save left that was cut off."""
+    """Removes the remains of interrupted saves."""
     for folder in checkpoints.glob(f"{UNFINISHED}step-*"):
         remove_folder(folder)
     for folder in checkpoints.glob("step-*"):
@@ -71,22 +71,22 @@ def remove_unfinished(checkpoints: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint; without its list it is none any more, whatever happens before it is gone."""
+    """Removes a checkpoint, its file list first: an interrupted removal leaves no complete checkpoint."""
     (folder / COMPLETE).unlink(missing_ok=True)
     remove_folder(folder)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder with all that is in it, where it exists."""
+    """Removes a folder and its content, if it exists."""
     if folder.exists():
         shutil.rmtree(folder)
 
 
 def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, corrupt: Sequence[int] = ()) -> list[Path]:
-    """Removes what `retention` does not keep among the checkpoints up to a step; corrupt ones are left and not counted.
+    """Removes what `retention` does not keep among the checkpoints up to a step. Corrupt ones stay and do not count.
 
     Returns:
-        The folders that are gone.
+        The removed folders.
     """
     counted = {
         checkpoint.step: checkpoint.folder
@@ -100,10 +100,9 @@ def prune(checkpoints: Path, retention: Retention, *, up_to_step: int, corrupt: 
 
 
 def find_corruption(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> list[Corruption]:
-    """Reads the files of a checkpoint that `names` lets through, in threads, and gives those that are not as written.
+    """Reads, in threads, the files of a checkpoint whose names `names` accepts. Returns the corrupt ones.
 
-    Raises:
-        CheckpointError: there is no list to compare them with, or it is corrupt itself.
+    Raises CheckpointError where the file list is missing or corrupt itself.
     """
     files = read_file_list(checkpoint)
     chosen = [name for name in files if names(name)]
@@ -112,19 +111,19 @@ def find_corruption(checkpoint: Path, names: Callable[[str], bool] = lambda name
 
 
 def check_whole(checkpoint: Path, names: Callable[[str], bool] = lambda name: True) -> None:
-    """Raises CheckpointError where a file of a checkpoint that `names` lets through is not as it was written."""
+    """Raises CheckpointError where a file whose name `names` accepts is corrupt or missing."""
     corruption = find_corruption(checkpoint, names)
     if corruption:
         raise CheckpointError(f"{checkpoint}: {describe_corruption(corruption)}; use another checkpoint of the run")
 
 
 def describe_corruption(corruption: Sequence[Corruption]) -> str:
-    """What is wrong, in one line."""
+    """The corrupt files and what was found, in one line."""
     return ", ".join(f"{one.name} {one.found}" for one in corruption)
 
 
 def check_sizes(folder: Path, files: FileList) -> None:
-    """Raises CheckpointError where a file of a checkpoint that is being made has another size than was written."""
+    """Raises CheckpointError where a file of an unfinished checkpoint has another size than was written."""
     for name, described in files.items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else 0
@@ -134,26 +133,26 @@ def check_sizes(folder: Path, files: FileList) -> None:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a run goes on."""
+    """The state that a run resumes from."""
 
     progress: Progress
     corrupt: tuple[int, ...] = ()
-    """Steps of newer checkpoints that are not as they were written; they are left as they are."""
+    """Steps of newer checkpoints that are corrupt. They are kept."""
 
 
 def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[[str], None]) -> Resumed:
-    """Brings back the state of the newest checkpoint that is whole; a run without any starts at its beginning.
+    """Loads the newest checkpoint that is not corrupt. A run without checkpoints starts at its beginning.
 
-    Called on all ranks, which may be more or fewer than wrote it.
+    Called on all ranks. Their number may differ from the number that wrote the checkpoint.
 
     Args:
-        checkpoints: the folder of the run's checkpoints; what a cut-off save has left in it is removed.
-        state: what is overwritten.
+        checkpoints: the folder of the run's checkpoints; remains of an interrupted save are removed from it.
+        state: the state to overwrite.
         world: the ranks.
         say: prints a line, on the first rank.
 
     Raises:
-        CheckpointError: there are checkpoints and none of them is whole, or they are of another model.
+        CheckpointError: all checkpoints are corrupt, or they are of another model.
     """
     on_first_rank(lambda: remove_unfinished(checkpoints))
     found = on_first_rank(lambda: complete_checkpoints(checkpoints))
@@ -163,21 +162,21 @@ def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[
         problem = _problem(checkpoint, world)
         if problem is None:
             load_state(checkpoint.folder, state)
-            say(f"goes on after step {checkpoint.step}, from {checkpoint.folder}")
+            say(f"resumes after step {checkpoint.step}, from {checkpoint.folder}")
             return Resumed(read_progress(checkpoint.folder), tuple(corrupt))
         corrupt.append(checkpoint.step)
-        say(f"warning: {problem}; it is left as it is, and the one before is used")
+        say(f"warning: {problem}; this checkpoint is kept, and the one before it is tried")
     if corrupt:
         raise CheckpointError(
-            f"{checkpoints}: none of its {len(corrupt)} checkpoints is as it was written (above); restore one from a "
-            "copy, or start again in another run_dir"
+            f"{checkpoints}: all {len(corrupt)} checkpoints are corrupt (see above); restore one from a copy, or start "
+            "again in another run_dir"
         )
     return Resumed(Progress())
 
 
 def _problem(checkpoint: Checkpoint, world: World) -> str | None:
-    """What is wrong with a checkpoint, the same on all ranks, which share the reading."""
-    # One rank's view of the list is everybody's: all have to come to the same checkpoint.
+    """What is wrong with a checkpoint, the same on all ranks. The ranks share the reading."""
+    # Only the first rank reads the list: all ranks must resume from the same checkpoint.
     files = on_first_rank(lambda: _list_or_problem(checkpoint.folder))
     if isinstance(files, str):
         return files

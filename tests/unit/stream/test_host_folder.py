@@ -136,5 +136,5 @@ def test_what_was_killed_before_it_held_its_folder_goes_too(temporary: Path) -> 
 
 def test_a_cache_that_is_no_folder_is_an_error_by_name(temporary: Path) -> None:
     (temporary / "cache").write_text("a file")
-    with pytest.raises(DataError, match="a cache has to be a folder"):
+    with pytest.raises(DataError, match="the cache must be a writable folder"):
         HostFolder("run").claim_cache(temporary / "cache")
