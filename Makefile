@@ -12,23 +12,26 @@ help:  ## this list
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
 
-# Tests of units and of ranks run side by side, each with one thread. Those of whole systems, which start commands and
-# servers, kill and set limits, have all cores, one by one.
+# Tests of units, of ranks and of single commands run side by side, each with one thread. Those of whole systems, which
+# start servers, kill and set limits, have all cores, one by one.
 UNIT := tests/unit tests/policy
 RANKS := tests/ranks
+COMMANDS := tests/system/commands
 SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS))
+ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(COMMANDS))
 
 test: $(INSTALLED)  ## the quick tests of units and of ranks
 	$(SIDE_BY_SIDE) -m "not slow" $(UNIT)
 	$(SIDE_BY_SIDE) -m "not slow" $(RANKS)
 
 test-system: $(INSTALLED)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
+	$(SIDE_BY_SIDE) -m "not slow" $(COMMANDS)
 	$(ONE_BY_ONE) -m "not slow"
 
 test-all: $(INSTALLED)  ## all tests, the slow ones too
 	$(SIDE_BY_SIDE) $(UNIT)
 	$(SIDE_BY_SIDE) $(RANKS)
+	$(SIDE_BY_SIDE) $(COMMANDS)
 	$(ONE_BY_ONE)
 
 bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench

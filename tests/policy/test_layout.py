@@ -1,5 +1,6 @@
 """Names and places of files."""
 
+import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from tests.messages import Says
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_PACKAGES = ("launcher", "data", "configs")
 WITH_SCRIPTS = (*WITHOUT_PACKAGES, "benchmarks")
+STARTERS = {"subprocess", "multiprocessing", "tests.forks", "tests.forked_cli", "tests.rank_pool", "tests.s3"}
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}
 
 
@@ -27,6 +29,24 @@ def misplaced_files(root: Path) -> Iterator[str]:
         for name in (path.stem, path.parent.name):
             if name in NAMES_THAT_SAY_NOTHING:
                 yield f"{path.relative_to(root)}: {name} does not say what it is for"
+
+
+def starters_of_processes(root: Path) -> Iterator[str]:
+    """Every file of unit tests that starts a process itself, as `file: what it imports for that`."""
+    for path in sorted((root / "tests" / "unit").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in STARTERS.intersection(names):
+                yield f"{path.relative_to(root)}: {name}"
+
+
+def test_unit_tests_start_no_process(tmp_path: Path) -> None:
+    assert list(starters_of_processes(ROOT)) == []
+    planted = tmp_path / "tests" / "unit" / "test_a.py"
+    planted.parent.mkdir(parents=True)
+    planted.write_text("import subprocess\nfrom tests.forks import fork\n", encoding="utf-8")
+    assert len(list(starters_of_processes(tmp_path))) == 2
 
 
 def test_every_file_is_in_its_place() -> None:

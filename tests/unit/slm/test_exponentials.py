@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megaslm.slm.exponentials import _fused, exponentials, exponentials_and_entropy, torch_exponentials
-from tests.launched import ROOT
 
 ROWS, VOCAB = 7, 333
 INF, NAN = float("inf"), float("nan")
@@ -213,26 +209,6 @@ def _compare_one(fused: object, logits: Tensor, targets: Tensor, dtype: torch.dt
             msg=lambda text, what=what: f"{what} of {case}: {text}",
         )
     assert (wide[:, -5:] == 7).all(), f"{case}: wrote beyond a row"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed here (the extra `gpu` brings it)")
-def test_the_kernel_under_tritons_interpreter_gives_what_torch_gives() -> None:
-    # Triton reads the variable when the kernel is defined, which in this process may long have happened.
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from tests.unit.slm.test_exponentials import compare_fused_with_torch; compare_fused_with_torch('cpu')",
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("out", ["*fp32", "*bf16"])

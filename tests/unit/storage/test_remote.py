@@ -1,8 +1,5 @@
 """URLs, and what is said where a driver or a store cannot serve them; the stores themselves are in tests/system."""
 
-import subprocess
-import sys
-
 import pytest
 
 from megaslm.errors import ConfigError, DataError
@@ -67,26 +64,3 @@ def test_urls_that_cannot_be_listed(url: str, says: Says) -> None:
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(ConfigError, match="nosuch://"):
         list_remote("nosuch://x")
-
-
-def test_a_missing_driver_names_the_extra() -> None:
-    program = """
-import sys
-sys.modules["s3fs"] = None
-from megaslm.storage.remote import describe_remote, read_bytes
-from megaslm.storage.uploads import write_bytes
-from megaslm.errors import ConfigError
-for ask in (describe_remote, read_bytes):
-    try:
-        ask("s3://bucket/x")
-    except ConfigError as error:
-        print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.count("pip install 'megaslm[s3]'") == 2
-
-
-def test_importing_it_loads_no_driver() -> None:
-    program = "import sys, megaslm.storage.remote; print({'fsspec', 's3fs', 'aiohttp'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "set()"

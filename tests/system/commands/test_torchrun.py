@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.host import processes_of
 from tests.messages import Says
-from tests.unit.launcher.torchrun_job import JOB, began, ended, output, start, status_of, wait_until_begun
+from tests.system.commands.torchrun_job import JOB, began, ended, output, start, status_of, wait_until_begun
 
 
 @pytest.fixture

@@ -1,0 +1,98 @@
+"""What an import brings along or cannot do without; each in an interpreter of its own."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.messages import Says
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+RESOLVE_ALL = """
+import pkgutil, sys
+import megaslm.config
+for module in pkgutil.iter_modules(megaslm.config.__path__, "megaslm.config."):
+    __import__(module.name)
+from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.load import load
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import RunConfig
+for path in sys.argv[1:]:
+    config = load(RunConfig, path).value
+    for world_size in (1, 8, 64):
+        deepspeed_settings(config, plan_batches(config, world_size), precision="bf16", on_gpu=True)
+heavy = {"torch", "deepspeed", "transformers", "streaming", "numpy"} & set(sys.modules)
+assert not heavy, f"imported {heavy}"
+"""
+
+
+def run(code: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    search = os.pathsep.join([str(ROOT), *([str(path)] if path else [])])
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_stand_ins_are_gone_afterwards() -> None:
+    result = run(
+        "import sys\n"
+        "from megaslm.dataset.mosaic import MDSWriter, get_shuffle\n"
+        "from streaming import StreamingDataset\n"
+        "from transformers.utils import is_torchvision_available\n"
+        "print([name for name in sys.modules if name.startswith('torchvision')], is_torchvision_available())\n"
+    )
+    assert result.stdout.splitlines() == ["[] False"], result.stderr
+
+
+def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, says: Says) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.1\n")
+    result = run("import megaslm.dataset.mosaic", path=tmp_path)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    says(last, "DataError", "torchvision 0.1", "operator torchvision::nms does not exist", TORCH=version("torch"))
+
+
+def test_all_configurations_resolve_for_1_8_and_64_ranks_without_torch() -> None:
+    assert len(CONFIGS) > 10
+    result = run(RESOLVE_ALL, *map(str, CONFIGS))
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_missing_driver_of_object_storage_names_the_extra() -> None:
+    program = """
+import sys
+sys.modules["s3fs"] = None
+from megaslm.storage.remote import describe_remote, read_bytes
+from megaslm.storage.uploads import write_bytes
+from megaslm.errors import ConfigError
+for ask in (describe_remote, read_bytes):
+    try:
+        ask("s3://bucket/x")
+    except ConfigError as error:
+        print(error)
+"""
+    done = run(program)
+    assert done.stdout.count("pip install 'megaslm[s3]'") == 2, done.stderr
+
+
+def test_importing_object_storage_loads_no_driver() -> None:
+    program = "import sys, megaslm.storage.remote; print({'fsspec', 's3fs', 'aiohttp'} & set(sys.modules))"
+    done = run(program)
+    assert done.stdout.strip() == "set()", done.stderr
