@@ -142,7 +142,7 @@ def _watch_positions() -> None:
 
 def _watch_training() -> None:
     """Once it has been imported: a command does so after Python's start, but before the first heartbeat."""
-    if "training" in _watched or "megaslm.training.train" not in sys.modules:
+    if "training" in _watched or "megaslm.training.step" not in sys.modules:
         return
     _watched.add("training")
     from megaslm.training.checkpoints.saver import PartWrite

@@ -10,16 +10,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.dataset.rows import RowReader
 from megaslm.observe.records import read_validations
+from megaslm.training.checkpoints.state_files import StoredWeights
+from megaslm.training.loop import learning_rate
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
-from tests.training import run_training
+from tests.training import changed, run_training
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     measured = ("step", "tokens", "loss", "all_loss", "selected_ratio", "learning_rate", "gradient_norm")
     return [{name: line[name] for name in measured} for line in lines if line["kind"] == "step"]
+
+
+def weights_after(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return dict(StoredWeights(run / "checkpoints" / f"step-{step:08d}"))
 
 
 def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tmp_path: Path) -> None:
@@ -39,8 +45,31 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
 
 
+def test_each_step_is_made_at_the_rate_of_its_schedule(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    config = run_config(
+        tmp_path / "run",
+        tmp_path / "tokens",
+        train={"warmup_tokens": 3 * 8 * SEQ_LEN, "weight_decay": 0.0, "eps": 1e-20},
+        checkpoint={"every_tokens": 8 * SEQ_LEN, "keep_last": 6},
+    )
+    run_training(config)
+    rates = [learning_rate(config.train, step * 8 * SEQ_LEN) for step in range(1, 7)]
+    assert [record["learning_rate"] for record in steps_of(tmp_path / "run")] == pytest.approx(rates)
+
+    run_training(changed(config.model_copy(update={"run_dir": str(tmp_path / "still")}), train={"lr": 1e-30}))
+    moved = weights_after(tmp_path / "run", 1)
+    for name, initial in weights_after(tmp_path / "still", 1).items():
+        # Adam's first step is as long as its rate wherever there is a gradient.
+        assert float((moved[name] - initial).abs().max()) == pytest.approx(rates[0], rel=1e-3), name
+
+
 def test_one_rank_trains_on_what_two_trained_on(chain: Chain, tmp_path: Path) -> None:
     run_training(chain.slm_config(tmp_path / "slm"))
+    by_one_rank, by_two_ranks = (read_validations(run / "metrics.jsonl") for run in (tmp_path / "slm", chain.slm_run))
+    for by_one, by_two in zip(by_one_rank, by_two_ranks, strict=True):
+        assert by_one.targets == by_two.targets
+        assert by_one.loss == pytest.approx(by_two.loss, rel=1e-4)
     for alone, together in zip(steps_of(tmp_path / "slm"), steps_of(chain.slm_run), strict=True):
         assert alone["selected_ratio"] == together["selected_ratio"]
         assert alone == pytest.approx(together, rel=1e-4)

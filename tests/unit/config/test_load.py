@@ -1,13 +1,17 @@
 """Files, bases and overrides become one configuration, or one message that says all that is wrong."""
 
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
-from megaslm.config.load import load
+from megaslm.config import recipe as config_recipe
+from megaslm.config.cluster import SlurmCluster
+from megaslm.config.load import SchemaNode, allowed, load
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import KeyPath, dotted_key
 from megaslm.errors import ConfigError
 from tests.messages import Says
 
@@ -167,6 +171,22 @@ BAD_SETTINGS = [
     ("train.warmup_tokens=200000", "warmup_tokens = 200000"),
     ("data.seq_len=100", "train.global_batch_tokens = 1024"),
 ]
+
+
+def settings_in(node: SchemaNode, path: KeyPath = ()) -> Iterator[tuple[KeyPath, SchemaNode]]:
+    """Each single setting below a place of a schema; of a list the first entry, of a mapping any."""
+    for name, child in node.children().items():
+        inner = [*settings_in(child, (*path, name))]
+        for key in (0, "NAME"):
+            entry, below = child.follow([key])
+            if entry:
+                inner += settings_in(below, (*path, name, key))
+        yield from inner or [((*path, name), child)]
+
+
+@pytest.mark.parametrize("model", [RunConfig, config_recipe.Recipe, SlurmCluster], ids=["run", "recipe", "slurm"])
+def test_what_every_setting_allows(model: type[BaseModel], says: Says) -> None:
+    says("\n".join(f"{dotted_key(path)}: {allowed(node)}" for path, node in settings_in(SchemaNode(model))))
 
 
 @pytest.mark.parametrize(("override", "named"), BAD_SETTINGS, ids=[override for override, _ in BAD_SETTINGS])

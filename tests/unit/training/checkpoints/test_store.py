@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from megaslm.training.checkpoints.store import (
     complete_checkpoints,
     find_corruption,
     prune,
+    remove_checkpoint,
     remove_unfinished,
     step_folder,
 )
@@ -62,6 +64,22 @@ def test_what_a_cut_off_save_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     remove_unfinished(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000010", "notes"}
+
+
+def test_a_removal_that_is_cut_off_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_checkpoint(tmp_path, 10)
+
+    def cut_off(_: Path) -> None:
+        raise OSError(errno.EIO, "cut off")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            remove_checkpoint(folder)
+    assert folder.exists()
+    assert complete_checkpoints(tmp_path) == []
+    remove_unfinished(tmp_path)
+    assert not folder.exists()
 
 
 def test_any_changed_byte_of_any_file_is_found(tmp_path: Path) -> None:

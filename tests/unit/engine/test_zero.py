@@ -1,0 +1,17 @@
+"""What AdamW decays."""
+
+import torch
+
+from megaslm.config.schema import Architecture
+from megaslm.engine.zero import ParameterGroups
+from megaslm.model.load import build_from_shape
+from tests.toy import EOS_ID, SHAPE
+
+
+def test_matrices_decay_and_gains_do_not() -> None:
+    model = build_from_shape(Architecture(**SHAPE), eos_id=EOS_ID, dtype=torch.float32)
+    groups = ParameterGroups.of(model)
+    gains = [parameter for name, parameter in model.named_parameters() if "norm" in name]
+    assert len(gains) == 2 * SHAPE["num_layers"] + 1
+    assert {id(parameter) for parameter in groups.undecayed} == {id(parameter) for parameter in gains}
+    assert len(groups.decayed) + len(gains) == len(list(model.parameters()))

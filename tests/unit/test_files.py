@@ -1,0 +1,53 @@
+"""A file or folder gets its name after its content is on the disk, and the name is on the disk after that."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaslm.files import finish_folder, start_folder, unfinished, write_file
+
+Call = tuple[str, str]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What is synced and what is renamed, in order, by names."""
+    made: list[Call] = []
+    sync = os.fsync
+
+    def record_sync(descriptor: int) -> None:
+        made.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        sync(descriptor)
+
+    def recording(rename: Any) -> Any:
+        def record(source: Any, target: Any, **options: Any) -> None:
+            made.append(("rename", Path(target).name))
+            rename(source, target, **options)
+
+        return record
+
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", recording(os.replace))
+    monkeypatch.setattr(os, "rename", recording(os.rename))
+    return made
+
+
+def test_a_file_is_synced_before_its_name_and_the_folder_after(tmp_path: Path, calls: list[Call]) -> None:
+    path = tmp_path / "a.json"
+    write_file(path, "{}")
+    assert calls == [("sync", unfinished(path).name), ("rename", "a.json"), ("sync", tmp_path.name)]
+    assert path.read_text() == "{}"
+
+
+def test_all_of_a_folder_is_synced_before_its_name(tmp_path: Path, calls: list[Call]) -> None:
+    path = tmp_path / "model"
+    inner = start_folder(path) / "deep"
+    inner.mkdir()
+    (inner / "weights").write_bytes(b"w")
+    calls.clear()
+    finish_folder(path)
+    before = calls[: calls.index(("rename", "model"))]
+    assert set(before) == {("sync", name) for name in ("deep", "weights", unfinished(path).name)}
+    assert calls[len(before) :] == [("rename", "model"), ("sync", tmp_path.name)]
