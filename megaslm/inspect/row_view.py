@@ -37,7 +37,7 @@ _CONTEXT = Style(dim=True)
 
 
 class ShownToken(NamedTuple):
-    """The shown text of the tokens at `places`."""
+    """A stretch of displayed text, and the positions of the tokens that it shows."""
 
     text: str
     places: range

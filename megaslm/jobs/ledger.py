@@ -1,7 +1,7 @@
 """The tasks of a job, in a folder that all of its processes share: which are done, and which process does which.
 
-Each finished task has a note. A process that does a task holds the task's lock, which the kernel releases when the
-process ends, so that another process can draw the task again. A file beside the lock names the process that does the
+Each finished task has a note. A process holds a task's lock while it does the task. When the process ends, the kernel
+releases the lock, and another process can draw the task again. A file beside the lock names the process that does the
 task, and the processes that died over it.
 """
 

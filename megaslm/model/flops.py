@@ -1,4 +1,4 @@
-"""Floating-point operations: a model's need by its configuration, a device's peak by its data sheet."""
+"""Floating-point operations: how many a model needs, by its configuration, and a device's peak rate."""
 
 import platform
 import re
