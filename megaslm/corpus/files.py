@@ -183,7 +183,8 @@ def _remote_files(pattern: str, source: Source, passed_over: Counter[str]) -> di
 
 
 def _split(pattern: str) -> tuple[Path, tuple[str, ...]]:
-    """Splits a path into its fixed beginning, a folder or a file, and the glob after it. An existing name is not a glob."""
+    """Splits a path into its fixed beginning, a folder or a file, and the glob after it. An existing name is not a
+    glob."""
     path = home_expanded(pattern)
     for place, part in enumerate(path.parts):
         # An existing file v[1] is a name, though as a glob it matches only v1. A glob * or ? matches its own name too.

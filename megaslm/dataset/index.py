@@ -179,7 +179,8 @@ def merge_index(domain_folder: Path, parts: Sequence[Part]) -> int:
 
 
 def read_part_indices(domain_folder: Path, parts: Sequence[Part]) -> dict[str, ShardIndex]:
-    """Maps each part's name to its index, in the order of the parts' numbers. Raises the errors of `read_part_index`."""
+    """Maps each part's name to its index, in the order of the parts' numbers. Raises the errors of
+    `read_part_index`."""
     return {part.name: read_part_index(domain_folder, part) for part in in_order(domain_folder, parts)}
 
 

@@ -21,7 +21,8 @@ _LIBC = ctypes.CDLL(None)
 
 class StopSignal:
     """After `listen`, or within its context, a first SIGTERM or SIGUSR1 is only recorded. A second one, ten seconds
-    or more after it, ends the process by the signal's default action, even where the main thread is stuck in a collective."""
+    or more after it, ends the process by the signal's default action, even where the main thread is stuck in a
+    collective."""
 
     def __init__(self) -> None:
         self._told: signal.Signals | None = None
