@@ -40,14 +40,14 @@ _ROWS = (
     ),
     Row(
         "slow_rank",
-        "a rank that its host lets run for half of the time",
+        "a rank that gets the processor for half of the time",
         "a warning names it, and nobody else",
         "{steps_to_warn} steps until the warning (a report every {steps_between_reports}), which says {ratio} times",
     ),
     Row(
         "full_disk",
         "no room for checkpoints; for the log; for fetched shards",
-        "said loudly; the older checkpoint stays and is used; training goes on until `checkpoint.max_failed_saves` "
+        "each failed save is an error in the log; the older checkpoint stays and is used; training goes on until `checkpoint.max_failed_saves` "
         "have failed in a row. A full log never ends a run; a full cache ends it with status 2",
         "{steps_made_meanwhile} steps made with {failed_saves} failed saves; {bytes_left} bytes left behind; "
         "{log_lines_lost} lines of the log lost; ended {cache_seconds:.0f} s after its start with a full cache",
@@ -105,8 +105,8 @@ _ROWS = (
     ),
     Row(
         "job_worker_out_of_memory",
-        "the kernel kills a worker of `prepare` for want of memory",
-        "likewise; equal bytes",
+        "the kernel kills a worker of `prepare` that has run out of memory",
+        "another process draws its task; equal bytes",
         "{killed} killed",
     ),
     Row(
@@ -125,7 +125,7 @@ _ROWS = (
     Row(
         "small_shared_memory",
         "a container's /dev/shm, and a dataset of millions of rows",
-        "nothing: it is not used",
+        "nothing: MegaSLM does not use it",
         "{mebibytes} MB, {rows:,} rows, two ranks with two loaders each: 20 micro-batches read after {seconds:.1f} s",
     ),
 )

@@ -15,7 +15,7 @@ _ROWS = (
     ),
     Row(
         "nodes_unreachable",
-        "a host name that is none; a host whose sshd refuses; a port that is taken",
+        "an unknown host name; a host whose sshd refuses; a port that is taken",
         "the host is named before anything is started; status 2",
         "ended after {wrong_name_seconds:.1f}, {ssh_refused_seconds:.1f} and {port_taken_seconds:.1f} s",
     ),
@@ -40,7 +40,7 @@ _ROWS = (
     ),
     Row(
         "node_lost",
-        "all processes of a host are gone at once",
+        "all processes of a host die at once",
         "the others end and name it; the run goes on with one host, on its ranks alone, to the same losses",
         "ended after {seconds:.1f} s; {steps_lost} steps made again (a checkpoint every {steps_between_checkpoints})",
     ),
