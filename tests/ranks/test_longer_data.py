@@ -57,7 +57,7 @@ def test_the_epoch_ends_and_the_next_one_has_the_new_rows(
     run_training(longer, world_size=2, resume=True)
     said = capfd.readouterr().out
     assert "train/a 2 → 4 parts" in said
-    assert "24 training rows" in said
+    assert "24 more training rows" in said
     told = [rows_of_step(tmp_path / "run", step) for step in range(1, 13)]
     assert told[:5] == told_before
     # 65 rows make epochs of eight steps.
