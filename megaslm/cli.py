@@ -183,7 +183,7 @@ def score(
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Compute a reference model's losses and store them beside the tokens. Use a launcher for several ranks.
+    """Store a reference model's losses beside a dataset's tokens. Use a launcher for several ranks.
 
     An interrupted job resumes when the command is run again, on any number of ranks. Where the dataset has grown, only
     its new parts are scored.
@@ -244,11 +244,11 @@ def mask(
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Turn reference losses and entropies into one bit per target, for runs with a static criterion and slm.scope
-    sequence.
+    """Store a static selection as one bit per target.
 
-    An interrupted job resumes when the command is run again. Where the dataset has grown, only its new parts are
-    masked.
+    The bits replace the losses. The selection is made of reference losses and entropies, for runs with a static
+    criterion and slm.scope sequence. An interrupted job resumes when the command is run again. Where the dataset has
+    grown, only its new parts are masked.
     """
     from megaslm.observe.console import JobConsole
     from megaslm.scoring.mask import mask_rule
@@ -298,7 +298,7 @@ def export(
     output: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.")],
     json_file: JsonFile = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face folder that AutoModelForCausalLM loads."""
+    """Write a checkpoint as a Hugging Face folder. AutoModelForCausalLM loads it."""
     from megaslm.training.export import export as export_checkpoint
 
     checkpoint = export_checkpoint(source, output)
@@ -315,7 +315,8 @@ def demo(
     configs: Annotated[Path, typer.Option(help="The demo's configurations.")] = Path("configs/demo"),
     json_file: JsonFile = None,
 ) -> None:
-    """Run the whole process on a small corpus: prepare, base, reference, scoring, CLM, SLM, export, comparison."""
+    """Run all steps on a small corpus, from text to a comparison. These are prepare, base, reference, scoring, CLM, SLM
+    and export."""
     from megaslm.demo import run_demo
 
     summary = run_demo(configs)

@@ -15,7 +15,7 @@ def verify(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Read every byte of a dataset and report everything that is corrupt."""
+    """Read every byte of a dataset and report all corruption."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -48,7 +48,8 @@ def inspect(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show a dataset, one of its rows as text with losses or selected tokens, or the rows that a step reads.
+    """Show a dataset, one of its rows, or the rows of a step. A row is shown as text with losses or selected
+    tokens.
 
     For an unfinished dataset, show its progress.
     """

@@ -27,7 +27,7 @@ def launch(
         bool, typer.Option("--dry-run", help="Print the command, or the manifests, and start nothing.")
     ] = False,
 ) -> None:
-    """Start a verb on one host, many hosts, Slurm or Kubernetes, as the cluster's configuration describes.
+    """Start a verb on one host, many hosts, Slurm or Kubernetes. The cluster's configuration says which.
 
     The verb's command replaces this one: it receives its signals, and sets its exit status.
     """

@@ -47,7 +47,8 @@ _ROWS = (
     Row(
         "full_disk",
         "no room for checkpoints; for the log; for fetched shards",
-        "each failed save is an error in the log; the older checkpoint stays and is used; training goes on until `checkpoint.max_failed_saves` "
+        "each failed save is an error in the log; the older checkpoint stays and is used; training goes on until "
+        "`checkpoint.max_failed_saves` "
         "have failed in a row. A full log never ends a run; a full cache ends it with status 2",
         "{steps_made_meanwhile} steps made with {failed_saves} failed saves; {bytes_left} bytes left behind; "
         "{log_lines_lost} lines of the log lost; ended {cache_seconds:.0f} s after its start with a full cache",
