@@ -27,7 +27,6 @@ from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
-STEPS = 6
 GLOBAL_ROWS = 8
 LEARNING_RATE = 0.1
 KEEP_RATIO = Decimal("0.6")
@@ -84,7 +83,7 @@ class RecordingObjective(SelectiveObjective):
                 {
                     "keys": targets.keys[valid],
                     "values": values.view_as(valid)[valid],
-                    "cuts": cuts.expand(values.shape).reshape(valid.shape)[valid],
+                    "thresholds": cuts.expand(values.shape).reshape(valid.shape)[valid],
                     "selected": output.mask[valid],
                 }
             )
@@ -127,12 +126,12 @@ def whole_parameters(model: SelectiveLM) -> dict[str, Tensor]:
     return {name: safe_get_full_fp32_param(parameter).clone() for name, parameter in model.named_parameters()}
 
 
-def train(name: str, world: World, micro_steps: int) -> Run:
+def train(name: str, world: World, micro_steps: int, *, steps: int, layers: int) -> Run:
     """Plain SGD from the same start: its steps are as far apart as the gradients are."""
     config = run_config(
         Path("unused"),
         Path("unused"),
-        model={"from_scratch": {**SHAPE, "num_layers": 1}},
+        model={"from_scratch": {**SHAPE, "num_layers": layers}},
         # Clipped gradients would be the same whatever they are divided by.
         train={"micro_batch_rows": GLOBAL_ROWS // world.size // micro_steps, "max_grad_norm": 0.0},
         deepspeed_extra={"zero_allow_untested_optimizer": True},
@@ -142,11 +141,11 @@ def train(name: str, world: World, micro_steps: int) -> Run:
     objective = RecordingObjective(RULES[name])
     rows = ROWS.get(name, range(GLOBAL_ROWS))
     train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=name in ROWS)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         train_step(list(micro_batches(step, world, micro_steps, rows)), Moment(step, 0), LEARNING_RATE)
     return Run(steps=objective.steps, before=before, after=whole_parameters(model))
 
 
-def train_by_every_rule(world: World, micro_steps: int) -> dict[str, Run]:
+def train_by_every_rule(world: World, micro_steps: int, steps: int, layers: int) -> dict[str, Run]:
     """The job: what this rank saw of each rule."""
-    return {name: train(name, world, micro_steps) for name in RULES}
+    return {name: train(name, world, micro_steps, steps=steps, layers=layers) for name in RULES}

@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from itertools import combinations
+from typing import cast
 
 import pytest
 import torch
@@ -11,21 +12,29 @@ from megaslm.slm.keys import row_of
 from tests.rank_pool import RankPool
 from tests.ranks.layout_worker import Run, Step, train_by_every_rule
 
-SCORE_TOLERANCE = 1e-5
+VALUE_TOLERANCE = 1e-5
 PARAMETER_TOLERANCE = 1e-4
 KEEP_RATIO = Decimal("0.6")
 LAYOUTS = ("1x4", "2x2", "1x1")
 """Ranks x micro-steps."""
 RULES = ["batch exact", "batch running", "sequence", "repeated rows"]
 
+SIZES = [(6, 1), pytest.param((10, 2), marks=pytest.mark.slow)]
+"""Steps, and layers of the model."""
+
 Layouts = dict[str, list[dict[str, Run]]]
 """Of each layout what its ranks recorded, by rule."""
 
 
+@pytest.fixture(scope="module", params=SIZES, ids=str)
+def size(request: pytest.FixtureRequest) -> tuple[int, int]:
+    return cast(tuple[int, int], request.param)
+
+
 @pytest.fixture(scope="module")
-def layouts(ranks: RankPool, lone_rank: RankPool) -> Layouts:
+def layouts(ranks: RankPool, lone_rank: RankPool, size: tuple[int, int]) -> Layouts:
     pools = {"1": lone_rank, "2": ranks}
-    return {layout: pools[layout[0]].run(train_by_every_rule, int(layout[2])) for layout in LAYOUTS}
+    return {layout: pools[layout[0]].run(train_by_every_rule, int(layout[2]), *size) for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -45,10 +54,10 @@ def test_every_parameter_ends_where_it_does_on_other_layouts(layouts: Layouts, r
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_there_was_something_to_tell_apart(layouts: Layouts, rule: str) -> None:
+def test_there_was_something_to_tell_apart(layouts: Layouts, size: tuple[int, int], rule: str) -> None:
     """Every step left targets out, and every parameter moved by far more than layouts may differ."""
     run = layouts["1x4"][0][rule]
-    assert len(run["steps"]) == 6
+    assert len(run["steps"]) == size[0]
     assert all(0.4 < step["selected"].double().mean() < 0.8 for step in run["steps"])
     moved = parameter_distances(run["before"], run["after"])
     assert {name: far for name, far in moved.items() if far < 50 * PARAMETER_TOLERANCE} == {}
@@ -92,10 +101,10 @@ def by_key(parts: tuple[Step, ...]) -> Step:
 
 
 def selected_by_one_alone(one: Step, other: Step) -> list[int]:
-    """Keys of targets that one layout selects and the other does not, but for those at the cut in both."""
+    """Keys of targets that one layout selects and the other does not, but for those at the threshold in both."""
     assert one["keys"].equal(other["keys"])
-    at_cut = [(step["values"] - step["cuts"]).abs() < SCORE_TOLERANCE for step in (one, other)]
-    return one["keys"][(one["selected"] != other["selected"]) & ~(at_cut[0] & at_cut[1])].tolist()
+    at_threshold = [(step["values"] - step["thresholds"]).abs() < VALUE_TOLERANCE for step in (one, other)]
+    return one["keys"][(one["selected"] != other["selected"]) & ~(at_threshold[0] & at_threshold[1])].tolist()
 
 
 def parameter_distances(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
