@@ -20,7 +20,7 @@ def verify(
 
     from rich.console import Console
 
-    from megaslm.inspect.verification import progress_bar, show_verification
+    from megaslm.inspect.verify import progress_bar, show_verification
     from megaslm.inspect.verify import verify as verify_dataset
 
     console = Console(highlight=False)

@@ -7,7 +7,8 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.config.load import DEFAULT, Loaded, settings_of, show
+from megaslm.config.load import DEFAULT, Loaded, settings_of
+from megaslm.config.problems import show
 from megaslm.config.source import KeyPath, dotted_key
 
 

@@ -24,8 +24,8 @@ _CONNECT_TIMEOUT = timedelta(minutes=5)
 _ANSWER_TIMEOUT = timedelta(days=7)
 _VERDICT = "verdict"
 _LONGEST_TICK_SECONDS = 1.0
-_SIGN_SECONDS = 0.5
-_HURRIED_SIGN_SECONDS = 0.1
+_BEAT_SECONDS = 0.5
+_HURRIED_BEAT_SECONDS = 0.1
 
 
 class HeartbeatStore:
@@ -209,7 +209,7 @@ class HeartbeatThread:
                 self._exchange(is_last=ending)
                 if ending and not self.missing():
                     return
-                self._hurry.wait(_HURRIED_SIGN_SECONDS if self._is_ending else _SIGN_SECONDS)
+                self._hurry.wait(_HURRIED_BEAT_SECONDS if self._is_ending else _BEAT_SECONDS)
                 self._hurry.clear()
         except DistError:
             # After its goodbye the first rank ends, and its store with it.

@@ -19,6 +19,58 @@ _LEAST_CACHE_BYTES = 1 << 30
 _LEAST_SHARED_MEMORY_BYTES_A_RANK = 16 << 20
 
 
+def preflight(world: World, requirements: Requirements) -> list[str]:
+    """Checks that all ranks run the same code on the same job, on hosts with the required resources.
+
+    Called on all ranks, before any other collective: with different code or settings they would wait for one another in
+    different places. It takes some hundredths of a second, plus the transfer of some MB between hosts.
+
+    Returns:
+        The first rank's output: warnings and, for several ranks, a line about the network between them.
+
+    Raises:
+        PreflightError: on all ranks, with a line for each problem that names the ranks and their hosts.
+    """
+    rank = Rank(world.rank, socket.gethostname())
+    if world.size > 1:
+        _require_one_code(rank, world)
+    all_facts = exchange(look(rank, requirements, read_clock_together(world)), world.device)
+    findings = differences(all_facts) + shortages(all_facts)
+    _refuse([finding for finding in findings if finding.ends_the_job])
+    warnings = [f"warning: {finding.text}" for finding in findings]
+    if world.size == 1:
+        return warnings
+    timed = time_all_reduce(world, hosts=len(by_host(all_facts)))
+    links = time_links(world, [facts.rank for facts in all_facts])
+    warnings += [f"warning: {finding.text}" for finding in slow_links(links)]
+    return [*warnings, _report(all_facts, timed, links)]
+
+
+def _require_one_code(rank: Rank, world: World) -> None:
+    """Runs first, because another version may exchange other facts."""
+    codes = exchange(Code.of(rank), world.device)
+    _refuse(list(disagreements(code_trait(codes), [code.rank for code in codes])))
+
+
+def _refuse(findings: Sequence[Finding]) -> None:
+    if findings:
+        count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
+        raise PreflightError(
+            f"{count} before the first step\n" + "\n".join(f"  {finding.text}" for finding in findings)
+        )
+
+
+def _report(all_facts: Sequence[RankFacts], timed: AllReduce, links: Sequence[Link]) -> str:
+    hosts = len(by_host(all_facts))
+    seconds = most_seconds_apart([facts.clock for facts in all_facts])
+    speeds = [link.bytes_per_second / 1e9 for link in links]
+    between_hosts = f"; each rank to the next host {min(speeds):.2g} to {max(speeds):.2g} GB/s" if speeds else ""
+    return (
+        f"preflight: {len(all_facts)} ranks on {hosts} {'host' if hosts == 1 else 'hosts'} agree; clocks within "
+        f"{max(seconds, 0.001):.2g} s; {timed}{between_hosts}"
+    )
+
+
 def differences(all_facts: Sequence[RankFacts]) -> list[Finding]:
     """The differences between the facts of all ranks, which are in rank order."""
     ranks = [facts.rank for facts in all_facts]
@@ -126,55 +178,3 @@ def _size(count_bytes: int) -> str:
         if count_bytes >= factor:
             return f"{count_bytes / factor:,.1f} {unit}"
     return f"{count_bytes} bytes"
-
-
-def preflight(world: World, requirements: Requirements) -> list[str]:
-    """Checks that all ranks run the same code on the same job, on hosts with the required resources.
-
-    Called on all ranks, before any other collective: with different code or settings they would wait for one another in
-    different places. It takes some hundredths of a second, plus the transfer of some MB between hosts.
-
-    Returns:
-        The first rank's output: warnings and, for several ranks, a line about the network between them.
-
-    Raises:
-        PreflightError: on all ranks, with a line for each problem that names the ranks and their hosts.
-    """
-    rank = Rank(world.rank, socket.gethostname())
-    if world.size > 1:
-        _require_one_code(rank, world)
-    all_facts = exchange(look(rank, requirements, read_clock_together(world)), world.device)
-    findings = differences(all_facts) + shortages(all_facts)
-    _refuse([finding for finding in findings if finding.ends_the_job])
-    warnings = [f"warning: {finding.text}" for finding in findings]
-    if world.size == 1:
-        return warnings
-    timed = time_all_reduce(world, hosts=len(by_host(all_facts)))
-    links = time_links(world, [facts.rank for facts in all_facts])
-    warnings += [f"warning: {finding.text}" for finding in slow_links(links)]
-    return [*warnings, _report(all_facts, timed, links)]
-
-
-def _require_one_code(rank: Rank, world: World) -> None:
-    """Runs first, because another version may exchange other facts."""
-    codes = exchange(Code.of(rank), world.device)
-    _refuse(list(disagreements(code_trait(codes), [code.rank for code in codes])))
-
-
-def _refuse(findings: Sequence[Finding]) -> None:
-    if findings:
-        count = "1 problem" if len(findings) == 1 else f"{len(findings)} problems"
-        raise PreflightError(
-            f"{count} before the first step\n" + "\n".join(f"  {finding.text}" for finding in findings)
-        )
-
-
-def _report(all_facts: Sequence[RankFacts], timed: AllReduce, links: Sequence[Link]) -> str:
-    hosts = len(by_host(all_facts))
-    seconds = most_seconds_apart([facts.clock for facts in all_facts])
-    speeds = [link.bytes_per_second / 1e9 for link in links]
-    between_hosts = f"; each rank to the next host {min(speeds):.2g} to {max(speeds):.2g} GB/s" if speeds else ""
-    return (
-        f"preflight: {len(all_facts)} ranks on {hosts} {'host' if hosts == 1 else 'hosts'} agree; clocks within "
-        f"{max(seconds, 0.001):.2g} s; {timed}{between_hosts}"
-    )

@@ -5,8 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.text import Text
 
 from megaslm.dataset.folder import check_tokenizer
 from megaslm.dataset.index import INDEX, check_merged, foreign_parts, in_order, joined, read_index
@@ -14,9 +19,12 @@ from megaslm.dataset.manifest import MANIFEST, TOKENIZER, DomainSplit, Manifest,
 from megaslm.dataset.shards import RowFormat
 from megaslm.errors import CorruptData
 from megaslm.inspect.part_check import CheckedPart, RowRules, check_part, files_of_part, leftovers, what_it_is
+from megaslm.observe.display import size
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes to read in all, from one thread at a time."""
+_SHOWN = 100
+"""Findings of one kind that are printed. The JSON report has all."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
     corruptions = list(check_tokenizer(dataset / TOKENIZER, manifest))
     known = [dataset / TOKENIZER / name for name in manifest.tokenizer_files]
     for share, parts in zip(shares, checked, strict=True):
-        corruptions += _damages(dataset, share, parts)
+        corruptions += _corruptions(dataset, share, parts)
         known += _known(share, parts)
     return Verification(
         dataset=str(dataset),
@@ -82,6 +90,46 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
         seconds=time.monotonic() - started,
         workers=threads,
     )
+
+
+@contextmanager
+def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
+    """A progress bar of bytes during the block, if `console` is a terminal. Yields the function that moves it."""
+    bar = Progress(
+        TextColumn("{task.description}", style="bold", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(name, total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def show_verification(console: Console, found: Verification) -> None:
+    """Prints every problem and every warning, and the amount and speed of reading."""
+    _show(console, "problem", "bold red", found.problems)
+    _show(console, "warning", "yellow", found.warnings)
+    console.print(
+        f"verify · {found.dataset} · {found.parts:,} parts · {found.rows:,} rows · {size(found.bytes)} in "
+        f"{found.seconds:,.2f} s · {found.bytes / 1e6 / found.seconds:,.0f} MB/s · {found.workers} workers",
+        markup=False,
+        soft_wrap=True,
+    )
+    if not found.problems:
+        console.print("every byte is intact", style="bold green")
+
+
+def _show(console: Console, kind: str, style: str, findings: tuple[Finding, ...]) -> None:
+    for finding in findings[:_SHOWN]:
+        line = Text.assemble((kind, style), " · ", (finding.path, "bold"), " ", finding.finding)
+        console.print(line, soft_wrap=True)
+    if len(findings) > _SHOWN:
+        console.print(f"{kind} · and {len(findings) - _SHOWN:,} more: `--json FILE` writes them all", soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -141,7 +189,7 @@ class _Progress:
                 self._on_progress(self._done_bytes, self._total_bytes)
 
 
-def _damages(dataset: Path, share: _Share, checked: Sequence[CheckedPart]) -> Iterator[CorruptData]:
+def _corruptions(dataset: Path, share: _Share, checked: Sequence[CheckedPart]) -> Iterator[CorruptData]:
     """The faults of a share: of its parts, of its merged index, and of its counts."""
     yield from foreign_parts(share.folder, share.parts)
     for part in checked:

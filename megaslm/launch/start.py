@@ -13,7 +13,8 @@ from megaslm.config.cluster import (
     TorchrunCluster,
 )
 from megaslm.config.layers import gather
-from megaslm.config.load import load, show
+from megaslm.config.load import load
+from megaslm.config.problems import show
 from megaslm.errors import ConfigError
 from megaslm.launch.command import Command, VerbCall, one_process, script
 from megaslm.launch.kubernetes import kubernetes_command

@@ -29,48 +29,6 @@ _FLOATING_POINT = ("F64", "F32", "F16", "BF16")
 _NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
-def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str, Any]) -> PretrainedConfig:
-    """The configuration of a folder whose config.json holds `stated`, of either release. Raises as transformers does.
-
-    Release 5 reads both spellings. Release 4 would replace the rotary embeddings of release 5 by the default ones.
-    """
-    if _READS_ROPE_PARAMETERS:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return family.from_dict(in_both_spellings(stated))
-
-
-def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json with the same rotary embeddings for both releases; unchanged where it has none.
-
-    Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`.
-    """
-    stated = {**(config.get("rope_scaling") or config.get("rope_parameters") or {})}
-    if not stated and "rope_theta" not in config:
-        return dict(config)
-    beside = {key: stated.pop(key, config.get(key)) for key in _BESIDE}
-    beside = {key: value for key, value in beside.items() if value is not None}
-    rope_type = stated.pop("rope_type", stated.pop("type", "default"))
-    scaling = None if rope_type == "default" else {"rope_type": rope_type, **stated}
-    return {
-        **config,
-        **beside,
-        "rope_scaling": scaling,
-        "rope_parameters": {**beside, "rope_type": rope_type, **stated},
-    }
-
-
-def longest_steady_row(config: PretrainedConfig) -> int | None:
-    """The number of tokens beyond which a row's angles depend on other rows of its batch; None where they never do.
-
-    Under `longrope`, transformers changes the angles of all rows of a batch as soon as one has a longer document.
-    """
-    stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if stated.get("rope_type", stated.get("type")) != "longrope":
-        return None
-    original = getattr(config, "original_max_position_embeddings", None)
-    return int(original or stated.get("original_max_position_embeddings") or config.max_position_embeddings)
-
-
 def check_model_folder(folder: Path) -> PretrainedConfig:
     """Reads the folder's configuration and the headers of its weights.
 
@@ -182,3 +140,45 @@ def _require_plain(stated: Mapping[str, Any], path: Path) -> None:
             f"{path}: transformers_weights = {stated['transformers_weights']!r}: MegaSLM reads model.safetensors or "
             "its index; rename the weights to that and remove the key"
         )
+
+
+def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str, Any]) -> PretrainedConfig:
+    """The configuration of a folder whose config.json holds `stated`, of either release. Raises as transformers does.
+
+    Release 5 reads both spellings. Release 4 would replace the rotary embeddings of release 5 by the default ones.
+    """
+    if _READS_ROPE_PARAMETERS:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return family.from_dict(in_both_spellings(stated))
+
+
+def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the same rotary embeddings for both releases; unchanged where it has none.
+
+    Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`.
+    """
+    stated = {**(config.get("rope_scaling") or config.get("rope_parameters") or {})}
+    if not stated and "rope_theta" not in config:
+        return dict(config)
+    beside = {key: stated.pop(key, config.get(key)) for key in _BESIDE}
+    beside = {key: value for key, value in beside.items() if value is not None}
+    rope_type = stated.pop("rope_type", stated.pop("type", "default"))
+    scaling = None if rope_type == "default" else {"rope_type": rope_type, **stated}
+    return {
+        **config,
+        **beside,
+        "rope_scaling": scaling,
+        "rope_parameters": {**beside, "rope_type": rope_type, **stated},
+    }
+
+
+def longest_steady_row(config: PretrainedConfig) -> int | None:
+    """The number of tokens beyond which a row's angles depend on other rows of its batch; None where they never do.
+
+    Under `longrope`, transformers changes the angles of all rows of a batch as soon as one has a longer document.
+    """
+    stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if stated.get("rope_type", stated.get("type")) != "longrope":
+        return None
+    original = getattr(config, "original_max_position_embeddings", None)
+    return int(original or stated.get("original_max_position_embeddings") or config.max_position_embeddings)

@@ -53,39 +53,6 @@ _IDENTITY = (
 _MAY_DIFFER = ("model.gradient_checkpointing", "data.streams.*.dataset", "data.streams.*.reference")
 
 
-@contextmanager
-def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
-    """Keeps other jobs out of the folder within the context; called on all ranks.
-
-    Waits half a minute for an attempt that is being killed. If the file system has no locks, warns through `say`.
-
-    Raises ConfigError where another job still trains in it.
-    """
-    with ExitStack() as held:
-        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
-            say(note)
-        yield
-
-
-def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
-    """Locks the folder until `held` closes. Yields a warning if its file system has no locks.
-
-    Raises ConfigError where another job held the lock for longer than `patience_seconds`.
-    """
-    # The lock is in the folder, not beside it: beside it, a container has a file system of its own.
-    run_folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
-    except Busy as error:
-        raise ConfigError(
-            f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        yield f"warning: {run_folder}: this file system has no locks ({error}); let only one job at a time train in it"
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of one run."""
@@ -271,3 +238,36 @@ def _identity(manifest: Manifest) -> dict[str, str | None]:
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "reference_weights_sha256": None if manifest.reference is None else manifest.reference.weights_sha256,
     }
+
+
+@contextmanager
+def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps other jobs out of the folder within the context; called on all ranks.
+
+    Waits half a minute for an attempt that is being killed. If the file system has no locks, warns through `say`.
+
+    Raises ConfigError where another job still trains in it.
+    """
+    with ExitStack() as held:
+        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
+            say(note)
+        yield
+
+
+def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
+    """Locks the folder until `held` closes. Yields a warning if its file system has no locks.
+
+    Raises ConfigError where another job held the lock for longer than `patience_seconds`.
+    """
+    # The lock is in the folder, not beside it: beside it, a container has a file system of its own.
+    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
+    except Busy as error:
+        raise ConfigError(
+            f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        yield f"warning: {run_folder}: this file system has no locks ({error}); let only one job at a time train in it"

@@ -24,64 +24,6 @@ from megaslm.stream.loader import MicroBatch
 _MOST_ROWS_NAMED = 10
 
 
-def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: Callable[[int], str]) -> str:
-    """Why targets cannot be ranked, in one sentence, the same on all ranks. Contains collectives.
-
-    Args:
-        targets: of this rank's micro-batches.
-        places: indices of the targets that cannot be ranked, counted through all micro-batches.
-        row_name: the name of a row in messages.
-    """
-    keys = _keys(targets)
-    return _sentence(unrankable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
-
-
-def why_left_out(
-    targets: Sequence[Targets], choices: Sequence[Choice], outputs: Sequence[HeadOutput], row_name: Callable[[int], str]
-) -> str:
-    """Why the update was left out after the passes, in one sentence, the same on all ranks. Contains collectives.
-
-    Args:
-        targets: of this rank's micro-batches.
-        choices: the choice of each micro-batch.
-        outputs: the head's output of each micro-batch.
-        row_name: the name of a row in messages.
-    """
-    keys = _keys(targets)
-    chosen = torch.cat([output.mask.flatten() for output in outputs])
-    finite = torch.isfinite(torch.cat([output.losses.flatten() for output in outputs]))
-    unrankable = torch.cat([_unrankable(*pair) for pair in zip(choices, outputs, strict=True)])
-    return _sentence(unrankable=keys[unrankable], without_loss=keys[chosen & ~finite], row_name=row_name)
-
-
-def _keys(targets: Sequence[Targets]) -> Tensor:
-    return torch.cat([part.keys.flatten() for part in targets])
-
-
-def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
-    """(T,) bool. All false for a choice that was made before the passes, or that takes every target."""
-    if isinstance(choice, Every | Known):
-        return torch.zeros_like(choice.mask)
-    return choice.unrankable(output.losses.flatten())
-
-
-def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
-    causes = ("{:,} targets cannot be ranked, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
-    of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
-    for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
-        targets = sum(count for count, _ in found)
-        if targets:
-            rows = sorted({row for _, first_rows in found for row in first_rows})
-            named = ", ".join(map(row_name, rows[:_MOST_ROWS_NAMED])) + (", …" if len(rows) > _MOST_ROWS_NAMED else "")
-            return f"{cause.format(targets)}, in the rows {named}"
-    return "the gradient is NaN or infinite although every loss is a number"
-
-
-def _counted(keys: Tensor) -> tuple[int, list[int]]:
-    """The number of targets, and their first rows: one more than are named."""
-    return len(keys), row_of(keys).unique()[: _MOST_ROWS_NAMED + 1].tolist()
-
-
 @dataclass(frozen=True)
 class StepResult:
     """The result of a step, still on the device.
@@ -196,3 +138,61 @@ def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targ
         ref_entropy=micro_batch.ref_entropy,
         selected=micro_batch.selected,
     )
+
+
+def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: Callable[[int], str]) -> str:
+    """Why targets cannot be ranked, in one sentence, the same on all ranks. Contains collectives.
+
+    Args:
+        targets: of this rank's micro-batches.
+        places: indices of the targets that cannot be ranked, counted through all micro-batches.
+        row_name: the name of a row in messages.
+    """
+    keys = _keys(targets)
+    return _sentence(unrankable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
+
+
+def why_left_out(
+    targets: Sequence[Targets], choices: Sequence[Choice], outputs: Sequence[HeadOutput], row_name: Callable[[int], str]
+) -> str:
+    """Why the update was left out after the passes, in one sentence, the same on all ranks. Contains collectives.
+
+    Args:
+        targets: of this rank's micro-batches.
+        choices: the choice of each micro-batch.
+        outputs: the head's output of each micro-batch.
+        row_name: the name of a row in messages.
+    """
+    keys = _keys(targets)
+    chosen = torch.cat([output.mask.flatten() for output in outputs])
+    finite = torch.isfinite(torch.cat([output.losses.flatten() for output in outputs]))
+    unrankable = torch.cat([_unrankable(*pair) for pair in zip(choices, outputs, strict=True)])
+    return _sentence(unrankable=keys[unrankable], without_loss=keys[chosen & ~finite], row_name=row_name)
+
+
+def _keys(targets: Sequence[Targets]) -> Tensor:
+    return torch.cat([part.keys.flatten() for part in targets])
+
+
+def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
+    """(T,) bool. All false for a choice that was made before the passes, or that takes every target."""
+    if isinstance(choice, Every | Known):
+        return torch.zeros_like(choice.mask)
+    return choice.unrankable(output.losses.flatten())
+
+
+def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
+    causes = ("{:,} targets cannot be ranked, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
+    of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
+    for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
+        targets = sum(count for count, _ in found)
+        if targets:
+            rows = sorted({row for _, first_rows in found for row in first_rows})
+            named = ", ".join(map(row_name, rows[:_MOST_ROWS_NAMED])) + (", …" if len(rows) > _MOST_ROWS_NAMED else "")
+            return f"{cause.format(targets)}, in the rows {named}"
+    return "the gradient is NaN or infinite although every loss is a number"
+
+
+def _counted(keys: Tensor) -> tuple[int, list[int]]:
+    """The number of targets, and their first rows: one more than are named."""
+    return len(keys), row_of(keys).unique()[: _MOST_ROWS_NAMED + 1].tolist()

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from megaslm.config import recipe as config_recipe
 from megaslm.config.cluster import SlurmCluster
-from megaslm.config.load import SchemaNode, allowed, load
+from megaslm.config.load import load
+from megaslm.config.problems import SchemaNode, allowed
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import KeyPath, dotted_key
 from megaslm.errors import ConfigError
