@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--rewrite-messages") and config.getoption("numprocesses", None):
         raise pytest.UsageError("--rewrite-messages: writes the messages of one process; leave --numprocesses away")
     config.pluginmanager.register(Messages(config), Messages.NAME)
+    # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
