@@ -29,7 +29,8 @@ def verify(
     show_verification(console, found)
     write_json(json_file, asdict(found))
     if found.problems:
-        raise DataError(f"{dataset}: {len(found.problems)} problems; repair or restore these files, or make it again")
+        count = "1 problem" if len(found.problems) == 1 else f"{len(found.problems)} problems"
+        raise DataError(f"{dataset}: {count}; repair or restore these files, or prepare (or score) the dataset again")
 
 
 def inspect(
