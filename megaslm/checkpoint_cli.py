@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megaslm.cli_output import JsonFile, write_json
 from megaslm.errors import CheckpointError
-from megaslm.json_option import JsonFile, write_json
 
 if TYPE_CHECKING:
     from megaslm.training.checkpoints.store import Checkpoint

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from megaslm.cli_output import JsonFile, write_json
 from megaslm.errors import ConfigError, DataError
-from megaslm.json_option import JsonFile, write_json
 
 
 def verify(

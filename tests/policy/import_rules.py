@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("health",),
     ("observe",),
     ("preparing", "scoring", "training", "evaluation", "inspect", "launch"),
-    ("cli", "checkpoint_cli", "dataset_cli", "launch_cli", "json_option", "demo", "__main__", "__init__"),
+    ("cli", "checkpoint_cli", "dataset_cli", "jobs_cli", "launch_cli", "cli_output", "demo", "__main__", "__init__"),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
 APART = {"preparing", "scoring", "training", "evaluation", "inspect", "launch"}

@@ -1,0 +1,53 @@
+"""What the verbs have in common: options of several of them, and what they print, once for all ranks."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megaslm.engine.seat import ALONE, Seat, seat_in
+from megaslm.errors import MegaSLMError
+
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
+]
+
+_seat = ALONE
+"""This process's seat. Verbs that run on many ranks take it. Other verbs run as one process under any environment."""
+
+
+def take_seat() -> Seat:
+    """Called before any output that all ranks have in common, so that only one rank prints it."""
+    global _seat
+    _seat = seat_in(os.environ)
+    return _seat
+
+
+def is_first_rank() -> bool:
+    """Whether this process prints what all ranks have in common."""
+    return _seat.rank == 0
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Writes a verb's result, if a file was given."""
+    if path is not None:
+        path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def say_warnings(lines: Sequence[str]) -> None:
+    """Prints warnings, once for all ranks."""
+    if is_first_rank():
+        for line in lines:
+            typer.echo(f"warning: {line}", err=True)
+
+
+def complain(error: MegaSLMError) -> None:
+    """Prints the message of an error, once where every rank has the same."""
+    if is_first_rank():
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+    elif not error.is_known_to_all_ranks:
+        typer.echo(f"rank {_seat.rank}: {type(error).__name__}: {error}", err=True)

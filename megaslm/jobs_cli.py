@@ -1,0 +1,223 @@
+"""`megaslm prepare`, `score` and `mask`: make a dataset of text, of another dataset, or of a scored one."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from megaslm.cli_output import JsonFile, Overrides, is_first_rank, take_seat, write_json
+from megaslm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megaslm.jobs.ray_workers import RayCluster
+
+Work = Annotated[
+    Path | None, typer.Option("--work", help="For an output at a URL: the local folder for parts before their upload.")
+]
+Cache = Annotated[Path, typer.Option("--cache", help="For a dataset at a URL: the folder for downloaded files.")]
+
+Engine = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Where processes run: on this host or as its launcher placed them (local), or on a Ray cluster."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="With --engine ray: the cluster's head; by default $RAY_ADDRESS."),
+]
+
+
+def prepare(
+    recipe: Annotated[Path, typer.Argument(help="The corpus recipe, a YAML file.")],
+    output: Annotated[str, typer.Argument(help="The dataset to write: a folder or a URL, such as s3://bucket/web.")],
+    work: Work = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Do only share N of COUNT of the work."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Make the dataset from the work of all --part runs.")
+    ] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    overrides: Overrides = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Make a dataset of packed token rows from text. An interrupted job resumes when the command is run again."""
+    from megaslm.config.cluster import Share
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+
+    share = None if part is None else Share.parse(part)
+    if share is not None and finish:
+        raise ConfigError("--part and --finish: --part does a share of the work, --finish follows when all are done")
+    if finish and engine != "local":
+        raise ConfigError(
+            f"--engine {engine}: has no effect with --finish, which starts no processes that read text; leave it out"
+        )
+    loaded = load(Recipe, recipe, overrides or []).value
+
+    from megaslm.observe.console import JobConsole
+    from megaslm.preparing import prepare as preparing
+
+    if finish:
+        manifest = preparing.finish(loaded, output, working=work)
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+        _say_passed_over(manifest.passed_over)
+        return
+    with JobConsole("prepare") as console, _engine(engine, ray_address) as ray:
+        show = console.show
+        if share is not None:
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show, ray=ray)
+            return
+        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show, ray=ray)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    _say_passed_over(manifest.passed_over)
+
+
+def score(
+    dataset: Annotated[str, typer.Argument(help="The dataset to score: a folder or a URL.")],
+    output: Annotated[str, typer.Argument(help="The scored dataset to write: a folder or a URL.")],
+    reference: Annotated[Path, typer.Option(help="The reference model, a Hugging Face folder.")],
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
+    ] = "auto",
+    document_isolation: Annotated[
+        bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
+    ] = True,
+    entropy: Annotated[
+        bool,
+        typer.Option(
+            "--entropy",
+            help="Also store the entropies of its predictions, for the criteria entropy and reference_and_entropy.",
+        ),
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens the model sees at once; by default a row, or as many as the model has positions."),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
+    ] = None,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows."),
+    ] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Make the dataset from the scores of all --part jobs.")
+    ] = False,
+    engine: Engine = "local",
+    ray_address: RayAddress = None,
+    work: Work = None,
+    cache: Cache = Path("~/.cache/megaslm"),
+    json_file: JsonFile = None,
+) -> None:
+    """Store a reference model's losses beside a dataset's tokens. Use a launcher for several ranks.
+
+    An interrupted job resumes when the command is run again, on any number of ranks. Where the dataset has grown, only
+    its new parts are scored.
+    """
+    seat = take_seat()
+
+    from megaslm.config.cluster import Share
+
+    share = None if part is None else Share.parse(part)
+    if share is not None and finish:
+        raise ConfigError("--part and --finish: --part scores a share of the parts, --finish follows when all are done")
+
+    from megaslm.observe.console import JobConsole
+    from megaslm.scoring import job
+    from megaslm.scoring.request import ScoreRequest, ScoreSettings
+
+    settings = ScoreSettings(
+        precision=precision,
+        document_isolation=document_isolation,
+        batch_rows=batch_rows,
+        entropy=entropy,
+        window=window,
+        stride=stride,
+    )
+    task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
+    # At the end no rank waits for the others: one may have died, and the others have done its work.
+    with JobConsole("score") as console, _engine(engine, ray_address) as ray:
+        if ray is not None:
+            if part is not None or finish or seat.world_size > 1:
+                raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
+            manifest = job.score_on_ray(task, ray, console.show)
+            _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+            return
+        if share is not None:
+            job.score_share(task, share, console.show)
+            return
+        manifest = job.finish(task) if finish else job.score(task, console.show)
+    if is_first_rank():
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+def mask(
+    dataset: Annotated[str, typer.Argument(help="The scored dataset: a folder or a URL.")],
+    output: Annotated[str, typer.Argument(help="The masked dataset to write: a folder or a URL.")],
+    criterion: Annotated[
+        Literal["reference", "entropy", "reference_and_entropy"],
+        typer.Option(
+            "--criterion", "--score", help="What is ranked in each row, smallest first; as slm.criterion of the runs."
+        ),
+    ] = "reference",
+    keep_ratio: Annotated[str, typer.Option(help="The share of targets to keep; as slm.keep_ratio.")] = "0.6",
+    max_ref_loss: Annotated[
+        float | None, typer.Option(help="Most reference loss, in nats, of a kept target; as slm.max_ref_loss.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
+    work: Work = None,
+    cache: Cache = Path("~/.cache/megaslm"),
+    json_file: JsonFile = None,
+) -> None:
+    """Store a static selection as one bit per target.
+
+    The bits replace the losses. The selection is made of reference losses and entropies, for runs with a static
+    criterion and slm.scope sequence. An interrupted job resumes when the command is run again. Where the dataset has
+    grown, only its new parts are masked.
+    """
+    from megaslm.observe.console import JobConsole
+    from megaslm.scoring.mask import mask_rule
+    from megaslm.scoring.mask_job import MaskRequest
+    from megaslm.scoring.mask_job import mask as mask_dataset
+
+    rule = mask_rule(criterion, keep_ratio, max_ref_loss)
+    task = MaskRequest(dataset, output, rule, workers=workers, working=work, cache=cache)
+    with JobConsole("mask") as console:
+        manifest = mask_dataset(task, console.show)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Path | None) -> None:
+    splits: dict[str, dict[str, dict[str, int]]] = manifest["splits"]  # type: ignore[assignment]
+    for split, domains in splits.items():
+        for domain, share in domains.items():
+            typer.echo(f"{folder} · {split}/{domain}: {share['rows']:,} rows, {share['tokens']:,} targets")
+    write_json(json_file, manifest)
+
+
+def _say_passed_over(passed_over: Mapping[str, int]) -> None:
+    from megaslm.corpus.patterns import in_words
+
+    if passed_over:
+        typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")
+
+
+@contextmanager
+def _engine(engine: str, address: str | None) -> Iterator["RayCluster | None"]:
+    """The Ray cluster, for --engine ray; None otherwise."""
+    if engine == "local":
+        if address is not None:
+            raise ConfigError(f"--ray-address {address}: needs --engine ray")
+        yield None
+        return
+    from megaslm.jobs.ray_workers import ray_cluster
+
+    with ray_cluster(address) as cluster:
+        yield cluster
