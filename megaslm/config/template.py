@@ -20,8 +20,12 @@ def template_parts(template: str) -> tuple[TemplatePart, ...]:
     Raises ValueError for a brace without its partner, a field without a name, one with a conversion or a format
     (`{a!r}`, `{a:>8}`), and a template without fields.
     """
+    try:
+        fields = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError("a brace has no partner; write {field}, or {{ and }} for braces") from error
     parts = []
-    for literal, name, layout, conversion in Formatter().parse(template):
+    for literal, name, layout, conversion in fields:
         if name == "" or (name is not None and name != name.strip()):
             raise ValueError("a pair of braces holds no field's name; write {field}, or {{ and }} for braces")
         if layout or conversion:

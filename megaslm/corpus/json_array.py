@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Iterator
 
+from megaslm.corpus.compression import what_it_is
 from megaslm.corpus.documents import FileRange
 from megaslm.corpus.records import Record, opened, require_reasonable
 from megaslm.corpus.source_bytes import ReadLog
@@ -35,25 +36,29 @@ class _Array:
 
     def records(self) -> Iterator[Record]:
         if (sign := self._next_sign()) != b"[":
-            raise DataError(
-                f"{self._path} {_beginning(sign)}; expected [, the beginning of an array of records: set reader: jsonl "
-                "where each line is a record, else write the records as one array"
+            kind = what_it_is(self._bytes)
+            remedy = (
+                "set reader: jsonl where each line is a record, else write the records as one array"
+                if kind is None
+                else f"by its first bytes it is {kind}: give it the ending of that"
             )
-        number, sign = 0, self._next_sign()
+            what = f"begins with {_named(sign)}" if sign else "is empty"
+            raise DataError(f"{self._path} {what}; expected [, the beginning of an array: {remedy}")
+        number, place, sign = 0, "", self._next_sign()
         while sign != b"]":
             number += 1
-            place = f"{self._path}, record {number}"
             if number > 1:
                 if sign != b",":
-                    raise DataError(f"{place}: what is before it {_beginning(sign)}; expected a comma or ]")
+                    raise DataError(f"{place} is followed by {_named(sign)}; expected a comma or ]")
                 sign = self._next_sign()
+            place = f"{self._path}, record {number}"
             if sign != b"{":
-                raise DataError(f"{place} {_beginning(sign)}; expected {{, the beginning of an object")
+                raise DataError(f"{place} begins with {_named(sign)}; expected {{, the beginning of an object")
             self._start -= 1
             yield Record(self._object(place), place)
             sign = self._next_sign()
         if sign := self._next_sign():
-            raise DataError(f"{self._path}: what follows the array {_beginning(sign)}; expected the end of the file")
+            raise DataError(f"{self._path}: the array is followed by {_named(sign)}; expected the end of the file")
 
     def _object(self, place: str) -> bytes:
         """The object that begins at `_start`. Its end is found by its brackets; whether it is JSON is not."""
@@ -90,5 +95,7 @@ class _Array:
         return bool(more)
 
 
-def _beginning(sign: bytes) -> str:
-    return f"begins with {sign.decode('latin-1')!r}" if sign else "is the end of the file"
+def _named(sign: bytes) -> str:
+    if not sign:
+        return "the end of the file"
+    return repr(sign.decode()) if sign.isascii() else f"the byte 0x{sign.hex()}"

@@ -20,7 +20,6 @@ from megaslm.corpus.source_bytes import ReadLog
 from megaslm.dataset.manifest import SourceFile
 from megaslm.errors import DataError
 
-
 _LATER_SETTINGS = ("hub", "template", "messages_field")
 """The settings of a source that datasets were prepared without."""
 
