@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from megaslm.config.hub import Hub
 from megaslm.config.section import NAME_PATTERN, NonNegative, Positive, Section
+from megaslm.config.template import template_parts
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -82,21 +84,31 @@ class Source(Section):
     domain: DomainName | None = None
     """The domain's name, which also names its folder. Several sources may share one."""
     domain_field: str | None = None
-    """jsonl and parquet, instead of `domain`: the field whose value selects the domain from `domains`."""
+    """Records, instead of `domain`: the field whose value selects the domain from `domains`."""
     domains: dict[str, DomainName | None] = Field(default_factory=dict)
     """Domain for each value of `domain_field`; null leaves its documents out. A value without an entry is an error.
     Documents whose field is null or NaN have the value `null`."""
-    reader: Literal["jsonl", "parquet", "text", "tree", "python-docs", "python-source"]
-    """jsonl, parquet: one document per record · text, tree: one per file · python-docs: the prose documentation of the
-    running Python's standard library · python-source: its source tree. jsonl and text may be compressed (.gz, .zst)."""
+    reader: Literal["jsonl", "json", "parquet", "text", "tree", "python-docs", "python-source"]
+    """jsonl, json, parquet: one document per record; a json file is one array of records · text, tree: one per file ·
+    python-docs: the prose documentation of the running Python's standard library · python-source: its source tree.
+    jsonl, json and text may be compressed (.gz, .zst)."""
     paths: tuple[str, ...] = ()
     """Files, folders, globs (`**` crosses folders) and their URLs, such as s3://bucket/web. Links are followed, and a
     file is read once. Hidden names are read only where a part of the path begins with a dot. The standard library
     needs no paths."""
+    hub: Hub | None = None
+    """The dataset of the Hugging Face hub that the files come from; null where they come from elsewhere."""
     text_field: str = "text"
-    """jsonl and parquet: the field that holds the text; `meta.text` is the field `text` of the object `meta`."""
+    """Records: the field that holds the text; `meta.text` is the field `text` of the object `meta`."""
+    template: str | None = None
+    """Records, instead of text_field: the text with fields in braces, such as "{query}\\n{response}". Dots lead into
+    objects, and `{{` is a brace. Each field must hold a string."""
+    messages_field: str | None = None
+    """Records, instead of text_field: the field that holds a conversation, a list of messages with `role` and `content`
+    or with `from` and `value`. Each becomes a line with its role and a colon, and its content below. A blank line
+    follows each but the last. The roles `human` and `gpt` are written `user` and `assistant`."""
     group_field: str | None = None
-    """jsonl and parquet: documents with equal values of this field go to the same split, train or heldout. Where it is
+    """Records: documents with equal values of this field go to the same split, train or heldout. Where it is
     null, or a document's value is null, NaN, blank or empty, documents with equal text do."""
     separator: str | None = None
     """text: the line between two documents of a file, such as `<|endoftext|>`; null: each file is one document."""
@@ -128,12 +140,24 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fields_fit_reader(self) -> "Source":
-        has_records = self.reader in ("jsonl", "parquet")
-        for name in ("domain_field", "group_field"):
+        has_records = self.reader in ("jsonl", "json", "parquet")
+        for name in ("domain_field", "group_field", "template", "messages_field"):
             if getattr(self, name) is not None and not has_records:
-                raise ValueError(f"{name} needs a reader with fields, jsonl or parquet; found {self.reader}")
+                raise ValueError(f"{name} needs a reader with fields: jsonl, json or parquet; found {self.reader}")
         if self.separator is not None and (self.reader != "text" or not self.separator.strip()):
             raise ValueError("separator must be a line that is not blank, and needs reader text")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_the_text(self) -> "Source":
+        set_here = [self.text_field != "text", self.template is not None, self.messages_field is not None]
+        if sum(set_here) > 1:
+            raise ValueError("text_field, template and messages_field exclude one another; set one of them")
+        if self.template is not None:
+            try:
+                template_parts(self.template)
+            except ValueError as error:
+                raise ValueError(f"template = {self.template!r}: {error}") from error
         return self
 
     @model_validator(mode="after")
@@ -145,6 +169,13 @@ class Source(Section):
         if self.domain_field is not None and not self.domain_names:
             raise ValueError("domains leaves out every value; name a domain for at least one value")
         return self
+
+    @property
+    def text_fields(self) -> tuple[str, ...]:
+        """The fields that the text is made of, each once."""
+        if self.template is not None:
+            return tuple(dict.fromkeys(part.field for part in template_parts(self.template) if part.field is not None))
+        return (self.messages_field or self.text_field,)
 
     @property
     def domain_names(self) -> tuple[str, ...]:

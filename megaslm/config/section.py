@@ -107,6 +107,13 @@ JobName = Annotated[
     _sound(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", "lower-case letters, digits and `-`, beginning with a letter"),
 ]
 ObjectName = Annotated[str, _sound(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", "lower-case letters, digits, `-` and `.`")]
+HUB_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+HubName = Annotated[
+    str,
+    _sound(HUB_NAME_PATTERN, "OWNER/NAME as on the Hugging Face hub, such as open-web-math/open-web-math"),
+]
+HubRevision = Annotated[str, _sound(r"[A-Za-z0-9][A-Za-z0-9._/-]*", "a commit, a branch or a tag")]
+HubPattern = Annotated[str, _sound(r"[^-\0\n][^\0\n]*", "a pattern on one line that does not begin with `-`")]
 Image = Annotated[
     str, _sound(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", "an image as `docker pull` takes it: letters, digits and `._/:@-`")
 ]

@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from megaslm.config.recipe import Source
+from megaslm.corpus.record_text import field_of, text_of
 from megaslm.errors import DataError
 
 NO_DOMAIN = "null"
@@ -102,9 +103,7 @@ def document_of(record: dict[str, object], place: str, source: Source) -> Docume
 
     Without a value in the group field, or without a group field, its text is its group.
     """
-    text = _field(record, source.text_field, place)
-    if not isinstance(text, str):
-        raise DataError(f"{place}: field {source.text_field!r} is a {type(text).__name__}; expected a string")
+    text = text_of(record, place, source)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -144,29 +143,12 @@ def _key_with_items(value: object) -> str | list[object] | dict[str, object] | N
 
 
 def _domain(record: dict[str, object], name: str, place: str) -> str:
-    value = _field(record, name, place)
+    value = field_of(record, name, place)
     return value if isinstance(value, str) else _key(record, name, place) or NO_DOMAIN
 
 
 def _key(record: dict[str, object], name: str, place: str) -> str | None:
     try:
-        return key_of(_field(record, name, place))
+        return key_of(field_of(record, name, place))
     except RecursionError as error:
         raise DataError(f"{place}: field {name!r} is nested too deeply to be compared: name one inside it") from error
-
-
-def _field(record: dict[str, object], name: str, place: str) -> object:
-    """A field. Dots in the name lead into objects in the record; None where such an object is null."""
-    if name in record:
-        return record[name]
-    outer, _, inner = name.partition(".")
-    if inner and outer in record:
-        value = record[outer]
-        if value is None:
-            return None
-        if isinstance(value, dict):
-            return _field(value, inner, f"{place}, {outer}")
-    raise DataError(
-        f"{place} has no field {name!r}; it has {', '.join(record)}: set text_field, group_field or domain_field, or "
-        "write null where there is no value"
-    )

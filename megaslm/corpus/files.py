@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
+from megaslm.config.hub import hub_hint
 from megaslm.config.recipe import Source
 from megaslm.config.section import home_expanded
 from megaslm.corpus.documents import InputFile, describe, status_of
@@ -198,4 +199,11 @@ def _why_nothing(pattern: str, source: Source, passed_over: Counter[str]) -> str
     endings = Selection(source, (), Counter()).endings
     wanted = f"; in folders, files that end in {endings} are read" if endings else ""
     there = f"; passed over: {in_words(passed_over)}" if passed_over else ""
-    return f"no file matches {pattern!r} (relative to {Path.cwd()}){wanted}{there}"
+    return f"no file matches {pattern!r} (relative to {Path.cwd()}){wanted}{there}{_how_to_fetch(pattern, source)}"
+
+
+def _how_to_fetch(pattern: str, source: Source) -> str:
+    if source.hub is None:
+        return hub_hint(pattern, "dataset")
+    size = "" if source.hub.size_bytes is None else f" ({source.hub.size_bytes / 1e9:.3g} GB)"
+    return f"; fetch the files{size} with\n    {source.hub.command}"

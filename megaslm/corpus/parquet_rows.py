@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from megaslm.config.recipe import Source
 from megaslm.corpus.documents import Document, FileRange, document_of
+from megaslm.corpus.record_text import FIELD_SETTINGS
 from megaslm.corpus.source_bytes import ReadLog, open_input, sha256_of_range
 from megaslm.errors import DataError, MegaSLMError
 
@@ -95,15 +96,14 @@ def _columns(table: "ParquetFile", file_range: FileRange, source: Source) -> lis
     """The columns to read for the recipe's fields: of an object, only the named field."""
     schema = table.metadata.schema
     there = [schema.column(number).path for number in range(len(schema))]
-    fields = [field for field in (source.text_field, source.group_field, source.domain_field) if field is not None]
+    fields = [*source.text_fields, *(field for field in (source.group_field, source.domain_field) if field is not None)]
     for field in fields:
         if not _among(there, field):
             outer, _, inner = field.partition(".")
             inside = [path.removeprefix(f"{outer}.") for path in there if path.startswith(f"{outer}.")]
             lacking = f", {outer} has no field {inner!r}" if inside else f" has no column {field!r}"
             raise DataError(
-                f"{file_range.file.path}{lacking}; it has {', '.join(inside or there)}: set text_field, group_field or "
-                "domain_field"
+                f"{file_range.file.path}{lacking}; it has {', '.join(inside or there)}: set {FIELD_SETTINGS}"
             )
         if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
             raise DataError(

@@ -14,6 +14,7 @@ from megaslm.errors import DataError
 
 USUAL_ENDINGS: dict[str, tuple[str, ...]] = {
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "json": (".json", ".json.gz", ".json.zst"),
     "parquet": (".parquet",),
     "text": (".txt", ".txt.gz", ".txt.zst"),
     "tree": ("",),

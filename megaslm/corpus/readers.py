@@ -7,9 +7,10 @@ from decimal import Decimal
 from megaslm.config.recipe import Source
 from megaslm.corpus.compression import is_compressed, what_it_is
 from megaslm.corpus.documents import Document, FileRange, InvalidUtf8, document_of
+from megaslm.corpus.json_array import array_records
 from megaslm.corpus.parquet_rows import read_parquet
 from megaslm.corpus.python_stdlib import documentation
-from megaslm.corpus.records import lines, opened, separated
+from megaslm.corpus.records import Record, lines, opened, separated
 from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
 
@@ -29,7 +30,9 @@ def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Itera
     """
     match source.reader:
         case "jsonl":
-            return _read_jsonl(file_range, source, log)
+            return _read_records(lines(file_range, log), source)
+        case "json":
+            return _read_records(array_records(file_range, log), source)
         case "parquet":
             return read_parquet(file_range, source, log)
         case "text" if source.separator is not None:
@@ -77,22 +80,29 @@ def _read_separated(file_range: FileRange, separator: str, log: ReadLog) -> Iter
         yield Document(text, text, record.place)
 
 
-def _read_jsonl(file_range: FileRange, source: Source, log: ReadLog) -> Iterator[Document]:
-    for record in lines(file_range, log):
-        yield document_of(_parse_line(record.content, record.place), record.place, source)
+def _read_records(records: Iterator[Record], source: Source) -> Iterator[Document]:
+    for record in records:
+        yield document_of(_parse_record(record.content, record.place), record.place, source)
 
 
-def _parse_line(line: bytes, place: str) -> dict[str, object]:
-    text = _decoded(line, place)
+def _parse_record(content: bytes, place: str) -> dict[str, object]:
+    text = _decoded(content, place)
     try:
         record = _parsed(text)
     except RecursionError as error:
         raise DataError(f"{place} is nested too deeply to be read: flatten it or leave it out") from error
     except Exception as error:
-        raise DataError(f"{place} is not JSON: {error}") from error
+        raise DataError(f"{place} is not JSON: {error}{_if_an_array(text)}") from error
     if not isinstance(record, dict):
-        raise DataError(f"{place} holds a JSON {type(record).__name__}; expected an object with a text field")
+        raise DataError(
+            f"{place} holds a JSON {type(record).__name__}; expected an object with a text field{_if_an_array(text)}"
+        )
     return record
+
+
+def _if_an_array(text: str) -> str:
+    is_one = text.lstrip().startswith("[")
+    return "; if the file is one array of records, set reader: json" if is_one else ""
 
 
 def _parsed(text: str) -> object:

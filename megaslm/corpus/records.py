@@ -65,7 +65,7 @@ def separated(file_range: FileRange, separator: bytes, log: ReadLog) -> Iterator
                 if is_mine:
                     document.append(line)
                     size += len(line.content)
-                    _require_reasonable(size, line.place)
+                    require_reasonable(size, line.place)
                 continue
             yield from _joined(document)
             document, size = [], 0
@@ -103,11 +103,12 @@ def _lines_from(plain: io.BufferedIOBase, file_range: FileRange, lead_bytes: int
 
 def _read_line(plain: io.BufferedIOBase, place: str) -> bytes:
     content = plain.readline(LONGEST_RECORD_BYTES + 1)
-    _require_reasonable(len(content), place)
+    require_reasonable(len(content), place)
     return content
 
 
-def _require_reasonable(size: int, place: str) -> None:
+def require_reasonable(size: int, place: str) -> None:
+    """Raise DataError where the bytes of a record, so far, are more than `LONGEST_RECORD_BYTES`."""
     if size > LONGEST_RECORD_BYTES:
         raise DataError(
             f"{place} begins a record of more than {LONGEST_RECORD_BYTES / 2**30:g} GiB; expected lines or documents: "

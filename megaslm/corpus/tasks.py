@@ -20,6 +20,9 @@ from megaslm.corpus.source_bytes import ReadLog
 from megaslm.dataset.manifest import SourceFile
 from megaslm.errors import DataError
 
+_LATER_SETTINGS = ("hub", "template", "messages_field")
+"""The settings of a source that datasets were prepared without."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -92,8 +95,14 @@ def split_of(document: Document, recipe: Recipe) -> Split:
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Fingerprint of the whole recipe."""
-    return _sha256(recipe.model_dump(mode="json"))
+    """Fingerprint of the whole recipe. Settings that earlier versions lacked count only where they are set, so that
+    the datasets of these versions are recognised."""
+    settings = recipe.model_dump(mode="json")
+    for source in settings["sources"]:
+        for name in _LATER_SETTINGS:
+            if source[name] is None:
+                del source[name]
+    return _sha256(settings)
 
 
 def files_sha256(tasks: Sequence[Task]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from megaslm.config.hub import Hub
 from megaslm.config.recipe import DomainName
 from megaslm.config.schema import Ratio, Split
 from megaslm.errors import CorruptData, DataError
@@ -176,6 +177,8 @@ class Manifest(_Record):
     """Split to domain to its share. Shares without rows are left out."""
     sources: tuple[SourceFile, ...]
     """All files that were read, in order."""
+    hub: tuple[Hub, ...] = ()
+    """Where the files come from by the recipe. What was read is known by the hashes in `sources` alone."""
     skipped: tuple[str, ...] = ()
     """Files left out because they are not UTF-8."""
     left_out: dict[str, int] = {}

@@ -170,6 +170,8 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             for licence in licences
         ),
     )
+    if manifest.hub:
+        yield "hub", "; ".join(f"{hub.repo} at {hub.revision}" for hub in manifest.hub)
     yield "sources", f"{len(manifest.sources):,} · tokens {manifest.tokens_fingerprint()[:_HASH_DIGITS]}"
     yield "written by", f"MegaSLM {manifest.megaslm_version} · manifest version {manifest.schema_version}"
 

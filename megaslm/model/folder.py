@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, GraniteConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
+from megaslm.config.hub import hub_hint
 from megaslm.errors import ModelError
 from megaslm.model.weight_files import StoredWeight, hold_the_same, stored_weights
 
@@ -40,7 +41,9 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
             incomplete, a quantised model, an adapter, or an unsupported architecture.
     """
     if not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; a Hugging Face model folder was expected")
+        raise ModelError(
+            f"{folder}: no such folder; a Hugging Face model folder was expected{hub_hint(folder, 'model')}"
+        )
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: holds an adapter (adapter_config.json), which MegaSLM does not apply; merge it into the model "

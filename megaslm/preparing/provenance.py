@@ -97,6 +97,7 @@ def manifest_of(
         licences=_licences(recipe),
         splits=_splits(recipe, outcomes),
         sources=_each_once(source for outcome in outcomes for source in outcome.sources),
+        hub=tuple(dict.fromkeys(source.hub for source in recipe.sources if source.hub is not None)),
         skipped=tuple(dict.fromkeys(name for outcome in outcomes for name in outcome.skipped)),
         left_out=dict(sorted(sum((Counter(outcome.left_out) for outcome in outcomes), Counter()).items())),
         passed_over=dict(sorted(passed_over.items())),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
+from megaslm.config.hub import hub_hint
 from megaslm.config.recipe import Recipe, TrainSentencePiece
 from megaslm.config.section import home_expanded
 from megaslm.corpus.documents import Document, hash_of
@@ -143,7 +144,10 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
 
 def _copy(source: Path, folder: Path) -> None:
     if not source.is_dir():
-        raise DataError(f"tokenizer.huggingface: {source} is not a folder")
+        raise DataError(
+            f"tokenizer.huggingface: {source} is not a folder; a folder with tokenizer.json was expected"
+            f"{hub_hint(source, 'tokenizer')}"
+        )
     tokenizer_facts(source)
     for name in (*TOKENIZER_FILES, ORIGINAL):
         if (source / name).is_file():

@@ -67,6 +67,17 @@ def test_domains_of_a_field_are_numbered_in_order() -> None:
         ({"sources": [{**SOURCE, "filters": [{"name": "regex"}]}]}, "sources.0.filters.0"),
         ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "("}]}]}, "sources.0.filters.0"),
         ({"sources": [{**SOURCE, "filters": [{"name": "regex", "keep": "a", "drop": "b"}]}]}, "sources.0.filters.0"),
+        ({"sources": [{**SOURCE, "text_field": "a", "template": "{b}"}]}, "text_field"),
+        ({"sources": [{**SOURCE, "messages_field": "a", "template": "{b}"}]}, "messages_field"),
+        ({"sources": [{**SOURCE, "reader": "text", "template": "{b}"}]}, "template"),
+        ({"sources": [{**SOURCE, "reader": "tree", "messages_field": "b"}]}, "messages_field"),
+        *(
+            ({"sources": [{**SOURCE, "template": template}]}, "template")
+            for template in ("no field", "{a", "a}", "{}", "{ a }", "{a!r}", "{a:>8}")
+        ),
+        ({"sources": [{**SOURCE, "hub": {"repo": "web", "folder": "x"}}]}, "sources.0.hub.repo = web"),
+        ({"sources": [{**SOURCE, "hub": {"repo": "a/b", "folder": "-x"}}]}, "sources.0.hub.folder = -x"),
+        ({"sources": [{**SOURCE, "hub": {"repo": "a/b", "folder": "x", "files": ["--y"]}}]}, "sources.0.hub.files"),
         ({"sources": []}, "sources"),
         ({"heldout_fraction": 1}, "heldout_fraction = 1"),
         ({"shard_bytes": 2**32}, "4294967296"),

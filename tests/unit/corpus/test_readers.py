@@ -11,30 +11,16 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from megaslm.config.recipe import Source
 from megaslm.corpus import records
-from megaslm.corpus.documents import Document, FileRange, InvalidUtf8
+from megaslm.corpus.documents import FileRange, InvalidUtf8
 from megaslm.corpus.files import describe
 from megaslm.corpus.readers import is_divisible, read_documents
 from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
 from tests.messages import Says
+from tests.reading import read, source_of
 
 RECORDS = [{"text": "one\r\ntwo é", "book": "a"}, {"text": "", "book": "a"}, {"text": "three", "book": 7}]
-
-
-def source_of(path: Path, **settings: object) -> Source:
-    return Source.model_validate(
-        {"domain": "d", "reader": "jsonl", "paths": [str(path)], "licence": "none", **settings}
-    )
-
-
-def read(path: Path, **settings: object) -> list[Document]:
-    log, size = ReadLog(), path.stat().st_size
-    documents = read_documents(FileRange(describe(path, label=path.name), 0, size), source_of(path, **settings), log)
-    found = list(documents)
-    assert log.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
 
 
 def read_in_ranges(path: Path, count: int, **settings: object) -> list[list[str]]:

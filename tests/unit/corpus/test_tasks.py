@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
 from megaslm.corpus.documents import Document, falls_within
-from megaslm.corpus.tasks import files_sha256, plan_tasks, split_of
+from megaslm.corpus.tasks import files_sha256, plan_tasks, recipe_sha256, split_of
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -55,6 +58,20 @@ def test_large_files_are_divided_where_they_can_be(tmp_path: Path) -> None:
         [("4.jsonl", 0, 0)],
     ]
     assert [task.input_bytes for task in tasks] == [83, 83, 84, 100, 250, 0]
+
+
+def test_the_fingerprint_of_a_recipe_is_that_of_earlier_versions() -> None:
+    """Literal, from before sources had `hub`, `template` and `messages_field`."""
+    demo = load(Recipe, ROOT / "data" / "demo.yaml").value
+    assert recipe_sha256(demo) == "2a9f5fa5981e84d0103319109fdcd7fc1304f1f9dd4c8d49b77933c4a8481ef3"
+
+
+def test_every_later_setting_changes_the_fingerprint(folder: Path) -> None:
+    source = {"domain": "a", "reader": "jsonl", "paths": ["x"]}
+    hub = {"repo": "a/b", "folder": "x"}
+    settings = [{}, {"hub": hub}, {"hub": {**hub, "revision": "v2"}}, {"template": "{a}"}, {"messages_field": "a"}]
+    prints = {recipe_sha256(recipe(folder, sources=[{**source, **added}])) for added in settings}
+    assert len(prints) == len(settings)
 
 
 def test_a_changed_file_changes_the_fingerprint(folder: Path) -> None:

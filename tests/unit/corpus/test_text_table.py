@@ -21,6 +21,7 @@ from megaslm.errors import DataError
 from tests.doc_tables import require_table
 
 JSONL = b'{"text": "one"}\n{"text": "two"}\n'
+JSON = b'[{"text": "one"}, {"text": "two"}]'
 MARK = b"\xef\xbb\xbf"
 
 
@@ -53,6 +54,7 @@ PACKED: tuple[tuple[str, str, Callable[[bytes], bytes]], ...] = (
 )  # fmt: skip
 MEMBERS: list[tuple[str, str, str, bytes]] = [
     *(("jsonl", f"a.jsonl{ending}", kind, pack(JSONL)) for ending, kind, pack in PACKED),
+    *(("json", f"a.json{ending}", kind, pack(JSON)) for ending, kind, pack in PACKED),
     *(("text", f"a.txt{ending}", kind, pack(b"one")) for ending, kind, pack in PACKED),
     *(("tree", f"a.md{ending}", kind, pack(b"one")) for ending, kind, pack in PACKED[:3]),
     ("parquet", "a.parquet", "strings", table(TEXTS)),
@@ -84,6 +86,23 @@ MEMBERS: list[tuple[str, str, str, bytes]] = [
     ("jsonl", "a.jsonl", "no field of the name", line('{"content": "two"}')),
     ("jsonl", "a.jsonl", "a list for an object", line('["two"]')),
     ("jsonl", "a.jsonl", "not UTF-8", line('{"text": "two"}').replace(b"two", b"caf\xe9")),
+    ("jsonl", "a.jsonl", "one array of records", JSON),
+    ("jsonl", "a.jsonl", "one array of records, on several lines", JSON.replace(b"{", b"\n{")),
+    ("json", "a.json", "an array on several lines", JSON.replace(b"{", b"\n  {\n    ")),
+    ("json", "a.json", "an empty array", b"[]\n"),
+    ("json", "a.json", "one record per line", JSONL),
+    ("json", "a.json", "an object with the array in it", b'{"data": ' + JSON + b"}"),
+    ("json", "a.json", "an array of strings", b'["one", "two"]'),
+    ("json", "a.json", "a comma too many", JSON.replace(b"]", b", ]")),
+    ("json", "a.json", "a comma missing", JSON.replace(b",", b"")),
+    ("json", "a.json", "cut off", JSON[:-6]),
+    ("json", "a.json", "cut off between records", JSON[:16]),
+    ("json", "a.json", "another array behind", JSON + JSON),
+    ("json", "a.json", "empty", b""),
+    ("json", "a.json", "byte order mark", MARK + JSON),
+    ("json", "a.json", "not JSON", JSON.replace(b": ", b" ")),
+    ("json", "a.json", "not UTF-8", JSON.replace(b"two", b"caf\xe9")),
+    ("json", "a.json", "gzip under a plain name", gzip.compress(JSON)),
     ("text", "a.txt", "not UTF-8", b"caf\xe9"),
     ("text", "a.txt", "byte order mark, kept", MARK + b"one"),
     ("parquet", "a.parquet", "large strings", table(TEXTS.cast(pyarrow.large_string()))),
@@ -99,9 +118,10 @@ MEMBERS: list[tuple[str, str, str, bytes]] = [
 
 
 SAYS = (
-    "line 1", "line 2", "row 1", "row 2", "gzip", "zstd", "bzip2", "xz", "window", "corrupt", "first bytes", "UTF-8",
-    "JSON", "nested", "surrogate", "no field", "expected a string", "not a readable parquet file", "only .jsonl",
-    "only .txt", "only .parquet", "*.json", "hidden",
+    "line 1", "line 2", "record 1", "record 2", "record 3", "row 1", "row 2", "set reader: json", "gzip", "zstd",
+    "bzip2", "xz", "window", "corrupt", "first bytes", "UTF-8", "JSON", "nested", "surrogate", "no field",
+    "expected a string", "expected [", "comma", "in the middle of it", "the end of the file",
+    "not a readable parquet file", "only .jsonl", "only .txt", "only .parquet", "only .json or", "*.json", "hidden",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a model folder holds is what is loaded, or a message names what is not."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def test_what_is_no_model_folder_is_refused(folder: Path, tmp_path: Path) -> Non
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"config\.json"):
         check_model_folder(folder)
+
+
+def test_a_name_on_the_hub_gets_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
+    def no_network(*_: object) -> None:
+        raise AssertionError("the network is touched")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    with pytest.raises(ModelError) as refused:
+        check_model_folder(Path("TinyLlama/TinyLlama_v1.1"))
+    says(refused, "TinyLlama/TinyLlama_v1.1", "hf download")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""The text of a record: one field, several fields in a template, or a conversation."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from megaslm.config.recipe import Source
+from megaslm.config.template import template_parts
+from megaslm.errors import DataError
+
+FIELD_SETTINGS = "text_field, template, messages_field, group_field or domain_field"
+"""The settings of a source that name fields."""
+_KEYS = (("role", "content"), ("from", "value"))
+"""The keys of a message's role and content in the two published forms of conversations."""
+_ROLES = {"human": "user", "gpt": "assistant"}
+"""The usual names for the roles of the second form."""
+
+
+def text_of(record: Mapping[str, object], place: str, source: Source) -> str:
+    """The text of a record. Raises DataError, with the record's place, where there is none."""
+    if source.messages_field is not None:
+        messages = field_of(record, source.messages_field, place)
+        return _conversation(messages, f"{place}: field {source.messages_field!r}")
+    if source.template is not None:
+        return "".join(
+            part.literal + ("" if part.field is None else _string_in(record, part.field, place))
+            for part in template_parts(source.template)
+        )
+    return _string_in(record, source.text_field, place)
+
+
+def field_of(record: Mapping[str, object], name: str, place: str) -> object:
+    """A field. Dots in the name lead into objects in the record; None where such an object is null.
+
+    Raises DataError where the record lacks the field.
+    """
+    if name in record:
+        return record[name]
+    outer, _, inner = name.partition(".")
+    if inner and outer in record:
+        value = record[outer]
+        if value is None:
+            return None
+        if isinstance(value, dict):
+            return field_of(value, inner, f"{place}, {outer}")
+    raise DataError(
+        f"{place} has no field {name!r}; it has {', '.join(record)}: set {FIELD_SETTINGS}, or "
+        "write null where there is no value"
+    )
+
+
+def _string_in(record: Mapping[str, object], name: str, place: str) -> str:
+    return _string(field_of(record, name, place), f"{place}: field {name!r}")
+
+
+def _string(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{what} is a {type(value).__name__}; expected a string")
+    return value
+
+
+def _conversation(messages: object, what: str) -> str:
+    """Each message below a line with its role, a blank line between two of them."""
+    if not isinstance(messages, list):
+        raise DataError(f"{what} is a {type(messages).__name__}; expected a list of messages")
+    if not messages:
+        raise DataError(f"{what} has no messages; leave the record out of the file")
+    return "\n\n".join(_turn(message, f"{what}, message {number}") for number, message in enumerate(messages, start=1))
+
+
+def _turn(message: object, what: str) -> str:
+    expected = " or ".join(f"{role} and {content}" for role, content in _KEYS)
+    if not isinstance(message, dict):
+        raise DataError(f"{what} is a {type(message).__name__}; expected an object with {expected}")
+    keys = next((keys for keys in _KEYS if set(keys) <= set(message)), None)
+    if keys is None:
+        raise DataError(f"{what} has {', '.join(cast(dict[str, object], message)) or 'no fields'}; expected {expected}")
+    role, content = (_string(message[key], f"{what}: {key}") for key in keys)
+    return f"{_ROLES.get(role, role)}:\n{content}"
