@@ -34,6 +34,19 @@ class Hub(Section):
         return download_command(self.repo, "dataset", self.folder, revision=self.revision, files=self.files)
 
 
+class HubModel(Section):
+    """Where a model comes from: a repository on the Hugging Face hub."""
+
+    repo: HubName
+    """The model's name, such as mistralai/Mistral-7B-v0.1."""
+    revision: HubRevision = "main"
+    """A commit, which pins the files, or a branch or tag."""
+
+    def command(self, folder: str) -> str:
+        """The command that fetches the model into a folder."""
+        return download_command(self.repo, "model", folder, revision=self.revision)
+
+
 def download_command(
     repo: str, kind: HubKind, folder: str, *, revision: str | None = None, files: Sequence[str] = ()
 ) -> str:

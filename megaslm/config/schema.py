@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from megaslm.config.hub import HubModel
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
 
@@ -61,6 +62,8 @@ class ModelSection(Section):
 
     from_pretrained: str | None = None
     """A Hugging Face folder (safetensors, config, tokenizer)."""
+    hub: HubModel | None = None
+    """The model of the Hugging Face hub that `from_pretrained` was fetched from, for messages and records."""
     from_run: str | None = None
     """Another run's folder. Its newest complete checkpoint gives the weights, not the optimiser state."""
     from_scratch: Architecture | None = None

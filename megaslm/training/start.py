@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megaslm.config.deepspeed import deepspeed_settings
+from megaslm.config.hub import HubModel
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
-from megaslm.errors import ConfigError
+from megaslm.errors import ConfigError, ModelError
 from megaslm.model.fit import check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
@@ -73,7 +74,7 @@ def start_engine(
     precision = choose_precision(config.model.precision, world.device)
     settings = deepspeed_settings(config, plan, precision=precision, on_gpu=world.device.type == "cuda")
     if pretrained is not None:
-        on_first_rank(lambda: _check_pretrained(pretrained, data))
+        on_first_rank(lambda: _check_pretrained(pretrained, config.model.hub, data))
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, pretrained)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
@@ -100,7 +101,9 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
         )
 
 
-def _check_pretrained(folder: Path, data: TrainingData) -> None:
+def _check_pretrained(folder: Path, hub: HubModel | None, data: TrainingData) -> None:
+    if hub is not None and not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; fetch the model with `{hub.command(str(folder))}`")
     config = check_model_folder(folder)
     manifest, source = data.first.manifest, data.first.source
     check_model_fits(config, manifest, model=str(folder), dataset=source.place)

@@ -1,0 +1,219 @@
+"""Writes recipes and runs for a model and text of one's own, with a comment behind every choice."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaslm.config.load import load
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import RunConfig
+from megaslm.errors import ConfigError
+from megaslm.files import finish_folder, start_folder
+from megaslm.model.folder import check_model_folder
+from megaslm.model.weight_files import count_parameters
+from megaslm.scaffold.sizes import heldout_fraction, model_sizes, row_length, run_sizes
+from megaslm.scaffold.text_look import TextLook, look_at_text
+from megaslm.tokenizer.tokenizer import tokenizer_facts
+
+_RECIPES = ("corpus.yaml", "curated.yaml")
+_RUNS = ("reference.yaml", "clm.yaml", "slm.yaml")
+_REFERENCE_EPOCHS = 3
+_LEAST_PART_BYTES, _MOST_PART_BYTES = 1_000_000, 64_000_000
+_PARTS_WANTED = 16
+
+
+@dataclass(frozen=True)
+class Project:
+    """What was found, and what was written."""
+
+    folder: Path
+    family: str
+    parameters: int
+    positions: int
+    bos: str
+    """`bos` of the recipes."""
+    seq_len: int
+    corpus: TextLook
+    curated: TextLook
+    files: tuple[Path, ...]
+    commands: tuple[str, ...]
+    """The commands from the text to a model, in order."""
+
+
+def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Path) -> Project:
+    """Writes two recipes and three runs into `folder`.
+
+    Args:
+        model: the Hugging Face folder of the model to start from, with its tokenizer.
+        corpus: files, folders or globs with the large text.
+        curated: likewise, with text like that which the model is to be good at.
+        folder: the folder to make.
+
+    Raises:
+        ConfigError: `folder` exists, or no field of the records holds text.
+        ModelError, DataError: the model or the text cannot be read.
+    """
+    if folder.exists():
+        raise ConfigError(f"{folder}: exists already; choose another folder, or remove it")
+    config = check_model_folder(model)
+    parameters, positions = count_parameters(model), int(config.max_position_embeddings)
+    facts = tokenizer_facts(model)
+    looks = {name: look_at_text(paths, model) for name, paths in (("corpus", corpus), ("curated", curated))}
+    seq_len = row_length(parameters, positions, min(look.tokens for look in looks.values()))
+    project = Project(
+        folder=folder,
+        family=str(config.model_type),
+        parameters=parameters,
+        positions=positions,
+        bos="document" if adds_bos(model) and facts.bos_id != facts.eos_id else "none",
+        seq_len=seq_len,
+        corpus=looks["corpus"],
+        curated=looks["curated"],
+        files=tuple(folder / name for name in (*_RECIPES, *_RUNS)),
+        commands=_commands(folder, model),
+    )
+    texts = {
+        "corpus.yaml": _recipe(project, model, "corpus", project.corpus),
+        "curated.yaml": _recipe(project, model, "curated", project.curated),
+        "reference.yaml": _reference(project, model),
+        "clm.yaml": _clm(project),
+        "slm.yaml": _slm(project),
+    }
+    temporary = start_folder(folder)
+    for name, text in texts.items():
+        (temporary / name).write_text(text, encoding="utf-8")
+    for name in _RECIPES:
+        load(Recipe, temporary / name)
+    for name in _RUNS:
+        load(RunConfig, temporary / name)
+    finish_folder(folder)
+    return project
+
+
+def _commands(folder: Path, model: Path) -> tuple[str, ...]:
+    data, runs, models = folder / "datasets", folder / "runs", folder / "models"
+    return (
+        f"megaslm prepare {folder}/corpus.yaml {data}/corpus",
+        f"megaslm prepare {folder}/curated.yaml {data}/curated",
+        f"launcher/local.sh train {folder}/reference.yaml --smoke",
+        f"launcher/local.sh train {folder}/reference.yaml",
+        f"megaslm export {runs}/reference {models}/reference",
+        f"launcher/local.sh score --reference {models}/reference {data}/corpus {data}/corpus-scored",
+        f"launcher/local.sh train {folder}/clm.yaml",
+        f"launcher/local.sh train {folder}/slm.yaml",
+        f"megaslm inspect {runs}/clm",
+        f"megaslm inspect {runs}/slm",
+        f"megaslm export {runs}/slm {models}/slm",
+    )
+
+
+def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
+    taken = "".join(f"\n    {key}: {_quoted(value)}" for key, value in look.taken_from.items())
+    seen = f"    # fields of the first records: {', '.join(look.fields)}\n" if look.fields else ""
+    part_bytes = min(_MOST_PART_BYTES, max(_LEAST_PART_BYTES, look.input_bytes // _PARTS_WANTED))
+    note = "the large text" if name == "corpus" else "text like that which the model is to be good at"
+    return f"""\
+# The {name}: {note}. {look.files:,} files, {look.input_bytes / 1e6:,.1f} MB; about {look.documents:,} documents and
+# {look.tokens:,} tokens. data/README.md explains every key.
+name: {_quoted(f"{project.folder.name}-{name}")}
+licence: unknown              # name it: it is kept with the dataset
+seq_len: {project.seq_len}                 # targets per row, of the {project.positions:,} positions of the model
+bos: {project.bos}                # {_BOS[project.bos]}
+tokenizer: {{huggingface: {_quoted(str(model))}}}
+sources:
+  - domain: {name}
+    reader: {look.reader}
+    paths: [{", ".join(_quoted(path) for path in look.paths)}]{taken}
+{seen}heldout_fraction: {heldout_fraction(look.documents)}        # of the documents, for validation
+part_bytes: {part_bytes}        # what a process writes, scores and resumes as one: small enough to share the work
+"""
+
+
+_BOS = {
+    "document": "before each document, as the tokenizer puts it before a prompt",
+    "none": "the tokenizer puts none before a prompt",
+}
+
+
+def _reference(project: Project, model: Path) -> str:
+    sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
+    run = run_sizes(_REFERENCE_EPOCHS * project.curated.tokens, project.seq_len)
+    curated = f"curated: {{dataset: {_quoted(f'{folder}/datasets/curated')}, max_rows: 512}}"
+    return f"""\
+# The reference: the model, trained on the curated text alone. The other runs are based on this file.
+# `megaslm config explain {folder}/reference.yaml` prints every setting.
+run_dir: {_quoted(f"{folder}/runs/reference")}
+model:
+  from_pretrained: {_quoted(str(model))}   # {project.family}, {project.parameters:,} parameters
+  gradient_checkpointing: {_yaml(sizes.gradient_checkpointing)}   # true saves memory for a third more compute
+data:
+  train: {_quoted(f"{folder}/datasets/curated")}
+  seq_len: {project.seq_len}
+train:
+  objective: clm
+  epochs: {_REFERENCE_EPOCHS}                    # as in the paper
+  global_batch_tokens: {run.batch_tokens}   # about 500 steps, where there is enough text, and 1M at most
+  micro_batch_rows: {sizes.micro_batch_rows}          # rows per GPU at once: lower it if memory runs out, raise it if there is room
+  lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
+  warmup_tokens: {run.warmup_tokens}       # 1%
+zero:
+  stage: {sizes.zero_stage}                     # 2 divides gradients and optimiser states over GPUs; 3 the weights too
+  reduce_bucket_size: {sizes.bucket_elements}
+  prefetch_bucket_size: {sizes.bucket_elements}
+validation:
+  sets:
+    {curated}
+  every_tokens: {run.validation_tokens}
+checkpoint: {{every_tokens: {run.checkpoint_tokens}}}
+"""
+
+
+def _clm(project: Project) -> str:
+    sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
+    run = run_sizes(project.corpus.tokens, project.seq_len)
+    return f"""\
+# The baseline: the model, continued on every token of the corpus.
+base: reference.yaml
+run_dir: {_quoted(f"{folder}/runs/clm")}
+data: {{train: {_quoted(f"{folder}/datasets/corpus")}}}
+train:
+  epochs: 1
+  global_batch_tokens: {run.batch_tokens}
+  lr: {sizes.lr}
+  warmup_tokens: {run.warmup_tokens}
+validation:
+  sets:
+    corpus: {{dataset: {_quoted(f"{folder}/datasets/corpus")}, max_rows: 512}}
+  every_tokens: {run.validation_tokens}
+checkpoint: {{every_tokens: {run.checkpoint_tokens}}}
+"""
+
+
+def _slm(project: Project) -> str:
+    sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
+    return f"""\
+# Selective language modeling: the baseline's run, trained on the tokens with the largest excess loss.
+base: clm.yaml
+run_dir: {_quoted(f"{folder}/runs/slm")}
+data: {{train: {_quoted(f"{folder}/datasets/corpus-scored")}}}
+train: {{objective: slm}}
+slm:
+  keep_ratio: {sizes.keep_ratio}     # the share of tokens to train on; the paper's for a model of about this size
+  criterion: excess   # the model's loss minus the reference's
+  mode: exact         # running saves a forward pass where a step has several micro-steps
+  reference: {_quoted(f"{folder}/models/reference")}
+"""
+
+
+def _lr_note(parameters: int) -> str:
+    return "the paper's for a model of about this size" if parameters >= 5e8 else "our guess for a small model"
+
+
+def _quoted(text: str) -> str:
+    """Any text as a scalar of YAML."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _yaml(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,87 @@
+"""Rows, batches, learning rates and sharding for a model and texts of given sizes. Arithmetic only."""
+
+from dataclasses import dataclass
+
+_LARGE = 3e9
+"""Parameters from which weights, gradients and optimiser states are divided (stage 3)."""
+_SMALL = 5e8
+_LARGEST_BATCH_TOKENS = 2**20
+_STEPS_WANTED = 500
+_ROWS_WANTED = 128
+_SHORTEST_ROW, _ROW, _LONG_ROW = 64, 2048, 4096
+_LEAST_ROWS = 8
+"""Rows per step at least, so that up to eight ranks share them evenly."""
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """The sizes of one run."""
+
+    batch_tokens: int
+    warmup_tokens: int
+    validation_tokens: int
+    """Targets between two validations."""
+    checkpoint_tokens: int
+    """Targets between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The settings that follow from the size of the model."""
+
+    micro_batch_rows: int
+    lr: float
+    reference_lr: float
+    keep_ratio: float
+    zero_stage: int
+    bucket_elements: int
+    gradient_checkpointing: bool
+
+
+def row_length(parameters: int, positions: int, tokens: int) -> int:
+    """Targets per row: a power of two that the model's positions hold, and that gives the smallest text some rows."""
+    most = min(positions, _LONG_ROW if parameters >= _LARGE else _ROW)
+    return _power_of_two(max(_SHORTEST_ROW, min(most, tokens // _ROWS_WANTED)))
+
+
+def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
+    """A batch of at most 1M targets that leaves a run some hundred steps; 1% warm-up, 20 validations, 5 checkpoints."""
+    wanted = total_tokens // _STEPS_WANTED // seq_len
+    rows = min(_power_of_two(max(_LEAST_ROWS, wanted)), max(_LEAST_ROWS, _LARGEST_BATCH_TOKENS // seq_len))
+    batch = rows * seq_len
+    return RunSizes(
+        batch_tokens=batch,
+        warmup_tokens=_whole(total_tokens // 100, batch),
+        validation_tokens=_whole(total_tokens // 20, batch),
+        checkpoint_tokens=_whole(total_tokens // 5, batch),
+    )
+
+
+def model_sizes(parameters: int, seq_len: int) -> ModelSizes:
+    """The paper's learning rates and keep ratios for models of its sizes; ours for smaller ones."""
+    large, small = parameters >= _LARGE, parameters < _SMALL
+    tokens_at_once = 2**16 if small else 2**14
+    return ModelSizes(
+        micro_batch_rows=max(1, tokens_at_once // seq_len),
+        lr=2e-5 if large else 2e-4 if small else 8e-5,
+        reference_lr=1e-5 if large else 1e-4 if small else 5e-5,
+        keep_ratio=0.7 if large else 0.6,
+        zero_stage=3 if large else 2,
+        bucket_elements=min(200_000_000, max(1_000_000, parameters // 5)),
+        gradient_checkpointing=large,
+    )
+
+
+def heldout_fraction(documents: int) -> float:
+    """The share of documents to hold out: some hundred of them where there are enough."""
+    return 0.01 if documents >= 5_000 else 0.05 if documents >= 200 else 0.2
+
+
+def _power_of_two(number: int) -> int:
+    """The largest power of two that is not above `number`."""
+    return 1 << (number.bit_length() - 1)
+
+
+def _whole(tokens: int, batch: int) -> int:
+    """The nearest whole number of batches, at least one."""
+    return max(1, round(tokens / batch)) * batch

@@ -1,0 +1,176 @@
+"""A look at text files: which reader they need, where the text lies in a record, and how much of it there is."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from megaslm.config.recipe import Recipe, Source, TokenizerSection
+from megaslm.corpus.documents import FileRange, InputFile
+from megaslm.corpus.files import find_files
+from megaslm.corpus.records import lines
+from megaslm.corpus.source_bytes import ReadLog, open_input
+from megaslm.corpus.tasks import TaskReader, plan_tasks
+from megaslm.errors import ConfigError, DataError
+from megaslm.tokenizer.word_encoder import fastest_encoder
+
+Reader = Literal["jsonl", "parquet", "text"]
+_READERS: tuple[Reader, ...] = ("jsonl", "parquet", "text")
+_RECORDS = 50
+_SAMPLE_BYTES = 4_000_000
+_USUAL_TEXT = ("text", "content", "body", "document", "raw_content")
+_USUAL_PAIRS = (
+    ("question", "answer"),
+    ("query", "response"),
+    ("instruction", "output"),
+    ("problem", "solution"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+)
+
+
+@dataclass(frozen=True)
+class TextLook:
+    """What a look at the text found."""
+
+    paths: tuple[str, ...]
+    reader: Reader
+    taken_from: Mapping[str, str]
+    """The recipe's key for the text in a record, and its value; empty for files that are documents."""
+    fields: tuple[str, ...]
+    """All fields of the first records."""
+    files: int
+    input_bytes: int
+    """Size of the files."""
+    documents: int
+    """Estimated from the first `_SAMPLE_BYTES` of text; exact where there is no more."""
+    tokens: int
+    """Likewise."""
+
+
+def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
+    """Looks at the files of `paths`, and tokenises a sample with the tokenizer in the folder `tokenizer`.
+
+    Raises:
+        ConfigError: no field of the records holds text.
+        DataError: there are no files, or they cannot be read.
+    """
+    reader, files = _reader_of(paths)
+    fields: tuple[str, ...] = ()
+    taken_from: Mapping[str, str] = {}
+    if reader != "text":
+        records = _first_records(reader, files[0])
+        fields = tuple(dict.fromkeys(name for record in records for name in record))
+        taken_from = _text_in(records, files[0].path)
+    source = Source.model_validate({"domain": "text", "reader": reader, "paths": tuple(paths), **taken_from})
+    documents, tokens = _amount(source, tokenizer)
+    return TextLook(
+        paths=tuple(paths),
+        reader=reader,
+        taken_from=taken_from,
+        fields=fields,
+        files=len(files),
+        input_bytes=sum(file.bytes for file in files),
+        documents=documents,
+        tokens=tokens,
+    )
+
+
+def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile]]:
+    """The reader whose files make up most of the text, and these files. Raises DataError where none has any."""
+    found: dict[Reader, list[InputFile]] = {}
+    reasons: list[str] = []
+    for reader in _READERS:
+        try:
+            found[reader] = find_files(Source(domain="text", reader=reader, paths=tuple(paths)))
+        except DataError as error:
+            reasons.append(f"  {reader}: {error}")
+    named = {reader: [file for file in files if _has_ending(file, reader)] for reader, files in found.items()}
+    best = max(named, key=lambda reader: sum(file.bytes for file in named[reader]), default=None)
+    if best is None or not named[best]:
+        raise DataError(
+            f"{', '.join(paths)}: no text that a reader takes: .jsonl, .parquet and .txt files, the first and the last "
+            "also as .gz and .zst" + "".join(f"\n{reason}" for reason in reasons)
+        )
+    return best, named[best]
+
+
+def _has_ending(file: InputFile, reader: Reader) -> bool:
+    name = file.path.lower().removesuffix(".gz").removesuffix(".zst")
+    return name.endswith({"jsonl": ".jsonl", "parquet": ".parquet", "text": ".txt"}[reader])
+
+
+def _first_records(reader: Reader, file: InputFile) -> list[dict[str, Any]]:
+    if reader == "parquet":
+        from pyarrow import parquet
+
+        with open_input(file) as opened, parquet.ParquetFile(opened) as table:
+            batch = next(table.iter_batches(_RECORDS), None)
+            return [] if batch is None else batch.to_pylist()
+    whole = FileRange(file, 0, file.bytes)
+    return [record for line in islice(lines(whole, ReadLog()), _RECORDS) for record in [_object(line.content)] if record]
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        # The reader says more about such a line, with its place.
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _text_in(records: Sequence[Mapping[str, Any]], path: str) -> dict[str, str]:
+    """The key of a recipe, and its value, by which the records give text."""
+    names = tuple(dict.fromkeys(name for record in records for name in record))
+    for name in names:
+        if all(_is_chat(record.get(name)) for record in records):
+            return {"messages_field": name}
+    texts = [name for name in names if all(isinstance(record.get(name), str) for record in records)]
+    for name in _USUAL_TEXT:
+        if name in texts:
+            return {"text_field": name}
+    for first, second in _USUAL_PAIRS:
+        if first in texts and second in texts:
+            return {"template": f"{{{first}}}\n{{{second}}}"}
+    if not texts:
+        raise ConfigError(
+            f"{path}: none of the fields {', '.join(names) or '(no records)'} holds text in each of the first "
+            f"{len(records)} records; write the recipe by hand, with text_field, template or messages_field"
+        )
+    longest = max(texts, key=lambda name: sum(len(record[name]) for record in records))
+    return {"text_field": longest}
+
+
+def _is_chat(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(turn, dict) and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)) for turn in value)
+    )
+
+
+def _amount(source: Source, tokenizer: Path) -> tuple[int, int]:
+    """Documents and tokens of all files of `source`, estimated from a sample."""
+    recipe = Recipe(
+        name="look", licence="-", seq_len=1, tokenizer=TokenizerSection(huggingface=str(tokenizer)), sources=(source,)
+    )
+    encoder = fastest_encoder(tokenizer)
+    documents = tokens = text_bytes = input_bytes = 0
+    tasks = plan_tasks(recipe)
+    for task in tasks:
+        reader = TaskReader(task)
+        for document in reader.documents():
+            documents += 1
+            text_bytes += len(document.text.encode("utf-8"))
+            tokens += len(encoder.encode([document.text])[0]) + 1
+            if text_bytes >= _SAMPLE_BYTES:
+                break
+        input_bytes += reader.input_bytes
+        if text_bytes >= _SAMPLE_BYTES:
+            break
+    total = sum(task.input_bytes for task in tasks)
+    scale = max(1.0, total / max(1, input_bytes)) if text_bytes >= _SAMPLE_BYTES else 1.0
+    return round(documents * scale), round(tokens * scale)
