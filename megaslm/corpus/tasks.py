@@ -20,6 +20,9 @@ from megaslm.corpus.source_bytes import ReadLog
 from megaslm.dataset.manifest import SourceFile
 from megaslm.errors import DataError
 
+# Earlier builds did not have these keys. At their defaults they leave the fingerprint as it was.
+_LATER_KEYS = ("bos",)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -92,8 +95,9 @@ def split_of(document: Document, recipe: Recipe) -> Split:
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Fingerprint of the whole recipe."""
-    return _sha256(recipe.model_dump(mode="json"))
+    """Fingerprint of the whole recipe, the same as in builds that lack a key which is at its default."""
+    at_default = {key for key in _LATER_KEYS if getattr(recipe, key) == Recipe.model_fields[key].default}
+    return _sha256(recipe.model_dump(mode="json", exclude=at_default))
 
 
 def files_sha256(tasks: Sequence[Task]) -> str:

@@ -24,8 +24,10 @@ _UNITS_PER_NAT = 2.0**24
 class LossStatistics:
     """Receives the rows of a part in order. The result does not depend on how they are cut into batches.
 
-    Neighbouring rows share a token, so the inputs of all rows form one stream. A document is a run of inputs without
-    EOS. It has as many targets as inputs, and its EOS is the last target.
+    The inputs of all rows form one stream. A document is a run of inputs without EOS, its BOS included. It has as many
+    targets as inputs, and its EOS is the last target. Where neighbouring rows share no token, an EOS at the end of a
+    row is no input, but ends a document all the same. There a document whose first token ends a row is taken to begin
+    in the next row.
     """
 
     def __init__(self, eos_id: int) -> None:
@@ -34,6 +36,7 @@ class LossStatistics:
         self._counts: NDArray[np.int64] = np.zeros(_PATTERNS, dtype=np.int64)
         self._seq_len = 0
         self._inputs = 0
+        self._row_ended_document = False
         self._unfinished: _Documents | None = None
         self._worst = self._best = _Documents.none()
 
@@ -45,7 +48,7 @@ class LossStatistics:
         patterns = of_stream[valid].view(np.uint16) & _NO_SIGN
         self._counts += np.bincount(patterns, minlength=_PATTERNS)
         units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)
-        self._add_documents(valid, np.where(valid, units, 0))
+        self._add_documents(valid, np.where(valid, units, 0), self._begin_anew(tokens))
         self._inputs += len(of_stream)
 
     def finish(self) -> PartStatistics:
@@ -64,15 +67,25 @@ class LossStatistics:
             best=self._best.records(self._seq_len),
         )
 
-    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64]) -> None:
-        """For (n,) inputs of the stream: whether each is not EOS, and its target's loss in units, 0 if it is EOS."""
-        bounds = np.flatnonzero(np.diff(valid, prepend=False, append=False))
-        starts, stops = bounds[::2], bounds[1::2]
+    def _begin_anew(self, tokens: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
+        """For the (n · L,) inputs of rows: whether the row before ends with EOS, at the first input of each row."""
+        ends = tokens[:, -1] == self._eos_id
+        anew = np.zeros((len(tokens), tokens.shape[1] - 1), dtype=np.bool_)
+        anew[:, 0] = np.append(self._row_ended_document, ends[:-1])
+        self._row_ended_document = bool(ends[-1])
+        return anew.ravel()
+
+    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64], anew: NDArray[np.bool_]) -> None:
+        """For (n,) inputs of the stream: whether each is not EOS, its target's loss in units (0 if it is EOS), and
+        whether a document ended just before it."""
+        begins = valid & (anew | ~np.append(False, valid[:-1]))
+        ends = valid & np.append(anew[1:] | ~valid[1:], True)
+        starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
         # Each sum extends to the next document's start. The inputs between two documents add 0.
         sums = np.add.reduceat(units, starts) if len(starts) else np.empty(0, dtype=np.int64)
         found = _Documents(starts + self._inputs, stops - starts, sums)
         if self._unfinished is not None:
-            found = self._unfinished.followed_by(found, goes_on=bool(valid[0]))
+            found = self._unfinished.followed_by(found, goes_on=bool(valid[0] and not anew[0]))
         self._unfinished = found.last() if valid[-1] else None
         self._keep(found.without_last() if valid[-1] else found)
 
