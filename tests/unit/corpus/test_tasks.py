@@ -6,7 +6,7 @@ import pytest
 
 from megaslm.config.recipe import Recipe
 from megaslm.corpus.documents import Document, falls_within
-from megaslm.corpus.tasks import files_sha256, plan_tasks, split_of
+from megaslm.corpus.tasks import files_sha256, plan_tasks, recipe_sha256, split_of
 
 
 def recipe(folder: Path, **changes: object) -> Recipe:
@@ -16,6 +16,23 @@ def recipe(folder: Path, **changes: object) -> Recipe:
     ]
     given = {"name": "n", "licence": "MIT", "seq_len": 8, "tokenizer": {"huggingface": "x"}, "sources": sources}
     return Recipe.model_validate({**given, **changes})
+
+
+def test_a_recipe_is_the_same_as_in_builds_that_lack_a_key() -> None:
+    """The fingerprint `before` was made by a build whose recipes had no `bos`."""
+    source = {"domain": "web", "reader": "jsonl", "paths": ["corpora/web"]}
+    given = {
+        "name": "before",
+        "licence": "CC0-1.0",
+        "seq_len": 2048,
+        "tokenizer": {"huggingface": "models/tokenizer"},
+        "sources": [{**source, "filters": [{"name": "length", "min_characters": 200}]}],
+    }
+    before = "f7c74e6e8160836a0dd488899e6222e0d12c61a0087623161f07ecf347a92031"
+    assert recipe_sha256(Recipe.model_validate(given)) == before
+    assert recipe_sha256(Recipe.model_validate({**given, "bos": "none"})) == before
+    others = {recipe_sha256(Recipe.model_validate({**given, "bos": bos})) for bos in ("document", "row")}
+    assert len(others - {before}) == 2
 
 
 @pytest.fixture
