@@ -52,7 +52,7 @@ def puts_bos(folder: Path, eos_id: int) -> bool:
 
 
 def put_bos(tokenizer: Tokenizer, bos_id: int) -> None:
-    """Make `tokenizer` put BOS, and no other token, before a text. A pair of texts gets one before each."""
+    """Make `tokenizer` put BOS, and no other token, before a single text."""
     if tokenizer.encode("").ids == [bos_id]:
         return
     name = str(tokenizer.id_to_token(bos_id))
