@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.folder import tokenizer_files
 from megaslm.dataset.index import merge_index
-from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Packing, Part, Reference, write_manifest
 from megaslm.dataset.packing import RowPacker
 from megaslm.dataset.shards import RowFormat, part_name, part_writer
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.tokenizer.tokenizer import load_tokenizer, tokenizer_facts
 
-SEQ_LEN, EOS_ID = 8, 2
+SEQ_LEN, BOS_ID, EOS_ID = 8, 1, 2
 DOCUMENTS = {
     "a": (("abcdefghijkl", "mnop", "qrstuvwxyz"), ("ab\tcd\n", "é𝄞")),
     "b": (("zyxwvuts", "rqponm", "lkjihg"),),
@@ -44,9 +45,14 @@ def make_bytes_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
 
 
-def make_inspected(folder: Path, *, scored: bool) -> Inspected:
-    """The loss of target i of a part, counted over its rows, is i / 4 nats; the entropy twice that."""
+def make_inspected(folder: Path, *, scored: bool, bos: Bos = "none") -> Inspected:
+    """The loss of target i of a part, counted over its rows, is i / 4 nats; the entropy twice that.
+
+    The tokenizer names a BOS where rows have one.
+    """
     make_bytes_tokenizer(folder / TOKENIZER)
+    if bos != "none":
+        (folder / TOKENIZER / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
     tokenizer = load_tokenizer(folder / TOKENIZER)
     facts = tokenizer_facts(folder / TOKENIZER)
     row_format = RowFormat(SEQ_LEN, facts.vocab_size, scored=scored, entropy=scored)
@@ -58,7 +64,7 @@ def make_inspected(folder: Path, *, scored: bool) -> Inspected:
         for place, texts in enumerate(of_parts):
             ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
             streams[domain, place] = [token for document in ids for token in (*document, EOS_ID)]
-            packer = RowPacker(SEQ_LEN, EOS_ID)
+            packer = RowPacker(SEQ_LEN, EOS_ID, bos=bos, bos_id=facts.bos_id)
             rows = np.concatenate([packer.add(ids), packer.finish()]).astype(row_format.tokens_dtype)
             losses = (np.arange(rows.shape[0] * SEQ_LEN).reshape(-1, SEQ_LEN) / 4).astype(np.float16)
             losses[rows[:, :-1] == EOS_ID] = 0
@@ -76,7 +82,8 @@ def make_inspected(folder: Path, *, scored: bool) -> Inspected:
     manifest = Manifest(
         kind="scored" if scored else "tokens", name="alphabet", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=facts.vocab_size, tokenizer_sha256=facts.sha256,
-        tokenizer_files=tokenizer_files(folder / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=tuple(DOCUMENTS),
+        tokenizer_files=tokenizer_files(folder / TOKENIZER), eos_id=EOS_ID, bos_id=facts.bos_id,
+        packing=Packing.with_bos(bos), domains=tuple(DOCUMENTS),
         licences={"a": "CC0", "b": "MIT"}, splits={"train": domains}, sources=(),
         reference=reference if scored else None,
     )  # fmt: skip

@@ -22,7 +22,9 @@ def write_scores(dataset: Path, *, fewest_targets: int = loss_statistics.FEWEST_
         for domain, share in domains.items():
             for part in share.parts:
                 rows = RowReader(dataset, split, domain, part.name).rows(0, part.rows)
-                statistics = loss_statistics.LossStatistics(manifest.eos_id)
+                statistics = loss_statistics.LossStatistics(
+                    manifest.eos_id, rows_share_a_token=manifest.packing.overlap_tokens == 1
+                )
                 with mock.patch.object(loss_statistics, "FEWEST_TARGETS", fewest_targets):
                     statistics.add(rows["tokens"], rows["ref_loss"])
                     found = statistics.finish()

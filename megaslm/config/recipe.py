@@ -11,6 +11,8 @@ from megaslm.config.template import template_parts
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]
+Bos = Literal["none", "document", "row"]
+"""Where rows have the tokenizer's BOS: nowhere, before each document, or as the first token of each row."""
 
 
 class TrainSentencePiece(Section):
@@ -201,6 +203,10 @@ class Recipe(Section):
     """Targets per row; rows hold seq_len + 1 tokens."""
     tokenizer: TokenizerSection
     """Where the tokenizer comes from."""
+    bos: Bos = "none"
+    """Where rows have the tokenizer's BOS. document: before each document; rows are cut through the documents all the
+    same, so a row that begins inside a document begins without BOS. row: each row begins with BOS, and rows share no
+    token."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """The sources, in the order in which they are read."""
     heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from megaslm.config.recipe import Filter, Recipe, Source
 from megaslm.config.schema import Split
+from megaslm.config.section import Section
 from megaslm.corpus.documents import Document, FileRange, InputFile, InvalidUtf8, falls_within
 from megaslm.corpus.files import find_files
 from megaslm.corpus.readers import is_divisible, read_documents, skips_invalid_utf8
@@ -20,8 +21,9 @@ from megaslm.corpus.source_bytes import ReadLog
 from megaslm.dataset.manifest import SourceFile
 from megaslm.errors import DataError
 
-_LATER_SETTINGS = ("hub", "template", "messages_field")
-"""The settings of a source that datasets were prepared without."""
+# Earlier builds did not have these keys. At their defaults they leave the fingerprint as it was.
+_LATER_KEYS = ("bos",)
+_LATER_KEYS_OF_SOURCES = ("hub", "template", "messages_field")
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,18 @@ def split_of(document: Document, recipe: Recipe) -> Split:
 
 
 def recipe_sha256(recipe: Recipe) -> str:
-    """Fingerprint of the whole recipe. Settings that earlier versions lacked count only where they are set, so that
-    the datasets of these versions are recognised."""
+    """Fingerprint of the whole recipe, the same as in builds that lack a key which is at its default."""
     settings = recipe.model_dump(mode="json")
+    _drop_defaults(settings, Recipe, _LATER_KEYS)
     for source in settings["sources"]:
-        for name in _LATER_SETTINGS:
-            if source[name] is None:
-                del source[name]
+        _drop_defaults(source, Source, _LATER_KEYS_OF_SOURCES)
     return _sha256(settings)
+
+
+def _drop_defaults(settings: dict[str, object], section: type[Section], keys: Sequence[str]) -> None:
+    for key in keys:
+        if settings[key] == section.model_fields[key].default:
+            del settings[key]
 
 
 def files_sha256(tasks: Sequence[Task]) -> str:

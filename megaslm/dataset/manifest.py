@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from megaslm.config.hub import Hub
-from megaslm.config.recipe import DomainName
+from megaslm.config.recipe import Bos, DomainName
 from megaslm.config.schema import Ratio, Split
 from megaslm.errors import CorruptData, DataError
 from megaslm.files import write_file
@@ -92,12 +92,19 @@ class Packing(_Record):
 
     after_document: Literal["eos"] = "eos"
     """The token that follows each document."""
-    overlap_tokens: Literal[1] = 1
-    """Tokens that a row shares with the one before it in its part."""
+    bos: Bos = "none"
+    """Where rows have BOS. Rows of earlier builds have none."""
+    overlap_tokens: Literal[0, 1] = 1
+    """Tokens that a row shares with the one before it in its part: none if each row begins with BOS."""
     padding: Literal["eos"] = "eos"
     """The token that fills the last row of a part."""
     special_tokens_in_text: Literal["as text"] = "as text"
     """The encoding of a text that spells a special token."""
+
+    @classmethod
+    def with_bos(cls, bos: Bos) -> "Packing":
+        """The packing of a recipe's `bos`."""
+        return cls(bos=bos, overlap_tokens=0 if bos == "row" else 1)
 
 
 class Reference(_Record):
@@ -167,7 +174,7 @@ class Manifest(_Record):
     eos_id: int
     """The id that ends every document and fills rows."""
     bos_id: int | None
-    """The tokenizer's BOS id, for information: it is never added."""
+    """The tokenizer's BOS id. `packing.bos` says where rows have it."""
     packing: Packing = Packing()
     domains: tuple[DomainName, ...]
     """Names, which are also folders. A domain's index here is its number in the column `domain`."""
@@ -198,6 +205,16 @@ class Manifest(_Record):
         if self.ids_sha256 is None or other.ids_sha256 is None:
             return self.tokenizer_sha256
         return self.ids_sha256
+
+    @property
+    def bos_in_rows(self) -> int | None:
+        """The BOS id if rows have BOS, else None."""
+        return None if self.packing.bos == "none" else self.bos_id
+
+    @property
+    def bos_in_words(self) -> str:
+        """Where rows have BOS and, if they have, which id; equal for datasets whose rows may be mixed."""
+        return self.packing.bos if self.bos_in_rows is None else f"{self.packing.bos} (id {self.bos_in_rows})"
 
     def part_counts(self) -> dict[Split, dict[DomainName, int]]:
         """The number of parts of each domain in each split."""

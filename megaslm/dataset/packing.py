@@ -1,10 +1,11 @@
-"""Packs documents into rows: joined by EOS and cut every L tokens. Neighbouring rows share one token."""
+"""Packs documents into rows: joined by EOS and cut every L tokens, with BOS where the recipe wants it."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from megaslm.config.recipe import Bos
 from megaslm.errors import DataError
 
 Tokens = NDArray[np.int64]
@@ -27,12 +28,21 @@ def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
 
 
 class RowPacker:
-    """Packs the documents of one part. Every token except the part's first is a target exactly once."""
+    """Packs the documents of one part. Every token of a document and every EOS is a target exactly once, except the
+    part's first token where rows do not begin with BOS.
 
-    def __init__(self, seq_len: int, eos_id: int) -> None:
-        """Rows will hold `seq_len` + 1 tokens."""
+    Neighbouring rows share one token, the last of the one and the first of the other. Rows that begin with BOS share
+    none: their first token is the BOS.
+    """
+
+    def __init__(self, seq_len: int, eos_id: int, *, bos: Bos = "none", bos_id: int | None = None) -> None:
+        """Rows will hold `seq_len` + 1 tokens. `bos_id` is needed unless `bos` is none."""
+        mark: Tokens = np.array([] if bos == "none" else [bos_id], dtype=np.int64)
         self._seq_len = seq_len
         self._eos_id = eos_id
+        self._before_document = mark if bos == "document" else mark[:0]
+        self._before_row = mark if bos == "row" else mark[:0]
+        self._overlap = 1 - len(self._before_row)
         self._pending: Tokens = np.empty(0, dtype=np.int64)
 
     def add(self, documents: Sequence[ArrayLike]) -> Tokens:
@@ -41,23 +51,26 @@ class RowPacker:
         Returns:
             The rows that became full, (n, seq_len + 1) int64; n may be 0.
         """
+        eos = np.array([self._eos_id], dtype=np.int64)
         pieces = [self._pending]
         for document in documents:
-            pieces += [np.asarray(document, dtype=np.int64), np.array([self._eos_id], dtype=np.int64)]
+            pieces += [self._before_document, np.asarray(document, dtype=np.int64), eos]
         stream = np.concatenate(pieces)
-        full = max(0, len(stream) - 1) // self._seq_len
+        full = max(0, len(stream) - self._overlap) // self._seq_len
         self._pending = stream[full * self._seq_len :]
         return self._rows(stream, full)
 
     def finish(self) -> Tokens:
         """The last row, padded with EOS: (1, seq_len + 1), or (0, seq_len + 1) where nothing is left to predict."""
-        if len(self._pending) < 2:
-            return self._rows(self._pending, 0)
-        row = np.full(self._seq_len + 1, self._eos_id, dtype=np.int64)
-        row[: len(self._pending)] = self._pending
-        return row[None]
+        missing = self._seq_len + self._overlap - len(self._pending)
+        padded = np.pad(self._pending, (0, missing), constant_values=self._eos_id)
+        return self._rows(padded, int(len(self._pending) > self._overlap))
 
     def _rows(self, stream: Tokens, count: int) -> Tokens:
         if count == 0:
             return np.empty((0, self._seq_len + 1), dtype=np.int64)
-        return np.lib.stride_tricks.sliding_window_view(stream, self._seq_len + 1)[:: self._seq_len][:count]
+        cut = np.lib.stride_tricks.sliding_window_view(stream, self._seq_len + self._overlap)
+        rows = cut[:: self._seq_len][:count]
+        if self._overlap:
+            return rows
+        return np.hstack([np.tile(self._before_row, (count, 1)), rows])

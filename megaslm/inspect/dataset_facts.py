@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +11,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from megaslm.config.schema import Split
+from megaslm.dataset.index import in_order
 from megaslm.dataset.manifest import SCORES, TOKENIZER, DomainSplit, Manifest, read_manifest
 from megaslm.dataset.rows import RowReader
 from megaslm.dataset.score_summary import DocumentLoss, DomainScores, ScoreSummary, perplexity, read_scores
 from megaslm.errors import DataError
+from megaslm.inspect.row_text import padding_of
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.tokenizer.tokenizer import load_tokenizer
 
@@ -91,18 +94,20 @@ def score_facts(dataset: Path, manifest: Manifest, scores: DomainScores) -> Scor
 
     def with_text(documents: Sequence[DocumentLoss]) -> Iterator[DocumentFacts]:
         for document in documents:
-            excerpt = _excerpt(reader, tokenizer, document, manifest.seq_len)
+            excerpt = _excerpt(reader, tokenizer, document, manifest)
             yield DocumentFacts(document.row, document.token, document.targets, document.mean_loss, excerpt)
 
     return ScoreFacts(scores.histogram, worst=tuple(with_text(scores.worst)), best=tuple(with_text(scores.best)))
 
 
-def _excerpt(reader: RowReader, tokenizer: Tokenizer, document: DocumentLoss, seq_len: int) -> str:
-    # A document has as many targets as tokens: its first token is not a target, but its EOS is.
-    stop = document.token + min(document.targets, EXCERPT_TOKENS)
-    rows = reader.rows(document.row, document.row + -(-stop // seq_len))["tokens"]
-    # Neighbouring rows share a token. Without their last tokens they are one stream.
-    ids = rows[:, :-1].astype(np.int64).ravel()[document.token : stop].tolist()
+def _excerpt(reader: RowReader, tokenizer: Tokenizer, document: DocumentLoss, manifest: Manifest) -> str:
+    # A document has as many targets as tokens before its EOS, BOS included: the first one is not a target, but EOS is.
+    shown = min(document.targets, EXCERPT_TOKENS)
+    rows = reader.rows(document.row, document.row + -(-(document.token + shown) // manifest.seq_len))["tokens"]
+    # The first token of a row is the last of the row before, or BOS.
+    ids = np.append(rows[0, document.token :], rows[1:, 1:]).astype(np.int64)[:shown].tolist()
+    if ids[0] == manifest.bos_in_rows:
+        del ids[0]
     text = str(tokenizer.decode(ids, skip_special_tokens=False))
     # The cut may have removed some bytes of the last character.
     return text.rstrip(_NO_CHARACTER) if document.targets > EXCERPT_TOKENS else text
@@ -201,20 +206,26 @@ def _share_facts(
         parts=len(share.parts),
         bytes=stored_bytes,
         bytes_per_target=stored_bytes / share.tokens,
-        padding_share=padding_tokens(manifest, share) / (share.rows * manifest.seq_len + len(share.parts)),
+        padding_share=_padding_share(dataset, manifest, split, domain),
         ref_loss=_loss_facts(dataset, manifest, split, domain, its_scores) if manifest.kind == "scored" else None,
         scores=None if its_scores is None else score_facts(dataset, manifest, its_scores),
         selected_share=_selected_share(dataset, manifest, split, domain) if manifest.kind == "masked" else None,
     )
 
 
-def padding_tokens(manifest: Manifest, share: DomainSplit) -> int:
-    """The number of EOS tokens that fill the last rows of the parts.
-
-    A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens, which are its targets, an EOS
-    after each document, and the padding.
-    """
-    return share.rows * manifest.seq_len + len(share.parts) - share.tokens - share.documents
+def _padding_share(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
+    """The share of EOS tokens that fill the last rows of the parts among all positions of the parts."""
+    share = manifest.splits[split][domain]
+    if manifest.packing.overlap_tokens:
+        # A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens (its BOS included), which are
+        # as many as its targets, an EOS after each document, and the padding.
+        positions = share.rows * manifest.seq_len + len(share.parts)
+        return (positions - share.tokens - share.documents) / positions
+    # Rows that begin with BOS make the first token of some documents a valid target, so that counts do not tell.
+    reader = RowReader(dataset, split, domain)
+    ends = accumulate(part.rows for part in in_order(dataset / split / domain, share.parts))
+    padding = sum(padding_of(reader[end - 1]["tokens"].astype(np.int64), manifest.eos_id) for end in ends)
+    return padding / (share.rows * (manifest.seq_len + 1))
 
 
 def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, scores: DomainScores | None) -> LossFacts:

@@ -20,6 +20,7 @@ _EXCERPT_WIDTH = 80
 _DOCUMENTS_OF_MANY = 3
 """Documents shown at either end if several domains are shown. A single domain shows all."""
 _HASH_DIGITS = 12
+_BOS = {"none": "no BOS", "document": "BOS before each document", "row": "BOS at the start of each row"}
 
 
 def show_scores(console: Console, shares: Sequence[ShareFacts], scores: ScoreSummary) -> None:
@@ -146,8 +147,9 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     )
     yield (
         "packing",
-        f"{packing.after_document} after each document · {packing.overlap_tokens} token shared by neighbours · "
-        f"padded with {packing.padding} · special tokens {packing.special_tokens_in_text}",
+        f"{_BOS[packing.bos]} · {packing.after_document} after each document · "
+        f"{packing.overlap_tokens or 'no'} token shared by neighbours · padded with {packing.padding} · "
+        f"special tokens {packing.special_tokens_in_text}",
     )
     if manifest.reference is not None:
         reference = manifest.reference

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.folder import check_columns
 from megaslm.dataset.index import INDEX, Shard, ShardIndex, check_size, read_part_index
 from megaslm.dataset.manifest import BESIDE_ROWS, MANIFEST, Part
@@ -71,6 +72,10 @@ class RowRules:
     """The domain's number."""
     eos_id: int
     """A token after it is not a target."""
+    bos: Bos = "none"
+    """Where BOS stands."""
+    bos_id: int | None = None
+    """The BOS; None if rows have none, which allows a text to give that id."""
 
 
 class RowCheck:
@@ -80,6 +85,8 @@ class RowCheck:
         self.targets = 0
         """Valid targets so far."""
         self._rules = rules
+        self._next_begins: bool | None = True
+        """Whether the next row begins with BOS, if BOS stands before documents; None if the row before is unknown."""
         self._hashes = {name: hashlib.sha256() for name in rules.row_format.columns if name != "domain"}
 
     def add(self, path: Path, rows: NDArray[np.void]) -> Iterator[CorruptData]:
@@ -94,6 +101,10 @@ class RowCheck:
                 first = faults.setdefault(fault.kind, replace(fault, row=start + fault.row, rows=0))
                 faults[fault.kind] = replace(first, rows=first.rows + fault.rows)
         yield from (CorruptData(path, str(fault)) for fault in faults.values())
+
+    def skip(self) -> None:
+        """Leave out the rows of a shard that cannot be read."""
+        self._next_begins = None
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Compare the hashes of all rows of the part, stored at `path`, with its record."""
@@ -115,6 +126,7 @@ class RowCheck:
         tokens, vocab_size = columns["tokens"], self._rules.row_format.vocab_size
         if int(tokens.max()) >= vocab_size:
             yield from _Fault.at("token id", tokens, tokens >= vocab_size, f"an id below {vocab_size}")
+        yield from self._bos_faults(tokens)
         domain = columns["domain"][:, None]
         yield from _Fault.at("domain", domain, domain != self._rules.domain, str(self._rules.domain))
         valid = valid_targets(tokens, self._rules.eos_id)
@@ -124,6 +136,24 @@ class RowCheck:
                 yield from _nats_faults(name, columns[name], valid)
         if "selected" in columns:
             yield from _bits_faults(columns["selected"], valid)
+
+    def _bos_faults(self, tokens: NDArray[np.unsignedinteger]) -> Iterator["_Fault"]:
+        """The faults of rows (n, seq_len + 1) that lack BOS in its places, or have it elsewhere."""
+        rules = self._rules
+        if rules.bos_id is None:
+            return
+        found, expected = tokens == rules.bos_id, np.zeros(tokens.shape, dtype=np.bool_)
+        if rules.bos == "row":
+            expected[:, 0] = True
+        else:
+            is_eos = tokens == rules.eos_id
+            expected[:, 1:] = is_eos[:, :-1] & ~is_eos[:, 1:]
+            # A row begins with the last token of the row before.
+            expected[1:, 0] = found[:-1, -1]
+            expected[0, 0] = found[0, 0] if self._next_begins is None else self._next_begins
+        self._next_begins = bool(found[-1, -1])
+        yield from _Fault.at("the token", tokens, expected & ~found, f"BOS, {rules.bos_id}")
+        yield from _Fault.at("BOS", tokens, found & ~expected, "another token")
 
 
 def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:
@@ -201,6 +231,7 @@ def check_part(domain_folder: Path, part: Part, rules: RowRules, on_bytes: OnByt
             corruptions += _check_unpacked(folder, shard)
         except CorruptData as corruption:
             corruptions.append(corruption)
+            check.skip()
             whole = False
         on_bytes(shard.stored.bytes)
     # The hashes of a part that lacks rows differ anyway, so that finding would add nothing.

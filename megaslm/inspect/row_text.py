@@ -88,12 +88,14 @@ class RowPlace:
 
 @dataclass(frozen=True)
 class RowDocument:
-    """The part of one document in a row, without the EOS that ends it."""
+    """The part of one document in a row, without the BOS before it and the EOS that ends it."""
 
     begins: bool
     """Whether it begins in this row."""
     ends: bool
     """Whether it ends in this row."""
+    bos: int | None
+    """The index of the BOS before it; None if it has none here."""
     start: int
     """The index of its first token in the row."""
     stop: int
@@ -112,6 +114,8 @@ class RowText:
     """Its documents, in order. A document that ends in the row ends with EOS."""
     padding_tokens: int
     """The number of EOS tokens that fill its end."""
+    bos: str
+    """The name of the BOS token; empty if rows have none."""
     eos: str
     """The name of the EOS token."""
     ref_loss: tuple[float | None, ...] | None
@@ -136,20 +140,23 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
     read = columns[place.row_of_part]
     before = columns[place.row_of_part - 1]["tokens"] if place.row_of_part > 0 else None
     tokens = read["tokens"].astype(np.int64)
-    # The first token is the last of the previous row. It begins a document if an EOS comes before it there.
-    begins = before is None or bool(before[-2] == manifest.eos_id)
-    padding = _padding(tokens, manifest.eos_id)
+    # The first token is the last of the previous row, or a BOS. It begins a document if an EOS comes before it there.
+    begins = before is None or bool(before[-1 - manifest.packing.overlap_tokens] == manifest.eos_id)
+    padding = padding_of(tokens, manifest.eos_id)
     tokenizer = load_tokenizer(dataset / TOKENIZER)
     documents = []
-    for start, stop, ends in _documents(tokens[: len(tokens) - padding], manifest.eos_id):
-        whole = begins or start > 0
+    for first, stop, ends in _documents(tokens[: len(tokens) - padding], manifest.eos_id):
+        whole = begins or first > 0
+        bos = first if tokens[first] == manifest.bos_in_rows else None
+        start = first if bos is None else first + 1
         text = pieces(tokenizer, tokens[start:stop].tolist(), start, after=None if whole else manifest.eos_id)
-        documents.append(RowDocument(begins=whole, ends=ends, start=start, stop=stop, pieces=tuple(text)))
+        documents.append(RowDocument(begins=whole, ends=ends, bos=bos, start=start, stop=stop, pieces=tuple(text)))
     return RowText(
         place=place,
         tokens=tuple(tokens.tolist()),
         documents=tuple(documents),
         padding_tokens=padding,
+        bos="" if manifest.bos_in_rows is None else str(tokenizer.id_to_token(manifest.bos_in_rows)),
         eos=str(tokenizer.id_to_token(manifest.eos_id)),
         ref_loss=_of_tokens(read.get("ref_loss"), tokens, manifest.eos_id),
         ref_entropy=_of_tokens(read.get("ref_entropy"), tokens, manifest.eos_id),
@@ -184,7 +191,7 @@ def _part_of(parts: list[Part], row: int) -> tuple[Part, int]:
     raise AssertionError("a row below the sum of the parts' rows lies in one of them")
 
 
-def _padding(tokens: NDArray[np.int64], eos_id: int) -> int:
+def padding_of(tokens: NDArray[np.int64], eos_id: int) -> int:
     """The number of EOS tokens at the end of a row after the one that ends its last document."""
     others = np.flatnonzero(tokens != eos_id)
     trailing = len(tokens) - 1 - int(others[-1]) if len(others) else len(tokens)
@@ -192,7 +199,7 @@ def _padding(tokens: NDArray[np.int64], eos_id: int) -> int:
 
 
 def _documents(tokens: NDArray[np.int64], eos_id: int) -> Iterator[tuple[int, int, bool]]:
-    """The start and the stop of each document (its EOS excluded), and whether an EOS follows."""
+    """The start and the stop of each document (its BOS included, its EOS not), and whether an EOS follows."""
     start = 0
     for stop in np.flatnonzero(tokens == eos_id).tolist():
         yield start, stop, True

@@ -135,6 +135,8 @@ class _RowView:
         return text
 
     def _shown(self, document: RowDocument) -> Iterator[ShownToken]:
+        if document.bos is not None:
+            yield ShownToken(f"⟨{self._row.bos}⟩", range(document.bos, document.bos + 1), _SIGN)
         for piece in document.pieces:
             yield ShownToken(visible(piece.text), range(piece.first, piece.first + piece.tokens), Style())
         if document.ends:

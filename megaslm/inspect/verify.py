@@ -60,9 +60,9 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
 
     The manifest states its own checksum and the SHA-256 of the tokenizer's files, of each part's index and of each
     column. An index states the checksum of each shard. All of these are compared. The values are checked too: ids are
-    in the vocabulary, losses are finite (and 0 where nothing reads them), and targets are as many as counted. A corrupt
-    manifest ends the check. `workers` threads (None: one per core) read parts. Each holds about one shard in memory,
-    for compressed shards also the unpacked one.
+    in the vocabulary, BOS stands where `packing.bos` says and nowhere else, losses are finite (and 0 where nothing
+    reads them), and targets are as many as counted. A corrupt manifest ends the check. `workers` threads (None: one per
+    core) read parts. Each holds about one shard in memory, for compressed shards also the unpacked one.
 
     Raises DataError where the folder is not a finished dataset, or is one of another version.
     """
@@ -155,7 +155,13 @@ def _shares(dataset: Path, manifest: Manifest) -> list[_Share]:
         _Share(
             folder=dataset / split / domain,
             counted=counted,
-            rules=RowRules(row_format, manifest.domains.index(domain), manifest.eos_id),
+            rules=RowRules(
+                row_format,
+                manifest.domains.index(domain),
+                manifest.eos_id,
+                manifest.packing.bos,
+                manifest.bos_in_rows,
+            ),
         )
         for split, domains in manifest.splits.items()
         for domain, counted in domains.items()

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from megaslm.config.recipe import Bos
 from megaslm.errors import ModelError
 from megaslm.files import abandon_folder, finish_folder, start_folder
 from megaslm.model.folder import HEAD, in_both_spellings, read_config
 from megaslm.model.selective_lm import CausalLM
+from megaslm.tokenizer.bos import require_bos_id
 from megaslm.tokenizer.plain_folder import write_plain_folder
-from megaslm.tokenizer.tokenizer import FolderEncoder
+from megaslm.tokenizer.tokenizer import FolderEncoder, load_tokenizer
 
 _TRIED_TOKENS = 8
 _TOLERANCE_NATS = 1e-3
@@ -42,6 +44,8 @@ _SAMPLE = (
 )
 _WRAPPER = "lm."
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
+_ROWS = "rows.json"
+"""The file of a description that says where the rows had BOS."""
 
 
 class Opened(NamedTuple):
@@ -75,6 +79,26 @@ def require_same_ids(folder: Path, tokenizer: Path) -> None:
                 f"{expected[first : first + _SHOWN_IDS]}: scripts would use the export with wrong ids; use the "
                 "tokenizer that belongs to the model's architecture, or another architecture"
             )
+
+
+def _require_same_bos(folder: Path, description: Path) -> None:
+    """Raise ModelError unless AutoTokenizer, from `folder`, puts BOS before a text exactly if rows had BOS.
+
+    `description` is that of the model. One of an earlier build does not say what rows had.
+    """
+    bos = _bos_of_rows(description)
+    if bos is None:
+        return
+    expected = [] if bos == "none" else [require_bos_id(description, load_tokenizer(description))]
+    opened = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    plain = opened("a", add_special_tokens=False)["input_ids"]
+    found = opened("a")["input_ids"]
+    if found != [*expected, *plain]:
+        raise ModelError(
+            f"{description}: AutoTokenizer opens this tokenizer beside this model as {type(opened).__name__}, which "
+            f"makes {found} of a text of the ids {plain}; the rows (bos: {bos}) have {[*expected, *plain]}: use the "
+            "tokenizer that belongs to the model's architecture, or another architecture"
+        )
 
 
 def require_same_model(folder: Path, expected: Opened) -> None:
@@ -114,8 +138,11 @@ def _loss(lm: CausalLM) -> float:
     return float(F.cross_entropy(logits.float(), ids[1:]))
 
 
-def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, origin: Path | None) -> None:
-    """Writes to `folder` what an export needs besides weights: config.json with their dtype, and the tokenizer.
+def describe_model(
+    lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, origin: Path | None, bos: Bos
+) -> None:
+    """Writes to `folder` what an export needs besides weights: config.json with their dtype, the tokenizer, and where
+    the rows had BOS.
 
     A folder that has this content already is left as it is, so that checkpoints can be exported at any time.
 
@@ -125,6 +152,7 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
         tokenizer: the folder of the dataset's tokenizer.
         folder: the folder to write.
         origin: the folder that the model was loaded from, which has the generation configuration; None without one.
+        bos: where the rows that the model is trained on have BOS. If they have, config.json names it.
 
     Raises:
         ModelError: transformers could not open an export, or would give texts other ids.
@@ -137,6 +165,9 @@ def describe_model(lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Pa
         if origin is not None and (origin / _GENERATION).is_file():
             _require_generation_config(origin)
             shutil.copyfile(origin / _GENERATION, described / _GENERATION)
+        (described / _ROWS).write_text(json.dumps({"bos": bos}) + "\n", encoding="utf-8")
+        if bos != "none":
+            lm.config.bos_token_id = require_bos_id(tokenizer, load_tokenizer(tokenizer))
         lm.config.dtype = dtype
         lm.config.save_pretrained(described)
         is_there = folder.is_dir() and _content(folder) == _content(described)
@@ -176,6 +207,7 @@ def save_hugging_face(
         for path in beside:
             shutil.copyfile(path, folder / path.name)
         require_same_ids(folder, model_description)
+        _require_same_bos(folder, model_description)
         require_same_model(folder, seen)
     except BaseException:
         abandon_folder(output)
@@ -208,7 +240,11 @@ def _describe(model_description: Path, folder: Path) -> None:
     (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if (model_description / _GENERATION).is_file():
         shutil.copyfile(model_description / _GENERATION, folder / _GENERATION)
-    write_plain_folder(model_description, folder, begins_with_bos=config.get("bos_token_id") is not None)
+    bos, names_bos = _bos_of_rows(model_description), config.get("bos_token_id") is not None
+    # Earlier builds left what the tokenizer adds, if the model knew a BOS.
+    before = None if names_bos else False
+    puts_bos = before if bos is None else bos != "none"
+    write_plain_folder(model_description, folder, names_bos=names_bos, puts_bos=puts_bos)
     for weights_file in folder.glob("*.safetensors"):
         # safetensors makes its files readable by the owner only.
         weights_file.chmod((folder / _CONFIG).stat().st_mode)
@@ -231,8 +267,15 @@ def _try_tokenizer(described: Path, tokenizer: Path) -> None:
         shutil.copyfile(described / _CONFIG, trial / _CONFIG)
         _describe(described, trial)
         require_same_ids(trial, tokenizer)
+        _require_same_bos(trial, described)
     finally:
         abandon_folder(described / "trial")
+
+
+def _bos_of_rows(description: Path) -> Bos | None:
+    """Where the rows of a run had BOS; None if the description is of an earlier build, which did not say so."""
+    path = description / _ROWS
+    return json.loads(path.read_text(encoding="utf-8"))["bos"] if path.is_file() else None
 
 
 def _content(folder: Path) -> dict[Path, bytes]:

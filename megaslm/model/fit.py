@@ -7,8 +7,11 @@ from transformers import PretrainedConfig
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import DataError, ModelError
 from megaslm.model.folder import longest_steady_row
-from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
-from megaslm.tokenizer.tokenizer import ids_sha256, text_tokenizer, tokenizer_sha256
+from megaslm.tokenizer.bos import puts_bos
+from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE, special_id
+from megaslm.tokenizer.tokenizer import ids_sha256, load_tokenizer, text_tokenizer, tokenizer_sha256
+
+_COST = "the first tokens of each document are predicted worse than they could be (docs/results.md has measurements)"
 
 
 def check_model_fits(
@@ -45,7 +48,7 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: P
         dataset: its name in messages.
 
     Raises:
-        DataError: the ids differ.
+        DataError: the ids differ, or rows have another BOS.
     """
     if not (model_folder / TOKENIZER_FILE).is_file():
         return
@@ -57,6 +60,42 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: P
             f"{manifest.tokenizer_sha256[:12]}, which gives texts other ids, so that losses would be meaningless: "
             f"prepare the text with the model's tokenizer"
         )
+    if manifest.bos_in_rows is not None:
+        _require_bos(model_folder, manifest, manifest.bos_in_rows, tokenizer=tokenizer, dataset=dataset)
+
+
+def _require_bos(model_folder: Path, manifest: Manifest, bos_id: int, *, tokenizer: Path, dataset: str | Path) -> None:
+    """Raise DataError where the model's tokenizer names another BOS than rows have, or has another token in its id."""
+    own, of_rows = load_tokenizer(model_folder), load_tokenizer(tokenizer)
+    named = special_id(model_folder, own, "bos")
+    found = bos_id if named is None else named
+    if (found, own.id_to_token(found)) != (bos_id, of_rows.id_to_token(bos_id)):
+        raise DataError(
+            f"{model_folder} has the BOS {found}, {own.id_to_token(found)!r}; rows of {dataset} (bos: "
+            f"{manifest.packing.bos}) have {bos_id}, {of_rows.id_to_token(bos_id)!r}: prepare the text with the "
+            "model's tokenizer"
+        )
+
+
+def bos_warning(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> str | None:
+    """A warning where a model's own tokenizer puts BOS before a text and rows have none, or the other way round.
+
+    None where they agree, or the model's folder has no tokenizer. Raises DataError where that cannot be read.
+    """
+    if not (model_folder / TOKENIZER_FILE).is_file():
+        return None
+    model_has, rows_have = puts_bos(model_folder, manifest.eos_id), manifest.packing.bos != "none"
+    if model_has == rows_have:
+        return None
+    if model_has:
+        return (
+            f"the tokenizer of {model_folder} puts BOS before a text, and the rows of {dataset} have none: {_COST}; if "
+            "the model was trained with BOS, prepare the text with `bos: document`"
+        )
+    return (
+        f"the tokenizer of {model_folder} puts no BOS before a text, and the rows of {dataset} have one (bos: "
+        f"{manifest.packing.bos}): {_COST}; if the model was trained without BOS, prepare the text with `bos: none`"
+    )
 
 
 def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:

@@ -170,7 +170,7 @@ class _PartBuilder:
         return cls(
             place=place,
             writer=open_parts.enter_context(part_writer(folder, row_format)),
-            packer=RowPacker(recipe.seq_len, facts.eos_id),
+            packer=RowPacker(recipe.seq_len, facts.eos_id, bos=recipe.bos, bos_id=facts.bos_id),
             vocab_size=facts.vocab_size,
             domain_number=recipe.domains.index(domain),
             eos_id=facts.eos_id,
@@ -217,17 +217,18 @@ def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[Doc
 
 
 def _encoded(documents: list[Document], encoder: TextEncoder, job: PrepareSpec) -> list[NDArray[np.uint32]]:
-    """The ids of each document, none of which is EOS."""
+    """The ids of each document. None is EOS, and none is BOS where rows have BOS."""
     try:
         encoded = encoder.encode([document.text for document in documents])
     except DataError:
         for document in documents:
             _require_encodable(document, encoder)
         raise
-    # Check the whole batch at once, because most batches have no EOS.
-    if (np.concatenate(encoded) == job.facts.eos_id).any():
-        for document, ids in zip(documents, encoded, strict=True):
-            _require_no_eos(document, ids, job.facts.eos_id, encoder)
+    for mark in _marks(job):
+        # Check the whole batch at once, because most batches have none.
+        if (np.concatenate(encoded) == mark.id).any():
+            for document, ids in zip(documents, encoded, strict=True):
+                _require_none(document, ids, mark, encoder)
     original = _original_of(job.tokenizer, job.facts.sha256)
     if original is not None:
         for document, ids in zip(documents, encoded, strict=True):
@@ -242,12 +243,36 @@ def _require_encodable(document: Document, encoder: TextEncoder) -> None:
         raise DataError(f"{document.origin}: {error}") from error
 
 
-def _require_no_eos(document: Document, ids: NDArray[np.uint32], eos_id: int, encoder: TextEncoder) -> None:
-    places = np.flatnonzero(ids == eos_id)
+@dataclass(frozen=True)
+class _Mark:
+    """A token that marks the bounds of documents or rows, so that no text may give it."""
+
+    id: int
+    name: str
+    """Its role, EOS or BOS."""
+    refusal: str
+    """What is wrong with it inside a document, and what to do."""
+
+
+def _marks(job: PrepareSpec) -> Iterator[_Mark]:
+    """EOS and, where rows have BOS, BOS."""
+    another = "in the tokenizer's tokenizer_config.json to a token that no text gives"
+    without = "leave such documents out with a filter"
+    yield _Mark(job.facts.eos_id, "EOS", f"which would cut the document in two; set eos_token {another}, or {without}")
+    bos = job.recipe.bos
+    if bos != "none" and job.facts.bos_id is not None:
+        yield _Mark(
+            job.facts.bos_id,
+            "BOS",
+            f"which `bos: {bos}` allows only before a {bos}; set bos_token {another}, {without}, or set bos: none",
+        )
+
+
+def _require_none(document: Document, ids: NDArray[np.uint32], mark: _Mark, encoder: TextEncoder) -> None:
+    places = np.flatnonzero(ids == mark.id)
     if places.size:
-        name = encoder.decode(np.array([eos_id], dtype=np.uint32))
+        name = encoder.decode(np.array([mark.id], dtype=np.uint32))
         raise DataError(
-            f"{document.origin}: token {places[0]} of the text is {eos_id}, {name!r}, the EOS token, which would cut "
-            "the document in two; set eos_token in the tokenizer's tokenizer_config.json to a token that no text "
-            "gives, or leave such documents out with a filter"
+            f"{document.origin}: token {places[0]} of the text is {mark.id}, {name!r}, the {mark.name} token, "
+            f"{mark.refusal}"
         )

@@ -15,7 +15,7 @@ from megaslm.config.section import home_expanded
 from megaslm.corpus.python_stdlib import absent_packages
 from megaslm.corpus.tasks import Task, recipe_sha256
 from megaslm.dataset.folder import tokenizer_files
-from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, SourceFile
+from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Packing, SourceFile
 from megaslm.errors import DataError
 from megaslm.files import locked, read_back, write_file
 from megaslm.jobs.ledger import Ledger
@@ -65,7 +65,8 @@ def _require_same_tokenizer(manifest: Manifest, recipe: Recipe, place: str) -> N
     if recipe.tokenizer.huggingface is None or manifest.ids_sha256 is None:
         return
     folder = home_expanded(recipe.tokenizer.huggingface)
-    if tokenizer_facts(folder).ids_sha256 != manifest.ids_sha256:
+    facts = tokenizer_facts(folder)
+    if facts.ids_sha256 != manifest.ids_sha256 or manifest.bos_in_rows not in (None, facts.bos_id):
         raise DataError(
             f"tokenizer.huggingface: {folder} gives other ids than when {place} was prepared; remove {place} or choose "
             "another output"
@@ -93,6 +94,7 @@ def manifest_of(
         tokenizer_files=tokenizer_files(tokenizer),
         eos_id=facts.eos_id,
         bos_id=facts.bos_id,
+        packing=Packing.with_bos(recipe.bos),
         domains=recipe.domains,
         licences=_licences(recipe),
         splits=_splits(recipe, outcomes),

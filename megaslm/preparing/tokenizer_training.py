@@ -17,6 +17,7 @@ from megaslm.corpus.tasks import Task, TaskReader, split_of
 from megaslm.errors import DataError
 from megaslm.files import abandon_folder, finish_folder, start_folder
 from megaslm.preparing.sentencepiece_original import require_same_ids, texts_to_compare
+from megaslm.tokenizer.bos import require_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILES
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
 from megaslm.tokenizer.tokenizer import SentencePieceEncoder, tokenizer_facts
@@ -117,10 +118,13 @@ def _chunks(text: str) -> Iterator[str]:
 def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """Write the recipe's tokenizer to `folder`, which appears only when complete.
 
-    Raises DataError where the tokenizer cannot be read, or where the exported one differs from SentencePiece.
+    Raises DataError where the tokenizer cannot be read, where the exported one differs from SentencePiece, or where it
+    has no BOS for the recipe's `bos`.
     """
     try:
-        _fill(recipe, tasks, start_folder(folder))
+        filled = start_folder(folder)
+        _fill(recipe, tasks, filled)
+        require_bos(recipe.bos, tokenizer_facts(filled))
         finish_folder(folder)
     except BaseException:
         abandon_folder(folder)

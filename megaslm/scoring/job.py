@@ -24,6 +24,7 @@ from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.ray_workers import RayCluster
+from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.part_scoring import PartScorer
@@ -109,6 +110,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgres
     device = torch.device("cuda" if cluster.gpus else "cpu")
     with StopSignal() as stop, keeping_what_is_done(task.output):
         described = describe_scored(task.reference, _open(task), task.settings, device)
+        _warn(task, described)
         derivation = _derive(task, described)
         found = derivation.finished()
         if found is not None:
@@ -203,6 +205,8 @@ class _ScoreJob:
         self._described = self._once(
             lambda: describe_scored(task.reference, _open(task), task.settings, self._world.device)
         )
+        if self._world.is_first:
+            _warn(task, self._described)
         self._derivation = _derive(self._task, self._described)
 
     def take_on(self) -> None:
@@ -317,6 +321,12 @@ class _ScoreJob:
 def _open(task: ScoreRequest) -> DatasetFolder:
     """The dataset. The description of a remote one is fetched once per host."""
     return open_dataset(str(task.dataset), str(task.cache))
+
+
+def _warn(task: ScoreRequest, described: Manifest) -> None:
+    warning = bos_warning(task.reference, described, dataset=task.dataset)
+    if warning is not None:
+        print(f"warning: {warning}", flush=True)
 
 
 def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:

@@ -24,16 +24,19 @@ _UNITS_PER_NAT = 2.0**24
 class LossStatistics:
     """Receives the rows of a part in order. The result does not depend on how they are cut into batches.
 
-    Neighbouring rows share a token, so the inputs of all rows form one stream. A document is a run of inputs without
-    EOS. It has as many targets as inputs, and its EOS is the last target.
+    The inputs of all rows form one stream. A document is a run of inputs without EOS, its BOS included. It has as many
+    targets as inputs, and its EOS is the last target. Where neighbouring rows share no token, the last token of a row
+    is no input. If it is EOS, it ends a document all the same.
     """
 
-    def __init__(self, eos_id: int) -> None:
+    def __init__(self, eos_id: int, *, rows_share_a_token: bool = True) -> None:
         """`eos_id` ends every document and fills rows."""
         self._eos_id = eos_id
+        self._rows_share_a_token = rows_share_a_token
         self._counts: NDArray[np.int64] = np.zeros(_PATTERNS, dtype=np.int64)
         self._seq_len = 0
-        self._inputs = 0
+        self._rows = 0
+        self._row_ended_document = False
         self._unfinished: _Documents | None = None
         self._worst = self._best = _Documents.none()
 
@@ -45,8 +48,8 @@ class LossStatistics:
         patterns = of_stream[valid].view(np.uint16) & _NO_SIGN
         self._counts += np.bincount(patterns, minlength=_PATTERNS)
         units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)
-        self._add_documents(valid, np.where(valid, units, 0))
-        self._inputs += len(of_stream)
+        self._add_documents(valid, np.where(valid, units, 0), self._begin_anew(tokens))
+        self._rows += len(tokens)
 
     def finish(self) -> PartStatistics:
         """The statistics of all rows."""
@@ -64,17 +67,35 @@ class LossStatistics:
             best=self._best.records(self._seq_len),
         )
 
-    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64]) -> None:
-        """For (n,) inputs of the stream: whether each is not EOS, and its target's loss in units, 0 if it is EOS."""
-        bounds = np.flatnonzero(np.diff(valid, prepend=False, append=False))
-        starts, stops = bounds[::2], bounds[1::2]
+    def _begin_anew(self, tokens: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
+        """For the (n · L,) inputs of rows: whether the row before ends with EOS, at the first input of each row."""
+        ends = tokens[:, -1] == self._eos_id
+        anew = np.zeros((len(tokens), tokens.shape[1] - 1), dtype=np.bool_)
+        anew[:, 0] = np.append(self._row_ended_document, ends[:-1])
+        self._row_ended_document = bool(ends[-1])
+        return anew.ravel()
+
+    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64], anew: NDArray[np.bool_]) -> None:
+        """For (n,) inputs of the stream: whether each is not EOS, its target's loss in units (0 if it is EOS), and
+        whether a document ended just before it."""
+        begins = valid & (anew | ~np.append(False, valid[:-1]))
+        ends = valid & np.append(anew[1:] | ~valid[1:], True)
+        starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
         # Each sum extends to the next document's start. The inputs between two documents add 0.
         sums = np.add.reduceat(units, starts) if len(starts) else np.empty(0, dtype=np.int64)
-        found = _Documents(starts + self._inputs, stops - starts, sums)
+        found = _Documents(self._places(starts, anew), stops - starts, sums)
         if self._unfinished is not None:
-            found = self._unfinished.followed_by(found, goes_on=bool(valid[0]))
+            found = self._unfinished.followed_by(found, goes_on=bool(valid[0] and not anew[0]))
         self._unfinished = found.last() if valid[-1] else None
         self._keep(found.without_last() if valid[-1] else found)
+
+    def _places(self, starts: NDArray[np.intp], anew: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The places of first tokens, as in `_Documents`. A document that begins with the last token of a row, which is
+        no input there, has its first input in the next row."""
+        rows, tokens = np.divmod(starts, self._seq_len)
+        rows += self._rows
+        is_cut = (tokens == 0) & (rows > 0) & ~anew[starts]
+        return rows * (self._seq_len + 1) + tokens - (is_cut & (not self._rows_share_a_token))
 
     def _keep(self, found: "_Documents") -> None:
         long_enough = found.where(found.targets >= FEWEST_TARGETS)
@@ -84,7 +105,8 @@ class LossStatistics:
 
 
 class _Documents(NamedTuple):
-    """Documents in order, (n,) int64 each: index of the first input, number of targets, and sum of their losses."""
+    """Documents in order, (n,) int64 each: place of the first token, counted over the seq_len + 1 tokens of each row;
+    number of targets; sum of their losses."""
 
     starts: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -121,6 +143,6 @@ class _Documents(NamedTuple):
     def records(self, seq_len: int) -> tuple[DocumentLoss, ...]:
         of_each = zip(self.starts.tolist(), self.targets.tolist(), self.means.tolist(), strict=True)
         return tuple(
-            DocumentLoss(row=start // seq_len, token=start % seq_len, targets=targets, mean_loss=mean)
+            DocumentLoss(row=start // (seq_len + 1), token=start % (seq_len + 1), targets=targets, mean_loss=mean)
             for start, targets, mean in of_each
         )

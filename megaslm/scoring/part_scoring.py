@@ -48,7 +48,8 @@ class ScoredRows(NamedTuple):
 
 def write_part(folder: Path, manifest: Manifest, scored: Iterable[ScoredRows]) -> tuple[Part, PartStatistics]:
     """Write rows, in order, as the part `folder` of the dataset that `manifest` describes."""
-    statistics = LossStatistics(manifest.eos_id)
+    shares_a_token = manifest.packing.overlap_tokens == 1
+    statistics = LossStatistics(manifest.eos_id, rows_share_a_token=shares_a_token)
     with part_writer(folder, RowFormat.of(manifest)) as writer:
         for rows in scored:
             writer.write(rows.tokens, rows.domain, rows.values[0], rows.values[1] if len(rows.values) == 2 else None)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from megaslm.tokenizer.bos import put_bos, require_bos_id
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE, named_tokens, read_object
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL
 from megaslm.tokenizer.tokenizer import text_tokenizer
@@ -26,29 +27,34 @@ _AS_THEY_ARE = ("chat_template.jinja", ORIGINAL)
 _CLASS = "PreTrainedTokenizerFast"
 
 
-def write_plain_folder(tokenizer: Path, folder: Path, *, begins_with_bos: bool) -> None:
+def write_plain_folder(tokenizer: Path, folder: Path, *, names_bos: bool, puts_bos: bool | None) -> None:
     """Write the tokenizer of a dataset's folder to another folder, in files that all transformers releases read alike.
 
     Args:
         tokenizer: the folder of a dataset's tokenizer.
         folder: where to write; other files in it stay.
-        begins_with_bos: whether the model has a BOS. Rows have none, so a model trained on rows alone has never seen
-            it; then no BOS is defined, and none is put before a text.
+        names_bos: whether the model knows a BOS. If not, none is defined, unless it is also the EOS.
+        puts_bos: whether BOS, and no other token, is put before a text. If not, no token is added to a text. None
+            leaves what the tokenizer adds.
 
     Raises:
-        DataError: `tokenizer` cannot be read.
+        DataError: `tokenizer` cannot be read, or has no BOS to be put before texts.
     """
     made = text_tokenizer(tokenizer)
     made.no_padding()
     made.no_truncation()
-    if not begins_with_bos and made.num_special_tokens_to_add(is_pair=False):
+    named = named_tokens(tokenizer)
+    if puts_bos:
+        bos_id = require_bos_id(tokenizer, made)
+        put_bos(made, bos_id)
+        named["bos_token"] = str(made.id_to_token(bos_id))
+    elif puts_bos is False and made.num_special_tokens_to_add(is_pair=False):
         made.post_processor = None
     made.encode_special_tokens = False
     made.save(str(folder / TOKENIZER_FILE))
     pre_tokenizer = read_object(folder / TOKENIZER_FILE).get("pre_tokenizer") or {}
     stated = read_object(tokenizer / _CONFIG)
-    named = named_tokens(tokenizer)
-    if not begins_with_bos and named.get("bos_token") != named.get("eos_token"):
+    if not names_bos and named.get("bos_token") != named.get("eos_token"):
         named.pop("bos_token", None)
     config = {
         "tokenizer_class": _CLASS,

@@ -122,7 +122,9 @@ def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.d
     """
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
-    describe_model(lm, dtype, data.first.source.path / TOKENIZER, run.model_description, origin=origin)
+    first = data.first
+    bos = first.manifest.packing.bos
+    describe_model(lm, dtype, first.source.path / TOKENIZER, run.model_description, origin=origin, bos=bos)
     write_file(run.path / "manifest.json", json.dumps(_provenance(data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
 

@@ -11,7 +11,7 @@ from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError, ModelError
-from megaslm.model.fit import check_model_fits, check_tokenizer_fits
+from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
     ChosenPrecision,
@@ -59,6 +59,14 @@ def reference_warnings(config: RunConfig, data: TrainingData, pretrained: Path |
                 "excess loss is 0 everywhere except for rounding, so the first selections are random; score the data "
                 "with a reference that was trained on the text you want"
             )
+
+
+def bos_warnings(data: TrainingData, pretrained: Path | None) -> Iterator[str]:
+    """A warning that the model that the run starts from expects BOS where rows have none, or the other way round."""
+    if pretrained is not None:
+        first = data.first
+        warning = bos_warning(pretrained, first.manifest, dataset=first.source.place)
+        yield from [] if warning is None else [warning]
 
 
 def start_engine(

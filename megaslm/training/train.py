@@ -26,8 +26,8 @@ from megaslm.training.loop import Trainer
 from megaslm.training.requirements import requirements_of
 from megaslm.training.run import TrainingRun, fetch_settings
 from megaslm.training.run_folder import RunFolder, alone_in, check_run
-from megaslm.training.start import pretrained_folder, reference_warnings, start_engine
-from megaslm.training.training_data import fetch_descriptions, open_training_data
+from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
+from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
 _NOTHING_LOST = "no step was made since the start: start again with --resume"
@@ -85,13 +85,17 @@ def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
     resumed = _resume(run, say)
     if resumed.progress.step == 0:
         pretrained = pretrained_folder(config)
-        for line in on_first_rank(lambda: list(reference_warnings(config, run.data, pretrained))):
+        for line in on_first_rank(lambda: _warnings(config, run.data, pretrained)):
             say(f"warning: {line}")
     while True:
         asked = Trainer(run, resumed).run()
         if asked is None:
             return
         resumed = roll_back(run, asked, say)
+
+
+def _warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> list[str]:
+    return [*bos_warnings(data, pretrained), *reference_warnings(config, data, pretrained)]
 
 
 def _prepare(

@@ -215,7 +215,7 @@ def _open(section: StreamSection, stream: str | None, keys: _Keys, data: DataSec
 def _check_alike(one: TrainingDataset, other: TrainingDataset) -> None:
     """Checks that one batch may hold rows of both.
 
-    Raises DataError where the tokenizers differ, or one dataset has columns that the other lacks.
+    Raises DataError where the tokenizers or the places of BOS differ, or one dataset has columns that the other lacks.
     """
     for here, there in zip(_traits(one, other), _traits(other, one), strict=True):
         if here.value != there.value:
@@ -241,6 +241,11 @@ def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, 
             "the tokenizer",
             f"{manifest.ids_fingerprint(beside.manifest)[:12]} of {manifest.vocab_size} ids, EOS {manifest.eos_id}",
             "prepare both with one tokenizer",
+        ),
+        _Trait(
+            "bos",
+            manifest.bos_in_words,
+            "prepare both with the same `bos` and one tokenizer",
         ),
         _Trait(
             "the columns",

@@ -38,8 +38,8 @@ class Validation:
         """Reads this rank's rows. Rows of remote datasets are fetched into a folder of `cache`.
 
         Raises:
-            DataError: a set is not a dataset, lacks a domain, or has another tokenizer or row length than the training
-                data.
+            DataError: a set is not a dataset, lacks a domain, or has another tokenizer, row length or place of BOS than
+                the training data.
         """
         self._world = world
         self._batch_rows = section.batch_rows
@@ -96,7 +96,7 @@ class Validation:
 def _domains(name: str, chosen: ValidationSet, dataset: DatasetFolder, training: Manifest) -> Iterator[str]:
     manifest = read_manifest(dataset.path)
     found, expected = (
-        f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id} and rows of {one.seq_len}"
+        f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id}, bos {one.bos_in_words}, rows of {one.seq_len}"
         for one, other in ((manifest, training), (training, manifest))
     )
     if found != expected:

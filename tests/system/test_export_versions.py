@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from megaslm.config.recipe import Bos
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, save_hugging_face
 from megaslm.model.load import load_pretrained
@@ -39,7 +40,10 @@ for folder in sys.argv[3:]:
     ids = tokenizer(sys.argv[2], add_special_tokens=False, split_special_tokens=True)["input_ids"]
     prompt = tokenizer("the quick", return_tensors="pt")
     made = lm.generate(**prompt, max_new_tokens=2, do_sample=False)
+    plain = tokenizer("the quick", add_special_tokens=False)["input_ids"]
+    front = prompt["input_ids"][0].tolist()[: -len(plain)]
     found[folder] = {"loss": float(loss), "ids": ids, "generated": made.shape[1] - prompt["input_ids"].shape[1]}
+    found[folder]["front"] = front
 print(json.dumps({"version": transformers.__version__, "folders": found}))
 """
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
@@ -90,7 +94,10 @@ def test_a_plain_script_opens_the_trained_model_under_every_release(oldest: Path
         change(tmp_path / f"origin-{number}")
         lm = load_pretrained(tmp_path / f"origin-{number}", dtype=torch.float32)
         try:
-            describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / f"described-{number}", origin=None)
+            # Rows of every second model had BOS.
+            bos: Bos = "document" if number % 2 else "none"
+            described = tmp_path / f"described-{number}"
+            describe_model(lm, torch.float32, tmp_path / "tokenizer", described, origin=None, bos=bos)
         except ModelError:
             table[name] = "refused before training: AutoTokenizer of release 5 would build another one"
             continue
@@ -98,16 +105,17 @@ def test_a_plain_script_opens_the_trained_model_under_every_release(oldest: Path
         with torch.no_grad():
             logits = lm(rows()[:, :-1]).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows()[:, 1:].flatten())
-        exports[name] = tmp_path / f"export-{number}", float(loss)
+        exports[name] = tmp_path / f"export-{number}", float(loss), [] if bos == "none" else [0]
     versions = []
     for release in (oldest, None):
-        found = opened([folder for folder, _ in exports.values()], tmp_path, release)
+        found = opened([folder for folder, _, _ in exports.values()], tmp_path, release)
         versions.append(found["version"])
-        for name, (folder, loss) in exports.items():
+        for name, (folder, loss, front) in exports.items():
             seen = found["folders"][str(folder)]
             assert abs(seen["loss"] - loss) <= 1e-5, name
             assert seen["ids"] == expected_ids, name
             assert seen["generated"] == 2, name
+            assert seen["front"] == front, name
             table[name] = "same loss within 1e-5 nats, same ids, generates"
     assert versions[0].startswith("4.57.")
     assert versions[1].startswith("5.")

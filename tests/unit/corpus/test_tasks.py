@@ -21,6 +21,23 @@ def recipe(folder: Path, **changes: object) -> Recipe:
     return Recipe.model_validate({**given, **changes})
 
 
+def test_a_recipe_is_the_same_as_in_builds_that_lack_a_key() -> None:
+    """The fingerprint `before` was made by a build whose recipes had no `bos`."""
+    source = {"domain": "web", "reader": "jsonl", "paths": ["corpora/web"]}
+    given = {
+        "name": "before",
+        "licence": "CC0-1.0",
+        "seq_len": 2048,
+        "tokenizer": {"huggingface": "models/tokenizer"},
+        "sources": [{**source, "filters": [{"name": "length", "min_characters": 200}]}],
+    }
+    before = "f7c74e6e8160836a0dd488899e6222e0d12c61a0087623161f07ecf347a92031"
+    assert recipe_sha256(Recipe.model_validate(given)) == before
+    assert recipe_sha256(Recipe.model_validate({**given, "bos": "none"})) == before
+    others = {recipe_sha256(Recipe.model_validate({**given, "bos": bos})) for bos in ("document", "row")}
+    assert len(others - {before}) == 2
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for place in ("first", "second", "third"):

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.manifest import (
     DomainSplit,
     Manifest,
+    Packing,
     Part,
     Reference,
     SourceFile,
@@ -53,6 +55,26 @@ def test_written_and_read(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest())
     assert read_manifest(tmp_path) == manifest()
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(("bos", "overlap_tokens"), [("none", 1), ("document", 1), ("row", 0)])
+def test_where_rows_have_bos(tmp_path: Path, bos: Bos, overlap_tokens: int) -> None:
+    packed = manifest().model_copy(update={"packing": Packing.with_bos(bos), "bos_id": 1})
+    write_manifest(tmp_path, packed)
+    found = read_manifest(tmp_path)
+    assert (found.packing.bos, found.packing.overlap_tokens) == (bos, overlap_tokens)
+    assert found.bos_in_rows == (None if bos == "none" else 1)
+
+
+def test_rows_of_earlier_builds_have_no_bos(tmp_path: Path) -> None:
+    """Whatever the tokenizer has."""
+    fields = manifest().model_copy(update={"bos_id": 1}).model_dump(mode="json")
+    del fields["packing"]["bos"]
+    unsigned = json.dumps({"checksum": "0" * 64, **fields}, indent=1)
+    checksum = hashlib.sha256(unsigned.encode()).hexdigest()
+    (tmp_path / "manifest.json").write_text(unsigned.replace("0" * 64, checksum, 1))
+    found = read_manifest(tmp_path)
+    assert (found.packing.bos, found.packing.overlap_tokens, found.bos_in_rows) == ("none", 1, None)
 
 
 def test_the_file_begins_with_the_checksum_of_the_rest(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
 from megaslm.inspect import dataset_facts as module
 from megaslm.inspect.dataset_facts import dataset_facts, perplexity
+from megaslm.inspect.row_text import read_row
 from tests.inspected import EOS_ID, SEQ_LEN, Inspected, make_inspected
 from tests.messages import Says
 
@@ -36,6 +38,15 @@ def test_padding_is_counted_without_reading_a_row(scored: Inspected) -> None:
         places = share.rows * SEQ_LEN + share.parts
         tokens = sum(len(stream) for (domain, _), stream in scored.streams.items() if domain == share.domain)
         assert share.padding_share == (places - tokens) / places > 0
+
+
+@pytest.mark.parametrize("bos", ["document", "row"])
+def test_padding_is_what_the_rows_end_with(tmp_path: Path, bos: Bos) -> None:
+    folder = make_inspected(tmp_path, scored=False, bos=bos).folder
+    for share in dataset_facts(folder).shares:
+        rows = [read_row(folder, "train", row, share.domain) for row in range(share.rows)]
+        places = share.rows * (SEQ_LEN + 1) if bos == "row" else share.rows * SEQ_LEN + share.parts
+        assert share.padding_share == sum(row.padding_tokens for row in rows) / places > 0
 
 
 def test_losses_are_those_of_valid_targets(scored: Inspected) -> None:

@@ -48,6 +48,52 @@ def test_documents_that_end_or_begin_where_a_row_does(tmp_path: Path) -> None:
     assert rows[0].ref_loss is rows[0].ref_entropy is None
 
 
+def bos_at(row: RowText) -> list[int | None]:
+    return [each.bos for each in row.documents]
+
+
+def test_bos_stands_before_documents_that_begin(tmp_path: Path) -> None:
+    given = make_inspected(tmp_path, scored=False, bos="document")
+    rows = [read_row(given.folder, "train", row, "b") for row in range(3)]
+    assert [shown(row) for row in rows] == [
+        [(True, "zyxwvuts", False)],
+        [(False, "s", True), (True, "rqponm", False)],
+        [(False, "m", True), (True, "lkjihg", False)],
+    ]
+    assert [bos_at(row) for row in rows] == [[0], [None, 2], [None, 2]]
+    assert {row.bos for row in rows} == {"<s>"}
+    assert [document.start for document in rows[1].documents] == [0, 3]
+
+
+def test_a_bos_that_ends_a_row_begins_its_document_in_both(tmp_path: Path) -> None:
+    given = make_inspected(tmp_path, scored=False, bos="document")
+    rows = [read_row(given.folder, "train", row, "a") for row in range(3)]
+    assert [shown(row) for row in rows] == [
+        [(True, "abcdefgh", False)],
+        [(False, "hijkl", True), (True, "mn", False)],
+        [(False, "nop", True), (True, "qrst", False)],
+    ]
+    assert [bos_at(row) for row in rows] == [[0], [None, 6], [None, 4]]
+
+
+def test_each_row_begins_with_bos(tmp_path: Path) -> None:
+    """The last row of `a` opens a document, as the row before ends with EOS."""
+    given = make_inspected(tmp_path, scored=False, bos="row")
+    of_a, of_b = ([read_row(given.folder, "train", row, name) for row in range(3)] for name in DOCUMENTS)
+    assert [shown(row) for row in of_a] == [
+        [(True, "abcdefgh", False)],
+        [(False, "ijkl", True), (True, "mno", False)],
+        [(False, "p", True), (True, "qrstuv", False)],
+    ]
+    assert [shown(row) for row in of_b] == [
+        [(True, "zyxwvuts", False)],
+        [(False, "", True), (True, "rqponm", True)],
+        [(True, "lkjihg", True)],
+    ]
+    assert [bos_at(row) for row in (*of_a, *of_b)] == [[0], [0, None], [0, None], [0], [0, None], [0]]
+    assert [row.padding_tokens for row in of_b] == [0, 0, 1]
+
+
 def test_a_word_that_goes_on_from_the_row_before_keeps_its_space(tmp_path: Path) -> None:
     """The toy tokenizer puts a space between words and none before the first of a text."""
     make_dataset(tmp_path / "toy", {("train", "a"): [20]})

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megaslm.config.recipe import Bos
 from megaslm.inspect.row_text import read_row
 from megaslm.inspect.row_view import show_row
 from tests.inspected import make_inspected
@@ -41,6 +42,12 @@ def test_a_row_begins_and_ends_within_documents(tmp_path: Path, says: Says) -> N
     assert [line for line in text.splitlines()[1:] if "──" not in line] == ["ijkl⟨</s>⟩", "mnop"]
     says(printed(tmp_path, 3), "× 4")
     assert "\x1b" not in printed(tmp_path, 1)
+
+
+@pytest.mark.parametrize("bos", ["document", "row"])
+def test_bos_is_shown_where_it_is(tmp_path: Path, bos: Bos, says: Says) -> None:
+    make_inspected(tmp_path, scored=False, bos=bos)
+    says(printed(tmp_path, 1))
 
 
 def test_each_token_has_the_colour_of_its_loss(scored: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError
 from megaslm.inspect import dataset_facts as module
@@ -48,6 +49,18 @@ def test_they_begin_where_the_row_view_has_them_begin(scored: Path) -> None:
             text = "".join(piece.text for piece in shown.pieces)
             assert document.excerpt.startswith(text)
             assert document.targets == len(document.excerpt.encode())
+
+
+@pytest.mark.parametrize("bos", ["document", "row"])
+def test_bos_is_no_text(tmp_path: Path, bos: Bos) -> None:
+    dataset = make_inspected(tmp_path / "dataset", scored=True, bos=bos).folder
+    write_scores(dataset, fewest_targets=1)
+    for domain, documents in extremes(dataset).items():
+        assert sorted(document.excerpt for document in documents) == sorted(TEXTS[domain])
+        for document in documents:
+            begins = [each for each in read_row(dataset, "train", document.row, domain).documents if each.begins]
+            (shown,) = [each for each in begins if document.token == (each.start if each.bos is None else each.bos)]
+            assert document.targets == len(document.excerpt.encode()) + (shown.bos is not None)
 
 
 def test_of_a_long_document_only_the_beginning_is_read(scored: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megaslm.config.recipe import Bos
 from megaslm.config.schema import Architecture
 from megaslm.errors import ModelError
 from megaslm.model.export import describe_model, require_same_ids, save_hugging_face
@@ -58,10 +59,10 @@ def trained(lm: nn.Module) -> dict[str, torch.Tensor]:
     return {f"lm.{name}": parameter.detach() for name, parameter in lm.named_parameters()}
 
 
-def exported(origin: Path, tokenizer: Path, work: Path) -> Path:
+def exported(origin: Path, tokenizer: Path, work: Path, bos: Bos = "none") -> Path:
     """A folder's model, described and exported as a run that starts from it does."""
     lm = load_pretrained(origin, dtype=torch.float32)
-    describe_model(lm, torch.float32, tokenizer, work / "described", origin=origin)
+    describe_model(lm, torch.float32, tokenizer, work / "described", origin=origin, bos=bos)
     save_hugging_face(trained(lm), work / "described", work / "exported")
     return work / "exported"
 
@@ -70,11 +71,11 @@ def test_a_description_is_left_as_it_is_and_replaced_where_it_has_changed(tmp_pa
     make_tokenizer(tmp_path / "tokenizer")
     lm = build_from_shape(Architecture.model_validate(SHAPE), eos_id=EOS_ID, dtype=torch.float32)
     folder = tmp_path / "run" / "model"
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None)
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None, bos="none")
     first = folder.stat().st_ino
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None)
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None, bos="none")
     assert folder.stat().st_ino == first
-    describe_model(lm, torch.bfloat16, tmp_path / "tokenizer", folder, origin=None)
+    describe_model(lm, torch.bfloat16, tmp_path / "tokenizer", folder, origin=None, bos="none")
     assert '"bfloat16"' in (folder / "config.json").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
@@ -139,16 +140,61 @@ def test_how_to_generate_is_the_starts(tmp_path: Path) -> None:
     assert lm.generate(**prompt, max_new_tokens=2, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 
 
-def test_a_bos_is_named_where_the_model_knows_one(tmp_path: Path) -> None:
-    """Rows begin with none, so that a model that was trained on them alone has never seen it."""
+@pytest.mark.parametrize("bos", ["none", "document", "row"])
+@pytest.mark.parametrize("known", [None, 0])
+def test_bos_is_put_before_a_text_exactly_if_rows_had_it(bos: Bos, known: int | None, tmp_path: Path) -> None:
+    """Whatever the start's config.json says. It is named if the model knows it, by its start or by its rows."""
     byte_tokenizer(tmp_path / "tokenizer")
-    for bos_id, expected in ((None, None), (0, "<s>")):
-        make_model(tmp_path / f"origin-{bos_id}", vocab_size=300, bos_token_id=bos_id)
-        folder = exported(tmp_path / f"origin-{bos_id}", tmp_path / "tokenizer", tmp_path / f"{bos_id}")
-        opened = AutoTokenizer.from_pretrained(folder)
-        assert opened.bos_token == expected
-        assert (opened("a")["input_ids"][0] == 0) is (bos_id == 0)
-        assert opened.eos_token == "</s>"
+    make_model(tmp_path / "origin", vocab_size=300, bos_token_id=known)
+    folder = exported(tmp_path / "origin", tmp_path / "tokenizer", tmp_path, bos)
+    opened = AutoTokenizer.from_pretrained(folder)
+    plain = FolderEncoder(tmp_path / "tokenizer").encode(["the quick"])[0].tolist()
+    assert opened("the quick")["input_ids"] == ([] if bos == "none" else [0]) + plain
+    assert opened("the quick", add_special_tokens=False)["input_ids"] == plain
+    names_bos = known is not None or bos != "none"
+    assert opened.bos_token == ("<s>" if names_bos else None)
+    assert AutoModelForCausalLM.from_pretrained(folder).config.bos_token_id == (0 if names_bos else None)
+    assert opened.eos_token == "</s>"
+
+
+@pytest.mark.parametrize("known", [None, 0])
+def test_a_run_of_an_earlier_build_is_exported_as_it_was(known: int | None, tmp_path: Path) -> None:
+    """Its description does not say what rows had."""
+    byte_tokenizer(tmp_path / "tokenizer")
+    make_model(tmp_path / "origin", vocab_size=300, bos_token_id=known)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="none")
+    (tmp_path / "run/rows.json").unlink()
+    save_hugging_face(trained(lm), tmp_path / "run", tmp_path / "exported")
+    opened = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert opened.bos_token == (None if known is None else "<s>")
+    assert (opened("a")["input_ids"][0] == 0) is (known == 0)
+
+
+def test_a_resumed_run_of_an_earlier_build_gets_to_know_its_rows(tmp_path: Path) -> None:
+    byte_tokenizer(tmp_path / "tokenizer")
+    make_model(tmp_path / "origin", vocab_size=300, bos_token_id=0)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    for _ in range(2):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="none")
+        assert json.loads((tmp_path / "run/rows.json").read_text()) == {"bos": "none"}
+        (tmp_path / "run/rows.json").unlink()
+
+
+def test_an_export_whose_tokenizer_puts_another_front_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    byte_tokenizer(tmp_path / "tokenizer")
+    make_model(tmp_path / "origin", vocab_size=300)
+    lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
+    monkeypatch.setattr("megaslm.model.export.write_plain_folder", without_bos)
+    with pytest.raises(ModelError, match=r"\(bos: document\)"):
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="document")
+    assert not (tmp_path / "run").exists()
+
+
+def without_bos(tokenizer: Path, folder: Path, *, names_bos: bool, puts_bos: bool | None) -> None:
+    write_plain_folder(tokenizer, folder, names_bos=names_bos, puts_bos=False)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +226,7 @@ def test_the_space_in_front_is_said_as_it_is(said: dict[str, bool], stored: bool
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=stored)
     made.save(str(path))
     (tmp_path / "folder").mkdir()
-    write_plain_folder(tmp_path / "tokenizer", tmp_path / "folder", begins_with_bos=False)
+    write_plain_folder(tmp_path / "tokenizer", tmp_path / "folder", names_bos=False, puts_bos=False)
     assert json.loads((tmp_path / "folder/tokenizer_config.json").read_text())["add_prefix_space"] is stored
     require_same_ids(tmp_path / "folder", tmp_path / "tokenizer")
 
@@ -191,7 +237,7 @@ def test_a_tokenizer_that_every_script_would_build_anew_is_refused_before_traini
     byte_tokenizer(tmp_path / "tokenizer")
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match="Qwen2Tokenizer"):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
 
 
@@ -201,7 +247,7 @@ def test_nothing_is_left_of_an_export_that_opens_as_another_model(
     make_model(tmp_path / "origin", vocab_size=300)
     byte_tokenizer(tmp_path / "tokenizer")
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr("megaslm.model.export.in_both_spellings", lambda config: {**config, "rms_norm_eps": 0.1})
@@ -222,7 +268,9 @@ def test_a_generation_config_that_no_script_can_open_is_refused_before_training(
     (tmp_path / "origin/generation_config.json").write_text(content)
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match=r"origin/generation_config\.json"):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=tmp_path / "origin")
+        describe_model(
+            lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=tmp_path / "origin", bos="none"
+        )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
 
 
@@ -232,4 +280,4 @@ def test_a_tokenizer_that_no_script_can_use_is_named(config: dict[str, Any], tmp
     byte_tokenizer(tmp_path / "tokenizer", **config)
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer: "):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None)
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from megaslm.dataset.manifest import TOKENIZER, Manifest
+from megaslm.config.recipe import Bos
+from megaslm.dataset.manifest import TOKENIZER, Manifest, Packing
 from megaslm.errors import DataError
-from megaslm.model.fit import check_tokenizer_fits
+from megaslm.model.fit import bos_warning, check_tokenizer_fits
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 from tests.messages import Says
 from tests.toy import EOS_ID, VOCAB_SIZE, make_dataset, make_tokenizer
@@ -104,3 +105,56 @@ def test_both_tokenizers_are_told(tmp_path: Path, dataset: Path, manifest: Manif
     with pytest.raises(DataError) as refused:
         check(model, dataset, manifest)
     says(refused, model, tokenizer_facts(model).sha256[:12], manifest.tokenizer_sha256[:12])
+
+
+def with_bos(manifest: Manifest, bos: Bos, bos_id: int = 5) -> Manifest:
+    return manifest.model_copy(update={"packing": Packing.with_bos(bos), "bos_id": bos_id})
+
+
+def another_bos(state: dict[str, Any], config: dict[str, Any]) -> None:
+    config["bos_token"] = "w6"
+
+
+def the_same_bos(state: dict[str, Any], config: dict[str, Any]) -> None:
+    config["bos_token"] = "w5"
+
+
+@pytest.mark.parametrize("bos", ["document", "row"])
+def test_another_bos_than_in_the_rows_is_refused(
+    tmp_path: Path, dataset: Path, manifest: Manifest, bos: Bos, says: Says
+) -> None:
+    """Only there: rows without BOS may be read by any model."""
+    other = model_with(tmp_path / "model", another_bos)
+    check(other, dataset, with_bos(manifest, "none"))
+    check(model_with(tmp_path / "same", the_same_bos), dataset, with_bos(manifest, bos))
+    check(model_with(tmp_path / "unnamed", no_eos), dataset, with_bos(manifest, bos))
+    with pytest.raises(DataError) as refused:
+        check(other, dataset, with_bos(manifest, bos))
+    says(refused, other, "5, 'w5'", "6, 'w6'", f"bos: {bos}")
+
+
+def puts_bos(state: dict[str, Any], config: dict[str, Any]) -> None:
+    config |= {"bos_token": "w5", "add_bos_token": True}
+
+
+def test_a_model_that_expects_bos_is_warned_of_where_rows_have_none(
+    tmp_path: Path, manifest: Manifest, says: Says
+) -> None:
+    model, rows = model_with(tmp_path / "model", puts_bos), with_bos(manifest, "none")
+    warning = bos_warning(model, rows, dataset="data")
+    says(warning, model, "`bos: document`")
+    assert bos_warning(model, with_bos(manifest, "document"), dataset="data") is None
+    assert bos_warning(model, with_bos(manifest, "row"), dataset="data") is None
+
+
+def test_a_model_that_expects_no_bos_is_warned_of_where_rows_have_one(
+    tmp_path: Path, manifest: Manifest, says: Says
+) -> None:
+    model, rows = model_with(tmp_path / "model", the_same_bos), with_bos(manifest, "row")
+    says(bos_warning(model, rows, dataset="data"), model, "bos: row", "`bos: none`")
+    assert bos_warning(model, with_bos(manifest, "none"), dataset="data") is None
+
+
+def test_a_model_without_a_tokenizer_expects_nothing(tmp_path: Path, manifest: Manifest) -> None:
+    for bos in ("none", "document"):
+        assert bos_warning(tmp_path, with_bos(manifest, bos), dataset="data") is None

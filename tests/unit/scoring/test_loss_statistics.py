@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from megaslm.config.recipe import Bos
 from megaslm.dataset.packing import RowPacker
 from megaslm.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
 from megaslm.scoring.loss_statistics import FEWEST_TARGETS, MOST_DOCUMENTS, LossStatistics
@@ -18,9 +19,9 @@ SEQ_LEN = 24
 Rows = tuple[NDArray[np.uint16], NDArray[np.float16]]
 
 
-def packed(lengths: Sequence[int]) -> NDArray[np.uint16]:
-    """The rows of a part with documents of these lengths, EOS not counted, as `prepare` packs them."""
-    packer = RowPacker(SEQ_LEN, EOS)
+def packed(lengths: Sequence[int], bos: Bos = "none") -> NDArray[np.uint16]:
+    """The rows of a part with documents of these lengths, BOS and EOS not counted, as `prepare` packs them."""
+    packer = RowPacker(SEQ_LEN, EOS, bos=bos, bos_id=1)
     full = packer.add([np.full(length, 7) for length in lengths])
     return np.concatenate([full, packer.finish()]).astype(np.uint16)
 
@@ -39,9 +40,9 @@ def random_part(seed: int, lengths: Sequence[int]) -> Rows:
     return with_losses(tokens, generator.lognormal(0, 2, places).clip(0, 65504))
 
 
-def statistics(rows: Rows, cuts: Sequence[int] = ()) -> PartStatistics:
+def statistics(rows: Rows, cuts: Sequence[int] = (), *, rows_share_a_token: bool = True) -> PartStatistics:
     """Fed in pieces that end before the rows `cuts`."""
-    found = LossStatistics(EOS)
+    found = LossStatistics(EOS, rows_share_a_token=rows_share_a_token)
     for tokens, losses in zip(np.split(rows[0], cuts), np.split(rows[1], cuts), strict=True):
         found.add(tokens, losses)
     return found.finish()
@@ -115,6 +116,34 @@ def test_where_documents_begin(lengths: list[int], places: list[tuple[int, int, 
     assert [(each.row, each.token, each.targets) for each in found.worst] == places
     assert found.worst == found.best, "all means are equal: the earlier document comes first"
     assert found.targets == sum(lengths)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "places"),
+    [
+        # The first follows the BOS of its row, and its EOS is the last token of that.
+        ([SEQ_LEN * 2 - 1, 40], [(0, 0, SEQ_LEN * 2), (2, 0, 41)]),
+        # The EOS of the first is the first token after a BOS.
+        ([SEQ_LEN * 2, 40], [(0, 0, SEQ_LEN * 2 + 1), (2, 2, 40)]),
+        # The first token of the second is the last of a row.
+        ([SEQ_LEN * 2 - 2, 40], [(0, 0, SEQ_LEN * 2 - 1), (1, SEQ_LEN, 40)]),
+        ([1, 40, 1, 1], [(0, 3, 40)]),
+    ],
+)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_where_documents_begin_in_rows_with_bos(
+    lengths: list[int], places: list[tuple[int, int, int]], *, one_by_one: bool
+) -> None:
+    tokens = packed(lengths, "row")
+    rows = with_losses(tokens, np.ones(len(tokens) * SEQ_LEN))
+    found = statistics(rows, range(1, len(tokens)) if one_by_one else (), rows_share_a_token=False)
+    assert [(each.row, each.token, each.targets) for each in found.worst] == places
+
+
+def test_documents_with_bos_have_a_target_more() -> None:
+    rows = with_losses(packed(LENGTHS, "document"), np.ones(len(packed(LENGTHS, "document")) * SEQ_LEN))
+    longer = [length + 1 for length in LENGTHS]
+    assert statistics(rows) == statistics(with_losses(packed(longer), np.ones(len(rows[0]) * SEQ_LEN)))
 
 
 def test_a_row_of_padding_alone_is_nothing() -> None:
