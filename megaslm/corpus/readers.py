@@ -82,10 +82,11 @@ def _read_separated(file_range: FileRange, separator: str, log: ReadLog) -> Iter
 
 def _read_records(records: Iterator[Record], source: Source) -> Iterator[Document]:
     for record in records:
-        yield document_of(_parse_record(record.content, record.place), record.place, source)
+        yield document_of(parse_record(record.content, record.place), record.place, source)
 
 
-def _parse_record(content: bytes, place: str) -> dict[str, object]:
+def parse_record(content: bytes, place: str) -> dict[str, object]:
+    """The object of a line or of an entry of an array. Raises DataError, with the place, where it is none."""
     text = _decoded(content, place)
     try:
         record = _parsed(text)

@@ -9,7 +9,7 @@ from megaslm.errors import DataError
 
 FIELD_SETTINGS = "text_field, template, messages_field, group_field or domain_field"
 """The settings of a source that name fields."""
-_KEYS = (("role", "content"), ("from", "value"))
+MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 """The keys of a message's role and content in the two published forms of conversations."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 """The usual names for the roles of the second form."""
@@ -68,10 +68,10 @@ def _conversation(messages: object, what: str) -> str:
 
 
 def _turn(message: object, what: str) -> str:
-    expected = " or ".join(f"{role} and {content}" for role, content in _KEYS)
+    expected = " or ".join(f"{role} and {content}" for role, content in MESSAGE_KEYS)
     if not isinstance(message, dict):
         raise DataError(f"{what} is a {type(message).__name__}; expected an object with {expected}")
-    keys = next((keys for keys in _KEYS if set(keys) <= set(message)), None)
+    keys = next((keys for keys in MESSAGE_KEYS if set(keys) <= set(message)), None)
     if keys is None:
         raise DataError(f"{what} has {', '.join(cast(dict[str, object], message)) or 'no fields'}; expected {expected}")
     role, content = (_string(message[key], f"{what}: {key}") for key in keys)

@@ -14,6 +14,7 @@ from megaslm.model.folder import check_model_folder
 from megaslm.model.weight_files import count_parameters
 from megaslm.scaffold.sizes import heldout_fraction, model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import TextLook, look_at_text
+from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 _RECIPES = ("corpus.yaml", "curated.yaml")
@@ -66,7 +67,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         family=str(config.model_type),
         parameters=parameters,
         positions=positions,
-        bos="document" if adds_bos(model) and facts.bos_id != facts.eos_id else "none",
+        bos="document" if puts_bos(model, facts.eos_id) else "none",
         seq_len=seq_len,
         corpus=looks["corpus"],
         curated=looks["curated"],
@@ -154,7 +155,7 @@ train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}                    # as in the paper
   global_batch_tokens: {run.batch_tokens}   # about 500 steps, where there is enough text, and 1M at most
-  micro_batch_rows: {sizes.micro_batch_rows}          # rows per GPU at once: lower it if memory runs out, raise it if there is room
+  micro_batch_rows: {sizes.micro_batch_rows}          # rows per GPU at once; lower it if memory runs out
   lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
   warmup_tokens: {run.warmup_tokens}       # 1%
 zero:

@@ -1,6 +1,5 @@
 """A look at text files: which reader they need, where the text lies in a record, and how much of it there is."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,14 +9,18 @@ from typing import Any, Literal
 from megaslm.config.recipe import Recipe, Source, TokenizerSection
 from megaslm.corpus.documents import FileRange, InputFile
 from megaslm.corpus.files import find_files
+from megaslm.corpus.json_array import array_records
+from megaslm.corpus.patterns import USUAL_ENDINGS
+from megaslm.corpus.readers import parse_record
+from megaslm.corpus.record_text import MESSAGE_KEYS
 from megaslm.corpus.records import lines
 from megaslm.corpus.source_bytes import ReadLog, open_input
 from megaslm.corpus.tasks import TaskReader, plan_tasks
 from megaslm.errors import ConfigError, DataError
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
-Reader = Literal["jsonl", "parquet", "text"]
-_READERS: tuple[Reader, ...] = ("jsonl", "parquet", "text")
+Reader = Literal["jsonl", "json", "parquet", "text"]
+_READERS: tuple[Reader, ...] = ("jsonl", "json", "parquet", "text")
 _RECORDS = 50
 _SAMPLE_BYTES = 4_000_000
 _USUAL_TEXT = ("text", "content", "body", "document", "raw_content")
@@ -87,19 +90,20 @@ def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile]]:
             found[reader] = find_files(Source(domain="text", reader=reader, paths=tuple(paths)))
         except DataError as error:
             reasons.append(f"  {reader}: {error}")
-    named = {reader: [file for file in files if _has_ending(file, reader)] for reader, files in found.items()}
-    best = max(named, key=lambda reader: sum(file.bytes for file in named[reader]), default=None)
-    if best is None or not named[best]:
+    # A path that names a file leads to it under every reader, whatever its ending.
+    fitting = {
+        reader: files
+        for reader, files in found.items()
+        if all(file.path.lower().endswith(USUAL_ENDINGS[reader]) for file in files)
+    }
+    if not fitting:
+        endings = ", ".join(ending for reader in _READERS for ending in USUAL_ENDINGS[reader])
         raise DataError(
-            f"{', '.join(paths)}: no text that a reader takes: .jsonl, .parquet and .txt files, the first and the last "
-            "also as .gz and .zst" + "".join(f"\n{reason}" for reason in reasons)
+            f"{', '.join(paths)}: no files of one kind that `init` knows ({endings}); name files of one kind, or write "
+            "the recipe by hand (data/README.md)" + "".join(f"\n{reason}" for reason in reasons)
         )
-    return best, named[best]
-
-
-def _has_ending(file: InputFile, reader: Reader) -> bool:
-    name = file.path.lower().removesuffix(".gz").removesuffix(".zst")
-    return name.endswith({"jsonl": ".jsonl", "parquet": ".parquet", "text": ".txt"}[reader])
+    best = max(fitting, key=lambda reader: sum(file.bytes for file in fitting[reader]))
+    return best, fitting[best]
 
 
 def _first_records(reader: Reader, file: InputFile) -> list[dict[str, Any]]:
@@ -109,17 +113,8 @@ def _first_records(reader: Reader, file: InputFile) -> list[dict[str, Any]]:
         with open_input(file) as opened, parquet.ParquetFile(opened) as table:
             batch = next(table.iter_batches(_RECORDS), None)
             return [] if batch is None else batch.to_pylist()
-    whole = FileRange(file, 0, file.bytes)
-    return [record for line in islice(lines(whole, ReadLog()), _RECORDS) for record in [_object(line.content)] if record]
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        # The reader says more about such a line, with its place.
-        return {}
-    return record if isinstance(record, dict) else {}
+    records = (lines if reader == "jsonl" else array_records)(FileRange(file, 0, file.bytes), ReadLog())
+    return [parse_record(record.content, record.place) for record in islice(records, _RECORDS)]
 
 
 def _text_in(records: Sequence[Mapping[str, Any]], path: str) -> dict[str, str]:
@@ -145,11 +140,11 @@ def _text_in(records: Sequence[Mapping[str, Any]], path: str) -> dict[str, str]:
 
 
 def _is_chat(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) > 0
-        and all(isinstance(turn, dict) and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn)) for turn in value)
-    )
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and _is_turn(turn) for turn in value)
+
+
+def _is_turn(message: Mapping[str, object]) -> bool:
+    return any(set(keys) <= set(message) for keys in MESSAGE_KEYS)
 
 
 def _amount(source: Source, tokenizer: Path) -> tuple[int, int]:
