@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from megaslm.config.hub import Hub
 from megaslm.dataset.manifest import read_manifest, write_manifest
 from megaslm.inspect.dataset_facts import dataset_facts
 from megaslm.inspect.dataset_view import show_dataset
@@ -37,6 +38,14 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
     text = printed(tmp_path)
     assert "[/x] · scored" in text
     assert "[red]CC0 (a); [/y] (b)" in text
+
+
+def test_it_says_where_the_files_come_from(tmp_path: Path) -> None:
+    make_inspected(tmp_path, scored=False)
+    assert " hub " not in printed(tmp_path)
+    hub = (Hub(repo="a/b", revision="v1", folder="x"), Hub(repo="c/d", folder="y"))
+    write_manifest(tmp_path, read_manifest(tmp_path).model_copy(update={"hub": hub}))
+    assert "a/b at v1; c/d at main" in printed(tmp_path)
 
 
 def test_without_losses_it_says_nothing_of_them(tmp_path: Path) -> None:
