@@ -61,6 +61,27 @@ def options(
         raise typer.Exit
 
 
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make, with recipes and runs.")],
+    model: Annotated[Path, typer.Option(help="The model to start from, a Hugging Face folder with its tokenizer.")],
+    corpus: Annotated[list[str], typer.Option(help="The large text: a file, folder, glob or URL; may be repeated.")],
+    curated: Annotated[
+        list[str], typer.Option(help="Text like that which the model is to be good at; may be repeated.")
+    ],
+    json_file: JsonFile = None,
+) -> None:
+    """Write recipes and runs for your own model and text, and print the commands from text to a model."""
+    from dataclasses import asdict
+
+    from megaslm.scaffold.init import init as write_project
+    from megaslm.scaffold.view import show_project
+
+    project = write_project(model, corpus, curated, folder)
+    show_project(project)
+    write_json(json_file, asdict(project))
+
+
 app.command()(prepare)
 app.command()(score)
 app.command()(mask)

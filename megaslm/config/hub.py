@@ -43,19 +43,27 @@ class HubModel(Section):
     """A commit, which pins the files, or a branch or tag."""
 
     def command(self, folder: str) -> str:
-        """The command that fetches the model into a folder."""
-        return download_command(self.repo, "model", folder, revision=self.revision)
+        """The command that fetches the model into a folder, without the pickled copies of its weights."""
+        return download_command(self.repo, "model", folder, revision=self.revision, leave=("*.bin",))
 
 
 def download_command(
-    repo: str, kind: HubKind, folder: str, *, revision: str | None = None, files: Sequence[str] = ()
+    repo: str,
+    kind: HubKind,
+    folder: str,
+    *,
+    revision: str | None = None,
+    files: Sequence[str] = (),
+    leave: Sequence[str] = (),
 ) -> str:
-    """The hub's own command, as huggingface_hub of constraints.txt takes it: one --include per pattern."""
+    """The hub's own command, as huggingface_hub of constraints.txt takes it: one --include or --exclude per pattern."""
     command = ["hf", "download", repo]
     command += ["--repo-type", "dataset"] if kind == "dataset" else []
     command += [] if revision is None else ["--revision", revision]
     for pattern in files:
         command += ["--include", pattern]
+    for pattern in leave:
+        command += ["--exclude", pattern]
     return shlex.join([*command, "--local-dir", folder])
 
 

@@ -1,6 +1,7 @@
 """Writes recipes and runs for a model and text of one's own, with a comment behind every choice."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         corpus=looks["corpus"],
         curated=looks["curated"],
         files=tuple(folder / name for name in (*_RECIPES, *_RUNS)),
-        commands=_commands(folder, model),
+        commands=_commands(folder),
     )
     texts = {
         "corpus.yaml": _recipe(project, model, "corpus", project.corpus),
@@ -92,21 +93,22 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
     return project
 
 
-def _commands(folder: Path, model: Path) -> tuple[str, ...]:
-    data, runs, models = folder / "datasets", folder / "runs", folder / "models"
-    return (
-        f"megaslm prepare {folder}/corpus.yaml {data}/corpus",
-        f"megaslm prepare {folder}/curated.yaml {data}/curated",
-        f"launcher/local.sh train {folder}/reference.yaml --smoke",
-        f"launcher/local.sh train {folder}/reference.yaml",
+def _commands(folder: Path) -> tuple[str, ...]:
+    data, runs, models = "{0}/datasets", "{0}/runs", "{0}/models"
+    commands = (
+        f"megaslm prepare {{0}}/corpus.yaml {data}/corpus",
+        f"megaslm prepare {{0}}/curated.yaml {data}/curated",
+        "launcher/local.sh train {0}/reference.yaml --smoke",
+        "launcher/local.sh train {0}/reference.yaml",
         f"megaslm export {runs}/reference {models}/reference",
         f"launcher/local.sh score --reference {models}/reference {data}/corpus {data}/corpus-scored",
-        f"launcher/local.sh train {folder}/clm.yaml",
-        f"launcher/local.sh train {folder}/slm.yaml",
+        "launcher/local.sh train {0}/clm.yaml",
+        "launcher/local.sh train {0}/slm.yaml",
         f"megaslm inspect {runs}/clm",
         f"megaslm inspect {runs}/slm",
         f"megaslm export {runs}/slm {models}/slm",
     )
+    return tuple(command.format(shlex.quote(str(folder))) for command in commands)
 
 
 def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
