@@ -77,6 +77,6 @@ def hub_hint(place: str | Path, kind: HubKind) -> str:
     files = ["*.json"] if kind == "tokenizer" else []
     command = download_command(name, kind, folder, files=files)
     return (
-        f"; MegaSLM reads local folders and downloads nothing: if {name} is a name on the Hugging Face hub, fetch it "
-        f"with `{command}` and write {folder} instead"
+        f"; if {name} is a name on the Hugging Face hub, fetch it with `{command}` and write {folder} instead: MegaSLM "
+        "downloads nothing from the hub"
     )

@@ -152,6 +152,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_way_to_the_text(self) -> "Source":
+        # A recipe that was written out names every default, text_field's too.
         set_here = [self.text_field != "text", self.template is not None, self.messages_field is not None]
         if sum(set_here) > 1:
             raise ValueError("text_field, template and messages_field exclude one another; set one of them")

@@ -4,28 +4,23 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
-from megaslm.config.hub import Hub, hub_hint
+from megaslm.config.hub import Hub, HubKind, hub_hint
 from tests.messages import Says
 
 
 def test_the_command_is_one_that_the_hub_takes() -> None:
-    """Its own parser reads the words; nothing is fetched."""
-    typer = pytest.importorskip("typer.main")
-    download = pytest.importorskip("huggingface_hub.cli.download")
-    import typer as typer_module
-
+    """The hub's own parser reads the words. Nothing is fetched."""
+    download = pytest.importorskip("huggingface_hub.cli.download").download
     settings = {"repo": "a/b-c", "revision": "0123abc", "folder": "corpora/with space", "files": ["data/*", "*.json"]}
     program, verb, *words = shlex.split(Hub.model_validate(settings).command)
     assert (program, verb) == ("hf", "download")
-    app = typer_module.Typer()
-    app.command()(download.download)
-    read = typer.get_command(app).make_context("download", list(words)).params
-    assert read["repo_id"] == "a/b-c"
-    assert read["revision"] == "0123abc"
-    assert list(read["include"]) == ["data/*", "*.json"]
-    assert read["local_dir"] == "corpora/with space"
-    assert str(getattr(read["repo_type"], "value", read["repo_type"])) == "dataset"
+    app = typer.Typer()
+    app.command()(download)
+    read = typer.main.get_command(app).make_context("download", list(words)).params
+    assert (read["repo_id"], read["repo_type"].value, read["revision"]) == ("a/b-c", "dataset", "0123abc")
+    assert (list(read["include"]), read["local_dir"]) == (["data/*", "*.json"], "corpora/with space")
 
 
 @pytest.mark.parametrize(
@@ -36,8 +31,8 @@ def test_the_command_is_one_that_the_hub_takes() -> None:
         ("mistralai/Mistral-7B-v0.1", "tokenizer"),
     ],
 )
-def test_a_name_on_the_hub_gets_the_command(place: str, kind: str, says: Says) -> None:
-    says(hub_hint(place, kind), place, "hf download")  # type: ignore[arg-type]
+def test_a_name_on_the_hub_gets_the_command(place: str, kind: HubKind, says: Says) -> None:
+    says(hub_hint(place, kind), place, "hf download")
 
 
 def test_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
