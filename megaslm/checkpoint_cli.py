@@ -93,10 +93,11 @@ def prune_checkpoints(
 
     The newest checkpoint is verified first. Nothing is removed if it is corrupt.
     """
-    from megaslm.training.checkpoints.store import Retention, check_whole, remove_checkpoint
+    from megaslm.training.checkpoints.retention import Retention, retention_of
+    from megaslm.training.checkpoints.store import check_whole, remove_checkpoint
     from megaslm.training.run_folder import RunFolder, take
 
-    configured = RunFolder(run).config().checkpoint
+    configured = retention_of(RunFolder(run).config())
     retention = Retention(keep_last or configured.keep_last, keep_every_steps or configured.keep_every_steps)
     folders = {one.step: one.folder for one in _checkpoints_of(run)}
     superfluous = [folders[step] for step in retention.superfluous(list(folders))]

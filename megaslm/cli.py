@@ -11,7 +11,7 @@ from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.cli_output import JsonFile, Overrides, complain, say_warnings, take_seat, write_json
 from megaslm.dataset_cli import inspect, verify
-from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch
 
@@ -93,6 +93,23 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume from the newest intact checkpoint, if there is one.")
     ] = False,
+    allow_changed: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-changed",
+            metavar="KEY",
+            help="Resume although this setting, such as train.total_tokens, has changed; may be given several times.",
+        ),
+    ] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke", help="Only try the first steps, a validation and a save, in RUN_DIR.smoke, and measure."
+        ),
+    ] = False,
+    smoke_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of the smoke test; 5 by default.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Train a model, causal or selective. Use a launcher for several ranks."""
@@ -104,6 +121,9 @@ def train(
     stop.listen()
     take_seat()
 
+    if smoke_steps is not None and not smoke:
+        raise ConfigError(f"--smoke-steps {smoke_steps}: belongs to --smoke, which is not given; add it")
+
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
 
@@ -111,9 +131,16 @@ def train(
     say_warnings(loaded.warnings)
 
     from megaslm.engine.distributed import leave_world
+    from megaslm.training.smoke import STEPS
     from megaslm.training.train import train as train_model
 
-    train_model(loaded.value, resume=resume, stop=stop)
+    train_model(
+        loaded.value,
+        resume=resume,
+        allow_changed=allow_changed or (),
+        smoke_steps=(smoke_steps or STEPS) if smoke else None,
+        stop=stop,
+    )
     leave_world()
 
 

@@ -14,15 +14,28 @@ from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
 
+LENGTHENED = ("train.total_tokens",)
+"""What has changed where a run of fewer steps stands for one that was cut off."""
 
-def start_training(config: RunConfig, *, world_size: int = 1, resume: bool = False) -> list[int]:
+
+def start_training(
+    config: RunConfig, *, world_size: int = 1, resume: bool = False, allow_changed: tuple[str, ...] = LENGTHENED
+) -> list[int]:
     """The processes of a run."""
-    return fork_ranks(world_size, lambda: train(config, resume=resume))
+    return fork_ranks(world_size, lambda: train(config, resume=resume, allow_changed=allow_changed))
 
 
-def run_training(config: RunConfig, *, world_size: int = 1, resume: bool = False, expect_status: int = 0) -> None:
+def run_training(
+    config: RunConfig,
+    *,
+    world_size: int = 1,
+    resume: bool = False,
+    allow_changed: tuple[str, ...] = LENGTHENED,
+    expect_status: int = 0,
+) -> None:
     """Trains to the end."""
-    statuses = statuses_of(start_training(config, world_size=world_size, resume=resume))
+    processes = start_training(config, world_size=world_size, resume=resume, allow_changed=allow_changed)
+    statuses = statuses_of(processes)
     assert statuses == [expect_status] * world_size
 
 

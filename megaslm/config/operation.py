@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megaslm.config.section import AboveZero, NonNegative, Positive, Section
 
@@ -35,10 +35,22 @@ class CheckpointSection(Section):
     """Targets between two checkpoints; null writes only at the end."""
     keep_last: Positive = 2
     """How many of the newest complete checkpoints are kept; older ones are deleted."""
+    keep_every_tokens: Positive | None = None
+    """Targets between two checkpoints that are never deleted; rounded to a multiple of the interval of `every_tokens`,
+    in steps."""
     keep_every_steps: Positive | None = None
-    """Checkpoints at multiples of this step number are never deleted."""
+    """Checkpoints at multiples of this step number are never deleted. Excludes `keep_every_tokens`."""
     max_failed_saves: Positive = 3
     """The run stops after this many failed saves in a row, for instance on a full disk."""
+
+    @model_validator(mode="after")
+    def _one_interval_is_kept(self) -> "CheckpointSection":
+        if self.keep_every_tokens is not None and self.keep_every_steps is not None:
+            raise ValueError(
+                f"only one of keep_every_tokens and keep_every_steps may be set; found keep_every_tokens = "
+                f"{self.keep_every_tokens} and keep_every_steps = {self.keep_every_steps}"
+            )
+        return self
 
 
 class GuardSection(Section):

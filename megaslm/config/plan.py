@@ -39,6 +39,15 @@ class BatchPlan:
         """Whole steps in an interval of `tokens` targets: rounded down, at least one."""
         return max(1, tokens // self.tokens_per_step)
 
+    def times_due(self, every_tokens: int | None, *, after_step: int = 0) -> int:
+        """How often work is still done that is due every so many targets, and after the last step in any case."""
+        if after_step >= self.total_steps:
+            return 0
+        if every_tokens is None:
+            return 1
+        steps = self.steps_of(every_tokens)
+        return self.total_steps // steps - after_step // steps + (self.total_steps % steps > 0)
+
 
 @dataclass(frozen=True)
 class ParameterCounts:
@@ -57,7 +66,10 @@ class ParameterCounts:
 
 
 def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
-    """Divide the run's batches over `world_size` ranks. Raises ConfigError where the rows do not divide evenly."""
+    """Divide the run's batches over `world_size` ranks.
+
+    Raises ConfigError where the rows do not divide evenly, or the run's length is known in epochs only.
+    """
     seq_len = config.data.seq_len
     global_batch_rows = config.train.global_batch_tokens // seq_len
     if world_size < 1 or global_batch_rows % world_size:
@@ -71,7 +83,7 @@ def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
         rows_per_rank=rows_per_rank,
         micro_batch_rows=micro_batch_rows,
         micro_steps=rows_per_rank // micro_batch_rows,
-        total_steps=max(1, config.train.total_tokens // config.train.global_batch_tokens),
+        total_steps=max(1, config.train.length_tokens // config.train.global_batch_tokens),
         canonical_nodes=math.gcd(MOST_CANONICAL_NODES, global_batch_rows),
     )
 

@@ -13,9 +13,12 @@ from pydantic import Field, model_validator
 from megaslm.config.hub import HubModel
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
+from megaslm.errors import ConfigError
 
 # With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
 Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
+# As decimals, so that 0.3 of 10 steps are 3.
+Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
 
@@ -172,8 +175,10 @@ class TrainSection(Section):
 
     objective: Literal["clm", "slm"]
     """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`."""
-    total_tokens: Positive
-    """Targets to read in all; may be raised when a run is resumed."""
+    total_tokens: Positive | None = None
+    """Targets to read in all. Exactly one of `total_tokens` and `epochs` is set."""
+    epochs: Epochs | None = None
+    """Passes over the training rows. At the start they become `total_tokens`, which config.yaml of the run holds."""
     global_batch_tokens: Positive
     """Targets per optimiser step over all ranks; a multiple of `data.seq_len`."""
     micro_batch_rows: Positive
@@ -199,14 +204,42 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
 
+    @property
+    def length_tokens(self) -> int:
+        """`total_tokens`. Raises ConfigError where only `epochs` is set and the dataset has not been opened yet."""
+        if self.total_tokens is None:
+            raise ConfigError(
+                f"train.epochs = {self.epochs}: the length in tokens depends on the dataset; set train.total_tokens "
+                "where no dataset is at hand"
+            )
+        return self.total_tokens
+
+    def schedule_problem(self) -> str | None:
+        """Why the schedule does not fit into `total_tokens`; None where it does, or only `epochs` is known."""
+        total = self.total_tokens
+        if total is None:
+            return None
+        if self.warmup_tokens >= total:
+            return f"warmup_tokens = {self.warmup_tokens} must be below total_tokens = {total}"
+        if self.schedule == "wsd" and not 0 < self.decay_tokens <= total - self.warmup_tokens:
+            return f"schedule wsd needs 0 < decay_tokens <= total_tokens - warmup_tokens; found {self.decay_tokens}"
+        return None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSection":
+        lengths = {"total_tokens": self.total_tokens, "epochs": self.epochs}
+        found = [f"{name} = {value}" for name, value in lengths.items() if value is not None]
+        if len(found) != 1:
+            raise ValueError(
+                f"exactly one of total_tokens and epochs must be set, the other one null; found "
+                f"{' and '.join(found) or 'none'}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainSection":
-        if self.warmup_tokens >= self.total_tokens:
-            raise ValueError(f"warmup_tokens = {self.warmup_tokens} must be below total_tokens = {self.total_tokens}")
-        if self.schedule == "wsd" and not 0 < self.decay_tokens <= self.total_tokens - self.warmup_tokens:
-            raise ValueError(
-                f"schedule wsd needs 0 < decay_tokens <= total_tokens - warmup_tokens; found {self.decay_tokens}"
-            )
+        if (problem := self.schedule_problem()) is not None:
+            raise ValueError(problem)
         return self
 
 

@@ -80,9 +80,14 @@ class Mixture:
     domains: tuple[str, ...]
     """The names of the domains in the run."""
 
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return sum(stream.rows for stream in self.streams)
+
     def rows_per_epoch(self, global_batch_rows: int) -> int:
         """Rows of an epoch: all rows, rounded down to whole global batches."""
-        return sum(stream.rows for stream in self.streams) // global_batch_rows * global_batch_rows
+        return self.rows // global_batch_rows * global_batch_rows
 
     @property
     def extent(self) -> Extent:

@@ -1,22 +1,23 @@
 """The dry run: a step, a validation and a save before training starts, so that lack of memory or disk shows at once."""
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from itertools import islice
 
 import torch
 
 from megaslm.config.source import dump
-from megaslm.engine.distributed import on_first_rank
+from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import ConfigError
 from megaslm.files import UNFINISHED
 from megaslm.slm.rule import Moment
 from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.saver import Saver
-from megaslm.training.checkpoints.store import Retention, remove_folder, remove_unfinished
+from megaslm.training.checkpoints.store import remove_folder, remove_unfinished
 from megaslm.training.run import TrainingRun, objective_of
 
 
@@ -35,13 +36,8 @@ def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
     for name, part in (("a step", _step), ("a validation", _validation), ("a save", _save)):
         run.stop.raise_if_told_anywhere(run.cpu_group, "it was in its dry run: start again with --resume")
         heartbeat("start", 0)
-        try:
+        with lack_of_memory_named(f"guard.dry_run: {name}", run.world):
             part(run)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"guard.dry_run: {name} does not fit into the memory of rank {run.world.rank}: {error}; lower "
-                "train.micro_batch_rows or validation.batch_rows, set model.gradient_checkpointing, or use more ranks"
-            ) from error
     run.engine.state().forget_moments()
     peak = ""
     if run.world.device.type == "cuda":
@@ -50,6 +46,18 @@ def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(run.world.device)
     say(f"dry run of a step, a validation and a save in {time.monotonic() - started:.0f} s{peak}")
+
+
+@contextmanager
+def lack_of_memory_named(part: str, world: World) -> Iterator[None]:
+    """Within the context, a GPU's lack of memory is a ConfigError that names the part of the run and the rank."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"{part} does not fit into the memory of rank {world.rank}: {error}; lower train.micro_batch_rows or "
+            "validation.batch_rows, set model.gradient_checkpointing, or use more ranks"
+        ) from error
 
 
 def _step(run: TrainingRun) -> None:

@@ -9,6 +9,7 @@ from megaslm.training.checkpoints.layout import LAYOUT
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
+from megaslm.training.smoke_folder import refuse_smoke_test
 
 
 def export(source: Path, output: Path) -> Path:
@@ -50,6 +51,7 @@ def newest_weights(run: RunFolder) -> Path:
 
 def _run_and_checkpoint(source: Path) -> tuple[RunFolder, Path]:
     if source.parent.name == "checkpoints":
+        refuse_smoke_test(source.parent.parent)
         read_file_list(source)
         return RunFolder(source.parent.parent), source
     run = RunFolder(source)

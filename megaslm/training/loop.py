@@ -201,8 +201,8 @@ def _height(train: TrainSection, tokens: int) -> float:
     """The share of `lr` above the floor: 1 after the warm-up, 0 at the end. `constant` stays at 1."""
     if train.schedule == "constant":
         return 1.0
-    remaining_tokens = max(0, train.total_tokens - tokens)
+    remaining_tokens = max(0, train.length_tokens - tokens)
     if train.schedule == "wsd":
         return min(1.0, remaining_tokens / train.decay_tokens)
-    progress = 1.0 - remaining_tokens / (train.total_tokens - train.warmup_tokens)
+    progress = 1.0 - remaining_tokens / (train.length_tokens - train.warmup_tokens)
     return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -21,12 +21,15 @@ from megaslm.training.run_folder import RunFolder
 _CHECKPOINT_BYTES_A_PARAMETER = 12
 
 
-def requirements_of(config: RunConfig) -> Requirements:
-    """What the ranks of a run must have in common, and what their hosts need room for."""
+def requirements_of(config: RunConfig, *, smoke_steps: int | None = None) -> Requirements:
+    """What the ranks of a run, or of its smoke test, must have in common, and what their hosts need room for."""
     datasets = dict(_datasets(config))
     fetches = any(is_remote(place) for place in datasets.values())
     return Requirements(
-        settings={dotted_key(path): str(value) for path, value in settings_of(config)},
+        settings={
+            **{dotted_key(path): str(value) for path, value in settings_of(config)},
+            "--smoke-steps": str(smoke_steps),
+        },
         files={
             **{
                 f"{MANIFEST} of {key}": Path(place) / MANIFEST

@@ -5,10 +5,9 @@ One job at a time trains in it: a second job would remove the first job's unfini
 
 import errno
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 from megaslm import __version__
-from megaslm.config.load import load, settings_of
+from megaslm.config.load import load
 from megaslm.config.schema import RunConfig, Split
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER, Manifest
@@ -26,31 +25,14 @@ from megaslm.files import Busy, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
 from megaslm.stream.mixture import TRAINING
+from megaslm.training.changes import check_changes
 from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.smoke_folder import refuse_smoke_test
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
 _PATIENCE_SECONDS = 30.0
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
-# The settings that make a run this run. The others (length, logging, layout over ranks) may change on resume.
-_IDENTITY = (
-    "model",
-    "data.seq_len",
-    "data.domains",
-    "data.streams",
-    "data.shuffle_seed",
-    "train.objective",
-    "train.global_batch_tokens",
-    "slm.keep_ratio",
-    "slm.keep_ratio_warmup_tokens",
-    "slm.criterion",
-    "slm.scope",
-    "slm.mode",
-    "slm.max_ref_loss",
-    "seed",
-)
-# Folders may move: their content is compared by fingerprints.
-_MAY_DIFFER = ("model.gradient_checkpointing", "data.streams.*.dataset", "data.streams.*.reference")
 
 
 @dataclass(frozen=True)
@@ -91,32 +73,40 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The resolved configuration. Raises CheckpointError where this is not a run folder."""
+        refuse_smoke_test(self.path)
         if not (self.path / CONFIG).is_file():
             raise CheckpointError(f"{self.path}: holds no {CONFIG}; a run folder was expected")
         return load(RunConfig, self.path / CONFIG).value
 
 
-def check_run(config: RunConfig, data: TrainingData, *, resume: bool) -> list[str]:
+def check_run(config: RunConfig, data: TrainingData, *, resume: bool, allow_changed: Collection[str] = ()) -> list[str]:
     """Checks whether a run may start or resume in its folder. Writes nothing.
+
+    `allow_changed` are the settings that may have changed although they shape the optimisation.
 
     Returns:
         The settings that have changed since the run began, one line each.
 
     Raises:
         ConfigError: the folder holds a run and `resume` is false, or a setting that may not change has changed.
+        CheckpointError: the folder is that of a smoke test.
     """
     run = RunFolder(Path(config.run_dir))
+    refuse_smoke_test(run.path)
     if not (run.path / CONFIG).exists():
         return []
     if not resume:
         raise ConfigError(
             f"run_dir = {run.path}: holds a run already; resume it with --resume, or choose another run_dir"
         )
-    return [*_check_same_data(run, data), *_differences(run.config(), config)]
+    longer = _check_same_data(run, data)
+    has_learned = bool(complete_checkpoints(run.checkpoints))
+    changes = check_changes(run.config(), config, allow_changed, has_learned=has_learned, data_changes=longer)
+    return [*longer, *changes]
 
 
 def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, origin: Path | None) -> None:
-    """Makes the run folder: the resolved configuration, provenance, and the files that an export needs beside weights.
+    """Makes the run folder and writes the files that an export needs beside weights.
 
     `origin` is the folder that the model was loaded from. Raises ModelError where an export could not be opened.
     """
@@ -125,32 +115,16 @@ def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.d
     first = data.first
     bos = first.manifest.packing.bos
     describe_model(lm, dtype, first.source.path / TOKENIZER, run.model_description, origin=origin, bos=bos)
+
+
+def record_run(config: RunConfig, data: TrainingData) -> None:
+    """Writes provenance and the resolved configuration, with which the folder holds a run.
+
+    Called when all checks have passed: what a refused resume asked for is not what the run has learned with.
+    """
+    run = RunFolder(Path(config.run_dir))
     write_file(run.path / "manifest.json", json.dumps(_provenance(data), indent=1) + "\n")
     write_file(run.path / CONFIG, dump(config))
-
-
-def _differences(before: RunConfig, now: RunConfig) -> list[str]:
-    old = {_dotted(path): value for path, value in settings_of(before)}
-    new = {_dotted(path): value for path, value in settings_of(now)}
-    changed = [key for key in dict.fromkeys((*old, *new)) if old.get(key) != new.get(key)]
-    lines = {key: f"{key}: {old.get(key)} → {new.get(key)}" for key in changed}
-    refused = [line for key, line in lines.items() if _is_identity(key)]
-    if refused:
-        raise ConfigError(
-            f"run_dir = {now.run_dir}: the run in it differs in what makes it this run; choose another run_dir, or "
-            f"undo the change\n" + "\n".join(refused)
-        )
-    return list(lines.values())
-
-
-def _is_identity(key: str) -> bool:
-    return not any(fnmatchcase(key, pattern) for pattern in _MAY_DIFFER) and any(
-        f"{key}.".startswith(f"{identity}.") for identity in _IDENTITY
-    )
-
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in path)
 
 
 def _check_same_data(run: RunFolder, data: TrainingData) -> list[str]:

@@ -11,8 +11,8 @@ from megaslm.engine.distributed import World
 from megaslm.files import write_file
 from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.retention import retention_of
 from megaslm.training.checkpoints.saver import Saver
-from megaslm.training.checkpoints.store import Retention
 from megaslm.training.data_checks import reads_reference
 from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset
@@ -99,15 +99,14 @@ def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...],
         corrupt: steps whose checkpoints are known to be corrupt.
         say: prints a line, on the first rank.
     """
-    checkpoint = run.config.checkpoint
     return Saver(
         run.folder.checkpoints,
         run.engine.state(),
         dump(run.config),
         run.world,
         run.cpu_group,
-        retention=Retention(checkpoint.keep_last, checkpoint.keep_every_steps),
-        max_failed=checkpoint.max_failed_saves,
+        retention=retention_of(run.config),
+        max_failed=run.config.checkpoint.max_failed_saves,
         corrupt=corrupt,
         say=lambda line: say(f"{run.folder.path.name} · {line}"),
         on_saved=lambda progress: _write_cost(run, counts, progress, say),

@@ -12,6 +12,7 @@ from megaslm.stream.mixture import lengthened, order_of
 from megaslm.stream.order import Extent, RowOrder
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.length import with_total_tokens
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.training_data import open_training_data
 
@@ -35,7 +36,7 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     """
     config = load(RunConfig, run / CONFIG if run.is_dir() else run, []).value
     data = open_training_data(config)
-    plan = plan_batches(config, world_size=1)
+    plan = plan_batches(with_total_tokens(config, data.mixture), world_size=1)
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"--order {step}: {run} has steps 1 to {plan.total_steps}")
     streams = data.mixture.streams

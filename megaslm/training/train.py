@@ -1,31 +1,37 @@
 """The `train` verb: everything before the first step, then the loop, again after each roll-back."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from megaslm.config.plan import plan_batches
+from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import CheckpointError
+from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import lengthened
+from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.progress import BY_PASSES
+from megaslm.training.checkpoints.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
 from megaslm.training.guard import after_rollbacks, roll_back
+from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
 from megaslm.training.requirements import requirements_of
 from megaslm.training.run import TrainingRun, fetch_settings
-from megaslm.training.run_folder import RunFolder, alone_in, check_run
+from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_run
+from megaslm.training.smoke import as_smoke_test, smoke_test
+from megaslm.training.smoke_folder import check_replaceable, start_over
 from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
@@ -33,13 +39,23 @@ from megaslm.training.validation import Validation
 _NOTHING_LOST = "no step was made since the start: start again with --resume"
 
 
-def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = None) -> None:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    allow_changed: Collection[str] = (),
+    smoke_steps: int | None = None,
+    stop: StopSignal | None = None,
+) -> None:
     """Trains a model and writes a run folder. Called by every rank that the launcher started, or by a single process.
 
     Args:
         config: the run.
         resume: resume from the newest intact checkpoint, on any number of ranks. If false, a run folder that holds a
             run is refused.
+        allow_changed: the settings that may have changed on resume although they shape the optimisation.
+        smoke_steps: makes a smoke test of so many steps beside the run folder instead of training; `resume` then means
+            nothing.
         stop: the stop signal, if the caller has set one up.
 
     Raises:
@@ -51,31 +67,71 @@ def train(config: RunConfig, *, resume: bool = False, stop: StopSignal | None = 
     """
     if stop is None:
         with StopSignal() as stop:
-            train(config, resume=resume, stop=stop)
+            train(config, resume=resume, allow_changed=allow_changed, smoke_steps=smoke_steps, stop=stop)
         return
+    check_allowed_keys(allow_changed, config)
     guard = config.guard
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
         heartbeat("start", 0)
-        _train(config, world, stop, may_resume=resume)
+        if smoke_steps is None:
+            _train(config, world, stop, may_resume=resume, allow_changed=allow_changed)
+        else:
+            _smoke(config, world, stop, smoke_steps)
         heartbeat("end", 0)
         # The watchdog runs until all ranks are here: a rank may also hang in its teardown.
         wait_for_all()
 
 
-def _train(config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool) -> None:
+def _train(
+    config: RunConfig, world: World, stop: StopSignal, *, may_resume: bool, allow_changed: Collection[str]
+) -> None:
+    say = _voice(world)
+    with _run_folder(config, requirements_of(config), world, say):
+        data = on_first_rank(lambda: open_training_data(config))
+        config = with_total_tokens(config, data.mixture)
+        plan = plan_batches(config, world.size)
+        differences = on_first_rank(lambda: check_run(config, data, resume=may_resume, allow_changed=allow_changed))
+        for line in differences:
+            say(f"changed since the run began: {line}")
+        _train_to_the_end(_prepare(config, plan, data, world, stop), say)
+
+
+def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> None:
+    say = _voice(world)
+    tried = as_smoke_test(config)
+    folder = Path(tried.run_dir)
+    on_first_rank(lambda: check_replaceable(folder))
+    with _run_folder(tried, requirements_of(tried, smoke_steps=steps), world, say):
+        on_first_rank(lambda: start_over(folder))
+        data = on_first_rank(lambda: open_training_data(tried))
+        tried = with_total_tokens(tried, data.mixture)
+        run = _prepare(tried, plan_batches(tried, world.size), data, world, stop)
+        _say_plan(run, config, say, after_step=0)
+        smoke_test(run, config, steps, say)
+
+
+def _voice(world: World) -> Callable[[str], None]:
     def say(line: str) -> None:
         if world.is_first:
             # A full disk under the output must not end the run.
             with suppress(OSError):
                 print(line, flush=True)
 
-    for line in preflight(world, requirements_of(config)):
+    return say
+
+
+@contextmanager
+def _run_folder(
+    config: RunConfig, requirements: Requirements, world: World, say: Callable[[str], None]
+) -> Iterator[None]:
+    """After the preflight, keeps other jobs out of the run's folder, which all hosts must share."""
+    for line in preflight(world, requirements):
         say(line)
     heartbeat("start", 0)
     with alone_in(Path(config.run_dir), world, say):
         require_shared(Path(config.run_dir), "run_dir", world)
-        _train_to_the_end(_prepare(config, world, stop, say, may_resume=may_resume), say)
+        yield
 
 
 def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
@@ -83,10 +139,8 @@ def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
     if config.guard.dry_run:
         dry_run(run, say)
     resumed = _resume(run, say)
-    if resumed.progress.step == 0:
-        pretrained = pretrained_folder(config)
-        for line in on_first_rank(lambda: _warnings(config, run.data, pretrained)):
-            say(f"warning: {line}")
+    on_first_rank(lambda: record_run(config, run.data))
+    _say_plan(run, config, say, after_step=resumed.progress.step)
     while True:
         asked = Trainer(run, resumed).run()
         if asked is None:
@@ -94,22 +148,25 @@ def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
         resumed = roll_back(run, asked, say)
 
 
+def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *, after_step: int) -> None:
+    for line in plan_lines(config, run.plan, run.data.mixture, after_step=after_step):
+        say(line)
+    for line in retention_warnings(config, run.plan.total_steps):
+        say(f"warning: {line}")
+    if after_step == 0:
+        pretrained = pretrained_folder(config)
+        for line in on_first_rank(lambda: _warnings(config, run.data, pretrained)):
+            say(f"warning: {line}")
+
+
 def _warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> list[str]:
     return [*bos_warnings(data, pretrained), *reference_warnings(config, data, pretrained)]
 
 
-def _prepare(
-    config: RunConfig, world: World, stop: StopSignal, say: Callable[[str], None], *, may_resume: bool
-) -> TrainingRun:
-    """Checks all that can be checked, opens the data and builds the model; called on all ranks."""
+def _prepare(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World, stop: StopSignal) -> TrainingRun:
+    """Checks all that can be checked, and builds the model; called on all ranks."""
     heartbeat("start", 0)
     cpu_group = CpuGroup(world)
-    plan = plan_batches(config, world.size)
-    data = on_first_rank(lambda: open_training_data(config))
-    differences = on_first_rank(lambda: check_run(config, data, resume=may_resume))
-    for line in differences:
-        say(f"changed since the run began: {line}")
-    heartbeat("start", 0)
     on_first_rank(lambda: check_scored(config, data, world.device))
     heartbeat("start", 0)
     run = RunFolder(Path(config.run_dir))

@@ -36,7 +36,10 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
 
     refused = run_megaslm("train", config, world_size=2, expect_status=2)
     assert "holds a run already" in refused
-    said = run_megaslm("train", config, "--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}", world_size=2)
+    longer = ("--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}")
+    refused = run_megaslm("train", config, *longer, world_size=2, expect_status=2)
+    assert "--allow-changed train.total_tokens" in refused
+    said = run_megaslm("train", config, *longer, "--allow-changed", "train.total_tokens", world_size=2)
 
     assert "train.total_tokens: 1024 → 1280" in said
     undisturbed, resumed = steps_of(chain.slm_run), steps_of(run)

@@ -54,5 +54,6 @@ def test_training_validation_and_reference_check_read_from_object_storage(
     fetched = len(faulty_s3.proxy.requests("GET", "*.mds*"))
     assert fetched > 0
     again = remote.model_copy(update={"train": remote.train.model_copy(update={"total_tokens": 9 * 8 * 16})})
-    run_megaslm("train", write_config(tmp_path / "again.yaml", again), "--resume", world_size=2)
+    longer = ("--resume", "--allow-changed", "train.total_tokens")
+    run_megaslm("train", write_config(tmp_path / "again.yaml", again), *longer, world_size=2)
     assert len(faulty_s3.proxy.requests("GET", "*.mds*")) == fetched

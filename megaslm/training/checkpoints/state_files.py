@@ -133,6 +133,28 @@ def load_state(checkpoint: Path, state: TrainingState) -> None:
     state.publish_weights()
 
 
+def differing_parameters(checkpoint: Path, state: TrainingState) -> list[str]:
+    """The parameters whose weights or moments a checkpoint holds other than this rank, bit for bit.
+
+    Raises CheckpointError where the checkpoint was made after another number of updates.
+    """
+    layout = read_layout(checkpoint)
+    if layout.adam_steps != state.adam_steps():
+        raise CheckpointError(f"{checkpoint}: was made after {layout.adam_steps} updates, not {state.adam_steps()}")
+    files = StateFiles(checkpoint, layout)
+    return [
+        fragment.name
+        for fragment in state.fragments
+        if not all(
+            torch.equal(
+                files.read(quantity, fragment.name, fragment.start, fragment.count),
+                state.quantity(quantity, fragment.flat).narrow(0, fragment.offset, fragment.count).cpu(),
+            )
+            for quantity in ("weight", *MOMENTS)
+        )
+    ]
+
+
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
     # safetensors makes files that only their owner may read, whatever the umask says.
     path.touch()

@@ -15,6 +15,7 @@ from megaslm.errors import CheckpointError
 from megaslm.files import UNFINISHED
 from megaslm.training.checkpoints.file_list import COMPLETE, Corruption, FileList, corruption_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
+from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import load_state
 
 CONFIG = "config.yaml"
@@ -28,19 +29,6 @@ class Checkpoint:
 
     folder: Path
     step: int
-
-
-@dataclass(frozen=True)
-class Retention:
-    """Which checkpoints are kept."""
-
-    keep_last: int
-    keep_every_steps: int | None
-
-    def superfluous(self, steps: Sequence[int]) -> list[int]:
-        """The steps whose checkpoints may be removed. `steps` are in rising order."""
-        older = steps[: -self.keep_last]
-        return [step for step in older if self.keep_every_steps is None or step % self.keep_every_steps]
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

@@ -9,8 +9,8 @@ import pytest
 
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.file_list import COMPLETE, corruption_of, describe, read_file_list, write_file_list
+from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.store import (
-    Retention,
     check_whole,
     complete_checkpoints,
     find_corruption,

@@ -1,0 +1,67 @@
+"""The length of a run: epochs become tokens once the data is known, and the plan of the run is told in two lines."""
+
+from collections.abc import Iterator
+
+from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import RunConfig
+from megaslm.errors import ConfigError
+from megaslm.stream.mixture import Mixture
+
+
+def with_total_tokens(config: RunConfig, mixture: Mixture) -> RunConfig:
+    """The run with `train.total_tokens` in place of `train.epochs`: whole steps, rounded down.
+
+    Raises ConfigError where they are less than one step, or the schedule does not fit into them.
+    """
+    epochs = config.train.epochs
+    if epochs is None:
+        return config
+    batch_rows = config.train.global_batch_tokens // config.data.seq_len
+    steps = int(epochs * (mixture.rows // batch_rows))
+    if steps == 0:
+        raise ConfigError(
+            f"train.epochs = {epochs}: is less than one step; an epoch of {mixture.rows} training rows has "
+            f"{mixture.rows // batch_rows} steps of {batch_rows} rows; raise it, lower train.global_batch_tokens or "
+            "prepare more text"
+        )
+    tokens = steps * config.train.global_batch_tokens
+    train = config.train.model_copy(update={"total_tokens": tokens, "epochs": None})
+    if (problem := train.schedule_problem()) is not None:
+        raise ConfigError(f"train.epochs = {epochs}: is {tokens} tokens of this data; train: {problem}")
+    return config.model_copy(update={"train": train})
+
+
+def plan_lines(config: RunConfig, plan: BatchPlan, mixture: Mixture, *, after_step: int) -> Iterator[str]:
+    """The plan of the run, and what is to come after a step, for its user to read before the first step."""
+    rows = plan.total_steps * plan.global_batch_rows
+    epochs = rows / mixture.rows_per_epoch(plan.global_batch_rows)
+    yield (
+        f"plan: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {rows * plan.seq_len:,} tokens: "
+        f"{epochs:,.4g} {'epoch' if epochs == 1 else 'epochs'} of {mixture.rows:,} rows{_most_read(mixture, rows)}"
+    )
+    validations = 0
+    if config.validation.sets:
+        validations = plan.times_due(config.validation.every_tokens, after_step=after_step) + (after_step == 0)
+    saves = plan.times_due(config.checkpoint.every_tokens, after_step=after_step)
+    yield (
+        f"plan: {_count(plan.world_size, 'rank')} × {_count(plan.micro_batch_rows, 'row')} × "
+        f"{_count(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
+        f"{_count(saves, 'checkpoint')}, {_count(validations, 'validation')}"
+    )
+
+
+def _most_read(mixture: Mixture, rows: int) -> str:
+    """The domain whose rows are read most often, where weights or repeats make domains differ."""
+    passes = {
+        name: rows * stream.proportion / stream.rows
+        for name, stream in zip(mixture.domains, mixture.streams, strict=True)
+        if stream.proportion is not None
+    }
+    if not passes:
+        return ""
+    most, least = max(passes, key=passes.__getitem__), min(passes, key=passes.__getitem__)
+    return f"; {most} is read {passes[most]:,.4g} times, {least} {passes[least]:,.4g} times"
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"

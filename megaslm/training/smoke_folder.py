@@ -1,0 +1,72 @@
+"""The folder of a smoke test, RUN.smoke: no run is resumed, continued or exported from it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from megaslm.errors import CheckpointError, ConfigError
+from megaslm.files import write_file
+
+RESULT = "smoke.json"
+"""The result, and the mark of the folder. It is written first, when it says that the test has not ended."""
+_ENDING = ".smoke"
+_LOCK = ".lock"
+_KEPT = (RESULT, _LOCK, "metrics.jsonl")
+
+
+def smoke_folder(run_dir: str) -> Path:
+    """The folder beside a run's folder."""
+    run = Path(run_dir)
+    return Path(f"{run if run.name not in ('', '..') else run.resolve()}{_ENDING}")
+
+
+def refuse_smoke_test(folder: Path) -> None:
+    """Raises CheckpointError where a folder is that of a smoke test."""
+    if (folder / RESULT).exists():
+        run = str(folder).removesuffix(_ENDING)
+        raise CheckpointError(
+            f"{folder}: is the folder of a smoke test, which is no run and has no model; "
+            + (f"name the run's own folder, {run}" if run != str(folder) else "name the run's own folder")
+        )
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises ConfigError where a folder holds something else than a smoke test."""
+    if folder.is_dir() and ((folder / RESULT).exists() or not _other_than_lock(folder)):
+        return
+    if folder.exists() or folder.is_symlink():
+        raise ConfigError(
+            f"{folder}: a smoke test would empty it, but it holds no smoke test ({RESULT} is missing); rename it, or "
+            "choose another run_dir"
+        )
+
+
+def start_over(folder: Path) -> None:
+    """Empties the folder of a smoke test and marks it. Raises ConfigError where it holds something else."""
+    check_replaceable(folder)
+    write_result(folder, {"passed": None})
+    _remove_all_but((RESULT, _LOCK), folder)
+
+
+def write_result(folder: Path, result: Mapping[str, object]) -> None:
+    """Writes smoke.json."""
+    write_file(folder / RESULT, json.dumps(result, indent=1) + "\n")
+
+
+def leave_results(folder: Path) -> None:
+    """Removes everything but the results: a checkpoint of a large model takes much room."""
+    _remove_all_but(_KEPT, folder)
+
+
+def _other_than_lock(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.name != _LOCK]
+
+
+def _remove_all_but(kept: tuple[str, ...], folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.name not in kept:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -1,0 +1,112 @@
+"""The result of a smoke test, and the lines that tell it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megaslm.observe.display import duration, size
+
+_FULL_MEMORY = 0.95
+"""Rows differ in their documents and allocations: a run needs a little more than its first steps."""
+_GIB = 1 << 30
+
+
+class PeakMemory(NamedTuple):
+    """The need of the rank that needed the most memory."""
+
+    peak_bytes: int
+    """What torch held of the GPU or, without GPUs, what was resident."""
+    gpu_bytes: int | None
+    """The memory of its GPU; None without GPUs."""
+    rank: int
+
+
+@dataclass(frozen=True)
+class SmokeResult:
+    """What smoke.json says."""
+
+    run_dir: str
+    """The run that was tested."""
+    steps: int
+    ranks: int
+    total_steps: int
+    """Of the whole run, as the following ones."""
+    validations: int
+    checkpoints: int
+    checkpoints_kept: int
+    """The most that lie on the disk at once, the one that is being written included."""
+    losses: tuple[float, ...]
+    """Mean losses of all valid targets, or of the selected ones where the others are not measured, in nats."""
+    uniform_loss: float
+    """The loss of a model that knows nothing: the logarithm of the vocabulary's size."""
+    skipped_steps: int
+    validation_losses: dict[str, float]
+    """By SET/DOMAIN."""
+    first_step_seconds: float
+    step_seconds: float
+    """Median of the other steps; the first one's where there is no other."""
+    validation_seconds: float
+    tokens_per_second: float
+    peak_memory: PeakMemory
+    checkpoint_bytes: int
+    disk_free_bytes: int
+    """After the checkpoint was removed."""
+    run_seconds: float
+    """Estimate for the whole run: its steps and validations. Saves overlap with steps."""
+
+
+def report(result: SmokeResult) -> Iterator[str]:
+    """The lines for the user: what was made, what it took, what the run will take, and whether it will work."""
+    steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
+    ranks = "1 rank" if result.ranks == 1 else f"{result.ranks} ranks"
+    validations = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_losses.items())
+    rows = {
+        "loss": f"{' → '.join(f'{loss:.4f}' for loss in (result.losses[0], result.losses[-1]))} nats over {steps} on "
+        f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
+        "held out": f"{validations or 'no validation set'}",
+        "speed": f"{result.step_seconds:,.3g} s a step, {result.tokens_per_second:,.0f} tokens/s; the first step took "
+        f"{result.first_step_seconds:,.3g} s, a validation {result.validation_seconds:,.3g} s",
+        "memory": _memory(result.peak_memory),
+        "checkpoint": f"{size(result.checkpoint_bytes)}, written, read back and equal to the memory",
+        "disk": f"{size(result.disk_free_bytes)} free; {result.checkpoints_kept} checkpoints at once take "
+        f"{size(_needed_bytes(result))}",
+        "whole run": f"about {duration(result.run_seconds)} for {result.total_steps:,} steps, {result.validations} "
+        f"validations and {result.checkpoints} checkpoints",
+    }
+    for name, text in rows.items():
+        yield f"smoke test · {name:10} · {text}"
+    warnings = list(_warnings(result))
+    yield from (f"warning: {warning}" for warning in warnings)
+    count = "" if not warnings else f" with {len(warnings)} warning" + "s" * (len(warnings) > 1)
+    yield f"smoke test · passed{count} · {result.run_dir} was not touched; to start the run, leave --smoke out"
+
+
+def _memory(memory: PeakMemory) -> str:
+    at_most = f"at most {memory.peak_bytes / _GIB:.1f} GiB"
+    if memory.gpu_bytes is None:
+        return f"{at_most} resident, on rank {memory.rank}"
+    return f"{at_most} of the {memory.gpu_bytes / _GIB:.1f} GiB of a GPU, on rank {memory.rank}"
+
+
+def _needed_bytes(result: SmokeResult) -> int:
+    return result.checkpoints_kept * result.checkpoint_bytes
+
+
+def _warnings(result: SmokeResult) -> Iterator[str]:
+    """What the run may fail of although its first steps worked."""
+    memory = result.peak_memory
+    if result.skipped_steps:
+        yield (
+            f"{result.skipped_steps} of {result.steps} steps were skipped, for the reasons above; a run stops after "
+            "guard.max_skipped_steps in a row"
+        )
+    if memory.gpu_bytes is not None and memory.peak_bytes > _FULL_MEMORY * memory.gpu_bytes:
+        yield (
+            "the GPU's memory is nearly full, and a later step may need more; lower train.micro_batch_rows or set "
+            "model.gradient_checkpointing"
+        )
+    if _needed_bytes(result) > result.disk_free_bytes:
+        yield (
+            f"the disk has no room for {result.checkpoints_kept} checkpoints; lower checkpoint.keep_last, raise "
+            "checkpoint.keep_every_tokens, or make room"
+        )
