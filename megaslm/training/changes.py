@@ -52,6 +52,8 @@ IF_ALLOWED = (
 FREE = (
     "run_dir",
     "model.gradient_checkpointing",
+    "model.hub",
+    "model.hub.*",
     # Folders may move: the content of datasets is compared by fingerprints.
     "data.train",
     "data.streams.*.dataset",

@@ -23,11 +23,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("health",),
     ("observe",),
-    ("preparing", "scoring", "training", "evaluation", "inspect", "launch"),
+    ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "launch"),
     ("cli", "checkpoint_cli", "dataset_cli", "jobs_cli", "launch_cli", "cli_output", "demo", "__main__", "__init__"),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
-APART = {"preparing", "scoring", "training", "evaluation", "inspect", "launch"}
+APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "launch"}
 """The verbs, which do not import one another although they are of one height."""
 
 OWNERS = {
