@@ -46,6 +46,7 @@ remote_shell="${REMOTE_SHELL:-pdsh}"
 # All processes of the job have it in their environment, and no other process has.
 job="$(date +%s)-$$-$RANDOM"
 
+source "$project/launcher/saying.sh"
 # `hosts` and `exported`, or a refusal.
 source "$project/launcher/hostfile_settings.sh"
 source "$project/launcher/stopping.sh"
@@ -59,6 +60,14 @@ done
 ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 
 named() { sed -u "s/^/$1: /"; }
+
+# DeepSpeed's launcher on the hosts has no --quiet under pdsh. Its information goes, and so does its report that a rank
+# refused (2) or stopped (75), which the rank has told itself.
+without_launchers_lines() {
+    trap '' TERM INT HUP USR1
+    sed -uE -e '/^[^ ]+: \[[^]]+\] \[INFO\] \[launch\.py:/d' \
+        -e '/^[^ ]+: \[[^]]+\] \[ERROR\] \[launch\.py:.* exits with return code = (2|75)$/d'
+}
 
 # Runs a command on every host; `failed` counts those on which it failed, and `unreached` those of them where ssh did.
 on_every_host() {
@@ -84,14 +93,14 @@ start_by_pdsh() {
     # setsid: signals from the terminal come to this script alone.
     exec setsid "$python" -m deepspeed.launcher.runner --quiet --hostfile "$hostfile" --force_multi --no_ssh_check \
         --master_addr "$address" --master_port "$port" --no_local_rank --module megaslm "${@//%/%%}" \
-        2> >(note_failures >&2)
+        > >(without_launchers_lines) 2> >(note_failures >&2)
 }
 
-# pdsh tells of a host that has failed, and goes on waiting for the others.
+# pdsh tells of a host that has failed, and goes on waiting for the others. The statuses 2 and 75 are the ranks' own.
 note_failures() {
     local ended="^pdsh@.*: ssh exited with exit code "
     trap '' TERM INT HUP USR1
-    sed -u -e "/${ended}75\$/b" -e "/$ended/w $scratch/failed"
+    sed -u -e "/${ended}75\$/d" -e "/$ended/w $scratch/failed" -e "/${ended}2\$/d"
 }
 
 start_by_ssh() {
@@ -116,6 +125,7 @@ run_on_host() {
         "$on_host" run "$python" "$rank" "$address" "$port" "$@" <"$hostfile" \
         > >(named "$host") 2> >(named "$host" >&2) || status=$?
     if ((status > 0 && status != 75)); then echo "$host" >>"$scratch/failed"; fi
+    say_end "$status" 2> >(named "$host" >&2)
     exit "$status"
 }
 
@@ -149,12 +159,14 @@ tell_ranks() {
     fi
 }
 
+say_start "$(counted "$ranks" rank) on $(counted "${#hosts[@]}" host) of $hostfile by $remote_shell" "$@"
 # In the words in which DeepSpeed tells the ranks their variables, which not every login shell takes.
 on_every_host "export MEGASLM_JOB=$job;" "$on_host" check "$PWD" "$python"
 if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
 first="${hosts[0]}"
 address="$(
-    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$python" "$port" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
+    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$python" "$port" \
+        "$(setting MASTER_PORT)" "$(setting MASTER_ADDR)" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
 )" || refuse "the ranks cannot meet on $first; nothing was started"
 # What the shell there prints by itself, as .bashrc may tell it to, comes before.
 address="${address##*$'\n'}"
@@ -205,4 +217,5 @@ if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true
+if [[ "$remote_shell" == pdsh ]]; then say_end "$status"; fi
 exit "$status"
