@@ -6,14 +6,14 @@ trap 'wait; exit 75' TERM INT HUP USR1
 
 usage() {
     cat <<'HELP'
-usage: launcher/hostfile.sh HOSTFILE VERB [ARGUMENT ...]
+usage: launcher/hostfile.sh [--check] HOSTFILE VERB [ARGUMENT ...]
 
   launcher/hostfile.sh hosts.txt train configs/rho-math-1b/slm.yaml --resume
   EXPORT=HF_HOME,NCCL_DEBUG launcher/hostfile.sh hosts.txt score --reference models/reference datasets/web datasets/scored
 
 HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
 as here, the project with its .venv, and lets this host in by ssh without a password; users, ports and keys go into
-~/.ssh/config. All are asked before anything is started, and those that are not fit are named. Runs `python -m megaslm
+~/.ssh/config. All are asked before anything is started, and those that are not fit are named; --check stops there. Runs `python -m megaslm
 VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
@@ -33,6 +33,11 @@ HELP
 }
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then usage; exit 0; fi
+checks_only=no seconds_to_answer=10
+if [[ "${1:-}" == --check ]]; then
+    checks_only=yes seconds_to_answer=2
+    shift
+fi
 if (($# < 2)); then usage >&2; exit 2; fi
 
 hostfile="$1"
@@ -47,7 +52,7 @@ remote_shell="${REMOTE_SHELL:-pdsh}"
 job="$(date +%s)-$$-$RANDOM"
 
 source "$project/launcher/saying.sh"
-# `hosts` and `exported`, or a refusal.
+# `hosts`, `exported` and `unfit`, or a refusal.
 source "$project/launcher/hostfile_settings.sh"
 source "$project/launcher/stopping.sh"
 
@@ -57,7 +62,7 @@ for variable in $(compgen -e); do
 done
 
 # Nobody is asked for a password, and a host that does not answer is given up after a minute, as runs do it by default.
-ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
+ssh_options=(-o BatchMode=yes -o ConnectTimeout="$seconds_to_answer" -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 
 named() { sed -u "s/^/$1: /"; }
 
@@ -159,7 +164,7 @@ tell_ranks() {
     fi
 }
 
-say_start "$(counted "$ranks" rank) on $(counted "${#hosts[@]}" host) of $hostfile by $remote_shell" "$@"
+if [[ "$checks_only" == no ]]; then say_start "$(counted "$ranks" rank) on $(counted "${#hosts[@]}" host) of $hostfile by $remote_shell" "$@"; fi
 # In the words in which DeepSpeed tells the ranks their variables, which not every login shell takes.
 on_every_host "export MEGASLM_JOB=$job;" "$on_host" check "$PWD" "$python"
 if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
@@ -174,6 +179,8 @@ if [[ ! "$address" =~ $name_or_address ]]; then
     refuse "$first: printed $(printf %q "$address") where the address to meet at is expected; look what" \
         "\`ssh $first true\` prints, and silence it; nothing was started"
 fi
+
+if [[ "$checks_only" == yes ]]; then exit "$unfit"; fi
 
 # From here on it is not enough to end.
 scratch="$(mktemp -d)"

@@ -1,6 +1,6 @@
 # Sourced by launcher/hostfile.sh: refuses what would not get to the hosts as it is, with status 2.
 # Sets `hosts`, the names in the hostfile, `ranks`, their number, `exported`, NAME=VALUE for each variable that the ranks get, and
-# `name_or_address`, the pattern of what they can meet at.
+# `name_or_address`, the pattern of what they can meet at, and `unfit`.
 # shellcheck shell=bash disable=SC2154,SC2034
 
 refuse() { printf '%s\n' "$*" >&2; exit 2; }
@@ -26,15 +26,21 @@ fi
 if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
     refuse "$(setting MASTER_PORT) $(printf %q "$port"): must be a number from 1 to 65535"
 fi
+# With --check, 2 where something is missing without which the hosts can be asked all the same.
+unfit=0
 case "$remote_shell" in
     ssh) ;;
     pdsh)
-        command -v pdsh >/dev/null ||
-            refuse "pdsh is not installed here; install it, or set $(to_set REMOTE_SHELL ssh)"
+        if ! command -v pdsh >/dev/null; then
+            unfit=2
+            echo "pdsh is not installed here; install it, or set $(to_set REMOTE_SHELL ssh)" >&2
+            if [[ "$checks_only" == no ]]; then exit 2; fi
+        fi
         ;;
     *) refuse "$(setting REMOTE_SHELL) $(printf %q "$remote_shell"): must be pdsh or ssh" ;;
 esac
 
+command -v ssh >/dev/null || refuse "ssh is not installed here; install it"
 if [[ ! -f "$hostfile" ]]; then refuse "$hostfile: no such hostfile"; fi
 hosts=()
 hosts_and_slots=()
