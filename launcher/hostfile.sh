@@ -6,14 +6,14 @@ trap 'wait; exit 75' TERM INT HUP USR1
 
 usage() {
     cat <<'HELP'
-usage: launcher/hostfile.sh HOSTFILE VERB [ARGUMENT ...]
+usage: launcher/hostfile.sh [--check] HOSTFILE VERB [ARGUMENT ...]
 
   launcher/hostfile.sh hosts.txt train configs/rho-math-1b/slm.yaml --resume
   EXPORT=HF_HOME,NCCL_DEBUG launcher/hostfile.sh hosts.txt score --reference models/reference datasets/web datasets/scored
 
 HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
 as here, the project with its .venv, and lets this host in by ssh without a password; users, ports and keys go into
-~/.ssh/config. All are asked before anything is started, and those that are not fit are named. Runs `python -m megaslm
+~/.ssh/config. All are asked before anything is started, and those that are not fit are named; --check stops there. Runs `python -m megaslm
 VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
@@ -33,6 +33,11 @@ HELP
 }
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then usage; exit 0; fi
+checks_only=no seconds_to_answer=10
+if [[ "${1:-}" == --check ]]; then
+    checks_only=yes seconds_to_answer=2
+    shift
+fi
 if (($# < 2)); then usage >&2; exit 2; fi
 
 hostfile="$1"
@@ -46,7 +51,8 @@ remote_shell="${REMOTE_SHELL:-pdsh}"
 # All processes of the job have it in their environment, and no other process has.
 job="$(date +%s)-$$-$RANDOM"
 
-# `hosts` and `exported`, or a refusal.
+source "$project/launcher/saying.sh"
+# `hosts`, `exported` and `unfit`, or a refusal.
 source "$project/launcher/hostfile_settings.sh"
 source "$project/launcher/stopping.sh"
 
@@ -56,9 +62,17 @@ for variable in $(compgen -e); do
 done
 
 # Nobody is asked for a password, and a host that does not answer is given up after a minute, as runs do it by default.
-ssh_options=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
+ssh_options=(-o BatchMode=yes -o ConnectTimeout="$seconds_to_answer" -o ServerAliveInterval=15 -o ServerAliveCountMax=4)
 
 named() { sed -u "s/^/$1: /"; }
+
+# DeepSpeed's launcher on the hosts has no --quiet under pdsh. Its information goes, and so does its report that a rank
+# refused (2) or stopped (75), which the rank has told itself.
+without_launchers_lines() {
+    trap '' TERM INT HUP USR1
+    sed -uE -e '/^[^ ]+: \[[^]]+\] \[INFO\] \[launch\.py:/d' \
+        -e '/^[^ ]+: \[[^]]+\] \[ERROR\] \[launch\.py:.* exits with return code = (2|75)$/d'
+}
 
 # Runs a command on every host; `failed` counts those on which it failed, and `unreached` those of them where ssh did.
 on_every_host() {
@@ -84,14 +98,14 @@ start_by_pdsh() {
     # setsid: signals from the terminal come to this script alone.
     exec setsid "$python" -m deepspeed.launcher.runner --quiet --hostfile "$hostfile" --force_multi --no_ssh_check \
         --master_addr "$address" --master_port "$port" --no_local_rank --module megaslm "${@//%/%%}" \
-        2> >(note_failures >&2)
+        > >(without_launchers_lines) 2> >(note_failures >&2)
 }
 
-# pdsh tells of a host that has failed, and goes on waiting for the others.
+# pdsh tells of a host that has failed, and goes on waiting for the others. The statuses 2 and 75 are the ranks' own.
 note_failures() {
     local ended="^pdsh@.*: ssh exited with exit code "
     trap '' TERM INT HUP USR1
-    sed -u -e "/${ended}75\$/b" -e "/$ended/w $scratch/failed"
+    sed -u -e "/${ended}75\$/d" -e "/$ended/w $scratch/failed" -e "/${ended}2\$/d"
 }
 
 start_by_ssh() {
@@ -116,6 +130,7 @@ run_on_host() {
         "$on_host" run "$python" "$rank" "$address" "$port" "$@" <"$hostfile" \
         > >(named "$host") 2> >(named "$host" >&2) || status=$?
     if ((status > 0 && status != 75)); then echo "$host" >>"$scratch/failed"; fi
+    say_end "$status" 2> >(named "$host" >&2)
     exit "$status"
 }
 
@@ -149,12 +164,14 @@ tell_ranks() {
     fi
 }
 
+if [[ "$checks_only" == no ]]; then say_start "$(counted "$ranks" rank) on $(counted "${#hosts[@]}" host) of $hostfile by $remote_shell" "$@"; fi
 # In the words in which DeepSpeed tells the ranks their variables, which not every login shell takes.
 on_every_host "export MEGASLM_JOB=$job;" "$on_host" check "$PWD" "$python"
 if ((failed > 0)); then refuse "$failed of the ${#hosts[@]} hosts of $hostfile are not fit; nothing was started"; fi
 first="${hosts[0]}"
 address="$(
-    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$python" "$port" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
+    ssh -n "${ssh_options[@]}" "$first" "$on_host" meeting "$python" "$port" \
+        "$(setting MASTER_PORT)" "$(setting MASTER_ADDR)" "${MASTER_ADDR:-}" 2> >(named "$first" >&2)
 )" || refuse "the ranks cannot meet on $first; nothing was started"
 # What the shell there prints by itself, as .bashrc may tell it to, comes before.
 address="${address##*$'\n'}"
@@ -162,6 +179,8 @@ if [[ ! "$address" =~ $name_or_address ]]; then
     refuse "$first: printed $(printf %q "$address") where the address to meet at is expected; look what" \
         "\`ssh $first true\` prints, and silence it; nothing was started"
 fi
+
+if [[ "$checks_only" == yes ]]; then exit "$unfit"; fi
 
 # From here on it is not enough to end.
 scratch="$(mktemp -d)"
@@ -205,4 +224,5 @@ if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true
+if [[ "$remote_shell" == pdsh ]]; then say_end "$status"; fi
 exit "$status"

@@ -26,25 +26,39 @@ case "${1:-}" in
     "") usage >&2; exit 2 ;;
 esac
 
-if [[ ! "${RANKS:-1}" =~ ^[1-9][0-9]*$ ]]; then
-    printf 'RANKS = %q: must be a whole number above 0\n' "$RANKS" >&2
-    exit 2
-fi
-
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
+
+source "$project/launcher/saying.sh"
+port="${MASTER_PORT:-29500}"
+if [[ ! "${RANKS:-1}" =~ ^[1-9][0-9]*$ ]]; then
+    printf '%s = %q: must be a whole number above 0\n' "$(setting RANKS)" "$RANKS" >&2
+    exit 2
+fi
+if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
+    printf '%s = %q: must be a number from 1 to 65535\n' "$(setting MASTER_PORT)" "$port" >&2
+    exit 2
+fi
 
 source "$project/launcher/stopping.sh"
 source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
     placement=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$gpus")")
+    # Each rank gets it from DeepSpeed, which would print that it ignores this one.
+    unset CUDA_VISIBLE_DEVICES
 else
     placement=(--num_gpus "$ranks")
 fi
 
+require_program deepspeed
+say_start "$(counted "$ranks" rank) on this host${gpus:+, GPUs $gpus}" "$@"
+names=("$(setting MASTER_PORT)" "$(setting MASTER_ADDR)")
+"$project/launcher/on_host.sh" meeting python "$port" "${names[@]}" 127.0.0.1 >/dev/null || exit 2
+
 # A hostfile in DeepSpeed's default place would take the job to other hosts; /dev/null is none.
 # setsid: signals from the terminal come to this script alone, which hands them on in order.
-setsid deepspeed --quiet --hostfile /dev/null "${placement[@]}" --master_port "${MASTER_PORT:-29500}" \
+# critical: its only error is the status of a rank, and the last line should be the rank's own. This script says the rest.
+setsid deepspeed --log_level critical --hostfile /dev/null "${placement[@]}" --master_port "$port" \
     --no_local_rank --module megaslm "$@" &
 job=$!
 
@@ -64,4 +78,5 @@ wait_for "$job" || status=$?
 # Before there are ranks, or while they do not listen yet, nothing is lost, and nobody but this script can say that the job
 # was told to stop. 241 is DeepSpeed's word for a rank that SIGTERM has ended.
 if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then status=75; fi
+say_end "$status"
 exit "$status"

@@ -2,7 +2,8 @@
 # What launcher/hostfile.sh does on each host of a job, through ssh.
 #
 #   on_host.sh check FOLDER PYTHON                     whether the job can be started from that folder
-#   on_host.sh meeting PYTHON PORT [ADDRESS]           prints the address to meet at; fails where the port is taken
+#   on_host.sh meeting PYTHON PORT PORT_NAME ADDRESS_NAME [ADDRESS]    prints the address to meet at, or says why not;
+#                                                      the names are those of the user's settings
 #   on_host.sh run PYTHON NODE_RANK ADDRESS PORT VERB ARGUMENT ...    the ranks of this host; the hostfile is the input
 #   on_host.sh tell JOB                                tells the ranks to stop
 #   on_host.sh kill JOB                                ends all processes of the job
@@ -20,29 +21,29 @@ check() {
 }
 
 meeting() {
-    local python="$1" port="$2" address="${3:-}"
+    local python="$1" port="$2" port_name="$3" address_name="$4" address="${5:-}"
     if [[ -z "$address" ]]; then read -r address _ < <(hostname -I) || true; fi
-    if [[ -z "$address" ]]; then echo "this host has no address; set MASTER_ADDR" >&2; return 1; fi
-    "$python" -S -c "$listen" "$address" "$port" && echo "$address"
+    if [[ -z "$address" ]]; then echo "this host has no address; set $address_name" >&2; return 1; fi
+    "$python" -S -c "$listen" "$address" "$port" "$port_name" "$address_name" && echo "$address"
 }
 
 # Where the network translates addresses, the one to meet at is none of this host's own.
 listen='
 import errno, socket, sys
-address, port = sys.argv[1], int(sys.argv[2])
+address, port, port_name, address_name = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 try:
     family, _, _, _, (found, *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
 except OSError as error:
-    sys.exit(f"MASTER_ADDR = {address}: {error.strerror} on {socket.gethostname()}; set an address of this host")
+    sys.exit(f"{address_name} = {address}: {error.strerror} on {socket.gethostname()}; set an address of this host")
 for place in (found, ""):
     try:
         socket.create_server((place, port), family=family).close()
         break
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            sys.exit(f"MASTER_PORT = {port}: somebody listens there on {socket.gethostname()}, {address}; set another")
+            sys.exit(f"{port_name} = {port}: somebody listens there on {socket.gethostname()}, {address}; set another")
         if error.errno != errno.EADDRNOTAVAIL:
-            sys.exit(f"MASTER_PORT = {port}: {error.strerror} on {socket.gethostname()}, {address}; set another")
+            sys.exit(f"{port_name} = {port}: {error.strerror} on {socket.gethostname()}, {address}; set another")
 '
 
 run() {
@@ -53,7 +54,7 @@ run() {
     exec 3<"$hostfile"
     # It lives on as long as it is open, and leaves nothing behind.
     rm "$hostfile"
-    exec "$python" -m deepspeed.launcher.runner --quiet --hostfile /dev/fd/3 --no_ssh --node_rank "$node_rank" \
+    exec "$python" -m deepspeed.launcher.runner --log_level critical --hostfile /dev/fd/3 --no_ssh --node_rank "$node_rank" \
         --master_addr "$address" --master_port "$port" --no_local_rank --module megaslm "$@"
 }
 

@@ -37,8 +37,13 @@ case "${1:-}" in
     "") usage >&2; exit 2 ;;
 esac
 
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+launcher="$project/launcher"
+if [[ -x "$project/.venv/bin/torchrun" ]]; then PATH="$project/.venv/bin:$PATH"; fi
+source "$launcher/saying.sh"
+
 refuse() {
-    printf '%s = %q: must be %s\n' "$1" "$2" "$3" >&2
+    printf '%s = %q: must be %s\n' "$(setting "$1")" "$2" "$3" >&2
     exit 2
 }
 nodes="${NODES:-1}"
@@ -53,11 +58,13 @@ if ((nodes > 1)) || [[ -n "$rendezvous" ]]; then
     ((${rendezvous##*:} <= 65535)) || refuse RENDEZVOUS "$rendezvous" "HOST:PORT, the port 65535 at most"
 fi
 
-launcher="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-if [[ -x "$launcher/../.venv/bin/torchrun" ]]; then PATH="$launcher/../.venv/bin:$PATH"; fi
-
 source "$launcher/stopping.sh"
 source "$launcher/devices.sh" "${RANKS_PER_NODE:-}"
+
+place="$(counted "$ranks" rank) on this host${gpus:+, GPUs $gpus}"
+if ((nodes > 1)); then place+=", one of $nodes that meet at $rendezvous"; fi
+require_program torchrun
+say_start "$place; up to $(counted "$restarts" restart)" "$@"
 
 # The address of this host towards RENDEZVOUS, and that of RENDEZVOUS. Nothing is sent.
 addresses() {
@@ -78,7 +85,7 @@ else
     # A cluster may give a host its name a while after it has started it.
     until read -r here there < <(addresses); do
         if ((SECONDS > longest_wait_seconds)); then
-            echo "RENDEZVOUS = $rendezvous: this host cannot resolve the name after $longest_wait_seconds s" >&2
+            echo "$(setting RENDEZVOUS) = $rendezvous: this host cannot resolve the name after $longest_wait_seconds s" >&2
             exit 1
         fi
         sleep 2
@@ -151,4 +158,5 @@ elif [[ "$was_before_ranks" == yes ]] && ((status != 0)); then
     # Nothing is lost, and the same command starts again.
     status=75
 fi
+say_end "$status"
 exit "$status"

@@ -1,14 +1,18 @@
 """`megaslm launch`: starts a verb on a cluster, after all checks that are possible on this host."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megaslm.launch.command import Verb, VerbCall
+    from megaslm.config.cluster import Cluster
+    from megaslm.config.recipe import Recipe
+    from megaslm.config.schema import RunConfig
+    from megaslm.launch.command import Command, Verb, VerbCall
 
 # All options after the first word belong to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
@@ -24,25 +28,38 @@ def launch(
     ],
     cluster: Annotated[Path, typer.Option(help="The cluster's configuration, a YAML file like those in launcher/.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the command, or the manifests, and start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the command, or the manifests, and what is missing on this host; start nothing. Status 2 where "
+            "something is missing.",
+        ),
     ] = False,
 ) -> None:
     """Start a verb on one host, many hosts, Slurm or Kubernetes. The cluster's configuration says which.
 
     The verb's command replaces this one: it receives its signals, and sets its exit status.
     """
+    from megaslm.launch.places import where_output_goes
     from megaslm.launch.start import command_of, load_cluster
 
     place = load_cluster(cluster)
-    command = command_of(place, _work(context, words))
+    work, given = _work(context, words)
+    read = _read_file(work.verb, given)
+    command = command_of(place, work)
     if dry_run:
         typer.echo(command)
+        typer.echo(where_output_goes(place, work), err=True)
+        _look(place, work, command, cluster, read, given)
     else:
-        command.take_over()
+        # Elsewhere it goes to this terminal.
+        if place.kind in ("slurm", "kubernetes"):
+            typer.echo(where_output_goes(place, work), err=True)
+        command.take_over(cluster)
 
 
-def _work(context: typer.Context, words: list[str]) -> "VerbCall":
-    """The verb and its arguments, after the verb's own command has parsed them."""
+def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[str, Any]]":
+    """The verb, after its own command has parsed its arguments, and these as parsed."""
     from megaslm.launch.command import Verb, VerbCall
 
     verbs: tuple[Verb, ...] = get_args(Verb)
@@ -52,19 +69,50 @@ def _work(context: typer.Context, words: list[str]) -> "VerbCall":
     verb = next((verb for verb in verbs if verb == words[0]), None)
     arguments = words if verb is None else words[1:]
     verb = verb or "train"
-    given: typer.Context = known[verb].make_context(f"megaslm {verb}", list(arguments))
-    _look_at_files(verb, given)
-    is_share, is_finish = given.params.get("part") is not None, bool(given.params.get("finish"))
-    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish)
+    given: Mapping[str, Any] = known[verb].make_context(f"megaslm {verb}", list(arguments)).params
+    is_share, is_finish = given.get("part") is not None, bool(given.get("finish"))
+    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish), given
 
 
-def _look_at_files(verb: "Verb", given: typer.Context) -> None:
-    """Shows mistakes in these files here rather than on every node."""
+def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | None":
+    """The verb's file. Its mistakes show here rather than on every node."""
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
 
     if verb == "train":
-        load(RunConfig, given.params["config"], given.params["overrides"] or [])
-    elif verb == "prepare":
-        load(Recipe, given.params["recipe"], given.params["overrides"] or [])
+        return load(RunConfig, given["config"], given["overrides"] or []).value
+    if verb == "prepare":
+        return load(Recipe, given["recipe"], given["overrides"] or []).value
+    return None
+
+
+def _look(
+    place: "Cluster",
+    work: "VerbCall",
+    command: "Command",
+    cluster: Path,
+    read: "RunConfig | Recipe | None",
+    given: Mapping[str, Any],
+) -> None:
+    """Looks at all that the verb would need, and tells it at once. Raises PreflightError where something is missing."""
+    from megaslm.config.recipe import Recipe
+    from megaslm.launch import inputs
+    from megaslm.launch.places import findings_of, look_at_hosts, ranks_of
+
+    findings = findings_of(place)
+    look_at_hosts(findings, place, work, command, cluster)
+    if isinstance(read, Recipe):
+        inputs.look_at_text(findings, read)
+    elif read is not None:
+        inputs.look_at_run(findings, read, ranks_of(place))
+    elif work.verb == "score":
+        inputs.look_at_scoring(findings, given)
+    elif work.verb == "mask":
+        inputs.look_at_masking(findings, given)
+    else:
+        inputs.look_at_export(findings, given)
+    for line in findings.lines():
+        typer.echo(line, err=True)
+    findings.require_none()
+    typer.echo("dry run: nothing is missing" + (", as far as this host sees" if findings.unseen else ""), err=True)

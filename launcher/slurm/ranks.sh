@@ -24,20 +24,28 @@ if [[ -z "${SLURM_JOB_ID:-}" ]]; then
     exit 2
 fi
 
+project="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
+source "$project/launcher/saying.sh"
+
+# `megaslm launch` gives sbatch its options.
+submit_with() {
+    if [[ -n "${MEGASLM_CLUSTER:-}" ]]; then echo "set $1 in $MEGASLM_CLUSTER"; else echo "submit the job with $2"; fi
+}
 nodes="$SLURM_JOB_NUM_NODES"
 ranks_per_node="${SLURM_NTASKS_PER_NODE:-1}"
 if ((ranks_per_node != ${SLURM_GPUS_ON_NODE:-$ranks_per_node})); then
-    echo "$ranks_per_node tasks and $SLURM_GPUS_ON_NODE GPUs on a node: each rank takes one GPU; submit the job with" \
-        "--ntasks-per-node=$SLURM_GPUS_ON_NODE, or on CPUs without SLURM_GPUS_ON_NODE in the environment" >&2
+    with="$(submit_with "gpus_per_node: $SLURM_GPUS_ON_NODE" "--ntasks-per-node=$SLURM_GPUS_ON_NODE")"
+    echo "$ranks_per_node tasks and $SLURM_GPUS_ON_NODE GPUs on a node: each rank takes one GPU; $with," \
+        "or on CPUs unset SLURM_GPUS_ON_NODE in the environment" >&2
     exit 2
 fi
 if [[ -n "${SLURM_GPUS_PER_TASK:-}" ]]; then
-    echo "--gpus-per-task shows each rank one GPU, but it looks for its own among all of its node: submit the job with" \
-        "--gpus-per-node=$ranks_per_node instead, and without SLURM_GPUS_PER_TASK in the environment" >&2
+    with="$(submit_with "gpus_per_node: $ranks_per_node" "--gpus-per-node=$ranks_per_node")"
+    echo "--gpus-per-task shows each rank one GPU, but it looks for its own among all of its node; $with instead," \
+        "and unset SLURM_GPUS_PER_TASK in the environment" >&2
     exit 2
 fi
 
-project="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 if [[ -x "$project/.venv/bin/python" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
@@ -78,8 +86,18 @@ patiently() {
 # A signal for all processes of the job comes here too: the ranks answer it, and this script hands their status on.
 # SIGTERM is left alone, as it comes here only when the job is over: cancelled, or out of time.
 trap : USR1
+# srun reports each rank's status after what the rank has said. What it says of 2 and 75 the ranks have told themselves.
+without_ranks_statuses() {
+    trap '' TERM INT HUP USR1
+    sed -uE '/^srun: error: .*: tasks? [^:]*: Exited with exit code (2|75)$/d' >&2
+}
+say_start "job $SLURM_JOB_ID, $(counted "$WORLD_SIZE" rank) on $SLURM_JOB_NODELIST" "$@"
+exec {errors}> >(without_ranks_statuses)
+filter=$!
 status=0
-srun "${srun_options[@]}" "$project/launcher/slurm/rank.sh" "$@" || status=$?
+srun "${srun_options[@]}" "$project/launcher/slurm/rank.sh" "$@" 2>&"$errors" {errors}>&- || status=$?
+exec {errors}>&-
+wait "$filter" || true
 
 # 75: it has saved. 138, 143: it was told by SIGUSR1 or SIGTERM when there was nothing to save.
 if ((status == 75 || status == 138 || status == 143)); then
@@ -87,4 +105,5 @@ if ((status == 75 || status == 138 || status == 143)); then
     state="$(patiently squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)"
     if [[ "$state" == RUNNING ]]; then patiently scontrol requeue "$SLURM_JOB_ID"; fi
 fi
+say_end "$status"
 exit "$status"

@@ -31,7 +31,7 @@ T = TypeVar("T")
 SET_BY_LAUNCHERS = (
     *("EXPORT", "MASTER_ADDR", "MASTER_PORT", "MAX_RESTARTS", "NODES", "RANKS", "RANKS_PER_NODE", "REMOTE_SHELL"),
     *("RENDEZVOUS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "JOB_COMPLETION_INDEX"),
-    *("MEGASLM_JOB", "MEGASLM_HOSTS"),
+    *("MEGASLM_JOB", "MEGASLM_HOSTS", "MEGASLM_CLUSTER"),
 )
 """Variables that the launchers set, for themselves and for each rank."""
 

@@ -10,6 +10,10 @@ MOST_CANONICAL_NODES = 64
 """The order of rows is the same on any number of nodes that divides the canonical number."""
 
 
+# A weight and Adam's two moments, 4 bytes each.
+_CHECKPOINT_BYTES_A_PARAMETER = 12
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """How one run's batches are divided over ranks and micro-steps."""
@@ -102,6 +106,11 @@ def parameter_count(architecture: Architecture) -> ParameterCounts:
         decoder=architecture.num_layers * (attention + feed_forward + norms) + width,
         head=0 if architecture.tie_embeddings else table,
     )
+
+
+def checkpoint_bytes(parameters: int) -> int:
+    """The size on disk of a checkpoint of a model with so many parameters."""
+    return _CHECKPOINT_BYTES_A_PARAMETER * parameters
 
 
 def _divisors(number: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,6 +12,7 @@ import torch
 import megaslm
 from megaslm.engine.rank_names import Rank
 from megaslm.health.clocks import ClockReading
+from megaslm.health.disk import Disk
 from megaslm.health.findings import Requirements, Trait
 from megaslm.model.flops import device_name
 
@@ -89,24 +89,6 @@ def code_trait(codes: Sequence[Code]) -> Trait:
         [f"{code.version} ({code.sources_sha256[:12]})" for code in codes],
         "install the same version on all hosts",
     )
-
-
-@dataclass(frozen=True)
-class Disk:
-    """The free space of a file system."""
-
-    folder: str
-    free_bytes: int
-
-    @classmethod
-    def of(cls, folder: Path) -> "Disk | None":
-        """The disk of a folder that need not exist yet; None where this process has no access."""
-        try:
-            existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-            return cls(str(folder), shutil.disk_usage(existing).free)
-        except OSError:
-            # Write permission shows at the first write.
-            return None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.rank_names import Rank
 from megaslm.errors import PreflightError
 from megaslm.health.clocks import clock_trait, most_seconds_apart, read_clock_together
+from megaslm.health.disk import room_for_checkpoints, size_of
 from megaslm.health.findings import Finding, Requirements, Trait, disagreements
 from megaslm.health.host_facts import LIBRARIES, Code, RankFacts, by_host, code_trait, look
 from megaslm.health.network_check import AllReduce, Link, slow_links, time_all_reduce, time_links
@@ -135,20 +136,15 @@ def _room_for_checkpoints(all_facts: Sequence[RankFacts], needed_bytes: int) -> 
     if not seen:
         return
     disk, host = min(seen, key=lambda one: one[0].free_bytes)
-    found = f"{disk.folder} has room for {_size(disk.free_bytes)}, seen from {host}; a checkpoint takes "
-    remedy = "make room, or set run_dir to another file system"
-    if disk.free_bytes < needed_bytes:
-        yield Finding(f"{found}{_size(needed_bytes)}: {remedy}")
-    elif disk.free_bytes < 2 * needed_bytes:
-        yield Finding(f"{found}{_size(needed_bytes)}, and there are two at a time: {remedy}", ends_the_job=False)
+    yield from room_for_checkpoints(disk, host, needed_bytes)
 
 
 def _memory(host: str, its_facts: Sequence[RankFacts], copied_bytes: int) -> Iterator[Finding]:
     available_bytes = min(facts.memory_bytes for facts in its_facts)
     if available_bytes < copied_bytes:
         yield Finding(
-            f"{host} has {_size(available_bytes)} of memory left; for a checkpoint its ranks copy "
-            f"{_size(copied_bytes)} into it: end other programs there, or use more hosts"
+            f"{host} has {size_of(available_bytes)} of memory left; for a checkpoint its ranks copy "
+            f"{size_of(copied_bytes)} into it: end other programs there, or use more hosts"
         )
 
 
@@ -156,7 +152,7 @@ def _cache(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Finding]:
     disk = its_facts[0].cache
     if disk is not None and disk.free_bytes < _LEAST_CACHE_BYTES:
         yield Finding(
-            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)} of fetched data: make room, or set "
+            f"{disk.folder} on {host} has room for {size_of(disk.free_bytes)} of fetched data: make room, or set "
             "another cache",
             ends_the_job=False,
         )
@@ -167,14 +163,7 @@ def _shared_memory(host: str, its_facts: Sequence[RankFacts]) -> Iterator[Findin
     needed_bytes = _LEAST_SHARED_MEMORY_BYTES_A_RANK * len(its_facts)
     if its_facts[0].gpus and disk is not None and disk.free_bytes < needed_bytes:
         yield Finding(
-            f"{disk.folder} on {host} has room for {_size(disk.free_bytes)}; NCCL wants {_size(needed_bytes)}: remove "
-            "leftover files from it, or make it larger (a container's --shm-size)",
+            f"{disk.folder} on {host} has room for {size_of(disk.free_bytes)}; NCCL wants {size_of(needed_bytes)}: "
+            "remove leftover files from it, or make it larger (a container's --shm-size)",
             ends_the_job=False,
         )
-
-
-def _size(count_bytes: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count_bytes >= factor:
-            return f"{count_bytes / factor:,.1f} {unit}"
-    return f"{count_bytes} bytes"

@@ -15,6 +15,8 @@ from megaslm.errors import ConfigError
 
 Verb = Literal["train", "score", "prepare", "mask", "export"]
 PROJECT = Path(__file__).resolve().parents[2]
+CLUSTER_FILE = "MEGASLM_CLUSTER"
+"""The variable that tells the launchers which file their settings come from."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,13 @@ class Command:
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*assignments, shlex.join(self.words)])
 
-    def take_over(self) -> NoReturn:
+    def environment_here(self, cluster_file: Path) -> dict[str, str]:
+        """The program's environment. The launchers' messages name `cluster_file` as the place of their settings."""
+        # Otherwise leftovers of these in the shell would take effect where the cluster's file says nothing.
+        kept = {name: value for name, value in os.environ.items() if name not in SET_BY_LAUNCHERS}
+        return {**kept, CLUSTER_FILE: str(cluster_file), **self.environment}
+
+    def take_over(self, cluster_file: Path) -> NoReturn:
         """Replaces this process by the program, so that signals reach it and its exit status is the command's.
 
         Raises ConfigError where there is no such program.
@@ -84,9 +92,7 @@ class Command:
                 os.dup2(file.fileno(), sys.stdin.fileno())
         sys.stdout.flush()
         sys.stderr.flush()
-        # Otherwise leftovers of these in the shell would take effect where the cluster's file says nothing.
-        kept = {name: value for name, value in os.environ.items() if name not in SET_BY_LAUNCHERS}
-        os.execve(program, self.words, {**kept, **self.environment})
+        os.execve(program, self.words, self.environment_here(cluster_file))
 
 
 def script(name: str) -> str:

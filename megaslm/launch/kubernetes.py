@@ -103,7 +103,7 @@ def kubernetes_command(cluster: KubernetesCluster, work: VerbCall) -> Command:
 
 
 def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]:
-    name = _name(cluster, work)
+    name = job_name(cluster, work)
     service, job = _read("train.yaml", "Service", "Job")
     service.set(name, "metadata", "name")
     service.set(cluster.namespace, "metadata", "namespace")
@@ -129,7 +129,7 @@ def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObje
 def _parts(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]:
     (job,) = _read("parts.yaml", "Job")
     pods = cluster.nodes if work.can_be_shared else 1
-    _set_job(job, cluster, _name(cluster, work), pods=pods, has_gpus=work.is_for_ranks)
+    _set_job(job, cluster, job_name(cluster, work), pods=pods, has_gpus=work.is_for_ranks)
     settings = {"RANKS": str(cluster.ranks_on_each_node), **_threads(cluster)} if work.is_for_ranks else {}
     part = (f"{cluster.project}/launcher/k8s/part.sh", str(pods))
     words = part if work.can_be_shared else ("python", "-m", "megaslm")
@@ -137,7 +137,8 @@ def _parts(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]
     return [job]
 
 
-def _name(cluster: KubernetesCluster, work: VerbCall) -> str:
+def job_name(cluster: KubernetesCluster, work: VerbCall) -> str:
+    """The name of the Job."""
     return f"{cluster.name}-{work.verb}" + ("-finish" if work.is_finish else "")
 
 

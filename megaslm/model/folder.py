@@ -1,6 +1,5 @@
 """The configuration of a Hugging Face model folder, read before its weights are."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from transformers import AutoConfig, GraniteConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
-from megaslm.config.hub import hub_hint
+from megaslm.config.hub import HubModel
 from megaslm.errors import ModelError
+from megaslm.model.stated_config import CONFIG, require_known, require_model, stated_config
 from megaslm.model.weight_files import StoredWeight, hold_the_same, stored_weights
 
 _READS_ROPE_PARAMETERS = hasattr(LlamaConfig(), "rope_parameters")
@@ -24,14 +24,13 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The prefix is missing in folders that were saved from the model without its head.
 _BASE = "model."
-_CONFIG = "config.json"
 _FLOATING_POINT = ("F64", "F32", "F16", "BF16")
 # Unused by the supported releases: the angles of rotary embeddings, which follow from config.json.
 _NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
-def check_model_folder(folder: Path) -> PretrainedConfig:
-    """Reads the folder's configuration and the headers of its weights.
+def check_model_folder(folder: Path, hub: HubModel | None = None) -> PretrainedConfig:
+    """Reads the folder's configuration and the headers of its weights. `hub` says where it comes from, for messages.
 
     Returns:
         The configuration. Its `tie_word_embeddings` says whether the stored weights share one matrix.
@@ -40,15 +39,7 @@ def check_model_folder(folder: Path) -> PretrainedConfig:
         ModelError: no such folder, no config.json, one that transformers rejects, safetensors that are missing or
             incomplete, a quantised model, an adapter, or an unsupported architecture.
     """
-    if not folder.is_dir():
-        raise ModelError(
-            f"{folder}: no such folder; a Hugging Face model folder was expected{hub_hint(folder, 'model')}"
-        )
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{folder}: holds an adapter (adapter_config.json), which MegaSLM does not apply; merge it into the model "
-            "and save that, or remove the adapter's files"
-        )
+    require_model(folder, hub)
     config = read_config(folder)
     weights = stored_weights(folder)
     for name, weight in weights.items():
@@ -69,12 +60,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         ModelError: there is none, or one that is not JSON, that transformers rejects, of a quantised model, or of an
             unsupported architecture.
     """
-    path = folder / _CONFIG
-    if not path.is_file():
-        raise ModelError(f"{folder}: holds no {_CONFIG}; a Hugging Face model folder was expected")
-    stated = _parsed(path)
-    _require_known(stated.get("model_type"), stated, path)
-    _require_plain(stated, path)
+    path, stated = folder / CONFIG, stated_config(folder)
     try:
         config = config_of(folder, FAMILIES[stated["model_type"]], stated)
     except Exception as error:  # transformers and its dependencies raise any exception for unexpected values.
@@ -82,7 +68,7 @@ def read_config(folder: Path) -> PretrainedConfig:
             f"{path}: transformers cannot read the configuration: {type(error).__name__}: {error}; correct the file"
         ) from error
     # Other keys may make transformers choose another family.
-    _require_known(config.model_type, stated, path)
+    require_known(config.model_type, stated, path)
     return config
 
 
@@ -100,49 +86,14 @@ def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: It
     if unused:
         raise ModelError(
             f"{folder}: {len(unused)} of its {len(weights)} weights, such as {', '.join(sorted(unused)[:3])}, are not "
-            f"used by the model that its {_CONFIG} describes, which would differ from the saved model; correct "
-            f"{_CONFIG} or, to drop these weights, load the model with transformers and save it again"
+            f"used by the model that its {CONFIG} describes, which would differ from the saved model; correct "
+            f"{CONFIG} or, to drop these weights, load the model with transformers and save it again"
         )
 
 
 def _has_a_head_of_its_own(weights: Mapping[str, StoredWeight]) -> bool:
     embedding = EMBEDDING if EMBEDDING in weights else EMBEDDING.removeprefix(_BASE)
     return {embedding, HEAD} <= set(weights) and not hold_the_same(weights, embedding, HEAD)
-
-
-def _parsed(path: Path) -> dict[str, Any]:
-    try:
-        stated = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON in UTF-8: {error}; correct the file") from error
-    if not isinstance(stated, dict):
-        raise ModelError(f"{path}: holds a {type(stated).__name__}; expected an object that names a model_type")
-    return stated
-
-
-def _require_known(model_type: object, stated: Mapping[str, Any], path: Path) -> None:
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        own_code = ", which needs code of its own that MegaSLM never runs" if "auto_map" in stated else ""
-        raise ModelError(
-            f"{path}: transformers takes it for model type {model_type!r}{own_code}; MegaSLM computes the loss of "
-            f"{', '.join(FAMILIES)}: convert the model to one of them, or use another"
-        )
-
-
-def _require_plain(stated: Mapping[str, Any], path: Path) -> None:
-    """Raises ModelError unless the weights are the model's own, unquantised and under their usual file name."""
-    for key in ("quantization_config", "compression_config"):
-        if stated.get(key) is not None:
-            method = stated[key].get("quant_method", "unknown") if isinstance(stated[key], dict) else "unknown"
-            raise ModelError(
-                f"{path}: {key} says that the model is quantised (method {method}); MegaSLM computes with plain "
-                "weights: use the model that it was made from"
-            )
-    if stated.get("transformers_weights") is not None:
-        raise ModelError(
-            f"{path}: transformers_weights = {stated['transformers_weights']!r}: MegaSLM reads model.safetensors or "
-            "its index; rename the weights to that and remove the key"
-        )
 
 
 def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str, Any]) -> PretrainedConfig:

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
@@ -95,7 +94,7 @@ def _weights_in(path: Path, folder: Path) -> dict[str, StoredWeight]:
     if not path.is_file():
         raise ModelError(f"{path}: is missing, though {folder / _INDEX} lists it; complete the folder")
     try:
-        with safe_open(path, framework="pt") as weights:
+        with safe_open(path, framework="numpy") as weights:
             slices = {name: weights.get_slice(name) for name in weights.keys()}  # noqa: SIM118
             return {
                 name: StoredWeight(path, tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()
@@ -112,6 +111,9 @@ def _are_equal(first: str, stored: StoredWeight, second: str, other: StoredWeigh
     """Compares blocks of rows, so that the host's memory never holds a whole matrix."""
     if stored.shape != other.shape:
         return False
+    # Here, because the headers alone are read by commands that should not wait for it.
+    import torch
+
     with safe_open(stored.file, framework="pt") as these, safe_open(other.file, framework="pt") as those:
         this, that = these.get_slice(first), those.get_slice(second)
         if not stored.shape:

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from megaslm.dataset.fit import require_losses_to_mask
 from megaslm.dataset.manifest import Manifest, Mask
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import Rows
@@ -34,16 +35,7 @@ def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> M
 
     Raises DataError where the dataset lacks the column that the rule ranks by.
     """
-    if manifest.kind != "scored" or manifest.reference is None:
-        raise DataError(
-            f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}), of which a mask is made; name a dataset that "
-            "`megaslm score` has written"
-        )
-    if rule.criterion != "reference" and not manifest.reference.entropy:
-        raise DataError(
-            f"{dataset.place} holds no ref_entropy, which --criterion {rule.criterion} needs; run "
-            "`megaslm score --entropy` into another folder"
-        )
+    require_losses_to_mask(manifest, dataset.place, rule.criterion)
     return manifest.model_copy(update={"kind": "masked", "mask": rule})
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.dataset.fit import reads_reference, require_reference, require_rule
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import unpack_mask
-from megaslm.errors import DataError, ReferenceMismatch
+from megaslm.errors import ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static import select_static
@@ -59,17 +60,7 @@ def check_reference(
         ReferenceMismatch: the losses were computed with another document_isolation, on other tokens or with other
             weights.
     """
-    found = manifest.reference
-    if manifest.kind != "scored" or found is None:
-        raise DataError(
-            f"{dataset.place} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for "
-            "train.objective slm"
-        )
-    if needs_entropy and not found.entropy:
-        raise DataError(
-            f"{dataset.place} holds no ref_entropy, which slm.criterion needs; run `megaslm score --entropy` into "
-            "another folder"
-        )
+    found = require_reference(manifest, dataset.place, needs_entropy=needs_entropy)
     check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
     if reference is not None and rows:
         model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
@@ -133,7 +124,7 @@ def check_mask(
         ReferenceMismatch: the mask comes from losses with another document_isolation, of other tokens or with other
             weights.
     """
-    _check_rule(mask, dataset, run)
+    require_rule(mask, dataset.place, run)
     found = manifest.reference
     if found is None:
         raise ReferenceMismatch(f"{dataset.place}: its manifest names no reference; mask the scored dataset again")
@@ -142,25 +133,6 @@ def check_mask(
         model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
         for domain in domains:
             _check_mask_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
-
-
-def _check_rule(mask: Mask, dataset: DatasetFolder, run: SlmSection) -> None:
-    settings = {
-        "criterion": (mask.criterion, run.criterion),
-        "scope": (mask.scope, run.scope),
-        "keep_ratio": (mask.keep_ratio, run.keep_ratio),
-        "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
-        "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
-    }
-    different = {name: values for name, values in settings.items() if values[0] != values[1]}
-    if different:
-        of_mask, of_run = (
-            ", ".join(f"slm.{name} = {values[side]}" for name, values in different.items()) for side in (0, 1)
-        )
-        raise DataError(
-            f"{dataset.place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
-            "`megaslm mask`, or train on the scored dataset"
-        )
 
 
 def _check_mask_rows(
@@ -195,11 +167,6 @@ def _compared(
         again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
         stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
-
-
-def reads_reference(config: RunConfig) -> bool:
-    """Whether the run selects by a reference model's losses or entropies."""
-    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
 
 
 def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megaslm.config.load import settings_of
-from megaslm.config.plan import parameter_count
+from megaslm.config.plan import checkpoint_bytes, parameter_count
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.config.section import home_expanded
 from megaslm.config.source import dotted_key
@@ -16,9 +16,6 @@ from megaslm.storage.file_systems import is_remote
 from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
-
-# A weight and Adam's two moments, 4 bytes each.
-_CHECKPOINT_BYTES_A_PARAMETER = 12
 
 
 def requirements_of(config: RunConfig, *, smoke_steps: int | None = None) -> Requirements:
@@ -67,7 +64,7 @@ def _checkpoint_bytes(model: ModelSection) -> int:
         if model.from_run is not None:
             newest = complete_checkpoints(RunFolder(Path(model.from_run)).checkpoints)[-1:]
             return sum(file.size for checkpoint in newest for file in read_file_list(checkpoint.folder).values())
-        return _CHECKPOINT_BYTES_A_PARAMETER * _parameters(model)
+        return checkpoint_bytes(_parameters(model))
     except (MegaSLMError, OSError):
         return 0
 

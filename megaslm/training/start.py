@@ -10,7 +10,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
-from megaslm.errors import ConfigError, ModelError
+from megaslm.errors import ConfigError
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
@@ -110,9 +110,7 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
 
 
 def _check_pretrained(folder: Path, hub: HubModel | None, data: TrainingData) -> None:
-    if hub is not None and not folder.is_dir():
-        raise ModelError(f"{folder}: no such folder; fetch the model with `{hub.command(str(folder))}`")
-    config = check_model_folder(folder)
+    config = check_model_folder(folder, hub)
     manifest, source = data.first.manifest, data.first.source
     check_model_fits(config, manifest, model=str(folder), dataset=source.place)
     check_tokenizer_fits(folder, manifest, tokenizer=source.path / TOKENIZER, dataset=source.place)

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
+from megaslm.dataset.fit import training_domains
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError, ReferenceMismatch
 from megaslm.model.weight_files import weights_sha256
-from megaslm.stream.mixture import TRAINING, Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
 
 
 class DomainCounts:
@@ -195,19 +196,7 @@ def _opened(config: RunConfig) -> Iterator[TrainingDataset]:
 def _open(section: StreamSection, stream: str | None, keys: _Keys, data: DataSection) -> TrainingDataset:
     source = open_dataset(section.dataset, data.fetch.cache)
     manifest = read_manifest(source.path)
-    if manifest.seq_len != data.seq_len:
-        raise DataError(
-            f"{source.place} has rows of {manifest.seq_len} targets; data.seq_len = {data.seq_len}; set "
-            "data.seq_len to the dataset's, or prepare the dataset again"
-        )
-    present = manifest.splits.get(TRAINING, {})
-    domains = section.domains or tuple(present)
-    missing = [domain for domain in domains if domain not in present]
-    if missing or not domains:
-        raise DataError(
-            f"{keys.domains}: {source.place} has no training rows of {', '.join(missing) or 'any domain'}; it has "
-            f"{', '.join(present) or 'none'}"
-        )
+    domains = training_domains(manifest, source.place, section.domains, setting=keys.domains, seq_len=data.seq_len)
     reference = None if section.reference is None else NamedReference(keys.reference, Path(section.reference))
     return TrainingDataset(keys.dataset, stream, source, manifest, domains, section, reference)
 

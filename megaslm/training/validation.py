@@ -1,7 +1,7 @@
 """Losses on held-out text over all tokens. They are the same on any number of ranks."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from megaslm.config.schema import ValidationSection, ValidationSet
+from megaslm.dataset.fit import heldout_domains
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
-from megaslm.errors import DataError
 from megaslm.observe.records import ValidationRecord
 from megaslm.slm.valid_targets import valid_targets
 
@@ -48,7 +48,7 @@ class Validation:
             _read(name, domain, chosen, dataset, world)
             for name, chosen in section.sets.items()
             for dataset in [open_dataset(chosen.dataset, cache)]
-            for domain in _domains(name, chosen, dataset, training)
+            for domain in heldout_domains(name, chosen, read_manifest(dataset.path), training)
         ]
 
     def run(
@@ -91,24 +91,6 @@ class Validation:
             valid = valid_targets(tokens, self._eos_id) & counts[:, None]
             total += torch.stack([losses.double().where(valid, 0.0).sum(), valid.sum().double()])
         return total
-
-
-def _domains(name: str, chosen: ValidationSet, dataset: DatasetFolder, training: Manifest) -> Iterator[str]:
-    manifest = read_manifest(dataset.path)
-    found, expected = (
-        f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id}, bos {one.bos_in_words}, rows of {one.seq_len}"
-        for one, other in ((manifest, training), (training, manifest))
-    )
-    if found != expected:
-        raise DataError(f"validation.sets.{name}: {chosen.dataset} has {found}; the training data has {expected}")
-    present = manifest.splits.get(chosen.split, {})
-    for domain in chosen.domains if chosen.domains is not None else present:
-        if domain not in present:
-            raise DataError(
-                f"validation.sets.{name}: {chosen.dataset} has no domain {domain!r} in its split {chosen.split!r}; "
-                f"it has {', '.join(present) or 'none'}"
-            )
-        yield domain
 
 
 def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder, world: World) -> _HeldOut:

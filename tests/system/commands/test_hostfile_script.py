@@ -16,6 +16,8 @@ from tests.launched import ROOT
 from tests.messages import Says
 
 HOSTFILE = ROOT / "launcher" / "hostfile.sh"
+# How the user calls the port and the address.
+NAMES = ("MASTER_PORT", "MASTER_ADDR")
 # No text of these starts anything, so that one folder serves for all of them.
 TRIES = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SAYS_NOTHING = set(string.ascii_letters + string.digits + "_./:=,@%+^-")
@@ -162,6 +164,30 @@ def test_values_that_would_not_arrive_as_they_are_are_refused(workplace: Path, v
     assert refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A", A=value).startswith("A ")
 
 
+@pytest.mark.parametrize(
+    ("variables", "remedy"),
+    [({}, "REMOTE_SHELL=ssh"), ({"MEGASLM_CLUSTER": "my hosts.yaml"}, "remote_shell: ssh in my hosts.yaml")],
+    ids=["a variable", "a key"],
+)
+def test_what_has_to_change_is_named_as_the_user_has_it(
+    workplace: Path, variables: dict[str, str], remedy: str, says: Says
+) -> None:
+    """`megaslm launch` sets the variables from the keys of a file, and drops those of the shell."""
+    (workplace / "bin" / "pdsh").unlink()
+    for name in ("bash", "date", "dirname", "python"):
+        (workplace / "bin" / name).symlink_to(shutil.which(name) or "absent")
+    ended = subprocess.run(
+        [HOSTFILE, "hosts", "train", "run.yaml"],
+        cwd=workplace,
+        env={"PATH": f"{workplace}/bin", **variables},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert ended.returncode == 2
+    says(ended.stderr, remedy)
+
+
 def test_a_folder_that_a_remote_shell_would_run_is_refused(workplace: Path, says: Says) -> None:
     folder = workplace / "a $(touch pwned)"
     folder.mkdir()
@@ -222,13 +248,53 @@ def test_what_a_shell_prints_by_itself_is_no_part_of_the_address(
 def test_an_answer_that_is_no_address_is_refused_with_its_host(workplace: Path, last_line: str) -> None:
     ended = answered(workplace, rf"10.0.0.1\n{last_line}" if last_line else "")
     assert ended.returncode == 2
-    assert ended.stderr.startswith("node-1: ")
+    assert ended.stderr.splitlines()[1].startswith("node-1: ")
     assert not (workplace / "ran").exists()
     assert not list(workplace.rglob("pwned"))
 
 
 def test_what_a_host_printed_is_told(workplace: Path, says: Says) -> None:
     says(answered(workplace, "Hello!").stderr, "node-1: ", "Hello\\!", "`ssh node-1 true`")
+
+
+REFUSAL = """
+import os, sys
+if os.environ["RANK"] == "0":
+    print("SomeError: why", file=sys.stderr)
+sys.exit(2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
+def test_the_last_word_of_a_refusal_is_the_ranks(workplace: Path, remote_shell: str) -> None:
+    """Two hosts that are both this one, and the real pdsh and DeepSpeed."""
+    if shutil.which("pdsh") is None:
+        pytest.skip("pdsh is not installed")
+    (workplace / "bin" / "pdsh").unlink()
+    (workplace / "bin" / "ssh").write_text("""#!/usr/bin/env bash
+while [[ "$1" == -* ]]; do if [[ "$1" == -[ol] ]]; then shift; fi; shift; done
+exec bash -c "${*:2}"
+""")
+    (workplace / "hosts").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
+    (workplace / "megaslm").mkdir()
+    (workplace / "megaslm" / "__init__.py").touch()
+    (workplace / "megaslm" / "__main__.py").write_text(REFUSAL, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    path = f"{workplace}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "EXPORT": "DS_ACCELERATOR", "DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run(
+        [HOSTFILE, "hosts", "train", "run.yaml"],
+        cwd=workplace,
+        env={**os.environ, **place, "PATH": path, "REMOTE_SHELL": remote_shell},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    first = f"launch: 2 ranks on 2 hosts of hosts by {remote_shell}: megaslm train run.yaml"
+    assert ended.stderr.splitlines() == [first, "node-1: SomeError: why"]
 
 
 def on_host(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
@@ -241,7 +307,7 @@ def on_host(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[s
 def test_an_address_to_meet_at_may_be_one_that_the_network_translates(address: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    ended = on_host("meeting", sys.executable, str(port), address)
+    ended = on_host("meeting", sys.executable, str(port), *NAMES, address)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{address}\n", "")
 
 
@@ -249,13 +315,13 @@ def test_an_address_to_meet_at_may_be_one_that_the_network_translates(address: s
 def test_a_port_that_is_taken_is_named(address: str, says: Says) -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        ended = on_host("meeting", sys.executable, str(port), address)
+        ended = on_host("meeting", sys.executable, str(port), *NAMES, address)
     assert ended.returncode == 1
     says(ended.stderr, "MASTER_PORT = ", address, PORT=port, HOST=socket.gethostname())
 
 
 def test_a_name_that_the_host_does_not_know_is_named() -> None:
-    ended = on_host("meeting", sys.executable, "29500", "no-such-host.invalid")
+    ended = on_host("meeting", sys.executable, "29500", *NAMES, "no-such-host.invalid")
     assert ended.returncode == 1
     assert ended.stderr.startswith("MASTER_ADDR = no-such-host.invalid: ")
 

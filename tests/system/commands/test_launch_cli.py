@@ -3,6 +3,8 @@
 import json
 import os
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 
 from tests.launched import ROOT
 from tests.messages import Says
+from tests.toy import make_dataset, run_config, write_config
 
 RUN = "configs/demo/slm.yaml"
 
@@ -46,19 +49,85 @@ def test_words_that_the_verb_would_not_take_start_nothing(words: tuple[str, ...]
     assert named in done.stderr
 
 
-def test_a_dry_run_prints_what_a_shell_takes() -> None:
-    done = launch("--cluster", "launcher/local.yaml", "--dry-run", RUN, "--set", "run_dir=a $(b) 'c'")
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that could start, as a file of an unwieldy name."""
+    make_dataset(tmp_path / "tokens", {("train", "a"): [12]})
+    return write_config(tmp_path / "a run's $(file).yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """This host as a cluster, with a port that is free."""
+    with socket.create_server(("", 0)) as probe:
+        port = probe.getsockname()[1]
+    place = tmp_path / "here.yaml"
+    place.write_text(f"kind: local\nranks: 2\nmaster_port: {port}\n", encoding="utf-8")
+    return place
+
+
+def test_a_dry_run_prints_what_a_shell_takes(run: Path, here: Path) -> None:
+    done = launch("--cluster", here, "--dry-run", run, "--set", "run_dir=a $(b) 'c'")
     assert done.returncode == 0, done.stderr
-    assert shlex.split(done.stdout) == [
-        "MASTER_PORT=29500",
+    assert shlex.split(done.stdout)[2:] == [
         f"{ROOT}/launcher/local.sh",
         "train",
-        RUN,
+        str(run),
         "--set",
         "run_dir=a $(b) 'c'",
     ]
-    named = launch("--cluster", "launcher/local.yaml", "--dry-run", "train", RUN, "--set", "run_dir=a $(b) 'c'")
+    named = launch("--cluster", here, "--dry-run", "train", run, "--set", "run_dir=a $(b) 'c'")
     assert named.stdout == done.stdout
+
+
+def test_a_dry_run_names_all_that_is_missing(run: Path, here: Path, says: Says) -> None:
+    """The command is printed all the same."""
+    shutil.rmtree(run.parent / "tokens")
+    sets = 'validation.sets={x: {dataset: "no/where"}}'
+    done = launch("--cluster", here, "--dry-run", run, "--set", sets)
+    assert done.returncode == 2
+    says(done.stderr, "data.train", "no/where")
+    assert str(ROOT / "launcher" / "local.sh") in done.stdout
+
+
+def test_a_dry_run_asks_the_hosts(run: Path, says: Says) -> None:
+    """Through the launcher's own checks, with an ssh that knows one host of two, and without pdsh."""
+    folder = run.parent
+    (folder / "hosts.txt").write_text("node-1 slots=1\nnode-2 slots=1\n", encoding="utf-8")
+    (folder / "cluster.yaml").write_text(f"kind: hostfile\nhostfile: {folder}/hosts.txt\n", encoding="utf-8")
+    # The launcher takes no file of such a name to other hosts.
+    plain = run.rename(folder / "run.yaml")
+    programs = folder / "bin"
+    programs.mkdir()
+    ssh = 'case "$*" in *node-2*) echo "ssh: Could not resolve hostname node-2" >&2; exit 255;; esac'
+    (programs / "ssh").write_text(f"#!/bin/sh\n{ssh}\n", encoding="utf-8")
+    (programs / "ssh").chmod(0o755)
+    needed = ("bash", "date", "dirname", "python", "paste", "sed", "sort", "uniq", "uname", "flock", "pgrep", "pkill")
+    for name in (*needed, "setsid"):
+        (programs / name).symlink_to(shutil.which(name) or "absent")
+    done = launch("--cluster", folder / "cluster.yaml", "--dry-run", plain, PATH=str(programs))
+    assert done.returncode == 2
+    says(done.stderr, "remote_shell: ssh in", "node-2: ssh: Could not resolve", "1 of the 2 hosts")
+
+
+def test_a_dry_run_is_fast_because_it_imports_no_torch(run: Path, here: Path) -> None:
+    program = (
+        "import sys, megaslm.cli\n"
+        "try:\n    megaslm.cli.main()\n"
+        "finally:\n    assert not {'torch', 'transformers', 'deepspeed', 'streaming'} & set(sys.modules)\n"
+    )
+    words = [sys.executable, "-c", program, "launch", "--cluster", str(here), "--dry-run", str(run)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Assertion" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--resume",), ("--set", "train.lr=1e-3"), ("--resume", "--set=seed=1")])
+def test_options_of_the_verb_pass_through(run: Path, here: Path, option: tuple[str, ...]) -> None:
+    done = launch("--cluster", here, "--dry-run", run, *option)
+    assert done.returncode == 0, done.stderr
+    assert shlex.split(done.stdout)[-len(option) :] == list(option)
 
 
 def test_a_dry_run_for_kubernetes_prints_manifests() -> None:
@@ -67,13 +136,14 @@ def test_a_dry_run_for_kubernetes_prints_manifests() -> None:
     assert [document["kind"] for document in yaml.safe_load_all(done.stdout)] == ["Service", "Job"]
 
 
-def test_kubectl_reads_the_manifests_and_its_status_is_the_commands(tmp_path: Path) -> None:
+def test_kubectl_reads_the_manifests_and_its_status_is_the_commands(tmp_path: Path, says: Says) -> None:
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(f'#!/bin/sh\necho "$@"\ncat >{tmp_path}/given\nexit 7\n', encoding="utf-8")
     kubectl.chmod(0o755)
     done = launch("--cluster", "launcher/kubernetes.yaml", RUN, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 7, done.stderr
     assert done.stdout == "create -f -\n"
+    says(done.stderr, "kubectl logs", "job-name=megaslm-train")
     shown = launch("--cluster", "launcher/kubernetes.yaml", "--dry-run", RUN)
     assert (tmp_path / "given").read_text() == shown.stdout
 
@@ -94,13 +164,12 @@ def looking_around(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "torchrun"])
-def test_hostile_values_reach_every_rank_as_they_are(looking_around: Path, kind: str) -> None:
+def test_hostile_values_reach_every_rank_as_they_are(looking_around: Path, run: Path, here: Path, kind: str) -> None:
     value = 'a b\n$(touch pwned) `touch pwned` "it\'s" ; touch pwned ${local_rank} $$ \\'
     place = looking_around / 'my cluster\'s "file".yaml'
-    ranks = {"local": {"ranks": 2}, "torchrun": {"ranks_per_node": 2, "max_restarts": 0}}[kind]
-    place.write_text(yaml.safe_dump({"kind": kind, **ranks, "environment": {"VALUE": value}}), encoding="utf-8")
-    run = looking_around / "a run's $(file).yaml"
-    run.write_text(f"base: {ROOT}/{RUN}\nseed: 1\n", encoding="utf-8")
+    torchrun = {"kind": "torchrun", "ranks_per_node": 2, "max_restarts": 0}
+    settings = yaml.safe_load(here.read_text()) if kind == "local" else torchrun
+    place.write_text(yaml.safe_dump({**settings, "environment": {"VALUE": value}}), encoding="utf-8")
     folder = looking_around / f"{value.replace('/', '')}"
     arguments = ["--set", f"run_dir={json.dumps(str(folder))}"]
     shown = launch("--cluster", place, "--dry-run", run, *arguments)

@@ -26,6 +26,8 @@ if verb in ("stop", "stay"):
     signal.signal(signal.SIGTERM, lambda *_: told.append(rank))
 pathlib.Path(f"rank-{rank}.json").write_text(json.dumps([sys.argv[1:], os.environ["WORLD_SIZE"]]))
 if verb == "exit":
+    if rank == "1" and sys.argv[2] != "0":
+        print("SomeError: why", file=sys.stderr)
     sys.exit(int(sys.argv[2]) if rank == "1" else 0)
 if verb == "die" and rank == "1":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -161,13 +163,44 @@ def test_every_rank_gets_the_arguments_unchanged(workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [1, 2, 75])
-def test_the_status_is_the_jobs(workplace: Path, status: int) -> None:
-    assert status_of(workplace, "local.sh", "exit", str(status)) == status
+def test_the_status_is_the_jobs_and_the_last_word_the_ranks(workplace: Path, status: int) -> None:
+    with start(workplace, "local.sh", "exit", str(status)) as job:
+        output, errors = job.communicate(timeout=120)
+    assert job.returncode == status
+    # DeepSpeed's launcher writes its report there.
+    assert output == ""
+    first, last = f"launch: 2 ranks on this host: megaslm exit {status}", "SomeError: why"
+    ours = ["launch: ended with status 1; the first error above is the reason"] if status == 1 else []
+    assert errors.splitlines() == [first, last, *ours]
 
 
 @pytest.mark.slow
-def test_a_killed_rank_fails_the_job(workplace: Path) -> None:
-    assert status_of(workplace, "local.sh", "die") not in (0, 75)
+def test_a_killed_rank_fails_the_job(workplace: Path, says: Says) -> None:
+    with start(workplace, "local.sh", "die") as job:
+        output, errors = job.communicate(timeout=120)
+    assert job.returncode not in (0, 75)
+    says(output + errors, "SIGKILL")
+
+
+@pytest.mark.slow
+def test_gpus_are_chosen_without_a_word_of_deepspeed(workplace: Path) -> None:
+    """DeepSpeed would print that it ignores CUDA_VISIBLE_DEVICES."""
+    gpus = {"CUDA_VISIBLE_DEVICES": "0", "RANKS": "1", "DS_ACCELERATOR": "cpu"}
+    with start(workplace, "local.sh", "exit", "0", **gpus) as job:
+        output, errors = job.communicate(timeout=120)
+    assert (job.returncode, output) == (0, "")
+    assert errors == "launch: 1 rank on this host, GPUs 0: megaslm exit 0\n"
+
+
+def test_a_port_that_is_taken_is_named_before_ranks_are_started(workplace: Path, says: Says) -> None:
+    for cluster in ("", "my cluster.yaml"):
+        with socket.create_server(("", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            with start(workplace, "local.sh", "stay", MASTER_PORT=port, MEGASLM_CLUSTER=cluster) as job:
+                _, errors = job.communicate(timeout=60)
+        assert job.returncode == 2
+        says(errors, "somebody listens there", PORT=port, HOST=socket.gethostname())
+    assert not (workplace / "rank-0.json").exists()
 
 
 @pytest.mark.slow

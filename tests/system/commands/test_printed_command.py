@@ -54,15 +54,15 @@ def test_a_shell_that_reads_the_printed_line_gets_every_value(tmp_path: Path) ->
 def test_a_program_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: Says) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError) as refused:
-        Command(("sbatch", "x")).take_over()
+        Command(("sbatch", "x")).take_over(Path("cluster.yaml"))
     says(refused, "sbatch")
 
 
 def test_what_launchers_are_told_by_does_not_come_from_the_shell() -> None:
-    program = "from megaslm.launch.command import Command; Command(('env', '-0'), {'RANKS': '3'}).take_over()"
+    program = "from megaslm.launch.command import Command; Command(('env', '-0'), {'RANKS': '3'}).take_over('my.yaml')"
     left = {"RANKS": "7", "MASTER_ADDR": "elsewhere", "RANK": "1", "NCCL_DEBUG": "INFO"}
     command = [sys.executable, "-c", program]
     told = subprocess.run(command, env={**os.environ, **left}, capture_output=True, text=True, check=True).stdout
-    assert {"RANKS=3", "NCCL_DEBUG=INFO"} <= set(told.split("\0"))
+    assert {"RANKS=3", "NCCL_DEBUG=INFO", "MEGASLM_CLUSTER=my.yaml"} <= set(told.split("\0"))
     assert "MASTER_ADDR=" not in told
     assert "RANK=" not in told

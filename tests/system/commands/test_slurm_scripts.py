@@ -20,13 +20,18 @@ pathlib.Path("ran.json").write_text(json.dumps([sys.argv[1:], {name: os.environ.
 if "SIGNAL_TO_ALL" in os.environ:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     os.killpg(0, signal.SIGUSR1)
-sys.exit(int(os.environ.get("VERB_STATUS", 0)))
+status = int(os.environ.get("VERB_STATUS", 0))
+sys.exit(status if status in (0, 143) else print("SomeError: why", file=sys.stderr) or status)
 """
 SRUN = """#!/usr/bin/env bash
 # Runs the last of the job's tasks, and notes how it was asked to.
 while [[ "$1" == --* ]]; do options+=("$1"); shift; done
 printf '%s\\n' "${options[@]}" >srun.txt
-SLURM_PROCID=5 SLURM_LOCALID=2 exec "$@"
+trap : USR1
+SLURM_PROCID=5 SLURM_LOCALID=2 "$@"
+status=$?
+((status == 0)) || echo "srun: error: node-9: tasks 0-5: Exited with exit code $status" >&2
+exit "$status"
 """
 SCONTROL = """#!/usr/bin/env bash
 case "$1" in
@@ -63,8 +68,7 @@ def submitted_from(tmp_path: Path) -> Path:
     (folder / "megaslm").mkdir()
     (folder / "megaslm" / "__init__.py").touch()
     (folder / "megaslm" / "__main__.py").write_text(VERB, encoding="utf-8")
-    (folder / "launcher").mkdir()
-    (folder / "launcher" / "slurm").symlink_to(SCRIPTS)
+    (folder / "launcher").symlink_to(SCRIPTS.parent)
     return folder
 
 
@@ -131,6 +135,19 @@ def test_a_job_that_was_told_to_stop_goes_back_into_the_queue(
     assert (submitted_from / "requeued.txt").exists() == goes_back
 
 
+@pytest.mark.parametrize("status", [2, 75])
+def test_a_job_says_what_it_starts_and_the_last_word_is_the_ranks(submitted_from: Path, status: int) -> None:
+    done = run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=status)
+    assert done.stderr.splitlines() == [
+        "launch: job 123456, 6 ranks on node-[7,9]: megaslm train run.yaml --resume",
+        "SomeError: why",
+    ]
+
+
+def test_what_slurm_says_of_a_fault_is_kept(submitted_from: Path, says: Says) -> None:
+    says(run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=1).stderr, "SomeError: why", "srun: error: node-9")
+
+
 @pytest.mark.parametrize("script", ["train.sbatch", "reference.sbatch"])
 def test_a_signal_for_all_processes_of_a_job_is_left_to_the_ranks(submitted_from: Path, script: str) -> None:
     """As `scancel --full --signal=USR1` sends it."""
@@ -148,6 +165,12 @@ def test_another_number_of_gpus_than_of_tasks_is_refused(submitted_from: Path, s
     done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=8)
     assert done.returncode == 2
     says(done.stderr, "3", "8", "--ntasks-per-node=8")
+
+
+def test_a_job_of_a_clusters_file_is_mended_there(submitted_from: Path, says: Says) -> None:
+    done = run(submitted_from, "train.sbatch", "run.yaml", SLURM_GPUS_ON_NODE=8, MEGASLM_CLUSTER="my slurm.yaml")
+    assert done.returncode == 2
+    says(done.stderr, "gpus_per_node: 8 in my slurm.yaml")
 
 
 def test_gpus_that_are_hidden_from_the_other_ranks_are_refused(submitted_from: Path) -> None:

@@ -71,11 +71,14 @@ def test_what_all_ranks_end_with_is_the_status_and_no_failure(workplace: Path, s
     assert status_of(workplace, "exit", str(status), str(status)) == status
     assert began(workplace) == {"0-0", "1-0"}
     assert not list((workplace / "tmp").iterdir())
+    first = f"launch: 2 ranks on this host; up to 2 restarts: megaslm exit {status} {status}"
+    assert output(workplace).splitlines() == [first, "SomeError: why", "SomeError: why"]
 
 
 @pytest.mark.slow
 def test_a_failure_that_stays_is_one(workplace: Path) -> None:
     assert status_of(workplace, "exit", "2", "1", MAX_RESTARTS="1") == 1
+    assert output(workplace).splitlines()[-1].startswith("launch: ended with status 1")
     assert began(workplace) == {"0-0", "1-0", "0-1", "1-1"}
 
 

@@ -18,6 +18,8 @@ if verb in ("stop", "stay"):
     signal.signal(signal.SIGTERM, lambda *_: told.append(rank))
 pathlib.Path(f"began-{rank}-{attempt}").write_text(os.environ["WORLD_SIZE"] + " at " + os.environ["MASTER_ADDR"])
 if verb == "exit":
+    if sys.argv[2 + int(rank)] != "0":
+        print("SomeError: why", file=sys.stderr)
     sys.exit(int(sys.argv[2 + int(rank)]))
 # A host counts the attempts that its own ranks have failed in.
 died = pathlib.Path("died")

@@ -1,0 +1,106 @@
+"""Whether a dataset is what a job needs, as far as its manifest tells."""
+
+from collections.abc import Iterator, Sequence
+
+from megaslm.config.schema import RunConfig, SlmSection, ValidationSet
+from megaslm.dataset.manifest import Manifest, Mask, Reference
+from megaslm.errors import DataError
+
+
+def training_domains(
+    manifest: Manifest, place: str, chosen: Sequence[str] | None, *, setting: str, seq_len: int
+) -> tuple[str, ...]:
+    """The domains of the dataset at `place` that a run reads: those `chosen` by `setting`, or all.
+
+    Raises DataError where its rows are not of `seq_len` targets, or it has no training rows of a domain.
+    """
+    if manifest.seq_len != seq_len:
+        raise DataError(
+            f"{place} has rows of {manifest.seq_len} targets; data.seq_len = {seq_len}; set "
+            "data.seq_len to the dataset's, or prepare the dataset again"
+        )
+    present = manifest.splits.get("train", {})
+    domains = tuple(chosen or present)
+    missing = [domain for domain in domains if domain not in present]
+    if missing or not domains:
+        raise DataError(
+            f"{setting}: {place} has no training rows of {', '.join(missing) or 'any domain'}; it has "
+            f"{', '.join(present) or 'none'}"
+        )
+    return domains
+
+
+def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, training: Manifest) -> Iterator[str]:
+    """The domains of the validation set `name` that a run reads.
+
+    Raises DataError where its dataset lacks one, or has another tokenizer, BOS or row length than the training data.
+    """
+    found, expected = (
+        f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id}, bos {one.bos_in_words}, rows of {one.seq_len}"
+        for one, other in ((manifest, training), (training, manifest))
+    )
+    if found != expected:
+        raise DataError(f"validation.sets.{name}: {chosen.dataset} has {found}; the training data has {expected}")
+    present = manifest.splits.get(chosen.split, {})
+    for domain in chosen.domains if chosen.domains is not None else present:
+        if domain not in present:
+            raise DataError(
+                f"validation.sets.{name}: {chosen.dataset} has no domain {domain!r} in its split {chosen.split!r}; "
+                f"it has {', '.join(present) or 'none'}"
+            )
+        yield domain
+
+
+def reads_reference(config: RunConfig) -> bool:
+    """Whether the run selects by a reference model's losses or entropies."""
+    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
+
+
+def require_reference(manifest: Manifest, place: str, *, needs_entropy: bool) -> Reference:
+    """The reference whose losses the dataset at `place` holds. Raises DataError where it is not scored, or lacks the
+    entropies that the run needs."""
+    found = manifest.reference
+    if manifest.kind != "scored" or found is None:
+        raise DataError(
+            f"{place} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm"
+        )
+    if needs_entropy and not found.entropy:
+        raise DataError(
+            f"{place} holds no ref_entropy, which slm.criterion needs; run `megaslm score --entropy` into "
+            "another folder"
+        )
+    return found
+
+
+def require_losses_to_mask(manifest: Manifest, place: str, criterion: str) -> None:
+    """Raises DataError where the dataset at `place` lacks the column that a mask by `criterion` ranks by."""
+    if manifest.kind != "scored" or manifest.reference is None:
+        raise DataError(
+            f"{place} holds no ref_loss (kind {manifest.kind!r}), of which a mask is made; name a dataset that "
+            "`megaslm score` has written"
+        )
+    if criterion != "reference" and not manifest.reference.entropy:
+        raise DataError(
+            f"{place} holds no ref_entropy, which --criterion {criterion} needs; run "
+            "`megaslm score --entropy` into another folder"
+        )
+
+
+def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
+    """Raises DataError where the mask of the dataset at `place` was made by another rule than the run selects by."""
+    settings = {
+        "criterion": (mask.criterion, run.criterion),
+        "scope": (mask.scope, run.scope),
+        "keep_ratio": (mask.keep_ratio, run.keep_ratio),
+        "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
+    }
+    different = {name: values for name, values in settings.items() if values[0] != values[1]}
+    if different:
+        of_mask, of_run = (
+            ", ".join(f"slm.{name} = {values[side]}" for name, values in different.items()) for side in (0, 1)
+        )
+        raise DataError(
+            f"{place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
+            "`megaslm mask`, or train on the scored dataset"
+        )

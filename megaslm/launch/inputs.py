@@ -1,0 +1,183 @@
+"""The inputs of a verb, looked at in a dry run: datasets, models, runs, texts, and room for a checkpoint.
+
+The checks are those that the verbs make themselves, as far as they need neither torch nor a rank.
+"""
+
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megaslm.config.hub import HubModel
+from megaslm.config.plan import checkpoint_bytes, parameter_count, plan_batches
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import ModelSection, RunConfig, StreamSection
+from megaslm.config.section import home_expanded
+from megaslm.corpus.files import find_files
+from megaslm.corpus.patterns import MAGIC
+from megaslm.dataset.fit import (
+    heldout_domains,
+    reads_reference,
+    require_losses_to_mask,
+    require_reference,
+    require_rule,
+    training_domains,
+)
+from megaslm.dataset.manifest import Manifest, read_manifest
+from megaslm.errors import CheckpointError
+from megaslm.health.disk import Disk, room_for_checkpoints
+from megaslm.launch.findings import Findings, Reach
+from megaslm.model.stated_config import require_model, stated_config
+from megaslm.model.weight_files import count_parameters
+from megaslm.tokenizer.tokenizer import tokenizer_facts
+
+COMPLETE_CHECKPOINTS = "checkpoints/step-*/COMPLETE"
+"""The files that mark the complete checkpoints of a run folder."""
+
+
+def look_at_run(findings: Findings, config: RunConfig, ranks: int | None) -> None:
+    """Looks at all that `train` reads, and at the room for its checkpoints. `ranks` is None where it is not known."""
+    if ranks is not None:
+        findings.ask(lambda: plan_batches(config, ranks))
+    manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
+    training = next((manifest for manifest in manifests if manifest is not None), None)
+    for name, held_out in config.validation.sets.items():
+        setting = f"validation.sets.{name}"
+        manifest = _manifest(findings, setting, held_out.dataset)
+        if manifest is not None and training is not None:
+            findings.ask(partial(list, heldout_domains(name, held_out, manifest, training)))
+    if reads_reference(config):
+        for setting, section in _datasets(config):
+            if section.reference is not None:
+                key = "slm.reference" if setting == "data.train" else f"{setting}.reference"
+                _parameters(findings, key, section.reference)
+    _look_at_room(findings, config, _checkpoint_bytes(findings, config.model))
+
+
+def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
+    """Looks at the dataset and the reference of `score`."""
+    _manifest(findings, "the dataset", options["dataset"])
+    _parameters(findings, "--reference", str(options["reference"]))
+
+
+def look_at_masking(findings: Findings, options: Mapping[str, Any]) -> None:
+    """Looks at the dataset of `mask`."""
+    place = options["dataset"]
+    manifest = _manifest(findings, "the dataset", place)
+    if manifest is not None:
+        findings.ask(lambda: require_losses_to_mask(manifest, place, options["criterion"]))
+
+
+def look_at_text(findings: Findings, recipe: Recipe) -> None:
+    """Looks whether the files of a recipe are there, and its tokenizer can be read."""
+    for number, source in enumerate(recipe.sources):
+        setting = f"sources.{number}.paths"
+        here = [findings.local(setting, _before_glob(path)) for path in source.paths]
+        if all(path is not None for path in here):
+            findings.ask(partial(find_files, source), prefix=f"{setting}: ")
+    tokenizer = recipe.tokenizer
+    if tokenizer.huggingface is not None:
+        folder = findings.local("tokenizer.huggingface", tokenizer.huggingface)
+        if folder is not None:
+            findings.ask(lambda: tokenizer_facts(folder), prefix="tokenizer.huggingface: ")
+    if tokenizer.sentencepiece is not None:
+        file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
+        if file is not None and not file.is_file():
+            findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
+
+
+def look_at_export(findings: Findings, options: Mapping[str, Any]) -> None:
+    """Looks at the run, or the checkpoint, that `export` reads, and whether its output is free."""
+    source = findings.local("the run", str(options["source"]))
+    if source is not None:
+        run = source.parent.parent if source.parent.name == "checkpoints" else source
+        findings.ask(lambda: _newest_checkpoint(run))
+    if findings.reach is not Reach.NONE and options["output"].exists():
+        findings.problems.append(f"{options['output']}: exists already; choose another folder or remove it")
+
+
+def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
+    data = config.data
+    if data.train is not None:
+        section = StreamSection(dataset=data.train, domains=data.domains, reference=config.slm.reference)
+        yield "data.train", section
+    for name, section in data.streams.items():
+        yield f"data.streams.{name}", section
+
+
+def _training_manifest(findings: Findings, config: RunConfig, setting: str, section: StreamSection) -> Manifest | None:
+    manifest = _manifest(findings, setting, section.dataset)
+    if manifest is None:
+        return None
+    place, seq_len = section.dataset, config.data.seq_len
+    key = "data.domains" if setting == "data.train" else f"{setting}.domains"
+    findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
+    if reads_reference(config):
+        mask, slm = manifest.mask, config.slm
+        if mask is not None:
+            findings.ask(lambda: require_rule(mask, place, slm))
+        else:
+            findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy))
+    return manifest
+
+
+def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:
+    folder = findings.local(setting, place)
+    return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=f"{setting}: ")
+
+
+def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | None = None) -> int | None:
+    """The number of parameters of a model folder; None where it cannot be told."""
+
+    def count(folder: Path) -> int:
+        require_model(folder, hub)
+        stated_config(folder)
+        return count_parameters(folder)
+
+    folder = findings.local(setting, place)
+    return None if folder is None else findings.ask(lambda: count(folder), prefix=f"{setting}: ")
+
+
+def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:
+    if model.from_run is not None:
+        run = findings.local("model.from_run", model.from_run)
+        newest = None if run is None else findings.ask(lambda: _newest_checkpoint(run), prefix="model.from_run: ")
+        return None if newest is None else sum(file.stat().st_size for file in newest.iterdir())
+    if model.from_pretrained is not None:
+        parameters = _parameters(findings, "model.from_pretrained", model.from_pretrained, model.hub)
+    else:
+        parameters = None if model.from_scratch is None else parameter_count(model.from_scratch).total
+    return None if parameters is None else checkpoint_bytes(parameters)
+
+
+def _newest_checkpoint(run: Path) -> Path:
+    if not (run / "config.yaml").is_file():
+        raise CheckpointError(f"{run}: holds no config.yaml; a run folder was expected")
+    complete = sorted(run.glob(COMPLETE_CHECKPOINTS))
+    if not complete:
+        raise CheckpointError(f"{run}: has no complete checkpoint; train it until its first save")
+    return complete[-1].parent
+
+
+def _look_at_room(findings: Findings, config: RunConfig, needed_bytes: int | None) -> None:
+    named = f"the room for a checkpoint in run_dir = {config.run_dir}"
+    run = home_expanded(config.run_dir)
+    # The folder itself is made by the run. Its file system may be one of other hosts.
+    is_mounted = not run.is_absolute() or Path(*run.parts[:2]).exists()
+    if findings.reach is Reach.NONE or (findings.reach is Reach.SHARED and not is_mounted):
+        findings.leave(named, findings.why_unseen)
+        return
+    disk = Disk.of(run)
+    if disk is None or needed_bytes is None:
+        findings.leave(named, "its size is not known without the model that the run starts from")
+        return
+    for finding in room_for_checkpoints(disk, socket.gethostname(), needed_bytes):
+        (findings.problems if finding.ends_the_job else findings.warnings).append(finding.text)
+
+
+def _before_glob(path: str) -> str:
+    """The part of a path, or of a URL, before the folder in which a pattern begins."""
+    fixed = re.split(f"[{re.escape(MAGIC)}]", path, maxsplit=1)[0]
+    return path if fixed == path else fixed.rpartition("/")[0] or "."

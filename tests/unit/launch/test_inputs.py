@@ -1,0 +1,184 @@
+"""What a dry run finds of a verb's inputs: all that is missing, at once, and what this host cannot see."""
+
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.recipe import Recipe
+from megaslm.config.schema import RunConfig
+from megaslm.errors import PreflightError
+from megaslm.health.disk import Disk
+from megaslm.launch.findings import Findings, Reach
+from megaslm.launch.inputs import (
+    COMPLETE_CHECKPOINTS,
+    look_at_export,
+    look_at_masking,
+    look_at_run,
+    look_at_scoring,
+    look_at_text,
+)
+from megaslm.model.folder import FAMILIES
+from megaslm.model.stated_config import MODEL_TYPES
+from megaslm.training.checkpoints.file_list import COMPLETE
+from megaslm.training.checkpoints.store import CONFIG, step_folder
+from megaslm.training.run_folder import RunFolder
+from tests.messages import Says
+from tests.model_folders import edit_config, make_model
+from tests.toy import make_dataset, run_config
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [12], ("heldout", "a"): [4]})
+    return tmp_path / "tokens"
+
+
+@pytest.fixture
+def here() -> Findings:
+    return Findings(Reach.ALL, "")
+
+
+def told(findings: Findings) -> str:
+    with pytest.raises(PreflightError) as refused:
+        findings.require_none()
+    return "\n".join([*findings.lines(), str(refused.value)])
+
+
+def selective(dataset: Path, **sections: dict[str, object]) -> RunConfig:
+    return run_config(dataset.parent / "run", dataset, train={"objective": "slm"}, **sections)
+
+
+def test_of_a_run_that_could_start_nothing_is_told(here: Findings, tokens: Path) -> None:
+    make_model(tokens.parent / "model")
+    model = {"from_scratch": None, "from_pretrained": str(tokens.parent / "model")}
+    sets = {"sets": {"held_out": {"dataset": str(tokens)}}}
+    config = run_config(tokens.parent / "run", tokens, model=model, validation=sets)
+    look_at_run(here, config, ranks=2)
+    here.require_none()
+    assert list(here.lines()) == []
+
+
+def test_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:
+    absent = tmp_path / "absent"
+    config = selective(
+        absent / "tokens",
+        model={"from_scratch": None, "from_run": str(absent / "base")},
+        slm={"reference": str(absent / "reference")},
+        validation={"sets": {"held_out": {"dataset": str(absent / "held_out")}}},
+    )
+    look_at_run(here, config, ranks=3)
+    named = ("data.train", "validation.sets.held_out", "slm.reference", "model.from_run", "3 ranks")
+    says(told(here), *named)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ({"data": {"seq_len": 8}}, "data.seq_len = 8"),
+        ({"data": {"domains": ["b"]}}, "data.domains"),
+        ({"train": {"objective": "slm"}}, "megaslm score"),
+        ({"validation": {"sets": {"x": {"dataset": "TOKENS", "domains": ["b"]}}}}, "validation.sets.x"),
+    ],
+)
+def test_a_dataset_must_be_what_the_run_needs(
+    here: Findings, tokens: Path, section: dict[str, dict[str, object]], named: str, says: Says
+) -> None:
+    if "validation" in section:
+        section = {"validation": {"sets": {"x": {"dataset": str(tokens), "domains": ["b"]}}}}
+    look_at_run(here, run_config(tokens.parent / "run", tokens, **section), ranks=None)
+    says(told(here), named)
+
+
+def test_a_control_needs_no_losses(here: Findings, tokens: Path) -> None:
+    look_at_run(here, selective(tokens, slm={"criterion": "random"}), ranks=None)
+    here.require_none()
+
+
+def test_a_model_is_read_as_far_as_it_needs_no_torch(here: Findings, tokens: Path, says: Says) -> None:
+    folder = tokens.parent / "model"
+    make_model(folder)
+    config = run_config(tokens.parent / "run", tokens, model={"from_scratch": None, "from_pretrained": str(folder)})
+    edit_config(folder, model_type="gpt2")
+    look_at_run(here, config, ranks=None)
+    edit_config(folder, model_type="llama")
+    (folder / "model.safetensors").unlink()
+    look_at_run(here, config, ranks=None)
+    says(told(here), "model.from_pretrained: ", "gpt2", "model.safetensors")
+    assert set(MODEL_TYPES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("free_bytes", "count"), [(0, 1), (600_000, 0)])
+def test_room_for_a_checkpoint_and_one_more(
+    here: Findings, tokens: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, count: int
+) -> None:
+    """The model of the toy run has 21,152 parameters of 12 bytes each."""
+    monkeypatch.setattr(Disk, "of", lambda folder: Disk(str(folder), free_bytes))
+    look_at_run(here, run_config(tokens.parent / "run", tokens), ranks=None)
+    assert len(here.problems) == count
+    assert here.warnings == []
+
+
+def test_what_only_other_hosts_may_have_is_not_looked_at(tokens: Path, says: Says) -> None:
+    shared = Findings(Reach.SHARED, "not on this host")
+    config = run_config(
+        Path("/nowhere/run"),
+        Path("/nowhere/tokens"),
+        validation={"sets": {"relative": {"dataset": "nowhere/tokens"}, "url": {"dataset": "memory://bucket/web"}}},
+    )
+    look_at_run(shared, config, ranks=None)
+    says(
+        told(shared), "data.train = /nowhere/tokens", "run_dir = /nowhere/run", "nowhere/tokens", "memory://bucket/web"
+    )
+    assert len(shared.problems) == 1
+
+
+def test_pods_see_another_file_system(tokens: Path) -> None:
+    pods = Findings(Reach.NONE, "only the pods see them")
+    look_at_run(pods, selective(tokens), ranks=2)
+    pods.require_none()
+    (things,) = pods.unseen.values()
+    assert [thing.partition(" = ")[0] for thing in things] == ["data.train", "the room for a checkpoint in run_dir"]
+
+
+def test_storage_that_has_no_driver_is_a_problem(here: Findings, tokens: Path, says: Says) -> None:
+    config = run_config(tokens.parent / "run", Path("x"), data={"train": "nosuch://bucket/web"})
+    look_at_run(here, config, ranks=None)
+    says(told(here), "nosuch://")
+
+
+def test_the_inputs_of_score_mask_and_export(here: Findings, tokens: Path, says: Says) -> None:
+    look_at_scoring(here, {"dataset": str(tokens), "reference": tokens / "no-model"})
+    look_at_masking(here, {"dataset": str(tokens), "criterion": "reference"})
+    look_at_export(here, {"source": tokens, "output": tokens})
+    says(told(here), "--reference", "megaslm score", "config.yaml", "exists already")
+
+
+def test_a_run_is_known_by_the_files_that_training_writes(here: Findings, tmp_path: Path, says: Says) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    (run.path / CONFIG).touch()
+    look_at_export(here, {"source": run.path, "output": tmp_path / "model"})
+    says(told(here), "no complete checkpoint")
+    newest = step_folder(run.checkpoints, 7)
+    newest.mkdir(parents=True)
+    (newest / COMPLETE).touch()
+    assert list(run.path.glob(COMPLETE_CHECKPOINTS)) == [newest / COMPLETE]
+    for source in (run.path, newest):
+        found = Findings(Reach.ALL, "")
+        look_at_export(found, {"source": source, "output": tmp_path / "model"})
+        found.require_none()
+
+
+def test_the_texts_and_the_tokenizer_of_a_recipe(here: Findings, tmp_path: Path, says: Says) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    source = {"domain": "a", "reader": "jsonl", "licence": "none"}
+    paths = [f"{tmp_path}/*.jsonl", f"{tmp_path}/absent/*.jsonl"]
+    recipe = {
+        "name": "web",
+        "seq_len": 16,
+        "tokenizer": {"sentencepiece": str(tmp_path / "absent.model")},
+        "sources": [{**source, "paths": [path]} for path in paths],
+    }
+    look_at_text(here, Recipe.model_validate(recipe))
+    assert len(here.problems) == 2
+    says(told(here), "sources.1.paths: ", "absent.model")
