@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
@@ -34,7 +35,7 @@ def project_of(model: Path, folder: Path) -> Project:
 def test_it_finds_the_sizes_and_the_fields(model: Path, tmp_path: Path) -> None:
     project = project_of(model, tmp_path)
     assert (project.family, project.positions, project.bos) == ("llama", 256, "document")
-    assert project.parameters == sum(weight for weight in (400 * 32 * 2, 2 * (32 * 32 * 3 + 32 * 48 * 3 + 64), 32))
+    assert project.parameters == sum(weight.numel() for weight in load_file(model / "model.safetensors").values())
     assert (project.corpus.documents, project.curated.documents) == (DOCUMENTS, PROBLEMS)
     assert project.corpus.taken_from == {"text_field": "text"}
     assert project.corpus.fields == ("url", "text")
