@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.load import Loaded, load
+from megaslm.config.problems import show
+from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
+from megaslm.config.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "recipes.md"
 BEGIN, END = "<!-- settings: begin (made by `python -m tests.policy.paper`) -->", "<!-- settings: end -->"
 FAMILIES = {"rho-math-1b": "Rho-Math-1B", "rho-math-7b": "Rho-Math-7B", "rho-general-1b": "Rho-1B"}
+RECIPES = {
+    "slm.yaml": ("open-web-math", "open-web-math", "slimpajama"),
+    "reference.yaml": ("math-curated", "math-curated", "general-curated"),
+}
+"""The recipes in data/ of the text that a file's runs read, one for each family."""
 OF_THE_PAPER = (*FAMILIES, "self-reference-1b", "weak-to-strong-7b")
 """The folders of configs/ whose runs are those of the paper, or baselines for them."""
 
@@ -70,8 +78,19 @@ class Cell:
     """`paper`, `ours`, or empty where its line has neither."""
 
     def __str__(self) -> str:
-        shown = f"{self.value:,}" if isinstance(self.value, int) and not isinstance(self.value, bool) else self.value
-        return f"{shown} · {'equal' if self.mark == 'paper' else self.mark}"
+        return f"{_shown(self.value)} · {'equal' if self.mark == 'paper' else self.mark}"
+
+
+def _shown(value: object) -> str:
+    match value:
+        case bool() | None:
+            return show(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:g}".replace("e-0", "e-")
+        case _:
+            return str(value)
 
 
 def loaded(name: str) -> Loaded[RunConfig]:
@@ -79,7 +98,7 @@ def loaded(name: str) -> Loaded[RunConfig]:
     return load(RunConfig, CONFIGS / name)
 
 
-def value_of(config: RunConfig, key: str) -> object:
+def value_of(config: Section, key: str) -> object:
     """The value of a dotted key."""
     value: object = config
     for part in key.split("."):
@@ -97,7 +116,7 @@ def mark_at(origin: str) -> str:
     return word if word in ("paper", "ours") else ""
 
 
-def cell(found: Loaded[RunConfig], key: str) -> Cell:
+def cell(found: Loaded[Section], key: str) -> Cell:
     """A setting of a loaded file."""
     return Cell(value_of(found.value, key), mark_at(found.provenance[key]))
 
@@ -122,6 +141,8 @@ def _table(name: str, keys: list[str]) -> Iterator[str]:
     length = next(key for key in _LENGTH if value_of(runs[0].value, key) is not None)
     for key in (keys[0], length, *keys[1:]):
         yield f"| `{key}` | {' | '.join(str(cell(run, key)) for run in runs)} |"
+    recipes = [load(Recipe, ROOT / "data" / f"{recipe}.yaml") for recipe in RECIPES[name]]
+    yield f"| `bos` of the recipe | {' | '.join(str(cell(recipe, 'bos')) for recipe in recipes)} |"
 
 
 def with_table(page: str) -> str:
