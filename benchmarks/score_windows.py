@@ -6,20 +6,17 @@ a target is taken from the first window that holds it. Overlap is held against i
 has to fall by more than the operations rise.
 """
 
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
-import yaml
 from harness.corpora import corpus_name
 from harness.references import first_rows, prepare_text
 from harness.report import Bar, options, report
 from harness.timing import in_turns
+from harness.training import train
 from torch import Tensor
 
 from megaslm.dataset.manifest import Reference, read_manifest
@@ -28,50 +25,10 @@ from megaslm.model.folder import check_model_folder
 from megaslm.model.reference_model import ReferenceModel, windows_of
 from megaslm.slm.valid_targets import valid_targets
 
-ROOT = Path(__file__).parents[1]
 SEQ_LEN, BATCH_ROWS = 512, 16
 WINDOWS = (128, 256)
 OVERLAPS = {"plain": 1, "half": 2, "three quarters": 4}
 """Name to window / stride."""
-
-
-def train(folder: Path, dataset: Path, *, quick: bool) -> Path:
-    """A reference model in `folder`, by the commands that any run uses."""
-    total_tokens = 8192 if quick else 819_200
-    config = {
-        "run_dir": str(folder / "run"),
-        "model": {
-            "from_scratch": {
-                "vocab_size": 2048,
-                "hidden_size": 128,
-                "intermediate_size": 352,
-                "num_layers": 4,
-                "num_heads": 4,
-                "num_kv_heads": 2,
-                "max_position_embeddings": SEQ_LEN,
-                "tie_embeddings": True,
-            }
-        },
-        "data": {"train": str(dataset), "seq_len": SEQ_LEN, "loader_workers": 0},
-        "train": {
-            "objective": "clm",
-            "total_tokens": total_tokens,
-            "global_batch_tokens": 4 * SEQ_LEN,
-            "micro_batch_rows": 4,
-            "lr": 3e-3,
-            "warmup_tokens": total_tokens // 16,
-            "min_lr_ratio": 0.1,
-        },
-        "zero": {"reduce_bucket_size": 2_000_000, "prefetch_bucket_size": 2_000_000},
-    }
-    (folder / "run.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    for arguments in (("train", folder / "run.yaml"), ("export", folder / "run", folder / "reference")):
-        command = [sys.executable, "-m", "megaslm", *map(str, arguments)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if ran.returncode:
-            raise SystemExit(f"{arguments[0]} failed:\n{ran.stdout}{ran.stderr}")
-    return folder / "reference"
 
 
 class Scorer:
@@ -114,7 +71,9 @@ def main() -> None:
         dataset = prepare_text(folder, text_bytes, vocab_size=2048, seq_len=SEQ_LEN, heldout_fraction=0.1)
         eos_id = read_manifest(dataset).eos_id
         rows = first_rows(dataset, 4 if chosen.quick else 4 * BATCH_ROWS, "heldout")
-        scorer = Scorer(train(folder, dataset, quick=chosen.quick), eos_id)
+        total_tokens = 8192 if chosen.quick else 819_200
+        model = train(folder, dataset, vocab_size=2048, seq_len=SEQ_LEN, batch_rows=4, total_tokens=total_tokens)
+        scorer = Scorer(model, eos_id)
         readings = {(SEQ_LEN, SEQ_LEN): "whole rows"}
         for window in WINDOWS:
             readings |= {(window, window // factor): name for name, factor in OVERLAPS.items()}
