@@ -23,11 +23,14 @@ require_program() {
 say_end() {
     local status="$1" signal=""
     case "$status" in 0 | 2 | 75) return 0 ;; esac
-    # A shell adds 128 to the number of the signal, DeepSpeed's launcher subtracts it from 256.
-    # 255 is ssh's word for a lost host.
-    if ((status > 192 && status < 255)); then signal=$((256 - status)); elif ((status > 128 && status <= 192)); then signal=$((status - 128)); fi
+    # A shell adds 128 to the number of the signal, DeepSpeed's launcher subtracts it from 256. 255 is a host that ssh lost.
+    if ((status > 192 && status < 255)); then
+        signal=$((256 - status))
+    elif ((status > 128 && status <= 192)); then
+        signal=$((status - 128))
+    fi
     if [[ -n "$signal" ]] && signal="$(kill -l "$signal" 2>/dev/null)"; then
-        echo "launch: ended with status $status: a rank was ended by SIG$signal" >&2
+        echo "launch: ended with status $status: a process was ended by SIG$signal" >&2
     else
         echo "launch: ended with status $status; the first error above is the reason" >&2
     fi

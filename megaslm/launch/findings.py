@@ -37,11 +37,11 @@ class Findings:
     """What was not looked at, by the reason."""
 
     def ask(self, check: Callable[[], T], *, prefix: str = "") -> T | None:
-        """The result of `check`; None where it raises UserMistake, whose message is then a problem."""
+        """The result of `check`; None where it raises UserMistake or OSError, whose message is then a problem."""
         try:
             return check()
-        except UserMistake as mistake:
-            self.problems.append(f"{prefix}{mistake}")
+        except (UserMistake, OSError) as error:
+            self.problems.append(f"{prefix}{error}")
             return None
 
     def leave(self, thing: str, reason: str) -> None:

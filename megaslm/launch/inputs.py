@@ -14,7 +14,6 @@ from megaslm.config.hub import HubModel
 from megaslm.config.plan import checkpoint_bytes, parameter_count, plan_batches
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
-from megaslm.config.section import home_expanded
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
 from megaslm.dataset.fit import (
@@ -143,13 +142,16 @@ def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | No
 def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:
     if model.from_run is not None:
         run = findings.local("model.from_run", model.from_run)
-        newest = None if run is None else findings.ask(lambda: _newest_checkpoint(run), prefix="model.from_run: ")
-        return None if newest is None else sum(file.stat().st_size for file in newest.iterdir())
+        return None if run is None else findings.ask(lambda: _size_of_newest(run), prefix="model.from_run: ")
     if model.from_pretrained is not None:
         parameters = _parameters(findings, "model.from_pretrained", model.from_pretrained, model.hub)
     else:
         parameters = None if model.from_scratch is None else parameter_count(model.from_scratch).total
     return None if parameters is None else checkpoint_bytes(parameters)
+
+
+def _size_of_newest(run: Path) -> int:
+    return sum(file.stat().st_size for file in _newest_checkpoint(run).iterdir())
 
 
 def _newest_checkpoint(run: Path) -> Path:
@@ -163,7 +165,7 @@ def _newest_checkpoint(run: Path) -> Path:
 
 def _look_at_room(findings: Findings, config: RunConfig, needed_bytes: int | None) -> None:
     named = f"the room for a checkpoint in run_dir = {config.run_dir}"
-    run = home_expanded(config.run_dir)
+    run = Path(config.run_dir)
     # The folder itself is made by the run. Its file system may be one of other hosts.
     is_mounted = not run.is_absolute() or Path(*run.parts[:2]).exists()
     if findings.reach is Reach.NONE or (findings.reach is Reach.SHARED and not is_mounted):

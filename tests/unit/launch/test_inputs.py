@@ -89,6 +89,16 @@ def test_a_dataset_must_be_what_the_run_needs(
     says(told(here), named)
 
 
+def test_a_file_that_cannot_be_read_is_a_problem(here: Findings, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    look_at_run(here, run_config(tokens.parent / "run", tokens), ranks=None)
+    assert len(here.problems) == 1
+    assert "Permission denied" in here.problems[0]
+
+
 def test_a_control_needs_no_losses(here: Findings, tokens: Path) -> None:
     look_at_run(here, selective(tokens, slm={"criterion": "random"}), ranks=None)
     here.require_none()
