@@ -9,7 +9,7 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
-from megaslm.cli_output import JsonFile, Overrides, complain, say_warnings, take_seat, write_json
+from megaslm.cli_output import JsonFile, Overrides, announce, complain, say_warnings, take_seat, write_json
 from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
@@ -88,11 +88,14 @@ def train(
 
     loaded = load(RunConfig, config, overrides or [])
     say_warnings(loaded.warnings)
+    run = loaded.value
+    resumes = ", from its newest checkpoint" if resume else ""
+    announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.train import train as train_model
 
-    train_model(loaded.value, resume=resume, stop=stop)
+    train_model(run, resume=resume, stop=stop)
     leave_world()
 
 
@@ -103,6 +106,8 @@ def export(
     json_file: JsonFile = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder. AutoModelForCausalLM loads it."""
+    announce("export", f"{source} → {output}")
+
     from megaslm.training.export import export as export_checkpoint
 
     checkpoint = export_checkpoint(source, output)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,17 @@ def write_json(path: Path | None, value: object) -> None:
     """Writes a verb's result, if a file was given."""
     if path is not None:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def announce(verb: str, work: str) -> None:
+    """Prints the first line of a command that works for longer: what it reads and writes, once for all ranks.
+
+    Called before the imports that take seconds.
+    """
+    if is_first_rank():
+        typer.echo(f"{verb} · {work}")
+        # Typer flushes no file or pipe, and the next line may be seconds away.
+        sys.stdout.flush()
 
 
 def say_warnings(lines: Sequence[str]) -> None:

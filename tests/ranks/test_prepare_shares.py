@@ -12,6 +12,7 @@ from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError, DataError
 from megaslm.preparing.prepare import finish, prepare, prepare_share
 from tests.corpus import content, recipe_of
+from tests.watched import Watched
 
 fork = multiprocessing.get_context("fork")
 
@@ -49,13 +50,13 @@ def test_shares_keep_out_whoever_would_do_everything(corpus: Path, dataset: Path
     recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
     refusals = []
 
-    def meanwhile(_: object) -> None:
+    def meanwhile() -> None:
         for everything in (prepare, finish):
             with pytest.raises(DataError, match="another process is preparing this dataset") as caught:
                 everything(recipe, output)
             refusals.append(caught)
 
-    prepare_share(recipe, output, Share(1, 20), workers=1, on_progress=meanwhile)
+    prepare_share(recipe, output, Share(1, 20), workers=1, watcher=Watched(meanwhile))
     assert refusals
 
 
