@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from megaslm.config.schema import Split
 from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError
+from megaslm.files import first_problem
 
 # Four bins per octave: small losses, the most frequent ones, are resolved as finely as large ones. Losses are float16.
 LOSS_BIN_EDGES = tuple(float(np.float16(2.0 ** (step / 4))) for step in range(-32, 21))
@@ -199,7 +200,7 @@ def parse_scores(content: bytes, path: str) -> ScoreSummary:
     except ValidationError as error:
         raise DataError(
             f"{path} is not the summary of a scored dataset; remove this file (the rows do not need it), or score the "
-            f"dataset again: {error}"
+            f"dataset again ({first_problem(error)})"
         ) from error
 
 
