@@ -13,7 +13,7 @@ import torch
 
 from megaslm.config.cluster import Share
 from megaslm.config.section import home_expanded, without_credentials
-from megaslm.dataset.manifest import MANIFEST, Manifest, Reference
+from megaslm.dataset.manifest import MANIFEST, SCORES, Manifest, Reference
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
@@ -359,4 +359,4 @@ def _assemble(
     task: ScoreRequest, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
 ) -> Manifest:
     outcomes = derivation.outcomes(patience_seconds=patience_seconds)
-    return derivation.assemble(outcomes, reports(outcomes, described, task.reference))
+    return derivation.assemble(outcomes, reports(outcomes, described, task.reference, derivation.beside(SCORES)))
