@@ -122,7 +122,7 @@ class _PrepareJob:
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
         """Claims the output and makes its tokenizer."""
-        with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
+        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as workplace:
             with workplace.setting_up():
                 workplace.begin(self._plan, self.tasks, alone=alone)
                 self._make_tokenizer(workplace)
