@@ -9,7 +9,16 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
-from megaslm.cli_output import JsonFile, Overrides, announce, complain, say_warnings, take_seat, write_json
+from megaslm.cli_output import (
+    JsonFile,
+    Overrides,
+    announce,
+    complain,
+    leave_out_needless_lines,
+    say_warnings,
+    take_seat,
+    write_json,
+)
 from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
@@ -30,6 +39,7 @@ app.command(context_settings=TAKES_THE_REST)(launch)
 
 def main() -> None:
     """Runs a verb: exit status 0 on success, 2 on the user's mistake, 75 when told to stop, 1 on a fault."""
+    leave_out_needless_lines()
     try:
         app()
         status = 0

@@ -1,6 +1,7 @@
 """What the verbs have in common: options of several of them, and what they print, once for all ranks."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 
+_NEEDLESS = "Setting accelerator to CPU"
 _seat = ALONE
 """This process's seat. Verbs that run on many ranks take it. Other verbs run as one process under any environment."""
 
@@ -37,6 +39,11 @@ def write_json(path: Path | None, value: object) -> None:
     """Writes a verb's result, if a file was given."""
     if path is not None:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def leave_out_needless_lines() -> None:
+    """Keeps DeepSpeed from telling, between our lines, that it runs on CPUs. Called before anything imports it."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith(_NEEDLESS))
 
 
 def announce(verb: str, work: str) -> None:
