@@ -1,13 +1,17 @@
 # `make help` lists what there is. Everything runs in .venv, which is made when first needed.
 PYTHON ?= python3
 INSTALLED := .venv/.installed
+WITH_TEST_TOOLS := .venv/.installed-with-test-tools
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-system test-all bench faults soak multinode lint clean
+.PHONY: help install demo test test-system test-all bench faults soak multinode lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
+
+install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EXTRAS=s3,ray installs these extras too
+	$(if $(EXTRAS),$(call pip_install,.[$(EXTRAS)]))
 
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
@@ -20,40 +24,40 @@ COMMANDS := tests/system/commands
 SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(COMMANDS))
 
-test: $(INSTALLED)  ## the quick tests of units and of ranks
+test: $(WITH_TEST_TOOLS)  ## the quick tests of units and of ranks
 	$(SIDE_BY_SIDE) -m "not slow" $(UNIT)
 	$(SIDE_BY_SIDE) -m "not slow" $(RANKS)
 
-test-system: $(INSTALLED)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
+test-system: $(WITH_TEST_TOOLS)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
 	$(SIDE_BY_SIDE) -m "not slow" $(COMMANDS)
 	$(ONE_BY_ONE) -m "not slow"
 
-test-all: $(INSTALLED)  ## all tests, the slow ones too
+test-all: $(WITH_TEST_TOOLS)  ## all tests, the slow ones too
 	$(SIDE_BY_SIDE) $(UNIT)
 	$(SIDE_BY_SIDE) $(RANKS)
 	$(SIDE_BY_SIDE) $(COMMANDS)
 	$(ONE_BY_ONE)
 
-bench: $(INSTALLED)  ## every benchmark, its numbers into runs/bench
+bench: $(WITH_TEST_TOOLS)  ## every benchmark, its numbers into runs/bench
 	@mkdir -p runs/bench
 	@for script in benchmarks/*.py; do \
 	    .venv/bin/python "$$script" --json "runs/bench/$$(basename "$$script" .py).json" || exit 1; \
 	done
 
-faults: $(INSTALLED)  ## every fault that a run has to survive, and their table in docs/operations.md
+faults: $(WITH_TEST_TOOLS)  ## every fault that a run has to survive, and their table in docs/operations.md
 	rm -f runs/faults.json
 	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m pytest tests/faults
 	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m tests.faults.report faults
 
-soak: $(INSTALLED)  ## a run whose ranks are killed 30 times
+soak: $(WITH_TEST_TOOLS)  ## a run whose ranks are killed 30 times
 	MEGASLM_SOAK_RESTARTS=30 MEGASLM_FAULTS_JSON=runs/soak.json .venv/bin/python -m pytest tests/faults/test_soak.py
 
-multinode: $(INSTALLED)  ## runs over two hosts and a Slurm made on this one (Linux, as root), and their table
+multinode: $(WITH_TEST_TOOLS)  ## runs over two hosts and a Slurm made on this one (Linux, as root), and their table
 	rm -f runs/nodes.json
 	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m pytest tests/multinode
 	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m tests.faults.report nodes
 
-lint: $(INSTALLED)  ## style, format and types
+lint: $(WITH_TEST_TOOLS)  ## style, format and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
@@ -62,13 +66,19 @@ clean:  ## remove caches and build outputs; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# The stamp comes last, so that an interrupted installation is taken up again. Bytecode is written here once: where
-# Python may not write any (PYTHONDONTWRITEBYTECODE), every process of every rank would compile torch anew. uv reads the overrides of pyproject.toml
-# only in this folder, and looks for local wheels where pip does.
+# The stamps come last, so that an interrupted installation is taken up again. Bytecode is written here once: where Python
+# may not write any (PYTHONDONTWRITEBYTECODE), every process of every rank would compile torch anew. uv reads the overrides
+# of pyproject.toml only in this folder, and looks for local wheels where pip does.
+pip_install = env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} \
+    .venv/bin/uv pip install --compile-bytecode --python .venv -c constraints.txt -e '$(1)'
+
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("MegaSLM needs Python 3.11 or newer; $(PYTHON) is %d.%d.%d. Name another one: make PYTHON=python3.12 ..." % sys.version_info[:3])'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
-	env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} \
-	    .venv/bin/uv pip install --compile-bytecode --python .venv -c constraints.txt -e '.[dev]'
+	$(call pip_install,.)
+	@touch $@
+
+$(WITH_TEST_TOOLS): $(INSTALLED)
+	$(call pip_install,.[dev])
 	@touch $@

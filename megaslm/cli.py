@@ -9,7 +9,16 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
-from megaslm.cli_output import JsonFile, Overrides, complain, say_warnings, take_seat, write_json
+from megaslm.cli_output import (
+    JsonFile,
+    Overrides,
+    announce,
+    complain,
+    leave_out_needless_lines,
+    say_warnings,
+    take_seat,
+    write_json,
+)
 from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
@@ -30,6 +39,7 @@ app.command(context_settings=TAKES_THE_REST)(launch)
 
 def main() -> None:
     """Runs a verb: exit status 0 on success, 2 on the user's mistake, 75 when told to stop, 1 on a fault."""
+    leave_out_needless_lines()
     try:
         app()
         status = 0
@@ -73,6 +83,8 @@ def init(
 ) -> None:
     """Write recipes and runs for your own model and text, and print the commands from text to a model."""
     from dataclasses import asdict
+
+    announce("init", f"looks at {model} and at the text → {folder}")
 
     from megaslm.scaffold.init import init as write_project
     from megaslm.scaffold.view import show_project
@@ -129,13 +141,21 @@ def train(
 
     loaded = load(RunConfig, config, overrides or [])
     say_warnings(loaded.warnings)
+    run = loaded.value
+    if smoke:
+        from megaslm.training.smoke_folder import smoke_folder
+
+        announce("train", f"a smoke test of {run.train.objective} by {config} → {smoke_folder(run.run_dir)}")
+    else:
+        resumes = ", from its newest checkpoint" if resume else ""
+        announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.smoke import STEPS
     from megaslm.training.train import train as train_model
 
     train_model(
-        loaded.value,
+        run,
         resume=resume,
         allow_changed=allow_changed or (),
         smoke_steps=(smoke_steps or STEPS) if smoke else None,
@@ -151,6 +171,8 @@ def export(
     json_file: JsonFile = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder. AutoModelForCausalLM loads it."""
+    announce("export", f"{source} → {output}")
+
     from megaslm.training.export import export as export_checkpoint
 
     checkpoint = export_checkpoint(source, output)

@@ -1,7 +1,9 @@
 """What the verbs have in common: options of several of them, and what they print, once for all ranks."""
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 
+_NEEDLESS = "Setting accelerator to CPU"
 _seat = ALONE
 """This process's seat. Verbs that run on many ranks take it. Other verbs run as one process under any environment."""
 
@@ -36,6 +39,22 @@ def write_json(path: Path | None, value: object) -> None:
     """Writes a verb's result, if a file was given."""
     if path is not None:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def leave_out_needless_lines() -> None:
+    """Keeps DeepSpeed from telling, between our lines, that it runs on CPUs. Called before anything imports it."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith(_NEEDLESS))
+
+
+def announce(verb: str, work: str) -> None:
+    """Prints the first line of a command that works for longer: what it reads and writes, once for all ranks.
+
+    Called before the imports that take seconds.
+    """
+    if is_first_rank():
+        typer.echo(f"{verb} · {work}")
+        # Typer flushes no file or pipe, and the next line may be seconds away.
+        sys.stdout.flush()
 
 
 def say_warnings(lines: Sequence[str]) -> None:

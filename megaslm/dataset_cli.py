@@ -6,16 +6,26 @@ from typing import Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, write_json
+from megaslm import checkpoint_cli
+from megaslm.cli_output import JsonFile, announce, write_json
 from megaslm.errors import ConfigError, DataError
 
 
 def verify(
-    dataset: Annotated[Path, typer.Argument(help="The dataset to read.")],
+    dataset: Annotated[Path, typer.Argument(help="The dataset to read, or a run's folder, for its checkpoints.")],
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Read every byte of a dataset and report all corruption."""
+    """Read every byte of a dataset and report all corruption. Of a run's folder, read the checkpoints."""
+    from megaslm.dataset.kinds import Kind, kind_of
+
+    kind = kind_of(dataset)
+    if kind in (Kind.RUN, Kind.CHECKPOINT):
+        announce("verify", f"{dataset} is not a dataset: `megaslm checkpoint verify` reads its checkpoints")
+        checkpoint_cli.verify(dataset, json_file)
+        return
+    announce("verify", str(dataset))
+
     from dataclasses import asdict
 
     from rich.console import Console
@@ -35,7 +45,7 @@ def verify(
 
 def inspect(
     dataset: Annotated[
-        Path, typer.Argument(help="The dataset to look at; with --order, a run's folder or its YAML file.")
+        Path, typer.Argument(help="The dataset or the run's folder to look at; with --order, also the run's YAML file.")
     ],
     split: Annotated[
         Literal["train", "heldout"] | None, typer.Option(help="Only this split; with --row, train by default.")
@@ -49,7 +59,7 @@ def inspect(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Show a dataset, one of its rows, or the rows of a step. A row is shown as text with losses or selected
+    """Show a dataset, one of its rows, a run, or the rows of a step. A row is shown as text with losses or selected
     tokens.
 
     For an unfinished dataset, show its progress.
@@ -68,6 +78,17 @@ def inspect(
         rows = rows_of_step(dataset, order)
         console.print(f"step {rows.step}, epoch {rows.epoch}: {' '.join(rows.rows)}")
         write_json(json_file, asdict(rows))
+        return
+
+    from megaslm.dataset.kinds import Kind, kind_of
+
+    if (row, split, domain) == (None, None, None) and kind_of(dataset) is Kind.RUN:
+        from megaslm.inspect.run_facts import run_facts
+        from megaslm.inspect.run_view import show_run
+
+        run = run_facts(dataset)
+        show_run(console, run)
+        write_json(json_file, asdict(run))
     elif row is None:
         from megaslm.dataset.manifest import MANIFEST
         from megaslm.jobs.progress import jobs_in

@@ -135,6 +135,10 @@ def read_back(model: type[Model], content: bytes, place: str, remedy: str) -> Mo
     try:
         return model.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        raise DataError(f"{place} is not what MegaSLM writes there ({where}{first['msg']}); {remedy}") from error
+        raise DataError(f"{place} is not what MegaSLM writes there ({first_problem(error)}); {remedy}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of the problems that pydantic found in a file, on one line."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return "".join(f"{part}: " for part in first["loc"]) + first["msg"]

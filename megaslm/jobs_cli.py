@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, Overrides, is_first_rank, take_seat, write_json
+from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from megaslm.config.cluster import Share
     from megaslm.jobs.ray_workers import RayCluster
+    from megaslm.observe.console import JobConsole
 
 Work = Annotated[
     Path | None, typer.Option("--work", help="For an output at a URL: the local folder for parts before their upload.")
@@ -49,6 +51,7 @@ def prepare(
     from megaslm.config.cluster import Share
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
+    from megaslm.config.section import without_credentials
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -58,23 +61,22 @@ def prepare(
             f"--engine {engine}: has no effect with --finish, which starts no processes that read text; leave it out"
         )
     loaded = load(Recipe, recipe, overrides or []).value
+    of_share = "" if part is None else f", share {part}"
+    console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
 
-    from megaslm.observe.console import JobConsole
     from megaslm.preparing import prepare as preparing
 
-    if finish:
-        manifest = preparing.finish(loaded, output, working=work)
+    with console, _engine(engine, ray_address) as ray:
+        if share is not None:
+            preparing.prepare_share(loaded, output, share, working=work, workers=workers, watcher=console, ray=ray)
+            _say_shares_left(console, share)
+            return
+        if finish:
+            manifest = preparing.finish(loaded, output, working=work, watcher=console)
+        else:
+            manifest = preparing.prepare(loaded, output, working=work, workers=workers, watcher=console, ray=ray)
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
         _say_passed_over(manifest.passed_over)
-        return
-    with JobConsole("prepare") as console, _engine(engine, ray_address) as ray:
-        show = console.show
-        if share is not None:
-            preparing.prepare_share(loaded, output, share, working=work, workers=workers, on_progress=show, ray=ray)
-            return
-        manifest = preparing.prepare(loaded, output, working=work, workers=workers, on_progress=show, ray=ray)
-    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
-    _say_passed_over(manifest.passed_over)
 
 
 def score(
@@ -124,12 +126,16 @@ def score(
     seat = take_seat()
 
     from megaslm.config.cluster import Share
+    from megaslm.config.section import without_credentials
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
         raise ConfigError("--part and --finish: --part scores a share of the parts, --finish follows when all are done")
+    of_share = "" if part is None else f", share {part}"
+    console = _begin(
+        "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
+    )
 
-    from megaslm.observe.console import JobConsole
     from megaslm.scoring import job
     from megaslm.scoring.request import ScoreRequest, ScoreSettings
 
@@ -143,19 +149,19 @@ def score(
     )
     task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
-    with JobConsole("score") as console, _engine(engine, ray_address) as ray:
-        if ray is not None:
-            if part is not None or finish or seat.world_size > 1:
-                raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
-            manifest = job.score_on_ray(task, ray, console.show)
-            _say_dataset(output, manifest.model_dump(mode="json"), json_file)
-            return
+    with console, _engine(engine, ray_address) as ray:
+        if ray is not None and (part is not None or finish or seat.world_size > 1):
+            raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
         if share is not None:
-            job.score_share(task, share, console.show)
+            job.score_share(task, share, console)
+            _say_shares_left(console, share)
             return
-        manifest = job.finish(task) if finish else job.score(task, console.show)
-    if is_first_rank():
-        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+        if ray is not None:
+            manifest = job.score_on_ray(task, ray, console)
+        else:
+            manifest = job.finish(task, console) if finish else job.score(task, console)
+        if is_first_rank():
+            _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
 def mask(
@@ -182,16 +188,31 @@ def mask(
     criterion and slm.scope sequence. An interrupted job resumes when the command is run again. Where the dataset has
     grown, only its new parts are masked.
     """
-    from megaslm.observe.console import JobConsole
+    from megaslm.config.section import without_credentials
+
+    console = _begin(
+        "mask",
+        f"{without_credentials(dataset)} by {criterion}, keep_ratio {keep_ratio} → {without_credentials(output)}",
+    )
+
     from megaslm.scoring.mask import mask_rule
     from megaslm.scoring.mask_job import MaskRequest
     from megaslm.scoring.mask_job import mask as mask_dataset
 
     rule = mask_rule(criterion, keep_ratio, max_ref_loss)
     task = MaskRequest(dataset, output, rule, workers=workers, working=work, cache=cache)
-    with JobConsole("mask") as console:
-        manifest = mask_dataset(task, console.show)
-    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    with console:
+        manifest = mask_dataset(task, console)
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+def _begin(verb: str, work: str) -> "JobConsole":
+    """Prints a job's first line, before the imports that take seconds, and returns the console for the others."""
+    announce(verb, work)
+
+    from megaslm.observe.console import JobConsole
+
+    return JobConsole(verb, quiet=not is_first_rank())
 
 
 def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Path | None) -> None:
@@ -200,6 +221,13 @@ def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Pat
         for domain, share in domains.items():
             typer.echo(f"{folder} · {split}/{domain}: {share['rows']:,} rows, {share['tokens']:,} targets")
     write_json(json_file, manifest)
+
+
+def _say_shares_left(console: "JobConsole", share: "Share") -> None:
+    console.say(
+        f"share {share.number} of {share.count} is done; when all {share.count} are, run the command with --finish in "
+        "place of --part to make the dataset"
+    )
 
 
 def _say_passed_over(passed_over: Mapping[str, int]) -> None:

@@ -84,5 +84,11 @@ def scores(scored: Path) -> list[tuple[str, str, str]]:
     return [(part["split"], part["domain"], part["part"]) for part in summary["parts"]]
 
 
+def loss_counts(scored: Path) -> list[str]:
+    """The counts of each domain's losses in scores.json, none of them missing."""
+    summary = json.loads((scored / "scores.json").read_text(encoding="utf-8"))
+    return [domain["loss_counts"] for domain in summary["domains"] if domain["loss_counts"] is not None]
+
+
 def _discard(_: object) -> None:
     return

@@ -12,8 +12,9 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from megaslm.config.hub import Hub
 from megaslm.config.recipe import Bos, DomainName
 from megaslm.config.schema import Ratio, Split
+from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import CorruptData, DataError
-from megaslm.files import write_file
+from megaslm.files import first_problem, write_file
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -249,14 +250,13 @@ def write_manifest(dataset: Path, manifest: Manifest) -> None:
 def read_manifest(dataset: Path) -> Manifest:
     """The manifest of a finished dataset.
 
-    Raises DataError where the folder or its manifest is missing, or of a version that this one cannot read; CorruptData
-    where the file was changed since it was written.
+    Raises DataError where the path is not a dataset, and says what it is, or where the manifest is of a version that
+    this one cannot read; CorruptData where the file was changed since it was written.
     """
     path = dataset / MANIFEST
-    if not dataset.is_dir():
-        raise DataError(f"{dataset}: there is no such dataset folder; `megaslm prepare` makes one")
-    if not path.is_file():
-        raise DataError(f"{dataset}: no {MANIFEST}: not a dataset, or unfinished: run `megaslm prepare` again")
+    kind = kind_of(dataset)
+    if kind is not Kind.DATASET:
+        raise DataError(f"{dataset} {kind.value}")
     content = path.read_bytes()
     begin = _CHECKSUM.match(content)
     try:
@@ -268,7 +268,7 @@ def read_manifest(dataset: Path) -> Manifest:
         _require_version(path, fields)
         return Manifest.model_validate_json(fields)
     except ValidationError as error:
-        raise CorruptData(path, f"is not the manifest of a dataset: {error}") from error
+        raise CorruptData(path, f"is not the manifest of a dataset ({first_problem(error)})") from error
 
 
 def _require_unchanged(path: Path, content: bytes, begin: re.Match[bytes]) -> None:

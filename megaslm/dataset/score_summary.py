@@ -3,19 +3,33 @@
 import math
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from megaslm.config.schema import Split
+from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError
+from megaslm.files import first_problem
 
 # Four bins per octave: small losses, the most frequent ones, are resolved as finely as large ones. Losses are float16.
 LOSS_BIN_EDGES = tuple(float(np.float16(2.0 ** (step / 4))) for step in range(-32, 21))
 """Edges of the histogram's bins, in nats, from 1/256 to 32. The first bin goes from 0 to the first edge, the last bin
 has no upper edge. A loss equal to an edge belongs to the bin above it."""
+LOSS_BIN_WIDTH = 2.0**0.25 - 1
+"""The width of a bin as a share of its lower edge."""
 _LARGEST_EXPONENT = 700
+
+
+def _are_counts(text: str) -> str:
+    LossCounts.parse(text)
+    return text
+
+
+CountsText = Annotated[str, AfterValidator(_are_counts)]
+"""A text that `megaslm.dataset.loss_counts.LossCounts.parse` reads."""
 
 
 class _Record(BaseModel):
@@ -48,6 +62,8 @@ class PartStatistics(_Record):
     """Its valid targets."""
     loss_sum: float
     """The sum of their stored losses, in nats: exact, rounded once."""
+    loss_counts: CountsText | None = None
+    """`LossCounts.text` of its losses in a scoring job's notes. In scores.json null: the domains have it."""
     histogram: tuple[int, ...]
     """Targets in each bin; see `LOSS_BIN_EDGES`."""
     worst: tuple[DocumentLoss, ...]
@@ -124,9 +140,11 @@ class DomainScores(_Record):
     perplexity: float
     """exp(mean)."""
     median: float
-    """In nats, interpolated within a bin of the histogram."""
+    """In nats: exact, or interpolated within a bin of the histogram if `loss_counts` is null."""
     p95: float
     """The 95th percentile in nats, likewise."""
+    loss_counts: CountsText | None = None
+    """`LossCounts.text` of the losses. Null if an earlier build scored some of the parts."""
     histogram: tuple[int, ...]
     """Targets in each bin."""
     worst: tuple[DocumentLoss, ...]
@@ -199,7 +217,7 @@ def parse_scores(content: bytes, path: str) -> ScoreSummary:
     except ValidationError as error:
         raise DataError(
             f"{path} is not the summary of a scored dataset; remove this file (the rows do not need it), or score the "
-            f"dataset again: {error}"
+            f"dataset again ({first_problem(error)})"
         ) from error
 
 

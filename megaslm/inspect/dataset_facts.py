@@ -125,9 +125,11 @@ class LossFacts:
     """In nats."""
     median: float
     p95: float
-    """The 95th percentile in nats. In a summary it is, like the median, interpolated within a bin."""
+    """The 95th percentile in nats."""
     perplexity: float
     """exp(mean)."""
+    quantiles_are_exact: bool = True
+    """Whether median and p95 are those of the targets. If not, they are interpolated within a bin of the histogram."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ def _padding_share(dataset: Path, manifest: Manifest, split: Split, domain: str)
 def _loss_facts(dataset: Path, manifest: Manifest, split: Split, domain: str, scores: DomainScores | None) -> LossFacts:
     if scores is not None:
         rows = manifest.splits[split][domain].rows
-        return LossFacts(rows, scores.targets, scores.mean, scores.median, scores.p95, scores.perplexity)
+        is_exact = scores.loss_counts is not None
+        return LossFacts(rows, scores.targets, scores.mean, scores.median, scores.p95, scores.perplexity, is_exact)
     reader = RowReader(dataset, split, domain)
     sampled = _sampled(reader)
     losses = np.concatenate(list(_valid_losses(reader, sampled, manifest.eos_id)))

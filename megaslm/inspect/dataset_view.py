@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from megaslm.dataset.manifest import SCORES, Manifest
-from megaslm.dataset.score_summary import LOSS_BIN_EDGES, ScoreSummary
-from megaslm.inspect.dataset_facts import DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
+from megaslm.dataset.score_summary import LOSS_BIN_EDGES, LOSS_BIN_WIDTH, ScoreSummary
+from megaslm.inspect.dataset_facts import SAMPLED_ROWS, DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
 from megaslm.observe.display import duration, operations, size, visible_on_one_line
 
 _BAR_LINES = 3
@@ -208,11 +208,7 @@ def _shares(facts: DatasetFacts) -> Table:
 
 def _losses(facts: DatasetFacts) -> Table:
     table = _table("rows read", "targets read", "mean ref_loss", "median", "95% below", "perplexity")
-    table.caption = "ref_loss in nats; " + (
-        "rows are read evenly spread over each domain, or all of them"
-        if facts.scores is None
-        else f"exact means; median and 95% to about 1% ({SCORES})"
-    )
+    table.caption = f"ref_loss in nats; {_precision(facts)}"
     table.caption_justify = "left"
     for place, share in _places(facts):
         if share.ref_loss is not None:
@@ -227,6 +223,18 @@ def _losses(facts: DatasetFacts) -> Table:
                 f"{losses.perplexity:,.2f}",
             )
     return table
+
+
+def _precision(facts: DatasetFacts) -> str:
+    """How exact the numbers of the losses are."""
+    if facts.scores is None:
+        return f"of up to {SAMPLED_ROWS} rows, evenly spread over each domain"
+    if all(share.ref_loss is None or share.ref_loss.quantiles_are_exact for share in facts.shares):
+        return f"exact, over all targets ({SCORES})"
+    return (
+        f"exact means; median and 95% lie within a bin of the histogram, {LOSS_BIN_WIDTH:.0%} wide, because an earlier "
+        f"build wrote {SCORES}"
+    )
 
 
 def _table(*numbers: str) -> Table:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -47,6 +48,26 @@ class JobProgress(BaseModel):
     def done(self) -> int:
         """Finished units of `total`."""
         return min(self.total, self.before + self.counts.get(self.unit, 0))
+
+
+class Watcher(Protocol):
+    """What a job reports to while it works."""
+
+    def say(self, line: str) -> None:
+        """Called with what the job does now, or what its user should know, as one line."""
+
+    def show(self, progress: JobProgress) -> None:
+        """Called about once per second, and when all tasks are done."""
+
+
+class Unwatched:
+    """A watcher that ignores everything."""
+
+    def say(self, line: str) -> None:
+        """Does nothing."""
+
+    def show(self, progress: JobProgress) -> None:
+        """Does nothing."""
 
 
 def read_progress(folder: Path) -> JobProgress | None:
@@ -123,23 +144,29 @@ class Publisher:
         self._began = time.monotonic()
         self._published_at = -_PUBLISH_SECONDS
 
-    def publish(self, *, at_once: bool = False) -> JobProgress | None:
-        """The progress of the run, also written to `progress.json`: once a second or `at_once`; None in between."""
+    def publish(self, *, all_done: bool = False) -> JobProgress | None:
+        """The progress of the run, also written to `progress.json`: once a second or `all_done`; None in between.
+
+        If `all_done`, every task is done, although another process may not have written it into its tally yet.
+        """
         now = time.monotonic()
-        if not at_once and now - self._published_at < _PUBLISH_SECONDS:
+        if not all_done and now - self._published_at < _PUBLISH_SECONDS:
             return None
         self._published_at = now
         sums = [_read(path) for path in self._folder.glob(f"tally-{self._run_id}-*.json")]
+        counts = sum((Counter(each.counts) + Counter(each.current) for each in sums), Counter[str]())
+        if all_done:
+            counts[self._unit] = self._total - self._before
         progress = JobProgress(
             job=self._job,
             unit=self._unit,
             total=self._total,
             before=self._before,
             tasks=self._tasks,
-            tasks_done=self._tasks_before + sum(each.tasks for each in sums),
+            tasks_done=self._tasks if all_done else self._tasks_before + sum(each.tasks for each in sums),
             tasks_retried=sum(each.retried for each in sums),
             tasks_left=max((each.left for each in sums), default=0),
-            counts=sum((Counter(each.counts) + Counter(each.current) for each in sums), Counter()),
+            counts=counts,
             processes=len(sums),
             seconds=now - self._began,
             written=datetime.now(UTC),

@@ -5,12 +5,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import AutoConfig, GraniteConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
 from megaslm.config.hub import HubModel
 from megaslm.errors import ModelError
 from megaslm.model.stated_config import CONFIG, require_known, require_model, stated_config
 from megaslm.model.weight_files import StoredWeight, hold_the_same, stored_weights
+
+# Loading and saving draw progress bars and tables on every rank, between our own lines. Errors are raised here.
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
 
 _READS_ROPE_PARAMETERS = hasattr(LlamaConfig(), "rope_parameters")
 _BESIDE = ("rope_theta", "partial_rotary_factor")

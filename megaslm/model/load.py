@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -20,9 +19,6 @@ from megaslm.model.selective_lm import CausalLM
 from megaslm.model.weight_files import stored_weights
 
 ChosenPrecision = Literal["bf16", "fp32"]
-# Loading and saving draw progress bars and tables on every rank, between the run's lines. Errors are raised here.
-transformers.utils.logging.disable_progress_bar()
-transformers.utils.logging.set_verbosity_error()
 
 # `SelectiveLM` replaces it; this value only has to exist on every device.
 _ATTENTION = "sdpa"

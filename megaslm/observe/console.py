@@ -1,5 +1,6 @@
 """Progress of runs and long jobs: a progress bar on a terminal, plain lines elsewhere."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from rich.progress import (
 )
 
 from megaslm.jobs.progress import JobProgress
+from megaslm.observe.display import duration
 from megaslm.observe.records import Record, SkippedRecord, StepRecord, ValidationRecord
 
-_LINE_SECONDS = 10.0
+# A job of minutes prints a line every few seconds, a job of hours a line a minute.
+_LINE_SECONDS, _LONGEST_LINE_SECONDS = 5.0, 60.0
+_LINE_SHARE = 0.01
 _QUIET_SECONDS = 30.0
 _COUNTED = {
     "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
@@ -111,16 +115,18 @@ class JobState:
     """Time since this run began."""
     numbers: str
     """The counts and rates as text."""
+    is_complete: bool
+    """Whether all tasks are done. The last task still writes its files after its last unit."""
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all work is done."""
-        return self.done == self.total
+    def percent(self) -> int:
+        """The finished share of the work; 100 only if all of it is done."""
+        return 100 if self.is_complete else min(99, math.floor(100 * self.done / max(1, self.total)))
 
     def time_left(self) -> str:
         """The time left at the pace of this run, for a log file. A terminal's bar has its own column."""
         made = self.done - self.before
-        if not made or self.is_complete:
+        if not made or self.done >= self.total:
             return ""
         minutes, seconds = divmod(round((self.total - self.done) / made * self.seconds), 60)
         hours, minutes = divmod(minutes, 60)
@@ -130,7 +136,7 @@ class JobState:
 def state_of(progress: JobProgress) -> JobState:
     """Converts a job's progress to the form that is shown."""
     seconds = max(1e-9, progress.seconds)
-    numbers = [f"task {progress.tasks_done:,}/{progress.tasks:,}"]
+    numbers = [f"{progress.tasks_done:,} of {progress.tasks:,} tasks"]
     for name, text in _COUNTED.items():
         if name in progress.counts:
             per_unit, said, per_second = text
@@ -148,27 +154,27 @@ def state_of(progress: JobProgress) -> JobState:
         before=progress.before,
         seconds=progress.seconds,
         numbers=" · ".join(numbers),
+        is_complete=progress.tasks_done == progress.tasks,
     )
 
 
 def show_job(console: Console, progress: JobProgress) -> None:
     """Prints the progress of a job that another process does."""
     work, age = state_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
-    share = work.done / max(1, work.total)
     ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
     console.print(
-        f"{progress.job} · {share:4.0%} · {work.numbers}{work.time_left()} · written {age:,.0f} s ago{ended}",
+        f"{progress.job} · {work.percent:3}% · {work.numbers}{work.time_left()} · written {age:,.0f} s ago{ended}",
         soft_wrap=True,
     )
 
 
 class JobConsole:
-    """Follows one job."""
+    """Follows one job: a progress bar on a terminal, lines elsewhere, and a last line once all is done."""
 
-    def __init__(self, verb: str) -> None:
-        """Draws nothing before the first `show`."""
+    def __init__(self, verb: str, *, quiet: bool = False) -> None:
+        """Draws nothing before the first `show`, and nothing at all if `quiet`, as on all ranks but the first."""
         self._verb = verb
-        self._console = Console(highlight=False)
+        self._console = Console(highlight=False, quiet=quiet)
         self._bar = Progress(
             TextColumn(verb),
             BarColumn(),
@@ -176,33 +182,41 @@ class JobConsole:
             TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
             speed_estimate_period=120,
         )
         self._task: TaskID | None = None
-        self._said_at = time.monotonic()
-        self._said: JobState | None = None
+        self._began_at = self._said_at = time.monotonic()
+        self._said_numbers = ""
+        self._state: JobState | None = None
 
     def __enter__(self) -> "JobConsole":
         """Starts the progress bar if the output is a terminal."""
         self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leaves the bar as it is."""
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Says that all is done, unless an error ends the job."""
         self._bar.stop()
+        if error is None:
+            state = self._state
+            done = "" if state is None else f"{state.percent}% · {state.numbers} · "
+            self.say(f"{done}done in {duration(time.monotonic() - self._began_at)}")
+
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar if there is one."""
+        self._console.print(f"{self._verb} · {line}", markup=False, soft_wrap=True)
 
     def show(self, progress: JobProgress) -> None:
         """Shows the job's progress."""
-        work = state_of(progress)
+        state = self._state = state_of(progress)
         if self._task is None:
-            self._task = self._bar.add_task("", total=work.total, completed=work.before, numbers=work.numbers)
-        self._bar.update(self._task, completed=work.done, numbers=work.numbers)
+            self._task = self._bar.add_task("", total=state.total, completed=state.before, numbers=state.numbers)
+        self._bar.update(self._task, completed=state.done, numbers=state.numbers)
         now = time.monotonic()
-        is_news = self._said is None or work.numbers != self._said.numbers
-        is_due = now - self._said_at >= _LINE_SECONDS
-        is_end = work.is_complete and (self._said is None or not self._said.is_complete)
-        if not self._console.is_terminal and (is_end or (is_due and is_news)):
-            self._said_at, self._said = now, work
-            share = work.done / max(1, work.total)
-            self._console.print(f"{self._verb} · {share:4.0%} · {work.numbers}{work.time_left()}", soft_wrap=True)
+        between = min(_LONGEST_LINE_SECONDS, max(_LINE_SECONDS, _LINE_SHARE * (now - self._began_at)))
+        is_due = now - self._said_at >= between and state.numbers != self._said_numbers
+        # A job's last line comes at its end.
+        if not self._console.is_terminal and is_due and not state.is_complete:
+            self._said_at, self._said_numbers = now, state.numbers
+            self.say(f"{state.percent:3}% · {state.numbers}{state.time_left()}")

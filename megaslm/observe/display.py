@@ -18,6 +18,11 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes} bytes"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, such as `1 task` or `1,200 tasks`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def operations(count: float) -> str:
     """A number of floating-point operations, such as `2.25 GFLOP`."""
     for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6)):

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,27 @@ def read_validations(path: Path) -> list[ValidationRecord]:
     """The validation records of a metrics.jsonl, in order."""
     records = [_record(line) for line in _lines(path) if line["kind"] == "validation"]
     return [record for record in records if isinstance(record, ValidationRecord)]
+
+
+def newest_records(path: Path) -> tuple[StepRecord | None, list[ValidationRecord]]:
+    """The last step of a metrics.jsonl, and the last validation of each domain of each set.
+
+    A last line that is still being written is left out. A missing file has no records.
+    """
+    last_step: bytes | None = None
+    validations: dict[tuple[str, str], ValidationRecord] = {}
+    with path.open("rb") if path.exists() else BytesIO() as file:
+        for text in file:
+            # Steps are many, and only the last one is parsed.
+            if text.startswith(b'{"kind": "step"') and text.endswith(b"\n"):
+                last_step = text
+            elif text.startswith(b'{"kind": "validation"') and text.endswith(b"\n"):
+                record = _record(json.loads(text))
+                assert isinstance(record, ValidationRecord)
+                validations[record.name, record.domain] = record
+    step = None if last_step is None else _record(json.loads(last_step))
+    assert step is None or isinstance(step, StepRecord)
+    return step, list(validations.values())
 
 
 def read_step(path: Path, step: int) -> list[Record]:

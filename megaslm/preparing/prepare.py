@@ -17,18 +17,19 @@ from megaslm.dataset.output import output_at
 from megaslm.errors import DataError, MegaSLMError, PeerFailed
 from megaslm.files import read_back, write_file
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, draw_all, keeping_what_is_done, new_run_id
-from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.jobs.progress import Publisher, Tally, Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.jobs.workers import run_workers
+from megaslm.observe.display import counted, size
 from megaslm.preparing.inputs import Inputs, joined
 from megaslm.preparing.prepare_task import PrepareSpec, run_task
 from megaslm.preparing.provenance import PrepareLedger, PreparePlan, claimed, manifest_of, require_enough, require_same
 from megaslm.preparing.tokenizer_training import make_tokenizer
 from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 
-OnProgress = Callable[[JobProgress], None]
 # Modules that take seconds to import.
 _PRELOADED = ("megaslm.preparing.prepare", "megaslm.dataset.mosaic")
+_UNWATCHED = Unwatched()
 _REMEDY = "remove the file, and the text is read once to compare it"
 
 
@@ -38,7 +39,7 @@ def prepare(
     *,
     working: Path | None = None,
     workers: int | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    watcher: Watcher = _UNWATCHED,
     ray: RayCluster | None = None,
 ) -> Manifest:
     """Make the dataset of a recipe in `output`, a folder or a URL. Returns its manifest.
@@ -51,11 +52,11 @@ def prepare(
     Raises DataError, naming file and line, for unusable text, tokenizers and folders; MegaSLMError where the disk is
     full or a worker dies repeatedly.
     """
-    work = _PrepareJob(recipe, output, working)
+    work = _PrepareJob(recipe, output, working, watcher)
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
-        work.do(work.tasks, workplace, workers, on_progress, ray)
+        work.do(work.tasks, workplace, workers, ray)
         return work.assemble(workplace)
 
 
@@ -66,22 +67,24 @@ def prepare_share(
     *,
     working: Path | None = None,
     workers: int | None = None,
-    on_progress: OnProgress = lambda progress: None,
+    watcher: Watcher = _UNWATCHED,
     ray: RayCluster | None = None,
 ) -> None:
     """Do a share of the tasks and leave `output` unfinished. Other machines may do the other shares at the same time.
 
     Raises as `prepare` does.
     """
-    work = _PrepareJob(recipe, output, working)
+    work = _PrepareJob(recipe, output, working, watcher)
     if work.finished() is None:
         with work.claimed(alone=False) as workplace:
-            work.do(share.of(work.tasks), workplace, workers, on_progress, ray)
+            work.do(share.of(work.tasks), workplace, workers, ray)
 
 
-def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -> Manifest:
+def finish(
+    recipe: Recipe, output: str | Path, *, working: Path | None = None, watcher: Watcher = _UNWATCHED
+) -> Manifest:
     """Join the shares into a dataset. Raises DataError, naming the shares, where a task is not done."""
-    work = _PrepareJob(recipe, output, working)
+    work = _PrepareJob(recipe, output, working, watcher)
     if (manifest := work.finished()) is not None:
         return manifest
     with work.claimed(alone=True) as workplace:
@@ -96,7 +99,8 @@ def finish(recipe: Recipe, output: str | Path, *, working: Path | None = None) -
 
 
 class _PrepareJob:
-    def __init__(self, recipe: Recipe, output: str | Path, working: Path | None) -> None:
+    def __init__(self, recipe: Recipe, output: str | Path, working: Path | None, watcher: Watcher) -> None:
+        self._watcher = watcher
         self._passed_over: Counter[str] = Counter()
         self.tasks = plan_tasks(recipe, self._passed_over)
         self._recipe = recipe
@@ -112,12 +116,13 @@ class _PrepareJob:
             require_same(manifest, self._recipe, self.tasks, self._output.place, inputs)
             # A kill may have come between the manifest and the clean-up.
             self._tidy_up()
+            self._watcher.say(f"{self._output.place} was finished already, by this recipe from these files")
         return manifest
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
         """Claims the output and makes its tokenizer."""
-        with keeping_what_is_done(self._folder), claimed(self._folder, alone=alone) as workplace:
+        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as workplace:
             with workplace.setting_up():
                 workplace.begin(self._plan, self.tasks, alone=alone)
                 self._make_tokenizer(workplace)
@@ -126,6 +131,12 @@ class _PrepareJob:
 
     def _make_tokenizer(self, workplace: PrepareLedger) -> None:
         if not (self._folder / TOKENIZER).is_dir():
+            settings = self._recipe.tokenizer.train_sentencepiece
+            if settings is not None:
+                self._watcher.say(
+                    f"trains the tokenizer: {settings.vocab_size:,} pieces, on up to {size(settings.sample_bytes)} of "
+                    "the text"
+                )
             try:
                 make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
             except BaseException:
@@ -138,7 +149,6 @@ class _PrepareJob:
         tasks: Sequence[Task],
         workplace: PrepareLedger,
         workers: int | None,
-        on_progress: OnProgress,
         ray: RayCluster | None,
     ) -> None:
         """Does those of the tasks that are not done."""
@@ -157,26 +167,28 @@ class _PrepareJob:
             tasks_before=len(tasks) - len(waiting),
         )
 
-        def publish(*, at_once: bool = False) -> None:
-            progress = publisher.publish(at_once=at_once)
+        def publish(*, all_done: bool = False) -> None:
+            progress = publisher.publish(all_done=all_done)
             if progress is not None:
-                on_progress(progress)
+                self._watcher.show(progress)
 
         jobs = [
             PrepareSpec(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
         cores = len(os.sched_getaffinity(0)) if ray is None else ray.cpus
-        count = min(workers or cores, len(waiting))
+        asked = workers or cores
+        count = min(asked, len(waiting))
+        self._watcher.say(_who_works(waiting, asked, self._recipe))
         work = _Worker(jobs, self._folder, run_id, count)
         with self._saying_what_is_in_the_way(workplace):
             if count == 1 and ray is None:
                 work.draw_all(0, publish)
             else:
                 self._run_workers(count, work, workplace, publish, ray)
-        publish(at_once=True)
         workplace.look_again()
         undone = [task for task in waiting if not workplace.is_done(task.name)]
+        publish(all_done=not undone)
         left = [task for task in undone if workplace.is_left(task.name, run_id)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))
@@ -211,6 +223,7 @@ class _PrepareJob:
 
     def assemble(self, workplace: PrepareLedger) -> Manifest:
         """Join the parts of all tasks, which are done, and finish the dataset."""
+        self._watcher.say(f"joins the parts of {counted(len(self.tasks), 'task')} into {self._output.place}")
         outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
         with self._saying_what_is_in_the_way(workplace):
@@ -245,6 +258,18 @@ class _PrepareJob:
 
 def _input_bytes(tasks: Sequence[Task]) -> int:
     return sum(task.input_bytes for task in tasks)
+
+
+def _who_works(waiting: Sequence[Task], workers: int, recipe: Recipe) -> str:
+    """How many workers have a task and, if some have none, why."""
+    line = f"{counted(len(waiting), 'task')} for {counted(workers, 'worker')}"
+    if len(waiting) >= workers:
+        return line
+    files = len({file_range.file.path for task in waiting for file_range in task.ranges})
+    return (
+        f"{line}: the text has {size(_input_bytes(waiting))} in {counted(files, 'file')}, and a task holds up to "
+        f"part_bytes = {recipe.part_bytes:,}; lower part_bytes, or divide compressed files, to give every worker a task"
+    )
 
 
 def _why_left(tasks: Sequence[Task], folder: Path) -> str:

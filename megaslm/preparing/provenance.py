@@ -3,7 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -17,7 +17,7 @@ from megaslm.corpus.tasks import Task, recipe_sha256
 from megaslm.dataset.folder import tokenizer_files
 from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Packing, SourceFile
 from megaslm.errors import DataError
-from megaslm.files import locked, read_back, write_file
+from megaslm.files import Busy, locked, read_back, write_file
 from megaslm.jobs.ledger import Ledger
 from megaslm.preparing.inputs import Inputs, has_changed
 from megaslm.preparing.prepare_task import TaskOutcome
@@ -26,6 +26,7 @@ from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 _FOLDER = ".prepare"
 _PLAN = "plan.json"
+_BRIEFLY_SECONDS = 2.0
 _OURS = (TOKENIZER, "train", "heldout")
 
 
@@ -179,18 +180,18 @@ class PrepareLedger(Ledger[TaskOutcome]):
     def begin(self, plan: PreparePlan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Resume the same plan. If `alone`, start over where the files have changed since, or where an earlier recipe
         has not finished any task."""
-        path = self.folder / _PLAN
         if alone:
             self.forget_runs()
-        if path.is_file():
-            found = read_back(PreparePlan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
+        found = self._begun()
+        if found is not None:
             # A share leaves this check to `finish`, so that the files are not read again for every share.
             if found == plan and not (alone and any(map(self._has_changed, tasks))):
                 return
             if found.recipe_sha256 != plan.recipe_sha256 and (self.has_outcomes() or not alone):
                 raise DataError(
-                    f"{self._output} holds the unfinished dataset of another recipe; "
-                    "remove it or choose another output folder"
+                    f"{self._output} holds the unfinished dataset of another recipe (tasks done: "
+                    f"{len(self.outcomes()):,}); run that recipe again to finish it, or, for this one, choose another "
+                    f"output folder or remove {self._output}"
                 )
             if not alone:
                 raise DataError(
@@ -198,7 +199,17 @@ class PrepareLedger(Ledger[TaskOutcome]):
                     "remove it and prepare all parts again"
                 )
             self._clear()
-        write_file(path, plan.model_dump_json())
+        write_file(self.folder / _PLAN, plan.model_dump_json())
+
+    def give_way(self, plan: PreparePlan) -> None:
+        """Forget another plan that was begun here, unless a task of it is done or another process works here.
+
+        A share calls it before it claims the folder together with others: a recipe may be corrected after a mistake.
+        """
+        with suppress(Busy), locked(self.claim, busy=f"{self._output} is in use"):
+            if self._begun() not in (None, plan) and not self.has_outcomes():
+                self._clear()
+                self.forget_plan()
 
     def forget_plan(self) -> None:
         """Forget the plan, of which nothing has been done."""
@@ -207,6 +218,12 @@ class PrepareLedger(Ledger[TaskOutcome]):
     def remove(self) -> None:
         """Remove the notes of a finished dataset."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _begun(self) -> PreparePlan | None:
+        path = self.folder / _PLAN
+        if not path.is_file():
+            return None
+        return read_back(PreparePlan, path.read_bytes(), str(path), f"remove {self._output} and prepare it again")
 
     def _has_changed(self, task: Task) -> bool:
         outcome = self.outcome(task.name)
@@ -224,8 +241,8 @@ class PrepareLedger(Ledger[TaskOutcome]):
 
 
 @contextmanager
-def claimed(output: Path, *, alone: bool) -> Iterator[PrepareLedger]:
-    """Claim `output`, to start or to resume there: alone, or together with processes that do other tasks.
+def claimed(output: Path, plan: PreparePlan, *, alone: bool) -> Iterator[PrepareLedger]:
+    """Claim `output`, to start or to resume `plan` there: alone, or together with processes that do other tasks.
 
     Raises DataError where another process works there, or where it holds anything but unfinished work.
     """
@@ -235,5 +252,8 @@ def claimed(output: Path, *, alone: bool) -> Iterator[PrepareLedger]:
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
     workplace = PrepareLedger(output)
-    with locked(workplace.claim, shared=not alone, busy=busy):
+    if not alone:
+        workplace.give_way(plan)
+    # Another share may be giving way at this moment.
+    with locked(workplace.claim, shared=not alone, patience_seconds=0.0 if alone else _BRIEFLY_SECONDS, busy=busy):
         yield workplace

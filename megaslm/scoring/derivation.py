@@ -109,6 +109,10 @@ class Derivation(Generic[Outcome]):
         self._tidy_up_after_a_kill(parts)
         return found
 
+    def beside(self, name: str) -> bytes | None:
+        """A file beside the rows of the finished output. None without it, or while there is no finished output."""
+        return None if self._output.finished() is None else self._output.beside(name)
+
     def earlier(self) -> DerivationPlan | None:
         """The plan of the unfinished or finished output, None if there is neither."""
         found = self._output.finished()

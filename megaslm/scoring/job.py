@@ -13,7 +13,7 @@ import torch
 
 from megaslm.config.cluster import Share
 from megaslm.config.section import home_expanded, without_credentials
-from megaslm.dataset.manifest import MANIFEST, Manifest, Reference
+from megaslm.dataset.manifest import MANIFEST, SCORES, Manifest, Reference
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
@@ -23,6 +23,7 @@ from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
+from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
@@ -31,7 +32,7 @@ from megaslm.scoring.part_scoring import PartScorer
 from megaslm.scoring.provenance import describe_scored
 from megaslm.scoring.reports import ScoredPart, known_parts, reports
 from megaslm.scoring.request import ScoreRequest
-from megaslm.scoring.work import OnProgress, ScoreLedger, ScoreProcess
+from megaslm.scoring.work import ScoreLedger, ScoreProcess, who_works
 from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
@@ -42,6 +43,7 @@ _MADE_ELSEWHERE_SECONDS = 1800.0
 _LOOK_AGAIN_SECONDS = 1.0
 _BRIEFLY = 10.0
 
+_UNWATCHED = Unwatched()
 T = TypeVar("T")
 
 
@@ -67,7 +69,7 @@ def requirements_of(task: ScoreRequest) -> Requirements:
     )
 
 
-def score(task: ScoreRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def score(task: ScoreRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `ref_loss` and, if asked, `ref_entropy`.
 
     Called by every rank. A rank draws one range of rows after the other, including the ranges of ranks that died. Rows
@@ -81,28 +83,28 @@ def score(task: ScoreRequest, on_progress: OnProgress = lambda progress: None) -
         MegaSLMError: the system reports an error, such as a full disk.
     """
     with StopSignal() as stop:
-        job = _ScoreJob(task)
+        job = _ScoreJob(task, watcher)
         manifest = job.finished()
         if manifest is None:
             with job.claimed(alone=True):
-                job.score_parts(None, stop, on_progress)
+                job.score_parts(None, stop)
                 manifest = job.assembled()
         return manifest
 
 
-def score_share(task: ScoreRequest, share: Share, on_progress: OnProgress = lambda progress: None) -> None:
+def score_share(task: ScoreRequest, share: Share, watcher: Watcher = _UNWATCHED) -> None:
     """Does a share of the parts and leaves the output unfinished. Other machines may do other shares at the same time.
 
     Raises as `score` does.
     """
     with StopSignal() as stop:
-        job = _ScoreJob(task)
+        job = _ScoreJob(task, watcher)
         if job.finished() is None:
             with job.claimed(alone=False):
-                job.score_parts(share, stop, on_progress)
+                job.score_parts(share, stop)
 
 
-def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def score_on_ray(task: ScoreRequest, cluster: RayCluster, watcher: Watcher = _UNWATCHED) -> Manifest:
     """Does the work of `score` in processes of a Ray cluster: one per GPU or, without GPUs, one per processor.
 
     Raises as `score` does, and DataError where the nodes do not share the output, or its locks do not hold.
@@ -114,6 +116,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgres
         derivation = _derive(task, described)
         found = derivation.finished()
         if found is not None:
+            watcher.say(f"{task.output} was finished already, from these rows by this reference")
             return found
         with derivation.claimed(alone=True):
             run_id = new_run_id()
@@ -127,9 +130,11 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgres
                     raise failure
                 progress = publisher.publish()
                 if progress is not None:
-                    on_progress(progress)
+                    watcher.show(progress)
 
-            count = min(cluster.gpus or cluster.cpus, len(work.tasks()))
+            asked = cluster.gpus or cluster.cpus
+            count = min(asked, len(work.tasks()))
+            watcher.say(who_works(work.waiting_rows(work.tasks()), asked))
             process = _OnRay(task, described, run_id, count, device.type, derivation.ledger.folder)
             cluster.run(
                 count, process, gpus=1 if cluster.gpus else 0, folder=derivation.ledger.folder, look=look,
@@ -139,6 +144,10 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, on_progress: OnProgres
             look()
             if why_left := work.why_left():
                 raise MegaSLMError(why_left)
+            progress = publisher.publish(all_done=True)
+            if progress is not None:
+                watcher.show(progress)
+            watcher.say(f"joins the scored parts into {task.output}")
             return _assemble(task, described, derivation, patience_seconds=_NOTED_ELSEWHERE_SECONDS)
 
 
@@ -179,9 +188,9 @@ class _OnRay:
             Ledger(self.ledger, ScoredPart, place=str(self.task.output)).fail(self.run_id, error)
 
 
-def finish(task: ScoreRequest) -> Manifest:
+def finish(task: ScoreRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
     """Joins the shares into a dataset. Raises DataError, naming the parts, where one is not done."""
-    job = _ScoreJob(task)
+    job = _ScoreJob(task, watcher)
     job.take_on()
     manifest = job.finished()
     if manifest is None:
@@ -196,9 +205,10 @@ class _ScoreJob:
     During the work no rank waits for another, which may have died. The ranks communicate only through the ledger.
     """
 
-    def __init__(self, task: ScoreRequest) -> None:
+    def __init__(self, task: ScoreRequest, watcher: Watcher) -> None:
         self._world = join_world()
         self._task = task
+        self._watcher = watcher
         for line in preflight(self._world, requirements_of(task)):
             if self._world.is_first:
                 print(line, flush=True)
@@ -219,7 +229,10 @@ class _ScoreJob:
             self._derivation = _derive(self._task, self._described)
 
     def finished(self) -> Manifest | None:
-        return self._once(self._derivation.finished)
+        manifest = self._once(self._derivation.finished)
+        if manifest is not None:
+            self._watcher.say(f"{self._task.output} was finished already, from these rows by this reference")
+        return manifest
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[None]:
@@ -232,20 +245,19 @@ class _ScoreJob:
                 held.enter_context(locked(self._derivation.at_work, shared=True, patience_seconds=_BRIEFLY, busy=busy))
             # All ranks meet here, so that none is late for the following.
             self._locks_hold = locks_hold(folder, self._world)
-            if not self._locks_hold and self._world.is_first:
-                print(
-                    f"score · {folder}: this file system keeps no locks between hosts; each rank scores a fixed share, "
-                    "and no rank takes over the share of a rank that dies",
-                    flush=True,
+            if not self._locks_hold:
+                self._watcher.say(
+                    f"{folder}: this file system keeps no locks between hosts; each rank scores a fixed share, and no "
+                    "rank takes over the share of a rank that dies"
                 )
             yield
 
-    def score_parts(self, share: Share | None, stop: StopSignal, on_progress: OnProgress) -> None:
+    def score_parts(self, share: Share | None, stop: StopSignal) -> None:
         """Draws ranges of rows, those of the largest part first, until all are scored by any rank."""
         run_id = on_first_rank(new_run_id)
         try:
             with keeping_what_is_done(self._task.output), self._unless_finished():
-                self._process(run_id, stop, on_progress if self._world.is_first else None).run(share)
+                self._process(run_id, stop).run(share)
         except BaseException as error:
             if not isinstance(error, PeerFailed):
                 self._derivation.ledger.fail(run_id, error)
@@ -253,6 +265,7 @@ class _ScoreJob:
 
     def assembled(self) -> Manifest:
         """The dataset, joined from the work of all ranks by the first rank to arrive or, without locks, by rank 0."""
+        self._watcher.say(f"joins the scored parts into {self._task.output}")
         deadline = time.monotonic() + _MADE_ELSEWHERE_SECONDS
         manifest = self._derivation.finished()
         while manifest is None:
@@ -290,20 +303,22 @@ class _ScoreJob:
     def joined_shares(self) -> Manifest:
         """The dataset, joined from the shares by the first rank, for all ranks."""
 
+        self._watcher.say(f"joins the shares into {self._task.output}")
+
         def join() -> Manifest:
             with StopSignal() as stop:
-                self._process(new_run_id(), stop, None).join_parts()
+                self._process(new_run_id(), stop).join_parts()
             return self._join()
 
         return self._once(join)
 
-    def _process(self, run_id: str, stop: StopSignal, on_progress: OnProgress | None) -> ScoreProcess:
+    def _process(self, run_id: str, stop: StopSignal) -> ScoreProcess:
         return ScoreProcess(
             ScoreLedger(self._derivation, self._described, run_id),
             self._world,
             lambda: _load(self._task, self._described, self._world.device),
             stop,
-            on_progress,
+            self._watcher if self._world.is_first else None,
             locks_hold=self._locks_hold,
         )
 
@@ -354,4 +369,4 @@ def _assemble(
     task: ScoreRequest, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
 ) -> Manifest:
     outcomes = derivation.outcomes(patience_seconds=patience_seconds)
-    return derivation.assemble(outcomes, reports(outcomes, described, task.reference))
+    return derivation.assemble(outcomes, reports(outcomes, described, task.reference, derivation.beside(SCORES)))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.score_summary import LOSS_BIN_EDGES, DocumentLoss, PartStatistics
 from megaslm.slm.valid_targets import valid_targets
 
@@ -14,9 +15,6 @@ MOST_DOCUMENTS = 10
 FEWEST_TARGETS = 32
 """Valid targets of the shortest document that is compared. A mean of fewer losses says little."""
 
-# Losses are counted by float16 bit pattern, without the sign, which only a zero may have.
-_PATTERNS = 0x7C00
-_NO_SIGN = 0x7FFF
 # Every float16 is a whole multiple of 2^-24, so integer sums are exact and do not depend on the order.
 _UNITS_PER_NAT = 2.0**24
 
@@ -33,7 +31,7 @@ class LossStatistics:
         """`eos_id` ends every document and fills rows."""
         self._eos_id = eos_id
         self._rows_share_a_token = rows_share_a_token
-        self._counts: NDArray[np.int64] = np.zeros(_PATTERNS, dtype=np.int64)
+        self._counts = LossCounts.of(np.empty(0, dtype=np.float16))
         self._seq_len = 0
         self._rows = 0
         self._row_ended_document = False
@@ -45,8 +43,7 @@ class LossStatistics:
         self._seq_len = losses.shape[1]
         of_stream = losses.ravel()
         valid = valid_targets(tokens, self._eos_id).ravel()
-        patterns = of_stream[valid].view(np.uint16) & _NO_SIGN
-        self._counts += np.bincount(patterns, minlength=_PATTERNS)
+        self._counts += LossCounts.of(of_stream[valid])
         units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)
         self._add_documents(valid, np.where(valid, units, 0), self._begin_anew(tokens))
         self._rows += len(tokens)
@@ -56,12 +53,13 @@ class LossStatistics:
         if self._unfinished is not None:
             self._keep(self._unfinished)
             self._unfinished = None
-        losses = np.arange(_PATTERNS, dtype=np.uint16).view(np.float16).astype(np.float64)
+        counts, losses = self._counts.counts, self._counts.losses()
         bins = np.searchsorted(LOSS_BIN_EDGES, losses, side="right")
-        histogram = np.bincount(bins, weights=self._counts, minlength=len(LOSS_BIN_EDGES) + 1).astype(np.int64)
+        histogram = np.bincount(bins, weights=counts, minlength=len(LOSS_BIN_EDGES) + 1).astype(np.int64)
         return PartStatistics(
-            targets=int(self._counts.sum()),
-            loss_sum=math.fsum(self._counts * losses),
+            targets=self._counts.targets,
+            loss_sum=math.fsum(counts * losses),
+            loss_counts=self._counts.text(),
             histogram=tuple(histogram.tolist()),
             worst=self._worst.records(self._seq_len),
             best=self._best.records(self._seq_len),

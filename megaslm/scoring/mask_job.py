@@ -21,7 +21,8 @@ from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, Stopped
 from megaslm.jobs.ledger import Drawn, draw_all, keeping_what_is_done, new_run_id
-from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.jobs.progress import Publisher, Tally, Unwatched, Watcher
+from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.mask import describe_masked, selected_targets
@@ -29,9 +30,7 @@ from megaslm.scoring.mask import describe_masked, selected_targets
 _WORKING = ".mask"
 _TARGETS_AT_ONCE = 1 << 18
 _LOOK_SECONDS = 0.25
-
-OnProgress = Callable[[JobProgress], None]
-"""Called about once per second."""
+_UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class MaskRequest:
     """For a dataset at a URL: the folder that keeps fetched files."""
 
 
-def mask(task: MaskRequest, on_progress: OnProgress = lambda progress: None) -> Manifest:
+def mask(task: MaskRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
     """Writes the output: the rows of the dataset, in order, with `selected` in place of losses and entropies.
 
     Parts that an earlier job has finished, and those of a finished output whose dataset has grown, are not made again.
@@ -77,9 +76,11 @@ def mask(task: MaskRequest, on_progress: OnProgress = lambda progress: None) -> 
     )
     finished = derivation.finished()
     if finished is not None:
+        watcher.say(f"{task.output} was finished already, from these rows by this rule")
         return finished
     with keeping_what_is_done(task.output), derivation.claimed(alone=True):
-        _MaskJob(derivation, described, on_progress).run(task.workers or len(os.sched_getaffinity(0)))
+        _MaskJob(derivation, described, watcher).run(task.workers or len(os.sched_getaffinity(0)))
+        watcher.say(f"joins the masked parts into {task.output}")
         cost = source.path / COST
         return derivation.assemble(
             derivation.outcomes(), {COST: cost.read_text(encoding="utf-8")} if cost.is_file() else {}
@@ -91,7 +92,7 @@ def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
 
 
 class _MaskJob:
-    def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, on_progress: OnProgress) -> None:
+    def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, watcher: Watcher) -> None:
         assert described.mask is not None, "describe_masked has set it"
         self._derivation = derivation
         self._rule = described.mask
@@ -99,7 +100,7 @@ class _MaskJob:
         self._format = RowFormat.of(described)
         self._parts = derivation.parts()
         self._waiting = [item for item in self._parts if not derivation.is_done(item)]
-        self._on_progress = on_progress
+        self._watcher = watcher
         self._run_id = new_run_id()
         self._over = threading.Event()
 
@@ -116,6 +117,8 @@ class _MaskJob:
             tasks=len(self._parts),
             tasks_before=len(self._parts) - len(self._waiting),
         )
+        idle = "" if len(self._waiting) >= threads else "; a part is one task, so the other threads have none"
+        self._watcher.say(f"{counted(len(self._waiting), 'part')} for {counted(threads, 'thread')}{idle}")
         # Each of these threads would start as many torch threads, which would compete for the same cores.
         torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -127,9 +130,9 @@ class _MaskJob:
                     ended, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
                     for thread in ended:
                         thread.result()
-                    progress = publisher.publish(at_once=not running)
+                    progress = publisher.publish(all_done=not running)
                     if progress is not None:
-                        self._on_progress(progress)
+                        self._watcher.show(progress)
             finally:
                 self._over.set()
                 pool.shutdown(cancel_futures=True)

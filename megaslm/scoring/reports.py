@@ -5,8 +5,10 @@ import math
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import reduce
 from importlib.metadata import version
 from itertools import accumulate, groupby
+from operator import add
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from megaslm import __version__
 from megaslm.config.schema import Split
+from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.manifest import COST, SCORES, Manifest, Reference
 from megaslm.dataset.score_summary import (
     LOSS_BIN_EDGES,
@@ -77,10 +80,16 @@ def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
     return tuple(known)
 
 
-def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, precision: ChosenPrecision) -> ScoreSummary:
+def summarise(
+    parts: Sequence[PartScores],
+    forward_flops_per_token: float,
+    precision: ChosenPrecision,
+    earlier: ScoreSummary | None = None,
+) -> ScoreSummary:
     """The summary of a dataset, from all its parts, domain by domain and in the order of their rows.
 
-    `precision` is the precision of the forward pass. The devices' peak depends on it.
+    `precision` is the precision of the forward pass. The devices' peak depends on it. `earlier` is the summary of the
+    same dataset when it had fewer parts: it has the loss counts of these.
     """
     devices = tuple(
         _device_scores(device, parts, forward_flops_per_token, precision)
@@ -100,10 +109,10 @@ def summarise(parts: Sequence[PartScores], forward_flops_per_token: float, preci
         bin_edges=LOSS_BIN_EDGES,
         devices=devices,
         domains=tuple(
-            _domain_scores(split, domain, list(of_domain))
+            _domain_scores(split, domain, list(of_domain), earlier)
             for (split, domain), of_domain in groupby(parts, key=lambda part: (part.split, part.domain))
         ),
-        parts=tuple(parts),
+        parts=tuple(_without_counts(part) for part in parts),
     )
 
 
@@ -151,7 +160,27 @@ def _ranks(by: Iterable[ScoredBy]) -> int:
     return len({(each.host, each.rank) for each in by})
 
 
-def _domain_scores(split: Split, domain: str, parts: Sequence[PartScores]) -> DomainScores:
+def _without_counts(part: PartScores) -> PartScores:
+    """The scores as scores.json has them. The counts of thousands of parts would fill it."""
+    return part.model_copy(update={"statistics": part.statistics.model_copy(update={"loss_counts": None})})
+
+
+def _loss_counts(
+    split: Split, domain: str, parts: Sequence[PartScores], earlier: ScoreSummary | None
+) -> LossCounts | None:
+    """The counts of all parts: those of `earlier`, and those in the notes of the other parts. None if some are lost."""
+    known = {part.part for part in earlier.parts if (part.split, part.domain) == (split, domain)} if earlier else set()
+    new = [part.statistics.loss_counts for part in parts if part.part not in known]
+    texts = [*new, earlier.of_domain(split, domain).loss_counts] if earlier and known else new
+    if None in texts or not known <= {part.part for part in parts}:
+        return None
+    return reduce(add, [LossCounts.parse(text) for text in texts if text is not None])
+
+
+def _domain_scores(
+    split: Split, domain: str, parts: Sequence[PartScores], earlier: ScoreSummary | None
+) -> DomainScores:
+    counts = _loss_counts(split, domain, parts, earlier)
     statistics = [part.statistics for part in parts]
     targets = sum(each.targets for each in statistics)
     mean = math.fsum(each.loss_sum for each in statistics) / targets
@@ -163,8 +192,9 @@ def _domain_scores(split: Split, domain: str, parts: Sequence[PartScores]) -> Do
         targets=targets,
         mean=mean,
         perplexity=perplexity(mean),
-        median=quantile(histogram, 0.5),
-        p95=quantile(histogram, 0.95),
+        median=quantile(histogram, 0.5) if counts is None else counts.quantile(0.5),
+        p95=quantile(histogram, 0.95) if counts is None else counts.quantile(0.95),
+        loss_counts=None if counts is None else counts.text(),
         histogram=histogram,
         worst=_first(_placed(first_rows, [each.worst for each in statistics]), by=lambda loss: -loss.mean_loss),
         best=_first(_placed(first_rows, [each.best for each in statistics]), by=lambda loss: loss.mean_loss),
@@ -218,8 +248,10 @@ def known_parts(manifest: Manifest, beside: Callable[[str], bytes | None]) -> Ma
     return known
 
 
-def reports(outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifest, reference: Path) -> dict[str, str]:
-    """The files beside the rows, by name."""
+def reports(
+    outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifest, reference: Path, earlier: bytes | None
+) -> dict[str, str]:
+    """The files beside the rows, by name. `earlier` is the scores.json of the output before it gets more parts."""
     record = cast(Reference, manifest.reference)
     parts = [
         PartScores(
@@ -234,7 +266,8 @@ def reports(outcomes: Sequence[tuple[SourcePart, ScoredPart]], manifest: Manifes
         for item, scored in outcomes
     ]
     flops = _flops_per_target(record, manifest.seq_len, reference)
-    summary = summarise(parts, flops, cast(ChosenPrecision, record.precision))
+    before = None if earlier is None else parse_scores(earlier, f"the output's {SCORES}")
+    summary = summarise(parts, flops, cast(ChosenPrecision, record.precision), before)
     cost = _cost([by for _, scored in outcomes for by in scored.by], reference)
     return {SCORES: summary.model_dump_json(indent=1) + "\n", COST: json.dumps(cost, indent=1) + "\n"}
 

@@ -19,7 +19,8 @@ from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
-from megaslm.jobs.progress import JobProgress, Publisher, Tally
+from megaslm.jobs.progress import Publisher, Tally, Watcher
+from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart
 from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
@@ -30,9 +31,8 @@ _RANGES = "ranges"
 # A range is a task. It is small, so that ranks share a small dataset evenly and little is lost when a rank dies.
 _LEAST_TARGETS = 1 << 18
 _MOST_RANGES = 32
-
-OnProgress = Callable[[JobProgress], None]
-"""Called about once per second."""
+# Ranks share the work evenly if no task is longer than this multiple of a rank's share.
+_EVEN = 1.5
 
 _WHAT_IS_KEPT = "what is scored is kept; start it again for the rest"
 
@@ -122,6 +122,10 @@ class ScoreLedger:
             tasks_before=len(done),
         )
 
+    def waiting_rows(self, tasks: Sequence[RowRange | SourcePart]) -> list[int]:
+        """The rows of each task that is not done."""
+        return [_rows(task) for task in tasks if not self.is_done(task)]
+
     def tasks_done(self) -> int:
         """The number of finished tasks."""
         return sum(map(self.is_done, self.tasks()))
@@ -148,6 +152,17 @@ class ScoreLedger:
         )
 
 
+def who_works(rows: Sequence[int], ranks: int) -> str:
+    """How many ranks share the tasks, of so many rows each, and why some ranks wait if the tasks are too few."""
+    line = f"{counted(len(rows), 'task')} for {counted(ranks, 'rank')}"
+    if not rows or max(rows) * ranks <= _EVEN * sum(rows):
+        return line
+    return (
+        f"{line}; the largest has {max(rows) / sum(rows):.0%} of the rows, and the other ranks wait for it: a task is "
+        f"never divided below {_LEAST_TARGETS:,} targets, so this dataset needs fewer ranks"
+    )
+
+
 class ScoreProcess:
     """One working process: a rank, or a process started by Ray."""
 
@@ -157,12 +172,12 @@ class ScoreProcess:
         world: World,
         load: Callable[[], PartScorer],
         stop: StopSignal,
-        on_progress: OnProgress | None,
+        watcher: Watcher | None,
         *,
         locks_hold: bool,
     ) -> None:
-        """`load` is called when there is a task. Only one process gets `on_progress`, and reports for all."""
-        self._work, self._world, self._load, self._stop, self._on_progress = work, world, load, stop, on_progress
+        """`load` is called when there is a task. Only one process gets `watcher`, and reports for all."""
+        self._work, self._world, self._load, self._stop, self._watcher = work, world, load, stop, watcher
         self._locks_hold = locks_hold
         # Parts with an abandoned range.
         self._left: set[str] = set()
@@ -178,8 +193,9 @@ class ScoreProcess:
         Without working locks, each rank has a fixed share of these, and waits for the others.
         """
         tasks = self._work.tasks() if share is None else share.of(self._work.tasks())
-        if self._on_progress is not None:
+        if self._watcher is not None:
             self._publisher = self._work.publisher(tasks)
+            self._watcher.say(who_works(self._work.waiting_rows(tasks), self._world.size))
         self._look()
         if share is None:
             tasks = [*tasks, *(item for item in self._work.parts if self._work.ranges(item))]
@@ -188,7 +204,7 @@ class ScoreProcess:
         if not self._locks_hold:
             draw_all(tasks, self._is_done, self._look, processes=self._world.size)
         self._tally.end(len(left))
-        self._publish(at_once=True)
+        self._publish(all_done=not left)
         if left:
             raise MegaSLMError(self._work.why_left())
 
@@ -205,11 +221,11 @@ class ScoreProcess:
         self._work.ledger.folder.stat()
         self._publish()
 
-    def _publish(self, *, at_once: bool = False) -> None:
-        if self._publisher is not None and self._on_progress is not None:
-            progress = self._publisher.publish(at_once=at_once)
+    def _publish(self, *, all_done: bool = False) -> None:
+        if self._publisher is not None and self._watcher is not None:
+            progress = self._publisher.publish(all_done=all_done)
             if progress is not None:
-                self._on_progress(progress)
+                self._watcher.show(progress)
 
     def _draw(self, task: RowRange | SourcePart) -> Drawn:
         return self._draw_range(task) if isinstance(task, RowRange) else self._draw_part(task)
@@ -254,13 +270,13 @@ class ScoreProcess:
         began = time.monotonic()
         targets = 0
 
-        def counted() -> Iterator[ScoredRows]:
+        def counting() -> Iterator[ScoredRows]:
             nonlocal targets
             for some in rows:
                 targets += int(valid_targets(some.tokens, self._work.described.eos_id).sum())
                 yield some
 
-        write_values(self._work.values(task), counted())
+        write_values(self._work.values(task), counting())
         by = self._ended(began, targets)
         return RangeOutcome(by=by)
 
@@ -291,7 +307,10 @@ class ScoreProcess:
             self._tally.report(rows=done, targets=done * seq_len)
             self._look()
 
-        self._scorer = self._scorer or self._load()
+        if self._scorer is None:
+            if self._watcher is not None:
+                self._watcher.say("loads the reference")
+            self._scorer = self._load()
         return self._scorer.scored(self._reader_of(item), rows, str(item.path), count)
 
     def _ended(self, began: float, targets: int) -> ScoredBy:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.dataset.score_summary import ScoreSummary
 from megaslm.jobs.progress import Publisher, Tally
-from tests.forked_cli import call_megaslm
+from tests.chain import Chain
+from tests.forked_cli import call_megaslm, run_megaslm
 from tests.inspected import make_inspected
 from tests.messages import Says
 from tests.scores import write_scores
@@ -54,7 +56,7 @@ def test_a_manifest_that_was_edited_is_said_to_be(tmp_path: Path, says: Says) ->
     manifest.write_text(manifest.read_text().replace("alphabet", "alphabets"))
     done = call_megaslm("verify", dataset)
     assert done.returncode == 2
-    says(done.stdout.splitlines()[0], "manifest.json")
+    says(done.stdout.splitlines()[1], "manifest.json")
 
 
 def test_a_dataset_is_shown(scored: Path, tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_job_under_way_is_told_of_from_another_terminal(tmp_path: Path, ledger
     assert publisher.publish() is not None
     done = call_megaslm("inspect", tmp_path / "dataset", "--json", tmp_path / "found.json")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("a-verb ·  50% · task 2/4 · 10 rows · ")
+    assert done.stdout.startswith("a-verb ·  50% · 2 of 4 tasks · 10 rows · ")
     (job,) = json.loads((tmp_path / "found.json").read_text())["jobs"]
     assert (job["job"], job["tasks_done"], job["tasks_retried"], job["counts"]) == ("a-verb", 2, 1, {"rows": 10})
 
@@ -134,3 +136,18 @@ def test_the_progress_of_a_dataset_that_grows_is_told_before_what_it_is(tmp_path
     first, *rest = done.stdout.splitlines()
     assert first.startswith("a-verb ·  25% · ")
     assert any("MegaSLM" in line for line in rest)
+
+
+def test_a_run_is_shown_and_its_checkpoints_are_verified(chain: Chain, tmp_path: Path) -> None:
+    shown = run_megaslm("inspect", chain.slm_run, "--json", tmp_path / "run.json")
+    assert "8 of 8" in shown
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["last_step"]["step"] == 8
+    assert [Path(one["folder"]).name for one in facts["checkpoints"]] == ["step-00000004", "step-00000008"]
+    for place in (chain.slm_run, chain.slm_run / "checkpoints" / "step-00000008"):
+        assert "every byte is intact" in run_megaslm("verify", place)
+
+
+def test_what_the_verbs_made_is_told_apart(chain: Chain) -> None:
+    kinds = [kind_of(path) for path in (chain.scored, chain.slm_run, chain.slm_run / "checkpoints" / "step-00000008")]
+    assert [*kinds, kind_of(chain.reference)] == [Kind.DATASET, Kind.RUN, Kind.CHECKPOINT, Kind.MODEL]

@@ -8,10 +8,13 @@ import pytest
 
 import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.cluster import Share
+from megaslm.config.recipe import Recipe
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError, DataError
 from megaslm.preparing.prepare import finish, prepare, prepare_share
 from tests.corpus import content, recipe_of
+from tests.messages import Says
+from tests.watched import Watched
 
 fork = multiprocessing.get_context("fork")
 
@@ -49,14 +52,56 @@ def test_shares_keep_out_whoever_would_do_everything(corpus: Path, dataset: Path
     recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
     refusals = []
 
-    def meanwhile(_: object) -> None:
+    def meanwhile() -> None:
         for everything in (prepare, finish):
             with pytest.raises(DataError, match="another process is preparing this dataset") as caught:
                 everything(recipe, output)
             refusals.append(caught)
 
-    prepare_share(recipe, output, Share(1, 20), workers=1, on_progress=meanwhile)
+    prepare_share(recipe, output, Share(1, 20), workers=1, watcher=Watched(meanwhile))
     assert refusals
+
+
+def misspelled(recipe: Recipe) -> Recipe:
+    """The recipe with a field that no record has."""
+    settings = recipe.model_dump(mode="json", exclude_unset=True)
+    for source in settings["sources"]:
+        source["text_field"] = "txet"
+    return Recipe.model_validate(settings)
+
+
+def test_a_corrected_recipe_begins_anew_where_no_task_was_done(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+    recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
+    with pytest.raises(DataError, match="no field 'txet'"):
+        prepare_share(misspelled(recipe), output, Share(1, 2), workers=1)
+    assert (output / "tokenizer").is_dir()
+    for share in (Share(1, 2), Share(2, 2)):
+        prepare_share(recipe, output, share, workers=1)
+    expected = read_manifest(dataset)
+    assert finish(recipe, output).tokens_fingerprint() == expected.tokens_fingerprint()
+
+
+def test_another_recipe_keeps_what_is_done_and_leaves_those_at_work_alone(
+    corpus: Path, dataset: Path, tmp_path: Path, says: Says
+) -> None:
+    recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
+    other = recipe.model_copy(update={"seq_len": 64})
+    refusals = []
+
+    def meanwhile() -> None:
+        if not list(output.glob(".prepare/task-*.json")):
+            with pytest.raises(DataError) as refused:
+                prepare_share(other, output, Share(2, 20), workers=1)
+            refusals.append(refused)
+
+    prepare_share(recipe, output, Share(1, 20), workers=1, watcher=Watched(meanwhile))
+    says(refusals[0], output)
+    for begin in (lambda: prepare(other, output), lambda: prepare_share(other, output, Share(2, 20), workers=1)):
+        with pytest.raises(DataError) as refused:
+            begin()
+        says(refused, output)
+    prepare(recipe, output, workers=1)
+    assert read_manifest(output).tokens_fingerprint() == read_manifest(dataset).tokens_fingerprint()
 
 
 def test_files_that_change_between_shares_are_noticed(corpus: Path, dataset: Path, tmp_path: Path) -> None:

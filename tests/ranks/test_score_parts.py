@@ -20,7 +20,7 @@ from megaslm.inspect.verify import verify
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.job import finish, score, score_share
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
-from tests.scoring import fail, failing, make_reference, notes, rows_of, run_job, scores, start, task_of
+from tests.scoring import fail, failing, loss_counts, make_reference, notes, rows_of, run_job, scores, start, task_of
 from tests.toy import make_dataset
 
 SMALL = {("train", "a"): [60, 35, 50]}
@@ -138,6 +138,8 @@ def test_a_dataset_that_has_grown(folder: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before, "old parts were written again"
     assert rows_of(scored) == rows_of(folder / "scored")
     assert scores(scored) == scores(folder / "scored")
+    assert len(loss_counts(scored)) > 1
+    assert loss_counts(scored) == loss_counts(folder / "scored")
     assert not verify(scored).problems
 
 
@@ -155,6 +157,7 @@ def test_a_kill_while_it_is_joined_loses_nothing(folder: Path, tmp_path: Path, s
     run_job(2, task)
     assert rows_of(scored) == rows_of(folder / "scored")
     assert scores(scored) == scores(folder / "scored")
+    assert loss_counts(scored) == loss_counts(folder / "scored")
     assert not verify(scored).warnings
 
 

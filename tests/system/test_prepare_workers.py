@@ -11,15 +11,16 @@ from megaslm.config.recipe import Recipe
 from megaslm.corpus.python_stdlib import standard_library_files
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import DataError
-from megaslm.jobs.progress import JobProgress
 from megaslm.preparing.prepare import prepare
 from tests.corpus import content, documents_of, recipe_of
 from tests.launched import ROOT
+from tests.watched import Watched
 
 
 def test_the_number_of_workers_does_not_matter(corpus: Path, dataset: Path, tmp_path: Path) -> None:
-    calls: list[JobProgress] = []
-    prepare(recipe_of(corpus), tmp_path / "two", workers=2, on_progress=calls.append)
+    watched = Watched()
+    prepare(recipe_of(corpus), tmp_path / "two", workers=2, watcher=watched)
+    calls = watched.shown
     assert content(tmp_path / "two") == content(dataset)
     manifest = read_manifest(dataset)
     last = calls[-1]

@@ -67,3 +67,41 @@ def test_what_another_job_has_left_in_the_environment_hides_no_message(arguments
     assert done.returncode == 2
     assert done.stderr.startswith(named)
     assert "Traceback" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prepare", "data/demo.yaml", "OUTPUT"),
+        ("score", "--reference", "reference", "tokens", "OUTPUT"),
+        ("mask", "scored", "OUTPUT"),
+        ("train", "configs/demo/slm.yaml", "--set", "run_dir=OUTPUT"),
+        ("export", "runs/slm", "OUTPUT"),
+    ],
+)
+def test_work_announces_itself_before_the_imports_that_take_seconds(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Without torch, numpy and transformers the command fails, but only after its first line."""
+    probe = (
+        "import sys; sys.modules.update(torch=None, numpy=None, transformers=None)\n"
+        "from megaslm.cli import main; main()"
+    )
+    output = str(tmp_path / "output")
+    command = [sys.executable, "-c", probe, *(argument.replace("OUTPUT", output) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{arguments[0]} · ")
+    assert f"→ {output}" in done.stdout.splitlines()[0]
+
+
+def test_work_is_announced_once_for_all_ranks() -> None:
+    command = [sys.executable, "-m", "megaslm", "score", "--reference", "nowhere", "nowhere", "out"]
+    alone = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert alone.stdout.startswith("score · ")
+    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    probe = "import sys; sys.modules.update(torch=None)\nfrom megaslm.cli import main; main()"
+    second = subprocess.run(
+        [sys.executable, "-c", probe, *command[3:]],
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **rank},
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert second.stdout == ""

@@ -69,6 +69,19 @@ def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, says: Says) ->
     says(last, "DataError", "torchvision 0.1", "operator torchvision::nms does not exist", TORCH=version("torch"))
 
 
+def test_libraries_print_no_lines_between_ours() -> None:
+    result = run(
+        "from megaslm.cli_output import leave_out_needless_lines\n"
+        "leave_out_needless_lines()\n"
+        "import megaslm.model.export\n"
+        "from deepspeed.accelerator import get_accelerator\n"
+        "from transformers.utils import logging\n"
+        "get_accelerator()\n"
+        "print(logging.is_progress_bar_enabled())\n"
+    )
+    assert (result.stdout, result.stderr) == ("False\n", "")
+
+
 def test_all_configurations_resolve_for_1_8_and_64_ranks_without_torch() -> None:
     assert len(CONFIGS) > 10
     result = run(RESOLVE_ALL, *map(str, CONFIGS))

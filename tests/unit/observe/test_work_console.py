@@ -9,12 +9,16 @@ from tests.messages import Says
 
 
 def work(done: int, *, before: int = 0, seconds: float = 10.0) -> JobState:
-    return JobState(total=1000, done=done, before=before, seconds=seconds, numbers=f"{done} done")
+    return JobState(
+        total=1000, done=done, before=before, seconds=seconds, numbers=f"{done} done", is_complete=done == 1000
+    )
 
 
-def progress(rows: int, *, before: int = 0, total: int = 1000, retried: int = 0, left: int = 0) -> JobProgress:
+def progress(
+    rows: int, *, before: int = 0, total: int = 1000, tasks_done: int = 1, retried: int = 0, left: int = 0
+) -> JobProgress:
     return JobProgress(
-        job="score", unit="rows", total=total, before=before, tasks=4, tasks_done=1, tasks_retried=retried,
+        job="score", unit="rows", total=total, before=before, tasks=4, tasks_done=tasks_done, tasks_retried=retried,
         tasks_left=left, counts={"rows": rows}, processes=2, seconds=10.0, written=datetime(2026, 1, 2, tzinfo=UTC),
     )  # fmt: skip
 
@@ -33,22 +37,52 @@ def test_the_time_left_is_told_at_the_pace_of_this_run(given: JobState, left: st
     assert given.time_left() == left
 
 
-def test_into_a_file_it_prints_a_line_now_and_then_and_one_at_the_end(
+def test_into_a_file_it_prints_a_line_every_few_seconds_and_one_once_all_is_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     with JobConsole("score") as shown:
         for second, done in enumerate([0, 100, 200, 200, 200, 1000, 1000]):
-            now = 6.0 * second
-            shown.show(progress(done))
+            now = 3.0 * second
+            shown.show(progress(done, tasks_done=1 if second < 6 else 4))
+        shown.say("joins the parts")
+        now = 90.0
     assert capsys.readouterr().out.splitlines() == [
-        "score ·  20% · task 1/4 · 200 rows · 20.0 rows/s · 2 processes · 0:00:40 left",
-        "score · 100% · task 1/4 · 1,000 rows · 100.0 rows/s · 2 processes",
+        "score ·  20% · 1 of 4 tasks · 200 rows · 20.0 rows/s · 2 processes · 0:00:40 left",
+        # All rows are read, but the last task is not done.
+        "score ·  99% · 1 of 4 tasks · 1,000 rows · 100.0 rows/s · 2 processes",
+        "score · joins the parts",
+        "score · 100% · 4 of 4 tasks · 1,000 rows · 100.0 rows/s · 2 processes · done in 1:30 min",
     ]
+
+
+def test_in_a_long_job_lines_come_a_minute_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with JobConsole("score") as shown:
+        for second in range(36_000):
+            now = float(second)
+            shown.show(progress(second, total=100_000))
+    lines = len(capsys.readouterr().out.splitlines())
+    # They are 5 s apart for 500 s, then ever further apart, and 60 s from 6,000 s on.
+    assert 600 < lines < 900
+
+
+def test_an_error_and_a_quiet_console_leave_no_last_line(capsys: pytest.CaptureFixture[str]) -> None:
+    failing = JobConsole("score")
+    failing.show(progress(1000, tasks_done=4))
+    with pytest.raises(KeyError), failing:
+        raise KeyError
+    with JobConsole("score", quiet=True) as shown:
+        shown.show(progress(1000, tasks_done=4))
+        shown.say("unheard")
+    assert capsys.readouterr().out == ""
 
 
 def test_what_was_begun_again_or_left_is_told(says: Says) -> None:
     told = state_of(progress(1500, before=500, total=4000, retried=2, left=1))
-    says(told.numbers, "1/4", "1,500", "150.0 rows/s", "2", "1")
+    says(told.numbers, "1 of 4", "1,500", "150.0 rows/s", "2", "1")
     assert (told.total, told.done, told.before) == (4000, 2000, 500)

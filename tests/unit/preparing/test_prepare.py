@@ -16,6 +16,8 @@ from megaslm.preparing.prepare import prepare
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.tokenizer.tokenizer import tokenizer_sha256
 from tests.corpus import documents_of, recipe_of, text
+from tests.messages import Says
+from tests.watched import Watched
 
 
 def test_every_document_is_there_once_in_the_split_of_its_group(corpus: Path, dataset: Path) -> None:
@@ -138,3 +140,16 @@ def test_rows_of_a_large_vocabulary_are_wide(corpus: Path, dataset: Path, tmp_pa
     wide, narrow = (RowReader(folder, "train", "clean") for folder in (tmp_path / "wide", dataset))
     assert wide[0]["tokens"].dtype == np.uint32
     assert np.array_equal(wide.rows(0, len(wide))["tokens"], narrow.rows(0, len(narrow))["tokens"])
+
+
+def test_it_tells_what_it_does_and_why_a_worker_has_no_task(corpus: Path, tmp_path: Path, says: Says) -> None:
+    source = {"domain": "clean", "reader": "jsonl", "paths": [str(corpus / "clean")]}
+    recipe = recipe_of(corpus, sources=[source], part_bytes=64_000_000)
+    first, again = Watched(), Watched()
+    prepare(recipe, tmp_path / "dataset", workers=2, watcher=first)
+    says("\n".join(first.lines), "330", "1 task for 2 workers", "4 files", "64,000,000", str(tmp_path / "dataset"))
+    last = first.shown[-1]
+    assert (last.tasks_done, last.done) == (last.tasks, last.total)
+    assert last.counts["documents"] == sum(len(path.read_text().splitlines()) for path in corpus.glob("clean/*.jsonl"))
+    prepare(recipe, tmp_path / "dataset", watcher=again)
+    says("\n".join(again.lines), str(tmp_path / "dataset"))

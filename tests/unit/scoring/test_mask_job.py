@@ -16,12 +16,12 @@ from megaslm.errors import DataError, Stopped
 from megaslm.inspect.dataset_facts import dataset_facts
 from megaslm.inspect.row_text import read_row
 from megaslm.inspect.verify import verify
-from megaslm.jobs.progress import JobProgress
 from megaslm.scoring import mask_job
 from megaslm.scoring.mask import mask_rule, selected_targets
 from megaslm.scoring.mask_job import MaskRequest, mask
 from tests.inspected import EOS_ID, SEQ_LEN, make_inspected
 from tests.messages import Says
+from tests.watched import Watched
 
 RULE = mask_rule("reference_and_entropy", "0.6", 5.0)
 ROWS = {"a": 6, "b": 3}
@@ -38,13 +38,13 @@ def parts_of(manifest: Manifest) -> list[Part]:
 
 def test_rows_are_the_same_and_bits_are_those_of_the_rule(scored: Path, tmp_path: Path) -> None:
     masked = tmp_path / "masked"
-    seen: list[JobProgress] = []
-    manifest = mask(MaskRequest(scored, masked, RULE, workers=2), seen.append)
+    seen = Watched()
+    manifest = mask(MaskRequest(scored, masked, RULE, workers=2), seen)
     assert (manifest, manifest.kind, manifest.mask) == (read_manifest(masked), "masked", RULE)
     assert manifest.tokens_fingerprint() == read_manifest(scored).tokens_fingerprint()
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
     rows = sum(part.rows for part in parts_of(read_manifest(scored)))
-    assert (seen[-1].done, seen[-1].total) == (rows, rows)
+    assert (seen.shown[-1].done, seen.shown[-1].total) == (rows, rows)
     for domain, count in ROWS.items():
         theirs, ours = (RowReader(dataset, "train", domain).rows(0, count) for dataset in (scored, masked))
         assert set(ours) == {"tokens", "domain", "selected"}
@@ -113,9 +113,13 @@ def test_it_stops_when_told_to_and_goes_on(
     assert len(calls) == 2
     assert not (masked / "manifest.json").exists()
     assert len(list(masked.rglob("*.mds"))) == 2
-    again: list[JobProgress] = []
-    assert mask(MaskRequest(scored, masked, RULE), again.append).kind == "masked"
-    assert again[-1].counts["rows"] < again[-1].total == sum(part.rows for part in parts_of(read_manifest(scored)))
+    again = Watched()
+    assert mask(MaskRequest(scored, masked, RULE), again).kind == "masked"
+    assert (
+        again.shown[-1].counts["rows"]
+        < again.shown[-1].total
+        == sum(part.rows for part in parts_of(read_manifest(scored)))
+    )
 
 
 def test_a_dataset_that_has_grown_gets_the_bits_of_its_new_parts(scored: Path, tmp_path: Path) -> None:

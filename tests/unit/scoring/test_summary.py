@@ -1,16 +1,22 @@
 """The summary of a dataset adds up what was noted of its parts."""
 
+import base64
+import json
 import math
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from megaslm.config.schema import Split
+from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.score_summary import (
     LOSS_BIN_EDGES,
+    LOSS_BIN_WIDTH,
     DocumentLoss,
     PartScores,
     PartStatistics,
@@ -42,11 +48,13 @@ def part(
     rank: int = 0,
     device: str = H200,
     rank_seconds: float = 10.0,
+    counted: bool = True,
 ) -> PartScores:
     histogram = np.bincount(np.searchsorted(LOSS_BIN_EDGES, losses, side="right"), minlength=len(LOSS_BIN_EDGES) + 1)
     statistics = PartStatistics(
         targets=len(losses),
         loss_sum=sum(losses),
+        loss_counts=LossCounts.of(np.float16(losses)).text() if counted else None,
         histogram=tuple(histogram.tolist()),
         worst=tuple(sorted(documents, key=lambda each: -each.mean_loss)),
         best=tuple(sorted(documents, key=lambda each: each.mean_loss)),
@@ -128,6 +136,66 @@ def test_where_a_peak_is_not_known_no_utilisation_is_claimed() -> None:
     assert [each.mfu for each in summarise(parts, FLOPS, "fp32").devices] == [None, None]
 
 
+def losses_of_text(seed: int, count: int) -> NDArray[np.float16]:
+    """Losses as a reference gives them: most tokens are easy, the others spread around 7 nats; values repeat."""
+    generator = np.random.default_rng(seed)
+    easy, hard = generator.exponential(0.4, count // 3), generator.normal(7.6, 1.8, count - count // 3)
+    return np.concatenate([easy, hard]).clip(0).astype(np.float16)
+
+
+def test_median_and_p95_are_those_of_numpy_over_all_parts() -> None:
+    of_parts = [losses_of_text(seed, count) for seed, count in enumerate((5_001, 40_000, 17))]
+    parts = [part(f"part-{number:05d}", losses=tuple(losses.tolist())) for number, losses in enumerate(of_parts)]
+    (domain,) = summarise(parts, FLOPS, "bf16").domains
+    losses = np.concatenate(of_parts).astype(np.float64)
+    assert domain.median == np.median(losses)
+    assert domain.p95 == np.quantile(losses, 0.95)
+    assert domain.loss_counts is not None
+    assert len(domain.loss_counts) < 40_000
+    assert LossCounts.parse(domain.loss_counts).targets == len(losses)
+
+
+def test_parts_that_are_added_later_count_too(tmp_path: Path) -> None:
+    parts = [part(f"part-{number:05d}", losses=tuple(losses_of_text(number, 999).tolist())) for number in range(3)]
+    summary = summarise(parts, FLOPS, "bf16")
+    (tmp_path / "scores.json").write_text(summarise(parts[:2], FLOPS, "bf16").model_dump_json())
+    before = read_scores(tmp_path)
+    assert before is not None
+    assert {each.statistics.loss_counts for each in before.parts} == {None}
+    assert summarise([*before.parts, parts[2]], FLOPS, "bf16", before) == summary
+    # The new scores.json was written, then a kill came before the new manifest.
+    assert summarise([*before.parts, parts[2]], FLOPS, "bf16", summary) == summary
+
+
+def test_a_summary_of_an_earlier_build_gives_quantiles_within_a_bin(tmp_path: Path) -> None:
+    losses = losses_of_text(0, 5_000)
+    parts = [part("part-00000", losses=tuple(losses.tolist()), counted=False), part("part-00001", losses=(7.0,) * 99)]
+    written = summarise(parts, FLOPS, "bf16").model_dump(mode="json")
+    for record in (*written["domains"], *(each["statistics"] for each in written["parts"])):
+        assert record.pop("loss_counts") is None
+    (tmp_path / "scores.json").write_text(json.dumps(written))
+    found = read_scores(tmp_path)
+    assert found is not None
+    for summary in (found, summarise([*found.parts, part("part-00002")], FLOPS, "bf16", found)):
+        (domain,) = summary.domains
+        assert domain.loss_counts is None
+        assert domain.median == pytest.approx(float(np.median(losses.astype(np.float64))), rel=LOSS_BIN_WIDTH)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "no base64!", LossCounts.of(np.float16([1.0])).text()[:40], base64.b64encode(b"x" * 99).decode()]
+)
+def test_counts_that_cannot_be_unpacked_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="loss counts"):
+        LossCounts.parse(text)
+
+
+def test_counts_that_unpack_to_more_than_they_may_are_refused() -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(100_000_000))).decode()
+    with pytest.raises(ValueError, match="loss counts have 253953 bytes or more; expected 253952"):
+        LossCounts.parse(bomb)
+
+
 def test_quantiles_lie_within_a_bin_of_the_true_ones() -> None:
     losses = np.random.default_rng(0).lognormal(0, 1.5, 100_000).astype(np.float16)
     histogram = np.bincount(np.searchsorted(LOSS_BIN_EDGES, losses, side="right"), minlength=len(LOSS_BIN_EDGES) + 1)
@@ -169,7 +237,8 @@ def test_the_summary_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
     assert found == summary
     assert found is not None
     assert found.domains[1].perplexity == math.inf
-    assert summarise(found.parts, FLOPS / 3, "bf16") == summary, "a summary has all that another is made of"
+    again = summarise(found.parts, FLOPS / 3, "bf16", found)
+    assert again == summary, "a summary has all that another is made of"
 
 
 def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, says: Says) -> None:

@@ -1,0 +1,80 @@
+"""What a path is, by the names of its files: a dataset, or something that a user took for one."""
+
+from enum import Enum
+from pathlib import Path
+
+CONFIG = "config.yaml"
+"""A run's resolved configuration, in the run folder and in each checkpoint."""
+CHECKPOINTS = "checkpoints"
+"""The folder in a run folder that holds one folder per checkpoint."""
+COMPLETE = "COMPLETE"
+"""The list of a checkpoint's files. Without it, the checkpoint is unfinished."""
+METRICS = "metrics.jsonl"
+"""The file in a run folder with one line per step."""
+_LAYOUT = "layout.json"
+_MANIFEST = "manifest.json"
+_OF_RUNS = (CHECKPOINTS, METRICS, "model")
+_OF_DATASETS = ("train", "heldout", "tokenizer")
+_OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".derived", ".upload.json")
+# The second one is in the manifests that another program has written anew.
+_OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
+_BEGINNING_BYTES = 4096
+
+
+class Kind(Enum):
+    """What a path is. The value continues a sentence about it: what it is, and what to do."""
+
+    DATASET = "is a dataset"
+    """A finished dataset, perhaps a damaged one."""
+    UNFINISHED = (
+        "holds an unfinished dataset; run the command that makes it again, which resumes, or name its finished output"
+    )
+    RUN = (
+        "is the folder of a training run, not a dataset; `megaslm inspect` shows the run, `megaslm export` writes its "
+        "model"
+    )
+    CHECKPOINT = (
+        "is a checkpoint of a training run, not a dataset; `megaslm checkpoint verify` checks it, `megaslm export` "
+        "writes its model"
+    )
+    MODEL = (
+        "is a Hugging Face model folder, not a dataset; model.from_pretrained and `megaslm score --reference` take it"
+    )
+    TOKENIZER = "is a tokenizer's folder, not a dataset; tokenizer.huggingface of a recipe takes it"
+    FILE = "is a file; a dataset is a folder that `megaslm prepare`, `score` or `mask` has written"
+    OTHER = (
+        "is not a dataset, for it holds no manifest.json that MegaSLM wrote; name a folder that `megaslm prepare`, "
+        "`score` or `mask` has made"
+    )
+    MISSING = "does not exist; `megaslm prepare` makes a dataset"
+
+
+def kind_of(path: Path) -> Kind:
+    """What `path` is. Only the beginning of a manifest is read."""
+
+    def has(*names: str) -> bool:
+        return any((path / name).exists() for name in names)
+
+    if not path.is_dir():
+        return Kind.FILE if path.exists() else Kind.MISSING
+    if _is_manifest(path / _MANIFEST):
+        return Kind.DATASET
+    if has(_LAYOUT, COMPLETE):
+        return Kind.CHECKPOINT
+    if has(CONFIG) and has(*_OF_RUNS):
+        return Kind.RUN
+    if has(*_OF_UNFINISHED_DATASETS):
+        return Kind.UNFINISHED
+    if has(_MANIFEST) and has(*_OF_DATASETS):
+        return Kind.DATASET
+    if has("config.json"):
+        return Kind.MODEL
+    return Kind.TOKENIZER if has("tokenizer.json", "tokenizer.model") else Kind.OTHER
+
+
+def _is_manifest(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        beginning = file.read(_BEGINNING_BYTES)
+    return any(mark in beginning for mark in _OF_MANIFESTS)
