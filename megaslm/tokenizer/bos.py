@@ -44,11 +44,13 @@ def puts_bos(folder: Path, eos_id: int) -> bool:
     `add_bos_token` of tokenizer_config.json decides; without it, the post-processor of tokenizer.json. A token at the
     front that is EOS does not count.
     """
-    stated = read_object(folder / _CONFIG).get("add_bos_token")
-    if isinstance(stated, bool) and "bos_token" in named_tokens(folder):
-        return stated
-    first = load_tokenizer(folder).encode("").ids[:1]
-    return first not in ([], [eos_id])
+    stated, names = read_object(folder / _CONFIG).get("add_bos_token"), named_tokens(folder)
+    if isinstance(stated, bool) and "bos_token" in names:
+        return stated and names["bos_token"] != names.get("eos_token")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer.encode("").ids[:1] not in ([], [eos_id])
 
 
 def put_bos(tokenizer: Tokenizer, bos_id: int) -> None:

@@ -51,14 +51,21 @@ def test_the_post_processor_tells(name: str, tmp_path: Path) -> None:
     assert puts_bos(folder_of(tmp_path, made(post_processor)), EOS) is expected
 
 
+def test_padding_is_no_bos(tmp_path: Path) -> None:
+    tokenizer = made()
+    tokenizer.enable_padding(pad_id=A, pad_token="a", length=4)
+    assert not puts_bos(folder_of(tmp_path, tokenizer), EOS)
+
+
 @pytest.mark.parametrize("stated", [True, False])
 def test_the_configuration_decides(stated: bool, tmp_path: Path) -> None:
     other = made(None if stated else template("<s> $A"))
     assert puts_bos(folder_of(tmp_path, other, add_bos_token=stated), EOS) is stated
 
 
-def test_a_bos_that_is_not_named_is_not_added(tmp_path: Path) -> None:
-    assert not puts_bos(folder_of(tmp_path, made(), add_bos_token=True, bos_token=None), EOS)
+@pytest.mark.parametrize("name", [None, "</s>"])
+def test_no_bos_is_added_that_is_not_named_or_is_eos(name: str | None, tmp_path: Path) -> None:
+    assert not puts_bos(folder_of(tmp_path, made(), add_bos_token=True, bos_token=name), EOS)
 
 
 @pytest.mark.parametrize("name", FRONTS)
