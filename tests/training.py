@@ -41,8 +41,8 @@ def run_training(
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:
     """The same run, of so many steps."""
-    tokens = {"total_tokens": steps * config.train.global_batch_tokens}
-    return changed(config, train=tokens)
+    length = {"total_tokens": steps * config.train.global_batch_tokens, "epochs": None}
+    return changed(config, train=length)
 
 
 def changed(config: RunConfig, **sections: dict[str, object]) -> RunConfig:

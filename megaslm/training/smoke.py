@@ -23,7 +23,7 @@ from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.retention import retention_of
 from megaslm.training.checkpoints.state_files import differing_parameters
-from megaslm.training.checkpoints.store import Resumed, check_whole, step_folder
+from megaslm.training.checkpoints.store import Checkpoint, Resumed, problem_of, step_folder
 from megaslm.training.dry_run import lack_of_memory_named
 from megaslm.training.loop import Trainer
 from megaslm.training.run import TrainingRun
@@ -31,6 +31,7 @@ from megaslm.training.smoke_folder import leave_results, smoke_folder, write_res
 from megaslm.training.smoke_report import PeakMemory, SmokeResult, report
 from megaslm.training.validation import Validation
 
+_REMEDY = "a run could not resume from such a checkpoint: try another file system, and another host"
 STEPS = 5
 """Steps of a smoke test if its user names none. The first ones are slower: they allocate and compile."""
 
@@ -88,14 +89,16 @@ def _train(run: TrainingRun) -> None:
 def _read_back(run: TrainingRun, step: int) -> None:
     heartbeat("load", step)
     folder = step_folder(run.folder.checkpoints, step)
-    on_first_rank(lambda: check_whole(folder))
+    if (problem := problem_of(Checkpoint(folder, step), run.world)) is not None:
+        raise SaveFailed(f"{problem}; {_REMEDY}")
     differing = sorted(
         {name for names in gather_objects(differing_parameters(folder, run.engine.state())) for name in names}
     )
     if differing:
+        count = "1 parameter" if len(differing) == 1 else f"{len(differing)} parameters"
         raise SaveFailed(
-            f"{folder}: holds other values than the memory from which it was written, of {len(differing)} parameters: "
-            f"{', '.join(differing[:5])}; compare the storage with another one: a run could not resume from this one"
+            f"{folder}: differs from the memory from which it was written, in {count}: {', '.join(differing[:5])}; "
+            f"{_REMEDY}"
         )
 
 

@@ -147,7 +147,7 @@ def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[
     corrupt: list[int] = []
     for checkpoint in reversed(found):
         heartbeat("load", checkpoint.step)
-        problem = _problem(checkpoint, world)
+        problem = problem_of(checkpoint, world)
         if problem is None:
             load_state(checkpoint.folder, state)
             say(f"resumes after step {checkpoint.step}, from {checkpoint.folder}")
@@ -162,8 +162,8 @@ def resume(checkpoints: Path, state: TrainingState, world: World, say: Callable[
     return Resumed(Progress())
 
 
-def _problem(checkpoint: Checkpoint, world: World) -> str | None:
-    """What is wrong with a checkpoint, the same on all ranks. The ranks share the reading."""
+def problem_of(checkpoint: Checkpoint, world: World) -> str | None:
+    """What is wrong with the files of a checkpoint, the same on all ranks, which share the reading. None if nothing."""
     # Only the first rank reads the list: all ranks must resume from the same checkpoint.
     files = on_first_rank(lambda: _list_or_problem(checkpoint.folder))
     if isinstance(files, str):
