@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_threshold
+from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.threshold import EXACT_STEPS, SelectionState
+from megaslm.slm.topk import ordered_image
 
 
 def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
@@ -20,3 +23,8 @@ def selected(mask: Tensor, non_finite: Tensor | None = None) -> Selected:
     """What a choice comes to that cuts no groups."""
     bad = torch.zeros_like(mask) if non_finite is None else non_finite
     return Selected(mask, no_threshold(mask.device), bad, bad.sum())
+
+
+def state_at(threshold: float) -> SelectionState:
+    """The state of a run whose exact first steps all had this threshold, so that the next step has a forecast."""
+    return SelectionState((int(ordered_image(torch.tensor(threshold))) << HASH_BITS,) * EXACT_STEPS)

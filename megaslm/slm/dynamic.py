@@ -115,10 +115,10 @@ def forecast_from(
         recent: thresholds of the steps before.
         ranked: the targets to choose among.
         share: the share of them that is to be chosen.
-        surely: whether the median threshold is the threshold of this step, not a forecast of it.
+        surely: whether the steps before set the threshold of this step, in place of forecasting it.
     """
     if not recent:
         return None
     device = ranked.eligible.device
-    threshold = value_of_sort_key(recent.median(device))
+    threshold = value_of_sort_key(recent.forecast(device))
     return ThresholdForecast(ranked, share, threshold if surely else threshold + recent.spread(device))

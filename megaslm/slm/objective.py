@@ -20,6 +20,7 @@ from megaslm.slm.static import StaticRanking, StaticSelection, select_static
 from megaslm.slm.targets import LossCriterion, Targets, joined
 from megaslm.slm.threshold import (
     AT_START,
+    EXACT_STEPS,
     NO_THRESHOLD,
     SORT_KEY_BITS,
     RecentThresholds,
@@ -85,11 +86,11 @@ class StepPlanner:
         )
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
-        """Targets above the median threshold of the steps before. k·N stands for the number selected."""
+        """Targets above the threshold that the steps before forecast. k·N stands for the number selected."""
         everything = self._ranked(joined(self._micro_batches))
         valid, eligible = population(everything.targets, self._rule.max_ref_loss, self._all_reduce_sum)[:, 0]
         count = keep_count(valid, self._ratio).minimum(eligible)
-        known = recent.median(valid.device)
+        known = recent.forecast(valid.device)
         choices = []
         for targets in self._micro_batches:
             ranked = self._ranked(targets)
@@ -309,7 +310,7 @@ class SelectiveObjective:
             return step.by_static_criterion()
         if self._rule.scope != "batch":
             return step.within_micro_batches(self._recent)
-        if self._rule.mode == "running" and self._recent:
+        if self._rule.mode == "running" and len(self._recent) >= EXACT_STEPS:
             return step.above_threshold(self._recent)
         return step.over_all(self._recent)
 

@@ -1,6 +1,5 @@
 """The thresholds of the steps before, for `running` selection and for forecasts."""
 
-from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,14 @@ from megaslm.slm.topk import VALUE_BITS, ordered_image, value_of_image
 SORT_KEY_BITS = VALUE_BITS + HASH_BITS
 NO_THRESHOLD = -1
 """In place of a sort key: the step had nothing to select."""
-_WINDOW = 3
-_STEPS_TO_BALANCE = 10
-# In units of one step's K: a jump is corrected over at most some twenty steps, by at most K/10 per step.
+EXACT_STEPS = 3
+"""Steps that `running` selects exactly before it forecasts. The first updates change the losses the most."""
+_WINDOW = 6
+_MEDIAN_OF = 3
+# In units of a usual change from step to step. Trainings on real text stay below; a step of garbage does not.
+_LARGEST_DISTANCE = 4.0
+_STEPS_TO_BALANCE = 2
+# In units of one step's K: a jump is corrected over some five steps, by at most K/2 per step.
 _LARGEST_SURPLUS = 1.0
 
 
@@ -46,23 +50,29 @@ AT_START = SelectionState()
 class RecentThresholds:
     """The thresholds of the last steps, as sort keys, kept on the device.
 
-    Their median is used: a single outlier does not move it, and a lasting change reaches it at the second step. Targets
-    that a threshold selects beyond K are taken back over the steps that follow, so that K are selected on average even
-    under a steady drift.
+    The last one is the forecast of the next. If it is an outlier, the median of the last three is: one strange step
+    does not move the forecast, and a lasting change reaches it at the second step. Of the targets that a forecast
+    selects beyond K, half are taken back in the next step, so that K are selected on average even under a drift.
     """
 
     def __init__(self, state: SelectionState = AT_START) -> None:
-        self._thresholds: deque[Tensor] = deque(
-            (torch.tensor(threshold) for threshold in state.thresholds), maxlen=_WINDOW
-        )
+        self._thresholds = torch.empty(0, dtype=torch.int64)
         self._surplus = torch.tensor(state.surplus, dtype=torch.float64)
+        for threshold in state.thresholds:
+            self.add(torch.tensor(threshold))
 
-    def __bool__(self) -> bool:
-        return bool(self._thresholds)
+    def __len__(self) -> int:
+        return len(self._thresholds)
 
     def add(self, threshold: Tensor, surplus: Tensor | None = None) -> None:
-        """Adds the threshold of a step, an int64 scalar or `NO_THRESHOLD`, and the surplus where there is one."""
-        self._thresholds.append(threshold)
+        """Adds the threshold of a step, an int64 scalar or `NO_THRESHOLD`, and the surplus where there is one.
+
+        A step without a threshold repeats the one before it. With none before it, it takes the next one.
+        """
+        steps = torch.cat([self._on(threshold.device), threshold[None]])[-_WINDOW:]
+        missing = steps == NO_THRESHOLD
+        nearest = steps[-2:].where(~missing[-2:], steps[-2:].amax())
+        self._thresholds = torch.cat([steps[:-2].where(~missing[:-2], nearest[-1]), nearest])
         if surplus is not None:
             self._surplus = surplus
 
@@ -71,34 +81,39 @@ class RecentThresholds:
         surplus = self._surplus.to(count.device, non_blocking=True) + (selected - count) / count.clamp(min=1)
         return surplus.clamp(-_LARGEST_SURPLUS, _LARGEST_SURPLUS)
 
-    def median(self, device: torch.device) -> Tensor:
-        """The median of the thresholds (of two, the lower), an int64 scalar; `NO_THRESHOLD` where there is none."""
-        thresholds = self._on(device).sort().values
-        missing = (thresholds == NO_THRESHOLD).sum()
-        middle = (missing + len(thresholds) - 1) // 2
-        return thresholds.gather(0, middle[None])[0]
+    def forecast(self, device: torch.device) -> Tensor:
+        """The sort key from which to select in the next step, an int64 scalar; `NO_THRESHOLD` where there is none.
+
+        It is the last threshold. Where that lies further from the median of the last three than four times the usual
+        change from one threshold to the next, it is this median.
+        """
+        thresholds = self._on(device)
+        values = value_of_sort_key(thresholds)
+        changes = values.diff().abs().sort().values
+        if len(changes) == 0:
+            return thresholds[-1]
+        median = _median_of_last(thresholds)
+        is_outlier = (values[-1] - value_of_sort_key(median)).abs() > _LARGEST_DISTANCE * changes[len(changes) // 2]
+        return median.where(is_outlier, thresholds[-1])
 
     def spread(self, device: torch.device) -> Tensor:
-        """Mean distance of the thresholds' values from their median; a float32 scalar."""
-        thresholds = self._on(device)
-        there = thresholds != NO_THRESHOLD
-        distances = (value_of_sort_key(thresholds) - value_of_sort_key(self.median(device))).abs()
-        return distances.where(there, 0.0).sum() / there.sum().clamp(min=1)
+        """Mean distance of the last three thresholds' values from their median; a float32 scalar."""
+        values = value_of_sort_key(self._on(device))[-_MEDIAN_OF:]
+        return (values - _median_of_last(values)).abs().mean()
 
     def state(self) -> SelectionState:
         """The argument of `__init__`; waits for the device."""
-        thresholds = (
-            tuple(int(threshold) for threshold in torch.stack(list(self._thresholds)).tolist())
-            if self._thresholds
-            else ()
-        )
-        return SelectionState(thresholds, float(self._surplus))
+        return SelectionState(tuple(self._thresholds.tolist()), float(self._surplus))
 
     def _on(self, device: torch.device) -> Tensor:
-        self._thresholds = deque(
-            (threshold.to(device, non_blocking=True) for threshold in self._thresholds), maxlen=_WINDOW
-        )
-        return torch.stack(list(self._thresholds))
+        self._thresholds = self._thresholds.to(device, non_blocking=True)
+        return self._thresholds
+
+
+def _median_of_last(thresholds: Tensor) -> Tensor:
+    """The median of the last three; of two, the lower."""
+    last = thresholds[-_MEDIAN_OF:].sort().values
+    return last[(len(last) - 1) // 2]
 
 
 def corrected(count: Tensor, valid: Tensor, surplus: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
+from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import on_this_rank_alone
 from tests.waits import when_the_host_waits
 
@@ -105,7 +106,8 @@ def test_a_step_waits_once_a_micro_step_at_most(name: str, micro_steps: int, rea
         if name == "clm":
             return CausalObjective()
         before = SelectiveObjective(RULES[name])
-        run_step(before, drawn(0, micro_steps), weight, 1)
+        for step in range(EXACT_STEPS):
+            run_step(before, drawn(0, micro_steps), weight, step + 1)
         return SelectiveObjective(RULES[name], before.state()) if resumed else SelectiveObjective(RULES[name])
 
     weight = torch.randn(VOCAB, WIDTH, device="cuda").bfloat16() * WIDTH**-0.5

@@ -19,15 +19,15 @@ from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
-from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
+from megaslm.slm.keys import hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
-from megaslm.slm.topk import ordered_image
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
+from tests.chosen import state_at
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 8
@@ -61,7 +61,7 @@ class Case:
         """The cuts of the steps before."""
         if self.criterion not in EXPECTED_CUT:
             return AT_START
-        return SelectionState((int(ordered_image(torch.tensor(EXPECTED_CUT[self.criterion]))) << HASH_BITS,))
+        return state_at(EXPECTED_CUT[self.criterion])
 
     @property
     def data(self) -> object:

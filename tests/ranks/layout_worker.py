@@ -68,7 +68,7 @@ class RecordingObjective(SelectiveObjective):
         all_reduce_sum: AllReduceSum,
     ) -> StepPlan:
         self._targets = list(micro_batches)
-        self._threshold = value_of_sort_key(self._recent.median(torch.device("cpu"))) if self._recent else None
+        self._threshold = value_of_sort_key(self._recent.forecast(torch.device("cpu"))) if len(self._recent) else None
         return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
 
     def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:

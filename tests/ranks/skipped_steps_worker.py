@@ -21,9 +21,10 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
-from megaslm.slm.threshold import SelectionState
+from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
+from tests.chosen import state_at
 from tests.injection.faults import arm
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
@@ -53,7 +54,11 @@ class Case:
 
     @property
     def objective(self) -> Objective:
-        return CausalObjective() if self.rule is None else SelectiveObjective(self.rule)
+        return (
+            CausalObjective()
+            if self.rule is None
+            else SelectiveObjective(self.rule, state_at(0.0) if self.rule.mode == "running" else AT_START)
+        )
 
 
 KEEP = KeepRatio(Decimal("0.6"))

@@ -14,6 +14,7 @@ from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import AllReduceSum
 from tests.chosen import output_of
 from tests.threads import run_together
@@ -46,15 +47,19 @@ Places = Counter[tuple[int, int]]
 """How often each (row, position) is selected in a step."""
 
 
-def select(rows: list[int], ranks: int, micro_steps: int, rule: SelectionRule, *, epoch: int = 0) -> list[Places]:
-    """What two steps of these rows select; under a running threshold it chooses in the second alone."""
+def select(
+    rows: list[int], ranks: int, micro_steps: int, rule: SelectionRule, *, epoch: int = 0, steps: int = 2
+) -> list[Places]:
+    """What so many steps of these rows select."""
 
     def rank(number: int, all_reduce_sum: AllReduceSum) -> list[list[tuple[int, int]]]:
         mine = torch.tensor(rows).chunk(ranks)
         copies = gathered(list(mine), number)
         parts = list(zip(mine[number].chunk(micro_steps), copies.chunk(micro_steps), strict=True))
         objective = SelectiveObjective(rule)
-        return [select_on_rank(objective, parts, Moment(step, 0), all_reduce_sum, epoch) for step in (1, 2)]
+        return [
+            select_on_rank(objective, parts, Moment(step, 0), all_reduce_sum, epoch) for step in range(1, steps + 1)
+        ]
 
     return [
         Counter(place for places in step for place in places) for step in zip(*run_together(ranks, rank), strict=True)
@@ -107,9 +112,9 @@ def test_exactly_k_are_selected_and_the_same_in_every_layout(
 @given(STEPS)
 def test_a_running_threshold_tells_copies_apart(rows: list[int]) -> None:
     rule = SelectionRule(KeepRatio(Decimal("0.6")), mode="running")
-    found = [select(rows, ranks, micro_steps, rule) for ranks, micro_steps in LAYOUTS]
-    # The same step again, cut where the first was: it selects just as many.
-    assert [step.total() for step in found[0]] == [48, 48]
+    found = [select(rows, ranks, micro_steps, rule, steps=EXACT_STEPS + 1) for ranks, micro_steps in LAYOUTS]
+    # The last is the same step again, cut where the exact ones were: it selects just as many.
+    assert [step.total() for step in found[0]] == [48] * (EXACT_STEPS + 1)
     assert all(other == found[0] for other in found[1:])
 
 

@@ -29,15 +29,17 @@ from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Criterion
+from megaslm.slm.threshold import AT_START
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
+from tests.chosen import state_at
 from tests.pairwise import pairwise
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
 GLOBAL_ROWS = 4
 STEPS = 2
-"""The first has no forecast, the second has one."""
+"""The first has no forecast unless it is given one, the second has one."""
 CHUNK_ROWS = 4
 MICRO_STEPS = [1, 4]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
@@ -237,10 +239,11 @@ def test_selective_training_reads_at_most_once_a_micro_step(
     micro_steps: int,
 ) -> None:
     model.lm.lm_head.settings = HeadSettings(method)
-    whole = reads_of_steps(model, SelectiveObjective(rule), micro_steps, world)
+    start = state_at(0.0) if rule.mode == "running" else AT_START
+    whole = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
     assert all(len(places) <= micro_steps for places in whole), whole
     in_chunks(CHUNK_ROWS)
-    chunked = reads_of_steps(model, SelectiveObjective(rule), micro_steps, world)
+    chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
     assert chunked == whole
 
 
