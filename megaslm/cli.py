@@ -190,7 +190,12 @@ def demo(
     json_file: JsonFile = None,
 ) -> None:
     """Run all steps on a small corpus, from text to a comparison. These are prepare, base, reference, scoring, CLM, SLM
-    and export."""
+    and export.
+
+    An interrupted demo resumes when the command is run again. Of a finished one, the results are shown.
+    """
+    announce("demo", f"all steps from text to a comparison of CLM and SLM, by {configs}")
+
     from megaslm.demo import run_demo
 
     summary = run_demo(configs)
