@@ -60,6 +60,7 @@ def documents_of(dataset: Path, manifest: Manifest, split: str, domain: str) -> 
         tokens = reader.rows(0, len(reader))["tokens"]
         stream = np.concatenate([tokens[0, :1], tokens[:, 1:].ravel()])
         for ids in np.split(stream, np.flatnonzero(stream == manifest.eos_id) + 1):
-            if ids.size > 1:
-                texts.append(encoder.decode(ids[:-1]))
+            text = ids[:-1] if manifest.packing.bos == "none" else ids[ids != manifest.bos_id][:-1]
+            if text.size:
+                texts.append(encoder.decode(text))
     return texts

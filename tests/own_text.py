@@ -14,8 +14,8 @@ BOS, EOS = "<s>", "</s>"
 DOCUMENTS, PROBLEMS = 300, 120
 
 
-def make_model(folder: Path, *, bos: bool = True, positions: int = 256) -> Path:
-    """A Hugging Face folder with weights, configuration and tokenizer; `bos`: whether it puts BOS before a text."""
+def make_tokenizer(folder: Path, *, bos: bool = True) -> int:
+    """A Hugging Face tokenizer; `bos`: whether it puts BOS before a text. Gives its size."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -25,9 +25,15 @@ def make_model(folder: Path, *, bos: bool = True, positions: int = 256) -> Path:
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS).save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def make_model(folder: Path, *, bos: bool = True, positions: int = 256) -> Path:
+    """A Hugging Face folder with weights, configuration and the tokenizer of `make_tokenizer`."""
+    vocab_size = make_tokenizer(folder, bos=bos)
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,

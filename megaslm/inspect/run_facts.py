@@ -55,7 +55,7 @@ def run_facts(run: Path) -> RunFacts:
         objective=_objective(config),
         model=_model(config),
         datasets=_datasets(config),
-        total_tokens=config.train.total_tokens,
+        total_tokens=config.train.length_tokens,
         global_batch_tokens=config.train.global_batch_tokens,
         last_step=last_step,
         validations=tuple(validations),

@@ -14,14 +14,22 @@ from megaslm.errors import DataError
 from megaslm.preparing.prepare import prepare
 from tests.corpus import documents_of
 from tests.messages import Says
+from tests.own_text import make_tokenizer
 from tests.published import LOOK_ALIKES
 
 ROOT = Path(__file__).resolve().parents[3]
 OF_THE_HOUSE = ("demo", "python-stdlib")
 RECIPES = sorted(path.stem for path in (ROOT / "data").glob("*.yaml") if path.stem not in OF_THE_HOUSE)
-CHOICES = ("seq_len", "template", "messages_field", "group_field", "exclude", "filters", "keep_fraction")
+CHOICES = ("seq_len", "bos", "template", "messages_field", "group_field", "exclude", "filters", "keep_fraction")
 CHOICES += ("heldout_fraction", "part_bytes")
 README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "tokenizer"
+    make_tokenizer(folder)
+    return folder
 
 
 def shipped(name: str, tokenizer: Path) -> Recipe:
@@ -36,11 +44,11 @@ def texts_of(output: Path, manifest: Manifest, domain: str) -> list[str]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_reads_what_is_published(
-    name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     expected = LOOK_ALIKES[name](tmp_path / "corpora")
-    recipe = shipped(name, dataset / "tokenizer")
+    recipe = shipped(name, tokenizer)
     manifest = prepare(recipe, tmp_path / "out", workers=1)
     assert set(manifest.domains) == set(expected)
     thinned = manifest.left_out.get("sources.0.keep_fraction", 0)
@@ -56,11 +64,11 @@ def test_a_recipe_reads_what_is_published(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_where_the_files_are_missing_the_message_ends_with_the_command(
-    name: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+    name: str, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", _no_network)
-    recipe = shipped(name, dataset / "tokenizer")
+    recipe = shipped(name, tokenizer)
     hub = recipe.sources[0].hub
     assert hub is not None
     with pytest.raises(DataError) as refused:
