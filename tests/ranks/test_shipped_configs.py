@@ -1,0 +1,115 @@
+"""`train CONFIG --smoke` works for every file of configs/, on small data of the kind that it reads.
+
+The quick test has tiny models. The slow one has a single layer of the real width, so that nothing but depth is missing.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from megaslm.config.load import load
+from megaslm.config.schema import RunConfig
+from tests.forked_cli import run_megaslm
+from tests.scoring import make_reference, run_job, task_of
+from tests.toy import EOS_ID, SEQ_LEN, make_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
+BATCH_ROWS, STEPS = 4, 2
+ONE_LAYER = {"num_hidden_layers": 1, "eos_token_id": EOS_ID, "bos_token_id": None, "tie_word_embeddings": False}
+WIDTHS = {
+    "tinyllama-1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_key_value_heads": 4},
+    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11_008},
+    "mistral-7b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_key_value_heads": 8},
+}
+
+
+@dataclass(frozen=True)
+class LookAlikes:
+    """Data and a reference of the kinds that the configurations read."""
+
+    tokens: Path
+    scored: Path
+    model: Path
+
+
+@pytest.fixture(scope="module")
+def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
+    root = tmp_path_factory.mktemp("look-alikes")
+    found = LookAlikes(root / "tokens", root / "scored", root / "model")
+    make_dataset(found.tokens, {(split, name): [12] for split in ("train", "heldout") for name in ("docs", "source")})
+    make_reference(found.model)
+    run_job(1, task_of(found.model, found.tokens, found.scored, entropy=True))
+    return found
+
+
+def settings_for(name: str, look_alikes: LookAlikes, model: Path, run_dir: Path) -> Iterator[str]:
+    """What has to be set for a configuration to run here: places, and the sizes of rows and batches."""
+    config = load(RunConfig, ROOT / "configs" / name).value
+    data = look_alikes.scored if config.train.objective == "slm" else look_alikes.tokens
+    yield f"run_dir={run_dir}"
+    yield f"data.seq_len={SEQ_LEN}"
+    yield f"train.global_batch_tokens={BATCH_ROWS * SEQ_LEN}"
+    yield "train.micro_batch_rows=2"
+    if config.train.epochs is not None:
+        # The data has a few hundred tokens.
+        yield "train.warmup_tokens=0"
+    if config.data.train is not None:
+        yield f"data.train={data}"
+    for stream in config.data.streams:
+        # No dataset is read twice.
+        copied = run_dir.parent / stream
+        shutil.copytree(data, copied)
+        yield f"data.streams.{stream}.dataset={copied}"
+        if config.data.streams[stream].reference is not None:
+            yield f"data.streams.{stream}.reference={look_alikes.model}"
+    if config.slm.reference is not None:
+        yield f"slm.reference={look_alikes.model}"
+    for held_out in config.validation.sets:
+        yield f"validation.sets.{held_out}.dataset={look_alikes.tokens}"
+    if config.model.from_scratch is None:
+        yield "model.from_run=null"
+        yield f"model.from_pretrained={model}"
+
+
+def smoke(name: str, settings: list[str], run_dir: Path) -> None:
+    options = [option for setting in settings for option in ("--set", setting)]
+    run_megaslm("train", ROOT / "configs" / name, "--smoke", "--smoke-steps", str(STEPS), *options)
+    result = json.loads(Path(f"{run_dir}.smoke/smoke.json").read_text(encoding="utf-8"))
+    assert result["passed"]
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_smoke_test_passes(name: str, look_alikes: LookAlikes, tmp_path: Path) -> None:
+    settings = list(settings_for(name, look_alikes, look_alikes.model, tmp_path / "run"))
+    if load(RunConfig, ROOT / "configs" / name).value.model.from_scratch is not None:
+        settings += [f"model.from_scratch.{key}=32" for key in ("hidden_size", "intermediate_size")]
+        settings += ["model.from_scratch.num_layers=1", "model.from_scratch.num_heads=4"]
+        settings += ["model.from_scratch.num_kv_heads=2"]
+    smoke(name, settings, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("demo/")])
+def test_a_smoke_test_passes_at_the_real_width(name: str, look_alikes: LookAlikes, tmp_path: Path) -> None:
+    config = load(RunConfig, ROOT / "configs" / name).value
+    model = tmp_path / "model"
+    if config.model.from_pretrained is not None:
+        shutil.copytree(look_alikes.tokens / "tokenizer", model)
+        width = {**WIDTHS[Path(config.model.from_pretrained).name], **ONE_LAYER}
+        if "mistral" in config.model.from_pretrained:
+            MistralForCausalLM(MistralConfig(**width, sliding_window=None)).save_pretrained(model)
+        else:
+            LlamaForCausalLM(LlamaConfig(**width)).save_pretrained(model)
+    settings = list(settings_for(name, look_alikes, model, tmp_path / "run"))
+    if config.model.from_scratch is not None:
+        settings.append("model.from_scratch.num_layers=1")
+    smoke(name, settings, tmp_path / "run")
+    # Several GB.
+    shutil.rmtree(tmp_path)
