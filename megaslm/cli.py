@@ -11,7 +11,7 @@ from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.cli_output import JsonFile, Overrides, complain, say_warnings, take_seat, write_json
 from megaslm.dataset_cli import inspect, verify
-from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch
 
@@ -87,7 +87,7 @@ def train(
         ),
     ] = False,
     smoke_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the smoke test; 5 by default.", show_default=False)
+        int | None, typer.Option(min=1, help="A smoke test of so many steps; --smoke makes 5.", show_default=False)
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -99,9 +99,6 @@ def train(
     stop = StopSignal()
     stop.listen()
     take_seat()
-
-    if smoke_steps is not None and not smoke:
-        raise ConfigError(f"--smoke-steps {smoke_steps}: belongs to --smoke, which is not given; add it")
 
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
@@ -117,7 +114,7 @@ def train(
         loaded.value,
         resume=resume,
         allow_changed=allow_changed or (),
-        smoke_steps=(smoke_steps or STEPS) if smoke else None,
+        smoke_steps=smoke_steps or (STEPS if smoke else None),
         stop=stop,
     )
     leave_world()

@@ -55,7 +55,8 @@ def _work(context: typer.Context, words: list[str]) -> "VerbCall":
     given: typer.Context = known[verb].make_context(f"megaslm {verb}", list(arguments))
     _look_at_files(verb, given)
     is_share, is_finish = given.params.get("part") is not None, bool(given.params.get("finish"))
-    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish)
+    is_smoke_test = bool(given.params.get("smoke") or given.params.get("smoke_steps"))
+    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish, is_smoke_test=is_smoke_test)
 
 
 def _look_at_files(verb: "Verb", given: typer.Context) -> None:
@@ -63,8 +64,10 @@ def _look_at_files(verb: "Verb", given: typer.Context) -> None:
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
+    from megaslm.training.changes import check_allowed_keys
 
     if verb == "train":
-        load(RunConfig, given.params["config"], given.params["overrides"] or [])
+        run = load(RunConfig, given.params["config"], given.params["overrides"] or []).value
+        check_allowed_keys(given.params["allow_changed"] or (), run)
     elif verb == "prepare":
         load(Recipe, given.params["recipe"], given.params["overrides"] or [])
