@@ -20,7 +20,7 @@ from megaslm.cli_output import (
     write_json,
 )
 from megaslm.dataset_cli import inspect, verify
-from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch
 
@@ -120,7 +120,7 @@ def train(
         ),
     ] = False,
     smoke_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of the smoke test; 5 by default.", show_default=False)
+        int | None, typer.Option(min=1, help="A smoke test of so many steps; --smoke makes 5.", show_default=False)
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -132,9 +132,6 @@ def train(
     stop = StopSignal()
     stop.listen()
     take_seat()
-
-    if smoke_steps is not None and not smoke:
-        raise ConfigError(f"--smoke-steps {smoke_steps}: belongs to --smoke, which is not given; add it")
 
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
@@ -158,7 +155,7 @@ def train(
         run,
         resume=resume,
         allow_changed=allow_changed or (),
-        smoke_steps=(smoke_steps or STEPS) if smoke else None,
+        smoke_steps=smoke_steps or (STEPS if smoke else None),
         stop=stop,
     )
     leave_world()

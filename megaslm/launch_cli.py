@@ -71,7 +71,9 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     verb = verb or "train"
     given: Mapping[str, Any] = known[verb].make_context(f"megaslm {verb}", list(arguments)).params
     is_share, is_finish = given.get("part") is not None, bool(given.get("finish"))
-    return VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish), given
+    is_smoke_test = bool(given.get("smoke") or given.get("smoke_steps"))
+    call = VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish, is_smoke_test=is_smoke_test)
+    return call, given
 
 
 def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | None":
@@ -79,9 +81,12 @@ def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | 
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
+    from megaslm.training.changes import check_allowed_keys
 
     if verb == "train":
-        return load(RunConfig, given["config"], given["overrides"] or []).value
+        run = load(RunConfig, given["config"], given["overrides"] or []).value
+        check_allowed_keys(given["allow_changed"] or (), run)
+        return run
     if verb == "prepare":
         return load(Recipe, given["recipe"], given["overrides"] or []).value
     return None

@@ -29,6 +29,8 @@ class VerbCall:
     """Whether it does one share of the work (--part)."""
     is_finish: bool = False
     """Whether it joins the shares into a dataset (--finish)."""
+    is_smoke_test: bool = False
+    """Whether it only tries the first steps of a training (--smoke). A failed one is not repeated."""
 
     @property
     def words(self) -> tuple[str, ...]:

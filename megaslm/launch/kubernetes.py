@@ -115,6 +115,7 @@ def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObje
         "NODES": str(cluster.nodes),
         "RANKS_PER_NODE": str(cluster.ranks_on_each_node),
         "RENDEZVOUS": f"{name}-0.{name}:{RENDEZVOUS_PORT}",
+        **({"MAX_RESTARTS": "0"} if work.is_smoke_test else {}),
         **_threads(cluster),
     }
     _set_program(

@@ -63,12 +63,12 @@ def _launcher(cluster: Hosts, work: VerbCall) -> tuple[tuple[str, ...], _Setting
                 "EXPORT": ",".join(cluster.environment) or None,
             }
         case TorchrunCluster():
-            starts_again = cluster.max_restarts > 0
-            return (script("torchrun.sh"), *(work.going_on() if starts_again else work).words), {
+            restarts = 0 if work.is_smoke_test else cluster.max_restarts
+            return (script("torchrun.sh"), *(work.going_on() if restarts else work).words), {
                 "NODES": cluster.nodes,
                 "RANKS_PER_NODE": cluster.ranks_per_node,
                 "RENDEZVOUS": cluster.rendezvous,
-                "MAX_RESTARTS": cluster.max_restarts,
+                "MAX_RESTARTS": restarts,
             }
 
 

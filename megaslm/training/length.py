@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
+from megaslm.observe.display import counted
 from megaslm.stream.mixture import Mixture
 
 
@@ -44,9 +45,9 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: Mixture, *, after_st
         validations = plan.times_due(config.validation.every_tokens, after_step=after_step) + (after_step == 0)
     saves = plan.times_due(config.checkpoint.every_tokens, after_step=after_step)
     yield (
-        f"plan: {_count(plan.world_size, 'rank')} × {_count(plan.micro_batch_rows, 'row')} × "
-        f"{_count(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
-        f"{_count(saves, 'checkpoint')}, {_count(validations, 'validation')}"
+        f"plan: {counted(plan.world_size, 'rank')} × {counted(plan.micro_batch_rows, 'row')} × "
+        f"{counted(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
+        f"{counted(saves, 'checkpoint')}, {counted(validations, 'validation')}"
     )
 
 
@@ -61,7 +62,3 @@ def _most_read(mixture: Mixture, rows: int) -> str:
         return ""
     most, least = max(passes, key=passes.__getitem__), min(passes, key=passes.__getitem__)
     return f"; {most} is read {passes[most]:,.4g} times, {least} {passes[least]:,.4g} times"
-
-
-def _count(number: int, name: str) -> str:
-    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"

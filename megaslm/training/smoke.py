@@ -18,6 +18,7 @@ from megaslm.config.schema import RunConfig, ValidationSection
 from megaslm.engine.distributed import gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import NonFiniteLoss, SaveFailed, Stopped
+from megaslm.observe.display import counted
 from megaslm.observe.records import StepRecord, ValidationRecord, read_step
 from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.progress import Progress
@@ -95,7 +96,7 @@ def _read_back(run: TrainingRun, step: int) -> None:
         {name for names in gather_objects(differing_parameters(folder, run.engine.state())) for name in names}
     )
     if differing:
-        count = "1 parameter" if len(differing) == 1 else f"{len(differing)} parameters"
+        count = counted(len(differing), "parameter")
         raise SaveFailed(
             f"{folder}: differs from the memory from which it was written, in {count}: {', '.join(differing[:5])}; "
             f"{_REMEDY}"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megaslm.observe.display import duration, size
+from megaslm.observe.display import counted, duration, size
 
 _FULL_MEMORY = 0.95
 """Rows differ in their documents and allocations: a run needs a little more than its first steps."""
@@ -57,27 +57,26 @@ class SmokeResult:
 
 def report(result: SmokeResult) -> Iterator[str]:
     """The lines for the user: what was made, what it took, what the run will take, and whether it will work."""
-    steps = "1 step" if result.steps == 1 else f"{result.steps} steps"
-    ranks = "1 rank" if result.ranks == 1 else f"{result.ranks} ranks"
-    validations = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_losses.items())
+    steps, ranks = counted(result.steps, "step"), counted(result.ranks, "rank")
+    held_out = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_losses.items())
     rows = {
-        "loss": f"{' → '.join(f'{loss:.4f}' for loss in (result.losses[0], result.losses[-1]))} nats over {steps} on "
+        "loss": f"{result.losses[0]:.4f} → {result.losses[-1]:.4f} nats over {steps} on "
         f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
-        "held out": f"{validations or 'no validation set'}",
+        "held out": f"{held_out}; took {result.validation_seconds:,.3g} s" if held_out else "no validation set",
         "speed": f"{result.step_seconds:,.3g} s a step, {result.tokens_per_second:,.0f} tokens/s; the first step took "
-        f"{result.first_step_seconds:,.3g} s, a validation {result.validation_seconds:,.3g} s",
+        f"{result.first_step_seconds:,.3g} s",
         "memory": _memory(result.peak_memory),
         "checkpoint": f"{size(result.checkpoint_bytes)}, written, read back and equal to the memory",
-        "disk": f"{size(result.disk_free_bytes)} free; {result.checkpoints_kept} checkpoints at once take "
-        f"{size(_needed_bytes(result))}",
-        "whole run": f"about {duration(result.run_seconds)} for {result.total_steps:,} steps, {result.validations} "
-        f"validations and {result.checkpoints} checkpoints",
+        "disk": f"{size(result.disk_free_bytes)} free, {size(_needed_bytes(result))} needed for "
+        f"{counted(result.checkpoints_kept, 'checkpoint')} at once",
+        "whole run": f"about {duration(result.run_seconds)} for {counted(result.total_steps, 'step')}, "
+        f"{counted(result.validations, 'validation')} and {counted(result.checkpoints, 'checkpoint')}",
     }
     for name, text in rows.items():
         yield f"smoke test · {name:10} · {text}"
     warnings = list(_warnings(result))
     yield from (f"warning: {warning}" for warning in warnings)
-    count = "" if not warnings else f" with {len(warnings)} warning" + "s" * (len(warnings) > 1)
+    count = f" with {counted(len(warnings), 'warning')}" if warnings else ""
     yield f"smoke test · passed{count} · {result.run_dir} was not touched; to start the run, leave --smoke out"
 
 
@@ -107,6 +106,6 @@ def _warnings(result: SmokeResult) -> Iterator[str]:
         )
     if _needed_bytes(result) > result.disk_free_bytes:
         yield (
-            f"the disk has no room for {result.checkpoints_kept} checkpoints; lower checkpoint.keep_last, raise "
-            "checkpoint.keep_every_tokens, or make room"
+            f"the disk has no room for {counted(result.checkpoints_kept, 'checkpoint')}; make room, lower "
+            "checkpoint.keep_last or raise checkpoint.keep_every_tokens"
         )

@@ -72,6 +72,15 @@ def test_a_run_that_is_told_to_stop_loses_no_step(
     assert losses(folder / "told") == undisturbed
 
 
+def test_a_smoke_test_measures_the_gpu(folder: Path, undisturbed: list[float]) -> None:
+    run_megaslm("train", clm(folder, "tried"), "--smoke-steps", "3")
+    assert losses(folder / "tried.smoke") == undisturbed[:3]
+    result = json.loads((folder / "tried.smoke" / "smoke.json").read_text())
+    assert result["passed"] is True
+    assert 0 < result["peak_memory"]["peak_bytes"] < result["peak_memory"]["gpu_bytes"]
+    assert result["peak_memory"]["gpu_bytes"] > 4 * GIB
+
+
 def test_a_bad_step_is_skipped(folder: Path, undisturbed: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(faults.ENVIRONMENT, "nan@rank0:step3")
     said = run_megaslm("train", clm(folder, "bad"))

@@ -31,6 +31,7 @@ def launch(*arguments: str | Path, **variables: str) -> "subprocess.CompletedPro
         (("--cluster", "launcher/nowhere.yaml", RUN), "ConfigError: launcher/nowhere.yaml"),
         (("--cluster", "launcher/local.yaml", "nowhere.yaml"), "ConfigError: nowhere.yaml"),
         (("--cluster", "launcher/slurm.yaml", RUN, "--set", "slm.keep_ratio=1.4"), "slm.keep_ratio = 1.4"),
+        (("--cluster", "launcher/slurm.yaml", RUN, "--allow-changed", "seed"), "ConfigError: --allow-changed seed"),
         (("--cluster", "launcher/slurm.yaml", "prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("--cluster", "launcher/slurm.yaml", "verify", "in"), "verify"),
     ],
@@ -128,6 +129,14 @@ def test_options_of_the_verb_pass_through(run: Path, here: Path, option: tuple[s
     done = launch("--cluster", here, "--dry-run", run, *option)
     assert done.returncode == 0, done.stderr
     assert shlex.split(done.stdout)[-len(option) :] == list(option)
+
+
+@pytest.mark.parametrize("words", [("--smoke",), ("--smoke-steps", "9")])
+def test_a_smoke_test_is_started_once(words: tuple[str, ...]) -> None:
+    done = launch("--cluster", "launcher/torchrun.yaml", "--dry-run", RUN, *words)
+    assert done.returncode == 0, done.stderr
+    started = ["MAX_RESTARTS=0", f"{ROOT}/launcher/torchrun.sh", "train", RUN, *words]
+    assert shlex.split(done.stdout)[-len(started) :] == started
 
 
 def test_a_dry_run_for_kubernetes_prints_manifests() -> None:

@@ -101,6 +101,13 @@ def test_what_is_started_again_goes_on_from_its_checkpoint() -> None:
     assert command_of(TORCHRUN, SCORE).words[1:] == SCORE.words
 
 
+def test_a_smoke_test_that_fails_is_not_repeated() -> None:
+    smoke = VerbCall("train", ("run.yaml", "--smoke"), is_smoke_test=True)
+    command = command_of(TORCHRUN, smoke)
+    assert command.words == (f"{LAUNCHER}/torchrun.sh", *smoke.words)
+    assert command.environment["MAX_RESTARTS"] == "0"
+
+
 def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     place = ("--partition=gpu", "--time=12:00:00", "--qos=high", "--exclusive")
     ranks = ("--gpus-per-node=8", "--ntasks-per-node=8")
