@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -52,9 +52,9 @@ def announce(verb: str, work: str) -> None:
     Called before the imports that take seconds.
     """
     if is_first_rank():
-        typer.echo(f"{verb} · {work}")
-        # Typer flushes no file or pipe, and the next line may be seconds away.
-        sys.stdout.flush()
+        # A full disk under the output must not end a run. The line is flushed: the next one may be seconds away.
+        with suppress(OSError):
+            print(f"{verb} · {work}", flush=True)
 
 
 def say_warnings(lines: Sequence[str]) -> None:

@@ -127,7 +127,7 @@ class Source(Section):
     keep_fraction: Fraction = 1.0
     """Keep this share of the documents, chosen by the hash of their text."""
     licence: str | None = None
-    """The licence of the text, recorded in the manifest; null means the recipe's."""
+    """The licence of the text, recorded in the manifest; null means the recipe's. One of the two must be set."""
 
     @model_validator(mode="after")
     def _paths_fit_reader(self) -> "Source":
@@ -199,7 +199,7 @@ class Recipe(Section):
     name: str
     """The dataset's name."""
     licence: str | None = None
-    """The licence of every source that does not set its own."""
+    """The licence of every source that does not set its own. Required unless each source sets one."""
     seq_len: Positive
     """Targets per row; rows hold seq_len + 1 tokens."""
     tokenizer: TokenizerSection

@@ -19,10 +19,11 @@ from megaslm.dataset.manifest import MANIFEST, TOKENIZER, DomainSplit, Manifest,
 from megaslm.dataset.shards import RowFormat
 from megaslm.errors import CorruptData
 from megaslm.inspect.part_check import CheckedPart, RowRules, check_part, files_of_part, leftovers, what_it_is
-from megaslm.observe.display import size
+from megaslm.observe.display import duration, size
 
 OnProgress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes to read in all, from one thread at a time."""
+_LINE_SECONDS = 5.0
 _SHOWN = 100
 """Findings of one kind that are printed. The JSON report has all."""
 
@@ -94,7 +95,7 @@ def verify(dataset: Path, *, workers: int | None = None, on_progress: OnProgress
 
 @contextmanager
 def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
-    """A progress bar of bytes during the block, if `console` is a terminal. Yields the function that moves it."""
+    """A progress bar of bytes during the block, or lines without a terminal. Yields the function that moves it."""
     bar = Progress(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
@@ -106,8 +107,25 @@ def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
         disable=not console.is_terminal,
     )
     task = bar.add_task(name, total=None)
+    began_at = said_at = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal said_at
+        bar.update(task, completed=done, total=total)
+        now = time.monotonic()
+        if not console.is_terminal and now - said_at >= _LINE_SECONDS:
+            said_at = now
+            seconds = now - began_at
+            left = duration((total - done) / done * seconds)
+            rate = f"{done / 1e6 / seconds:,.0f} MB/s"
+            console.print(
+                f"{name} · {100 * done // total:3}% · {size(done)} of {size(total)} · {rate} · {left} left",
+                markup=False,
+                soft_wrap=True,
+            )
+
     with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield show
 
 
 def show_verification(console: Console, found: Verification) -> None:

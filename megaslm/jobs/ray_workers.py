@@ -120,7 +120,7 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
         import ray
     except ImportError as error:
         raise ConfigError(
-            "--engine ray: Ray is not installed; install the extra, `pip install megaslm[ray]`"
+            "--engine ray: Ray is not installed; `make install EXTRAS=ray` in MegaSLM's folder"
         ) from error
     address = address or os.environ.get(ADDRESS)
     if not address:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -205,7 +206,13 @@ class JobConsole:
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one."""
-        self._console.print(f"{self._verb} · {line}", markup=False, soft_wrap=True)
+        # A full disk under the output must not end the job.
+        with suppress(OSError):
+            if self._console.is_terminal:
+                self._console.print(f"{self._verb} · {line}", markup=False, soft_wrap=True)
+            elif not self._console.quiet:
+                # Rich would keep everything that it could not print, and print it again with every line.
+                print(f"{self._verb} · {line}", flush=True)
 
     def show(self, progress: JobProgress) -> None:
         """Shows the job's progress."""

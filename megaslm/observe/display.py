@@ -40,11 +40,6 @@ def duration(seconds: float) -> str:
     return f"{hours:,}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
 
 
-def counted(number: int, name: str) -> str:
-    """A number of things, such as `1 step` or `14,305 steps`."""
-    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
-
-
 def visible(text: str) -> str:
     """`text` with signs for control characters and code numbers for characters without a glyph. Line ends stay."""
     return "".join(map(_visible_character, text))

@@ -109,7 +109,7 @@ def _file_system(
     try:
         files = fsspec.filesystem(protocol, skip_instance_cache=True, use_listings_cache=False, **options)
     except ImportError as error:
-        mend = "pip install 'megaslm[s3]'" if protocol in _S3 else "install the named package"
+        mend = "`make install EXTRAS=s3` in MegaSLM's folder" if protocol in _S3 else "install the named package"
         raise ConfigError(f"{protocol}:// needs a driver that is not installed ({error}): {mend}") from error
     except ValueError as error:
         raise ConfigError(f"{protocol}:// is no kind of storage that fsspec knows ({error})") from error

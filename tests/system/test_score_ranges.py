@@ -22,6 +22,7 @@ from megaslm.health import shared_folders
 from megaslm.inspect.verify import verify
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
+from megaslm.observe.console import JobConsole
 from megaslm.scoring import derivation, job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
@@ -198,7 +199,7 @@ def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
 
     def run() -> None:
         job.locks_hold = lambda path, world: False  # type: ignore[attr-defined]
-        score(task)
+        score(task, JobConsole("score"))
 
     assert statuses_of(fork_ranks(3, run)) == [0, 0, 0]
     assert "keeps no locks between hosts" in capfd.readouterr().out

@@ -102,7 +102,7 @@ for ask in (describe_remote, read_bytes):
         print(error)
 """
     done = run(program)
-    assert done.stdout.count("pip install 'megaslm[s3]'") == 2, done.stderr
+    assert done.stdout.count("`make install EXTRAS=s3`") == 2, done.stderr
 
 
 def test_importing_object_storage_loads_no_driver() -> None:

@@ -5,9 +5,11 @@ import json
 import random
 import shutil
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from megaslm.dataset.index import merge_index
 from megaslm.dataset.manifest import (
@@ -18,7 +20,8 @@ from megaslm.dataset.manifest import (
 )
 from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError
-from megaslm.inspect.verify import Verification, verify
+from megaslm.inspect import verify as verification
+from megaslm.inspect.verify import Verification, progress_bar, verify
 from tests.messages import Says
 from tests.toy import VOCAB_SIZE
 from tests.verified import FORMATS, SEQ_LEN, found_in, make
@@ -277,6 +280,21 @@ def test_shards_without_a_checksum_are_not_trusted(dataset: Path) -> None:
     problems = found_in(dataset)
     assert problems
     assert all("xxh3_64" in problem for problem in problems)
+
+
+def test_into_a_file_progress_comes_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(verification.time, "monotonic", lambda: now)
+    console = Console(file=StringIO(), width=200)
+    with progress_bar(console, "verify · it") as show:
+        for second in range(12):
+            now = float(second)
+            show(second * 1_000_000, 20_000_000)
+    assert isinstance(console.file, StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "verify · it ·  25% · 5.0 MB of 20.0 MB · 1 MB/s · 15.0 s left",
+        "verify · it ·  50% · 10.0 MB of 20.0 MB · 1 MB/s · 10.0 s left",
+    ]
 
 
 def test_without_a_dataset_there_is_nothing_to_verify(tmp_path: Path, says: Says) -> None:
