@@ -10,7 +10,6 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -29,7 +28,7 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.preparing.prepare import prepare
 
 SEQ_LEN, VOCAB_SIZE, BATCH_ROWS = 128, 2048, 32
-STEPS, SEEDS = 120, 2
+STEPS = 120
 BASE = {"name": "documentation", "licence": "PSF-2.0", "seq_len": SEQ_LEN, "heldout_fraction": 0.1}
 EVALUATED_WITH = {True: "BOS", False: "no BOS"}
 FIRST_TOKENS = 8
@@ -93,49 +92,41 @@ def _mean(losses: Tensor, where: Tensor) -> float:
     return float(losses[where].double().mean())
 
 
-def measure(folder: Path, *, quick: bool) -> dict[tuple[Bos, bool], list[Losses]]:
-    """For each kind of rows, and with BOS or without: the losses of one model per seed."""
+def measure(folder: Path, *, quick: bool) -> dict[tuple[Bos, bool], Losses]:
+    """For each kind of rows, and with BOS or without: the losses of a model."""
     write_documentation(folder, quick=quick)
     manifests: dict[Bos, Manifest] = {}
     for bos in get_args(Bos):
         manifests[bos] = prepare(recipe(folder, bos), folder / bos / "tokens", workers=1)
     documents = held_out(folder / "none" / "tokens", manifests["none"])
-    found: dict[tuple[Bos, bool], list[Losses]] = {}
-    for seed in range(1 if quick else SEEDS):
-        for bos, manifest in manifests.items():
-            model = train(
-                folder / bos / f"seed-{seed}",
-                folder / bos / "tokens",
-                vocab_size=VOCAB_SIZE,
-                seq_len=SEQ_LEN,
-                batch_rows=BATCH_ROWS,
-                total_tokens=BATCH_ROWS * SEQ_LEN * (2 if quick else STEPS),
-                seed=seed,
-            )
-            for with_bos in EVALUATED_WITH:
-                losses = losses_of(model, documents, manifest, with_bos=with_bos)
-                found.setdefault((bos, with_bos), []).append(losses)
+    found: dict[tuple[Bos, bool], Losses] = {}
+    for bos, manifest in manifests.items():
+        model = train(
+            folder / bos / "trained",
+            folder / bos / "tokens",
+            vocab_size=VOCAB_SIZE,
+            seq_len=SEQ_LEN,
+            batch_rows=BATCH_ROWS,
+            total_tokens=BATCH_ROWS * SEQ_LEN * (2 if quick else STEPS),
+        )
+        for with_bos in EVALUATED_WITH:
+            found[bos, with_bos] = losses_of(model, documents, manifest, with_bos=with_bos)
     return found
 
 
-def table(found: Mapping[tuple[Bos, bool], list[Losses]]) -> list[dict[str, str | float]]:
-    """Means over the seeds and, of all tokens, the smallest and the largest."""
+def table(found: Mapping[tuple[Bos, bool], Losses]) -> list[dict[str, str | float]]:
+    """One line for each model and each way to evaluate it."""
     return [
         {
             "bos of the rows": bos,
             "evaluated with": EVALUATED_WITH[with_bos],
-            "1st token": mean(each.first for each in seeds if each.first is not None) if with_bos else "",
-            "2nd token": mean(each.second for each in seeds),
-            f"2nd to {FIRST_TOKENS}th": mean(each.second_to_eighth for each in seeds),
-            "all but the 1st": mean(each.all_but_first for each in seeds),
-            "from – to": "{:.3f}–{:.3f}".format(*_range([each.all_but_first for each in seeds])),
+            "1st token": "" if losses.first is None else losses.first,
+            "2nd token": losses.second,
+            f"2nd to {FIRST_TOKENS}th": losses.second_to_eighth,
+            "all but the 1st": losses.all_but_first,
         }
-        for (bos, with_bos), seeds in sorted(found.items(), key=lambda item: get_args(Bos).index(item[0][0]))
+        for (bos, with_bos), losses in found.items()
     ]
-
-
-def _range(values: list[float]) -> tuple[float, float]:
-    return min(values), max(values)
 
 
 def main() -> None:
@@ -145,17 +136,16 @@ def main() -> None:
         found = measure(Path(temporary), quick=chosen.quick)
 
     def added(bos: Bos, *, with_bos: bool) -> float:
-        """What the other evaluation adds to the loss of all tokens, the mean over the seeds."""
-        pairs = zip(found[bos, with_bos], found[bos, not with_bos], strict=True)
-        return mean(mismatch.all_but_first - match.all_but_first for mismatch, match in pairs)
+        """What evaluating otherwise than the rows were adds to the loss of second tokens."""
+        return found[bos, with_bos].second - found[bos, not with_bos].second
 
     bars = [
-        Bar("what BOS adds for rows without BOS, all tokens, nats", added("none", with_bos=True), 0.0, "higher"),
-        Bar("what its lack adds for rows with BOS, all tokens, nats", added("document", with_bos=False), 0.0, "higher"),
+        Bar("2nd token, nats that BOS adds for rows without it", added("none", with_bos=True), 0.0, "higher"),
+        Bar("2nd token, nats that no BOS adds for rows with it", added("document", with_bos=False), 0.0, "higher"),
     ]
     report(
         "What does a BOS cost at evaluation that training did not have, or a missing one? Losses in nats of held-out "
-        f"documents of the standard library, models of 1M parameters, {len(found['none', True])} seeds",
+        "documentation of Python's standard library, models of 1M parameters, one seed",
         table(found),
         bars,
         chosen,

@@ -84,8 +84,9 @@ def test_an_id_of_a_text_may_be_that_of_bos_where_rows_have_none(tmp_path: Path)
 def test_after_a_shard_that_cannot_be_read_the_next_row_may_begin_either_way(tmp_path: Path) -> None:
     make_inspected(tmp_path, scored=False, bos="document")
     put(tmp_path, shard_bytes=60)
-    shards = sorted((tmp_path / PART).glob("*.mds"))
-    assert len(shards) > 2
+    # The first shard is empty, and each of the others has a row.
+    shards = sorted((tmp_path / PART).glob("*.mds"))[1:]
+    assert len(shards) == 4
     shards[0].write_bytes(shards[0].read_bytes()[:-1])
     (problem,) = found_in(tmp_path)
     assert shards[0].name in problem
