@@ -57,7 +57,7 @@ TRAININGS = (
     Training("continued from causal LM, 4,096 per step", 32, 100, 2e-3, warmup_steps=4, base_steps=50),
     Training("random weights, 16,384 per step", 128, 30, 3e-3, warmup_steps=8, keep_ratio="0.7"),
 )
-QUICK = (Training("random weights, 1,024 targets per step", 8, 15, 3e-3, warmup_steps=4),)
+QUICK = (Training("continued from causal LM, 1,024 per step", 8, 15, 1e-3, warmup_steps=4, base_steps=15),)
 
 
 class Corpus:
@@ -192,7 +192,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         corpus = Corpus(Path(folder))
         reference = corpus.model(seed=1)
-        train_causal(corpus, reference, "docs", 5 if chosen.quick else 80)
+        train_causal(corpus, reference, "docs", 20 if chosen.quick else 80)
         recorded = {
             training.name: record(corpus, training, reference) for training in (QUICK if chosen.quick else TRAININGS)
         }
