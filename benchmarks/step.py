@@ -21,6 +21,7 @@ from megaslm.model.load import Sharding, build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 
@@ -98,6 +99,8 @@ def main() -> None:
     for micro_steps in (1, 2):
         trainer = Trainer(micro_steps, world, rows)
         exact, running = SelectiveObjective(SelectionRule(K60)), SelectiveObjective(SelectionRule(K60, mode="running"))
+        for _ in range(EXACT_STEPS):
+            trainer.step(running)
         online = SelectiveObjective(SelectionRule(K60))
         suffix = f"{micro_steps} micro-step{'s' if micro_steps > 1 else ''}"
         for name, objective, measure in (

@@ -290,6 +290,20 @@ def test_a_cap_keeps_out_what_the_reference_finds_too_hard(mode: str) -> None:
     assert int(plan.denominator) == int(mask.sum()) < 0.6 * int(rows.targets.valid.sum())
 
 
+def test_a_forecast_selects_nearly_all_where_a_cap_leaves_fewer_than_k() -> None:
+    objective = SelectiveObjective(SelectionRule(K60, max_ref_loss=1.0, mode="running"))
+    eligible_count = missed = 0
+    for step in range(1, 13):
+        rows = Rows.drawn(step, rows=64)
+        assert rows.targets.ref_loss is not None
+        eligible = rows.targets.valid & (rows.targets.ref_loss <= 1.0)
+        _, (mask,) = choose(objective, [rows], moment=Moment(step, 0))
+        assert not (mask & ~eligible).any()
+        eligible_count += int(eligible.sum())
+        missed += int((eligible & ~mask).sum())
+    assert missed < 0.01 * eligible_count
+
+
 def test_a_cap_does_not_hide_a_reference_loss_that_is_nan() -> None:
     rows = Rows.drawn(2, rows=8)
     assert rows.targets.ref_loss is not None
