@@ -76,9 +76,7 @@ def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
     """
     seq_len = config.data.seq_len
     global_batch_rows = config.train.global_batch_tokens // seq_len
-    if world_size < 1 or global_batch_rows % world_size:
-        raise ConfigError(_uneven(global_batch_rows, world_size, seq_len))
-    rows_per_rank = global_batch_rows // world_size
+    rows_per_rank = divided_rows(config, world_size)
     micro_batch_rows = max(n for n in _divisors(rows_per_rank) if n <= config.train.micro_batch_rows)
     return BatchPlan(
         world_size=world_size,
@@ -90,6 +88,15 @@ def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
         total_steps=max(1, config.train.length_tokens // config.train.global_batch_tokens),
         canonical_nodes=math.gcd(MOST_CANONICAL_NODES, global_batch_rows),
     )
+
+
+def divided_rows(config: RunConfig, world_size: int) -> int:
+    """Rows per optimiser step on each of `world_size` ranks. Raises ConfigError where they do not divide evenly."""
+    seq_len = config.data.seq_len
+    global_batch_rows = config.train.global_batch_tokens // seq_len
+    if world_size < 1 or global_batch_rows % world_size:
+        raise ConfigError(_uneven(global_batch_rows, world_size, seq_len))
+    return global_batch_rows // world_size
 
 
 def parameter_count(architecture: Architecture) -> ParameterCounts:

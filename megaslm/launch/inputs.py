@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.config.hub import HubModel
-from megaslm.config.plan import checkpoint_bytes, parameter_count, plan_batches
+from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.files import find_files
@@ -39,7 +39,7 @@ COMPLETE_CHECKPOINTS = "checkpoints/step-*/COMPLETE"
 def look_at_run(findings: Findings, config: RunConfig, ranks: int | None) -> None:
     """Looks at all that `train` reads, and at the room for its checkpoints. `ranks` is None where it is not known."""
     if ranks is not None:
-        findings.ask(lambda: plan_batches(config, ranks))
+        findings.ask(lambda: divided_rows(config, ranks))
     manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
     training = next((manifest for manifest in manifests if manifest is not None), None)
     for name, held_out in config.validation.sets.items():

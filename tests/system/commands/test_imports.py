@@ -24,6 +24,10 @@ from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 for path in sys.argv[1:]:
     config = load(RunConfig, path).value
+    if config.train.epochs is not None:
+        # What the dataset would say.
+        train = config.train.model_copy(update={"total_tokens": 10**9})
+        config = config.model_copy(update={"train": train})
     for world_size in (1, 8, 64):
         deepspeed_settings(config, plan_batches(config, world_size), precision="bf16", on_gpu=True)
 heavy = {"torch", "deepspeed", "transformers", "streaming", "numpy"} & set(sys.modules)

@@ -132,10 +132,10 @@ def test_options_of_the_verb_pass_through(run: Path, here: Path, option: tuple[s
 
 
 @pytest.mark.parametrize("words", [("--smoke",), ("--smoke-steps", "9")])
-def test_a_smoke_test_is_started_once(words: tuple[str, ...]) -> None:
-    done = launch("--cluster", "launcher/torchrun.yaml", "--dry-run", RUN, *words)
+def test_a_smoke_test_is_started_once(run: Path, words: tuple[str, ...]) -> None:
+    done = launch("--cluster", "launcher/torchrun.yaml", "--dry-run", run, *words)
     assert done.returncode == 0, done.stderr
-    started = ["MAX_RESTARTS=0", f"{ROOT}/launcher/torchrun.sh", "train", RUN, *words]
+    started = ["MAX_RESTARTS=0", f"{ROOT}/launcher/torchrun.sh", "train", str(run), *words]
     assert shlex.split(done.stdout)[-len(started) :] == started
 
 

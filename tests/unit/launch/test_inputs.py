@@ -58,6 +58,12 @@ def test_of_a_run_that_could_start_nothing_is_told(here: Findings, tokens: Path)
     assert list(here.lines()) == []
 
 
+def test_a_length_in_epochs_is_no_problem(tokens: Path, here: Findings) -> None:
+    config = run_config(tokens.parent / "run", tokens, train={"total_tokens": None, "epochs": 2})
+    look_at_run(here, config, ranks=2)
+    assert here.problems == []
+
+
 def test_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:
     absent = tmp_path / "absent"
     config = selective(
