@@ -144,13 +144,13 @@ class Publisher:
         self._began = time.monotonic()
         self._published_at = -_PUBLISH_SECONDS
 
-    def publish(self, *, all_done: bool = False) -> JobProgress | None:
-        """The progress of the run, also written to `progress.json`: once a second or `all_done`; None in between.
+    def publish(self, *, at_once: bool = False, all_done: bool = False) -> JobProgress | None:
+        """The progress of the run, also written to `progress.json`: once a second or `at_once`; None in between.
 
         If `all_done`, every task is done, although another process may not have written it into its tally yet.
         """
         now = time.monotonic()
-        if not all_done and now - self._published_at < _PUBLISH_SECONDS:
+        if not (at_once or all_done) and now - self._published_at < _PUBLISH_SECONDS:
             return None
         self._published_at = now
         sums = [_read(path) for path in self._folder.glob(f"tally-{self._run_id}-*.json")]

@@ -167,8 +167,8 @@ class _PrepareJob:
             tasks_before=len(tasks) - len(waiting),
         )
 
-        def publish(*, all_done: bool = False) -> None:
-            progress = publisher.publish(all_done=all_done)
+        def publish(*, at_once: bool = False, all_done: bool = False) -> None:
+            progress = publisher.publish(at_once=at_once, all_done=all_done)
             if progress is not None:
                 self._watcher.show(progress)
 
@@ -188,7 +188,7 @@ class _PrepareJob:
                 self._run_workers(count, work, workplace, publish, ray)
         workplace.look_again()
         undone = [task for task in waiting if not workplace.is_done(task.name)]
-        publish(all_done=not undone)
+        publish(at_once=True, all_done=not undone)
         left = [task for task in undone if workplace.is_left(task.name, run_id)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))

@@ -204,7 +204,7 @@ class ScoreProcess:
         if not self._locks_hold:
             draw_all(tasks, self._is_done, self._look, processes=self._world.size)
         self._tally.end(len(left))
-        self._publish(all_done=not left)
+        self._publish(at_once=True, all_done=not left)
         if left:
             raise MegaSLMError(self._work.why_left())
 
@@ -221,9 +221,9 @@ class ScoreProcess:
         self._work.ledger.folder.stat()
         self._publish()
 
-    def _publish(self, *, all_done: bool = False) -> None:
+    def _publish(self, *, at_once: bool = False, all_done: bool = False) -> None:
         if self._publisher is not None and self._watcher is not None:
-            progress = self._publisher.publish(all_done=all_done)
+            progress = self._publisher.publish(at_once=at_once, all_done=all_done)
             if progress is not None:
                 self._watcher.show(progress)
 

@@ -171,7 +171,10 @@ def test_tallies_are_added_up_and_that_of_a_dead_process_is_gone_on_with(tmp_pat
     assert (progress.tasks_done, progress.tasks_retried, progress.tasks_left) == (4, 1, 1)
     assert read_progress(tmp_path) == progress
     assert publisher.publish() is None
-    assert publisher.publish(all_done=True) is not None
+    assert publisher.publish(at_once=True) is not None
+    done = publisher.publish(all_done=True)
+    assert done is not None
+    assert (done.done, done.tasks_done) == (100, 5)
 
 
 def test_shares_of_one_dataset_publish_at_the_same_moment(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_shares_of_one_dataset_publish_at_the_same_moment(tmp_path: Path) -> Non
 
     def publish(publisher: Publisher) -> None:
         for _ in range(200):
-            publisher.publish(all_done=True)
+            publisher.publish(at_once=True)
 
     with ThreadPoolExecutor(len(publishers)) as pool:
         for published in [pool.submit(publish, publisher) for publisher in publishers]:
