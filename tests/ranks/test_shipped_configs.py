@@ -1,6 +1,6 @@
 """`train CONFIG --smoke` works for every file of configs/, on small data of the kind that it reads.
 
-The quick test has tiny models. The slow one has a single layer of the real width, so that nothing but depth is missing.
+The quick test has tiny models. The slow one has a single layer of the real width, with few words.
 """
 
 import json
@@ -16,12 +16,18 @@ from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from tests.forked_cli import run_megaslm
 from tests.scoring import make_reference, run_job, task_of
-from tests.toy import EOS_ID, SEQ_LEN, make_dataset
+from tests.toy import EOS_ID, SEQ_LEN, VOCAB_SIZE, make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(str(path.relative_to(ROOT / "configs")) for path in (ROOT / "configs").rglob("*.yaml"))
 BATCH_ROWS, STEPS = 4, 2
-ONE_LAYER = {"num_hidden_layers": 1, "eos_token_id": EOS_ID, "bos_token_id": None, "tie_word_embeddings": False}
+ONE_LAYER = {
+    "num_hidden_layers": 1,
+    "vocab_size": VOCAB_SIZE,
+    "eos_token_id": EOS_ID,
+    "bos_token_id": None,
+    "tie_word_embeddings": False,
+}
 WIDTHS = {
     "tinyllama-1.1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_key_value_heads": 4},
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11_008},
@@ -109,7 +115,7 @@ def test_a_smoke_test_passes_at_the_real_width(name: str, look_alikes: LookAlike
             LlamaForCausalLM(LlamaConfig(**width)).save_pretrained(model)
     settings = list(settings_for(name, look_alikes, model, tmp_path / "run"))
     if config.model.from_scratch is not None:
-        settings.append("model.from_scratch.num_layers=1")
+        settings += ["model.from_scratch.num_layers=1", f"model.from_scratch.vocab_size={VOCAB_SIZE}"]
     smoke(name, settings, tmp_path / "run")
     # Several GB.
     shutil.rmtree(tmp_path)
