@@ -12,6 +12,7 @@ COMPLETE = "COMPLETE"
 METRICS = "metrics.jsonl"
 """The file in a run folder with one line per step."""
 _LAYOUT = "layout.json"
+_SMOKE_TEST = "smoke.json"
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
 _OF_DATASETS = ("train", "heldout", "tokenizer")
@@ -33,6 +34,7 @@ class Kind(Enum):
         "is the folder of a training run, not a dataset; `megaslm inspect` shows the run, `megaslm export` writes its "
         "model"
     )
+    SMOKE_TEST = "is the folder of a smoke test, which is no run; its numbers are in smoke.json"
     CHECKPOINT = (
         "is a checkpoint of a training run, not a dataset; `megaslm checkpoint verify` checks it, `megaslm export` "
         "writes its model"
@@ -46,7 +48,7 @@ class Kind(Enum):
         "is not a dataset, for it holds no manifest.json that MegaSLM wrote; name a folder that `megaslm prepare`, "
         "`score` or `mask` has made"
     )
-    MISSING = "does not exist; `megaslm prepare` makes a dataset"
+    MISSING = "does not exist; `megaslm prepare` makes a dataset of text, `megaslm score` one with reference losses"
 
 
 def kind_of(path: Path) -> Kind:
@@ -61,6 +63,8 @@ def kind_of(path: Path) -> Kind:
         return Kind.DATASET
     if has(_LAYOUT, COMPLETE):
         return Kind.CHECKPOINT
+    if has(_SMOKE_TEST):
+        return Kind.SMOKE_TEST
     if has(CONFIG) and has(*_OF_RUNS):
         return Kind.RUN
     if has(*_OF_UNFINISHED_DATASETS):

@@ -88,9 +88,7 @@ class RunConsole:
         self._progress.stop()
 
     def _show_step(self, record: StepRecord) -> None:
-        numbers = (
-            f"loss {record.loss:.4f} · selected {record.selected_ratio:.1%} · {record.tokens_per_second:,.0f} tokens/s"
-        )
+        numbers = f"{_loss_of(record)} · {record.tokens_per_second:,.0f} tokens/s"
         if self._console.is_terminal:
             self._progress.update(self._task, completed=record.step, numbers=numbers)
             return
@@ -100,6 +98,14 @@ class RunConsole:
             f"{self._name} · step {record.step}/{self._total_steps} · {numbers} · "
             f"lr {record.learning_rate:.2e} · {remaining_seconds:.0f} s left"
         )
+
+
+def _loss_of(record: StepRecord) -> str:
+    """The loss of the selected targets and, beside it, that of all: only this one compares with causal LM."""
+    if record.selected_ratio == 1:
+        return f"loss {record.loss:.4f}"
+    of_all = "" if record.all_loss is None else f" · {record.all_loss:.4f} of all"
+    return f"loss {record.loss:.4f} of the selected {record.selected_ratio:.1%}{of_all}"
 
 
 @dataclass(frozen=True)

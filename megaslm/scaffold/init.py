@@ -57,7 +57,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         ModelError, DataError: the model or the text cannot be read.
     """
     if folder.exists():
-        raise ConfigError(f"{folder}: exists already; choose another folder, or remove it")
+        raise ConfigError(f"{folder}: exists already, perhaps with datasets and runs in it; choose another folder")
     config = check_model_folder(model)
     parameters, positions = count_parameters(model), int(config.max_position_embeddings)
     facts = tokenizer_facts(model)
@@ -115,9 +115,10 @@ def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
     taken = "".join(f"\n    {key}: {_quoted(value)}" for key, value in look.taken_from.items())
     seen = f"    # fields of the first records: {', '.join(look.fields)}\n" if look.fields else ""
     part_bytes = min(_MOST_PART_BYTES, max(_LEAST_PART_BYTES, look.input_bytes // _PARTS_WANTED))
+    title = "corpus" if name == "corpus" else "curated text"
     note = "the large text" if name == "corpus" else "text like that which the model is to be good at"
     return f"""\
-# The {name}: {note}. {look.files:,} files, {look.input_bytes / 1e6:,.1f} MB; about {look.documents:,} documents and
+# The {title}: {note}. {look.files:,} files, {look.input_bytes / 1e6:,.1f} MB; about {look.documents:,} documents and
 # {look.tokens:,} tokens. data/README.md explains every key.
 name: {_quoted(f"{project.folder.name}-{name}")}
 licence: unknown              # name it: it is kept with the dataset
@@ -129,7 +130,7 @@ sources:
     reader: {look.reader}
     paths: [{", ".join(_quoted(path) for path in look.paths)}]{taken}
 {seen}heldout_fraction: {heldout_fraction(look.documents)}        # of the documents, for validation
-part_bytes: {part_bytes}        # what a process writes, scores and resumes as one: small enough to share the work
+part_bytes: {part_bytes}        # size of a task: several tasks per process share the work
 """
 
 
@@ -156,19 +157,19 @@ data:
 train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}                    # as in the paper
-  global_batch_tokens: {run.batch_tokens}   # about 500 steps, where there is enough text, and 1M at most
-  micro_batch_rows: {sizes.micro_batch_rows}          # rows per GPU at once; lower it if memory runs out
+  global_batch_tokens: {run.batch_tokens}   # 1M at most, and less so that short texts give some hundred steps
+  micro_batch_rows: {sizes.micro_batch_rows}          # most rows per GPU at once; lower it if memory runs out
   lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
   warmup_tokens: {run.warmup_tokens}       # 1%
 zero:
   stage: {sizes.zero_stage}                     # 2 divides gradients and optimiser states over GPUs; 3 the weights too
-  reduce_bucket_size: {sizes.bucket_elements}
+  reduce_bucket_size: {sizes.bucket_elements}    # elements per message between GPUs, and the next
   prefetch_bucket_size: {sizes.bucket_elements}
 validation:
   sets:
     {curated}
-  every_tokens: {run.validation_tokens}
-checkpoint: {{every_tokens: {run.checkpoint_tokens}}}
+  every_tokens: {run.validation_tokens}    # 20 times
+checkpoint: {{every_tokens: {run.checkpoint_tokens}}}    # 5 times; the newest two are kept
 """
 
 
@@ -181,10 +182,10 @@ base: reference.yaml
 run_dir: {_quoted(f"{folder}/runs/clm")}
 data: {{train: {_quoted(f"{folder}/datasets/corpus")}}}
 train:
-  epochs: 1
+  epochs: 1                # every row once
   global_batch_tokens: {run.batch_tokens}
-  lr: {sizes.lr}
-  warmup_tokens: {run.warmup_tokens}
+  lr: {sizes.lr}               # higher than the reference's, as in the paper
+  warmup_tokens: {run.warmup_tokens}       # 1%
 validation:
   sets:
     corpus: {{dataset: {_quoted(f"{folder}/datasets/corpus")}, max_rows: 512}}

@@ -1,6 +1,6 @@
 """The result of a smoke test, and the lines that tell it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,12 +55,17 @@ class SmokeResult:
     """Estimate for the whole run: its steps and validations. Saves overlap with steps."""
 
 
+def _from_to(losses: Sequence[float]) -> str:
+    first, last = losses[0], losses[-1]
+    return f"{first:.4f}" if len(losses) == 1 else f"{first:.4f} → {last:.4f}"
+
+
 def report(result: SmokeResult) -> Iterator[str]:
     """The lines for the user: what was made, what it took, what the run will take, and whether it will work."""
     steps, ranks = counted(result.steps, "step"), counted(result.ranks, "rank")
     held_out = ", ".join(f"{name} {loss:.4f}" for name, loss in result.validation_losses.items())
     rows = {
-        "loss": f"{result.losses[0]:.4f} → {result.losses[-1]:.4f} nats over {steps} on "
+        "loss": f"{_from_to(result.losses)} nats over {steps} on "
         f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
         "held out": f"{held_out}; took {result.validation_seconds:,.3g} s" if held_out else "no validation set",
         "speed": f"{result.step_seconds:,.3g} s a step, {result.tokens_per_second:,.0f} tokens/s; the first step took "

@@ -144,8 +144,17 @@ def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
     while True:
         asked = Trainer(run, resumed).run()
         if asked is None:
+            _say_end(run, say)
             return
         resumed = roll_back(run, asked, say)
+
+
+def _say_end(run: TrainingRun, say: Callable[[str], None]) -> None:
+    steps = run.plan.total_steps
+    say(
+        f"{run.folder.path.name} · finished: {steps:,} steps, {steps * run.plan.tokens_per_step:,} tokens; `megaslm "
+        f"inspect {run.folder.path}` shows the run, `megaslm export {run.folder.path} OUTPUT` writes its model"
+    )
 
 
 def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *, after_step: int) -> None:
