@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from megaslm.engine.seat import ALONE, Seat, seat_in
-from megaslm.errors import MegaSLMError
+from megaslm.errors import ConfigError, MegaSLMError
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 Overrides = Annotated[
@@ -36,9 +36,15 @@ def is_first_rank() -> bool:
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Writes a verb's result, if a file was given."""
-    if path is not None:
+    """Writes a verb's result, if a file was given. Raises ConfigError where it cannot be written."""
+    if path is None:
+        return
+    try:
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--json {path}: cannot be written ({error.strerror}), the work itself is done; name another file"
+        ) from error
 
 
 def leave_out_needless_lines() -> None:

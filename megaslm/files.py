@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from megaslm.errors import DataError
+from megaslm.errors import ConfigError, DataError
 
 UNFINISHED = ".unfinished-"
 """Prefix of files that are still being written; the leading dot hides them from globs."""
@@ -60,6 +60,35 @@ def finish_folder(path: Path) -> None:
 def abandon_folder(path: Path) -> None:
     """Remove the folder of `start_folder`."""
     shutil.rmtree(unfinished(path), ignore_errors=True)
+
+
+def require_absent(path: Path) -> None:
+    """Raises ConfigError where something is at `path`, be it a link that leads nowhere."""
+    if os.path.lexists(path):
+        raise ConfigError(f"{path}: exists already; choose another folder, or remove it")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `path` at the end of the context. After an exception nothing is left.
+
+    Raises ConfigError where no folder can be made there.
+    """
+    try:
+        folder = start_folder(path)
+    except OSError as error:
+        raise cannot_be_made(str(path), error) from error
+    try:
+        yield folder
+        finish_folder(path)
+    except BaseException:
+        abandon_folder(path)
+        raise
+
+
+def cannot_be_made(what: str, error: OSError) -> ConfigError:
+    """The mistake of a user who wants a folder, named as in `what`, where none can be made."""
+    return ConfigError(f"{what}: the folder cannot be made ({error.strerror}); choose another place, or allow it there")
 
 
 def sync(path: Path) -> None:

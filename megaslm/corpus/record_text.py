@@ -1,6 +1,7 @@
 """The text of a record: one field, several fields in a template, or a conversation."""
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import cast
 
 from megaslm.config.recipe import Source
@@ -18,7 +19,7 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 def text_of(record: Mapping[str, object], place: str, source: Source) -> str:
     """The text of a record. Raises DataError, with the record's place, where there is none."""
     if source.messages_field is not None:
-        messages = field_of(record, source.messages_field, place)
+        messages = field_of(record, source.messages_field, place, is_text=True)
         return _conversation(messages, f"{place}: field {source.messages_field!r}")
     if source.template is not None:
         return "".join(
@@ -28,10 +29,10 @@ def text_of(record: Mapping[str, object], place: str, source: Source) -> str:
     return _string_in(record, source.text_field, place)
 
 
-def field_of(record: Mapping[str, object], name: str, place: str) -> object:
+def field_of(record: Mapping[str, object], name: str, place: str, *, is_text: bool = False) -> object:
     """A field. Dots in the name lead into objects in the record; None where such an object is null.
 
-    Raises DataError where the record lacks the field.
+    `is_text`: whether the field must have a value, for the message. Raises DataError where the record lacks the field.
     """
     if name in record:
         return record[name]
@@ -41,27 +42,27 @@ def field_of(record: Mapping[str, object], name: str, place: str) -> object:
         if value is None:
             return None
         if isinstance(value, dict):
-            return field_of(value, inner, f"{place}, {outer}")
-    raise DataError(
-        f"{place} has no field {name!r}; it has {', '.join(record)}: set {FIELD_SETTINGS}, or "
-        "write null where there is no value"
-    )
+            return field_of(value, inner, f"{place}, {outer}", is_text=is_text)
+    remedy = "leave the record out of the file" if is_text else "write null where there is no value"
+    raise DataError(f"{place} has no field {name!r}; it has {', '.join(record)}: set {FIELD_SETTINGS}, or {remedy}")
 
 
 def _string_in(record: Mapping[str, object], name: str, place: str) -> str:
-    return _string(field_of(record, name, place), f"{place}: field {name!r}")
+    return _string(field_of(record, name, place, is_text=True), f"{place}: field {name!r}")
 
 
 def _string(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{what} is a {type(value).__name__}; expected a string")
+        raise DataError(
+            f"{what} is {_named(value)}; expected a string: correct the record, or leave it out of the file"
+        )
     return value
 
 
 def _conversation(messages: object, what: str) -> str:
     """Each message below a line with its role, a blank line between two of them."""
     if not isinstance(messages, list):
-        raise DataError(f"{what} is a {type(messages).__name__}; expected a list of messages")
+        raise DataError(f"{what} is {_named(messages)}; expected a list of messages")
     if not messages:
         raise DataError(f"{what} has no messages; leave the record out of the file")
     return "\n\n".join(_turn(message, f"{what}, message {number}") for number, message in enumerate(messages, start=1))
@@ -70,9 +71,28 @@ def _conversation(messages: object, what: str) -> str:
 def _turn(message: object, what: str) -> str:
     expected = " or ".join(f"{role} and {content}" for role, content in MESSAGE_KEYS)
     if not isinstance(message, dict):
-        raise DataError(f"{what} is a {type(message).__name__}; expected an object with {expected}")
+        raise DataError(f"{what} is {_named(message)}; expected an object with {expected}")
     keys = next((keys for keys in MESSAGE_KEYS if set(keys) <= set(message)), None)
     if keys is None:
         raise DataError(f"{what} has {', '.join(cast(dict[str, object], message)) or 'no fields'}; expected {expected}")
     role, content = (_string(message[key], f"{what}: {key}") for key in keys)
     return f"{_ROLES.get(role, role)}:\n{content}"
+
+
+def _named(value: object) -> str:
+    """The type of a value in JSON's words; of parquet's other types, Python's."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float() | Decimal():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:
+            return f"of type {type(value).__name__}"

@@ -33,7 +33,8 @@ def training_domains(
 def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, training: Manifest) -> Iterator[str]:
     """The domains of the validation set `name` that a run reads.
 
-    Raises DataError where its dataset lacks one, or has another tokenizer, BOS or row length than the training data.
+    Raises DataError where its dataset lacks one or has no rows of the split, or has another tokenizer, BOS or row
+    length than the training data.
     """
     found, expected = (
         f"tokenizer {one.ids_fingerprint(other)[:12]}, EOS {one.eos_id}, bos {one.bos_in_words}, rows of {one.seq_len}"
@@ -42,6 +43,11 @@ def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, traini
     if found != expected:
         raise DataError(f"validation.sets.{name}: {chosen.dataset} has {found}; the training data has {expected}")
     present = manifest.splits.get(chosen.split, {})
+    if not present:
+        raise DataError(
+            f"validation.sets.{name}: {chosen.dataset} has no rows in its split {chosen.split!r}, so that nothing "
+            "would be measured; remove the set, or prepare a dataset with a larger heldout_fraction or more documents"
+        )
     for domain in chosen.domains if chosen.domains is not None else present:
         if domain not in present:
             raise DataError(

@@ -11,8 +11,9 @@ COMPLETE = "COMPLETE"
 """The list of a checkpoint's files. Without it, the checkpoint is unfinished."""
 METRICS = "metrics.jsonl"
 """The file in a run folder with one line per step."""
+SMOKE = "smoke.json"
+"""The result of a smoke test, in a folder of its own beside the run's."""
 _LAYOUT = "layout.json"
-_SMOKE_TEST = "smoke.json"
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
 _OF_DATASETS = ("train", "heldout", "tokenizer")
@@ -34,7 +35,10 @@ class Kind(Enum):
         "is the folder of a training run, not a dataset; `megaslm inspect` shows the run, `megaslm export` writes its "
         "model"
     )
-    SMOKE_TEST = "is the folder of a smoke test, which is no run; its numbers are in smoke.json"
+    SMOKE_TEST = (
+        "is the folder of a smoke test, neither a dataset nor a run; its smoke.json has what was measured; name the "
+        "folder of the run itself"
+    )
     CHECKPOINT = (
         "is a checkpoint of a training run, not a dataset; `megaslm checkpoint verify` checks it, `megaslm export` "
         "writes its model"
@@ -61,10 +65,10 @@ def kind_of(path: Path) -> Kind:
         return Kind.FILE if path.exists() else Kind.MISSING
     if _is_manifest(path / _MANIFEST):
         return Kind.DATASET
+    if has(SMOKE):
+        return Kind.SMOKE_TEST
     if has(_LAYOUT, COMPLETE):
         return Kind.CHECKPOINT
-    if has(_SMOKE_TEST):
-        return Kind.SMOKE_TEST
     if has(CONFIG) and has(*_OF_RUNS):
         return Kind.RUN
     if has(*_OF_UNFINISHED_DATASETS):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from megaslm.config.recipe import Bos
 from megaslm.errors import ModelError
-from megaslm.files import abandon_folder, finish_folder, start_folder
+from megaslm.files import abandon_folder, finish_folder, new_folder, start_folder
 from megaslm.model.folder import HEAD, in_both_spellings, read_config
 from megaslm.model.selective_lm import CausalLM
 from megaslm.tokenizer.bos import require_bos_id
@@ -194,12 +194,12 @@ def save_hugging_face(
         beside: files that are copied into it.
 
     Raises:
+        ConfigError: no folder can be made at `output`.
         ModelError: the weights are not those of the described model; or transformers opens the folder as another model
             or gives texts other ids.
     """
     lm = _model_of(weights, model_description, output)
-    folder = start_folder(output)
-    try:
+    with new_folder(output) as folder:
         seen = Opened.of(lm)
         lm.save_pretrained(folder)
         del lm
@@ -209,10 +209,6 @@ def save_hugging_face(
         require_same_ids(folder, model_description)
         _require_same_bos(folder, model_description)
         require_same_model(folder, seen)
-    except BaseException:
-        abandon_folder(output)
-        raise
-    finish_folder(output)
 
 
 def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Path) -> CausalLM:

@@ -1,6 +1,5 @@
 """Writes recipes and runs for a model and text of one's own, with a comment behind every choice."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from pathlib import Path
 from megaslm.config.load import load
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
-from megaslm.errors import ConfigError
-from megaslm.files import finish_folder, start_folder
+from megaslm.config.source import to_yaml
+from megaslm.files import new_folder, require_absent
 from megaslm.model.folder import check_model_folder
 from megaslm.model.weight_files import count_parameters
+from megaslm.observe.display import counted, size, visible_on_one_line
 from megaslm.scaffold.sizes import heldout_fraction, model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import TextLook, look_at_text
 from megaslm.tokenizer.bos import puts_bos
@@ -53,11 +53,10 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         folder: the folder to make.
 
     Raises:
-        ConfigError: `folder` exists, or no field of the records holds text.
+        ConfigError: `folder` exists or cannot be made, or no field of the records holds text.
         ModelError, DataError: the model or the text cannot be read.
     """
-    if folder.exists():
-        raise ConfigError(f"{folder}: exists already, perhaps with datasets and runs in it; choose another folder")
+    require_absent(folder)
     config = check_model_folder(model)
     parameters, positions = count_parameters(model), int(config.max_position_embeddings)
     facts = tokenizer_facts(model)
@@ -82,14 +81,13 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         "clm.yaml": _clm(project),
         "slm.yaml": _slm(project),
     }
-    temporary = start_folder(folder)
-    for name, text in texts.items():
-        (temporary / name).write_text(text, encoding="utf-8")
-    for name in _RECIPES:
-        load(Recipe, temporary / name)
-    for name in _RUNS:
-        load(RunConfig, temporary / name)
-    finish_folder(folder)
+    with new_folder(folder) as temporary:
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        for name in _RECIPES:
+            load(Recipe, temporary / name)
+        for name in _RUNS:
+            load(RunConfig, temporary / name)
     return project
 
 
@@ -113,13 +111,13 @@ def _commands(folder: Path) -> tuple[str, ...]:
 
 def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
     taken = "".join(f"\n    {key}: {_quoted(value)}" for key, value in look.taken_from.items())
-    seen = f"    # fields of the first records: {', '.join(look.fields)}\n" if look.fields else ""
+    seen = f"    # fields of the first records: {visible_on_one_line(', '.join(look.fields))}\n" if look.fields else ""
     part_bytes = min(_MOST_PART_BYTES, max(_LEAST_PART_BYTES, look.input_bytes // _PARTS_WANTED))
     title = "corpus" if name == "corpus" else "curated text"
     note = "the large text" if name == "corpus" else "text like that which the model is to be good at"
     return f"""\
-# The {title}: {note}. {look.files:,} files, {look.input_bytes / 1e6:,.1f} MB; about {look.documents:,} documents and
-# {look.tokens:,} tokens. data/README.md explains every key.
+# The {title}: {note}. {counted(look.files, "file")}, {size(look.input_bytes)}; about
+# {counted(look.documents, "document")} and {counted(look.tokens, "token")}. data/README.md explains every key.
 name: {_quoted(f"{project.folder.name}-{name}")}
 licence: unknown              # name it: it is kept with the dataset
 seq_len: {project.seq_len}                 # targets per row, of the {project.positions:,} positions of the model
@@ -143,10 +141,9 @@ _BOS = {
 def _reference(project: Project, model: Path) -> str:
     sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
     run = run_sizes(_REFERENCE_EPOCHS * project.curated.tokens, project.seq_len)
-    curated = f"curated: {{dataset: {_quoted(f'{folder}/datasets/curated')}, max_rows: 512}}"
     return f"""\
 # The reference: the model, trained on the curated text alone. The other runs are based on this file.
-# `megaslm config explain {folder}/reference.yaml` prints every setting.
+# `megaslm config explain {visible_on_one_line(shlex.quote(f"{folder}/reference.yaml"))}` prints every setting.
 run_dir: {_quoted(f"{folder}/runs/reference")}
 model:
   from_pretrained: {_quoted(str(model))}   # {project.family}, {project.parameters:,} parameters
@@ -165,9 +162,7 @@ zero:
   stage: {sizes.zero_stage}                     # 2 divides gradients and optimiser states over GPUs; 3 the weights too
   reduce_bucket_size: {sizes.bucket_elements}    # elements per message between GPUs, and the next
   prefetch_bucket_size: {sizes.bucket_elements}
-validation:
-  sets:
-    {curated}
+validation:{_heldout(project, "curated", project.curated)}
   every_tokens: {run.validation_tokens}    # 20 times
 checkpoint: {{every_tokens: {run.checkpoint_tokens}}}    # 5 times; the newest two are kept
 """
@@ -186,9 +181,7 @@ train:
   global_batch_tokens: {run.batch_tokens}
   lr: {sizes.lr}               # higher than the reference's, as in the paper
   warmup_tokens: {run.warmup_tokens}       # 1%
-validation:
-  sets:
-    corpus: {{dataset: {_quoted(f"{folder}/datasets/corpus")}, max_rows: 512}}
+validation:{_heldout(project, "corpus", project.corpus)}
   every_tokens: {run.validation_tokens}
 checkpoint: {{every_tokens: {run.checkpoint_tokens}}}
 """
@@ -214,9 +207,16 @@ def _lr_note(parameters: int) -> str:
     return "the paper's for a model of about this size" if parameters >= 5e8 else "our guess for a small model"
 
 
+def _heldout(project: Project, name: str, look: TextLook) -> str:
+    """The validation set of a text; nothing where no document of it is held out."""
+    if not heldout_fraction(look.documents):
+        return ""
+    return f"\n  sets:\n    {name}: {{dataset: {_quoted(f'{project.folder}/datasets/{name}')}, max_rows: 512}}"
+
+
 def _quoted(text: str) -> str:
-    """Any text as a scalar of YAML."""
-    return json.dumps(text, ensure_ascii=False)
+    """Any text as a scalar of YAML, within a list too."""
+    return to_yaml([text], one_line=True).strip()[1:-1]
 
 
 def _yaml(value: bool) -> str:

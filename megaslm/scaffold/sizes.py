@@ -11,6 +11,9 @@ _ROWS_WANTED = 128
 _SHORTEST_ROW, _ROW, _LONG_ROW = 64, 2048, 4096
 _LEAST_ROWS = 8
 """Rows per step at least, so that up to eight ranks share them evenly."""
+_STEPS_WITH_WARMUP = 10
+_LEAST_DOCUMENTS = 20
+"""Of a fifth of fewer documents, there is often none."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ModelSizes:
 def row_length(parameters: int, positions: int, tokens: int) -> int:
     """Targets per row: a power of two that the model's positions hold, and that gives the smallest text some rows."""
     most = min(positions, _LONG_ROW if parameters >= _LARGE else _ROW)
-    return _power_of_two(max(_SHORTEST_ROW, min(most, tokens // _ROWS_WANTED)))
+    return _power_of_two(min(most, max(_SHORTEST_ROW, tokens // _ROWS_WANTED)))
 
 
 def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
@@ -51,7 +54,8 @@ def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
     batch = rows * seq_len
     return RunSizes(
         batch_tokens=batch,
-        warmup_tokens=_whole(total_tokens // 100, batch),
+        # A run must be longer than its warm-up, and the text may be less than it seems.
+        warmup_tokens=_whole(total_tokens // 100, batch) if total_tokens >= _STEPS_WITH_WARMUP * batch else 0,
         validation_tokens=_whole(total_tokens // 20, batch),
         checkpoint_tokens=_whole(total_tokens // 5, batch),
     )
@@ -73,7 +77,9 @@ def model_sizes(parameters: int, seq_len: int) -> ModelSizes:
 
 
 def heldout_fraction(documents: int) -> float:
-    """The share of documents to hold out: some hundred of them where there are enough."""
+    """The share of documents to hold out: some hundred of them where there are enough, 0 where there are too few."""
+    if documents < _LEAST_DOCUMENTS:
+        return 0
     return 0.01 if documents >= 5_000 else 0.05 if documents >= 200 else 0.2
 
 

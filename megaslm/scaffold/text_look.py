@@ -1,8 +1,8 @@
 """A look at text files: which reader they need, where the text lies in a record, and how much of it there is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from megaslm.corpus.records import lines
 from megaslm.corpus.source_bytes import ReadLog, open_input
 from megaslm.corpus.tasks import TaskReader, plan_tasks
 from megaslm.errors import ConfigError, DataError
+from megaslm.observe.display import counted, size
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
 Reader = Literal["jsonl", "json", "parquet", "text"]
@@ -43,7 +44,7 @@ class TextLook:
     taken_from: Mapping[str, str]
     """The recipe's key for the text in a record, and its value; empty for files that are documents."""
     fields: tuple[str, ...]
-    """All fields of the first records."""
+    """All fields of the first records; those of an object within a record with a dot."""
     files: int
     input_bytes: int
     """Size of the files."""
@@ -51,6 +52,8 @@ class TextLook:
     """Estimated from the first `_SAMPLE_BYTES` of text; exact where there is no more."""
     tokens: int
     """Likewise."""
+    unread: tuple[str, ...]
+    """Files of other kinds in the same folders, in words."""
 
 
 def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
@@ -58,15 +61,18 @@ def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
 
     Raises:
         ConfigError: no field of the records holds text.
-        DataError: there are no files, or they cannot be read.
+        DataError: there are no files or no records, or they cannot be read.
     """
-    reader, files = _reader_of(paths)
+    reader, files, unread = _reader_of(paths)
     fields: tuple[str, ...] = ()
     taken_from: Mapping[str, str] = {}
     if reader != "text":
-        records = _first_records(reader, files[0])
+        # Files at the front may be empty.
+        records = list(islice(chain.from_iterable(_records(reader, file) for file in files), _RECORDS))
+        if not records:
+            raise DataError(f"{', '.join(paths)}: {counted(len(files), 'file')} without a record; name files with text")
+        taken_from = _text_in(records, ", ".join(paths))
         fields = tuple(dict.fromkeys(name for record in records for name in record))
-        taken_from = _text_in(records, files[0].path)
     source = Source.model_validate({"domain": "text", "reader": reader, "paths": tuple(paths), **taken_from})
     documents, tokens = _amount(source, tokenizer)
     return TextLook(
@@ -78,11 +84,19 @@ def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
         input_bytes=sum(file.bytes for file in files),
         documents=documents,
         tokens=tokens,
+        unread=unread,
     )
 
 
-def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile]]:
-    """The reader whose files make up most of the text, and these files. Raises DataError where none has any."""
+def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile], tuple[str, ...]]:
+    """The reader whose files make up most of the text, these files, and the files of other readers, in words.
+
+    Raises DataError where no reader has any.
+    """
+    if not all(path.strip() for path in paths):
+        raise DataError("--corpus, --curated: a path is empty; write . for the current folder")
+    # Of any ending: where a path leads to nothing, that is the one reason.
+    find_files(Source(domain="text", reader="tree", paths=tuple(paths)))
     found: dict[Reader, list[InputFile]] = {}
     reasons: list[str] = []
     for reader in _READERS:
@@ -103,22 +117,30 @@ def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile]]:
             "the recipe by hand (data/README.md)" + "".join(f"\n{reason}" for reason in reasons)
         )
     best = max(fitting, key=lambda reader: sum(file.bytes for file in fitting[reader]))
-    return best, fitting[best]
+    others = [
+        f"{counted(len(files), f'{reader} file')} ({size(sum(file.bytes for file in files))})"
+        for reader, files in fitting.items()
+        if reader != best
+    ]
+    return best, fitting[best], tuple(others)
 
 
-def _first_records(reader: Reader, file: InputFile) -> list[dict[str, Any]]:
+def _records(reader: Reader, file: InputFile) -> Iterator[dict[str, Any]]:
+    """The records of a file; of a parquet file, the first ones."""
     if reader == "parquet":
         from pyarrow import parquet
 
         with open_input(file) as opened, parquet.ParquetFile(opened) as table:
             batch = next(table.iter_batches(_RECORDS), None)
-            return [] if batch is None else batch.to_pylist()
-    records = (lines if reader == "jsonl" else array_records)(FileRange(file, 0, file.bytes), ReadLog())
-    return [parse_record(record.content, record.place) for record in islice(records, _RECORDS)]
+            yield from [] if batch is None else batch.to_pylist()
+        return
+    for record in (lines if reader == "jsonl" else array_records)(FileRange(file, 0, file.bytes), ReadLog()):
+        yield parse_record(record.content, record.place)
 
 
 def _text_in(records: Sequence[Mapping[str, Any]], path: str) -> dict[str, str]:
     """The key of a recipe, and its value, by which the records give text."""
+    records = [dict(_with_inner_fields(record)) for record in records]
     names = tuple(dict.fromkeys(name for record in records for name in record))
     for name in names:
         if all(_is_chat(record.get(name)) for record in records):
@@ -133,10 +155,18 @@ def _text_in(records: Sequence[Mapping[str, Any]], path: str) -> dict[str, str]:
     if not texts:
         raise ConfigError(
             f"{path}: none of the fields {', '.join(names) or '(no records)'} holds text in each of the first "
-            f"{len(records)} records; write the recipe by hand, with text_field, template or messages_field"
+            f"{counted(len(records), 'record')}; write the recipe by hand, with text_field, template or messages_field"
         )
     longest = max(texts, key=lambda name: sum(len(record[name]) for record in records))
     return {"text_field": longest}
+
+
+def _with_inner_fields(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of a record, then those of objects within it under the names that recipes give them: `meta.text`."""
+    yield from record.items()
+    for outer, value in record.items():
+        if isinstance(value, dict):
+            yield from ((f"{outer}.{name}", inner) for name, inner in _with_inner_fields(value))
 
 
 def _is_chat(value: object) -> bool:

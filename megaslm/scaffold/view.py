@@ -1,6 +1,10 @@
 """What `megaslm init` found and wrote, for a terminal."""
 
+from collections.abc import Iterator
+
+from megaslm.observe.display import counted, size
 from megaslm.scaffold.init import Project
+from megaslm.scaffold.sizes import heldout_fraction, run_sizes
 from megaslm.scaffold.text_look import TextLook
 
 
@@ -13,6 +17,9 @@ def show_project(project: Project) -> None:
     print(f"corpus: {_described(project.corpus)}")
     print(f"curated: {_described(project.curated)}")
     print(f"written, to be read and changed: {', '.join(str(file) for file in project.files)}")
+    for name, look in (("corpus", project.corpus), ("curated", project.curated)):
+        for warning in _warnings(name, look, project.seq_len):
+            print(f"warning: {name}: {warning}")
     print("then, in this order:\n")
     for command in project.commands:
         print(f"    {command}")
@@ -21,6 +28,27 @@ def show_project(project: Project) -> None:
 def _described(look: TextLook) -> str:
     taken = ", ".join(f"{key} {value!r}" for key, value in look.taken_from.items()) or "a document per file"
     return (
-        f"{look.files:,} {look.reader} files, {look.input_bytes / 1e6:,.1f} MB, about {look.documents:,} documents and "
-        f"{look.tokens:,} tokens; text from {taken}"
+        f"{counted(look.files, f'{look.reader} file')}, {size(look.input_bytes)}, about "
+        f"{counted(look.documents, 'document')} and {counted(look.tokens, 'token')}; text from {taken}"
     )
+
+
+def _warnings(name: str, look: TextLook, seq_len: int) -> Iterator[str]:
+    """What will be missing or refused later on."""
+    if look.unread:
+        yield (
+            f"{', '.join(look.unread)} in the same folders will not be read; to read them, add a source to {name}.yaml "
+            "(data/README.md)"
+        )
+    heldout = heldout_fraction(look.documents)
+    if not heldout:
+        yield (
+            f"of {counted(look.documents, 'document')} none is held out, and no run measures its loss on this text; to "
+            "compare runs by it, divide it into more documents"
+        )
+    step_tokens = run_sizes(look.tokens, seq_len).batch_tokens
+    if look.tokens * (1 - heldout) < step_tokens:
+        yield (
+            f"about {counted(look.tokens, 'token')} are less than one step of {step_tokens:,}, and a run on them will "
+            "be refused; give more text"
+        )

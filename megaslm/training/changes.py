@@ -131,9 +131,11 @@ def check_changes(
             f"run_dir = {now.run_dir}: the run in it differs in what makes it this run; choose another run_dir, or "
             "undo the change\n" + "\n".join(refused)
         )
-    unnamed = [key for key in lines if may_change(key, now) == "if allowed" and _named(key) not in allowed]
+    guarded = [key for key in lines if may_change(key, now) == "if allowed"]
+    unnamed = [key for key in guarded if _named(key) not in allowed]
     if unnamed and has_learned:
-        options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(map(_named, unnamed)))
+        # With those that are allowed already, so that the options can be copied as they are.
+        options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(map(_named, guarded)))
         raise ConfigError(
             f"run_dir = {now.run_dir}: the run in it has learned with other settings; undo the change, choose another "
             f"run_dir, or resume with {options}\n" + "\n".join([*data_changes, *(lines[key] for key in unnamed)])

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from megaslm.errors import CheckpointError, ConfigError
+from megaslm.errors import CheckpointError
+from megaslm.files import require_absent
 from megaslm.model.export import save_hugging_face
 from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 from megaslm.training.checkpoints.layout import LAYOUT
@@ -26,10 +27,9 @@ def export(source: Path, output: Path) -> Path:
 
     Raises:
         CheckpointError: `source` is neither of these, or the checkpoint is incomplete or corrupt.
-        ConfigError: `output` exists.
+        ConfigError: `output` exists, or cannot be made.
     """
-    if output.exists():
-        raise ConfigError(f"{output}: exists already; choose another folder or remove it")
+    require_absent(output)
     run, checkpoint = _run_and_checkpoint(source)
     check_whole(checkpoint, lambda name: name == LAYOUT or name.startswith(WEIGHTS))
     extra = [run.cost] if run.cost.is_file() else []

@@ -21,7 +21,7 @@ from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER, Manifest
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.errors import CheckpointError, ConfigError
-from megaslm.files import Busy, locked, write_file
+from megaslm.files import Busy, cannot_be_made, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
 from megaslm.stream.mixture import TRAINING
@@ -233,10 +233,13 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
 def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
     """Locks the folder until `held` closes. Yields a warning if its file system has no locks.
 
-    Raises ConfigError where another job held the lock for longer than `patience_seconds`.
+    Raises ConfigError where another job held the lock for longer than `patience_seconds`, or the folder cannot be made.
     """
     # The lock is in the folder, not beside it: beside it, a container has a file system of its own.
-    run_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_made(f"run_dir = {run_folder}", error) from error
     try:
         held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
     except Busy as error:

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from megaslm.dataset.kinds import SMOKE
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.files import write_file
 
-RESULT = "smoke.json"
+RESULT = SMOKE
 """The result, and the mark of the folder. It is written first, when it says that the test has not ended."""
 _ENDING = ".smoke"
 _LOCK = ".lock"

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from megaslm.files import finish_folder, start_folder, unfinished, write_file
+from megaslm.errors import ConfigError
+from megaslm.files import finish_folder, new_folder, require_absent, start_folder, unfinished, write_file
 
 Call = tuple[str, str]
 
@@ -51,3 +52,23 @@ def test_all_of_a_folder_is_synced_before_its_name(tmp_path: Path, calls: list[C
     before = calls[: calls.index(("rename", "model"))]
     assert set(before) == {("sync", name) for name in ("deep", "weights", unfinished(path).name)}
     assert calls[len(before) :] == [("rename", "model"), ("sync", tmp_path.name)]
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a" / "b") as folder:
+        (folder / "file").write_text("x")
+    assert (tmp_path / "a/b/file").read_text() == "x"
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "c"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_cannot_be_made_is_the_mistake_of_its_user(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file/b"), new_folder(tmp_path / "file" / "b"):
+        pass
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(ConfigError, match=name):
+            require_absent(tmp_path / name)
+    require_absent(tmp_path / "free")

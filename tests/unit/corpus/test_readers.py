@@ -199,7 +199,7 @@ def test_a_null_in_a_parquet_column_is_named(tmp_path: Path, says: Says) -> None
     parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
     with pytest.raises(DataError) as refused:
         read(tmp_path / "a.parquet", reader="parquet")
-    says(refused, "a.parquet", "row 2", "'text'", "NoneType")
+    says(refused, "a.parquet", "row 2", "'text'", "null")
 
 
 def test_what_is_not_parquet_is_named(tmp_path: Path, says: Says) -> None:

@@ -67,8 +67,8 @@ def test_a_record_that_a_template_does_not_fit_is_named(tmp_path: Path, reader: 
 @pytest.mark.parametrize(
     ("messages", "named"),
     [
-        (None, "NoneType"),
-        ("user: hello", "str"),
+        (None, "null"),
+        ("user: hello", "a string"),
         ([], "messages"),
         (["hello"], "message 1"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": []}], "message 2"),

@@ -34,6 +34,8 @@ def make(folder: Path, *files: str) -> Path:
         (Kind.OTHER, ("manifest.json", "notes.txt"), "."),
         (Kind.FILE, ("run.yaml",), "run.yaml"),
         (Kind.MISSING, (), "nowhere"),
+        (Kind.SMOKE_TEST, ("smoke.json", "metrics.jsonl"), "."),
+        (Kind.SMOKE_TEST, ("smoke.json", *RUN), "."),
     ],
 )
 def test_what_is_no_dataset_is_named_for_what_it_is_and_not_called_damaged(

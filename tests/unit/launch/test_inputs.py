@@ -95,6 +95,13 @@ def test_a_dataset_must_be_what_the_run_needs(
     says(told(here), named)
 
 
+def test_a_validation_set_without_rows_is_a_problem(here: Findings, tokens: Path, says: Says) -> None:
+    make_dataset(tokens.parent / "whole", {("train", "a"): [12]})
+    validation = {"sets": {"x": {"dataset": str(tokens.parent / "whole")}}}
+    look_at_run(here, run_config(tokens.parent / "run", tokens, validation=validation), ranks=None)
+    says(told(here), "validation.sets.x", "heldout_fraction")
+
+
 def test_a_file_that_cannot_be_read_is_a_problem(here: Findings, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))

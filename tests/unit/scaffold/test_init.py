@@ -18,6 +18,7 @@ from megaslm.errors import ConfigError, DataError, MegaSLMError, ModelError
 from megaslm.scaffold.init import Project, init
 from megaslm.scaffold.sizes import model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import look_at_text
+from megaslm.scaffold.view import show_project
 from tests.messages import Says
 from tests.own_text import DOCUMENTS, PROBLEMS, make_model, write_corpus, write_problems
 
@@ -62,18 +63,20 @@ def test_a_tokenizer_without_bos_gives_rows_without(tmp_path: Path) -> None:
 
 @given(
     parameters=st.integers(1, 10**12),
-    positions=st.integers(64, 10**6),
+    positions=st.integers(1, 10**6),
     corpus_tokens=st.integers(1, 10**13),
     curated_tokens=st.integers(1, 10**13),
 )
 def test_all_sizes_fit_one_another(parameters: int, positions: int, corpus_tokens: int, curated_tokens: int) -> None:
     seq_len = row_length(parameters, positions, min(corpus_tokens, curated_tokens))
-    assert 64 <= seq_len <= positions
+    assert min(64, positions) <= seq_len * 2 - 1
+    assert seq_len <= positions
     for tokens in (corpus_tokens, curated_tokens):
         run = run_sizes(tokens, seq_len)
         rows = run.batch_tokens // seq_len
         assert rows * seq_len == run.batch_tokens <= 2**20
         assert rows % 8 == 0
+        assert run.warmup_tokens == 0 or run.warmup_tokens * 5 < tokens
         assert all(
             tokens % run.batch_tokens == 0
             for tokens in (run.warmup_tokens, run.validation_tokens, run.checkpoint_tokens)
@@ -90,6 +93,10 @@ RECORDS = {
     "pair": ([{"instruction": "a", "input": "", "output": "b"}], {"template": "{instruction}\n{output}"}),
     "chat": ([{"messages": [{"role": "user", "content": "a"}], "text": "b"}], {"messages_field": "messages"}),
     "other chat": ([{"conversations": [{"from": "human", "value": "a"}]}], {"messages_field": "conversations"}),
+    "within an object": (
+        [{"id": "a", "meta": {"url": "u", "raw": {"body of it": "long enough"}}}],
+        {"text_field": "meta.raw.body of it"},
+    ),
     "not in all": ([{"text": "a", "body": "b"}, {"text": None, "body": "c"}], {"text_field": "body"}),
 }
 
@@ -112,6 +119,13 @@ def test_text_is_found_in_records(
     assert look.documents == len(records)
 
 
+def test_files_at_the_front_may_be_empty(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    write_corpus(tmp_path / "b.jsonl")
+    look = look_at_text([str(tmp_path)], model)
+    assert (look.files, look.documents, look.taken_from) == (2, DOCUMENTS, {"text_field": "text"})
+
+
 def test_plain_text_is_a_document_per_file(model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text("some words")
@@ -119,13 +133,57 @@ def test_plain_text_is_a_document_per_file(model: Path, tmp_path: Path) -> None:
     assert (look.reader, look.taken_from, look.files, look.documents) == ("text", {}, 2, 2)
 
 
+@pytest.mark.parametrize("name", ["it's {a} [1]*", "a: b #c", "\n\u2028\x85 x: y", "é\U0001f600\t", "yes", "- 1"])
+def test_any_name_is_read_back_as_it_is(name: str, model: Path, tmp_path: Path) -> None:
+    records = [{name: "some words", "other\nfield: 1": 2}] * 30
+    corpus = tmp_path / name / "web.jsonl"
+    corpus.parent.mkdir()
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in records))
+    folder = tmp_path / f"project {name}"
+    init(model, [str(corpus)], [str(write_problems(tmp_path / "good.jsonl"))], folder)
+    (source,) = load(Recipe, folder / "corpus.yaml").value.sources
+    assert (source.paths, source.text_field) == ((str(corpus),), name)
+    assert load(RunConfig, folder / "slm.yaml").value.run_dir == f"{folder}/runs/slm"
+
+
+def test_of_few_documents_none_is_held_out_and_no_run_measures_them(
+    model: Path, tmp_path: Path, says: Says, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed/web.jsonl").write_text('{"text": "some words"}\n' * 19)
+    (tmp_path / "mixed/notes.txt").write_text("a note")
+    project = init(
+        model, [str(tmp_path / "mixed")], [str(write_problems(tmp_path / "good.jsonl"))], tmp_path / "project"
+    )
+    assert load(Recipe, project.folder / "corpus.yaml").value.heldout_fraction == 0
+    assert load(Recipe, project.folder / "curated.yaml").value.heldout_fraction > 0
+    assert set(load(RunConfig, project.folder / "slm.yaml").value.validation.sets) == {"curated"}
+    show_project(project)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    assert len(warnings) == 3
+    says("\n".join(warnings), "1 text file", "19 documents", "512")
+
+
+def test_a_folder_that_cannot_be_made_is_said_and_nothing_is_left(model: Path, tmp_path: Path, says: Says) -> None:
+    corpus = str(write_corpus(tmp_path / "web.jsonl"))
+    (tmp_path / "link").symlink_to("nowhere")
+    before = set(tmp_path.rglob("*"))
+    for folder in (tmp_path / "web.jsonl" / "project", tmp_path / "link"):
+        with pytest.raises(ConfigError) as raised:
+            init(model, [corpus], [corpus], folder)
+        says(raised.value, folder)
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_what_cannot_be_read_is_said(model: Path, tmp_path: Path, says: Says) -> None:
     (tmp_path / "a.doc").write_text("x")
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "numbers.jsonl").write_text('{"a": 1, "b": [2]}\n')
     corpus, folder = str(write_corpus(tmp_path / "web.jsonl")), tmp_path / "project"
     wrong: list[tuple[type[MegaSLMError], Path, str]] = [
         (DataError, model, "a.doc"),
         (DataError, model, "missing"),
+        (DataError, model, "empty.jsonl"),
         (ConfigError, model, "numbers.jsonl"),
         (ModelError, tmp_path / "no-model", "web.jsonl"),
     ]
@@ -134,6 +192,9 @@ def test_what_cannot_be_read_is_said(model: Path, tmp_path: Path, says: Says) ->
             init(folder_of_model, [str(tmp_path / name)], [corpus], folder)
         says(raised.value, name if folder_of_model == model else "no-model")
         assert not list(tmp_path.glob("*project*"))
+    with pytest.raises(DataError) as raised:
+        init(model, [corpus], [" "], folder)
+    says(raised.value, "--curated")
 
 
 def test_a_folder_that_exists_is_left_alone(model: Path, tmp_path: Path, says: Says) -> None:
