@@ -65,7 +65,7 @@ def abandon_folder(path: Path) -> None:
 def require_absent(path: Path) -> None:
     """Raises ConfigError where something is at `path`, be it a link that leads nowhere."""
     if os.path.lexists(path):
-        raise ConfigError(f"{path}: exists already; choose another folder, or remove it")
+        raise ConfigError(f"{path}: exists already; choose another folder, or remove it if nothing in it is needed")
 
 
 @contextmanager

@@ -263,8 +263,8 @@ def _represent_tuple(dumper: yaml.SafeDumper, value: tuple[object, ...]) -> yaml
 
 
 def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    """Rare line ends survive only in double quotes."""
-    style = '"' if any(mark in value for mark in "\x85\u2028\u2029") else None
+    """Rare line ends survive only in double quotes, in which all line ends keep a text on one line."""
+    style = '"' if any(mark in value for mark in "\n\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 

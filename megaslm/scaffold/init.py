@@ -116,8 +116,8 @@ def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
     title = "corpus" if name == "corpus" else "curated text"
     note = "the large text" if name == "corpus" else "text like that which the model is to be good at"
     return f"""\
-# The {title}: {note}. {counted(look.files, "file")}, {size(look.input_bytes)}; about
-# {counted(look.documents, "document")} and {counted(look.tokens, "token")}. data/README.md explains every key.
+# The {title}: {note}. {counted(look.files, "file")}, {size(look.input_bytes)}.
+# About {counted(look.documents, "document")} and {counted(look.tokens, "token")}. data/README.md explains every key.
 name: {_quoted(f"{project.folder.name}-{name}")}
 licence: unknown              # name it: it is kept with the dataset
 seq_len: {project.seq_len}                 # targets per row, of the {project.positions:,} positions of the model
