@@ -1,6 +1,7 @@
 """Whether a run may go on in its folder, by the data and the settings that it had so far."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
-from megaslm.training.run_folder import check_run
+from megaslm.training.run_folder import check_run, take
 from megaslm.training.training_data import open_training_data
 from tests.messages import Says
 from tests.toy import make_dataset, run_config
@@ -88,3 +89,11 @@ def test_datasets_may_move(mixed: Path) -> None:
     assert resume(RunConfig.model_validate(config)) == [
         f"data.streams.code.dataset: {mixed / 'code'} → {mixed / 'moved'}"
     ]
+
+
+def test_a_run_folder_that_cannot_be_made_is_the_mistake_of_its_user(tmp_path: Path, says: Says) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with ExitStack() as held, pytest.raises(ConfigError) as refused:
+            list(take(folder, held))
+        says(refused, f"run_dir = {folder}")
