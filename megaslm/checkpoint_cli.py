@@ -21,8 +21,9 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 @checkpoint_app.command("ls")
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run, oldest first. Only their file lists are read."""
+    from megaslm.dataset.kinds import COMPLETE
     from megaslm.observe.display import size
-    from megaslm.training.checkpoints.file_list import COMPLETE, WEIGHTS, read_file_list
+    from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 
     rows: list[dict[str, object]] = []
     for checkpoint in _checkpoints_of(run):

@@ -13,7 +13,7 @@ from megaslm.files import new_folder, require_absent
 from megaslm.model.folder import check_model_folder
 from megaslm.model.weight_files import count_parameters
 from megaslm.observe.display import counted, size, visible_on_one_line
-from megaslm.scaffold.sizes import heldout_fraction, model_sizes, row_length, run_sizes
+from megaslm.scaffold.sizes import SMALL, heldout_fraction, model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import TextLook, look_at_text
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.tokenizer import tokenizer_facts
@@ -147,7 +147,7 @@ def _reference(project: Project, model: Path) -> str:
 run_dir: {_quoted(f"{folder}/runs/reference")}
 model:
   from_pretrained: {_quoted(str(model))}   # {project.family}, {project.parameters:,} parameters
-  gradient_checkpointing: {_yaml(sizes.gradient_checkpointing)}   # true saves memory for a third more compute
+  gradient_checkpointing: {str(sizes.gradient_checkpointing).lower()}   # true saves memory for a third more compute
 data:
   train: {_quoted(f"{folder}/datasets/curated")}
   seq_len: {project.seq_len}
@@ -204,7 +204,7 @@ slm:
 
 
 def _lr_note(parameters: int) -> str:
-    return "the paper's for a model of about this size" if parameters >= 5e8 else "our guess for a small model"
+    return "the paper's for a model of about this size" if parameters >= SMALL else "our guess for a small model"
 
 
 def _heldout(project: Project, name: str, look: TextLook) -> str:
@@ -217,7 +217,3 @@ def _heldout(project: Project, name: str, look: TextLook) -> str:
 def _quoted(text: str) -> str:
     """Any text as a scalar of YAML, within a list too."""
     return to_yaml([text], one_line=True).strip()[1:-1]
-
-
-def _yaml(value: bool) -> str:
-    return "true" if value else "false"

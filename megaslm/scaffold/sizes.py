@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 _LARGE = 3e9
 """Parameters from which weights, gradients and optimiser states are divided (stage 3)."""
-_SMALL = 5e8
+SMALL = 5e8
+"""Parameters below which the paper has no model."""
 _LARGEST_BATCH_TOKENS = 2**20
 _STEPS_WANTED = 500
 _ROWS_WANTED = 128
@@ -63,7 +64,7 @@ def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
 
 def model_sizes(parameters: int, seq_len: int) -> ModelSizes:
     """The paper's learning rates and keep ratios for models of its sizes; ours for smaller ones."""
-    large, small = parameters >= _LARGE, parameters < _SMALL
+    large, small = parameters >= _LARGE, parameters < SMALL
     tokens_at_once = 2**16 if small else 2**14
     return ModelSizes(
         micro_batch_rows=max(1, tokens_at_once // seq_len),

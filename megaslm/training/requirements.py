@@ -8,13 +8,14 @@ from megaslm.config.plan import checkpoint_bytes, parameter_count
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.config.section import home_expanded
 from megaslm.config.source import dotted_key
+from megaslm.dataset.kinds import CONFIG
 from megaslm.dataset.manifest import MANIFEST
 from megaslm.errors import MegaSLMError
 from megaslm.health.findings import Requirements
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
 from megaslm.training.checkpoints.file_list import read_file_list
-from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.run_folder import RunFolder
 
 

@@ -18,6 +18,7 @@ from megaslm import __version__
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig, Split
 from megaslm.config.source import dump
+from megaslm.dataset.kinds import CHECKPOINTS, CONFIG, METRICS
 from megaslm.dataset.manifest import TOKENIZER, Manifest
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.errors import CheckpointError, ConfigError
@@ -27,7 +28,7 @@ from megaslm.model.selective_lm import CausalLM
 from megaslm.stream.mixture import TRAINING
 from megaslm.training.changes import check_changes
 from megaslm.training.checkpoints.progress import read_progress
-from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.smoke_folder import refuse_smoke_test
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
@@ -44,7 +45,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def exports(self) -> Path:
@@ -59,7 +60,7 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         """One line per step."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def tensorboard(self) -> Path:

@@ -5,15 +5,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.dataset.kinds import SMOKE
+from megaslm.dataset.kinds import METRICS, SMOKE
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.files import write_file
 
-RESULT = SMOKE
-"""The result, and the mark of the folder. It is written first, when it says that the test has not ended."""
 _ENDING = ".smoke"
 _LOCK = ".lock"
-_KEPT = (RESULT, _LOCK, "metrics.jsonl")
+# smoke.json is the mark of the folder. It is written first, when it says that the test has not ended.
+_KEPT = (SMOKE, _LOCK, METRICS)
 
 
 def smoke_folder(run_dir: str) -> Path:
@@ -24,7 +23,7 @@ def smoke_folder(run_dir: str) -> Path:
 
 def refuse_smoke_test(folder: Path) -> None:
     """Raises CheckpointError where a folder is that of a smoke test."""
-    if (folder / RESULT).exists():
+    if (folder / SMOKE).exists():
         run = str(folder).removesuffix(_ENDING)
         raise CheckpointError(
             f"{folder}: is the folder of a smoke test, which is no run and has no model; "
@@ -34,11 +33,11 @@ def refuse_smoke_test(folder: Path) -> None:
 
 def check_replaceable(folder: Path) -> None:
     """Raises ConfigError where a folder holds something else than a smoke test."""
-    if folder.is_dir() and ((folder / RESULT).exists() or not _other_than_lock(folder)):
+    if folder.is_dir() and ((folder / SMOKE).exists() or not _other_than_lock(folder)):
         return
     if folder.exists() or folder.is_symlink():
         raise ConfigError(
-            f"{folder}: a smoke test would empty it, but it holds no smoke test ({RESULT} is missing); rename it, or "
+            f"{folder}: a smoke test would empty it, but it holds no smoke test ({SMOKE} is missing); rename it, or "
             "choose another run_dir"
         )
 
@@ -47,12 +46,12 @@ def start_over(folder: Path) -> None:
     """Empties the folder of a smoke test and marks it. Raises ConfigError where it holds something else."""
     check_replaceable(folder)
     write_result(folder, {"passed": None})
-    _remove_all_but((RESULT, _LOCK), folder)
+    _remove_all_but((SMOKE, _LOCK), folder)
 
 
 def write_result(folder: Path, result: Mapping[str, object]) -> None:
     """Writes smoke.json."""
-    write_file(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    write_file(folder / SMOKE, json.dumps(result, indent=1) + "\n")
 
 
 def leave_results(folder: Path) -> None:

@@ -7,11 +7,12 @@ from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.index import read_index
+from megaslm.dataset.kinds import CONFIG
 from megaslm.errors import ConfigError
 from megaslm.stream.mixture import lengthened, order_of
 from megaslm.stream.order import Extent, RowOrder
 from megaslm.training.checkpoints.progress import Progress, read_progress
-from megaslm.training.checkpoints.store import CONFIG, complete_checkpoints
+from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.length import with_total_tokens
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.training_data import open_training_data

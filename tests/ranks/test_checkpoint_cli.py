@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.source import dump
-from megaslm.training.checkpoints.file_list import COMPLETE, describe, write_file_list
+from megaslm.dataset.kinds import COMPLETE
+from megaslm.training.checkpoints.file_list import describe, write_file_list
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from megaslm.training.run_folder import take
 from tests.forked_cli import call_megaslm

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from megaslm.dataset.kinds import COMPLETE
 from megaslm.errors import CheckpointError
 from megaslm.files import write_file
 
-COMPLETE = "COMPLETE"
 WEIGHTS = "weights-"
 """Prefix of the names of the files that an export needs."""
 

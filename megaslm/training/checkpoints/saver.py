@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from megaslm.dataset.kinds import CONFIG
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -21,7 +22,6 @@ from megaslm.training.checkpoints.progress import PROGRESS, Progress
 from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
-    CONFIG,
     check_sizes,
     prune,
     remove_checkpoint,

@@ -6,6 +6,7 @@ import pytest
 
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.kinds import COMPLETE, CONFIG
 from megaslm.errors import PreflightError
 from megaslm.health.disk import Disk
 from megaslm.launch.findings import Findings, Reach
@@ -19,8 +20,7 @@ from megaslm.launch.inputs import (
 )
 from megaslm.model.folder import FAMILIES
 from megaslm.model.stated_config import MODEL_TYPES
-from megaslm.training.checkpoints.file_list import COMPLETE
-from megaslm.training.checkpoints.store import CONFIG, step_folder
+from megaslm.training.checkpoints.store import step_folder
 from megaslm.training.run_folder import RunFolder
 from tests.messages import Says
 from tests.model_folders import edit_config, make_model
