@@ -58,6 +58,10 @@ class CheckpointError(UserMistake):
     is_known_to_all_ranks = True
 
 
+class GradingError(MegaSLMError):
+    """The process that grades answers cannot work."""
+
+
 class SaveFailed(MegaSLMError):
     """Checkpoints cannot be written any more."""
 
