@@ -16,6 +16,7 @@ from typing import Self
 from megaslm.config.schema import RunConfig
 from tests.faults.host import MARK, environment_of, is_alive, processes_of
 from tests.faults.injected import InjectedAt, injected_in
+from tests.faults.runs import LONGER
 from tests.injection.faults import injecting
 from tests.toy import write_config
 
@@ -36,7 +37,10 @@ class Rank:
 
 @dataclass
 class ElasticRun:
-    """Two ranks of `megaslm train CONFIG --resume` under one torchrun, which starts both again when one has failed."""
+    """Two ranks of `megaslm train CONFIG --resume` under one torchrun, which starts both again when one has failed.
+
+    The run may have another length than it had before.
+    """
 
     config: RunConfig
     folder: Path
@@ -137,7 +141,8 @@ class ElasticRun:
     def _command(self) -> list[str]:
         torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--monitor-interval", "0.1"]
         torchrun += ["--max-restarts", str(self.max_restarts), "--signals-to-handle", "SIGTERM,SIGUSR1"]
-        return [sys.executable, "-m", *torchrun, "-m", "megaslm", "train", str(self._config_file), "--resume"]
+        train = ["megaslm", "train", str(self._config_file), "--resume", *LONGER]
+        return [sys.executable, "-m", *torchrun, "-m", *train]
 
     def _environment(self) -> dict[str, str]:
         return {

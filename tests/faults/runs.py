@@ -23,6 +23,8 @@ ROWS_PER_STEP = 8
 STEPS = 8
 STEPS_BETWEEN_CHECKPOINTS = 4
 _TOKENS_PER_STEP = ROWS_PER_STEP * SEQ_LEN
+LONGER = ("--allow-changed", "train.total_tokens")
+"""Options of `train`: the run may get another length."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def start_ranks(
         torch.set_num_threads(1)
         faults.arm(injected)
         before()
-        train(config, resume=True)
+        train(config, resume=True, allow_changed=LONGER[1:])
 
     return fork_ranks(world_size, run)
 

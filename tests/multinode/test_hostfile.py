@@ -9,7 +9,7 @@ import pytest
 
 from megaslm.config.schema import RunConfig
 from tests.faults.figures import Figures
-from tests.faults.runs import STEPS, Material, records, steps_made, weights_sha256
+from tests.faults.runs import LONGER, STEPS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
 from tests.multinode.hostfile_job import HostfileJob
 from tests.multinode.hosts import Hosts
@@ -94,7 +94,7 @@ def test_a_job_that_is_told_to_stop_saves_and_goes_on_later(
     remote_shell: str, told: signal.Signals, hosts: Hosts, material: Material, tmp_path: Path, figures: Figures
 ) -> None:
     config = material.config(tmp_path / "run", steps=MANY_STEPS)
-    arguments = ["train", write_config(tmp_path / "run.yaml", config), "--resume"]
+    arguments = ["train", write_config(tmp_path / "run.yaml", config), "--resume", *LONGER]
     with HostfileJob(hosts, tmp_path / "told", arguments, remote_shell=remote_shell) as job:
         job.wait_until_it_says(" · step 3/")
         job.send(told)

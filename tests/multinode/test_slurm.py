@@ -14,7 +14,7 @@ from megaslm.config.source import dump
 from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, write_corpus
 from tests.faults.injected import injected_in
-from tests.faults.runs import STEPS, Material, records, run_ranks, steps_made, weights_sha256
+from tests.faults.runs import LONGER, STEPS, Material, records, run_ranks, steps_made, weights_sha256
 from tests.forks import wait_until
 from tests.injection.faults import injecting
 from tests.launched import ROOT
@@ -176,7 +176,7 @@ def endless(
 ) -> tuple[SlurmJob, Path]:
     """A training that something is to happen to, and its configuration; `options` are sbatch's."""
     run = write_config(folder / "run.yaml", material.config(folder / "run", steps=MANY_STEPS, data=LOADING))
-    return SlurmJob(cluster, folder / "output.txt", *options, *TRAIN, run, environment=environment), run
+    return SlurmJob(cluster, folder / "output.txt", *options, *TRAIN, run, *LONGER, environment=environment), run
 
 
 def assert_it_has_saved_and_loses_no_step(job: SlurmJob, run: Path, material: Material, folder: Path) -> None:
