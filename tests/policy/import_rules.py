@@ -12,6 +12,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("files",),
     ("config",),
+    ("grading",),
+    ("tasks",),
     ("slm",),
     ("jobs",),
     ("storage",),

@@ -1,0 +1,177 @@
+"""`megaslm evaluate`: measure a model on tasks, compare two evaluations, look for tasks' items in a dataset."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from megaslm.cli_output import JsonFile, announce, is_first_rank, take_seat, write_json
+from megaslm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megaslm.config.task import Suite, Task
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(help="The model, a Hugging Face folder; with --server, its name there.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Names of tasks or paths of task files, with commas between them.")
+    ] = None,
+    suite: Annotated[Path | None, typer.Option(help="A file of tasks that are reported together.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of the tasks' files.")] = Path("data/eval"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
+    measure: Annotated[
+        Literal["answers", "losses"],
+        typer.Option(help="answers: generate and grade · losses: of written solutions and of choices."),
+    ] = "answers",
+    server: Annotated[
+        str | None, typer.Option(help="URL of an OpenAI-compatible completions server that generates.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all tasks; may be repeated."),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
+    ] = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each item; more than one needs a temperature.")] = 1,
+    k: Annotated[str, typer.Option("--k", help="Report pass@k and maj@k for these k, with commas.")] = "1",
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens up to this probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
+    sandbox_workers: Annotated[int, typer.Option(min=1, help="Programs at once, of tasks that run programs.")] = 4,
+    unsafe_exec: Annotated[
+        bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox, on a machine to be lost.")
+    ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare the outputs of two evaluations instead; B minus A."),
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(metavar="DATASET", help="Look for the tasks' items in a dataset instead: 13 words in a row."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of --overlap; by default one per core.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure a model on tasks: accuracies with their uncertainty, or losses. Use a launcher for several ranks.
+
+    An interrupted evaluation resumes when the command is run again.
+    """
+    if compare is not None:
+        _compare(*compare, json_file)
+        return
+    names, shown_suite = _tasks(tasks, suite)
+    if overlap is not None:
+        _overlap(names, overrides or [], data, overlap, limit, workers, json_file)
+        return
+    if model is None or output is None:
+        raise ConfigError("evaluate needs MODEL and --output; `megaslm evaluate --help` shows what else it does")
+    if samples > 1 and temperature == 0:
+        raise ConfigError(f"--samples {samples}: all would be equal at --temperature 0; set a temperature, such as 0.6")
+    take_seat()
+    announce("evaluate", f"{model} on {', '.join(names)} → {output}")
+
+    from rich.console import Console
+
+    from megaslm.evaluation.job import evaluate as evaluate_model
+    from megaslm.evaluation.request import EvaluationRequest
+    from megaslm.evaluation.task_files import load_tasks
+    from megaslm.evaluation.view import show_results
+    from megaslm.observe.console import JobConsole
+
+    request = EvaluationRequest(
+        model=model,
+        tasks=load_tasks(names, overrides or []),
+        data=data,
+        output=output,
+        measure=measure,
+        suite=shown_suite,
+        server=server,
+        precision=precision,
+        limit=limit,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        k=_numbers(k),
+        batch_rows=batch_rows,
+        sandbox_workers=sandbox_workers,
+        unsafe_programs=unsafe_exec,
+    )
+    with JobConsole("evaluate", quiet=not is_first_rank()) as console:
+        results = evaluate_model(request, console)
+    if is_first_rank():
+        show_results(Console(highlight=False), results, shown_suite)
+        write_json(json_file, results.model_dump(mode="json"))
+
+
+def _tasks(tasks: str | None, suite: Path | None) -> tuple[list[str], "Suite | None"]:
+    if (tasks is None) == (suite is None):
+        raise ConfigError("evaluate needs --tasks NAME,… or --suite FILE, one of the two")
+    if tasks is not None:
+        return [name.strip() for name in tasks.split(",")], None
+
+    from megaslm.evaluation.task_files import load_suite
+
+    assert suite is not None
+    loaded = load_suite(suite)
+    return list(loaded.tasks), loaded
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in text.split(","))
+    except ValueError:
+        numbers = (0,)
+    if min(numbers) < 1:
+        raise ConfigError(f"--k {text}: must be numbers from 1 on, with commas between them")
+    return numbers
+
+
+def _compare(first: Path, second: Path, json_file: Path | None) -> None:
+    from rich.console import Console
+
+    from megaslm.evaluation.compare import compare
+    from megaslm.evaluation.view import show_comparisons
+
+    comparisons = compare(first, second)
+    show_comparisons(Console(highlight=False), comparisons)
+    write_json(
+        json_file,
+        [
+            {**each._asdict(), "comparison": {**each.comparison._asdict(), "interval": list(each.comparison.interval)}}
+            for each in comparisons
+        ],
+    )
+
+
+def _overlap(
+    names: list[str],
+    overrides: list[str],
+    data: Path,
+    dataset: str,
+    limit: int | None,
+    workers: int | None,
+    json_file: Path | None,
+) -> None:
+    announce("evaluate", f"looks for items of {', '.join(names)} in {dataset}")
+
+    from rich.console import Console
+
+    from megaslm.evaluation.overlap import overlaps
+    from megaslm.evaluation.task_files import load_tasks
+    from megaslm.evaluation.view import show_overlaps
+    from megaslm.observe.console import JobConsole
+    from megaslm.tasks.items import items_of
+
+    tasks: dict[str, Task] = load_tasks(names, overrides)
+    items = {name: items_of(task, data, limit=limit) for name, task in tasks.items()}
+    with JobConsole("evaluate") as console:
+        found = overlaps(items, dataset, cache="~/.cache/megaslm", workers=workers, watcher=console)
+    show_overlaps(Console(highlight=False), found)
+    write_json(json_file, [{**each._asdict(), "found": list(each.found)} for each in found])

@@ -1,0 +1,77 @@
+"""Two evaluations on the same items: the difference of their accuracies, with its uncertainty."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from megaslm.errors import DataError
+from megaslm.evaluation.records import RESULTS, Results
+from megaslm.files import read_back
+from megaslm.tasks.statistics import Comparison, compared
+
+
+class TaskComparison(NamedTuple):
+    """The comparison on one task, by the share of right answers of each item."""
+
+    task: str
+    items: int
+    first: float
+    second: float
+    comparison: Comparison
+
+
+def read_results(folder: Path) -> Results:
+    """The results of a finished evaluation.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    path = folder / RESULTS
+    if not path.is_file():
+        raise DataError(f"{folder}: holds no {RESULTS}; name the output of a finished `megaslm evaluate`")
+    return read_back(Results, path.read_bytes(), str(path), "evaluate again")
+
+
+def compare(first: Path, second: Path) -> list[TaskComparison]:
+    """Compares two evaluations task by task.
+
+    Raises:
+        DataError: they have no task in common, a task had other items, or an evaluation has no answers.
+    """
+    results = read_results(first), read_results(second)
+    common = [name for name in results[0].tasks if name in results[1].tasks]
+    if not common:
+        raise DataError(
+            f"{first} has the tasks {', '.join(results[0].tasks)}, {second} has {', '.join(results[1].tasks)}: none is "
+            "common to both"
+        )
+    return [_compare_task(name, (first, second), results) for name in common]
+
+
+def _compare_task(name: str, folders: tuple[Path, Path], results: tuple[Results, Results]) -> TaskComparison:
+    for part in ("data_sha256", "grader"):
+        found = [getattr(each.tasks[name], part) for each in results]
+        if found[0] != found[1]:
+            what = "other items" if part == "data_sha256" else "another grader"
+            raise DataError(
+                f"{folders[1]} has {what} of {name} than {folders[0]} ({found[1][:12]}, {found[0][:12]}); evaluate "
+                "both models on the same files, with the same task file and limit"
+            )
+    scores = [dict(_scores(folder / f"{name}.jsonl")) for folder in folders]
+    items = sorted(scores[0])
+    ordered = [[score[item] for item in items] for score in scores]
+    means = [sum(each) / len(each) for each in ordered]
+    return TaskComparison(name, len(items), means[0], means[1], compared(*ordered))
+
+
+def _scores(path: Path) -> Iterator[tuple[int, float]]:
+    """Each item's share of right answers."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing; only evaluations of answers can be compared, not those of losses")
+    right: dict[int, list[bool]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        answered = json.loads(line)
+        right.setdefault(answered["item"], []).append(answered["verdict"] == "right")
+    for item, verdicts in right.items():
+        yield item, sum(verdicts) / len(verdicts)

@@ -1,0 +1,211 @@
+"""The `evaluate` verb: does the batches of all tasks, and writes their results."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+import megaslm
+from megaslm.engine.distributed import join_world, on_first_rank
+from megaslm.engine.stop_signal import StopSignal
+from megaslm.errors import ConfigError, DataError, ModelError, PeerFailed
+from megaslm.evaluation.records import RESULTS, Batch, Description, Results, TaskResult
+from megaslm.evaluation.request import EvaluationRequest
+from megaslm.evaluation.summary import of_answers, of_losses
+from megaslm.evaluation.work import Engine, EvaluationProcess, PlannedBatch, PlannedTask, batches_of
+from megaslm.files import locked, read_back, write_file
+from megaslm.generation.local import LocalGenerator
+from megaslm.generation.server import ServerGenerator
+from megaslm.generation.text_tokens import TextTokens
+from megaslm.health.findings import Requirements
+from megaslm.health.preflight import preflight
+from megaslm.health.shared_folders import require_shared
+from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
+from megaslm.jobs.progress import Unwatched, Watcher
+from megaslm.model.folder import check_model_folder
+from megaslm.model.load import choose_precision, dtype_of
+from megaslm.model.plain_lm import PlainLM
+from megaslm.model.weight_files import weights_sha256
+from megaslm.tasks.items import items_of
+from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
+
+_WORKING = ".evaluate"
+_DESCRIPTION = "description.json"
+_UNWATCHED = Unwatched()
+
+
+def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Results:
+    """Writes results.json and, for answers, one file of lines per task into `request.output`; gives the results.
+
+    Called by every rank; ranks share the batches. An interrupted evaluation resumes: at most the batches under way are
+    done again. The results do not depend on the number of ranks.
+
+    Raises:
+        UserMistake: a task's data or the model does not fit, or the output holds an evaluation of something else.
+        SandboxError: a task runs programs, and nothing keeps them apart from this machine.
+        Stopped: on SIGTERM.
+    """
+    with StopSignal() as stop:
+        began = time.monotonic()
+        world = join_world()
+        for line in preflight(world, _requirements(request)):
+            if world.is_first:
+                watcher.say(line)
+        planned = [
+            PlannedTask(name, task, tuple(items_of(task, request.data, limit=request.limit)))
+            for name, task in request.tasks.items()
+        ]
+        _require_measurable(planned, request)
+        description = on_first_rank(lambda: _describe(request, planned, world.device))
+        found = on_first_rank(lambda: _finished(request.output, description))
+        if found is not None:
+            watcher.say(f"{request.output} was finished already")
+            return found
+        folder = request.output / _WORKING
+        on_first_rank(lambda: _claim(request.output, folder, description))
+        require_shared(folder, "output", world)
+        run_id = on_first_rank(new_run_id)
+        batches = [batch for each in planned for batch in batches_of(each, request)]
+        ledger = Ledger(folder, Batch, place=str(request.output))
+        busy = f"{request.output}: another evaluation is at work here; wait for it or stop it"
+        with locked(folder / f"rank-{world.rank}.lock", busy=busy), keeping_what_is_done(request.output):
+            process = EvaluationProcess(
+                request,
+                batches,
+                ledger,
+                run_id,
+                world,
+                lambda: _load(request, world.device),
+                stop,
+                watcher if world.is_first else None,
+            )
+            try:
+                process.run()
+            except BaseException as error:
+                if not isinstance(error, PeerFailed):
+                    ledger.fail(run_id, error)
+                raise
+            return on_first_rank(lambda: _write(request, planned, batches, ledger, description, began))
+
+
+def _requirements(request: EvaluationRequest) -> Requirements:
+    settings = {name: str(value) for name, value in vars(request).items() if name not in ("tasks", "suite")}
+    files = {} if request.server is not None else {"config.json of the model": Path(request.model) / "config.json"}
+    return Requirements(settings=settings, files=files)
+
+
+def _require_measurable(planned: list[PlannedTask], request: EvaluationRequest) -> None:
+    for each in planned:
+        if request.measure == "losses" and each.task.solution is None and not each.task.choices:
+            raise ConfigError(
+                f"task {each.name}: has neither solution nor choices, so that no loss can be measured; set one of them "
+                "in the task file, or leave the task out"
+            )
+
+
+def _describe(request: EvaluationRequest, planned: list[PlannedTask], device: torch.device) -> Description:
+    weights = None
+    if request.server is None:
+        folder = Path(request.model)
+        check_model_folder(folder)
+        if not (folder / TOKENIZER_FILE).is_file():
+            raise ModelError(
+                f"{folder}: has no {TOKENIZER_FILE}; export the model again, or copy its tokenizer's files"
+            )
+        weights = weights_sha256(folder)
+    return Description(
+        model=request.model,
+        weights_sha256=weights,
+        server=request.server is not None,
+        measure=request.measure,
+        precision="server" if request.server is not None else choose_precision(request.precision, device),
+        tasks={each.name: each.task_sha256 for each in planned},
+        data={each.name: each.data_sha256 for each in planned},
+        limit=request.limit,
+        samples=request.samples,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        seed=request.seed,
+        batch_rows=request.batch_rows,
+        megaslm_version=megaslm.__version__,
+    )
+
+
+def _finished(output: Path, description: Description) -> Results | None:
+    path = output / RESULTS
+    if not path.is_file():
+        return None
+    results = read_back(Results, path.read_bytes(), str(path), "choose another output")
+    _require_equal(results.description, description, output)
+    return results
+
+
+def _claim(output: Path, folder: Path, description: Description) -> None:
+    """Makes the working folder, or finds that of the same evaluation."""
+    path = folder / _DESCRIPTION
+    if path.is_file():
+        _require_equal(
+            read_back(Description, path.read_bytes(), str(path), "choose another output"), description, output
+        )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output}: exists and holds no evaluation; choose another output")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(path, description.model_dump_json(indent=1))
+
+
+def _require_equal(there: Description, now: Description, output: Path) -> None:
+    before, after = there.model_dump(), now.model_dump()
+    changed = [name for name in before if before[name] != after[name]]
+    if changed:
+        first = f"{changed[0]}: {_shown(before[changed[0]], after[changed[0]])}"
+        raise ConfigError(
+            f"{output}: holds an evaluation with another {', '.join(changed)} ({first}); choose another output, or "
+            "evaluate with the same"
+        )
+
+
+def _shown(before: object, after: object) -> str:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted({key for key in {**before, **after} if before.get(key) != after.get(key)})
+        return f"differs in {', '.join(keys)}"
+    return f"{before} there, {after} now"
+
+
+def _load(request: EvaluationRequest, device: torch.device) -> Engine:
+    if request.server is not None:
+        return Engine(ServerGenerator(request.server, request.model, concurrency=request.batch_rows))
+    folder = Path(request.model)
+    dtype = dtype_of(choose_precision(request.precision, device))
+    lm = PlainLM.load(folder, dtype=dtype, device=device)
+    tokens = TextTokens.of_folder(folder)
+    return Engine(LocalGenerator.of(lm, tokens, batch_rows=request.batch_rows), lm, tokens)
+
+
+def _write(
+    request: EvaluationRequest,
+    planned: list[PlannedTask],
+    batches: list[PlannedBatch],
+    ledger: Ledger[Batch],
+    description: Description,
+    began: float,
+) -> Results:
+    tasks: dict[str, TaskResult] = {}
+    for each in planned:
+        outcomes = [ledger.outcome(batch.name) for batch in batches if batch.of is each]
+        hashes = {"task_sha256": each.task_sha256, "data_sha256": each.data_sha256}
+        if request.measure == "losses":
+            measured = [item for outcome in outcomes if outcome is not None for item in outcome.measured]
+            tasks[each.name] = of_losses(each.task, measured, **hashes)
+            lines = [item.model_dump_json() for item in sorted(measured, key=lambda item: item.item)]
+        else:
+            answers = [one for outcome in outcomes if outcome is not None for one in outcome.answers]
+            tasks[each.name] = of_answers(each.task, answers, request.k, **hashes)
+            lines = [one.model_dump_json() for one in sorted(answers, key=lambda one: (one.item, one.sample))]
+        write_file(request.output / f"{each.name}.jsonl", "".join(f"{line}\n" for line in lines))
+    results = Results(description=description, tasks=tasks, seconds=time.monotonic() - began)
+    write_file(request.output / RESULTS, results.model_dump_json(indent=1) + "\n")
+    shutil.rmtree(ledger.folder, ignore_errors=True)
+    return results

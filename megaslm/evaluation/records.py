@@ -1,0 +1,129 @@
+"""What an evaluation writes: one line per answer, and results.json."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+RESULTS = "results.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Answered(_Record):
+    """One graded answer."""
+
+    item: int
+    """Its place in the task, from 0."""
+    sample: int
+    question: str
+    reference: str
+    """The right answer."""
+    output: str
+    """All that the model wrote, with the outputs of programs."""
+    answer: str
+    """What the grader read in it."""
+    verdict: Literal["right", "wrong", "ungradable"]
+    tokens: int | None
+    ended: str
+    """eos, stop or length."""
+    programs: int
+    programs_timed_out: int
+
+
+class MeasuredItem(_Record):
+    """The losses of one item."""
+
+    item: int
+    solution_nats: float | None = None
+    """-ln p(solution | prompt)."""
+    solution_tokens: int | None = None
+    solution_bytes: int | None = None
+    choice_nats: tuple[float, ...] = ()
+    """-ln p(choice | prompt) of each choice."""
+    choice_bytes: tuple[int, ...] = ()
+    right_choice: int | None = None
+
+
+class Batch(_Record):
+    """The outcome of one batch of a task."""
+
+    answers: tuple[Answered, ...] = ()
+    measured: tuple[MeasuredItem, ...] = ()
+
+
+class Estimate(_Record):
+    """A mean over items, with its standard error and its 95% bootstrap interval; null where there are too few items."""
+
+    mean: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+
+
+class TaskResult(_Record):
+    """The result of one task."""
+
+    items: int
+    samples: int
+    grader: str
+    accuracy: Estimate | None = None
+    """Of the answers, the mean over samples for each item."""
+    pass_at: dict[int, Estimate] = {}
+    """pass@k by k."""
+    majority_at: dict[int, Estimate] = {}
+    """maj@k by k."""
+    empty: int = 0
+    """Answers in which the grader found none."""
+    truncated: int = 0
+    """Outputs that reached the most tokens."""
+    ungradable: int = 0
+    """Answers over which the grader took too long or failed."""
+    programs: int = 0
+    programs_timed_out: int = 0
+    tokens: int | None = None
+    """Generated tokens; null where a server does not say."""
+    nats_per_token: Estimate | None = None
+    """Of the written solutions, the mean over items of the loss per token."""
+    bits_per_byte: float | None = None
+    """Of all written solutions together."""
+    choice_accuracy: Estimate | None = None
+    """By the likelihood of the choices' texts."""
+    choice_accuracy_per_byte: Estimate | None = None
+    """By the likelihood per byte of the choices' texts."""
+    task_sha256: str
+    """Of the task's settings."""
+    data_sha256: str
+    """Of the items' questions and right answers."""
+
+
+class Description(_Record):
+    """What was measured, and how; a resumed evaluation must have the same."""
+
+    model: str
+    weights_sha256: str | None
+    """null with a server."""
+    server: bool
+    measure: str
+    precision: str
+    tasks: dict[str, str]
+    """The hash of each task's settings."""
+    data: dict[str, str]
+    """The hash of each task's items."""
+    limit: int | None
+    samples: int
+    temperature: float
+    top_p: float
+    seed: int
+    batch_rows: int
+    megaslm_version: str
+
+
+class Results(_Record):
+    """The content of results.json."""
+
+    description: Description
+    tasks: dict[str, TaskResult]
+    seconds: float
+    """Of the last run of the evaluation."""

@@ -1,0 +1,126 @@
+"""Results as tables on the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from megaslm.config.task import Suite
+from megaslm.evaluation.compare import TaskComparison
+from megaslm.evaluation.overlap import TaskOverlap
+from megaslm.evaluation.records import Estimate, Results
+
+
+def show_results(console: Console, results: Results, suite: Suite | None) -> None:
+    """One row per task, and the table of a suite."""
+    answers = results.description.measure == "answers"
+    console.print(_answers(results) if answers else _losses(results))
+    if suite is not None and answers:
+        console.print(_suite(results, suite))
+
+
+def _answers(results: Results) -> Table:
+    table = Table("task", *(_right(name) for name in ("items", "accuracy", "95% interval", "±", "empty")), box=None)
+    for name in ("truncated", "ungradable"):
+        table.add_column(name, justify="right")
+    ks = sorted({k for task in results.tasks.values() for k in task.pass_at if k > 1})
+    for k in ks:
+        table.add_column(f"pass@{k}", justify="right")
+        table.add_column(f"maj@{k}", justify="right")
+    for name, task in results.tasks.items():
+        more = [_percent(each.get(k)) for k in ks for each in (task.pass_at, task.majority_at)]
+        table.add_row(
+            name,
+            f"{task.items:,}",
+            _percent(task.accuracy),
+            _interval(task.accuracy),
+            _error(task.accuracy),
+            f"{task.empty:,}",
+            f"{task.truncated:,}",
+            f"{task.ungradable:,}",
+            *more,
+        )
+    return table
+
+
+def _losses(results: Results) -> Table:
+    columns = ("items", "nats per token", "bits per byte", "choice", "choice per byte")
+    table = Table("task", *(_right(name) for name in columns), box=None)
+    for name, task in results.tasks.items():
+        nats, bits = task.nats_per_token, task.bits_per_byte
+        table.add_row(
+            name,
+            f"{task.items:,}",
+            "–" if nats is None else f"{nats.mean:.4f}",
+            "–" if bits is None else f"{bits:.4f}",
+            _percent(task.choice_accuracy),
+            _percent(task.choice_accuracy_per_byte),
+        )
+    return table
+
+
+def _suite(results: Results, suite: Suite) -> Table:
+    """The paper's form: models by tasks. Published rows are marked; the average is over tasks that a row has."""
+    table = Table("model", *(_right(task) for task in suite.tasks), _right("average"), box=None)
+    for row in suite.published:
+        found = [row.accuracy.get(task) for task in suite.tasks]
+        table.add_row(f"{row.model}, published: {row.source}", *(_plain(each) for each in found), _plain(_mean(found)))
+    measured = {name: task.accuracy.mean * 100 for name, task in results.tasks.items() if task.accuracy is not None}
+    own = [measured.get(task) for task in suite.tasks]
+    table.add_row(f"{results.description.model}, measured", *(_plain(each) for each in own), _plain(_mean(own)))
+    return table
+
+
+def show_comparisons(console: Console, comparisons: Sequence[TaskComparison]) -> None:
+    """One row per task: both accuracies, their difference with its interval, and McNemar's test."""
+    columns = ("items", "first", "second", "difference", "95% interval", "only first", "only second", "p")
+    table = Table("task", *(_right(name) for name in columns), box=None)
+    for each in comparisons:
+        found = each.comparison
+        table.add_row(
+            each.task,
+            f"{each.items:,}",
+            f"{each.first:.1%}",
+            f"{each.second:.1%}",
+            f"{found.difference * 100:+.1f}",
+            f"{found.interval.low * 100:+.1f} to {found.interval.high * 100:+.1f}",
+            f"{found.only_first:,}",
+            f"{found.only_second:,}",
+            f"{found.p_value:.3f}",
+        )
+    console.print(table)
+
+
+def show_overlaps(console: Console, overlaps: Sequence[TaskOverlap]) -> None:
+    """One row per task: how many of its items share 13 words in a row with the dataset."""
+    table = Table("task", *(_right(name) for name in ("items", "found", "share")), box=None)
+    for each in overlaps:
+        table.add_row(
+            each.task, f"{each.items:,}", f"{len(each.found):,}", f"{len(each.found) / max(1, each.items):.1%}"
+        )
+    console.print(table)
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _percent(found: Estimate | None) -> str:
+    return "–" if found is None else f"{found.mean:.1%}"
+
+
+def _interval(found: Estimate | None) -> str:
+    return "–" if found is None or found.low is None or found.high is None else f"{found.low:.1%} to {found.high:.1%}"
+
+
+def _error(found: Estimate | None) -> str:
+    return "–" if found is None or found.standard_error is None else f"{found.standard_error * 100:.1f}"
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
