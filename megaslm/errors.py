@@ -52,6 +52,19 @@ class ModelError(UserMistake):
     """A model folder is missing, incomplete or does not fit the run."""
 
 
+class PromptTooLong(DataError):
+    """Prompts leave too little of the model's context."""
+
+    def __init__(self, message: str, places: list[int]) -> None:
+        """`places`: the indices of these prompts in the call."""
+        super().__init__(message)
+        self.places = places
+
+
+class ServerRefused(UserMistake):
+    """A completions server answered that the request is wrong."""
+
+
 class CheckpointError(UserMistake):
     """A checkpoint is missing, corrupt or of another run."""
 
@@ -60,6 +73,8 @@ class CheckpointError(UserMistake):
 
 class GradingError(MegaSLMError):
     """The process that grades answers cannot work."""
+class GenerationFailed(MegaSLMError):
+    """A model or a completions server gave no usable completion."""
 
 
 class SaveFailed(MegaSLMError):

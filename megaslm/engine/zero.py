@@ -6,8 +6,8 @@
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from megaslm.config.schema import TrainSection
 from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
+from megaslm.model.decoding import DecodingStep, decoding_attention
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, HeadOutput
@@ -115,6 +116,17 @@ class ZeroEngine:
         """The (B, L) losses of a micro-batch without gradients; called equally often on all ranks."""
         with torch.no_grad():
             return cast(Tensor, self._engine(tokens))
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Within the context the model is in evaluation mode and continues texts; see `next_logits`."""
+        with self.evaluating(), decoding_attention(self._engine.module.lm):
+            yield
+
+    def next_logits(self, step: DecodingStep) -> Tensor:
+        """(B, V) float32 logits of the tokens that follow each row; called equally often on all ranks."""
+        with torch.no_grad():
+            return cast(Tensor, self._engine(step))
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates the gradient of a loss; DeepSpeed averages it over micro-steps and ranks."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from megaslm.errors import ModelError, NonFiniteCriterion
+from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.slm.choice import ByLoss, Choice, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
@@ -152,8 +153,8 @@ class SelectiveLM(nn.Module):
         self.eos_id = eos_id
         self.document_isolation = document_isolation
 
-    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | HeadOutput:
-        """The losses of a micro-batch.
+    def forward(self, tokens: Tensor | DecodingStep, choice: Choice | None = None) -> Tensor | HeadOutput:
+        """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
             tokens: (B, L+1) int64; target i is token i+1.
@@ -162,8 +163,10 @@ class SelectiveLM(nn.Module):
         Returns:
             (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the
             losses of all other rows are 0. Where a target of any rank cannot be ranked, the total is NaN on all ranks,
-            and so is the norm of its gradient.
+            and so is the norm of its gradient. Of a `DecodingStep` (B, V) float32 logits.
         """
+        if isinstance(tokens, DecodingStep):
+            return next_logits(self.lm, tokens)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         hidden = self._hidden_states(inputs).flatten(0, 1)
         if choice is None:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import ByLoss, Forecast, HeadOutput, Selected, no_threshold
-from megaslm.slm.exponentials import exponentials_and_entropy
+from megaslm.slm.exponentials import exponentials, exponentials_and_entropy
 from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax, losses_alone
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
@@ -73,6 +73,25 @@ def token_losses_and_entropies(
         for rows in head.chunks():
             losses[rows], entropies[rows] = exponentials_and_entropy(head.logits(rows), targets[rows])
         return losses, entropies
+
+
+def token_losses_and_greedy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    transform: LogitTransform = PLAIN_LOGITS,
+) -> tuple[Tensor, Tensor]:
+    """The losses of `token_losses`, (T,) float32, and whether each target is the most likely token, (T,) bool."""
+    with torch.no_grad():
+        head = HeadPass(hidden, weight, bias, targets, transform)
+        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
+        is_greedy = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device)
+        for rows in head.chunks():
+            logits = head.logits(rows)
+            is_greedy[rows] = logits.argmax(1) == targets[rows]
+            losses[rows], _ = exponentials(logits, targets[rows], logits)
+        return losses, is_greedy
 
 
 def weighted_loss(

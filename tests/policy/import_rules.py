@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stream",),
     ("model",),
     ("engine",),
+    ("generation",),
     ("health",),
     ("observe",),
     ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "launch"),

@@ -1,0 +1,128 @@
+"""How likely a model finds given continuations. Texts become ids as in lm-eval, so that the results are comparable."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megaslm.errors import DataError, PromptTooLong
+from megaslm.generation.text_tokens import TextTokens
+from megaslm.model.plain_lm import PlainLM
+
+_SHOWN_PAIRS = 5
+
+
+class LogLikelihood(NamedTuple):
+    """A model's judgement of a continuation."""
+
+    nats: float
+    """ln p(continuation | context), 0 or less."""
+    tokens: int
+    """Tokens of the continuation."""
+    is_greedy: bool
+    """Whether each of them is the most likely token after those before it."""
+
+
+class _Pair(NamedTuple):
+    place: int
+    ids: list[int]
+    """Of context and continuation."""
+    first: int
+    """Index of the continuation's first id."""
+
+
+def log_likelihoods(
+    lm: PlainLM,
+    tokens: TextTokens,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    batch_rows: int = 16,
+    finished: Callable[[int, LogLikelihood], None] | None = None,
+) -> list[LogLikelihood]:
+    """The log-likelihood of each continuation given its context, in the order of the pairs.
+
+    The longest pairs come first, so that a lack of memory shows at once.
+
+    Args:
+        lm: the model.
+        tokens: its tokenizer.
+        pairs: (context, continuation). An empty context is replaced by BOS, or EOS where there is none.
+        batch_rows: pairs that are measured at once.
+        finished: called with the place of each pair that is done.
+
+    Raises:
+        DataError: a continuation has no token of its own.
+        PromptTooLong: a pair exceeds the model's context. Nothing was measured.
+    """
+    encoded = [_Pair(place, ids, first) for place, (ids, first) in enumerate(encode_pairs(tokens, pairs))]
+    _require_fit(encoded, lm.context_tokens)
+    encoded.sort(key=lambda pair: -len(pair.ids))
+    done: dict[int, LogLikelihood] = {}
+    for start in range(0, len(encoded), batch_rows):
+        batch = encoded[start : start + batch_rows]
+        for pair, result in zip(batch, _measured(lm, batch, tokens.pad_id), strict=True):
+            done[pair.place] = result
+            if finished is not None:
+                finished(pair.place, result)
+    return [done[place] for place in range(len(pairs))]
+
+
+def encode_pairs(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """The ids of each pair, and the index of the continuation's first one.
+
+    White space at the end of a context belongs to the continuation. Both are encoded as one text, and cut at the number
+    of ids of the context alone, as lm-eval 0.4 does (`_encode_pair`). A tokenizer that merges across the border thus
+    gives the continuation other ids than on its own.
+
+    Raises:
+        DataError: a continuation has no id of its own.
+    """
+    contexts = [context.rstrip() for context, _ in pairs]
+    alone, whole = tokens.encode(contexts), tokens.encode([context + continuation for context, continuation in pairs])
+    encoded = [
+        (ids, len(before)) if before else ([tokens.start_id, *ids], 1) for ids, before in zip(whole, alone, strict=True)
+    ]
+    for place, (ids, first) in enumerate(encoded):
+        if len(ids) <= first:
+            raise DataError(
+                f"the pair at place {place} has no token of its own for the continuation {pairs[place][1]!r}; correct "
+                "the item"
+            )
+    return encoded
+
+
+def _measured(lm: PlainLM, batch: Sequence[_Pair], pad_id: int) -> list[LogLikelihood]:
+    length = len(batch[0].ids)
+    ids = torch.tensor([pair.ids + [pad_id] * (length - len(pair.ids)) for pair in batch], device=lm.device)
+    counts = [len(pair.ids) - pair.first for pair in batch]
+    losses, is_greedy = lm.measure(ids, _wanted(batch, length - 1).to(lm.device))
+    return [
+        LogLikelihood(-sum(own), count, all(greedy))
+        for own, greedy, count in zip(_split(losses.double(), counts), _split(is_greedy, counts), counts, strict=True)
+    ]
+
+
+def _wanted(batch: Sequence[_Pair], targets: int) -> Tensor:
+    """(B, targets) bool: the targets that belong to continuations."""
+    column = torch.arange(targets)
+    first = torch.tensor([pair.first - 1 for pair in batch])[:, None]
+    last = torch.tensor([len(pair.ids) - 2 for pair in batch])[:, None]
+    return (column >= first) & (column <= last)
+
+
+def _split(values: Tensor, counts: Sequence[int]) -> list[list[float]]:
+    return [part.tolist() for part in values.cpu().split(list(counts))]
+
+
+def _require_fit(pairs: Sequence[_Pair], context_tokens: int) -> None:
+    # The last token is only a target.
+    places = [pair.place for pair in pairs if len(pair.ids) - 1 > context_tokens]
+    if places:
+        longest = max(len(pair.ids) for pair in pairs)
+        raise PromptTooLong(
+            f"{len(places)} of {len(pairs)} pairs are too long, at the places "
+            f"{', '.join(map(str, places[:_SHOWN_PAIRS]))}{', …' if len(places) > _SHOWN_PAIRS else ''}; the longest "
+            f"has {longest} tokens, and the model reads {context_tokens} and predicts one more: shorten the contexts",
+            places,
+        )
