@@ -52,6 +52,10 @@ class ModelError(UserMistake):
     """A model folder is missing, incomplete or does not fit the run."""
 
 
+class SandboxError(UserMistake):
+    """Model-written programs cannot be kept apart on this machine."""
+
+
 class CheckpointError(UserMistake):
     """A checkpoint is missing, corrupt or of another run."""
 
