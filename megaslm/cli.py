@@ -21,6 +21,7 @@ from megaslm.cli_output import (
 )
 from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.evaluate_cli import evaluate
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch
 
@@ -179,6 +180,7 @@ def export(
 
 app.command()(verify)
 app.command()(inspect)
+app.command()(evaluate)
 
 
 @app.command()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import NamedTuple
 
-from megaslm.dataset.manifest import TOKENIZER, Split, read_manifest
+from megaslm.config.schema import Split
+from megaslm.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.dataset.remote import open_dataset
 from megaslm.jobs.progress import Watcher
 from megaslm.tasks.items import Item

@@ -170,8 +170,9 @@ class EvaluationProcess:
         return Batch(answers=graded)
 
     def _new_sandbox(self) -> Sandbox:
-        tier = "unsafe" if self._request.unsafe_programs else "auto"
-        return Sandbox(workers=self._request.sandbox_workers, tier=tier)
+        return Sandbox(
+            workers=self._request.sandbox_workers, tier="unsafe" if self._request.unsafe_programs else "auto"
+        )
 
     def _graded(self, answering: Answering, task: Task, grades: Grades) -> Answered:
         item = answering.item

@@ -28,7 +28,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("health",),
     ("observe",),
     ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "launch"),
-    ("cli", "checkpoint_cli", "dataset_cli", "jobs_cli", "launch_cli", "cli_output", "demo", "__main__", "__init__"),
+    (
+        *("cli", "checkpoint_cli", "dataset_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
+        *("cli_output", "demo", "__main__", "__init__"),
+    ),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
 APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "launch"}
