@@ -9,6 +9,7 @@ import typer
 
 from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
 from megaslm.errors import ConfigError
+from megaslm.launch_cli import refuse_early
 
 if TYPE_CHECKING:
     from megaslm.config.cluster import Share
@@ -52,6 +53,7 @@ def prepare(
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.section import without_credentials
+    from megaslm.launch.inputs import look_at_output
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -63,6 +65,7 @@ def prepare(
     loaded = load(Recipe, recipe, overrides or []).value
     of_share = "" if part is None else f", share {part}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
+    refuse_early(lambda findings: look_at_output(findings, output))
 
     from megaslm.preparing import prepare as preparing
 
@@ -127,6 +130,7 @@ def score(
 
     from megaslm.config.cluster import Share
     from megaslm.config.section import without_credentials
+    from megaslm.launch.inputs import look_at_scoring
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -135,6 +139,8 @@ def score(
     console = _begin(
         "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
     )
+    given = {"dataset": dataset, "reference": reference, "output": output}
+    refuse_early(lambda findings: look_at_scoring(findings, given), seat)
 
     from megaslm.scoring import job
     from megaslm.scoring.request import ScoreRequest, ScoreSettings
@@ -189,11 +195,14 @@ def mask(
     grown, only its new parts are masked.
     """
     from megaslm.config.section import without_credentials
+    from megaslm.launch.inputs import look_at_masking
 
     console = _begin(
         "mask",
         f"{without_credentials(dataset)} by {criterion}, keep_ratio {keep_ratio} → {without_credentials(output)}",
     )
+    given = {"dataset": dataset, "output": output, "criterion": criterion}
+    refuse_early(lambda findings: look_at_masking(findings, given))
 
     from megaslm.scoring.mask import mask_rule
     from megaslm.scoring.mask_job import MaskRequest

@@ -3,17 +3,9 @@
 from enum import Enum
 from pathlib import Path
 
-CONFIG = "config.yaml"
-"""A run's resolved configuration, in the run folder and in each checkpoint."""
-CHECKPOINTS = "checkpoints"
-"""The folder in a run folder that holds one folder per checkpoint."""
-COMPLETE = "COMPLETE"
-"""The list of a checkpoint's files. Without it, the checkpoint is unfinished."""
-METRICS = "metrics.jsonl"
-"""The file in a run folder with one line per step."""
-SMOKE = "smoke.json"
-"""The result of a smoke test, in a folder of its own beside the run's."""
-_LAYOUT = "layout.json"
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, LAYOUT, METRICS, SMOKE
+from megaslm.errors import DataError
+
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
 _OF_DATASETS = ("train", "heldout", "tokenizer")
@@ -67,7 +59,7 @@ def kind_of(path: Path) -> Kind:
         return Kind.DATASET
     if has(SMOKE):
         return Kind.SMOKE_TEST
-    if has(_LAYOUT, COMPLETE):
+    if has(LAYOUT, COMPLETE):
         return Kind.CHECKPOINT
     if has(CONFIG) and has(*_OF_RUNS):
         return Kind.RUN
@@ -78,6 +70,16 @@ def kind_of(path: Path) -> Kind:
     if has("config.json"):
         return Kind.MODEL
     return Kind.TOKENIZER if has("tokenizer.json", "tokenizer.model") else Kind.OTHER
+
+
+def require_output(path: Path) -> None:
+    """Raises DataError where `path` holds something else than a dataset, or than the work on one."""
+    if kind_of(path) in (Kind.DATASET, Kind.UNFINISHED, Kind.MISSING):
+        return
+    if not path.is_dir():
+        raise DataError(f"{path} is a file; choose another folder")
+    if any(path.iterdir()):
+        raise DataError(f"{path} is not empty and holds no dataset; choose another folder")
 
 
 def _is_manifest(path: Path) -> bool:

@@ -5,14 +5,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.dataset.kinds import METRICS, SMOKE
+from megaslm.config.run_files import LOCK, METRICS, SMOKE
 from megaslm.errors import CheckpointError, ConfigError
 from megaslm.files import write_file
 
 _ENDING = ".smoke"
-_LOCK = ".lock"
 # smoke.json is the mark of the folder. It is written first, when it says that the test has not ended.
-_KEPT = (SMOKE, _LOCK, METRICS)
+_KEPT = (SMOKE, LOCK, METRICS)
 
 
 def smoke_folder(run_dir: str) -> Path:
@@ -46,7 +45,7 @@ def start_over(folder: Path) -> None:
     """Empties the folder of a smoke test and marks it. Raises ConfigError where it holds something else."""
     check_replaceable(folder)
     write_result(folder, {"passed": None})
-    _remove_all_but((SMOKE, _LOCK), folder)
+    _remove_all_but((SMOKE, LOCK), folder)
 
 
 def write_result(folder: Path, result: Mapping[str, object]) -> None:
@@ -60,7 +59,7 @@ def leave_results(folder: Path) -> None:
 
 
 def _other_than_lock(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.name != _LOCK]
+    return [entry for entry in folder.iterdir() if entry.name != LOCK]
 
 
 def _remove_all_but(kept: tuple[str, ...], folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megaslm.dataset.kinds import CONFIG
+from megaslm.config.run_files import CONFIG, LAYOUT
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -17,7 +17,7 @@ from megaslm.engine.training_state import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
 from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
-from megaslm.training.checkpoints.layout import LAYOUT, Layout
+from megaslm.training.checkpoints.layout import Layout
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
 from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import HostCopy
