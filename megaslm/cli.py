@@ -174,7 +174,7 @@ def train(
         resumes = ", from its newest checkpoint" if resume else ""
         announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
     refuse_early(look, seat)
-    announce("train", "all inputs are there; loads PyTorch and DeepSpeed, which takes up to half a minute")
+    announce("train", "all inputs are there; loads PyTorch and DeepSpeed, which takes longest on a first start")
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.smoke import STEPS
@@ -249,8 +249,8 @@ def explain(
     from megaslm.config.section import Section
 
     model_class: type[Section] = Recipe if recipe else RunConfig
-    # A file or a pipe has no width at which to fold the columns.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    # A file or a pipe has no width at which to fold the lines.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     loaded = load(model_class, config, overrides or [])
     say_warnings(loaded.warnings)
     console.print(render(explain_settings(loaded)))

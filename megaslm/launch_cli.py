@@ -105,7 +105,7 @@ def _look(
     """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
     from megaslm.config.recipe import Recipe
     from megaslm.launch import inputs
-    from megaslm.launch.places import findings_of, look_at_hosts, ranks_of
+    from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
@@ -115,8 +115,8 @@ def _look(
     elif read is not None:
         # The others add --resume.
         resume = given["resume"] or place.kind not in ("local", "hostfile")
-        smoke = work.is_smoke_test
-        look_at_training(findings, read, ranks=ranks_of(place), resume=resume, smoke=smoke)
+        smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
+        look_at_training(findings, read, ranks=ranks_of(place), ranks_in_words=told, resume=resume, smoke=smoke)
     elif work.verb == "score":
         inputs.look_at_scoring(findings, given)
     elif work.verb == "mask":
@@ -134,12 +134,13 @@ def look_at_training(
     run: "RunConfig",
     *,
     ranks: int | None,
+    ranks_in_words: str = "",
     resume: bool,
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
 ) -> None:
     """Looks at all that `train` reads, and whether its folder is free. The arguments are those of the command."""
-    from megaslm.config.run_files import require_folder, require_no_run
+    from megaslm.config.run_files import refuse_smoke_test, require_folder, require_no_run
     from megaslm.launch.findings import Reach
     from megaslm.launch.inputs import look_at_run
     from megaslm.training.changes import check_allowed_keys
@@ -151,9 +152,11 @@ def look_at_training(
         findings.ask(lambda: require_folder(folder))
         if smoke:
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
-        elif not resume:
-            findings.ask(lambda: require_no_run(folder))
-    look_at_run(findings, run, ranks)
+        else:
+            findings.ask(lambda: refuse_smoke_test(folder))
+            if not resume:
+                findings.ask(lambda: require_no_run(folder))
+    look_at_run(findings, run, ranks, ranks_in_words)
 
 
 def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:

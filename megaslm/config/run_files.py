@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from megaslm.errors import ConfigError
+from megaslm.errors import CheckpointError, ConfigError
 
 CONFIG = "config.yaml"
 """A run's resolved configuration, in the run folder and in each checkpoint."""
@@ -21,6 +21,8 @@ METRICS = "metrics.jsonl"
 """The file in a run folder with one line per step."""
 SMOKE = "smoke.json"
 """The result of a smoke test, in a folder of its own beside the run's."""
+SMOKE_ENDING = ".smoke"
+"""What the name of that folder has more than the run's."""
 
 
 def require_folder(run_dir: Path) -> None:
@@ -34,4 +36,14 @@ def require_no_run(run_dir: Path) -> None:
     if (run_dir / CONFIG).exists():
         raise ConfigError(
             f"run_dir = {run_dir}: holds a run already; resume it with --resume, or choose another run_dir"
+        )
+
+
+def refuse_smoke_test(folder: Path) -> None:
+    """Raises CheckpointError where a folder is that of a smoke test."""
+    if (folder / SMOKE).exists():
+        run = str(folder).removesuffix(SMOKE_ENDING)
+        raise CheckpointError(
+            f"{folder}: is the folder of a smoke test, which is no run and has no model; "
+            + (f"name the run's own folder, {run}" if run != str(folder) else "name the run's own folder")
         )

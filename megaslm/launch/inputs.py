@@ -13,7 +13,7 @@ from typing import Any
 from megaslm.config.hub import HubModel
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe
-from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
@@ -37,10 +37,13 @@ from megaslm.storage.file_systems import is_remote
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 
-def look_at_run(findings: Findings, config: RunConfig, ranks: int | None) -> None:
-    """Looks at all that `train` reads, and at the room for its checkpoints. `ranks` is None where it is not known."""
+def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = "") -> None:
+    """Looks at all that `train` reads, and at the room for its checkpoints.
+
+    `ranks` is None where it is not known. `ranks_in_words` tells which settings it follows from.
+    """
     if ranks is not None:
-        findings.ask(lambda: divided_rows(config, ranks))
+        findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
     manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
     training = next((manifest for manifest in manifests if manifest is not None), None)
     for name, held_out in config.validation.sets.items():
@@ -164,6 +167,7 @@ def _size_of_newest(run: Path) -> int:
 
 
 def _newest_checkpoint(run: Path) -> Path:
+    refuse_smoke_test(run)
     if not (run / CONFIG).is_file():
         raise CheckpointError(f"{run}: holds no {CONFIG}; a run folder was expected")
     complete = sorted(run.glob(COMPLETE_CHECKPOINTS))

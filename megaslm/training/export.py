@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megaslm.config.run_files import CHECKPOINTS, LAYOUT
+from megaslm.config.run_files import CHECKPOINTS, LAYOUT, refuse_smoke_test
 from megaslm.errors import CheckpointError
 from megaslm.files import require_absent
 from megaslm.model.export import save_hugging_face
@@ -10,7 +10,6 @@ from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
-from megaslm.training.smoke_folder import refuse_smoke_test
 
 
 def export(source: Path, output: Path) -> Path:

@@ -17,7 +17,7 @@ import torch
 
 from megaslm import __version__
 from megaslm.config.load import load
-from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, require_no_run
+from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, refuse_smoke_test, require_no_run
 from megaslm.config.schema import RunConfig, Split
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER, Manifest
@@ -30,7 +30,6 @@ from megaslm.stream.mixture import TRAINING
 from megaslm.training.changes import check_changes
 from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.smoke_folder import refuse_smoke_test
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
 _PATIENCE_SECONDS = 30.0

@@ -67,7 +67,7 @@ def smoke_test(run: TrainingRun, tested: RunConfig, steps: int, say: Callable[[s
     short = replace(run.plan, total_steps=min(steps, run.plan.total_steps))
     # The trainer would validate before the first step too.
     nothing = Validation(ValidationSection(), run.world, run.data.first.manifest, cache=run.config.data.fetch.cache)
-    _train(replace(run, plan=short, validation=nothing))
+    _train(replace(run, plan=short, validation=nothing, is_smoke_test=True))
     _read_back(run, short.total_steps)
     started = time.monotonic()
     records = _validate(run, short)

@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.config.run_files import LOCK, METRICS, SMOKE
-from megaslm.errors import CheckpointError, ConfigError
+from megaslm.config.run_files import LOCK, METRICS, SMOKE, SMOKE_ENDING
+from megaslm.errors import ConfigError
 from megaslm.files import write_file
 
-_ENDING = ".smoke"
 # smoke.json is the mark of the folder. It is written first, when it says that the test has not ended.
 _KEPT = (SMOKE, LOCK, METRICS)
 
@@ -17,17 +16,7 @@ _KEPT = (SMOKE, LOCK, METRICS)
 def smoke_folder(run_dir: str) -> Path:
     """The folder beside a run's folder."""
     run = Path(run_dir)
-    return Path(f"{run if run.name not in ('', '..') else run.resolve()}{_ENDING}")
-
-
-def refuse_smoke_test(folder: Path) -> None:
-    """Raises CheckpointError where a folder is that of a smoke test."""
-    if (folder / SMOKE).exists():
-        run = str(folder).removesuffix(_ENDING)
-        raise CheckpointError(
-            f"{folder}: is the folder of a smoke test, which is no run and has no model; "
-            + (f"name the run's own folder, {run}" if run != str(folder) else "name the run's own folder")
-        )
+    return Path(f"{run if run.name not in ('', '..') else run.resolve()}{SMOKE_ENDING}")
 
 
 def check_replaceable(folder: Path) -> None:

@@ -1,8 +1,7 @@
 """Whether a run may go on in its folder, by the data and the settings that it had so far."""
 
 import json
-import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
 from megaslm.training.run_folder import check_run, take
 from megaslm.training.training_data import open_training_data
-from tests.forks import wait_until
 from tests.messages import Says
 from tests.toy import make_dataset, run_config
 
@@ -104,31 +102,6 @@ def test_a_refused_start_leaves_nothing_that_was_not_there(tmp_path: Path) -> No
         with ExitStack() as held:
             list(take(tmp_path / "runs", held))
         assert (tmp_path / "runs" / ".lock").exists()
-
-
-def test_who_waited_for_a_refused_start_holds_the_folder(tmp_path: Path) -> None:
-    """The refused start removes the very file that the other one waits for."""
-    first, second = ExitStack(), ExitStack()
-    list(take(tmp_path / "run", first))
-    waiting = threading.Thread(target=lambda: list(take(tmp_path / "run", second, patience_seconds=30)))
-    waiting.start()
-    wait_until(lambda: len(descriptors_of(tmp_path / "run" / ".lock")) == 2)
-    first.close()
-    waiting.join()
-    with ExitStack() as third, pytest.raises(ConfigError, match="another job"):
-        list(take(tmp_path / "run", third))
-    second.close()
-    assert not (tmp_path / "run").exists()
-
-
-def descriptors_of(path: Path) -> list[Path]:
-    """The descriptors of this process that have the file open."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):
-            if descriptor.readlink() == path:
-                found.append(descriptor)
-    return found
 
 
 def test_a_run_folder_that_cannot_be_made_is_the_mistake_of_its_user(tmp_path: Path, says: Says) -> None:
