@@ -168,7 +168,7 @@ def _finish(
         losses=tuple(record.loss if record.all_loss is None else record.all_loss for record in steps),
         uniform_loss=math.log(run.data.first.manifest.vocab_size),
         skipped_steps=made.total_steps - len(steps),
-        validation_losses={f"{record.name}/{record.domain}": record.loss for record in records},
+        validation_losses={record.place: record.loss for record in records},
         first_step_seconds=seconds[0],
         step_seconds=step_seconds,
         validation_seconds=validation_seconds,
