@@ -10,6 +10,7 @@ import typer
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.cli_output import (
+    LOADS,
     JsonFile,
     Overrides,
     announce,
@@ -164,7 +165,7 @@ def train(
 
     if check:
         refuse_early(look, seat)
-        announce("train", "all inputs are there")
+        announce("train", "nothing is missing, as far as this host sees")
         return
     if smoke:
         from megaslm.training.smoke_folder import smoke_folder
@@ -174,7 +175,7 @@ def train(
         resumes = ", from its newest checkpoint" if resume else ""
         announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
     refuse_early(look, seat)
-    announce("train", "all inputs are there; loads PyTorch and DeepSpeed, which takes longest on a first start")
+    announce("train", LOADS)
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.smoke import STEPS

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
+from megaslm.cli_output import LOADS, JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
 from megaslm.errors import ConfigError
 from megaslm.launch_cli import refuse_early
 
@@ -53,7 +53,6 @@ def prepare(
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.section import without_credentials
-    from megaslm.launch.inputs import look_at_output
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -65,6 +64,9 @@ def prepare(
     loaded = load(Recipe, recipe, overrides or []).value
     of_share = "" if part is None else f", share {part}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
+
+    from megaslm.launch.inputs import look_at_output
+
     refuse_early(lambda findings: look_at_output(findings, output))
 
     from megaslm.preparing import prepare as preparing
@@ -130,7 +132,6 @@ def score(
 
     from megaslm.config.cluster import Share
     from megaslm.config.section import without_credentials
-    from megaslm.launch.inputs import look_at_scoring
 
     share = None if part is None else Share.parse(part)
     if share is not None and finish:
@@ -139,8 +140,12 @@ def score(
     console = _begin(
         "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
     )
+
+    from megaslm.launch.inputs import look_at_scoring
+
     given = {"dataset": dataset, "reference": reference, "output": output}
     refuse_early(lambda findings: look_at_scoring(findings, given), seat)
+    announce("score", LOADS)
 
     from megaslm.scoring import job
     from megaslm.scoring.request import ScoreRequest, ScoreSettings
@@ -195,12 +200,14 @@ def mask(
     grown, only its new parts are masked.
     """
     from megaslm.config.section import without_credentials
-    from megaslm.launch.inputs import look_at_masking
 
     console = _begin(
         "mask",
         f"{without_credentials(dataset)} by {criterion}, keep_ratio {keep_ratio} → {without_credentials(output)}",
     )
+
+    from megaslm.launch.inputs import look_at_masking
+
     given = {"dataset": dataset, "output": output, "criterion": criterion}
     refuse_early(lambda findings: look_at_masking(findings, given))
 
