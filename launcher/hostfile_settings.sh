@@ -24,7 +24,7 @@ if [[ -n "${MASTER_ADDR:-}" && ! "$MASTER_ADDR" =~ $name_or_address ]]; then
     refuse "$(setting MASTER_ADDR) $(printf %q "$MASTER_ADDR"): must be an address or a name of the first host"
 fi
 if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
-    refuse "$(setting MASTER_PORT) $(printf %q "$port"): must be a number from 1 to 65535"
+    refuse "$(setting MASTER_PORT) = $(printf %q "$port"): must be a number from 1 to 65535"
 fi
 # With --check, 2 where something is missing without which the hosts can be asked all the same.
 unfit=0
@@ -37,19 +37,19 @@ case "$remote_shell" in
             if [[ "$checks_only" == no ]]; then exit 2; fi
         fi
         ;;
-    *) refuse "$(setting REMOTE_SHELL) $(printf %q "$remote_shell"): must be pdsh or ssh" ;;
+    *) refuse "$(setting REMOTE_SHELL) = $(printf %q "$remote_shell"): must be pdsh or ssh" ;;
 esac
 
 command -v ssh >/dev/null || refuse "ssh is not installed here; install it"
-if [[ ! -f "$hostfile" ]]; then refuse "$hostfile: no such hostfile"; fi
+if [[ ! -f "$hostfile" ]]; then refuse "$hostfile: no such file; write one with a line per host, like \`node-1 slots=8\`"; fi
 hosts=()
 hosts_and_slots=()
 ranks=0
 while read -r line || [[ -n "$line" ]]; do
     if [[ -z "$line" || "$line" == \#* ]]; then continue; fi
     if [[ ! "$line" =~ ^([A-Za-z0-9][A-Za-z0-9._-]*)[[:space:]]+slots=([1-9][0-9]{0,3})[[:space:]]*(#.*)?$ ]]; then
-        refuse "$hostfile: $(printf %q "$line"): must be like \`node-1 slots=8\`, the name of letters, digits, . _ and -;" \
-            "users and ports go into ~/.ssh/config"
+        refuse "$hostfile: $(printf %q "$line"): expected a line like \`node-1 slots=8\`: a name of letters, digits, ., _ and -," \
+            "and the number of ranks there; users and ports belong into ~/.ssh/config"
     fi
     hosts+=("${BASH_REMATCH[1]}")
     hosts_and_slots+=("${BASH_REMATCH[1]}:${BASH_REMATCH[2]}")
@@ -63,7 +63,7 @@ if [[ -n "$twice" ]]; then refuse "$hostfile: names $twice more than once"; fi
 exported=("MEGASLM_JOB=$job" "MEGASLM_HOSTS=$(IFS=,; echo "${hosts_and_slots[*]}")")
 names="${EXPORT:-}"
 if [[ ! "$names" =~ ^([A-Za-z_][A-Za-z0-9_]*(,[A-Za-z_][A-Za-z0-9_]*)*)?$ ]]; then
-    refuse "$(setting EXPORT) $(printf %q "$names"): must be names of variables, with commas between"
+    refuse "$(setting EXPORT) = $(printf %q "$names"): must be names of variables, with commas between"
 fi
 for name in ${names//,/ }; do
     case "$name" in

@@ -54,6 +54,16 @@ require_program deepspeed
 say_start "$(counted "$ranks" rank) on this host${gpus:+, GPUs $gpus}" "$@"
 names=("$(setting MASTER_PORT)" "$(setting MASTER_ADDR)")
 "$project/launcher/on_host.sh" meeting python "$port" "${names[@]}" 127.0.0.1 >/dev/null || exit 2
+# What the first rank would refuse, DeepSpeed's launcher and the ranks would take half a minute to tell.
+if [[ "$1" == train ]]; then
+    refused=0
+    said="$(RANK=0 LOCAL_RANK=0 WORLD_SIZE="$ranks" MASTER_ADDR=127.0.0.1 MASTER_PORT="$port" \
+        python -m megaslm "$@" --check 2>&1)" || refused=$?
+    if ((refused == 2)); then
+        printf '%s\n' "$said" >&2
+        exit 2
+    fi
+fi
 
 # A hostfile in DeepSpeed's default place would take the job to other hosts; /dev/null is none.
 # setsid: signals from the terminal come to this script alone, which hands them on in order.

@@ -21,7 +21,7 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 @checkpoint_app.command("ls")
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run, oldest first. Only their file lists are read."""
-    from megaslm.dataset.kinds import COMPLETE
+    from megaslm.config.run_files import COMPLETE
     from megaslm.observe.display import size
     from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 

@@ -3,13 +3,14 @@
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.cli_output import (
+    LOADS,
     JsonFile,
     Overrides,
     announce,
@@ -23,7 +24,10 @@ from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate
 from megaslm.jobs_cli import mask, prepare, score
-from megaslm.launch_cli import TAKES_THE_REST, launch
+from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
+
+if TYPE_CHECKING:
+    from megaslm.launch.findings import Findings
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -87,6 +91,13 @@ def init(
 
     announce("init", f"looks at {model} and at the text → {folder}")
 
+    from megaslm.files import require_absent
+    from megaslm.model.stated_config import require_model
+
+    # Before the imports, which take seconds.
+    require_absent(folder)
+    require_model(model)
+
     from megaslm.scaffold.init import init as write_project
     from megaslm.scaffold.view import show_project
 
@@ -123,6 +134,13 @@ def train(
     smoke_steps: Annotated[
         int | None, typer.Option(min=1, help="A smoke test of so many steps; --smoke makes 5.", show_default=False)
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only look whether all inputs are there, and start nothing. Status 2 where one is missing.",
+        ),
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model, causal or selective. Use a launcher for several ranks."""
@@ -132,14 +150,24 @@ def train(
     # get its answer too. After the last save there is nothing to lose.
     stop = StopSignal()
     stop.listen()
-    take_seat()
+    seat = take_seat()
 
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
 
+    smoke = smoke or smoke_steps is not None
     loaded = load(RunConfig, config, overrides or [])
     say_warnings(loaded.warnings)
     run = loaded.value
+
+    def look(findings: "Findings") -> None:
+        allowed = allow_changed or ()
+        look_at_training(findings, run, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke)
+
+    if check:
+        refuse_early(look, seat)
+        announce("train", "nothing is missing, as far as this host sees")
+        return
     if smoke:
         from megaslm.training.smoke_folder import smoke_folder
 
@@ -147,6 +175,8 @@ def train(
     else:
         resumes = ", from its newest checkpoint" if resume else ""
         announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
+    refuse_early(look, seat)
+    announce("train", LOADS)
 
     from megaslm.engine.distributed import leave_world
     from megaslm.training.smoke import STEPS
@@ -170,6 +200,10 @@ def export(
 ) -> None:
     """Write a checkpoint as a Hugging Face folder. AutoModelForCausalLM loads it."""
     announce("export", f"{source} → {output}")
+
+    from megaslm.launch.inputs import look_at_export
+
+    refuse_early(lambda findings: look_at_export(findings, {"source": source, "output": output}))
 
     from megaslm.training.export import export as export_checkpoint
 
@@ -218,8 +252,8 @@ def explain(
     from megaslm.config.section import Section
 
     model_class: type[Section] = Recipe if recipe else RunConfig
-    # A file or a pipe has no width at which to fold the columns.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    # A file or a pipe has no width at which to fold the lines.
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     loaded = load(model_class, config, overrides or [])
     say_warnings(loaded.warnings)
     console.print(render(explain_settings(loaded)))

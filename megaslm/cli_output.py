@@ -18,6 +18,8 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 
+LOADS = "loads PyTorch and DeepSpeed, which takes longest on a first start"
+"""The line of a verb before the imports that take seconds."""
 _NEEDLESS = "Setting accelerator to CPU"
 _seat = ALONE
 """This process's seat. Verbs that run on many ranks take it. Other verbs run as one process under any environment."""

@@ -40,6 +40,10 @@ class PreflightError(UserMistake):
     is_known_to_all_ranks = True
 
 
+class InputError(UserMistake):
+    """The inputs of a job are missing or do not fit it, as far as this host sees."""
+
+
 class DataError(UserMistake):
     """A dataset, a corpus or a tokenizer is missing, corrupt or does not fit."""
 

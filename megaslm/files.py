@@ -105,8 +105,10 @@ class Busy(DataError):
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, busy: str) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, busy: str) -> Iterator[int]:
     """Hold the lock of `path`, a file that is created if missing. Shared locks do not exclude one another.
+
+    Yields the descriptor of the file, which may have been removed from `path` meanwhile.
 
     On a network file system other hosts are excluded too, if it supports locks (NFS 4, Lustre mounted with `flock`). A
     process that the holding thread forks holds the lock too; one that another thread forks does not.
@@ -139,7 +141,7 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
                     f"{path}: its file system gives no locks ({error.strerror}), which keep processes from disturbing "
                     "one another; use a folder on one that does, such as a local disk, or mount it with locks"
                 ) from error
-        yield
+        yield file
     finally:
         del _open[file]
         os.close(file)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
+from megaslm.cli_output import LOADS, JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
 from megaslm.errors import ConfigError
+from megaslm.launch_cli import refuse_early
 
 if TYPE_CHECKING:
     from megaslm.config.cluster import Share
@@ -63,6 +64,10 @@ def prepare(
     loaded = load(Recipe, recipe, overrides or []).value
     of_share = "" if part is None else f", share {part}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
+
+    from megaslm.launch.inputs import look_at_output
+
+    refuse_early(lambda findings: look_at_output(findings, output))
 
     from megaslm.preparing import prepare as preparing
 
@@ -136,6 +141,12 @@ def score(
         "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
     )
 
+    from megaslm.launch.inputs import look_at_scoring
+
+    given = {"dataset": dataset, "reference": reference, "output": output}
+    refuse_early(lambda findings: look_at_scoring(findings, given), seat)
+    announce("score", LOADS)
+
     from megaslm.scoring import job
     from megaslm.scoring.request import ScoreRequest, ScoreSettings
 
@@ -194,6 +205,11 @@ def mask(
         "mask",
         f"{without_credentials(dataset)} by {criterion}, keep_ratio {keep_ratio} → {without_credentials(output)}",
     )
+
+    from megaslm.launch.inputs import look_at_masking
+
+    given = {"dataset": dataset, "output": output, "criterion": criterion}
+    refuse_early(lambda findings: look_at_masking(findings, given))
 
     from megaslm.scoring.mask import mask_rule
     from megaslm.scoring.mask_job import MaskRequest

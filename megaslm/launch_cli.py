@@ -1,18 +1,20 @@
 """`megaslm launch`: starts a verb on a cluster, after all checks that are possible on this host."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from megaslm.errors import ConfigError
+from megaslm.engine.seat import ALONE, Seat
+from megaslm.errors import ConfigError, InputError, PeerFailed
 
 if TYPE_CHECKING:
     from megaslm.config.cluster import Cluster
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
     from megaslm.launch.command import Command, Verb, VerbCall
+    from megaslm.launch.findings import Findings
 
 # All options after the first word belong to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
@@ -100,17 +102,21 @@ def _look(
     read: "RunConfig | Recipe | None",
     given: Mapping[str, Any],
 ) -> None:
-    """Looks at all that the verb would need, and tells it at once. Raises PreflightError where something is missing."""
+    """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
     from megaslm.config.recipe import Recipe
     from megaslm.launch import inputs
-    from megaslm.launch.places import findings_of, look_at_hosts, ranks_of
+    from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
     if isinstance(read, Recipe):
         inputs.look_at_text(findings, read)
+        inputs.look_at_output(findings, given["output"])
     elif read is not None:
-        inputs.look_at_run(findings, read, ranks_of(place))
+        # The others add --resume.
+        resume = given["resume"] or place.kind not in ("local", "hostfile")
+        smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
+        look_at_training(findings, read, ranks=ranks_of(place), ranks_in_words=told, resume=resume, smoke=smoke)
     elif work.verb == "score":
         inputs.look_at_scoring(findings, given)
     elif work.verb == "mask":
@@ -121,3 +127,54 @@ def _look(
         typer.echo(line, err=True)
     findings.require_none()
     typer.echo("dry run: nothing is missing" + (", as far as this host sees" if findings.unseen else ""), err=True)
+
+
+def look_at_training(
+    findings: "Findings",
+    run: "RunConfig",
+    *,
+    ranks: int | None,
+    ranks_in_words: str = "",
+    resume: bool,
+    allow_changed: Sequence[str] = (),
+    smoke: bool = False,
+) -> None:
+    """Looks at all that `train` reads, and whether its folder is free. The arguments are those of the command."""
+    from megaslm.config.run_files import refuse_smoke_test, require_folder, require_no_run
+    from megaslm.launch.findings import Reach
+    from megaslm.launch.inputs import look_at_run
+    from megaslm.training.changes import check_allowed_keys
+    from megaslm.training.smoke_folder import check_replaceable, smoke_folder
+
+    folder = Path(run.run_dir)
+    findings.ask(lambda: check_allowed_keys(allow_changed, run))
+    if findings.reach is not Reach.NONE:
+        findings.ask(lambda: require_folder(folder))
+        if smoke:
+            findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
+        else:
+            findings.ask(lambda: refuse_smoke_test(folder))
+            if not resume:
+                findings.ask(lambda: require_no_run(folder))
+    look_at_run(findings, run, ranks, ranks_in_words)
+
+
+def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:
+    """Looks at a verb's inputs on each of its ranks, before the imports that take seconds.
+
+    It is also before the ranks meet, so that none waits for one that has refused.
+
+    Raises:
+        InputError: something is missing; on the first rank of each host.
+        PeerFailed: the same, on the other ranks.
+    """
+    from megaslm.launch.findings import Findings, Reach
+
+    findings = Findings(Reach.ALL, "")
+    look(findings)
+    try:
+        findings.require_none()
+    except InputError as error:
+        if seat.local_rank == 0:
+            raise
+        raise PeerFailed(str(error), error.exit_status) from error

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
-from rich.table import Table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.text import Text
 
 from megaslm.config.load import DEFAULT, Loaded, settings_of
@@ -33,17 +34,14 @@ def explain(loaded: Loaded[BaseModel]) -> list[ExplainedSetting]:
     ]
 
 
-def render(settings: Sequence[ExplainedSetting]) -> Table:
-    """The settings as a table for a terminal. Settings at their default are dimmed."""
-    table = Table(pad_edge=False, box=None)
-    table.add_column("setting", overflow="fold", min_width=max(len(setting.key) for setting in settings))
-    for name in ("value", "from", "meaning"):
-        table.add_column(name, overflow="fold")
+def render(settings: Sequence[ExplainedSetting]) -> Group:
+    """Each setting with its value and origin on a line, and its meaning below. Settings at their default are dimmed."""
+    lines: list[RenderableType] = []
     for setting in settings:
-        style = "dim" if setting.origin == DEFAULT else ""
-        cells = (setting.key, show(setting.value), setting.origin, setting.meaning)
-        table.add_row(*(Text(cell) for cell in cells), style=style)
-    return table
+        style = "dim" if setting.origin == DEFAULT else "bold"
+        lines.append(Text(f"{setting.key} = {show(setting.value)} · {setting.origin}", style=style, overflow="fold"))
+        lines.append(Padding(Text(setting.meaning, style="dim"), (0, 0, 0, 4)))
+    return Group(*lines)
 
 
 def _meaning(section: BaseModel, path: KeyPath) -> str:

@@ -12,6 +12,8 @@ FIELD_SETTINGS = "text_field, template, messages_field, group_field or domain_fi
 """The settings of a source that name fields."""
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 """The keys of a message's role and content in the two published forms of conversations."""
+_CALLS = ("tool_calls", "function_call")
+"""The keys of what a message holds besides its content."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 """The usual names for the roles of the second form."""
 
@@ -72,6 +74,11 @@ def _turn(message: object, what: str) -> str:
     expected = " or ".join(f"{role} and {content}" for role, content in MESSAGE_KEYS)
     if not isinstance(message, dict):
         raise DataError(f"{what} is {_named(message)}; expected an object with {expected}")
+    if called := next((key for key in _CALLS if message.get(key)), None):
+        raise DataError(
+            f"{what} has {called}, which would be lost: only its content becomes text; write the calls into the "
+            "content, or leave the record out of the file"
+        )
     keys = next((keys for keys in MESSAGE_KEYS if set(keys) <= set(message)), None)
     if keys is None:
         raise DataError(f"{what} has {', '.join(cast(dict[str, object], message)) or 'no fields'}; expected {expected}")

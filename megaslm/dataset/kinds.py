@@ -3,23 +3,17 @@
 from enum import Enum
 from pathlib import Path
 
-CONFIG = "config.yaml"
-"""A run's resolved configuration, in the run folder and in each checkpoint."""
-CHECKPOINTS = "checkpoints"
-"""The folder in a run folder that holds one folder per checkpoint."""
-COMPLETE = "COMPLETE"
-"""The list of a checkpoint's files. Without it, the checkpoint is unfinished."""
-METRICS = "metrics.jsonl"
-"""The file in a run folder with one line per step."""
-SMOKE = "smoke.json"
-"""The result of a smoke test, in a folder of its own beside the run's."""
-_LAYOUT = "layout.json"
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, LAYOUT, METRICS, SMOKE
+from megaslm.errors import DataError
+
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
 _OF_DATASETS = ("train", "heldout", "tokenizer")
 _OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".derived", ".upload.json")
 # The second one is in the manifests that another program has written anew.
 _OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
+_OF_WEIGHTS = ("*.safetensors", "*.bin")
+_WITHIN = (*_OF_DATASETS, CHECKPOINTS, "model", "exports", "tensorboard")
 _BEGINNING_BYTES = 4096
 
 
@@ -47,6 +41,7 @@ class Kind(Enum):
         "is a Hugging Face model folder, not a dataset; model.from_pretrained and `megaslm score --reference` take it"
     )
     TOKENIZER = "is a tokenizer's folder, not a dataset; tokenizer.huggingface of a recipe takes it"
+    WITHIN = "is one of the folders of a dataset or a run; name the folder above it"
     FILE = "is a file; a dataset is a folder that `megaslm prepare`, `score` or `mask` has written"
     OTHER = (
         "is not a dataset, for it holds no manifest.json that MegaSLM wrote; name a folder that `megaslm prepare`, "
@@ -67,7 +62,7 @@ def kind_of(path: Path) -> Kind:
         return Kind.DATASET
     if has(SMOKE):
         return Kind.SMOKE_TEST
-    if has(_LAYOUT, COMPLETE):
+    if has(LAYOUT, COMPLETE):
         return Kind.CHECKPOINT
     if has(CONFIG) and has(*_OF_RUNS):
         return Kind.RUN
@@ -75,9 +70,25 @@ def kind_of(path: Path) -> Kind:
         return Kind.UNFINISHED
     if has(_MANIFEST) and has(*_OF_DATASETS):
         return Kind.DATASET
-    if has("config.json"):
+    if has("config.json") and any(True for ending in _OF_WEIGHTS for _ in path.glob(ending)):
         return Kind.MODEL
+    if path.name in _WITHIN and _is_whole(path.parent):
+        return Kind.WITHIN
     return Kind.TOKENIZER if has("tokenizer.json", "tokenizer.model") else Kind.OTHER
+
+
+def require_output(path: Path) -> None:
+    """Raises DataError where `path` holds something else than a dataset, or than the work on one."""
+    if kind_of(path) in (Kind.DATASET, Kind.UNFINISHED, Kind.MISSING):
+        return
+    if not path.is_dir():
+        raise DataError(f"{path} is a file; choose another folder")
+    if any(path.iterdir()):
+        raise DataError(f"{path} is not empty and holds no dataset; choose another folder")
+
+
+def _is_whole(path: Path) -> bool:
+    return _is_manifest(path / _MANIFEST) or (path / CONFIG).exists()
 
 
 def _is_manifest(path: Path) -> bool:

@@ -23,6 +23,8 @@ _BYTES_ON_ONE_HOST = 1 * MIB
 _REPETITIONS = 5
 _ENOUGH_SECONDS = 5.0
 _SLOW_RATIO = 2.0
+# Of Ethernet with 1 Gbit/s, less overhead.
+_LEAST_BYTES_PER_SECOND = 0.1e9
 
 
 def probe(world: World, *, hosts: int) -> Tensor:
@@ -102,11 +104,23 @@ def _turn(host: int, hosts: int) -> int:
 
 
 def slow_links(links: Sequence[Link]) -> list[Finding]:
-    """A warning for each host from which the next one is reached much more slowly than others are."""
+    """A warning for each host from which the next one is reached much more slowly than others are.
+
+    One warning where the usual link is too slow for any training.
+    """
     if not links:
         return []
     # With three hosts, one bad host has two thirds of the links.
     usual = sorted((link.bytes_per_second for link in links), reverse=True)[len(links) // 4]
+    if usual < _LEAST_BYTES_PER_SECOND:
+        return [
+            Finding(
+                f"a rank reaches the next host with {usual / 1e9:.2g} GB/s, less than 1 Gbit/s Ethernet gives: every "
+                "step will wait for the network; if the hosts have a faster one, name its interface in "
+                "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME",
+                ends_the_job=False,
+            )
+        ]
     slow: dict[tuple[str, str], list[Link]] = {}
     for link in links:
         if link.bytes_per_second * _SLOW_RATIO < usual:

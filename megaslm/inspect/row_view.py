@@ -21,16 +21,19 @@ _LEGEND = Style(dim=True)
 _HARDEST = 10
 _CONTEXT_CHARACTERS = 32
 _RULE_WIDTH = 100
+# From light to dark, so that the order shows to the colour-blind too; of the 256 colours that most terminals have.
+_DARK, _WHITE = "color(16)", "color(231)"
 _STEPS: tuple[tuple[float, Style], ...] = (
     (0.5, Style()),
-    (1.0, Style(color="#1a1a1a", bgcolor="#fdf3c8")),
-    (2.0, Style(color="#1a1a1a", bgcolor="#fbdc8a")),
-    (4.0, Style(color="#1a1a1a", bgcolor="#f6b05a")),
-    (6.0, Style(color="#ffffff", bgcolor="#d9663b")),
-    (8.0, Style(color="#ffffff", bgcolor="#a8323e")),
-    (math.inf, Style(color="#ffffff", bgcolor="#5c1a4f")),
+    (1.0, Style(color=_DARK, bgcolor="color(230)")),
+    (2.0, Style(color=_DARK, bgcolor="color(221)")),
+    (4.0, Style(color=_DARK, bgcolor="color(208)")),
+    (6.0, Style(color=_DARK, bgcolor="color(166)")),
+    (8.0, Style(color=_WHITE, bgcolor="color(160)")),
+    (math.inf, Style(color=_WHITE, bgcolor="color(88)")),
 )
 """Style of a token by the upper limit of its loss, in nats."""
+_RICH = ("256", "truecolor")
 _BOUND = Style(color="cyan")
 _SIGN = Style(color="cyan", bold=True)
 _CONTEXT = Style(dim=True)
@@ -72,8 +75,8 @@ class SelectionMarks:
 
 
 def show_row(console: Console, row: RowText) -> None:
-    """Prints a row. Without colours, brackets mark the hardest tokens, or those that a mask selects."""
-    view = _RowView(row, colours=console.color_system is not None and not console.no_color)
+    """Prints a row. Without 256 colours, brackets mark the hardest tokens, or those that a mask selects."""
+    view = _RowView(row, colours=console.color_system in _RICH and not console.no_color)
     width = min(console.width, _RULE_WIDTH)
     console.print(view.heading())
     if row.ref_loss is not None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from megaslm.config.load import load
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS
 from megaslm.config.schema import RunConfig
-from megaslm.dataset.kinds import CHECKPOINTS, COMPLETE, CONFIG, METRICS
 from megaslm.observe.records import StepRecord, ValidationRecord, newest_records
 
 _COST = "cost.json"

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megaslm.inspect.run_facts import RunFacts
+from megaslm.observe.console import loss_of
 from megaslm.observe.display import counted, duration, size
 
 _SHOWN_CHECKPOINTS = 10
@@ -38,12 +39,11 @@ def _lines(facts: RunFacts) -> Iterator[tuple[str, str]]:
         yield "step", f"{step.step:,} of {total_steps:,} · {step.tokens:,} of {facts.total_tokens:,} tokens · {state}"
         yield (
             "last report",
-            f"loss {step.loss:.4f} · selected {step.selected_ratio:.1%} · lr {step.learning_rate:.2e} · "
-            f"{step.tokens_per_second:,.0f} tokens/s",
+            f"{loss_of(step)} · lr {step.learning_rate:.2e} · {step.tokens_per_second:,.0f} tokens/s",
         )
     for found in facts.validations:
         yield (
-            f"held out {found.name}/{found.domain}",
+            f"held out {found.place}",
             f"loss {found.loss:.4f} · perplexity {found.perplexity:,.2f} · step {found.step:,}",
         )
     if facts.seconds is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megaslm.config.section import refuse_credentials, without_credentials
-from megaslm.errors import PreflightError, UserMistake
+from megaslm.errors import InputError, UserMistake
 from megaslm.storage.file_systems import connect, is_remote
 from megaslm.storage.retries import RemoteSettings
 
@@ -73,7 +73,7 @@ class Findings:
             yield f"not looked at: {', '.join(things)}: {reason}"
 
     def require_none(self) -> None:
-        """Raises PreflightError, which names all problems, where there are any."""
+        """Raises InputError, which names all problems, where there are any."""
         if self.problems:
             count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-            raise PreflightError(f"{count} before the start\n" + "\n".join(f"  {problem}" for problem in self.problems))
+            raise InputError(f"{count} before the start\n" + "\n".join(f"  {problem}" for problem in self.problems))

@@ -1,4 +1,4 @@
-"""The inputs of a verb, looked at in a dry run: datasets, models, runs, texts, and room for a checkpoint.
+"""The inputs of a verb, looked at before it starts: datasets, models, runs, texts, and room for a checkpoint.
 
 The checks are those that the verbs make themselves, as far as they need neither torch nor a rank.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from megaslm.config.hub import HubModel
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
@@ -24,22 +25,25 @@ from megaslm.dataset.fit import (
     require_rule,
     training_domains,
 )
+from megaslm.dataset.kinds import require_output
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.errors import CheckpointError
+from megaslm.files import require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
+from megaslm.storage.file_systems import is_remote
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
-COMPLETE_CHECKPOINTS = "checkpoints/step-*/COMPLETE"
-"""The files that mark the complete checkpoints of a run folder."""
 
+def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = "") -> None:
+    """Looks at all that `train` reads, and at the room for its checkpoints.
 
-def look_at_run(findings: Findings, config: RunConfig, ranks: int | None) -> None:
-    """Looks at all that `train` reads, and at the room for its checkpoints. `ranks` is None where it is not known."""
+    `ranks` is None where it is not known. `ranks_in_words` tells which settings it follows from.
+    """
     if ranks is not None:
-        findings.ask(lambda: divided_rows(config, ranks))
+        findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
     manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
     training = next((manifest for manifest in manifests if manifest is not None), None)
     for name, held_out in config.validation.sets.items():
@@ -56,17 +60,19 @@ def look_at_run(findings: Findings, config: RunConfig, ranks: int | None) -> Non
 
 
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
-    """Looks at the dataset and the reference of `score`."""
+    """Looks at the dataset, the reference and the output of `score`."""
     _manifest(findings, "the dataset", options["dataset"])
     _parameters(findings, "--reference", str(options["reference"]))
+    look_at_output(findings, options["output"])
 
 
 def look_at_masking(findings: Findings, options: Mapping[str, Any]) -> None:
-    """Looks at the dataset of `mask`."""
+    """Looks at the dataset and the output of `mask`."""
     place = options["dataset"]
     manifest = _manifest(findings, "the dataset", place)
     if manifest is not None:
         findings.ask(lambda: require_losses_to_mask(manifest, place, options["criterion"]))
+    look_at_output(findings, options["output"])
 
 
 def look_at_text(findings: Findings, recipe: Recipe) -> None:
@@ -87,14 +93,20 @@ def look_at_text(findings: Findings, recipe: Recipe) -> None:
             findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
 
 
+def look_at_output(findings: Findings, place: str) -> None:
+    """Looks whether a dataset may be written at `place`. Of a URL, only the verb itself sees it."""
+    if findings.reach is not Reach.NONE and not is_remote(place):
+        findings.ask(lambda: require_output(Path(place)))
+
+
 def look_at_export(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the run, or the checkpoint, that `export` reads, and whether its output is free."""
     source = findings.local("the run", str(options["source"]))
     if source is not None:
-        run = source.parent.parent if source.parent.name == "checkpoints" else source
+        run = source.parent.parent if source.parent.name == CHECKPOINTS else source
         findings.ask(lambda: _newest_checkpoint(run))
-    if findings.reach is not Reach.NONE and options["output"].exists():
-        findings.problems.append(f"{options['output']}: exists already; choose another folder or remove it")
+    if findings.reach is not Reach.NONE:
+        findings.ask(lambda: require_absent(options["output"]))
 
 
 def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
@@ -155,8 +167,9 @@ def _size_of_newest(run: Path) -> int:
 
 
 def _newest_checkpoint(run: Path) -> Path:
-    if not (run / "config.yaml").is_file():
-        raise CheckpointError(f"{run}: holds no config.yaml; a run folder was expected")
+    refuse_smoke_test(run)
+    if not (run / CONFIG).is_file():
+        raise CheckpointError(f"{run}: holds no {CONFIG}; a run folder was expected")
     complete = sorted(run.glob(COMPLETE_CHECKPOINTS))
     if not complete:
         raise CheckpointError(f"{run}: has no complete checkpoint; train it until its first save")

@@ -67,6 +67,21 @@ def ranks_of(cluster: Cluster) -> int | None:
             return cluster.nodes * cluster.ranks_on_each_node
 
 
+def ranks_in_words(cluster: Cluster, file: Path) -> str:
+    """The number of ranks of a training, and the settings of `file` that it follows from."""
+    match cluster:
+        case LocalCluster():
+            told = f"ranks = {cluster.ranks}"
+        case TorchrunCluster():
+            told = f"nodes = {cluster.nodes} × ranks_per_node = {cluster.ranks_per_node}"
+        case HostfileCluster():
+            told = "a rank per slot"
+        case _:
+            each = "ranks_per_node" if cluster.gpus_per_node is None else "gpus_per_node"
+            told = f"nodes = {cluster.nodes} × {each} = {cluster.ranks_on_each_node}"
+    return f"{ranks_of(cluster)} ranks ({told} in {file})"
+
+
 def where_output_goes(cluster: Cluster, work: VerbCall) -> str:
     """Where a job's output is found, as a line."""
     match cluster:

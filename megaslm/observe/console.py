@@ -79,7 +79,7 @@ class RunConsole:
                 self.say(f"{self._name} · step {record.step}/{self._total_steps} · skipped: {record.reason}")
             if isinstance(record, ValidationRecord):
                 self.say(
-                    f"{self._name} · step {record.step} · held out {record.name}/{record.domain}: "
+                    f"{self._name} · step {record.step} · held out {record.place}: "
                     f"loss {record.loss:.4f} · perplexity {record.perplexity:.2f} ({record.targets:,} targets)"
                 )
 
@@ -88,7 +88,7 @@ class RunConsole:
         self._progress.stop()
 
     def _show_step(self, record: StepRecord) -> None:
-        numbers = f"{_loss_of(record)} · {record.tokens_per_second:,.0f} tokens/s"
+        numbers = f"{loss_of(record)} · {record.tokens_per_second:,.0f} tokens/s"
         if self._console.is_terminal:
             self._progress.update(self._task, completed=record.step, numbers=numbers)
             return
@@ -100,7 +100,7 @@ class RunConsole:
         )
 
 
-def _loss_of(record: StepRecord) -> str:
+def loss_of(record: StepRecord) -> str:
     """The loss of the selected targets and, beside it, that of all: only this one compares with causal LM."""
     if record.selected_ratio == 1:
         return f"loss {record.loss:.4f}"
@@ -143,13 +143,14 @@ class JobState:
 def state_of(progress: JobProgress) -> JobState:
     """Converts a job's progress to the form that is shown."""
     seconds = max(1e-9, progress.seconds)
-    numbers = [f"{progress.tasks_done:,} of {progress.tasks:,} tasks"]
+    numbers = []
     for name, text in _COUNTED.items():
         if name in progress.counts:
             per_unit, said, per_second = text
             count = progress.counts[name] / per_unit
             numbers.append(said.format(count))
             numbers.append(per_second.format(count / seconds))
+    numbers.append(f"{progress.tasks_done:,} of {progress.tasks:,} tasks")
     numbers.append("1 process" if progress.processes == 1 else f"{progress.processes} processes")
     if progress.tasks_retried:
         numbers.append(f"{progress.tasks_retried:,} begun again")

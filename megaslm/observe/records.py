@@ -116,6 +116,11 @@ class ValidationRecord:
     targets: int
     """Valid targets measured."""
 
+    @property
+    def place(self) -> str:
+        """What was measured, as users read it: the set and the domain, once where both have one name."""
+        return self.name if self.name == self.domain else f"{self.name}/{self.domain}"
+
 
 @dataclass(frozen=True)
 class SkippedRecord:

@@ -28,6 +28,25 @@ _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 # Other writers in the folder number files without leading zeros, or not at all.
 _OURS = re.compile(_BEGUN.pattern + r".+\.\d+\.\d{6}")
+_MEANINGS = {
+    "loss/selected": "Mean loss of the selected targets, in nats: the training loss. It does not compare with CLM's.",
+    "loss/all": "Mean loss of all valid targets, in nats. It compares SLM with CLM.",
+    "loss_validation": "Mean loss of all targets of held-out text, in nats.",
+    "perplexity": "Perplexity of held-out text: e to the power of its mean loss.",
+    "train/selected_ratio": "Selected targets divided by valid ones.",
+    "train/learning_rate": "Learning rate of the step.",
+    "train/gradient_norm": "Global norm of the gradient before clipping.",
+    "train/tokens": "Targets read so far, over all ranks.",
+    "speed/tokens_per_second": "Targets per second since the last report, all ranks together.",
+    "speed/slowest_rank_ratio": "Time of the slowest rank for the same work, divided by that of the middle rank.",
+    "selection/threshold": "Value of the criterion from which targets were selected.",
+    "selection": "Excess loss, in nats, that this percentage of all valid targets is below.",
+    "selection_ratio": "Selected targets of the domain divided by its valid ones.",
+    "tokens_of_domain": "Targets of the domain read so far, over all ranks.",
+    "passes_of_domain": "How often the rows of the domain were read so far, on average.",
+    "guard/skipped_steps": "Skipped steps of the run so far.",
+}
+"""The description of a tag or, where it has none of its own, of its group: the part before the first slash."""
 _HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
 _numbers = itertools.count()
@@ -43,6 +62,7 @@ class TensorBoard:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
+        self._described: set[str] = set()
         self._file = LogFile(_next_file(folder))
         self._keep(Event(file_version=_FILE_VERSION))
         if tags := _take_out(folder, first_step):
@@ -63,6 +83,11 @@ class TensorBoard:
         """
         for record in records:
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
+            for value in values:
+                # Readers keep the first one of a tag.
+                if value.tag not in self._described:
+                    value.metadata.CopyFrom(_metadata(value.tag))
+                    self._described.add(value.tag)
             self._keep(Event(step=record.step, summary=Summary(value=values)))
         self._file.flush()
 
@@ -137,11 +162,16 @@ def _without_points(tags: Iterable[str], step: int) -> Event:
     show NaN. Other readers drop that value too, at the START that follows.
     """
     nothing = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[b""])
-    scalars = SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"), data_class=DATA_CLASS_SCALAR
-    )
-    values = [Summary.Value(tag=tag, metadata=scalars, tensor=nothing) for tag in sorted(tags)]
+    values = [Summary.Value(tag=tag, metadata=_metadata(tag), tensor=nothing) for tag in sorted(tags)]
     return Event(step=step, summary=Summary(value=values))
+
+
+def _metadata(tag: str) -> SummaryMetadata:
+    return SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
+        data_class=DATA_CLASS_SCALAR,
+        summary_description=_MEANINGS.get(tag) or _MEANINGS.get(tag.partition("/")[0], ""),
+    )
 
 
 def _scalars(record: Record) -> dict[str, float]:
@@ -154,8 +184,7 @@ def _scalars(record: Record) -> dict[str, float]:
         case PaceRecord():
             return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
         case _:
-            place = f"{record.name}/{record.domain}"
-            return {f"loss_validation/{place}": record.loss, f"perplexity/{place}": record.perplexity}
+            return {f"loss_validation/{record.place}": record.loss, f"perplexity/{record.place}": record.perplexity}
 
 
 def _step_scalars(record: StepRecord) -> dict[str, float]:

@@ -96,14 +96,17 @@ def _commands(folder: Path) -> tuple[str, ...]:
     commands = (
         f"megaslm prepare {{0}}/corpus.yaml {data}/corpus",
         f"megaslm prepare {{0}}/curated.yaml {data}/curated",
+        f"megaslm inspect {data}/corpus --row 0",
         "launcher/local.sh train {0}/reference.yaml --smoke",
         "launcher/local.sh train {0}/reference.yaml",
         f"megaslm export {runs}/reference {models}/reference",
         f"launcher/local.sh score --reference {models}/reference {data}/corpus {data}/corpus-scored",
+        f"megaslm inspect {data}/corpus-scored --row 0",
         "launcher/local.sh train {0}/clm.yaml",
         "launcher/local.sh train {0}/slm.yaml",
         f"megaslm inspect {runs}/clm",
         f"megaslm inspect {runs}/slm",
+        f"tensorboard --logdir {runs}",
         f"megaslm export {runs}/slm {models}/slm",
     )
     return tuple(command.format(shlex.quote(str(folder))) for command in commands)

@@ -169,14 +169,22 @@ def _compared(
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
 
 
-def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> None:
+def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> list[str]:
     """Checks the references and masks of a run under `slm`, on one rank, before the model takes its memory.
+
+    Returns a line for each dataset whose reference was at hand, so that rows were compared with it.
 
     Raises DataError where they are missing or do not fit the run.
     """
     if not reads_reference(config):
-        return
+        return []
+    rows, verified = config.slm.verify_rows, []
     for dataset in data.datasets:
+        if dataset.reference is not None and rows:
+            verified.append(
+                f"slm.verify_rows: {rows} rows of each domain of {dataset.source.place} were scored again by "
+                f"{dataset.reference.folder}, and agree with what is stored"
+            )
         mask = dataset.manifest.mask
         if mask is not None:
             check_mask(
@@ -197,6 +205,7 @@ def check_scored(config: RunConfig, data: TrainingData, device: torch.device) ->
                 document_isolation=config.model.document_isolation,
                 needs_entropy=config.slm.needs_ref_entropy,
                 reference=dataset.reference,
-                rows=config.slm.verify_rows,
+                rows=rows,
                 device=device,
             )
+    return verified

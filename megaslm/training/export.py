@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
+from megaslm.config.run_files import CHECKPOINTS, LAYOUT, refuse_smoke_test
 from megaslm.errors import CheckpointError
 from megaslm.files import require_absent
 from megaslm.model.export import save_hugging_face
 from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
-from megaslm.training.checkpoints.layout import LAYOUT
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
-from megaslm.training.smoke_folder import refuse_smoke_test
 
 
 def export(source: Path, output: Path) -> Path:
@@ -50,7 +49,7 @@ def newest_weights(run: RunFolder) -> Path:
 
 
 def _run_and_checkpoint(source: Path) -> tuple[RunFolder, Path]:
-    if source.parent.name == "checkpoints":
+    if source.parent.name == CHECKPOINTS:
         refuse_smoke_test(source.parent.parent)
         read_file_list(source)
         return RunFolder(source.parent.parent), source

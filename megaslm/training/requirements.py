@@ -5,10 +5,10 @@ from pathlib import Path
 
 from megaslm.config.load import settings_of
 from megaslm.config.plan import checkpoint_bytes, parameter_count
+from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.config.section import home_expanded
 from megaslm.config.source import dotted_key
-from megaslm.dataset.kinds import CONFIG
 from megaslm.dataset.manifest import MANIFEST
 from megaslm.errors import MegaSLMError
 from megaslm.health.findings import Requirements

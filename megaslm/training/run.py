@@ -60,6 +60,8 @@ class TrainingRun:
     world: World
     cpu_group: CpuGroup
     stop: StopSignal
+    is_smoke_test: bool = False
+    """Whether nothing resumes from it."""
 
     def train_step(self, objective: Objective) -> TrainStep:
         """The optimiser step under an objective."""

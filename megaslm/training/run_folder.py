@@ -5,8 +5,9 @@ One job at a time trains in it: a second job would remove the first job's unfini
 
 import errno
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 
 from megaslm import __version__
 from megaslm.config.load import load
+from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, refuse_smoke_test, require_no_run
 from megaslm.config.schema import RunConfig, Split
 from megaslm.config.source import dump
-from megaslm.dataset.kinds import CHECKPOINTS, CONFIG, METRICS
 from megaslm.dataset.manifest import TOKENIZER, Manifest
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.errors import CheckpointError, ConfigError
@@ -29,7 +30,6 @@ from megaslm.stream.mixture import TRAINING
 from megaslm.training.changes import check_changes
 from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
-from megaslm.training.smoke_folder import refuse_smoke_test
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
 _PATIENCE_SECONDS = 30.0
@@ -97,9 +97,7 @@ def check_run(config: RunConfig, data: TrainingData, *, resume: bool, allow_chan
     if not (run.path / CONFIG).exists():
         return []
     if not resume:
-        raise ConfigError(
-            f"run_dir = {run.path}: holds a run already; resume it with --resume, or choose another run_dir"
-        )
+        require_no_run(run.path)
     longer = _check_same_data(run, data)
     has_learned = bool(complete_checkpoints(run.checkpoints))
     changes = check_changes(run.config(), config, allow_changed, has_learned=has_learned, data_changes=longer)
@@ -232,22 +230,47 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
 
 
 def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) -> Iterator[str]:
-    """Locks the folder until `held` closes. Yields a warning if its file system has no locks.
+    """Locks the folder until `held` closes. Then removes it again if nothing was written into it.
+
+    Yields a warning if its file system has no locks.
 
     Raises ConfigError where another job held the lock for longer than `patience_seconds`, or the folder cannot be made.
     """
     # The lock is in the folder, not beside it: beside it, a container has a file system of its own.
-    try:
-        run_folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_be_made(f"run_dir = {run_folder}", error) from error
-    try:
-        held.enter_context(locked(run_folder / ".lock", patience_seconds=patience_seconds, busy="busy"))
-    except Busy as error:
-        raise ConfigError(
-            f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another run_dir"
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        yield f"warning: {run_folder}: this file system has no locks ({error}); let only one job at a time train in it"
+    lock = run_folder / LOCK
+    is_ours = False
+    while not is_ours:
+        made = [path for path in (lock, run_folder, *run_folder.parents) if not path.exists()]
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_be_made(f"run_dir = {run_folder}", error) from error
+        with ExitStack() as attempt:
+            try:
+                file = attempt.enter_context(locked(lock, patience_seconds=patience_seconds, busy="busy"))
+            except Busy as error:
+                raise ConfigError(
+                    f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another "
+                    "run_dir"
+                ) from error
+            except OSError as error:
+                if error.errno not in _NO_LOCKS_HERE:
+                    raise
+                yield (
+                    f"warning: {run_folder}: this file system has no locks ({error}); let only one job at a time train "
+                    "in it"
+                )
+                return
+            # A job that was refused removes the file, for which this one may have waited.
+            is_ours = lock.exists() and os.path.samestat(os.fstat(file), lock.stat())
+            if is_ours:
+                held.enter_context(attempt.pop_all())
+    held.callback(_remove_what_holds_nothing, run_folder, made)
+
+
+def _remove_what_holds_nothing(run_folder: Path, made: Sequence[Path]) -> None:
+    """Removes what a refused start has `made`, inner paths first."""
+    if [path.name for path in run_folder.iterdir()] == [LOCK]:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir() if path.is_dir() else path.unlink()

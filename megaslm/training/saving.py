@@ -110,6 +110,7 @@ def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...],
         corrupt=corrupt,
         say=lambda line: say(f"{run.folder.path.name} · {line}"),
         on_saved=lambda progress: _write_cost(run, counts, progress, say),
+        again="the smoke test again" if run.is_smoke_test else "again with --resume",
     )
 
 

@@ -67,7 +67,7 @@ def smoke_test(run: TrainingRun, tested: RunConfig, steps: int, say: Callable[[s
     short = replace(run.plan, total_steps=min(steps, run.plan.total_steps))
     # The trainer would validate before the first step too.
     nothing = Validation(ValidationSection(), run.world, run.data.first.manifest, cache=run.config.data.fetch.cache)
-    _train(replace(run, plan=short, validation=nothing))
+    _train(replace(run, plan=short, validation=nothing, is_smoke_test=True))
     _read_back(run, short.total_steps)
     started = time.monotonic()
     records = _validate(run, short)
@@ -168,7 +168,7 @@ def _finish(
         losses=tuple(record.loss if record.all_loss is None else record.all_loss for record in steps),
         uniform_loss=math.log(run.data.first.manifest.vocab_size),
         skipped_steps=made.total_steps - len(steps),
-        validation_losses={f"{record.name}/{record.domain}": record.loss for record in records},
+        validation_losses={record.place: record.loss for record in records},
         first_step_seconds=seconds[0],
         step_seconds=step_seconds,
         validation_seconds=validation_seconds,

@@ -5,30 +5,18 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from megaslm.dataset.kinds import METRICS, SMOKE
-from megaslm.errors import CheckpointError, ConfigError
+from megaslm.config.run_files import LOCK, METRICS, SMOKE, SMOKE_ENDING
+from megaslm.errors import ConfigError
 from megaslm.files import write_file
 
-_ENDING = ".smoke"
-_LOCK = ".lock"
 # smoke.json is the mark of the folder. It is written first, when it says that the test has not ended.
-_KEPT = (SMOKE, _LOCK, METRICS)
+_KEPT = (SMOKE, LOCK, METRICS)
 
 
 def smoke_folder(run_dir: str) -> Path:
     """The folder beside a run's folder."""
     run = Path(run_dir)
-    return Path(f"{run if run.name not in ('', '..') else run.resolve()}{_ENDING}")
-
-
-def refuse_smoke_test(folder: Path) -> None:
-    """Raises CheckpointError where a folder is that of a smoke test."""
-    if (folder / SMOKE).exists():
-        run = str(folder).removesuffix(_ENDING)
-        raise CheckpointError(
-            f"{folder}: is the folder of a smoke test, which is no run and has no model; "
-            + (f"name the run's own folder, {run}" if run != str(folder) else "name the run's own folder")
-        )
+    return Path(f"{run if run.name not in ('', '..') else run.resolve()}{SMOKE_ENDING}")
 
 
 def check_replaceable(folder: Path) -> None:
@@ -46,7 +34,7 @@ def start_over(folder: Path) -> None:
     """Empties the folder of a smoke test and marks it. Raises ConfigError where it holds something else."""
     check_replaceable(folder)
     write_result(folder, {"passed": None})
-    _remove_all_but((SMOKE, _LOCK), folder)
+    _remove_all_but((SMOKE, LOCK), folder)
 
 
 def write_result(folder: Path, result: Mapping[str, object]) -> None:
@@ -60,7 +48,7 @@ def leave_results(folder: Path) -> None:
 
 
 def _other_than_lock(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.name != _LOCK]
+    return [entry for entry in folder.iterdir() if entry.name != LOCK]
 
 
 def _remove_all_but(kept: tuple[str, ...], folder: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
+from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.index import read_index
-from megaslm.dataset.kinds import CONFIG
 from megaslm.errors import ConfigError
 from megaslm.stream.mixture import lengthened, order_of
 from megaslm.stream.order import Extent, RowOrder

@@ -94,7 +94,7 @@ def _train(
         differences = on_first_rank(lambda: check_run(config, data, resume=may_resume, allow_changed=allow_changed))
         for line in differences:
             say(f"changed since the run began: {line}")
-        _train_to_the_end(_prepare(config, plan, data, world, stop), say)
+        _train_to_the_end(_prepare(config, plan, data, world, stop, say), say)
 
 
 def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> None:
@@ -106,7 +106,7 @@ def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> Non
         on_first_rank(lambda: start_over(folder))
         data = on_first_rank(lambda: open_training_data(tried))
         tried = with_total_tokens(tried, data.mixture)
-        run = _prepare(tried, plan_batches(tried, world.size), data, world, stop)
+        run = _prepare(tried, plan_batches(tried, world.size), data, world, stop, say)
         _say_plan(run, config, say, after_step=0)
         smoke_test(run, config, steps, say)
 
@@ -172,11 +172,19 @@ def _warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) ->
     return [*bos_warnings(data, pretrained), *reference_warnings(config, data, pretrained)]
 
 
-def _prepare(config: RunConfig, plan: BatchPlan, data: TrainingData, world: World, stop: StopSignal) -> TrainingRun:
+def _prepare(
+    config: RunConfig,
+    plan: BatchPlan,
+    data: TrainingData,
+    world: World,
+    stop: StopSignal,
+    say: Callable[[str], None],
+) -> TrainingRun:
     """Checks all that can be checked, and builds the model; called on all ranks."""
     heartbeat("start", 0)
     cpu_group = CpuGroup(world)
-    on_first_rank(lambda: check_scored(config, data, world.device))
+    for line in on_first_rank(lambda: check_scored(config, data, world.device)):
+        say(line)
     heartbeat("start", 0)
     run = RunFolder(Path(config.run_dir))
     if world.is_first_on_host:

@@ -51,7 +51,8 @@ OWNERS = {
 """The one file that imports a library."""
 
 LAUNCH_IMPORTS = (
-    *("errors", "config", "storage", "tokenizer.tokenizer", "dataset.manifest", "dataset.fit", "corpus"),
+    *("errors", "files", "config", "storage", "tokenizer.tokenizer", "corpus"),
+    *("dataset.fit", "dataset.kinds", "dataset.manifest"),
     *("model.stated_config", "model.weight_files", "health.disk"),
 )
 """What `launch` may import: nothing that imports torch."""

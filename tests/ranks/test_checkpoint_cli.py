@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.run_files import COMPLETE
 from megaslm.config.source import dump
-from megaslm.dataset.kinds import COMPLETE
 from megaslm.training.checkpoints.file_list import describe, write_file_list
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from megaslm.training.run_folder import take

@@ -29,6 +29,13 @@ def test_of_two_links_the_worse_one_is_named(says: Says) -> None:
     assert slow_links(ring(2, 1, {(1, 2): 21.0})) == []
 
 
+def test_a_network_that_is_too_slow_for_any_training_is_told_once(says: Says) -> None:
+    slow = {(1, 2): 0.004, (2, 1): 0.003}
+    (found,) = slow_links(ring(2, 8, slow))
+    says(found.text, "0.004 GB/s", "NCCL_SOCKET_IFNAME")
+    assert not found.ends_the_job
+
+
 def test_a_host_with_a_bad_adapter_is_in_both_lines(says: Says) -> None:
     first, second = slow_links(ring(4, 8, {(2, 3): 1.2, (3, 4): 0.94}))
     says(first.text, "8-15", "node-2", "16-23", "node-3", "1.2 GB/s")

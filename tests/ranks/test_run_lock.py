@@ -2,7 +2,8 @@
 
 import os
 import signal
-from contextlib import ExitStack
+import threading
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,28 @@ def test_a_second_job_in_a_run_folder_is_refused(
     os.kill(first[0], signal.SIGTERM)
     assert statuses_of(first) == [75]
     assert f"run_dir = {tmp_path / 'run'}: another job is training in it" in capfd.readouterr().err
+
+
+def test_who_waited_for_a_refused_start_holds_the_folder(tmp_path: Path) -> None:
+    """The refused start removes the very file that the other one waits for."""
+    first, second = ExitStack(), ExitStack()
+    list(take(tmp_path / "run", first))
+    waiting = threading.Thread(target=lambda: list(take(tmp_path / "run", second, patience_seconds=30)))
+    waiting.start()
+    wait_until(lambda: len(descriptors_of(tmp_path / "run" / ".lock")) == 2)
+    first.close()
+    waiting.join()
+    with ExitStack() as third, pytest.raises(ConfigError, match="another job"):
+        list(take(tmp_path / "run", third))
+    second.close()
+    assert not (tmp_path / "run").exists()
+
+
+def descriptors_of(path: Path) -> list[Path]:
+    """The descriptors of this process that have the file open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            if descriptor.readlink() == path:
+                found.append(descriptor)
+    return found

@@ -132,7 +132,7 @@ def _refused_as_a_run(config: RunConfig, tmp_path: Path) -> None:
         ("export", folder, tmp_path / "model"),
     ):
         said = run_megaslm(*arguments, expect_status=2)
-        assert f"CheckpointError: {folder}: " in said
+        assert f"{folder}: is the folder of a smoke test" in said
         assert f", {config.run_dir}\n" in said
 
 
@@ -144,7 +144,7 @@ def test_it_empties_no_folder_of_others(config: RunConfig, tmp_path: Path, is_fo
     mine = taken / "mine" if is_folder else taken
     mine.write_text("mine")
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), "--smoke", expect_status=2)
-    assert f"ConfigError: {taken}: " in said
+    assert f"{taken}: a smoke test would empty it" in said
     assert mine.read_text() == "mine"
     assert not is_folder or [entry.name for entry in taken.iterdir()] == ["mine"]
 
@@ -166,6 +166,13 @@ def test_a_checkpoint_that_differs_from_the_memory_fails_it(
     assert in_ranks(config, 2, before=change_the_memory) == [SaveFailed.exit_status] * 2
     assert "1 parameter: " in capfd.readouterr().err
     assert result_of(config)["passed"] is None
+
+
+def test_one_whose_save_fails_is_started_again(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    assert in_ranks(config, 2, injected="raise@rank0:step2:write") == [SaveFailed.exit_status] * 2
+    said = capfd.readouterr().err
+    assert "then start the smoke test again" in said
+    assert "--resume" not in said
 
 
 def test_one_that_is_told_to_stop_has_not_ended(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:

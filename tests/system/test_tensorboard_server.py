@@ -56,6 +56,7 @@ def steps_shown(address: str, run: str) -> Steps:
             return json.load(answer)
 
     known = ask("tags").get(run, {})
+    assert all(tag["description"] for tag in known.values())
     shown = {tag: [point[1] for point in ask("scalars", tag=tag, run=run)] for tag in TAGS if tag in known}
     return {tag: steps for tag, steps in shown.items() if steps}
 

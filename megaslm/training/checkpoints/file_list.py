@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from megaslm.dataset.kinds import COMPLETE
+from megaslm.config.run_files import COMPLETE
 from megaslm.errors import CheckpointError
 from megaslm.files import write_file
 

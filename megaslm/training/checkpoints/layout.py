@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from megaslm.config.run_files import LAYOUT
 from megaslm.engine.training_state import Fragment
 from megaslm.errors import CheckpointError
 
-LAYOUT = "layout.json"
 _FORMAT = 1
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from megaslm.dataset.kinds import CONFIG
+from megaslm.config.run_files import CONFIG, LAYOUT
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -17,7 +17,7 @@ from megaslm.engine.training_state import TrainingState
 from megaslm.errors import CheckpointError, SaveFailed
 from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
-from megaslm.training.checkpoints.layout import LAYOUT, Layout
+from megaslm.training.checkpoints.layout import Layout
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
 from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import HostCopy
@@ -117,6 +117,7 @@ class Saver:
         corrupt: tuple[int, ...],
         say: Callable[[str], None],
         on_saved: Callable[[Progress], None],
+        again: str = "again with --resume",
     ) -> None:
         """Writes nothing yet.
 
@@ -131,6 +132,7 @@ class Saver:
             corrupt: steps whose checkpoints are known to be corrupt.
             say: prints a line, on the first rank.
             on_saved: called on all ranks with the progress of each complete checkpoint.
+            again: how the job is started after it has failed, for its last message.
         """
         self._checkpoints = checkpoints
         self._state = state
@@ -142,6 +144,7 @@ class Saver:
         self._corrupt = set(corrupt)
         self._say = say
         self._on_saved = on_saved
+        self._again = again
         self._layout = Layout.of(gather_objects(state.fragments))
         self._copy = HostCopy(state, self._layout.written_by(world.rank))
         self._write: PartWrite | None = None
@@ -245,7 +248,7 @@ class Saver:
         if self._failed_in_a_row >= self._max_failed:
             raise SaveFailed(
                 f"{failed}; {self._failed_in_a_row} in a row have failed: the run stops. Make room in "
-                f"{self._checkpoints} or repair it, then start again with --resume"
+                f"{self._checkpoints} or repair it, then start {self._again}"
             )
         self._say(f"warning: {failed}; training goes on; the run stops after {self._max_failed} such failures in a row")
 

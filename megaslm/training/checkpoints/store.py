@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from megaslm.dataset.kinds import COMPLETE
+from megaslm.config.run_files import COMPLETE
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.training_state import TrainingState

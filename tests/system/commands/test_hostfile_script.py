@@ -148,7 +148,7 @@ def test_names_of_variables_are_names(workplace: Path, names: str) -> None:
 
 
 def test_a_variable_to_hand_on_has_a_name_and_is_set(workplace: Path, says: Says) -> None:
-    says(refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="1A"), "EXPORT 1A: ")
+    says(refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="1A"), "EXPORT = 1A: ")
     says(refusal_of(workplace, "hosts", "train", "run.yaml", EXPORT="A,ABSENT", A="1"), "EXPORT: ", "ABSENT")
 
 

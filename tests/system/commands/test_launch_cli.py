@@ -124,6 +124,51 @@ def test_a_dry_run_is_fast_because_it_imports_no_torch(run: Path, here: Path) ->
     assert "Assertion" not in done.stderr
 
 
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_what_is_missing_is_told_before_torch_is_imported(run: Path, rank: int, says: Says) -> None:
+    """On each rank, so that none waits for another; by the first rank of each host. Nothing is made."""
+    shutil.rmtree(run.parent / "tokens")
+    program = (
+        "import sys, megaslm.cli\n"
+        "try:\n    megaslm.cli.main()\n"
+        "finally:\n    assert not {'torch', 'transformers', 'deepspeed', 'streaming'} & set(sys.modules)\n"
+    )
+    seat = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2)}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **seat, **meeting}
+    words = [sys.executable, "-c", program, "train", str(run), "--resume"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert not (run.parent / "run").exists()
+    if rank == 1:
+        assert done.stderr == ""
+    else:
+        says(done.stderr, "data.train")
+        assert done.stderr.startswith("rank 2: ") is (rank == 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [((), "--resume"), (("--resume",), None), (("--smoke",), "smoke.json"), (("--set", "run_dir=FILE"), "FILE")],
+)
+def test_a_dry_run_looks_whether_the_run_folder_is_free(
+    run: Path, here: Path, words: tuple[str, ...], named: str | None, says: Says
+) -> None:
+    (run.parent / "run").mkdir()
+    (run.parent / "run" / "config.yaml").touch()
+    (run.parent / "run.smoke").touch()
+    done = launch("--cluster", here, "--dry-run", run, *(word.replace("FILE", str(run)) for word in words))
+    assert done.returncode == (0 if named is None else 2), done.stderr
+    if named is not None:
+        says(done.stderr, named.replace("FILE", str(run)))
+    checked = [sys.executable, "-m", "megaslm", "train", str(run), "--check", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    alone = subprocess.run(
+        [word.replace("FILE", str(run)) for word in checked], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert alone.returncode == done.returncode
+
+
 @pytest.mark.parametrize("option", [("--resume",), ("--set", "train.lr=1e-3"), ("--resume", "--set=seed=1")])
 def test_options_of_the_verb_pass_through(run: Path, here: Path, option: tuple[str, ...]) -> None:
     done = launch("--cluster", here, "--dry-run", run, *option)

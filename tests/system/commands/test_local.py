@@ -74,6 +74,18 @@ def test_help_is_instant_and_no_arguments_are_a_mistake(workplace: Path) -> None
     assert status_of(workplace, "local.sh") == 2
 
 
+def test_what_a_rank_would_refuse_is_told_before_deepspeed_starts(workplace: Path) -> None:
+    """By one process, with --check. Of the ranks, each would say it."""
+    refusing = "import sys; print('InputError: why', sys.argv[1:], file=sys.stderr); sys.exit(2)"
+    (workplace / "megaslm" / "__main__.py").write_text(refusing, encoding="utf-8")
+    with start(workplace, "local.sh", "train", "run.yaml", "--resume") as job:
+        output, errors = job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert output == ""
+    told = ["launch: 2 ranks on this host: megaslm train run.yaml --resume"]
+    assert errors.splitlines() == [*told, "InputError: why ['train', 'run.yaml', '--resume', '--check']"]
+
+
 @pytest.mark.parametrize("ranks", ["a[$(touch pwned)]", "0", "two", "2\n2"])
 def test_a_number_of_ranks_is_a_number(workplace: Path, ranks: str) -> None:
     """In bash's arithmetic a name may hold commands."""

@@ -28,9 +28,11 @@ def test_an_untyped_mapping_carries_its_fields_meaning(run_file: Path, says: Say
     says(setting.meaning)
 
 
-def test_the_table_shows_brackets_as_they_are(run_file: Path) -> None:
+def test_a_setting_is_shown_on_one_line_and_its_meaning_below(run_file: Path) -> None:
     output = StringIO()
-    table = render(explain(load(RunConfig, run_file, ["data.domains=[red, bold]"])))
-    Console(file=output, width=160).print(table)
-    assert "[red, bold]" in output.getvalue()
-    assert "slm.keep_ratio" in output.getvalue()
+    shown = render(explain(load(RunConfig, run_file, ["data.domains=[red, bold]"])))
+    Console(file=output, width=120).print(shown)
+    lines = [line.rstrip() for line in output.getvalue().splitlines()]
+    at = lines.index("data.domains = [red, bold] · --set")
+    assert lines[at + 1].startswith("    Domains of `train` to read")
+    assert max(map(len, lines)) <= 120

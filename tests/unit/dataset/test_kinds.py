@@ -8,6 +8,7 @@ from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import CorruptData, DataError
 from tests.messages import Says
+from tests.toy import make_dataset
 
 RUN = ("config.yaml", "manifest.json", "metrics.jsonl", "checkpoints/step-00000008/COMPLETE")
 
@@ -27,6 +28,9 @@ def make(folder: Path, *files: str) -> Path:
         (Kind.CHECKPOINT, ("step-00000008/config.yaml", "step-00000008/layout.json"), "step-00000008"),
         (Kind.MODEL, ("config.json", "tokenizer.json", "model.safetensors"), "."),
         (Kind.TOKENIZER, ("tokenizer.json", "tokenizer_config.json"), "."),
+        (Kind.TOKENIZER, ("tokenizer.json", "config.json"), "."),
+        (Kind.WITHIN, RUN, "checkpoints"),
+        (Kind.WITHIN, (*RUN, "model/config.json", "model/tokenizer.json"), "model"),
         (Kind.UNFINISHED, (".prepare/plan.json", "tokenizer/tokenizer.json"), "."),
         (Kind.UNFINISHED, (".score/.derived/plan.json",), "."),
         (Kind.UNFINISHED, (".derived/plan.json", "train/web/part-00000/index.json"), "."),
@@ -48,6 +52,11 @@ def test_what_is_no_dataset_is_named_for_what_it_is_and_not_called_damaged(
     assert not isinstance(refused.value, CorruptData)
     assert "remove" not in str(refused.value)
     says(refused, path)
+
+
+def test_the_folders_of_a_dataset_are_no_datasets(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "it", {("train", "a"): [2], ("heldout", "a"): [1]})
+    assert [kind_of(tmp_path / "it" / name) for name in ("train", "heldout", "tokenizer")] == [Kind.WITHIN] * 3
 
 
 def test_a_dataset_whose_manifest_is_damaged_is_still_one(tmp_path: Path) -> None:

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.recipe import Recipe
+from megaslm.config.run_files import COMPLETE, COMPLETE_CHECKPOINTS, CONFIG
 from megaslm.config.schema import RunConfig
-from megaslm.dataset.kinds import COMPLETE, CONFIG
-from megaslm.errors import PreflightError
+from megaslm.errors import InputError
 from megaslm.health.disk import Disk
 from megaslm.launch.findings import Findings, Reach
 from megaslm.launch.inputs import (
-    COMPLETE_CHECKPOINTS,
     look_at_export,
     look_at_masking,
+    look_at_output,
     look_at_run,
     look_at_scoring,
     look_at_text,
@@ -39,7 +39,7 @@ def here() -> Findings:
 
 
 def told(findings: Findings) -> str:
-    with pytest.raises(PreflightError) as refused:
+    with pytest.raises(InputError) as refused:
         findings.require_none()
     return "\n".join([*findings.lines(), str(refused.value)])
 
@@ -170,10 +170,16 @@ def test_storage_that_has_no_driver_is_a_problem(here: Findings, tokens: Path, s
 
 
 def test_the_inputs_of_score_mask_and_export(here: Findings, tokens: Path, says: Says) -> None:
-    look_at_scoring(here, {"dataset": str(tokens), "reference": tokens / "no-model"})
-    look_at_masking(here, {"dataset": str(tokens), "criterion": "reference"})
+    files, free = tokens.parent / "files", str(tokens.parent / "free")
+    files.mkdir()
+    (files / "notes.txt").touch()
+    look_at_scoring(here, {"dataset": str(tokens), "reference": tokens / "no-model", "output": str(files)})
+    look_at_masking(here, {"dataset": str(tokens), "criterion": "reference", "output": str(files / "notes.txt")})
     look_at_export(here, {"source": tokens, "output": tokens})
-    says(told(here), "--reference", "megaslm score", "config.yaml", "exists already")
+    for place in (free, str(tokens), "memory://bucket/web"):
+        look_at_output(here, place)
+    assert len(here.problems) == 6
+    says(told(here), "--reference", "megaslm score", "config.yaml", "exists already", "notes.txt is a file")
 
 
 def test_a_run_is_known_by_the_files_that_training_writes(here: Findings, tmp_path: Path, says: Says) -> None:

@@ -9,7 +9,7 @@ from megaslm.config.cluster import Cluster, KubernetesCluster, LocalCluster, Slu
 from megaslm.launch.command import PROJECT, Command, VerbCall
 from megaslm.launch.findings import Findings, Reach
 from megaslm.launch.kubernetes import job_name
-from megaslm.launch.places import findings_of, look_at_hosts, ranks_of, where_output_goes
+from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of, where_output_goes
 from megaslm.launch.start import load_cluster
 from tests.messages import Says
 
@@ -64,6 +64,13 @@ def test_a_host_without_the_scheduler_may_still_print_the_command(
 )
 def test_ranks_are_counted_where_the_file_says_them(cluster: Cluster, ranks: int | None) -> None:
     assert ranks_of(cluster) == ranks
+
+
+def test_it_is_said_from_which_settings_the_ranks_follow(says: Says) -> None:
+    torchrun = TorchrunCluster(kind="torchrun", nodes=2, ranks_per_node=3, rendezvous="node-1:29400")
+    on_cpus = SlurmCluster(kind="slurm", nodes=4, ranks_per_node=2)
+    for cluster in (SLURM, on_cpus, torchrun, LocalCluster(kind="local", ranks=2)):
+        says(ranks_in_words(cluster, Path("cluster.yaml")), f"{ranks_of(cluster)} ranks", "cluster.yaml")
 
 
 def test_it_is_said_where_the_output_goes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, says: Says) -> None:

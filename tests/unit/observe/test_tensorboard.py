@@ -84,6 +84,29 @@ def test_the_losses_are_what_tensorboard_opens_with(tmp_path: Path) -> None:
     assert groups[:2] == ["loss", "loss_validation"]
 
 
+def test_every_tag_has_a_description(tmp_path: Path) -> None:
+    told = replace(
+        step(1),
+        threshold=0.25,
+        excess_quantiles={"p50": 0.5},
+        domain_ratio={"a": 0.7},
+        domain_tokens={"a": 48},
+        domain_passes={"a": 1.5},
+    )
+    TensorBoard(tmp_path, first_step=0).write([told, validation(1), skipped(2, 1), PaceRecord(2, 0, 1.0)])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    described = {tag: events.SummaryMetadata(tag).summary_description for tag in points_in(tmp_path)}
+    assert len(described) == 16
+    assert [tag for tag, meaning in described.items() if not meaning] == []
+
+
+def test_a_set_of_the_name_of_its_domain_is_named_once(tmp_path: Path) -> None:
+    TensorBoard(tmp_path, first_step=0).write([replace(validation(1), name="a"), replace(validation(1), domain="b")])
+    assert set(points_in(tmp_path)) == {
+        f"{what}/{of}" for what in ("loss_validation", "perplexity") for of in ("a", "held/b")
+    }
+
+
 def test_a_skipped_step_counts_those_before_it(tmp_path: Path) -> None:
     TensorBoard(tmp_path, first_step=0).write([step(1), skipped(2, 1), skipped(4, 2)])
     assert points_in(tmp_path)[SKIPPED] == [(2, 1.0), (4, 2.0)]

@@ -49,11 +49,11 @@ def test_into_a_file_it_prints_a_line_every_few_seconds_and_one_once_all_is_done
         shown.say("joins the parts")
         now = 90.0
     assert capsys.readouterr().out.splitlines() == [
-        "score ·  20% · 1 of 4 tasks · 200 rows · 20.0 rows/s · 2 processes · 0:00:40 left",
+        "score ·  20% · 200 rows · 20.0 rows/s · 1 of 4 tasks · 2 processes · 0:00:40 left",
         # All rows are read, but the last task is not done.
-        "score ·  99% · 1 of 4 tasks · 1,000 rows · 100.0 rows/s · 2 processes",
+        "score ·  99% · 1,000 rows · 100.0 rows/s · 1 of 4 tasks · 2 processes",
         "score · joins the parts",
-        "score · 100% · 4 of 4 tasks · 1,000 rows · 100.0 rows/s · 2 processes · done in 1:30 min",
+        "score · 100% · 1,000 rows · 100.0 rows/s · 4 of 4 tasks · 2 processes · done in 1:30 min",
     ]
 
 

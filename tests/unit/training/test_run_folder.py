@@ -91,6 +91,19 @@ def test_datasets_may_move(mixed: Path) -> None:
     ]
 
 
+def test_a_refused_start_leaves_nothing_that_was_not_there(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    with ExitStack() as held:
+        list(take(tmp_path / "runs" / "a" / "b", held))
+        assert (tmp_path / "runs/a/b/.lock").exists()
+    assert list((tmp_path / "runs").iterdir()) == []
+    for name in (".lock", "config.yaml"):
+        (tmp_path / "runs" / name).touch()
+        with ExitStack() as held:
+            list(take(tmp_path / "runs", held))
+        assert (tmp_path / "runs" / ".lock").exists()
+
+
 def test_a_run_folder_that_cannot_be_made_is_the_mistake_of_its_user(tmp_path: Path, says: Says) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.dataset.kinds import COMPLETE
+from megaslm.config.run_files import COMPLETE
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.file_list import corruption_of, describe, read_file_list, write_file_list
 from megaslm.training.checkpoints.retention import Retention
