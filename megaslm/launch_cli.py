@@ -162,12 +162,16 @@ def look_at_training(
 def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:
     """Looks at a verb's inputs on each of its ranks, before the imports that take seconds.
 
-    It is also before the ranks meet, so that none waits for one that has refused.
+    It is also before the ranks meet, so that none waits for one that has refused. On several hosts nothing is done:
+    the preflight compares all of them, and tells which one lacks something.
 
     Raises:
-        InputError: something is missing; on the first rank of each host.
+        InputError: something is missing; on the first rank.
         PeerFailed: the same, on the other ranks.
     """
+    if seat.may_span_hosts:
+        return
+
     from megaslm.launch.findings import Findings, Reach
 
     findings = Findings(Reach.ALL, "")

@@ -23,6 +23,13 @@ class Seat:
     world_size: int
     local_rank: int
     """Its index among the ranks of its host."""
+    host_ranks: int | None = None
+    """The number of ranks of its host; None where it is not told."""
+
+    @property
+    def may_span_hosts(self) -> bool:
+        """Whether other ranks may be on other hosts."""
+        return self.world_size not in (1, self.host_ranks)
 
 
 ALONE = Seat(rank=0, world_size=1, local_rank=0)
@@ -49,7 +56,8 @@ def seat_in(environment: Mapping[str, str]) -> Seat:
             f"another job has left these variables, `unset {' '.join(told)}` and start again; several ranks are "
             "started by `megaslm launch`, torchrun or deepspeed, which set all of them"
         )
-    return Seat(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"])
+    host_ranks = next((numbers[name] for name in _LOCAL_SIZES if name in numbers), None)
+    return Seat(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], host_ranks)
 
 
 def _missing(told: Mapping[str, str]) -> Iterator[str]:

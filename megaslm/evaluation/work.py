@@ -162,7 +162,13 @@ class EvaluationProcess:
                 sandbox=self._sandbox if task.interpreter else None,
             )
         except PromptTooLong as error:
-            raise PromptTooLong(f"task {batch.of.name}: {error}", error.places) from error
+            items = sorted({batch.items[place][0].number for place in error.places})
+            raise PromptTooLong(
+                f"task {batch.of.name}: the prompts of the items {', '.join(map(str, items))} and max_new_tokens = "
+                f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N, or with fewer "
+                "examples in the task file",
+                items,
+            ) from error
         if task.grader not in self._grades:
             self._grades[task.grader] = held.enter_context(grading(task.grader))
         graded = tuple(self._graded(each, task, self._grades[task.grader]) for each in answers)
