@@ -56,6 +56,8 @@ def seat_in(environment: Mapping[str, str]) -> Seat:
             f"another job has left these variables, `unset {' '.join(told)}` and start again; several ranks are "
             "started by `megaslm launch`, torchrun or deepspeed, which set all of them"
         )
+    if numbers["WORLD_SIZE"] == 1:
+        return ALONE
     host_ranks = next((numbers[name] for name in _LOCAL_SIZES if name in numbers), None)
     return Seat(numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"], host_ranks)
 

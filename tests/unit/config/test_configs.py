@@ -9,7 +9,8 @@ from megaslm.config.plan import parameter_count, plan_batches
 from megaslm.config.schema import RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# configs/eval has tasks, no runs.
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if "eval" not in path.parts)
 
 
 def shipped(name: str) -> RunConfig:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given
@@ -16,7 +17,7 @@ WHOLE = {
     "MASTER_ADDR": "node-1",
     "MASTER_PORT": "29500",
 }
-SEAT = Seat(rank=3, world_size=4, local_rank=1)
+SEAT = Seat(rank=3, world_size=4, local_rank=1, host_ranks=2)
 
 
 def whole_but(*without: str, **changes: str) -> dict[str, str]:
@@ -37,7 +38,7 @@ def whole_but(*without: str, **changes: str) -> dict[str, str]:
         (whole_but("LOCAL_WORLD_SIZE", LOCAL_SIZE="2"), SEAT),
         (whole_but(LOCAL_SIZE="2"), SEAT),
         # The ranks count themselves.
-        (whole_but("LOCAL_WORLD_SIZE"), SEAT),
+        (whole_but("LOCAL_WORLD_SIZE"), replace(SEAT, host_ranks=None)),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, ALONE),
         # One rank meets nobody.
         (whole_but(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_PORT="tcp://"), ALONE),
@@ -45,6 +46,14 @@ def whole_but(*without: str, **changes: str) -> dict[str, str]:
 )
 def test_a_whole_seat_is_taken(environment: dict[str, str], seat: Seat) -> None:
     assert seat_in(environment) == seat
+
+
+@pytest.mark.parametrize(
+    ("seat", "may"),
+    [(ALONE, False), (SEAT, True), (replace(SEAT, host_ranks=4), False), (replace(SEAT, host_ranks=None), True)],
+)
+def test_ranks_may_be_on_several_hosts_unless_all_are_on_this_one(seat: Seat, may: bool) -> None:
+    assert seat.may_span_hosts is may
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE.keys() - {"LOCAL_WORLD_SIZE"}))
