@@ -188,7 +188,10 @@ class SelectiveLM(nn.Module):
         return losses.view(targets.shape), entropies.view(targets.shape)
 
     def _hidden_states(self, inputs: Tensor) -> Tensor:
-        documents = Documents(inputs, self.eos_id if self.document_isolation else None)
+        if self.document_isolation:
+            documents = Documents.of_tokens(inputs, self.eos_id)
+        else:
+            documents = Documents.whole_rows(*inputs.shape, inputs.device)
         output = self.lm.model(input_ids=inputs, position_ids=documents.positions, use_cache=False, documents=documents)
         return cast(Tensor, output.last_hidden_state)
 
