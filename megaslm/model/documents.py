@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from megaslm.dataset.packing import document_bounds
 from megaslm.model.attention import flash
 from megaslm.model.attention.operator import document_attention
 
@@ -39,19 +40,27 @@ class Documents:
         torch._dynamo.maybe_mark_dynamic(bounds, 0)
 
     @classmethod
-    def of_tokens(cls, inputs: Tensor, eos_id: int) -> "Documents":
-        """The documents of (B, L) int64 inputs. On a GPU the host waits for their number."""
-        return cls(document_bounds(inputs, eos_id), *inputs.shape)
+    def of_tokens(cls, inputs: Tensor, eos_id: int, device: torch.device) -> "Documents":
+        """The documents of (B, L) int64 inputs, for a model on `device`. The host reads inputs that are on a GPU."""
+        bounds = torch.from_numpy(document_bounds(inputs.cpu().numpy(), eos_id))
+        if device.type == "cuda":  # The copy waits for earlier work of the GPU unless the memory is pinned.
+            bounds = bounds.pin_memory()
+        return cls(bounds.to(device, non_blocking=True), *inputs.shape)
 
     @classmethod
     def whole_rows(cls, rows: int, length: int, device: torch.device) -> "Documents":
         """Each row is one document."""
         return cls(torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device), rows, length)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The additive (B, 1, L, L) mask of a layer with this window: 0 where row i attends to column j, else -inf."""
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
+        """The additive (B, 1, L, L) mask of a layer with this window: 0 where row i attends to column j, else -inf.
+
+        None where every row is one document, and attention is causal over rows.
+        """
+        rows, length = self.positions.shape
+        if len(self.bounds) == rows + 1 and (window is None or window >= length):
+            return None
         if (window, dtype) not in self._masks:
-            rows, length = self.positions.shape
             place = torch.arange(length, device=self.bounds.device)
             number = torch.searchsorted(self.bounds[1:], torch.arange(rows * length, device=place.device), right=True)
             number = number.view(rows, length)
@@ -62,17 +71,6 @@ class Documents:
             hidden = torch.full(visible.shape, float("-inf"), dtype=dtype, device=place.device)
             self._masks[window, dtype] = hidden.masked_fill_(visible, 0.0)[:, None]
         return self._masks[window, dtype]
-
-
-def document_bounds(inputs: Tensor, eos_id: int) -> Tensor:
-    """The first token of each document of (B, L) int64 inputs read as one row, then B·L; (documents + 1,) int32.
-
-    A document starts at a row's first token and after every EOS.
-    """
-    starts = torch.ones_like(inputs, dtype=torch.bool)
-    starts[:, 1:] = inputs[:, :-1] == eos_id
-    first_tokens = starts.flatten().nonzero().squeeze(1).to(torch.int32)
-    return nn.functional.pad(first_tokens, (0, 1), value=inputs.numel())
 
 
 def attend(
@@ -129,7 +127,7 @@ def _require_causal(
     window: int | None,
     options: dict[str, Any],
 ) -> None:
-    found = [name for name in _REFUSED_OPTIONS if options.get(name)]
+    found = [name for name in _REFUSED_OPTIONS if options.get(name) is not None and options[name] is not False]
     if attention_mask is not None:
         found.append("attention_mask")
     if options.get("is_causal") is False or not getattr(layer, "is_causal", True):

@@ -76,7 +76,7 @@ def test_each_isolated_document_begins_with_bos_unless_its_row_does(
     all_documents: list[list[int]], seq_len: int
 ) -> None:
     inputs = pack([all_documents], seq_len, "document")[:, :-1]
-    positions = Documents.of_tokens(torch.from_numpy(inputs.copy()), EOS).positions.numpy()
+    positions = Documents.of_tokens(torch.from_numpy(inputs.copy()), EOS, torch.device("cpu")).positions.numpy()
     begins = (positions == 0) & (inputs != EOS)
     begins[:, 0] = False
     assert np.array_equal(begins[:, 1:], inputs[:, 1:] == BOS)
