@@ -21,6 +21,7 @@ from torch import Tensor
 
 from megaslm.config.load import load
 from megaslm.config.schema import Architecture, RunConfig
+from megaslm.model.attention import flash
 from megaslm.model.flops import device_name, forward_flops_per_token, peak_flops
 from megaslm.model.load import build_from_shape
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
@@ -158,7 +159,8 @@ def main() -> None:
         rows += more_rows
         bars += more_bars
     device = (
-        f"{device_name(DEVICE)}, peak {peak / 1e12:.0f} TFLOP/s{'' if peak > NOMINAL_PEAK else ' for want of better'}"
+        f"{device_name(DEVICE)}, peak {peak / 1e12:.0f} TFLOP/s{'' if peak > NOMINAL_PEAK else ' for want of better'}, "
+        f"{flash.implementation()}"
     )
     report(f"{question} {device}, bf16, random weights and tokens", rows, bars, chosen)
 

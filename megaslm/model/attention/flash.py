@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import attention
 
 _FEWEST_CAPABILITY = (8, 0)
 """Compute capability of the first cards that FlashAttention 2 runs on (Ampere)."""
@@ -39,7 +40,7 @@ def takes(dtype: torch.dtype, head_size: int) -> bool:
 
 def implementation() -> str:
     """The active implementation: FA2 is torch's own."""
-    return getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)() or "FA2"
+    return getattr(attention, "current_flash_attention_impl", lambda: None)() or "FA2"
 
 
 def forward(
