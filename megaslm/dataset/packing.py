@@ -27,6 +27,16 @@ def as_stored(rows: Tokens, vocab_size: int) -> NDArray[np.unsignedinteger]:
     return rows.astype(token_dtype(vocab_size))
 
 
+def document_bounds(inputs: NDArray[np.integer], eos_id: int) -> NDArray[np.int32]:
+    """The first token of each document of (B, L) ids, read as one row, then B·L: (documents + 1,).
+
+    A document starts at a row's first token and after every EOS.
+    """
+    starts = np.ones(inputs.shape, dtype=bool)
+    np.equal(inputs[:, :-1], eos_id, out=starts[:, 1:])
+    return np.append(np.flatnonzero(starts), inputs.size).astype(np.int32)
+
+
 class RowPacker:
     """Packs the documents of one part. Every token of a document and every EOS is a target exactly once, except the
     part's first token where rows do not begin with BOS.

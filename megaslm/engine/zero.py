@@ -108,14 +108,14 @@ class ZeroEngine:
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
-    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+    def forward(self, tokens: Tensor, choice: Choice, document_bounds: Tensor | None = None) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
-        return cast(HeadOutput, self._engine(tokens, choice))
+        return cast(HeadOutput, self._engine(tokens, choice, document_bounds))
 
-    def measure(self, tokens: Tensor) -> Tensor:
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
         """The (B, L) losses of a micro-batch without gradients; called equally often on all ranks."""
         with torch.no_grad():
-            return cast(Tensor, self._engine(tokens))
+            return cast(Tensor, self._engine(tokens, None, document_bounds))
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

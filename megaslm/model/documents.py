@@ -1,4 +1,4 @@
-"""Documents inside packed rows: the position of each token in its document, and the tokens that it may attend to."""
+"""Documents inside packed rows: where they begin and end, and attention that stays within them."""
 
 from typing import Any
 
@@ -7,34 +7,70 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from megaslm.dataset.packing import document_bounds
+from megaslm.model.attention import flash
+from megaslm.model.attention.operator import document_attention
+
 DOCUMENT_ATTENTION = "megaslm_documents"
-"""The name of `attend` in transformers' registry of attention functions."""
+"""The name of `attend` in transformers' registry of attention functions. transformers makes no mask for it."""
+
+_REFUSED_OPTIONS = ("softcap", "position_bias", "s_aux", "cache", "output_attentions")
+"""Arguments of transformers' attention functions with which attention is another than `attend` computes."""
 
 
 class Documents:
-    """The documents of a micro-batch's rows, for every layer of a model: positions, and masks that end at documents.
+    """The documents of a micro-batch, for every layer of a model.
 
-    Masks are explicit: from position ids alone the model library would have to guess the documents, and an all-ones
-    mask beside them silently switches isolation off. One mask serves all layers with the same window.
+    The B rows are read as one row of T = B·L tokens; no document crosses the end of a row. `bounds`: (documents + 1,)
+    int32, the first token of each document, then T. `positions`: (B, L) int64, of each token in its document.
+    `max_length`: L, which no document exceeds. It stays the same from one micro-batch to the next, and so does the
+    compiled code that reads it.
     """
 
-    def __init__(self, inputs: Tensor, eos_id: int | None) -> None:
-        """Takes (B, L) int64 inputs. Without an `eos_id` every row is one document."""
-        self._isolated = eos_id is not None
-        self._masks: dict[int | None, Tensor] = {}
-        if eos_id is None:
-            self.positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
-            self._numbers = torch.zeros_like(self.positions)
-        else:
-            self._numbers, self.positions = document_positions(inputs, eos_id)
+    def __init__(self, bounds: Tensor, rows: int, length: int) -> None:
+        """Takes the bounds of the documents in `rows` rows of `length` tokens."""
+        tokens = torch.arange(rows * length, device=bounds.device)
+        first_tokens = torch.repeat_interleave(bounds[:-1], bounds.diff(), output_size=rows * length)
+        self.bounds = bounds
+        self.positions = (tokens - first_tokens).view(rows, length)
+        self.max_length = length
+        self.has_kernel = bounds.device.type == "cpu" or flash.has_kernel(bounds.device)
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
+        # One compiled layer serves micro-batches with any number of documents.
+        torch._dynamo.maybe_mark_dynamic(bounds, 0)
+
+    @classmethod
+    def of_tokens(cls, inputs: Tensor, eos_id: int, device: torch.device) -> "Documents":
+        """The documents of (B, L) int64 inputs, for a model on `device`. The host reads inputs that are on a GPU."""
+        bounds = torch.from_numpy(document_bounds(inputs.cpu().numpy(), eos_id))
+        if device.type == "cuda":  # The copy waits for earlier work of the GPU unless the memory is pinned.
+            bounds = bounds.pin_memory()
+        return cls(bounds.to(device, non_blocking=True), *inputs.shape)
+
+    @classmethod
+    def whole_rows(cls, rows: int, length: int, device: torch.device) -> "Documents":
+        """Each row is one document."""
+        return cls(torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device), rows, length)
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
-        """The additive attention mask of a layer with this window; None where plain causal attention is equivalent."""
-        if not self._isolated and (window is None or window >= self._numbers.shape[1]):
+        """The additive (B, 1, L, L) mask of a layer with this window: 0 where row i attends to column j, else -inf.
+
+        None where every row is one document, and attention is causal over rows.
+        """
+        rows, length = self.positions.shape
+        if len(self.bounds) == rows + 1 and (window is None or window >= length):
             return None
-        if window not in self._masks:
-            self._masks[window] = attention_within_documents(self._numbers, window, dtype)
-        return self._masks[window]
+        if (window, dtype) not in self._masks:
+            place = torch.arange(length, device=self.bounds.device)
+            number = torch.searchsorted(self.bounds[1:], torch.arange(rows * length, device=place.device), right=True)
+            number = number.view(rows, length)
+            distance = place[:, None] - place[None, :]
+            visible = (number[:, :, None] == number[:, None, :]) & (distance >= 0)
+            if window is not None:
+                visible &= distance < window
+            hidden = torch.full(visible.shape, float("-inf"), dtype=dtype, device=place.device)
+            self._masks[window, dtype] = hidden.masked_fill_(visible, 0.0)[:, None]
+        return self._masks[window, dtype]
 
 
 def attend(
@@ -44,6 +80,8 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
     documents: Documents | None = None,
     sliding_window: int | None = None,
     **options: Any,
@@ -51,54 +89,55 @@ def attend(
     """Attention within documents, as transformers calls it for each layer with (B, heads, L, head size) queries.
 
     The window is the layer's own argument: its meaning in config.json differs between families and between layers.
-    Without `documents`, as in calls from outside of MegaSLM, each row is one document.
+    Without `documents`, as in calls from outside of MegaSLM, each row is one document. Masks are explicit only with
+    dropout, and where a GPU has no kernel for documents: in float32, with heads of odd sizes, before Ampere.
+
+    Returns:
+        (B, L, heads, head size), and no weights.
+
+    Raises:
+        ValueError: the layer asks for attention that is not causal attention within documents.
     """
+    _require_causal(layer, query, key, attention_mask, sliding_window, options)
+    rows, heads, length, head_size = query.shape
     if documents is None:
-        documents = Documents(torch.empty(query.shape[0], query.shape[2], device=query.device), eos_id=None)
-    return sdpa_attention_forward(layer, query, key, value, documents.mask(sliding_window, query.dtype), **options)
+        documents = Documents.whole_rows(rows, length, query.device)
+    takes = documents.has_kernel and (not query.is_cuda or flash.takes(query.dtype, head_size))
+    if dropout or not takes:
+        mask = documents.mask(sliding_window, query.dtype)
+        return sdpa_attention_forward(layer, query, key, value, mask, dropout=dropout, scaling=scaling)
+    attended, _ = document_attention(
+        *(tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)),
+        documents.bounds,
+        documents.max_length,
+        sliding_window,
+        head_size**-0.5 if scaling is None else scaling,
+    )
+    return attended.view(rows, length, heads, head_size), None
 
 
 AttentionInterface.register(DOCUMENT_ATTENTION, attend)
 
 
-def document_positions(inputs: Tensor, eos_id: int) -> tuple[Tensor, Tensor]:
-    """Numbers the documents of each row and the tokens of each document.
-
-    A document starts at a row's first token and after every EOS.
-
-    Args:
-        inputs: (B, L) int64.
-
-    Returns:
-        The document number and the position within the document, both (B, L) int64 and counted from 0.
-    """
-    starts = torch.zeros_like(inputs, dtype=torch.bool)
-    starts[:, 1:] = inputs[:, :-1] == eos_id
-    place = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-    start_of_document = torch.where(starts, place, 0).cummax(dim=1).values
-    return starts.cumsum(dim=1), place - start_of_document
-
-
-def attention_within_documents(document: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Causal attention that ends at document borders and at the layer's sliding window, if it has one.
-
-    The mask is additive: torch would convert a boolean mask in every layer, and in training keep the result until the
-    layer's backward pass.
-
-    Args:
-        document: (B, L) int64, document numbers.
-        window: how many tokens a token attends to, itself included; None for all.
-        dtype: of the queries.
-
-    Returns:
-        (B, 1, L, L), 0 where row i attends to column j, else -inf.
-    """
-    length = document.shape[1]
-    place = torch.arange(length, device=document.device)
-    distance = place[:, None] - place[None, :]
-    visible = document[:, :, None] == document[:, None, :]
-    visible &= distance >= 0
-    if window is not None:
-        visible &= distance < window
-    mask = torch.full(visible.shape, float("-inf"), dtype=dtype, device=document.device)
-    return mask.masked_fill_(visible, 0.0)[:, None]
+def _require_causal(
+    layer: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    window: int | None,
+    options: dict[str, Any],
+) -> None:
+    found = [name for name in _REFUSED_OPTIONS if options.get(name) is not None and options[name] is not False]
+    if attention_mask is not None:
+        found.append("attention_mask")
+    if options.get("is_causal") is False or not getattr(layer, "is_causal", True):
+        found.append("is_causal = False")
+    if key.shape[2] != query.shape[2]:
+        found.append(f"{key.shape[2]} keys for {query.shape[2]} queries")
+    if window is not None and window < 1:
+        found.append(f"sliding_window = {window}")
+    if found:
+        raise ValueError(
+            f"{type(layer).__name__} asks for attention with {', '.join(found)}; expected causal attention within "
+            "documents, each token seeing itself"
+        )

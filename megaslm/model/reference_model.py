@@ -75,14 +75,17 @@ class ReferenceModel:
 
     @property
     def device(self) -> torch.device:
-        """The device on which rows must be."""
+        """The device of the model and of its results."""
         return next(self._lm.parameters()).device
 
     def measure(self, tokens: Tensor) -> Measured:
-        """Measures (B, L+1) int64 tokens, window by window where the record's window is shorter than a row."""
+        """Measures (B, L+1) int64 tokens, window by window where the record's window is shorter than a row.
+
+        From tokens on the host the documents are found without waiting for a GPU.
+        """
         batch, seq_len = tokens.shape[0], tokens.shape[1] - 1
         columns = 2 if self._record.entropy else 1
-        measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=tokens.device)
+        measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=self.device)
         for start, stop, fresh in windows_of(seq_len, self._record.window, self._record.stride):
             in_window = self._measure_window(tokens[:, start : stop + 1])
             measured[:, :, fresh:stop] = in_window[:, :, fresh - start :]

@@ -153,12 +153,16 @@ class SelectiveLM(nn.Module):
         self.eos_id = eos_id
         self.document_isolation = document_isolation
 
-    def forward(self, tokens: Tensor | DecodingStep, choice: Choice | None = None) -> Tensor | HeadOutput:
+    def forward(
+        self, tokens: Tensor | DecodingStep, choice: Choice | None = None, document_bounds: Tensor | None = None
+    ) -> Tensor | HeadOutput:
         """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
-            tokens: (B, L+1) int64; target i is token i+1.
+            tokens: (B, L+1) int64; target i is token i+1. They may be on the host. If they are on a GPU and documents
+                are isolated, `document_bounds` spare the host from reading them.
             choice: which of the B·L targets, in row order, to train on; None only measures.
+            document_bounds: (documents + 1,) int32 of the (B, L) inputs, see `megaslm.dataset.packing`.
 
         Returns:
             (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the
@@ -167,8 +171,7 @@ class SelectiveLM(nn.Module):
         """
         if isinstance(tokens, DecodingStep):
             return next_logits(self.lm, tokens)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        hidden = self._hidden_states(inputs).flatten(0, 1)
+        hidden, targets = self._hidden_states(tokens, document_bounds)
         if choice is None:
             return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
         return cast(HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
@@ -176,31 +179,42 @@ class SelectiveLM(nn.Module):
     def measure(self, tokens: Tensor) -> Tensor:
         """The (B, L) float32 losses of (B, L+1) tokens, without gradients."""
         with torch.inference_mode():
-            return torch.cat([self(rows) for rows in _at_once(tokens)])
+            return torch.cat([self(rows) for rows in _at_once(tokens, self.lm.device)])
 
     def measure_with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients."""
         with torch.inference_mode():
-            losses, entropies = zip(*(self._with_entropy(rows) for rows in _at_once(tokens)), strict=True)
+            losses, entropies = zip(
+                *(self._with_entropy(rows) for rows in _at_once(tokens, self.lm.device)), strict=True
+            )
             return torch.cat(losses), torch.cat(entropies)
 
     def _with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        hidden = self._hidden_states(inputs).flatten(0, 1)
+        hidden, targets = self._hidden_states(tokens)
         losses, entropies = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
         return losses.view(targets.shape), entropies.view(targets.shape)
 
-    def _hidden_states(self, inputs: Tensor) -> Tensor:
-        documents = Documents(inputs, self.eos_id if self.document_isolation else None)
-        output = self.lm.model(input_ids=inputs, position_ids=documents.positions, use_cache=False, documents=documents)
-        return cast(Tensor, output.last_hidden_state)
+    def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The (B·L, D) hidden states of (B, L+1) tokens, and their (B, L) targets, both on the model's device."""
+        rows, length, device = tokens.shape[0], tokens.shape[1] - 1, self.lm.device
+        if not self.document_isolation:
+            documents = Documents.whole_rows(rows, length, device)
+        elif document_bounds is None:
+            documents = Documents.of_tokens(tokens[:, :-1], self.eos_id, device)
+        else:
+            documents = Documents(document_bounds, rows, length)
+        tokens = tokens.to(device, non_blocking=True)
+        output = self.lm.model(
+            input_ids=tokens[:, :-1], position_ids=documents.positions, use_cache=False, documents=documents
+        )
+        return cast(Tensor, output.last_hidden_state).flatten(0, 1), tokens[:, 1:]
 
 
-def _at_once(tokens: Tensor) -> tuple[Tensor, ...]:
+def _at_once(tokens: Tensor, device: torch.device) -> tuple[Tensor, ...]:
     """The rows of (B, L+1) tokens in groups that pass through the model together; on a GPU one group.
 
     On a CPU, groups whose activations stay in its cache are faster for the same products.
     """
-    if tokens.is_cuda:
+    if device.type == "cuda":
         return (tokens,)
     return tokens.split(max(1, _TOKENS_AT_ONCE_ON_CPU // (tokens.shape[1] - 1)))

@@ -124,8 +124,7 @@ class PartScorer:
     def _measure(self, batch: "_Batch") -> "_Scored":
         # Pinned here, not in the reading thread: that thread would open the first GPU, even if this rank has another.
         tokens = batch.padded.pin_memory() if self.model.device.type == "cuda" else batch.padded
-        tokens = tokens.to(self.model.device, non_blocking=True)
-        valid = valid_targets(tokens, self.eos_id)
+        valid = valid_targets(tokens.to(self.model.device, non_blocking=True), self.eos_id)
         losses, entropies = self.model.measure(tokens)
         columns = [losses] if entropies is None else [losses, entropies]
         values = torch.stack([as_stored(column, valid) for column in columns])

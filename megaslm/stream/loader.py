@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
 from megaslm.dataset.index import read_index
+from megaslm.dataset.packing import document_bounds
 from megaslm.dataset.rows import unpack_mask
 from megaslm.errors import DataError
 from megaslm.stream.host_folder import HostFolder
@@ -84,7 +85,9 @@ class MicroBatch:
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers over all streams of the run, one stream after the other.
     `domain`: (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats; None if the dataset is not scored.
     `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats; None if the dataset has none. `selected`: (B, L) bool,
-    the targets that the dataset's mask selects; None if it has no mask.
+    the targets that the dataset's mask selects; None if it has no mask. `document_bounds`: (documents + 1,) int32, the
+    first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
+    found on the host: a GPU could tell their number only by making the host wait.
     """
 
     tokens: Tensor
@@ -94,6 +97,7 @@ class MicroBatch:
     visit: int
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
+    document_bounds: Tensor | None = None
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
         """Pickles as bytes, not as tensors: a killed process would leave tensors' files in shared memory."""
@@ -129,6 +133,7 @@ class TrainingStream:
         shuffle_seed: int,
         workers: int,
         fetch: FetchSettings | None,
+        eos_id: int | None = None,
     ) -> None:
         """Opens the streams; called on all ranks.
 
@@ -140,6 +145,7 @@ class TrainingStream:
             shuffle_seed: seed of the order of rows.
             workers: processes per rank that read ahead; 0: the rank itself reads.
             fetch: how shards are fetched; needed if a stream is remote.
+            eos_id: of the tokenizer, for micro-batches with the bounds of their documents.
 
         Raises:
             DataError: the streams have fewer rows than one global batch, an index is corrupt, the cache is too small
@@ -150,6 +156,7 @@ class TrainingStream:
         order = self._order_of()
         self._workers = workers
         self._plan = plan
+        self._eos_id = eos_id
         # The first rank's values count: all ranks must agree on one order.
         agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
         rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
@@ -180,7 +187,7 @@ class TrainingStream:
             numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
             loader: DataLoader[MicroBatch | DataError] = DataLoader(
-                _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch),
+                _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch, eos_id=self._eos_id),
                 batch_size=None,
                 num_workers=self._workers,
                 pin_memory=torch.cuda.is_available(),
@@ -210,11 +217,14 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     An error is passed as a value, because an exception of a loader process arrives as the text of a traceback.
     """
 
-    def __init__(self, shards: TrainingShards, numbers: Numbers, batch_rows: int, visit: int) -> None:
+    def __init__(
+        self, shards: TrainingShards, numbers: Numbers, batch_rows: int, visit: int, eos_id: int | None
+    ) -> None:
         self._shards = shards
         self._numbers = numbers
         self._batch_rows = batch_rows
         self._visit = visit
+        self._eos_id = eos_id
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
         try:
@@ -247,13 +257,14 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     def _batch(self, coming: deque[tuple[list[int], list[int]]], supply: Supply) -> MicroBatch:
         self._shards.keep_mapped({shard for _, shards in coming for shard in shards})
         rows = [self._shards.row(number, shard, supply) for number, shard in zip(*coming.popleft(), strict=True)]
-        return _stacked(rows, self._visit)
+        return _stacked(rows, self._visit, self._eos_id)
 
 
-def _stacked(rows: list[Row], visit: int) -> MicroBatch:
+def _stacked(rows: list[Row], visit: int, eos_id: int | None) -> MicroBatch:
     stored = rows[0].columns.dtype.names or ()
     bits = _values(rows, "selected", np.uint8) if "selected" in stored else None
     tokens = _values(rows, "tokens", np.int64)
+    bounds = None if eos_id is None else document_bounds(tokens[:, :-1], eos_id)
     return MicroBatch(
         tokens=torch.from_numpy(tokens),
         rows=torch.tensor([row.number for row in rows]),
@@ -261,6 +272,7 @@ def _stacked(rows: list[Row], visit: int) -> MicroBatch:
         ref_loss=torch.from_numpy(_values(rows, "ref_loss", np.float32)) if "ref_loss" in stored else None,
         ref_entropy=torch.from_numpy(_values(rows, "ref_entropy", np.float32)) if "ref_entropy" in stored else None,
         selected=None if bits is None else torch.from_numpy(unpack_mask(bits, tokens.shape[1] - 1)),
+        document_bounds=None if bounds is None else torch.from_numpy(bounds),
         visit=visit,
     )
 

@@ -73,7 +73,7 @@ class TrainStep:
 
         try:
             plan = self.objective.plan_step(
-                targets, moment, lambda number: engine.measure(micro_batches[number].tokens), all_reduce_sum
+                targets, moment, lambda number: _measured(engine, micro_batches[number]), all_reduce_sum
             )
         except NonFiniteCriterion as error:  # Raised on all ranks, before any pass with gradients.
             return skipped(why_unrankable(targets, error.places, self.row_name))
@@ -83,7 +83,7 @@ class TrainStep:
         outputs: list[HeadOutput] = []
         left_out = False
         for number, micro_batch in enumerate(micro_batches):
-            output = engine.forward(micro_batch.tokens, plan.choices[number])
+            output = engine.forward(micro_batch.tokens, plan.choices[number], micro_batch.document_bounds)
             # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             engine.backward(output.total * (scale + 0 * output.total.detach()))
@@ -128,6 +128,10 @@ def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_row
     rows = [micro_batch.rows for micro_batch in micro_batches]
     copies = earlier_copies(torch.cat(rows), world.rank, all_gather).split([len(part) for part in rows])
     return [epoch + earlier for epoch, earlier in zip(epochs, copies, strict=True)]
+
+
+def _measured(engine: ZeroEngine, micro_batch: MicroBatch) -> Tensor:
+    return engine.measure(micro_batch.tokens, micro_batch.document_bounds)
 
 
 def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:

@@ -199,6 +199,7 @@ def _prepare(
         shuffle_seed=config.data.shuffle_seed,
         workers=config.data.loader_workers,
         fetch=fetch_settings(config.data.fetch),
+        eos_id=data.eos_id if config.model.document_isolation else None,
     )
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))

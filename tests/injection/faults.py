@@ -178,8 +178,8 @@ class _Spoiling:
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
-    def forward(self, tokens: "Tensor", choice: "Choice") -> "HeadOutput":
-        output = self._engine.forward(tokens, choice)
+    def forward(self, tokens: "Tensor", choice: "Choice", document_bounds: "Tensor | None" = None) -> "HeadOutput":
+        output = self._engine.forward(tokens, choice, document_bounds)
         return output._replace(total=spoiled("step", self._step, output.total))
 
 

@@ -50,6 +50,7 @@ class Case:
     max_ref_loss: float | None = None
     starved_rank: bool = False
     checkpointing: bool = False
+    window: int | None = None
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -66,7 +67,7 @@ class Case:
     @property
     def data(self) -> object:
         """What decides the losses: cases that share it share their float64 model."""
-        return self.tied, self.starved_rank and self.scope
+        return self.tied, self.starved_rank and self.scope, self.window
 
     @property
     def is_cached(self) -> bool:
@@ -103,6 +104,7 @@ FURTHER = [
     Case("sequence", 4, tied=False, starved_rank=True),
     Case("batch", 4, tied=False, starved_rank=True),
     Case("batch", 1, tied=True, checkpointing=True),
+    Case("batch", 4, tied=False, checkpointing=True, window=3),
 ]
 
 
@@ -171,6 +173,7 @@ class Definition:
         architecture = config_of(case, 1).model.from_scratch
         assert architecture is not None
         lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+        lm.config.sliding_window = case.window
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
@@ -247,6 +250,7 @@ def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine
     architecture = config.model.from_scratch
     assert architecture is not None
     lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
+    lm.config.sliding_window = case.window
     draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
     if case.checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -272,10 +276,11 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
 
 
 def config_of(case: Case, world_size: int) -> RunConfig:
+    family = "llama" if case.window is None else "mistral"
     return run_config(
         Path("unused"),
         Path("unused"),
-        model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
+        model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied, "family": family}},
         train={"micro_batch_rows": GLOBAL_ROWS // world_size // case.micro_steps},
     )
 
@@ -286,7 +291,7 @@ _ENGINES: dict[object, RecordingEngine] = {}
 
 def gradients(world: World, case: Case) -> dict[str, Tensor]:
     """The job: every parameter's whole gradient, as this rank has it."""
-    kind = (case.tied, case.micro_steps, case.checkpointing)
+    kind = (case.tied, case.micro_steps, case.checkpointing, case.window)
     if kind not in _ENGINES:
         _ENGINES[kind] = start_engine(case, config_of(case, world.size), world)
     with pytest.MonkeyPatch.context() as patch:

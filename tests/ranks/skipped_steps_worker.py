@@ -117,11 +117,11 @@ class IllEngine(ZeroEngine):
         super().__init__(self.model, settings, adamw(self.model, settings, config.train))
         self.ill: Ill | None = None
 
-    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+    def forward(self, tokens: Tensor, choice: Choice, document_bounds: Tensor | None = None) -> HeadOutput:
         if not self._engine.is_gradient_accumulation_boundary():
-            return super().forward(tokens, choice)
+            return super().forward(tokens, choice, document_bounds)
         self._hidden_are_ill = self.ill in ("hidden", "unselected")
-        output = super().forward(tokens, choice)
+        output = super().forward(tokens, choice, document_bounds)
         self._hidden_are_ill = False
         if self.ill == "infinite":
             # As of a target whose logit is -inf: its loss is infinite, its gradient is not.

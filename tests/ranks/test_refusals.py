@@ -20,6 +20,7 @@ from megaslm.training.data_checks import check_reference
 from megaslm.training.training_data import NamedReference, open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
+from tests.masked import masked_attention
 from tests.scoring import make_reference
 from tests.toy import make_tokenizer, run_config, write_config
 
@@ -71,6 +72,18 @@ def rewrite(dataset: Path, change: str) -> None:
 
 def test_what_was_scored_passes(chain: Chain, copy: Path) -> None:
     check(chain, copy)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_was_scored_by_masks_passes(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """Datasets of releases that isolated documents by an explicit mask stay valid."""
+    scored = tmp_path / "scored"
+    with monkeypatch.context() as patched:
+        patched.setattr("megaslm.model.documents.document_attention", masked_attention)
+        run_megaslm("score", "--precision", precision, "--reference", chain.reference, chain.tokens, scored)
+    check(chain, scored)
 
 
 def test_a_dataset_without_entropies_is_refused_where_they_are_needed(chain: Chain, copy: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from megaslm.config.recipe import Bos
 from megaslm.dataset.packing import RowPacker, as_stored, token_dtype
 from megaslm.errors import DataError
-from megaslm.model.documents import document_positions
+from megaslm.model.documents import Documents
 from megaslm.slm.valid_targets import valid_targets
 
 BOS, EOS = 1, 2
@@ -76,7 +76,7 @@ def test_each_isolated_document_begins_with_bos_unless_its_row_does(
     all_documents: list[list[int]], seq_len: int
 ) -> None:
     inputs = pack([all_documents], seq_len, "document")[:, :-1]
-    positions = document_positions(torch.from_numpy(inputs.copy()), EOS)[1].numpy()
+    positions = Documents.of_tokens(torch.from_numpy(inputs.copy()), EOS, torch.device("cpu")).positions.numpy()
     begins = (positions == 0) & (inputs != EOS)
     begins[:, 0] = False
     assert np.array_equal(begins[:, 1:], inputs[:, 1:] == BOS)

@@ -11,6 +11,7 @@ from megaslm.config.plan import BatchPlan
 from megaslm.dataset.index import merge_index
 from megaslm.dataset.rows import pack_mask
 from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.model.documents import Documents
 from megaslm.stream.loader import MicroBatch, TrainingStream
 from megaslm.stream.mixture import MixtureStream
 
@@ -29,7 +30,7 @@ ENTROPY = RowFormat(SEQ_LEN, 100, scored=True, entropy=True)
 MASKED = RowFormat(SEQ_LEN, 100, masked=True)
 
 
-def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
+def first_micro_batch(dataset: Path, row_format: RowFormat, eos_id: int | None = None) -> MicroBatch:
     folder = dataset / "train" / "a"
     with part_writer(folder / "part-00000", row_format) as writer:
         losses = LOSSES if row_format.scored else None
@@ -38,7 +39,7 @@ def first_micro_batch(dataset: Path, row_format: RowFormat) -> MicroBatch:
         writer.write(TOKENS, 0, losses, entropies, selected)
     merge_index(folder, [writer.part])
     streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
-    stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, fetch=None)
+    stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, fetch=None, eos_id=eos_id)
     return next(stream.micro_batches(rows_seen=0))
 
 
@@ -75,11 +76,32 @@ def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -
 
 def test_all_of_it_moves() -> None:
     numbers, nats = torch.arange(3), torch.rand(3, SEQ_LEN)
-    batch = MicroBatch(nats, numbers, numbers, nats, visit=2, ref_entropy=nats, selected=nats > 0.5)
+    batch = MicroBatch(
+        nats, numbers, numbers, nats, visit=2, ref_entropy=nats, selected=nats > 0.5, document_bounds=numbers
+    )
     there = batch.to(torch.device("meta"))
-    moved = (there.tokens, there.rows, there.domain, there.ref_loss, there.ref_entropy, there.selected)
-    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 6
+    moved = (
+        there.tokens,
+        there.rows,
+        there.domain,
+        there.ref_loss,
+        there.ref_entropy,
+        there.selected,
+        there.document_bounds,
+    )
+    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 7
     assert there.visit == 2
+
+
+def test_documents_are_found_on_the_host_if_asked_for(tmp_path: Path) -> None:
+    eos_id = int(TOKENS[0, 1])
+    batch = first_micro_batch(tmp_path, ENTROPY, eos_id)
+    assert batch.document_bounds is not None
+    positions = Documents(batch.document_bounds, len(batch.tokens), SEQ_LEN).positions
+    begins = torch.ones_like(positions, dtype=torch.bool)
+    begins[:, 1:] = batch.tokens[:, :-2] == eos_id
+    assert begins[:, 1:].any()
+    assert torch.equal(positions == 0, begins)
 
 
 def test_between_processes_it_travels_as_bytes(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import megaslm.slm.dynamic
 import megaslm.slm.head_pass
 import megaslm.training.step
+from megaslm.dataset.packing import document_bounds
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
@@ -91,6 +92,8 @@ INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, 
 READING_METHODS = ["cpu", "numpy", "tolist"]
 """Of a tensor: those that reach no operator on the CPU. All others, such as `item`, reach one that waits."""
 
+RUNS_ON_CPUS_ONLY = "megaslm.model.attention.cpu:"
+
 
 class WaitingOperators(TorchDispatchMode):
     """Notes every operator that waits for a GPU, by the line of MegaSLM that it comes from."""
@@ -131,7 +134,9 @@ def host_reads() -> Iterator[list[str]]:
 
     def noting(method: Callable[..., object]) -> Callable[..., object]:
         def noted(*args: object, **kwargs: object) -> object:
-            places.append(line_of_megaslm())
+            place = line_of_megaslm()
+            if not place.startswith(RUNS_ON_CPUS_ONLY):
+                places.append(place)
             return method(*args, **kwargs)
 
         return noted
@@ -149,12 +154,12 @@ class PlainEngine:
         self.model = model
         self.norm = torch.zeros(())
 
-    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
-        return cast(HeadOutput, self.model(tokens, choice))
+    def forward(self, tokens: Tensor, choice: Choice, document_bounds: Tensor | None) -> HeadOutput:
+        return cast(HeadOutput, self.model(tokens, choice, document_bounds))
 
-    def measure(self, tokens: Tensor) -> Tensor:
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None) -> Tensor:
         with torch.no_grad():
-            return cast(Tensor, self.model(tokens))
+            return cast(Tensor, self.model(tokens, None, document_bounds))
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -208,7 +213,15 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
     ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
     ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
     return [
-        MicroBatch(tokens[rows], rows, rows % 2, ref_loss[rows], ref_entropy=ref_entropy[rows], visit=0)
+        MicroBatch(
+            tokens[rows],
+            rows,
+            rows % 2,
+            ref_loss[rows],
+            ref_entropy=ref_entropy[rows],
+            visit=0,
+            document_bounds=torch.from_numpy(document_bounds(tokens[rows, :-1].numpy(), EOS_ID)),
+        )
         for rows in torch.arange(GLOBAL_ROWS).chunk(micro_steps)
     ]
 
