@@ -162,12 +162,12 @@ class EvaluationProcess:
                 sandbox=self._sandbox if task.interpreter else None,
             )
         except PromptTooLong as error:
-            items = sorted({batch.items[place][0].number for place in error.places})
+            numbers = sorted({batch.items[place][0].number for place in error.places})
             raise PromptTooLong(
-                f"task {batch.of.name}: the prompts of the items {', '.join(map(str, items))} and max_new_tokens = "
+                f"task {batch.of.name}: the prompts of the items {', '.join(map(str, numbers))} and max_new_tokens = "
                 f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N, or with fewer "
                 "examples in the task file",
-                items,
+                numbers,
             ) from error
         if task.grader not in self._grades:
             self._grades[task.grader] = held.enter_context(grading(task.grader))
