@@ -23,8 +23,8 @@ from typing import NoReturn
 from megaslm.sandbox import confinement
 from megaslm.sandbox.result import Ending
 
-PRELOADED = ("math", "fractions", "decimal", "itertools", "collections", "datetime", "random", "numpy", "sympy")
 SEEDED = ("random", "numpy.random", "sympy.core.random")
+PRELOADED = ("math", "fractions", "decimal", "itertools", "collections", "datetime", "numpy", "sympy", *SEEDED)
 WARM_UP = """
 from sympy import *
 x = symbols("x")
@@ -185,7 +185,7 @@ def _run_and_exit(program: str) -> NoReturn:
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
-        for stream in {sys.stdout, sys.__stdout__}:
+        for stream in (sys.stdout, sys.__stdout__):
             if stream is not None:
                 stream.flush()
         status = 0

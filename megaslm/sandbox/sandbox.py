@@ -1,6 +1,7 @@
 """Runs programs in parallel, each apart from this machine and from the others."""
 
 import json
+import math
 import os
 import select
 import tempfile
@@ -37,6 +38,9 @@ class Sandbox:
         self, *, workers: int, seconds: float = 10, memory_gib: float = 1, tier: TierName | Literal["auto"] = "auto"
     ) -> None:
         """`auto` takes bubblewrap, and Landlock where bubblewrap does not work."""
+        for name, value in {"workers": workers, "seconds": seconds, "memory_gib": memory_gib}.items():
+            if not 0 < value < math.inf:
+                raise SandboxError(f"sandbox: {name} = {value}: must be a positive number")
         self._worker_count = workers
         self._seconds, self._memory_gib = seconds, memory_gib
         self._wanted = tier
@@ -47,7 +51,6 @@ class Sandbox:
 
     def __enter__(self) -> Self:
         """Start the workers. A SandboxError tells why no tier works here."""
-        self._pidfd = os.pidfd_open(os.getpid())
         try:
             self._start()
         except BaseException:
@@ -99,8 +102,8 @@ class Sandbox:
             self._end_workers()
             self._passed_over.append(f"{tier.name} does not work here: {problem}")
         raise SandboxError(
-            f"no sandbox for model-written programs: {'; '.join(self._passed_over)}. Make one of them work, or allow "
-            "unsafe programs on a machine that can be lost"
+            f"no sandbox for model-written programs: {'; '.join(self._passed_over)}. Run them where bubblewrap or "
+            "Landlock works, or, on a machine that holds nothing of value, with the tier unsafe"
         )
 
     def _try(self) -> str | None:
@@ -121,7 +124,8 @@ class Sandbox:
         return f"in the self-test a program could {', '.join(reached)}" if reached else None
 
     def _new_worker(self) -> Worker:
-        assert self._pidfd is not None
+        if self._pidfd is None:
+            self._pidfd = os.pidfd_open(os.getpid())
         tier = self.tier
         settings = Settings(
             confined=tier.is_confined,
