@@ -51,7 +51,7 @@ class Settings:
     host_pidfd: int
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings) -> NoReturn:
     """Answer requests until the process outside ends or closes its side."""
     requests, answers = os.dup(0), os.dup(1)
     host = os.dup(settings.host_pidfd)
@@ -66,13 +66,17 @@ def serve(settings: Settings) -> None:
     _load()
     watcher = _Watcher(settings, (requests, host))
     _write(answers, b"null\n")
-    while (request := _read_line(requests, host)) is not None:
-        result = watcher.run(json.loads(request))
-        # What a program leaves in the scratch folder must not reach the next: another process takes the place of this.
-        is_last = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
-        _write(answers, json.dumps({"result": result, "is_last": is_last}).encode() + b"\n")
-        if is_last:
-            return
+    # The watcher leaves when nobody waits for its answer.
+    with contextlib.suppress(SystemExit):
+        while (request := _read_line(requests, host)) is not None:
+            result = watcher.run(json.loads(request))
+            # What a program leaves in the scratch folder must not reach the next: another process takes over.
+            is_last = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
+            _write(answers, json.dumps({"result": result, "is_last": is_last}).encode() + b"\n")
+            if is_last:
+                break
+    # Python would take a while to clear away what sympy has made.
+    os._exit(0)
 
 
 def _load() -> None:

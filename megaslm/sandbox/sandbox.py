@@ -30,7 +30,7 @@ class Sandbox:
     """Processes that run programs written by a model; a context manager.
 
     Each program has `seconds` of wall time and `memory_gib` of address space, of which the interpreter takes about
-    0.3. It can compute and print, use threads, and read Python's own files. It reaches no network, no other process
+    0.15. It can compute and print, use threads, and read Python's own files. It reaches no network, no other process
     and no file of the user's.
     """
 
@@ -82,6 +82,8 @@ class Sandbox:
         Raises a SandboxError if a worker cannot be started again.
         """
         with self._lock:
+            if not self._workers:
+                raise RuntimeError("the sandbox is closed: enter it, or make another one after an error")
             try:
                 return self._run(programs)
             except BaseException:

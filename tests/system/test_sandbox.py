@@ -18,6 +18,7 @@ import pytest
 from megaslm.errors import SandboxError
 from megaslm.sandbox.result import Ending, ProgramResult
 from megaslm.sandbox.sandbox import Sandbox
+from megaslm.sandbox.tiers import Tier
 from tests.forks import wait_until
 from tests.launched import ROOT
 from tests.messages import Says
@@ -211,6 +212,16 @@ def test_without_bubblewrap_and_landlock_programs_are_refused_unless_they_may_be
     description, answer, *_ = unsafe.stdout.splitlines()
     says(description)
     assert answer == "1"
+
+
+def test_a_tier_that_leaks_is_not_used(monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
+    if problem := problem_of("landlock"):
+        pytest.skip(problem)
+    leaking = Tier("landlock", "all files readable", readable=("/",))
+    monkeypatch.setattr("megaslm.sandbox.sandbox.tiers", lambda wanted: [leaking])
+    with pytest.raises(SandboxError) as refusal, Sandbox(workers=1):
+        pass
+    says(refusal, "landlock", "read a file of yours")
 
 
 def in_python(source: str, *, without_namespaces: bool) -> "subprocess.CompletedProcess[str]":
