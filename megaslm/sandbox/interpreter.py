@@ -189,19 +189,28 @@ def _run_and_exit(program: str) -> NoReturn:
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
-        for stream in (sys.stdout, sys.__stdout__):
-            if stream is not None:
-                stream.flush()
+        _flush()
         status = 0
-    except MemoryError:
-        # There may be no memory for more.
-        os.write(2, b"\nMemoryError\n")
     except BaseException as error:
         # What was printed before comes out as well.
         with contextlib.suppress(BaseException):
-            sys.__stdout__.flush()  # type: ignore[union-attr]
-        os.write(2, ("\n" + "".join(traceback.format_exception_only(error))).encode(errors="replace"))
+            _flush()
+        os.write(2, _last_lines(error))
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
+
+
+def _last_lines(error: BaseException) -> bytes:
+    """What a traceback ends with, in lines of its own."""
+    try:
+        return ("\n" + "".join(traceback.format_exception_only(error))).encode(errors="replace")
+    except MemoryError:
+        return b"\nMemoryError\n"
 
 
 def _kill(child: int) -> None:

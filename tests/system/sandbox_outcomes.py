@@ -53,7 +53,7 @@ OUTCOMES = {
         Ending.TIMED_OUT,
         errors=("Timeout Error",),
     ),
-    "a large allocation": fails("print(1)\nb = bytearray(8 << 30)", "MemoryError"),
+    "a large allocation": fails("print(1)\nb = bytearray(8 << 30)", "MemoryError", stdout="1\n"),
     "a growing list": fails("rows = []\nwhile True: rows.append(bytes(10**8))", "MemoryError"),
     "many processes": fails("import os\nfor _ in range(10**4): os.fork()", DENIED),
     "a child that ignores signals": fails(
