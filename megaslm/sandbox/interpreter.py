@@ -70,11 +70,9 @@ def serve(settings: Settings) -> NoReturn:
     with contextlib.suppress(SystemExit):
         while (request := _read_line(requests, host)) is not None:
             result = watcher.run(json.loads(request))
-            # What a program leaves in the scratch folder must not reach the next: another process takes over.
-            is_last = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
-            _write(answers, json.dumps({"result": result, "is_last": is_last}).encode() + b"\n")
-            if is_last:
-                break
+            # What a program leaves in the scratch folder must not reach the next: this process is then replaced.
+            is_used_up = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
+            _write(answers, json.dumps({"result": result, "is_used_up": is_used_up}).encode() + b"\n")
     # Python would take a while to clear away what sympy has made.
     os._exit(0)
 

@@ -108,19 +108,20 @@ class Sandbox:
     def _try(self, tier: Tier) -> str | None:
         """Start one worker and let a program try what it must not reach; why the tier is not good enough, if so."""
         self.tier = tier
-        self._folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="megaslm-sandbox-")))
+        # A file written by an unsafe program is removed with its folder; others write none.
+        folder = "/" if tier.is_confined else self._resources.enter_context(tempfile.TemporaryDirectory())
+        self._folder = Path(folder)
         self._pidfd = os.pidfd_open(os.getpid())
         self._resources.callback(os.close, self._pidfd)
         self._resources.callback(self._end_workers)
         self._workers = [self._new_worker()]
-        outside = self._folder / "outside"
-        outside.write_text("of the user", encoding="utf-8")
-        call = f"reached({str(outside)!r}, {sorted(VARIABLES)!r})" if tier.is_confined else "[]"
         source = Path(probe.__file__).read_text(encoding="utf-8")
-        try:
-            (result,) = self._run([f"{source}\nimport json\nprint(json.dumps({call}))\n"])
-        except SandboxError as error:
-            return str(error)
+        with tempfile.NamedTemporaryFile() as outside:
+            call = f"reached({outside.name!r}, {sorted(VARIABLES)!r})" if tier.is_confined else "[]"
+            try:
+                (result,) = self._run([f"{source}\nimport json\nprint(json.dumps({call}))\n"])
+            except SandboxError as error:
+                return str(error)
         if result.ending != Ending.DONE:
             return f"the self-test ended with {result.ending}: {result.error}"
         reached = json.loads(result.stdout)

@@ -118,7 +118,7 @@ class Worker:
             self.deadline = math.inf
             return None
         self.task, self.deadline = None, math.inf
-        if answer["is_last"]:
+        if answer["is_used_up"]:
             self.restart()
         return ProgramResult(**{**answer["result"], "ending": Ending(answer["result"]["ending"])})
 

@@ -73,6 +73,8 @@ OUTCOMES = {
     "a file outside, truncated": fails("import os\nos.truncate(OUTSIDE, 0)", DENIED),
     "a file outside, another mode": fails("import os\nos.chmod(OUTSIDE, 0)", DENIED),
     "a file beside it": fails("open(OUTSIDE + '.beside', 'w')", DENIED, NO_FILE, "Read-only"),
+    "a file at the root": fails("open('/x', 'w')", DENIED, "Read-only"),
+    "a file among devices": fails("open('/dev/x', 'w')", DENIED, "Read-only"),
     "a file of Python's, written": fails("import sympy\nopen(sympy.__file__, 'a')", DENIED, "Read-only"),
     "other processes' environments": fails("open('/proc/1/environ').read()", DENIED, NO_FILE),
     "the environment": done("import os\nprint(os.environ.get('SECRET'), 'USER' in os.environ)", "None False\n"),

@@ -145,7 +145,7 @@ def test_programs_run_side_by_side_and_results_are_in_their_order(tier: str) -> 
     assert [result.stdout for result in results] == [f"{n}\n" for n in range(20)]
 
 
-def test_nothing_survives_an_evaluator_that_is_killed(tier: str) -> None:
+def test_nothing_survives_an_evaluator_that_is_killed(tier: str, tmp_path: Path) -> None:
     program = "while True: pass"
     source = (
         "from megaslm.sandbox.sandbox import Sandbox\n"
@@ -153,7 +153,9 @@ def test_nothing_survives_an_evaluator_that_is_killed(tier: str) -> None:
         f"    print(flush=True)\n    sandbox.run([{program!r}] * 2)\n"
     )
     evaluator = subprocess.Popen(
-        [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+        [sys.executable, "-c", source],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
     )
     try:
         assert evaluator.stdout is not None
@@ -164,6 +166,7 @@ def test_nothing_survives_an_evaluator_that_is_killed(tier: str) -> None:
         evaluator.kill()
         evaluator.communicate()
     wait_until(lambda: not processes_of_this_session())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_program_tried_again(tier: str) -> None:
