@@ -84,7 +84,7 @@ class _Batch:
     def choose(self, logits: Tensor) -> list[int]:
         """The next token of each row, which the model then reads."""
         chosen = choose(logits, self._sampling, self._seeds, self.read - self._padding[:, 0])
-        self.ids = chosen[:, None]
+        self.ids = chosen.clamp(min=0)[:, None]
         self.read += 1
         return chosen.tolist()
 
