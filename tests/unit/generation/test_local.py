@@ -183,6 +183,23 @@ def test_nan_in_the_weights_is_said(tmp_path: Path, says: Says) -> None:
     says(str(failed.value), "place 0")
 
 
+def test_a_lack_of_memory_shows_at_the_first_and_longest_batch(folder: Path, says: Says) -> None:
+    _, tokens = load(folder)
+    widths: list[tuple[int, ...]] = []
+
+    def next_logits(step: DecodingStep) -> torch.Tensor:
+        widths.append(tuple(step.ids.shape))
+        raise torch.OutOfMemoryError("tried to allocate 4 GiB")
+
+    generator = LocalGenerator(
+        next_logits, tokens, context_tokens=CONTEXT_TOKENS, device=torch.device("cpu"), batch_rows=2
+    )
+    with pytest.raises(GenerationFailed) as failed:
+        generator.generate([Prompt(tuple([5] * length), length) for length in (3, 20, 7)], Sampling(11))
+    assert widths == [(2, 20)]
+    says(str(failed.value), "2 texts", "31 tokens", "4 GiB")
+
+
 def test_nothing_to_do_is_done(folder: Path) -> None:
     assert generator_of(folder).generate([], Sampling(4)) == []
 
