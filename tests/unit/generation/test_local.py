@@ -44,9 +44,10 @@ def _id_of(tokens: TextTokens, byte: int) -> int:
     return tokens.encode([text])[0][place]
 
 
-def said(folder: Path, text: bytes, sampling: Sampling) -> Completion:
-    """Of a model that says `text`, byte by byte, then EOS; its first byte is the prompt."""
+def said(folder: Path, text: bytes, sampling: Sampling, *, ends: str = "") -> Completion:
+    """Of a model that says `text`, byte by byte, then EOS; its first byte is the prompt. `ends`: another EOS."""
     tokens = TextTokens.of_folder(folder)
+    tokens.eos_ids |= {_id_of(tokens, ord(letter)) for letter in ends}
     ids = [*(_id_of(tokens, byte) for byte in text), EOS_ID]
 
     def next_logits(step: DecodingStep) -> torch.Tensor:
@@ -143,6 +144,12 @@ def test_stop_strings_may_span_tokens(
     folder: Path, spoken: bytes, stop: tuple[str, ...], text: str, tokens: int, ended: str
 ) -> None:
     assert said(folder, spoken, Sampling(40, stop=stop)) == Completion(text, tokens, ended)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stop", [(), ("y",)])
+def test_an_eos_that_is_no_special_token_is_not_in_the_text(folder: Path, stop: tuple[str, ...]) -> None:
+    """Such as one that only generation_config.json names."""
+    assert said(folder, b"a one.two", Sampling(20, stop=stop), ends=".") == Completion(" one", 5, "eos")
 
 
 def test_a_cut_within_a_character_leaves_it_out(folder: Path) -> None:
