@@ -1,10 +1,12 @@
-"""Of test_gradients: the gradients of a ZeRO-3 step, and those of plain PyTorch in float64 over the whole batch."""
+"""Of test_gradients: the gradients of a ZeRO step, and those of plain PyTorch in float64 over the whole batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,9 +15,10 @@ from torch import Tensor
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
-from megaslm.config.schema import RunConfig
+from megaslm.config.schema import Recompute, RunConfig
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
@@ -36,6 +39,7 @@ STEP = 3
 EXPECTED_CUT = {"excess": -0.7, "loss": 3.1}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
+RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
 
 
@@ -49,7 +53,9 @@ class Case:
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
     starved_rank: bool = False
-    checkpointing: bool = False
+    recompute: Recompute = "none"
+    compiler: Literal["inductor", "aot_eager"] | None = None
+    stage: int = 3
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -102,7 +108,14 @@ FURTHER = [
     Case("batch", 1, tied=True, starved_rank=True),
     Case("sequence", 4, tied=False, starved_rank=True),
     Case("batch", 4, tied=False, starved_rank=True),
-    Case("batch", 1, tied=True, checkpointing=True),
+    Case("batch", 1, tied=True, recompute="full"),
+    Case("batch", 4, tied=False, recompute="selective"),
+    Case("batch", 4, tied=True, recompute="selective", stage=0),
+    Case("batch", 4, tied=True, recompute="full", stage=1),
+    Case("batch", 4, tied=True, stage=2),
+    Case("batch", 4, tied=True, recompute="selective", compiler="aot_eager"),
+    *(Case("batch", 4, tied=True, recompute=recompute, compiler="inductor") for recompute in RECOMPUTE),
+    Case("batch", 1, tied=False, recompute="full", compiler="inductor", stage=2),
 ]
 
 
@@ -248,9 +261,10 @@ def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine
     assert architecture is not None
     lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
     draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
-    if case.checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train()
+    with pytest.MonkeyPatch.context() as patch:
+        if case.compiler is not None:
+            patch.setattr(torch, "compile", partial(torch.compile, backend=case.compiler))
+        prepare_layers(lm.train(), recompute=case.recompute, compiled=case.compiler is not None)
     return RecordingEngine(SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True), settings, config)
 
 
@@ -277,6 +291,7 @@ def config_of(case: Case, world_size: int) -> RunConfig:
         Path("unused"),
         model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
         train={"micro_batch_rows": GLOBAL_ROWS // world_size // case.micro_steps},
+        zero={"stage": case.stage},
     )
 
 
@@ -286,7 +301,7 @@ _ENGINES: dict[object, RecordingEngine] = {}
 
 def gradients(world: World, case: Case) -> dict[str, Tensor]:
     """The job: every parameter's whole gradient, as this rank has it."""
-    kind = (case.tied, case.micro_steps, case.checkpointing)
+    kind = (case.tied, case.micro_steps, case.recompute, case.compiler, case.stage)
     if kind not in _ENGINES:
         _ENGINES[kind] = start_engine(case, config_of(case, world.size), world)
     with pytest.MonkeyPatch.context() as patch:

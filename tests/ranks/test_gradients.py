@@ -1,4 +1,4 @@
-"""Gradient equality: ZeRO-3 on 1 and 2 ranks against plain PyTorch in float64 over the whole batch."""
+"""Gradient equality: ZeRO on 1 and 2 ranks against plain PyTorch in float64 over the whole batch."""
 
 from dataclasses import asdict
 
@@ -9,8 +9,8 @@ from tests.rank_pool import RankPool
 from tests.ranks.gradient_worker import Case, Definition, every_case, gradients
 
 CASES = every_case()
-QUICK = pairwise(CASES, asdict)
-"""Any two values that meet in a case meet in one of these; the others are slow."""
+QUICK = pairwise([case for case in CASES if case.compiler != "inductor"], asdict)
+"""Any two values that meet in a case meet in one of these; the others are slow, as Inductor is."""
 
 
 def id_of(case: Case) -> str:
@@ -44,5 +44,5 @@ def test_every_parameter_gets_the_gradient_of_the_definition(
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) == 160
+    assert len(CASES) == 169
     assert len(QUICK) < 30
