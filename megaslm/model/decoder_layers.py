@@ -85,7 +85,9 @@ def _forward(
     documents: Documents | None = kwargs.get("documents")
     if documents is not None:
         # Made here, since compiled and recomputed code must not write into an object from outside.
-        documents.mask(getattr(layer.self_attn, "sliding_window", None), hidden.dtype)
+        attention: Any = layer.self_attn
+        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+        documents.mask(window, hidden.dtype)
     return (run_in_mode if layer.training == mode else run)(layer, hidden, *args, **kwargs)
 
 
