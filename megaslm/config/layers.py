@@ -39,7 +39,8 @@ class Layers:
                 continue
             new, order = (*old[:-1], name), list(self.origins)
             section: Any = self.value_at(old[:-1])
-            value, origin = section.pop(old[-1]), self.origins.pop(old)
+            value, origin = section.pop(old[-1]), self.origins[old]
+            self._forget(old)
             renamed = dotted_key(new)
             if isinstance(value, bool) and value in new_values:
                 value = new_values[value]
