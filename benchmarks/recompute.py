@@ -49,11 +49,11 @@ def memory_task(architecture: Architecture, rows: int, seq_len: int, name: str) 
 def main() -> None:
     chosen = options(__doc__)
     torch.set_num_threads(1)
-    architecture, rows, seq_len = (llama(500, 64, 2), 2, 64) if chosen.quick else (llama(500, 512, 6), 4, 512)
+    architecture, rows, seq_len = (llama(500, 64, 2), 2, 64) if chosen.quick else (llama(500, 512, 4), 4, 256)
     steps = {way: step_of(architecture, rows, seq_len, way) for way in WAYS}
-    times = in_turns(steps, repetitions=3 if chosen.quick else 7, clock=time.process_time)
+    times = in_turns(steps, repetitions=3 if chosen.quick else 5, clock=time.process_time)
     task = partial(memory_task, architecture, rows, seq_len)
-    memory = {way: peak_bytes(task, way, repetitions=1 if chosen.quick else 3) for way in WAYS}
+    memory = {way: peak_bytes(task, way, repetitions=1) for way in WAYS}
     report(
         f"What do kinds of recomputation save and cost? {rows} rows of {seq_len} tokens, {architecture.num_layers} "
         f"layers of width {architecture.hidden_size}, float32, one CPU thread; memory above that of one row with full",
