@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from megaslm.config.hub import HubModel
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
-from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
+from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
 from megaslm.errors import ConfigError
 
 # With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
@@ -20,6 +20,8 @@ Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 # As decimals, so that 0.3 of 10 steps are 3.
 Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
+Compile = Literal["auto", "on", "off"]
+Recompute = Literal["none", "selective", "full"]
 Split = Literal["train", "heldout"]
 
 
@@ -73,8 +75,12 @@ class ModelSection(Section):
     """The shape of a new model; its weights are drawn at random from `seed`."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 on GPUs and fp32 on CPUs. Losses are always float32."""
-    gradient_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    compile: Compile = "auto"
+    """Whether torch.compile compiles the decoder layers for training steps. The first step then takes minutes longer.
+    auto compiles where there is a GPU, Triton and a C compiler; on fails where it cannot."""
+    recompute: Recompute = "none"
+    """What the backward pass of a decoder layer computes again instead of keeping it, to save memory. selective keeps
+    the results of attention and of every second matrix product; full keeps nothing but the layer's input."""
     document_isolation: bool = True
     """Whether attention and positions restart at every document of a packed row."""
 
@@ -323,7 +329,11 @@ class RunConfig(Section):
     """One training run."""
 
     # Deprecated names, read with a warning for one more release.
-    OLD_NAMES: ClassVar[OldNames] = {("slm", "score"): "criterion", ("guard", "rehearse"): "dry_run"}
+    OLD_NAMES: ClassVar[OldNames] = {
+        ("slm", "score"): NewName("criterion"),
+        ("guard", "rehearse"): NewName("dry_run"),
+        ("model", "gradient_checkpointing"): NewName("recompute", {False: "none", True: "full"}),
+    }
 
     run_dir: str
     """The run folder, with checkpoints, TensorBoard events, metrics.jsonl and the resolved configuration."""

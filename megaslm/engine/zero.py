@@ -20,12 +20,14 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from megaslm.config.schema import TrainSection
 from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
+from megaslm.model.decoder_layers import decoder_layers
 from megaslm.model.decoding import DecodingStep, decoding_attention
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
@@ -101,7 +103,13 @@ class ZeroEngine:
     """A model and its optimiser under DeepSpeed."""
 
     def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-        """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step."""
+        """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step.
+
+        Under stage 3 a decoder layer is gathered as a whole. So no hook runs inside of it, neither in compiled code nor
+        in a recomputation.
+        """
+        for layer in decoder_layers(model.lm):
+            set_z3_leaf_module(layer, True)
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0

@@ -11,6 +11,7 @@ from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
+from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
@@ -87,9 +88,8 @@ def start_engine(
     lm = _build(config, precision, data, sharding, pretrained)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
     on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=pretrained))
-    if config.model.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train()
+    compiled = is_compiled(config.model.compile, world.device, name="model.compile =")
+    prepare_layers(lm.train(), recompute=config.model.recompute, compiled=compiled)
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
     model = SelectiveLM(lm, eos_id=data.eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train))

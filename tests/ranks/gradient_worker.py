@@ -1,8 +1,9 @@
-"""Of test_gradients: the gradients of a ZeRO-3 step, and those of plain PyTorch in float64 over the whole batch."""
+"""Of test_gradients: the gradients of a ZeRO step, and those of plain PyTorch in float64 over the whole batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
-from megaslm.config.schema import RunConfig
+from megaslm.config.schema import Recompute, RunConfig
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
+from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
@@ -49,7 +51,9 @@ class Case:
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
     starved_rank: bool = False
-    checkpointing: bool = False
+    recompute: Recompute = "none"
+    compiled: bool = False
+    stage: int = 3
     window: int | None = None
 
     @property
@@ -103,8 +107,15 @@ FURTHER = [
     Case("batch", 1, tied=True, starved_rank=True),
     Case("sequence", 4, tied=False, starved_rank=True),
     Case("batch", 4, tied=False, starved_rank=True),
-    Case("batch", 1, tied=True, checkpointing=True),
-    Case("batch", 4, tied=False, checkpointing=True, window=3),
+    Case("batch", 1, tied=True, recompute="full"),
+    Case("batch", 4, tied=False, recompute="selective"),
+    Case("batch", 4, tied=True, recompute="selective", stage=0),
+    Case("batch", 4, tied=True, recompute="full", stage=1),
+    Case("batch", 4, tied=True, stage=2),
+    # Traced and divided into forward and backward pass as ever, but run by torch: Inductor is slow.
+    Case("batch", 4, tied=True, recompute="selective", compiled=True),
+    Case("batch", 4, tied=True, compiled=True),
+    Case("batch", 4, tied=False, recompute="full", window=3),
 ]
 
 
@@ -252,9 +263,9 @@ def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine
     lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
     lm.config.sliding_window = case.window
     draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
-    if case.checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+        prepare_layers(lm.train(), recompute=case.recompute, compiled=case.compiled)
     return RecordingEngine(SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True), settings, config)
 
 
@@ -282,6 +293,7 @@ def config_of(case: Case, world_size: int) -> RunConfig:
         Path("unused"),
         model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied, "family": family}},
         train={"micro_batch_rows": GLOBAL_ROWS // world_size // case.micro_steps},
+        zero={"stage": case.stage},
     )
 
 
@@ -291,7 +303,7 @@ _ENGINES: dict[object, RecordingEngine] = {}
 
 def gradients(world: World, case: Case) -> dict[str, Tensor]:
     """The job: every parameter's whole gradient, as this rank has it."""
-    kind = (case.tied, case.micro_steps, case.checkpointing, case.window)
+    kind = (case.tied, case.micro_steps, case.recompute, case.compiled, case.stage, case.window)
     if kind not in _ENGINES:
         _ENGINES[kind] = start_engine(case, config_of(case, world.size), world)
     with pytest.MonkeyPatch.context() as patch:
