@@ -84,10 +84,11 @@ def _forward(
 ) -> Tensor:
     documents: Documents | None = kwargs.get("documents")
     if documents is not None:
-        # Made here, since compiled and recomputed code must not write into an object from outside.
         attention: Any = layer.self_attn
-        window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
-        documents.mask(window, hidden.dtype)
+        if (layer.training and attention.attention_dropout) or not documents.takes(hidden.dtype, attention.head_dim):
+            # Made here, since compiled and recomputed code must not write into an object from outside.
+            window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+            documents.mask(window, hidden.dtype)
     return (run_in_mode if layer.training == mode else run)(layer, hidden, *args, **kwargs)
 
 
