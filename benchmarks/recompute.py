@@ -69,8 +69,8 @@ def main() -> None:
         ],
         [
             Bar("memory of selective to none", memory["selective"] / memory["none"], 0.75),
-            Bar("memory of full to none", memory["full"] / memory["none"], 0.4),
-            Bar("time of selective to none", times["selective"].over(times["none"]), 1.2),
+            Bar("memory of full to none", memory["full"] / memory["none"], 0.5),
+            Bar("time of selective to full", times["selective"].over(times["full"]), 1.0),
             Bar("time of full to none", times["full"].over(times["none"]), 1.35),
         ],
         chosen,
