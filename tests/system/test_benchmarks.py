@@ -39,5 +39,5 @@ def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tm
 def test_there_are_benchmarks() -> None:
     assert {script.stem for script in SCRIPTS} >= {
         *("head", "head_gpu", "loader", "merge", "prepare", "prepare_memory", "prepare_scaling", "selection", "step"),
-        *("bos", "score", "score_gpu", "score_ranks", "score_windows", "verify"),
+        *("bos", "floor", "gpu_suite", "peer_step", "score", "score_ranks", "score_windows", "verify"),
     }
