@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from deepspeed.ops import __compatible_ops__ as compatible_ops
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainerCallback, TrainingArguments
 
 from megaslm.config.schema import Architecture
+
+# DeepSpeed would compile a shared-memory all-reduce for CPUs at the start, which one rank does not need.
+compatible_ops["deepspeed_shm_comm"] = False
 
 ZERO_3 = {
     "zero_optimization": {"stage": 3, "overlap_comm": True},
