@@ -35,7 +35,7 @@ from megaslm.slm.rule import KeepRatio, SelectionRule
 
 ROOT = Path(__file__).parents[2]
 KEEP_RATIO = Decimal("0.6")
-MEAN_DOCUMENT_TOKENS, DOCUMENT_SIGMA = 800, 1.0
+MEAN_DOCUMENT_TOKENS, QUICK_DOCUMENT_TOKENS, DOCUMENT_SIGMA = 800, 16, 1.0
 BYTES_PER_PARAMETER = 16
 """bf16 weights and gradients, float32 weights and Adam's two moments, and float32 gradients one layer at a time."""
 NOMINAL_PEAK = 1e12
@@ -95,14 +95,15 @@ def precision() -> str:
     return "bf16" if DEVICE.type == "cuda" else "fp32"
 
 
-def documents_of(vocab_size: int) -> Callable[[int, int], Tensor]:
+def documents_of(vocab_size: int, *, quick: bool) -> Callable[[int, int], Tensor]:
     """Draws rows cut out of one stream of documents, whose lengths are log-normal."""
+    mean_tokens = QUICK_DOCUMENT_TOKENS if quick else MEAN_DOCUMENT_TOKENS
     lengths = np.random.default_rng(1)
     generator = torch.Generator(DEVICE).manual_seed(1)
 
     def draw(rows: int, length: int) -> Tensor:
         tokens = torch.randint(EOS_ID + 1, vocab_size, (rows * length,), generator=generator, device=DEVICE)
-        mean = np.log(MEAN_DOCUMENT_TOKENS) - DOCUMENT_SIGMA**2 / 2
+        mean = np.log(mean_tokens) - DOCUMENT_SIGMA**2 / 2
         drawn = lengths.lognormal(mean, DOCUMENT_SIGMA, 1 + rows * length // 8).astype(int) + 1
         ends = np.cumsum(drawn) - 1
         tokens[torch.from_numpy(ends[ends < len(tokens)]).to(DEVICE)] = EOS_ID
@@ -143,7 +144,7 @@ def score(shape: Shape, *, quick: bool) -> Iterator[Row]:
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     lm = drawn_lm(shape_of(config), dtype, Whole(), DEVICE).eval()
     model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
-    tokens = documents_of(lm.config.vocab_size)(2 if quick else shape.scored_rows, config.data.seq_len + 1)
+    tokens = documents_of(lm.config.vocab_size, quick=quick)(2 if quick else shape.scored_rows, config.data.seq_len + 1)
     times = in_turns({"score": lambda: model.measure(tokens)}, repetitions=3 if quick else 9, clock=clock)
     held = torch.cuda.memory_allocated() / (1 << 30) if DEVICE.type == "cuda" else 0.0
     work = Work.forward(lm.config, tokens)
@@ -156,7 +157,7 @@ def train(shape: Shape, *, quick: bool) -> Iterator[Row]:
     config = config_of(shape, quick=quick)
     if lacks_memory(config):
         return
-    steps = Steps(config, join_world(), documents_of(shape_of(config).vocab_size))
+    steps = Steps(config, join_world(), documents_of(shape_of(config).vocab_size, quick=quick))
     batch = [steps.micro_batch() for _ in range(steps.plan.micro_steps)]
     objectives: dict[str, Objective] = {
         "CLM": CausalObjective(),
@@ -185,7 +186,7 @@ def peer(shape: Shape, *, quick: bool) -> Iterator[Row]:
     count = 3 if quick else 8
     rows_a_step = config.train.micro_batch_rows * shape.micro_steps
     with tempfile.TemporaryDirectory() as place:
-        draw = documents_of(shape_of(config).vocab_size)
+        draw = documents_of(shape_of(config).vocab_size, quick=quick)
         tokens = draw(count * rows_a_step, config.data.seq_len + 1)
         np.save(f"{place}/rows.npy", tokens.cpu().numpy())
         run = PeerRun(
