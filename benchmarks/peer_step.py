@@ -80,6 +80,14 @@ def processor_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
+def score(tokens: Path, reference: Path, scored: Path) -> None:
+    command = [sys.executable, "-m", "megaslm", "score", "--reference", reference, tokens, scored]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise SystemExit(f"score failed:\n{ran.stdout}{ran.stderr}")
+
+
 def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -166,7 +174,7 @@ def in_rounds(runs: dict[str, Callable[[Path, int], Spent]], folder: Path, lengt
 
 def main() -> None:
     chosen = options(__doc__)
-    length = Length(1, 2, 1, 4) if chosen.quick else Length(4, 20, 3, 32)
+    length = Length(2, 12, 1, 4) if chosen.quick else Length(4, 20, 3, 32)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         tokens = prepare_text(folder, 100_000 if chosen.quick else 3_000_000, vocab_size=VOCAB_SIZE, seq_len=SEQ_LEN)
@@ -179,10 +187,7 @@ def main() -> None:
             total_tokens=(2 if chosen.quick else 40) * 32 * SEQ_LEN,
         )
         scored = folder / "scored"
-        command = [sys.executable, "-m", "megaslm", "score", "--reference", reference, tokens, scored]
-        scoring = subprocess.run(list(map(str, command)), env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
-        if scoring.returncode:
-            raise SystemExit("score failed")
+        score(tokens, reference, scored)
         rows = folder / "rows.npy"
         np.save(rows, first_rows(tokens, length.long * MICRO_STEPS * length.micro_batch_rows).numpy())
         slm = {"slm": {"keep_ratio": KEEP_RATIO, "reference": str(reference)}}
