@@ -27,7 +27,11 @@ _BF16_TFLOPS = (
     ("L4", 121.0),
     ("A10", 125.0),
 )
-"""Words of a name, and the peak of dense bf16 matrix products with fp32 sums; None for a slice of a GPU."""
+"""Words of a name, and the peak of bf16 matrix products with fp32 sums; None for a slice of a GPU.
+
+Products are dense: makers often state twice as much, for matrices half of which is zero. The peak is that of a card at
+its full power. A card with a lower power limit cannot reach it, and its name does not tell.
+"""
 
 
 def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
@@ -78,7 +82,10 @@ def _processor_name() -> str:
 
 
 def peak_flops(device_name: str, precision: ChosenPrecision) -> float | None:
-    """Peak FLOP/s of a device, by the result of `device_name`; None where unknown, and for all precisions but bf16."""
+    """Peak FLOP/s of a device for dense products at full power, by the result of `device_name`.
+
+    None where unknown, and for all precisions but bf16.
+    """
     if precision != "bf16":
         return None
     for words, tera in _BF16_TFLOPS:
