@@ -28,7 +28,7 @@ from megaslm.config.load import load
 from megaslm.config.schema import Architecture, RunConfig
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
-from megaslm.model.documents import document_positions
+from megaslm.model.documents import Documents
 from megaslm.model.flops import device_name, forward_flops_per_token, matrix_parameters, peak_flops
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
@@ -124,7 +124,7 @@ class Work:
     def forward(cls, config: object, tokens: Tensor) -> "Work":
         """Of a forward pass over (B, L+1) tokens."""
         count, seq_len = tokens[:, :-1].numel(), tokens.shape[1] - 1
-        _, position = document_positions(tokens[:, :-1], EOS_ID)
+        position = Documents.of_tokens(tokens[:, :-1], EOS_ID, tokens.device).positions
         # A token attends to its position's tokens and to itself: the mean of a row of L is (L + 1) / 2.
         alike = 2 * position.double().mean().item() + 1
         return cls(*(count * forward_flops_per_token(config, length) for length in (seq_len, alike)))

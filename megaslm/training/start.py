@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.hub import HubModel
 from megaslm.config.plan import BatchPlan
