@@ -104,11 +104,13 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
+        self._first_backward = _FirstBackward(self._engine)
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
     def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
+        self._first_backward.forget()
         return cast(HeadOutput, self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
@@ -117,7 +119,11 @@ class ZeroEngine:
             return cast(Tensor, self._engine(tokens))
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulates the gradient of a loss; DeepSpeed averages it over micro-steps and ranks."""
+        """Accumulates the gradient of a loss; DeepSpeed averages it over micro-steps and ranks.
+
+        Several forward passes may come before their backward passes, in the same order, with a `step` after each.
+        """
+        self._first_backward.repeat()
         self._engine.backward(loss)
 
     def step(self, lr: float) -> bool:
@@ -155,6 +161,37 @@ class ZeroEngine:
     def state(self) -> TrainingState:
         """Weights and moments as this rank holds them."""
         return TrainingState(self._engine.module, self._engine.optimizer)
+
+
+class _FirstBackward:
+    """The state in which DeepSpeed's forward pass leaves its hooks, for backward passes that follow another one.
+
+    DeepSpeed 0.19 prepares for one backward pass in each forward pass. Without that the gradient of a second backward
+    pass would replace the first one's under stage 3, and the layers' weights would stay gathered until its end.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._awaited: dict[Any, int] | None = None
+
+    def forget(self) -> None:
+        """To be called before each forward pass."""
+        self._awaited = None
+
+    def repeat(self) -> None:
+        """To be called before each backward pass. Changes nothing if it is the first one after a forward pass."""
+        if self._awaited is None:
+            self._awaited = {
+                module: module.ds_grads_remaining
+                for module in self._engine.module.modules()
+                if hasattr(module, "ds_grads_remaining")
+            }
+            return
+        optimizer = self._engine.optimizer
+        if hasattr(optimizer, "clear_backward_seen_flag"):
+            optimizer.clear_backward_seen_flag()
+        for module, gradients in self._awaited.items():
+            module.ds_grads_remaining = gradients
 
 
 class _EvaluationMode(AbstractContextManager[None]):

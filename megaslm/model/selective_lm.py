@@ -14,11 +14,12 @@ from transformers import PretrainedConfig
 
 from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
-from megaslm.slm.choice import ByLoss, Choice, Every, HeadOutput, Known, no_threshold
+from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
+    deferred_loss,
     selective_loss,
     token_losses,
     token_losses_and_entropies,
@@ -100,6 +101,10 @@ class SelectiveHead(nn.Linear):
                 return HeadOutput(*chosen, mask, no_threshold(hidden.device))
             case Known():
                 return self._known(hidden, targets, choice)
+            case Deferred():
+                measured = deferred_loss(hidden, self.weight, targets, choice, self.bias, self.transform)
+                nothing = torch.zeros_like(targets, dtype=torch.bool)
+                return HeadOutput(*measured, nothing, no_threshold(hidden.device))
             case _:
                 return self._by_loss(hidden, targets, choice)
 
