@@ -28,13 +28,23 @@ from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.choice import Choice, Deferred, HeadOutput
 
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, which needs a compiler, and leave segments
 # behind. gloo does the same work.
 compatible_ops["deepspeed_shm_comm"] = False
 # torch 2.13 warns at each of DeepSpeed's collectives about a renamed function.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+
+
+KEEPS_GRAPHS = ("0.19.8",)
+"""Versions of DeepSpeed for which tests/ranks/test_kept_graphs.py has passed. In others several forward passes before
+their backward passes may silently lose gradients."""
+
+
+def deepspeed_version() -> str:
+    """The installed version, without the mark of a build."""
+    return str(deepspeed.__version__).split("+", maxsplit=1)[0]
 
 
 class ZeroSharding:
@@ -101,6 +111,7 @@ class ZeroEngine:
 
     def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step."""
+        self.model = model
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
@@ -108,7 +119,7 @@ class ZeroEngine:
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
-    def forward(self, tokens: Tensor, choice: Choice) -> HeadOutput:
+    def forward(self, tokens: Tensor, choice: Choice | Deferred) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
         self._first_backward.forget()
         return cast(HeadOutput, self._engine(tokens, choice))

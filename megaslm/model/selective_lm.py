@@ -82,7 +82,12 @@ class SelectiveHead(nn.Linear):
         return head
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, targets: Tensor | None = None, choice: Choice | None = None, *, entropies: bool = False
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        choice: Choice | Deferred | None = None,
+        *,
+        entropies: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
@@ -157,7 +162,7 @@ class SelectiveLM(nn.Module):
         self.eos_id = eos_id
         self.document_isolation = document_isolation
 
-    def forward(self, tokens: Tensor, choice: Choice | None = None) -> Tensor | HeadOutput:
+    def forward(self, tokens: Tensor, choice: Choice | Deferred | None = None) -> Tensor | HeadOutput:
         """The losses of a micro-batch.
 
         Args:

@@ -89,7 +89,7 @@ class ByLoss(Protocol):
         ...
 
 
-Choice = Every | Known | Deferred | ByLoss
+Choice = Every | Known | ByLoss
 
 
 class HeadOutput(NamedTuple):

@@ -62,6 +62,7 @@ FREE = (
     "data.fetch.*",
     "train.epochs",
     "train.micro_batch_rows",
+    "slm.exact_by",
     "slm.measure_unselected",
     "slm.head",
     "slm.head_cache_gib",

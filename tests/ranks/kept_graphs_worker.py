@@ -85,7 +85,7 @@ class WatchedEngine(ZeroEngine):
         self.model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=case.isolation)
         self.gathered: list[int] = []
         for layer in lm.model.layers:
-            layer.mlp.register_full_backward_pre_hook(self._note)
+            layer.register_full_backward_hook(self._note)
         super().__init__(self.model, settings, adamw(self.model, settings, config.train))
 
     def backward(self, loss: Tensor) -> None:
@@ -112,9 +112,7 @@ def micro_batches(case: Case, step: int, world: World) -> Iterator[MicroBatch]:
 def train(world: World, case: Case, keeps_graphs: bool) -> Run:
     """The job: makes the steps."""
     engine, run = WatchedEngine(case, world), Run()
-    rule = SelectionRule(
-        KeepRatio(Decimal("0.6")), case.criterion, mode=case.mode, max_ref_loss=case.max_ref_loss
-    )
+    rule = SelectionRule(KeepRatio(Decimal("0.6")), case.criterion, mode=case.mode, max_ref_loss=case.max_ref_loss)
     step = TrainStep(
         engine,
         SelectiveObjective(rule),
