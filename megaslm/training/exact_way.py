@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import RunConfig
+from megaslm.config.schema import RunConfig, SlmSection
 from megaslm.engine.distributed import World, gather_objects
 from megaslm.engine.zero import KEEPS_GRAPHS, ZeroEngine, deepspeed_version
 from megaslm.errors import ConfigError
@@ -39,30 +39,49 @@ def exact_way(config: RunConfig, plan: BatchPlan, engine: ZeroEngine, world: Wor
     waits = slm.criterion in ("excess", "loss") and slm.scope == "batch" and slm.mode == "exact"
     if config.train.objective != "slm" or not waits or plan.micro_steps == 1:
         return ExactWay(keeps_graphs=False)
-    steps = f"plan: exact selection over {counted(plan.micro_steps, 'micro-step')}"
-    known = deepspeed_version() in KEEPS_GRAPHS
-    unknown = f"DeepSpeed {deepspeed_version()} is not known to add up the gradients of kept graphs"
-    if slm.exact_by == "kept_graphs" and not known:
-        raise ConfigError(
-            f"slm.exact_by = kept_graphs: {unknown}, {' and '.join(KEEPS_GRAPHS)} are; install one of these, or use "
-            "slm.exact_by = auto or second_pass"
-        )
+    return chosen_way(
+        slm,
+        plan.micro_steps,
+        deepspeed_version(),
+        needed_bytes=needed_bytes(config, plan, engine, world.device),
+        left_bytes=min(gather_objects(_left_bytes(config, engine, world))),
+    )
+
+
+def chosen_way(slm: SlmSection, micro_steps: int, deepspeed: str, *, needed_bytes: int, left_bytes: int) -> ExactWay:
+    """The way that costs least of those that are right and fit.
+
+    Args:
+        slm: `exact_by` may ask for one of them.
+        micro_steps: at least 2.
+        deepspeed: the installed version.
+        needed_bytes: what kept graphs take on a rank.
+        left_bytes: the memory left on the rank that has least; negative where the optimiser's state will not fit.
+
+    Raises:
+        ConfigError: see `exact_way`.
+    """
+    step = f"plan: exact selection over {counted(micro_steps, 'micro-step')}"
     if slm.exact_by == "second_pass":
-        return ExactWay(keeps_graphs=False, line=f"{steps} takes a second forward pass (slm.exact_by = second_pass)")
-    if not known:
-        return ExactWay(keeps_graphs=False, line=f"{steps} takes a second forward pass: {unknown}")
-    needed = needed_bytes(config, plan, engine, world.device)
-    may_take = min(gather_objects(_left_bytes(config, engine, world))) // _SHARE
-    if slm.exact_by == "auto" and needed > may_take:
+        return ExactWay(keeps_graphs=False, line=f"{step} makes a second forward pass (slm.exact_by = second_pass)")
+    if deepspeed not in KEEPS_GRAPHS:
+        known = f"kept graphs are known to be right under DeepSpeed {' and '.join(KEEPS_GRAPHS)}, found {deepspeed}"
+        if slm.exact_by == "kept_graphs":
+            raise ConfigError(
+                f"slm.exact_by = kept_graphs: {known}; install that version, or set slm.exact_by to second_pass"
+            )
+        return ExactWay(keeps_graphs=False, line=f"{step} makes a second forward pass: {known}")
+    may_take_bytes = max(0, left_bytes // _SHARE)
+    if slm.exact_by == "auto" and needed_bytes > may_take_bytes:
         return ExactWay(
             keeps_graphs=False,
-            line=f"{steps} takes a second forward pass: kept graphs would need {size(needed)} per rank, and may take "
-            f"half of the memory left, {size(max(0, may_take))}",
+            line=f"{step} makes a second forward pass: kept graphs would take {size(needed_bytes)} per rank, more than "
+            f"half of the memory left, {size(may_take_bytes)}",
         )
     return ExactWay(
         keeps_graphs=True,
-        line=f"{steps} keeps the graphs of all forward passes, {size(needed)} per rank; slm.exact_by = second_pass "
-        "needs less memory",
+        line=f"{step} keeps their graphs, {size(needed_bytes)} per rank; slm.exact_by = second_pass takes less memory "
+        "and more time",
     )
 
 

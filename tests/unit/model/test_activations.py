@@ -13,7 +13,13 @@ from tests.toy import EOS_ID, Unsharded
 
 ROWS, LENGTH = 2, 32
 SHAPES = {
-    "like TinyLlama": {"hidden_size": 128, "intermediate_size": 352, "num_layers": 3, "num_heads": 8, "num_kv_heads": 1},
+    "like TinyLlama": {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_layers": 3,
+        "num_heads": 8,
+        "num_kv_heads": 1,
+    },
     "wide": {"hidden_size": 192, "intermediate_size": 256, "num_layers": 2, "num_heads": 4},
 }
 
