@@ -38,18 +38,23 @@ class Whole:
 
 
 class Trainer:
-    """The demo's model under its engine, with as many micro-steps as wanted, at a rate that changes little."""
+    """The demo's model under its engine, with as many micro-steps as wanted, at a rate that changes little.
 
-    def __init__(self, micro_steps: int, world: World, rows: int) -> None:
+    `rows`: of a step, over all ranks. `recompute`: whether decoder layers are recomputed in the backward pass.
+    """
+
+    def __init__(self, micro_steps: int, world: World, rows: int, *, recompute: bool = False) -> None:
         base = load(RunConfig, ROOT / "configs" / "demo" / "base.yaml").value
         self.seq_len = base.data.seq_len
         train = base.train.model_copy(
-            update={"micro_batch_rows": rows // micro_steps, "global_batch_tokens": rows * self.seq_len}
+            update={"micro_batch_rows": rows // micro_steps // world.size, "global_batch_tokens": rows * self.seq_len}
         )
         config = base.model_copy(update={"train": train})
         self.plan: BatchPlan = plan_batches(config, world.size)
         settings = deepspeed_settings(config, self.plan, precision="fp32", on_gpu=False)
         lm = model_of(config, ZeroSharding(settings))
+        if recompute:
+            lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model = SelectiveLM(lm.train(), eos_id=EOS_ID, document_isolation=True)
         self.engine = ZeroEngine(model, settings, adamw(model, settings, config.train))
         self.world = world
@@ -58,12 +63,26 @@ class Trainer:
         self.steps = 0
         self.rows_read = 0
 
-    def step(self, objective: Objective, reference: Callable[[Tensor], Tensor] | None = None) -> None:
+    def step(
+        self,
+        objective: Objective,
+        reference: Callable[[Tensor], Tensor] | None = None,
+        *,
+        keeps_graphs: bool = True,
+    ) -> None:
         """One step; with `reference`, its losses are computed first and not read."""
         self.steps += 1
         micro_batches = [self._micro_batch(reference) for _ in range(self.plan.micro_steps)]
         moment = Moment(self.steps, self.steps * self.plan.tokens_per_step)
-        train_step = TrainStep(self.engine, objective, self.world, EOS_ID, domain_count=1, may_repeat_rows=False)
+        train_step = TrainStep(
+            self.engine,
+            objective,
+            self.world,
+            EOS_ID,
+            domain_count=1,
+            may_repeat_rows=False,
+            keeps_graphs=keeps_graphs,
+        )
         result = train_step(micro_batches, moment, learning_rate=1e-6)
         result.sums.sum().item()
 
@@ -71,8 +90,8 @@ class Trainer:
         shape = (self.plan.micro_batch_rows, self.seq_len + 1)
         # Frequent and rare tokens, as text has them.
         tokens = (self.vocab_size * torch.rand(shape, generator=self.generator) ** 3).long()
-        rows = torch.arange(shape[0]) + self.rows_read
-        self.rows_read += shape[0]
+        rows = torch.arange(shape[0]) + self.rows_read + self.world.rank * shape[0]
+        self.rows_read += shape[0] * self.world.size
         ref_loss = 8.3 + 0.5 * torch.randn(shape[0], self.seq_len, generator=self.generator)
         if reference is not None:
             ref_loss = reference(tokens) + ref_loss - 8.3

@@ -167,7 +167,8 @@ class SelectiveLM(nn.Module):
 
         Args:
             tokens: (B, L+1) int64; target i is token i+1.
-            choice: which of the B·L targets, in row order, to train on; None only measures.
+            choice: which of the B·L targets, in row order, to train on; None only measures. With `Deferred` they may
+                be chosen until the backward pass.
 
         Returns:
             (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the

@@ -37,7 +37,7 @@ class Known:
 
 @dataclass
 class Deferred:
-    """Rows that become known between the forward and the backward pass. Only the backward pass needs them.
+    """In place of a choice: rows that become known between the forward and the backward pass, which alone needs them.
 
     `known`: to be set before the backward pass; see `HeadOutput.decided`.
     """

@@ -1,5 +1,6 @@
 """The job of test_kept_graphs: some steps of exact selection with several micro-steps, both ways."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +17,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, SelectionRule
 from megaslm.slm.targets import Criterion
@@ -52,12 +54,14 @@ class Run:
     thresholds: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     gathered: list[int] = field(default_factory=list)
-    """Most elements of the decoder layers that were whole at once in a backward pass, for each of them."""
+    """Of each backward pass: the most parameters of decoder layers that were whole after that of a layer."""
+    graphs: list[int] = field(default_factory=list)
+    """Graphs of deferred passes that are still there after each step."""
     weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 class WatchedEngine(ZeroEngine):
-    """Notes how many decoder layers are whole when the backward pass of one begins."""
+    """Notes what is whole in backward passes, and which graphs there are."""
 
     def __init__(self, case: Case, world: World) -> None:
         config = run_config(
@@ -84,9 +88,16 @@ class WatchedEngine(ZeroEngine):
         lm.train()
         self.model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=case.isolation)
         self.gathered: list[int] = []
+        self.deferred: list[weakref.ref[Deferred]] = []
         for layer in lm.model.layers:
             layer.register_full_backward_hook(self._note)
         super().__init__(self.model, settings, adamw(self.model, settings, config.train))
+
+    def forward(self, tokens: Tensor, choice: Choice | Deferred) -> HeadOutput:
+        if isinstance(choice, Deferred):
+            # The graph holds it as long as it lives.
+            self.deferred.append(weakref.ref(choice))
+        return super().forward(tokens, choice)
 
     def backward(self, loss: Tensor) -> None:
         self.gathered.append(0)
@@ -124,6 +135,7 @@ def train(world: World, case: Case, keeps_graphs: bool) -> Run:
     )
     for number in range(1, STEPS + 1):
         result = step(list(micro_batches(case, number, world)), Moment(number, 0), learning_rate=1e-2 / number)
+        run.graphs.append(sum(deferred() is not None for deferred in engine.deferred))
         run.skipped.append(result.skipped is not None)
         run.sums.append(result.sums)
         run.thresholds.append(result.threshold)

@@ -32,4 +32,7 @@ def test_both_ways_learn_the_same(ranks: RankPool, lone_rank: RankPool, case: Ca
             for one, other in zip(getattr(kept, name), getattr(second, name), strict=True):
                 assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), (name, one, other)
         assert {name for name in second.weights if not torch.equal(kept.weights[name], second.weights[name])} == set()
-        print(kept.gathered, second.gathered)
+        assert kept.gathered == second.gathered
+        assert kept.graphs == [0] * STEPS
+        if case.stage == 3 and not case.persistent_parameters:
+            assert set(kept.gathered) == {0}

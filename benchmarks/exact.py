@@ -1,0 +1,123 @@
+"""Exact selection over several micro-steps, by kept graphs and by a second forward pass, against causal LM."""
+
+import multiprocessing
+import os
+import socket
+import time
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+
+import torch
+from harness.memory import bytes_beyond
+from harness.report import Bar, options, report
+from harness.timing import Times, in_turns
+from step import K60, Trainer
+
+from megaslm.engine.distributed import join_world, leave_world
+from megaslm.slm.objective import CausalObjective, SelectiveObjective
+from megaslm.slm.rule import SelectionRule
+
+WAYS = ("CLM", "SLM, kept graphs", "SLM, second pass")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout, and the most that SLM with kept graphs may take of CLM's processor time."""
+
+    name: str
+    micro_steps: int
+    ranks: int
+    recompute: bool
+    limit: float
+
+
+CASES = (
+    Case("full recomputation, 4 micro-steps, 2 ranks", 4, 2, recompute=True, limit=1.03),
+    Case("no recomputation, 2 micro-steps, 1 rank", 2, 1, recompute=False, limit=1.0),
+)
+
+
+class Steps:
+    """One trainer, and a step of each way."""
+
+    def __init__(self, case: Case, rows: int) -> None:
+        torch.set_num_threads(1)
+        self._trainer = Trainer(case.micro_steps, join_world(), rows, recompute=case.recompute)
+        self._causal, self._exact = CausalObjective(), SelectiveObjective(SelectionRule(K60))
+
+    def make(self, way: str) -> None:
+        objective = self._causal if way == "CLM" else self._exact
+        self._trainer.step(objective, keeps_graphs=way == "SLM, kept graphs")
+
+
+def seconds_of_rank(seat: dict[str, str], case: Case, rows: int, repetitions: int, sender: Connection) -> None:
+    os.environ.update(seat)
+    steps = Steps(case, rows)
+    times = in_turns({way: partial(steps.make, way) for way in WAYS}, repetitions, clock=time.process_time)
+    sender.send({way: taken.seconds for way, taken in times.items()})
+    leave_world()
+
+
+def times_of(case: Case, rows: int, repetitions: int) -> dict[str, Times]:
+    """Processor seconds of all ranks together, a step each."""
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(case.ranks):
+        seat = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.ranks, "LOCAL_WORLD_SIZE": case.ranks}
+        environment = {name: str(value) for name, value in {**seat, "MASTER_PORT": port}.items()}
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (environment | {"MASTER_ADDR": "127.0.0.1"}, case, rows, repetitions, sender)
+        process = context.Process(target=seconds_of_rank, args=arguments)
+        process.start()
+        sender.close()
+        ranks.append((process, receiver))
+    found = [receiver.recv() for _, receiver in ranks]
+    for process, _ in ranks:
+        process.join()
+    return {way: Times(tuple(map(sum, zip(*(of_rank[way] for of_rank in found), strict=True)))) for way in WAYS}
+
+
+def peak_bytes(case: Case, rows: int, way: str) -> int:
+    """What two steps add to the resident memory of one rank, at most, in a process of their own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_bytes, (case, rows, way))
+
+
+def _peak_bytes(case: Case, rows: int, way: str) -> int:
+    steps = Steps(case, rows)
+    return bytes_beyond(lambda: (steps.make(way), steps.make(way)))
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    rows, repetitions = (16, 2) if chosen.quick else (64, 11)
+    table, bars = [], []
+    for case in CASES:
+        times = times_of(case, rows, repetitions)
+        for way in WAYS:
+            table.append(
+                {
+                    "layout": case.name,
+                    "step": way,
+                    "seconds": times[way].median,
+                    "to CLM": times[way].over(times["CLM"]),
+                    "from – to": times[way].spread(times["CLM"]),
+                    "MB beside the model, 1 rank": round(peak_bytes(case, rows, way) / 1e6),
+                }
+            )
+        bars.append(Bar(f"kept graphs to CLM, {case.name}", times[WAYS[1]].over(times["CLM"]), case.limit))
+    report(
+        f"What does exact selection over several micro-steps cost? The demo's model (1.26M parameters), {rows} rows of "
+        "128, k=0.6, ZeRO-3, one CPU thread per rank, processor time of all ranks",
+        table,
+        bars,
+        chosen,
+    )
+
+
+if __name__ == "__main__":
+    main()
