@@ -25,7 +25,7 @@ from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
-STEPS = 4
+STEPS = 3
 BAD_STEP = 2
 """No target of the last micro-batch of the last rank can be ranked in it: the step is skipped."""
 
@@ -67,7 +67,7 @@ class WatchedEngine(ZeroEngine):
         config = run_config(
             Path("unused"),
             Path("unused"),
-            model={"from_scratch": {**SHAPE, "num_layers": 4, "tie_embeddings": case.tied}},
+            model={"from_scratch": {**SHAPE, "tie_embeddings": case.tied}},
             train={"micro_batch_rows": 2, "global_batch_tokens": 2 * case.micro_steps * world.size * SEQ_LEN},
             zero={
                 "stage": case.stage,
