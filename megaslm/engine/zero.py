@@ -116,12 +116,16 @@ class ZeroEngine:
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
         self._first_backward = _FirstBackward(self._engine)
+        self._divides_parameters = self._engine.zero_optimization_stage() == 3
+        self._trace = _Trace(self._engine)
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
     def forward(self, tokens: Tensor, choice: Choice | Deferred) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
         self._first_backward.forget()
+        if self._divides_parameters:
+            self._trace.before_forward(is_deferred=isinstance(choice, Deferred))
         return cast(HeadOutput, self._engine(tokens, choice))
 
     def measure(self, tokens: Tensor) -> Tensor:
@@ -203,6 +207,34 @@ class _FirstBackward:
             optimizer.clear_backward_seen_flag()
         for module, gradients in self._awaited.items():
             module.ds_grads_remaining = gradients
+
+
+class _Trace:
+    """The order of modules by which stage 3 gathers weights ahead of their use, where forward passes are deferred.
+
+    DeepSpeed 0.19 records from one forward pass to the next, and gathers nothing ahead in a pass that goes on beyond
+    the record. Where it has no valid record it makes one in the first forward pass, which would always be too short. So
+    the record is begun anew before the last one: then it holds all backward passes, and each forward pass is its
+    beginning.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._passes = 0
+        self._is_too_short = False
+
+    def before_forward(self, *, is_deferred: bool) -> None:
+        """To be called before each forward pass whose backward pass will come."""
+        if not is_deferred:
+            self._passes = 0
+            return
+        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+        passes_per_step = self._engine.gradient_accumulation_steps()
+        if self._passes % passes_per_step == 0:
+            self._is_too_short = coordinator.is_invalid_trace()
+        self._passes += 1
+        if self._is_too_short and self._passes % passes_per_step == 0 and not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
 
 class _EvaluationMode(AbstractContextManager[None]):

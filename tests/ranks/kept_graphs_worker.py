@@ -25,7 +25,7 @@ from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
-STEPS = 3
+STEPS = 4
 BAD_STEP = 2
 """No target of the last micro-batch of the last rank can be ranked in it: the step is skipped."""
 
@@ -55,6 +55,8 @@ class Run:
     norms: list[Tensor] = field(default_factory=list)
     gathered: list[int] = field(default_factory=list)
     """Of each backward pass: the most parameters of decoder layers that were whole after that of a layer."""
+    gathers_ahead: list[bool] = field(default_factory=list)
+    """After each step, under stage 3: whether DeepSpeed knows the order of modules to the end of the step."""
     graphs: list[int] = field(default_factory=list)
     """Graphs of deferred passes that are still there after each step."""
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -73,6 +75,9 @@ class WatchedEngine(ZeroEngine):
                 "stage": case.stage,
                 "offload_optimizer": case.offload,
                 "param_persistence_threshold": case.persistent_parameters,
+                # What is used again soon would stay whole up to these numbers of elements.
+                "max_reuse_distance": 1,
+                "max_live_parameters": 1,
             },
         )
         plan = plan_batches(config, world.size)
@@ -135,6 +140,9 @@ def train(world: World, case: Case, keeps_graphs: bool) -> Run:
     )
     for number in range(1, STEPS + 1):
         result = step(list(micro_batches(case, number, world)), Moment(number, 0), learning_rate=1e-2 / number)
+        if case.stage == 3:
+            coordinator = engine._engine.optimizer.parameter_offload.get_param_coordinator()
+            run.gathers_ahead.append(not coordinator.is_invalid_trace())
         run.graphs.append(sum(deferred() is not None for deferred in engine.deferred))
         run.skipped.append(result.skipped is not None)
         run.sums.append(result.sums)

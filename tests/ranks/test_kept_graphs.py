@@ -34,5 +34,6 @@ def test_both_ways_learn_the_same(ranks: RankPool, lone_rank: RankPool, case: Ca
         assert {name for name in second.weights if not torch.equal(kept.weights[name], second.weights[name])} == set()
         assert kept.gathered == second.gathered
         assert kept.graphs == [0] * STEPS
+        assert kept.gathers_ahead == second.gathers_ahead == ([True] * STEPS if case.stage == 3 else [])
         if case.stage == 3 and not case.persistent_parameters:
             assert set(kept.gathered) == {0}
