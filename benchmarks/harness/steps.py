@@ -43,15 +43,29 @@ class Steps:
         self._steps = 0
         self._rows_read = 0
 
-    def step(self, objective: Objective, reference: Callable[[Tensor], Tensor] | None = None) -> None:
+    def step(
+        self,
+        objective: Objective,
+        reference: Callable[[Tensor], Tensor] | None = None,
+        *,
+        keeps_graphs: bool = True,
+    ) -> None:
         """One step. With `reference`, its losses of the tokens are computed first, as if it ran beside the training."""
         micro_batches = [self.micro_batch(reference) for _ in range(self.plan.micro_steps)]
-        self.step_on(micro_batches, objective)
+        self.step_on(micro_batches, objective, keeps_graphs=keeps_graphs)
 
-    def step_on(self, micro_batches: list[MicroBatch], objective: Objective) -> None:
+    def step_on(self, micro_batches: list[MicroBatch], objective: Objective, *, keeps_graphs: bool = True) -> None:
         """One step on rows that are drawn already."""
         self._steps += 1
-        train_step = TrainStep(self.engine, objective, self._world, EOS_ID, domain_count=1, may_repeat_rows=False)
+        train_step = TrainStep(
+            self.engine,
+            objective,
+            self._world,
+            EOS_ID,
+            domain_count=1,
+            may_repeat_rows=False,
+            keeps_graphs=keeps_graphs,
+        )
         moment = Moment(self._steps, self._steps * self.plan.tokens_per_step)
         train_step(micro_batches, moment, learning_rate=_LEARNING_RATE).sums.sum().item()
 

@@ -263,8 +263,11 @@ class SlmSection(Section):
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
-    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs a first forward pass
-    over all of them. running keeps the targets above the threshold of recent steps, in one pass, K on average."""
+    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs the losses of all of
+    them before the first backward pass. running keeps the targets above the threshold of recent steps, K on average."""
+    exact_by: Literal["auto", "kept_graphs", "second_pass"] = "auto"
+    """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
+    forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
     max_ref_loss: Annotated[float, Field(gt=0)] | None = None
     """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
     measure_unselected: bool = True

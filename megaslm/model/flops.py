@@ -54,17 +54,18 @@ def matrix_parameters(config: PretrainedConfig) -> int:
     out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
     """
     width = config.hidden_size
-    keys_values_width = 2 * config.num_key_value_heads * _head_size(config)
+    keys_values_width = 2 * config.num_key_value_heads * head_size(config)
     attention = width * (2 * _queries_width(config) + keys_values_width)
     feed_forward = 3 * width * config.intermediate_size
     return config.num_hidden_layers * (attention + feed_forward) + config.vocab_size * width
 
 
 def _queries_width(config: PretrainedConfig) -> int:
-    return int(config.num_attention_heads * _head_size(config))
+    return int(config.num_attention_heads * head_size(config))
 
 
-def _head_size(config: PretrainedConfig) -> int:
+def head_size(config: PretrainedConfig) -> int:
+    """The width of one attention head."""
     # Qwen2's and Granite's configurations may lack this key, and others have it as null.
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 

@@ -63,6 +63,7 @@ FREE = (
     "data.fetch.*",
     "train.epochs",
     "train.micro_batch_rows",
+    "slm.exact_by",
     "slm.measure_unselected",
     "slm.head",
     "slm.head_cache_gib",

@@ -13,6 +13,7 @@ from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.shards import FetchSettings
+from megaslm.training.exact_way import ExactWay
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
 from megaslm.training.training_data import TrainingData
@@ -57,6 +58,7 @@ class TrainingRun:
     validation: Validation
     folder: RunFolder
     engine: ZeroEngine
+    exact_way: ExactWay
     world: World
     cpu_group: CpuGroup
     stop: StopSignal
@@ -74,4 +76,5 @@ class TrainingRun:
             domain_count=len(mixture.domains),
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
+            keeps_graphs=self.exact_way.keeps_graphs,
         )

@@ -25,6 +25,7 @@ from megaslm.training.checkpoints.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
+from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
@@ -164,6 +165,8 @@ def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *
     why_not = why_not_compiled(config.model.compile, run.world.device)
     if why_not is not None:
         say(f"the decoder layers are not compiled: {why_not} (model.compile = auto)")
+    if run.exact_way.line is not None:
+        say(run.exact_way.line)
     for line in retention_warnings(config, run.plan.total_steps):
         say(f"warning: {line}")
     if after_step == 0:
@@ -208,7 +211,8 @@ def _prepare(
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
-    return TrainingRun(config, plan, data, stream, validation, run, engine, world, cpu_group, stop)
+    way = exact_way(config, plan, engine, world)
+    return TrainingRun(config, plan, data, stream, validation, run, engine, way, world, cpu_group, stop)
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:

@@ -13,6 +13,7 @@ from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.generation.local import LocalGenerator
 from megaslm.generation.sampling import Completion, Prompt, Sampling
 from megaslm.generation.text_tokens import TextTokens
+from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.plain_lm import PlainLM
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
@@ -56,7 +57,7 @@ def generate_live(world: World, tokenizer: Path, stage: int, checkpointing: bool
         Path("unused"),
         train={"micro_batch_rows": 8 // world.size},
         zero={"stage": stage},
-        model={"from_scratch": SHAPE, "gradient_checkpointing": checkpointing},
+        model={"from_scratch": SHAPE, "recompute": "full" if checkpointing else "none"},
     )
     settings = deepspeed_settings(config, plan_batches(config, world.size), precision="fp32", on_gpu=False)
     sharding = ZeroSharding(settings)
@@ -64,9 +65,8 @@ def generate_live(world: World, tokenizer: Path, stage: int, checkpointing: bool
     assert architecture is not None
     lm: CausalLM = build_from_shape(architecture, eos_id=EOS_ID, dtype=torch.float32)
     draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
-    if checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = SelectiveLM(lm.train(), eos_id=EOS_ID, document_isolation=True)
+    prepare_layers(lm.train(), recompute=config.model.recompute, compiled=False)
+    model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
     engine = ZeroEngine(model, settings, adamw(model, settings, config.train))
     group = CpuGroup(world)
     generator = LocalGenerator(
