@@ -78,9 +78,9 @@ def evaluate(
 
     from megaslm.evaluation.job import evaluate as evaluate_model
     from megaslm.evaluation.request import EvaluationRequest
-    from megaslm.evaluation.task_files import load_tasks
     from megaslm.evaluation.view import show_results, wide_console
     from megaslm.observe.console import JobConsole
+    from megaslm.tasks.task_files import load_tasks
 
     request = EvaluationRequest(
         model=model,
@@ -114,7 +114,7 @@ def _tasks(tasks: str | None, suite: Path | None) -> tuple[list[str], "Suite | N
     if tasks is not None:
         return [name.strip() for name in tasks.split(",")], None
 
-    from megaslm.evaluation.task_files import load_suite
+    from megaslm.tasks.task_files import load_suite
 
     assert suite is not None
     loaded = load_suite(suite)
@@ -158,10 +158,10 @@ def _overlap(
     announce("evaluate", f"looks for items of {', '.join(names)} in {dataset}")
 
     from megaslm.evaluation.overlap import overlaps
-    from megaslm.evaluation.task_files import load_tasks
     from megaslm.evaluation.view import show_overlaps, wide_console
     from megaslm.observe.console import JobConsole
     from megaslm.tasks.items import items_of
+    from megaslm.tasks.task_files import load_tasks
 
     tasks: dict[str, Task] = load_tasks(names, overrides)
     items = {name: items_of(task, data, limit=limit) for name, task in tasks.items()}

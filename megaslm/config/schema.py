@@ -317,11 +317,26 @@ class ValidationSet(Section):
     """Most rows per domain, spread evenly over it; null means all."""
 
 
+class ValidationTask(Section):
+    """A task that the model in training answers."""
+
+    task: str
+    """Its name in configs/eval/tasks, or the path of a task file."""
+    data: str = "data/eval"
+    """The folder of its data, as --data of `megaslm evaluate`."""
+    max_items: Positive = 64
+    """The first items; each validation generates an answer to all of them."""
+    max_new_tokens: Positive = 128
+    """Most tokens of an answer."""
+
+
 class ValidationSection(Section):
-    """Losses on held-out text, over all tokens."""
+    """Losses on held-out text, over all tokens; accuracies on tasks."""
 
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""
+    tasks: dict[str, ValidationTask] = Field(default_factory=dict)
+    """Named tasks whose answers are generated, greedily, and graded."""
     every_tokens: Positive | None = None
     """Targets between two validations; null validates only before the first step and at the end."""
     batch_rows: Positive = 8

@@ -16,6 +16,7 @@ from megaslm.stream.shards import FetchSettings
 from megaslm.training.exact_way import ExactWay
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
+from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
 
@@ -56,6 +57,7 @@ class TrainingRun:
     data: TrainingData
     stream: TrainingStream
     validation: Validation
+    tasks: TaskValidation
     folder: RunFolder
     engine: ZeroEngine
     exact_way: ExactWay

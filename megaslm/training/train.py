@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.heartbeat import heartbeat
@@ -35,6 +36,7 @@ from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_r
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
 from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
+from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
@@ -212,7 +214,13 @@ def _prepare(
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
     way = exact_way(config, plan, engine, world)
-    return TrainingRun(config, plan, data, stream, validation, run, engine, way, world, cpu_group, stop)
+    tasks = TaskValidation(
+        config.validation,
+        world,
+        data.first.source.path / TOKENIZER,
+        context_tokens=engine.model.lm.config.max_position_embeddings,
+    )
+    return TrainingRun(config, plan, data, stream, validation, tasks, run, engine, way, world, cpu_group, stop)
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:
