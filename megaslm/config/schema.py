@@ -21,6 +21,7 @@ Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Split = Literal["train", "heldout"]
+Objective = Literal["clm", "slm", "sft"]
 
 
 class Architecture(Section):
@@ -173,8 +174,9 @@ class DataSection(Section):
 class TrainSection(Section):
     """The objective, the batch and the optimiser."""
 
-    objective: Literal["clm", "slm"]
-    """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`."""
+    objective: Objective
+    """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`; sft only on what the
+    assistant writes in the conversations of a dataset with a target mask."""
     total_tokens: Positive | None = None
     """Targets to read in all. Exactly one of `total_tokens` and `epochs` is set."""
     epochs: Epochs | None = None
@@ -309,7 +311,7 @@ class ValidationSet(Section):
 
 
 class ValidationSection(Section):
-    """Losses on held-out text, over all tokens."""
+    """Losses on held-out text, over all targets, or over those that the set's target mask leaves."""
 
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""

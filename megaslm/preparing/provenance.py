@@ -96,6 +96,7 @@ def manifest_of(
         eos_id=facts.eos_id,
         bos_id=facts.bos_id,
         packing=Packing.with_bos(recipe.bos),
+        target_mask=recipe.has_target_mask,
         domains=recipe.domains,
         licences=_licences(recipe),
         splits=_splits(recipe, outcomes),
