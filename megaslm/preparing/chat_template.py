@@ -27,8 +27,8 @@ class ChatTemplate:
         template = _template_in(folder)
         if _TODAY in template:
             raise DataError(
-                f"{folder}: its chat template writes today's date ({_TODAY}), so that a dataset would differ from day "
-                "to day; write a fixed date into the template of that folder"
+                f"chat_format: tokenizer: the chat template of the recipe's tokenizer writes today's date ({_TODAY}), "
+                "so that a dataset would differ from day to day; write a fixed date into the template"
             )
         return cls(template, named_tokens(folder))
 
@@ -38,7 +38,7 @@ class ChatTemplate:
         Raises DataError where the template refuses them.
         """
         # Importing it takes seconds, and few recipes need it.
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         conversation = [message._asdict() for message in messages]
@@ -52,6 +52,10 @@ class ChatTemplate:
                     **self._special_names,
                 ),
             )
+        except TemplateSyntaxError as error:
+            raise DataError(
+                f"the tokenizer's chat template is not valid jinja: {error}; correct the template"
+            ) from error
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise DataError(f"the tokenizer's chat template refuses it: {error}; leave the record out") from error
         return text
@@ -66,7 +70,7 @@ def _template_in(folder: Path) -> str:
         found = next((each.get("template") for each in found if each.get("name") == _DEFAULT), None)
     if not isinstance(found, str):
         raise DataError(
-            f"{folder}: has no chat template, neither {_FILE} nor chat_template in {_CONFIG}, which chat_format: "
-            "tokenizer needs; set chat_format: tora, or use the tokenizer of a chat model"
+            f"chat_format: tokenizer: the recipe's tokenizer has no chat template, neither {_FILE} nor chat_template "
+            f"in its {_CONFIG}; set chat_format: tora, or use the tokenizer of a chat model"
         )
     return found

@@ -15,7 +15,7 @@ _ASSISTANT = "assistant"
 _TORA_ROLES = ("system", "user", _ASSISTANT)
 # The fence ```output is the assistant's: it hands over to the interpreter by writing it, and generation stops there.
 # What follows, up to the line below the closing fence, is the tool's.
-_TOOL_OUTPUT = re.compile(r"^```output[^\S\n]*(\n.*?(?:^```[^\S\n]*$\n?|\Z))", re.MULTILINE | re.DOTALL)
+_TOOL_OUTPUT = re.compile(r"^```output([^\S\n]*\n.*?(?:^```[^\S\n]*$\n?|\Z))", re.MULTILINE | re.DOTALL)
 
 
 class Conversation(NamedTuple):

@@ -159,6 +159,12 @@ class ConversationEncoding:
         ended = conversation.text.rstrip()
         if self.eos and ended.endswith(self.eos):
             conversation = conversation.cut(0, len(ended) - len(self.eos))
+        if self.eos and self.eos in conversation.text:
+            raise DataError(
+                f"the tokenizer's chat template writes EOS, {self.eos!r}, inside the conversation, which would cut it "
+                "in two; set eos_token in the tokenizer's tokenizer_config.json to a token that only ends texts, set "
+                "chat_format: tora, or leave only the first answer in the record"
+            )
         return conversation
 
 
