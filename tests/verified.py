@@ -90,7 +90,8 @@ def make(
         kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
         tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
-        target_mask=row_format.target_mask, licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
+        target_mask=row_format.target_mask, licences={}, splits={"train": splits}, sources=(),
+        reference=reference if row_format.scored else None,
     )  # fmt: skip
     write_manifest(dataset, manifest)
 

@@ -9,6 +9,8 @@ from megaslm.errors import DataError
 from megaslm.tokenizer.folder_tokens import named_tokens, read_object
 
 _FILE, _CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TEMPLATE_FILES = (_FILE, _CONFIG)
+"""The files of a tokenizer's folder that may hold its template. The first one that does counts."""
 _TODAY = "strftime_now"
 _DEFAULT = "default"
 

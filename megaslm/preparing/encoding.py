@@ -32,7 +32,7 @@ class EncodedDocument(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
+def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
     """The encoder of a tokenizer folder. It is cached, with its memory, while the folder holds the same tokenizer."""
     return fastest_encoder(tokenizer)
 
@@ -57,7 +57,7 @@ class DocumentEncoding:
     def of(cls, recipe: Recipe, facts: TokenizerFacts, tokenizer: Path, source: Source) -> "DocumentEncoding":
         """The encoding of documents of `source` by the tokenizer in the folder `tokenizer`."""
         return cls(
-            _encoder_of(tokenizer, facts.sha256),
+            encoder_of(tokenizer, facts.sha256),
             _original_of(tokenizer, facts.sha256),
             None if source.chat_format is None else ConversationEncoding.of(source, recipe, tokenizer),
             tuple(_marks(recipe, facts)),

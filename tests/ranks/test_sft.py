@@ -138,6 +138,8 @@ def test_a_score_keeps_the_mask_and_counts_what_it_leaves(root: Path) -> None:
         found = summary.of_domain(split, domain)
         losses = after["ref_loss"][after["target_mask"] == 1].astype(np.float64)
         assert (found.targets, found.mean) == (len(losses), pytest.approx(losses.mean()))
+    for part in summary.parts:
+        assert sum(by.targets for by in part.by) == part.statistics.targets
     assert not verify(root / "scored").problems
 
 

@@ -1,5 +1,7 @@
 """Which characters and tokens of a conversation are trained on."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megaslm.corpus.record_text import Message
+from megaslm.corpus.record_text import Message, messages_of
 from megaslm.errors import DataError
 from megaslm.preparing.conversations import Conversation, in_tora_format
 from megaslm.tokenizer.token_places import PlacingEncoder
@@ -120,7 +122,38 @@ def test_a_token_belongs_to_the_side_on_which_it_begins(name: str, tmp_path_fact
     check()
 
 
+def own_lines(answer: str) -> str:
+    """The assistant's words, by going through the lines."""
+    own, is_tools = "", False
+    for line in answer.strip().splitlines(keepends=True):
+        if is_tools:
+            is_tools = line.rstrip() != "```"
+        elif line.rstrip() == "```output":
+            own += line.rstrip()
+            is_tools = True
+        else:
+            own += line
+    return own
+
+
+def test_the_trained_tokens_of_real_trajectories_are_the_assistants_words(tmp_path: Path) -> None:
+    shared = os.environ.get("MEGASLM_SHARED_DATA")
+    if not shared:
+        pytest.skip("MEGASLM_SHARED_DATA is not set")
+    lines = (Path(shared) / "trajectories" / "tora_examples.jsonl").read_text(encoding="utf-8").splitlines()
+    FOLDERS["byte level"](tmp_path / "tokenizer")
+    encoder, decode = PlacingEncoder(tmp_path / "tokenizer"), FolderEncoder(tmp_path / "tokenizer").decode
+    read = [messages_of(json.loads(line), "a line", "messages") for line in lines]
+    assert len(read) == 30
+    for messages in read:
+        conversation = in_tora_format(messages)
+        tokens = encoder.encode(conversation.text)
+        trained = conversation.trained_tokens(tokens.starts)
+        assert decode(tokens.ids[trained]) == own_lines(messages[1].content)
+        assert decode(tokens.ids) == conversation.text
+
+
 def test_a_cut_conversation_keeps_its_spans() -> None:
     conversation = Conversation("<s>abc</s>", (range(4, 10),)).cut(3, 10).cut(0, 3)
     assert conversation == Conversation("abc", (range(1, 3),))
-    assert Conversation("abc", (range(0, 1),)).cut(1, 3) == Conversation("bc", ())
+    assert Conversation("abc", (range(1),)).cut(1, 3) == Conversation("bc", ())

@@ -21,7 +21,7 @@ from megaslm.inspect.row_view import show_row
 from megaslm.inspect.verify import verify
 from megaslm.preparing.prepare import prepare
 from megaslm.tokenizer.tokenizer import FolderEncoder
-from tests.conversations import OWN_WORDS, TRAJECTORY, as_records, byte_level_folder
+from tests.conversations import CHAT_ML, OWN_WORDS, TRAJECTORY, as_records, byte_level_folder
 from tests.messages import Says
 
 SEQ_LEN = 48
@@ -125,6 +125,22 @@ def test_a_dataset_of_another_mask_holds_other_rows(tmp_path: Path) -> None:
     share = first.splits["train"]["chats"].model_copy(update={"parts": (other,)})
     changed = first.model_copy(update={"splits": {"train": {"chats": share}}})
     assert changed.tokens_fingerprint() != first.tokens_fingerprint()
+
+
+def test_another_chat_template_is_another_dataset(tmp_path: Path, says: Says) -> None:
+    recipe = recipe_of(tmp_path)
+    settings = recipe.model_dump()
+    settings["sources"][0]["chat_format"] = "tokenizer"
+    recipe = Recipe.model_validate(settings)
+    template = tmp_path / "tokenizer" / "chat_template.jinja"
+    template.write_text(CHAT_ML, encoding="utf-8")
+    manifest = prepare(recipe, tmp_path / "out", workers=1)
+    assert trained_texts(tmp_path / "out", manifest)[1] == f"{OWN_WORDS[1]}<|im_end|>\n</s>"
+    assert prepare(recipe, tmp_path / "out", workers=1) == manifest
+    template.write_text(CHAT_ML + " ", encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        prepare(recipe, tmp_path / "out", workers=1)
+    says(refused, "chat_template.jinja")
 
 
 def test_a_conversation_without_an_answer_is_named_with_its_line(tmp_path: Path, says: Says) -> None:
