@@ -52,6 +52,7 @@ class DocumentEncoding:
     conversations: "ConversationEncoding | None"
     """None for a source whose documents are texts."""
     marks: tuple["_Mark", ...]
+    """The tokens that no document may hold."""
 
     @classmethod
     def of(cls, recipe: Recipe, facts: TokenizerFacts, tokenizer: Path, source: Source) -> "DocumentEncoding":
@@ -143,7 +144,8 @@ class ConversationEncoding:
     def _in_template(self, messages: Sequence[Message], template: ChatTemplate) -> Conversation:
         """The conversation without the BOS and the EOS around it, which packing adds."""
         for number, message in enumerate(messages, start=1):
-            if found := next((name for name in self.encoder.special_names if name in message.content), None):
+            spelled = (name for name in self.encoder.special_names if name in message.content or name in message.role)
+            if found := next(spelled, None):
                 raise DataError(
                     f"message {number} spells {found!r}, which the tokenizer would read as the special token; write it "
                     "otherwise, or leave the record out"

@@ -22,5 +22,5 @@ def valid_targets(tokens: Any, eos_id: int, target_mask: Any = None) -> Any:
     Returns:
         (..., L) bool.
     """
-    opens_none = tokens[..., :-1] != eos_id
-    return opens_none if target_mask is None else opens_none & (target_mask != 0)
+    within_document = tokens[..., :-1] != eos_id
+    return within_document if target_mask is None else within_document & (target_mask != 0)
