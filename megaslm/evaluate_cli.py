@@ -76,13 +76,11 @@ def evaluate(
     take_seat()
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
 
-    from rich.console import Console
-
     from megaslm.evaluation.job import evaluate as evaluate_model
     from megaslm.evaluation.request import EvaluationRequest
-    from megaslm.evaluation.task_files import load_tasks
-    from megaslm.evaluation.view import show_results
+    from megaslm.evaluation.view import show_results, wide_console
     from megaslm.observe.console import JobConsole
+    from megaslm.tasks.task_files import load_tasks
 
     request = EvaluationRequest(
         model=model,
@@ -106,7 +104,7 @@ def evaluate(
     with JobConsole("evaluate", quiet=not is_first_rank()) as console:
         results = evaluate_model(request, console)
     if is_first_rank():
-        show_results(Console(highlight=False), results, shown_suite)
+        show_results(wide_console(), results, shown_suite)
         write_json(json_file, results.model_dump(mode="json"))
 
 
@@ -116,7 +114,7 @@ def _tasks(tasks: str | None, suite: Path | None) -> tuple[list[str], "Suite | N
     if tasks is not None:
         return [name.strip() for name in tasks.split(",")], None
 
-    from megaslm.evaluation.task_files import load_suite
+    from megaslm.tasks.task_files import load_suite
 
     assert suite is not None
     loaded = load_suite(suite)
@@ -134,13 +132,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _compare(first: Path, second: Path, json_file: Path | None) -> None:
-    from rich.console import Console
-
     from megaslm.evaluation.compare import compare
-    from megaslm.evaluation.view import show_comparisons
+    from megaslm.evaluation.view import show_comparisons, wide_console
 
     comparisons = compare(first, second)
-    show_comparisons(Console(highlight=False), comparisons)
+    show_comparisons(wide_console(), comparisons)
     write_json(
         json_file,
         [
@@ -161,17 +157,15 @@ def _overlap(
 ) -> None:
     announce("evaluate", f"looks for items of {', '.join(names)} in {dataset}")
 
-    from rich.console import Console
-
     from megaslm.evaluation.overlap import overlaps
-    from megaslm.evaluation.task_files import load_tasks
-    from megaslm.evaluation.view import show_overlaps
+    from megaslm.evaluation.view import show_overlaps, wide_console
     from megaslm.observe.console import JobConsole
     from megaslm.tasks.items import items_of
+    from megaslm.tasks.task_files import load_tasks
 
     tasks: dict[str, Task] = load_tasks(names, overrides)
     items = {name: items_of(task, data, limit=limit) for name, task in tasks.items()}
     with JobConsole("evaluate") as console:
         found = overlaps(items, dataset, cache="~/.cache/megaslm", workers=workers, watcher=console)
-    show_overlaps(Console(highlight=False), found)
+    show_overlaps(wide_console(), found)
     write_json(json_file, [{**each._asdict(), "found": list(each.found)} for each in found])

@@ -91,6 +91,13 @@ def score(
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
     ] = "auto",
+    compile_layers: Annotated[
+        Literal["auto", "on", "off"],
+        typer.Option(
+            "--compile",
+            help="Whether torch.compile compiles the decoder layers; auto is on for GPUs with a C compiler.",
+        ),
+    ] = "auto",
     document_isolation: Annotated[
         bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
     ] = True,
@@ -152,6 +159,7 @@ def score(
 
     settings = ScoreSettings(
         precision=precision,
+        compile=compile_layers,
         document_isolation=document_isolation,
         batch_rows=batch_rows,
         entropy=entropy,

@@ -139,7 +139,7 @@ def write_evaluation_data(folder: Path) -> Path:
 
 
 def _write_mmlu(folder: Path) -> None:
-    from megaslm.evaluation.task_files import load_tasks
+    from megaslm.tasks.task_files import load_tasks
 
     for number, name in enumerate(load_tasks(["mmlu-stem"])["mmlu-stem"].files):
         path = folder / name

@@ -1,6 +1,7 @@
 """Small models that continue texts: a byte-level tokenizer with a few merges beside random weights."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def load(folder: Path) -> tuple[PlainLM, TextTokens]:
     return PlainLM.load(folder, dtype=torch.float32, device=torch.device("cpu")), TextTokens.of_folder(folder)
 
 
+_loaded = cache(load)
+
+
 def generator_of(folder: Path, batch_rows: int = 16) -> LocalGenerator:
-    return LocalGenerator.of(*load(folder), batch_rows=batch_rows)
+    """Of the folder's model, which is loaded once."""
+    return LocalGenerator.of(*_loaded(folder), batch_rows=batch_rows)
 
 
 def texts_of(completions: list[Completion]) -> list[str]:

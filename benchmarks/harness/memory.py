@@ -17,6 +17,14 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def bytes_beyond(task: Callable[[], object]) -> int:
+    """What a task adds to the resident memory of this process, at most."""
+    forget_peak()
+    before = _peak_of_this_process()
+    task()
+    return _peak_of_this_process() - before
+
+
 def _peak(task: Callable[[str], None], name: str) -> int:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -30,6 +38,10 @@ def _peak(task: Callable[[str], None], name: str) -> int:
 
 def _measure(task: Callable[[str], None], name: str, sender: Connection) -> None:
     task(name)
+    sender.send(_peak_of_this_process())
+
+
+def _peak_of_this_process() -> int:
     # Not ru_maxrss, which a process inherits from the one that started it.
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    sender.send(1024 * int(line.split()[1]))
+    return 1024 * int(line.split()[1])

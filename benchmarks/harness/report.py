@@ -51,6 +51,12 @@ def report(
     question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar], chosen: Options
 ) -> None:
     """Prints the table and the bars, and writes both. A bar that does not hold is said to, and no more."""
+    print_report(question, rows, bars)
+    write_report(question, rows, bars, chosen)
+
+
+def print_report(question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar]) -> None:
+    """Prints the table and the bars."""
     console = Console(width=120, highlight=False)
     console.print(question, style="bold")
     if rows:
@@ -62,16 +68,23 @@ def report(
         relation = "≤" if bar.better == "lower" else "≥"
         verdict = "holds" if bar.holds else "[bold red]does not hold[/]"
         console.print(f"{bar.name}: {bar.value:.3f} {relation} {bar.limit}: {verdict}")
-    if chosen.json_file is not None:
-        chosen.json_file.parent.mkdir(parents=True, exist_ok=True)
-        content = {
-            "question": question,
-            "commit": _commit(),
-            "machine": _machine(),
-            "rows": [dict(row) for row in rows],
-            "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
-        }
-        chosen.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_report(
+    question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar], chosen: Options
+) -> None:
+    """Writes the numbers to the file of the options, if there is one."""
+    if chosen.json_file is None:
+        return
+    chosen.json_file.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "question": question,
+        "commit": _commit(),
+        "machine": _machine(),
+        "rows": [dict(row) for row in rows],
+        "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
+    }
+    chosen.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _shown(value: str | float | int) -> str:

@@ -34,17 +34,22 @@ class Layers:
 
     def rename(self, old_names: OldNames) -> None:
         """Move settings from their old to their new names; where both are set, the later layer wins."""
-        for old, name in old_names.items():
+        for old, (name, new_values) in old_names.items():
             if old not in self.origins:
                 continue
             new, order = (*old[:-1], name), list(self.origins)
             section: Any = self.value_at(old[:-1])
-            value, origin = section.pop(old[-1]), self.origins.pop(old)
+            value, origin = section.pop(old[-1]), self.origins[old]
+            self._forget(old)
+            renamed = dotted_key(new)
+            if isinstance(value, bool) and value in new_values:
+                value = new_values[value]
+                renamed += f" = {value}"
             if new not in order or order.index(new) < order.index(old):
                 section[name] = value
                 self._note(new, origin)
             self.warnings.append(
-                f"{dotted_key(old)} is called {dotted_key(new)} now, and the old name will be removed soon; use the "
+                f"{dotted_key(old)} is called {renamed} now, and the old name will be removed soon; use the "
                 f"new one ({origin})"
             )
 

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from megaslm.config.hub import HubModel
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
-from megaslm.config.section import NAME_PATTERN, AboveZero, NonNegative, OldNames, Positive, Section
+from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
 from megaslm.errors import ConfigError
 
 # With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
@@ -20,6 +20,8 @@ Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 # As decimals, so that 0.3 of 10 steps are 3.
 Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
+Compile = Literal["auto", "on", "off"]
+Recompute = Literal["none", "selective", "full"]
 Split = Literal["train", "heldout"]
 Objective = Literal["clm", "slm", "sft"]
 
@@ -74,8 +76,12 @@ class ModelSection(Section):
     """The shape of a new model; its weights are drawn at random from `seed`."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 on GPUs and fp32 on CPUs. Losses are always float32."""
-    gradient_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass instead of keeping its activations."""
+    compile: Compile = "auto"
+    """Whether torch.compile compiles the decoder layers for training steps. The first step then takes minutes longer.
+    auto compiles where there is a GPU, Triton and a C compiler; on fails where it cannot."""
+    recompute: Recompute = "none"
+    """What the backward pass of a decoder layer computes again instead of keeping it, to save memory. selective keeps
+    the results of attention and of every second matrix product; full keeps nothing but the layer's input."""
     document_isolation: bool = True
     """Whether attention and positions restart at every document of a packed row."""
 
@@ -259,8 +265,11 @@ class SlmSection(Section):
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
-    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs a first forward pass
-    over all of them. running keeps the targets above the threshold of recent steps, in one pass, K on average."""
+    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs the losses of all of
+    them before the first backward pass. running keeps the targets above the threshold of recent steps, K on average."""
+    exact_by: Literal["auto", "kept_graphs", "second_pass"] = "auto"
+    """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
+    forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
     max_ref_loss: Annotated[float, Field(gt=0)] | None = None
     """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
     measure_unselected: bool = True
@@ -310,11 +319,26 @@ class ValidationSet(Section):
     """Most rows per domain, spread evenly over it; null means all."""
 
 
+class ValidationTask(Section):
+    """A task that the model in training answers."""
+
+    task: str
+    """Its name in configs/eval/tasks, or the path of a task file."""
+    data: str = "data/eval"
+    """The folder of its data, as --data of `megaslm evaluate`."""
+    max_items: Positive = 64
+    """The first items; each validation generates an answer to all of them."""
+    max_new_tokens: Positive = 128
+    """Most tokens of an answer."""
+
+
 class ValidationSection(Section):
-    """Losses on held-out text, over all targets, or over those that the set's target mask leaves."""
+    """Losses on held-out text, over all targets or over those that a set's target mask leaves; accuracies on tasks."""
 
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""
+    tasks: dict[str, ValidationTask] = Field(default_factory=dict)
+    """Named tasks whose answers are generated, greedily, and graded."""
     every_tokens: Positive | None = None
     """Targets between two validations; null validates only before the first step and at the end."""
     batch_rows: Positive = 8
@@ -325,7 +349,11 @@ class RunConfig(Section):
     """One training run."""
 
     # Deprecated names, read with a warning for one more release.
-    OLD_NAMES: ClassVar[OldNames] = {("slm", "score"): "criterion", ("guard", "rehearse"): "dry_run"}
+    OLD_NAMES: ClassVar[OldNames] = {
+        ("slm", "score"): NewName("criterion"),
+        ("guard", "rehearse"): NewName("dry_run"),
+        ("model", "gradient_checkpointing"): NewName("recompute", {False: "none", True: "full"}),
+    }
 
     run_dir: str
     """The run folder, with checkpoints, TensorBoard events, metrics.jsonl and the resolved configuration."""

@@ -6,7 +6,8 @@ Settings must not hold credentials: they are printed, and kept beside every run 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -37,8 +38,17 @@ REMEDY = (
 )
 
 
-OldNames = Mapping[tuple[str, ...], str]
-"""Renamed settings: the old dotted key, as its parts, and the last part of the new one."""
+class NewName(NamedTuple):
+    """The name of a renamed setting."""
+
+    name: str
+    """The last part of its dotted key; the other parts are those of the old one."""
+    values: Mapping[bool, str] = MappingProxyType({})
+    """Where the setting was true or false: what it is now."""
+
+
+OldNames = Mapping[tuple[str, ...], NewName]
+"""Renamed settings by their old dotted keys, as parts."""
 
 
 class Section(BaseModel):

@@ -143,14 +143,13 @@ def _finished(output: Path, description: Description) -> Results | None:
 
 
 def _claim(output: Path, folder: Path, description: Description) -> None:
-    """Makes the working folder, or finds that of the same evaluation."""
+    """Makes the working folder, or takes over that of the same evaluation, or of one that has not answered yet."""
     path = folder / _DESCRIPTION
-    if path.is_file():
-        _require_equal(
-            read_back(Description, path.read_bytes(), str(path), "choose another output"), description, output
-        )
+    if path.is_file() and Ledger(folder, Batch, place=str(output)).has_outcomes():
+        there = read_back(Description, path.read_bytes(), str(path), "choose another output")
+        _require_equal(there, description, output)
         return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not path.is_file() and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output}: exists and holds no evaluation; choose another output")
     folder.mkdir(parents=True, exist_ok=True)
     write_file(path, description.model_dump_json(indent=1))

@@ -10,6 +10,14 @@ from megaslm.evaluation.compare import TaskComparison
 from megaslm.evaluation.overlap import TaskOverlap
 from megaslm.evaluation.records import Estimate, Results
 
+_WIDTH_OF_PIPES = 160
+
+
+def wide_console() -> Console:
+    """A console whose tables keep their columns where the output is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_PIPES)
+
 
 def show_results(console: Console, results: Results, suite: Suite | None) -> None:
     """One row per task, and the table of a suite."""

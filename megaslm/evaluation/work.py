@@ -165,8 +165,8 @@ class EvaluationProcess:
             numbers = sorted({batch.items[place][0].number for place in error.places})
             raise PromptTooLong(
                 f"task {batch.of.name}: the prompts of the items {', '.join(map(str, numbers))} and max_new_tokens = "
-                f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N, or with fewer "
-                "examples in the task file",
+                f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N or with "
+                "fewer examples in the task file",
                 numbers,
             ) from error
         if task.grader not in self._grades:

@@ -84,7 +84,7 @@ class _Batch:
     def choose(self, logits: Tensor) -> list[int]:
         """The next token of each row, which the model then reads."""
         chosen = choose(logits, self._sampling, self._seeds, self.read - self._padding[:, 0])
-        self.ids = chosen[:, None]
+        self.ids = chosen.clamp(min=0)[:, None]
         self.read += 1
         return chosen.tolist()
 
@@ -121,9 +121,9 @@ def continue_rows(
                 continue
             if token == NOT_A_NUMBER:
                 raise GenerationFailed(
-                    f"the model's logits after {len(row.prompt) + len(row.generated)} tokens of the prompt at place "
-                    f"{row.place} (key {row.key}) hold NaN; check the model's weights with another program, or export "
-                    "an earlier checkpoint"
+                    f"the model's logits hold NaN after token {len(row.prompt) + len(row.generated)} of the text at "
+                    f"place {row.place} (key {row.key}); check the model's weights with another program, or export an "
+                    "earlier checkpoint"
                 )
             completion = row.add(token)
             if completion is not None:

@@ -71,17 +71,18 @@ def log_likelihoods(
 def encode_pairs(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """The ids of each pair, and the index of the continuation's first one.
 
-    White space at the end of a context belongs to the continuation. Both are encoded as one text, and cut at the number
-    of ids of the context alone, as lm-eval 0.4 does (`_encode_pair`). A tokenizer that merges across the border thus
-    gives the continuation other ids than on its own.
+    As in lm-eval 0.4 (`_encode_pair`), white space at the end of a context belongs to the continuation. The ids are
+    those of the context alone, then those of both as one text after as many. Where a tokenizer merges across the
+    border, this is neither text exactly.
 
     Raises:
         DataError: a continuation has no id of its own.
     """
-    contexts = [context.rstrip() for context, _ in pairs]
-    alone, whole = tokens.encode(contexts), tokens.encode([context + continuation for context, continuation in pairs])
+    contexts = tokens.encode([context.rstrip() for context, _ in pairs])
+    whole = tokens.encode([context + continuation for context, continuation in pairs])
     encoded = [
-        (ids, len(before)) if before else ([tokens.start_id, *ids], 1) for ids, before in zip(whole, alone, strict=True)
+        ([*before, *ids[len(before) :]], len(before)) if before else ([tokens.start_id, *ids], 1)
+        for before, ids in zip(contexts, whole, strict=True)
     ]
     for place, (ids, first) in enumerate(encoded):
         if len(ids) <= first:

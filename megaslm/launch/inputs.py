@@ -14,7 +14,7 @@ from megaslm.config.hub import HubModel
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
-from megaslm.config.schema import ModelSection, RunConfig, StreamSection
+from megaslm.config.schema import ModelSection, RunConfig, StreamSection, ValidationTask
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
 from megaslm.dataset.fit import (
@@ -35,6 +35,8 @@ from megaslm.launch.findings import Findings, Reach
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
+from megaslm.tasks.items import items_of
+from megaslm.tasks.task_files import load_tasks
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 
@@ -52,12 +54,19 @@ def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_
         manifest = _manifest(findings, setting, held_out.dataset)
         if manifest is not None and training is not None:
             findings.ask(partial(list, heldout_domains(name, held_out, manifest, training)))
+    for name, asked in config.validation.tasks.items():
+        findings.ask(partial(_read_task, asked), prefix=f"validation.tasks.{name}: ")
     if reads_reference(config):
         for setting, section in _datasets(config):
             if section.reference is not None:
                 key = "slm.reference" if setting == "data.train" else f"{setting}.reference"
                 _parameters(findings, key, section.reference)
     _look_at_room(findings, config, _checkpoint_bytes(findings, config.model))
+
+
+def _read_task(asked: ValidationTask) -> None:
+    (task,) = load_tasks([asked.task]).values()
+    items_of(task, Path(asked.data), limit=1)
 
 
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:

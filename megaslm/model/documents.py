@@ -34,7 +34,7 @@ class Documents:
         self.bounds = bounds
         self.positions = (tokens - first_tokens).view(rows, length)
         self.max_length = length
-        self.has_kernel = bounds.device.type == "cpu" or flash.has_kernel(bounds.device)
+        self._has_kernel = bounds.device.type == "cpu" or flash.has_kernel(bounds.device)
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
         # One compiled layer serves micro-batches with any number of documents.
         torch._dynamo.maybe_mark_dynamic(bounds, 0)
@@ -51,6 +51,10 @@ class Documents:
     def whole_rows(cls, rows: int, length: int, device: torch.device) -> "Documents":
         """Each row is one document."""
         return cls(torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device), rows, length)
+
+    def takes(self, dtype: torch.dtype, head_size: int) -> bool:
+        """Whether there is a kernel for documents, for heads of this size and type. Otherwise attention has a mask."""
+        return self._has_kernel and (self.bounds.device.type == "cpu" or flash.takes(dtype, head_size))
 
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         """The additive (B, 1, L, L) mask of a layer with this window: 0 where row i attends to column j, else -inf.
@@ -102,8 +106,7 @@ def attend(
     rows, heads, length, head_size = query.shape
     if documents is None:
         documents = Documents.whole_rows(rows, length, query.device)
-    takes = documents.has_kernel and (not query.is_cuda or flash.takes(query.dtype, head_size))
-    if dropout or not takes:
+    if dropout or not documents.takes(query.dtype, head_size):
         mask = documents.mask(sliding_window, query.dtype)
         return sdpa_attention_forward(layer, query, key, value, mask, dropout=dropout, scaling=scaling)
     attended, _ = document_attention(

@@ -27,7 +27,11 @@ _BF16_TFLOPS = (
     ("L4", 121.0),
     ("A10", 125.0),
 )
-"""Words of a name, and the peak of dense bf16 matrix products with fp32 sums; None for a slice of a GPU."""
+"""Words of a name, and the peak of bf16 matrix products with fp32 sums; None for a slice of a GPU.
+
+Products are dense: makers often state twice as much, for matrices half of which is zero. The peak is that of a card at
+its full power. A card with a lower power limit cannot reach it, and its name does not tell.
+"""
 
 
 def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
@@ -50,17 +54,18 @@ def matrix_parameters(config: PretrainedConfig) -> int:
     out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
     """
     width = config.hidden_size
-    keys_values_width = 2 * config.num_key_value_heads * _head_size(config)
+    keys_values_width = 2 * config.num_key_value_heads * head_size(config)
     attention = width * (2 * _queries_width(config) + keys_values_width)
     feed_forward = 3 * width * config.intermediate_size
     return config.num_hidden_layers * (attention + feed_forward) + config.vocab_size * width
 
 
 def _queries_width(config: PretrainedConfig) -> int:
-    return int(config.num_attention_heads * _head_size(config))
+    return int(config.num_attention_heads * head_size(config))
 
 
-def _head_size(config: PretrainedConfig) -> int:
+def head_size(config: PretrainedConfig) -> int:
+    """The width of one attention head."""
     # Qwen2's and Granite's configurations may lack this key, and others have it as null.
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -78,7 +83,10 @@ def _processor_name() -> str:
 
 
 def peak_flops(device_name: str, precision: ChosenPrecision) -> float | None:
-    """Peak FLOP/s of a device, by the result of `device_name`; None where unknown, and for all precisions but bf16."""
+    """Peak FLOP/s of a device for dense products at full power, by the result of `device_name`.
+
+    None where unknown, and for all precisions but bf16.
+    """
     if precision != "bf16":
         return None
     for words, tera in _BF16_TFLOPS:

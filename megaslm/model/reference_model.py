@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from megaslm.dataset.manifest import Reference
 from megaslm.errors import ModelError
+from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import ChosenPrecision, dtype_of, load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
@@ -60,8 +61,10 @@ class ReferenceModel:
         self._record = record
 
     @classmethod
-    def load(cls, folder: Path, record: Reference, *, eos_id: int, device: torch.device) -> "ReferenceModel":
-        """The model of a Hugging Face folder.
+    def load(
+        cls, folder: Path, record: Reference, *, eos_id: int, device: torch.device, compiled: bool = False
+    ) -> "ReferenceModel":
+        """The model of a Hugging Face folder. Compiling its layers takes minutes, so it pays for many rows only.
 
         Raises:
             ModelError: the folder is not a model or is incomplete, a weight is NaN or infinite, or the losses differ
@@ -71,6 +74,7 @@ class ReferenceModel:
         dtype = dtype_of(cast(ChosenPrecision, record.precision))
         lm = load_pretrained(folder, dtype=dtype).to(device).eval()
         _require_finite(lm, folder)
+        prepare_layers(lm, recompute="none", compiled=compiled)
         return cls(SelectiveLM(lm, eos_id=eos_id, document_isolation=record.document_isolation), record)
 
     @property

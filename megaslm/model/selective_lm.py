@@ -15,11 +15,12 @@ from transformers import PretrainedConfig
 from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
-from megaslm.slm.choice import ByLoss, Choice, Every, HeadOutput, Known, no_threshold
+from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
+    deferred_loss,
     selective_loss,
     token_losses,
     token_losses_and_entropies,
@@ -82,7 +83,12 @@ class SelectiveHead(nn.Linear):
         return head
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, targets: Tensor | None = None, choice: Choice | None = None, *, entropies: bool = False
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        choice: Choice | Deferred | None = None,
+        *,
+        entropies: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
@@ -101,6 +107,10 @@ class SelectiveHead(nn.Linear):
                 return HeadOutput(*chosen, mask, no_threshold(hidden.device))
             case Known():
                 return self._known(hidden, targets, choice)
+            case Deferred():
+                measured = deferred_loss(hidden, self.weight, targets, choice, self.bias, self.transform)
+                nothing = torch.zeros_like(targets, dtype=torch.bool)
+                return HeadOutput(*measured, nothing, no_threshold(hidden.device))
             case _:
                 return self._by_loss(hidden, targets, choice)
 
@@ -154,14 +164,18 @@ class SelectiveLM(nn.Module):
         self.document_isolation = document_isolation
 
     def forward(
-        self, tokens: Tensor | DecodingStep, choice: Choice | None = None, document_bounds: Tensor | None = None
+        self,
+        tokens: Tensor | DecodingStep,
+        choice: Choice | Deferred | None = None,
+        document_bounds: Tensor | None = None,
     ) -> Tensor | HeadOutput:
         """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
             tokens: (B, L+1) int64; target i is token i+1. They may be on the host. If they are on a GPU and documents
                 are isolated, `document_bounds` spare the host from reading them.
-            choice: which of the B·L targets, in row order, to train on; None only measures.
+            choice: which of the B·L targets, in row order, to train on; None only measures. With `Deferred` they may
+                be chosen until the backward pass.
             document_bounds: (documents + 1,) int32 of the (B, L) inputs, see `megaslm.dataset.packing`.
 
         Returns:

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from megaslm.jobs.progress import JobProgress
 from megaslm.observe.display import duration
-from megaslm.observe.records import Record, SkippedRecord, StepRecord, ValidationRecord
+from megaslm.observe.records import Record, SkippedRecord, StepRecord, TaskRecord, ValidationRecord
 
 # A job of minutes prints a line every few seconds, a job of hours a line a minute.
 _LINE_SECONDS, _LONGEST_LINE_SECONDS = 5.0, 60.0
@@ -81,6 +81,12 @@ class RunConsole:
                 self.say(
                     f"{self._name} · step {record.step} · held out {record.place}: "
                     f"loss {record.loss:.4f} · perplexity {record.perplexity:.2f} ({record.targets:,} targets)"
+                )
+
+            if isinstance(record, TaskRecord):
+                self.say(
+                    f"{self._name} · step {record.step} · task {record.name}: {record.accuracy:.1%} right "
+                    f"({record.items:,} items, {record.empty:,} without an answer)"
                 )
 
     def close(self) -> None:

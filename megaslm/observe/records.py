@@ -123,6 +123,19 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True)
+class TaskRecord:
+    """Answers of the model in training to the items of a task."""
+
+    step: int
+    tokens: int
+    name: str
+    accuracy: float
+    items: int
+    empty: int
+    """Items whose output held no answer."""
+
+
+@dataclass(frozen=True)
 class SkippedRecord:
     """An optimiser step that was skipped on all ranks."""
 
@@ -144,19 +157,20 @@ class PaceRecord:
     """Its time for the same work as a multiple of the middle rank's time; 1 if all ranks are equally fast."""
 
 
-Record = StepRecord | SkippedRecord | ValidationRecord | PaceRecord
+Record = StepRecord | SkippedRecord | ValidationRecord | TaskRecord | PaceRecord
 
 _KINDS: dict[type[Record], str] = {
     StepRecord: "step",
     SkippedRecord: "skipped",
     ValidationRecord: "validation",
+    TaskRecord: "task",
     PaceRecord: "pace",
 }
 _TYPES = {kind: record for record, kind in _KINDS.items()}
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, `kind` "step", "skipped", "validation" or "pace"."""
+    """metrics.jsonl: one JSON object per line, `kind` "step", "skipped", "validation", "task" or "pace"."""
 
     def __init__(self, path: Path, *, last_step: int, validation_is_due: bool = False) -> None:
         """Opens the file to append. Removes lines of steps after `last_step`, from an interrupted run.
@@ -254,7 +268,8 @@ def _kept_bytes(path: Path, last_step: int, *, validation_is_due: bool) -> int:
             except ValueError:
                 # After a power failure, unsynced bytes may come back as zeros, with whole lines after them.
                 break
-            is_made_again = validation_is_due and (line["kind"], line["step"]) == ("validation", last_step)
+            is_validation = line["kind"] in ("validation", "task")
+            is_made_again = validation_is_due and is_validation and line["step"] == last_step
             if line["step"] > last_step or is_made_again:
                 break
             kept_bytes += len(text)

@@ -22,7 +22,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord
+from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord, TaskRecord
 
 _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
@@ -32,6 +32,7 @@ _MEANINGS = {
     "loss/selected": "Mean loss of the selected targets, in nats: the training loss. It does not compare with CLM's.",
     "loss/all": "Mean loss of all valid targets, in nats. It compares SLM with CLM.",
     "loss_validation": "Mean loss of all targets of held-out text, in nats.",
+    "accuracy": "Share of the task's items that the model in training answers right.",
     "perplexity": "Perplexity of held-out text: e to the power of its mean loss.",
     "train/selected_ratio": "Selected targets divided by valid ones.",
     "train/learning_rate": "Learning rate of the step.",
@@ -181,6 +182,8 @@ def _scalars(record: Record) -> dict[str, float]:
             return _step_scalars(record)
         case SkippedRecord():
             return {"guard/skipped_steps": record.skipped_steps}
+        case TaskRecord():
+            return {f"accuracy/{record.name}": record.accuracy}
         case PaceRecord():
             return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
         case _:

@@ -23,8 +23,8 @@ from typing import NoReturn
 from megaslm.sandbox import confinement
 from megaslm.sandbox.result import Ending
 
-PRELOADED = ("math", "fractions", "decimal", "itertools", "collections", "datetime", "random", "numpy", "sympy")
 SEEDED = ("random", "numpy.random", "sympy.core.random")
+PRELOADED = ("math", "fractions", "decimal", "itertools", "collections", "datetime", "numpy", "sympy", *SEEDED)
 WARM_UP = """
 from sympy import *
 x = symbols("x")
@@ -51,7 +51,7 @@ class Settings:
     host_pidfd: int
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings) -> NoReturn:
     """Answer requests until the process outside ends or closes its side."""
     requests, answers = os.dup(0), os.dup(1)
     host = os.dup(settings.host_pidfd)
@@ -66,13 +66,15 @@ def serve(settings: Settings) -> None:
     _load()
     watcher = _Watcher(settings, (requests, host))
     _write(answers, b"null\n")
-    while (request := _read_line(requests, host)) is not None:
-        result = watcher.run(json.loads(request))
-        # What a program leaves in the scratch folder must not reach the next: another process takes the place of this.
-        is_last = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
-        _write(answers, json.dumps({"result": result, "is_last": is_last}).encode() + b"\n")
-        if is_last:
-            return
+    # The watcher leaves when nobody waits for its answer.
+    with contextlib.suppress(SystemExit):
+        while (request := _read_line(requests, host)) is not None:
+            result = watcher.run(json.loads(request))
+            # What a program leaves in the scratch folder must not reach the next: this process is then replaced.
+            is_used_up = settings.scratch is not None and bool(os.listdir(settings.scratch))  # noqa: PTH208
+            _write(answers, json.dumps({"result": result, "is_used_up": is_used_up}).encode() + b"\n")
+    # Python would take a while to clear away what sympy has made.
+    os._exit(0)
 
 
 def _load() -> None:
@@ -185,19 +187,28 @@ def _run_and_exit(program: str) -> NoReturn:
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
-        for stream in {sys.stdout, sys.__stdout__}:
-            if stream is not None:
-                stream.flush()
+        _flush()
         status = 0
-    except MemoryError:
-        # There may be no memory for more.
-        os.write(2, b"\nMemoryError\n")
     except BaseException as error:
         # What was printed before comes out as well.
         with contextlib.suppress(BaseException):
-            sys.__stdout__.flush()  # type: ignore[union-attr]
-        os.write(2, ("\n" + "".join(traceback.format_exception_only(error))).encode(errors="replace"))
+            _flush()
+        os.write(2, _last_lines(error))
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.__stdout__):
+        if stream is not None:
+            stream.flush()
+
+
+def _last_lines(error: BaseException) -> bytes:
+    """What a traceback ends with, in lines of its own."""
+    try:
+        return ("\n" + "".join(traceback.format_exception_only(error))).encode(errors="replace")
+    except MemoryError:
+        return b"\nMemoryError\n"
 
 
 def _kill(child: int) -> None:

@@ -1,6 +1,7 @@
 """Runs programs in parallel, each apart from this machine and from the others."""
 
 import json
+import math
 import os
 import select
 import tempfile
@@ -8,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -16,7 +18,7 @@ from megaslm.errors import SandboxError
 from megaslm.sandbox import probe
 from megaslm.sandbox.interpreter import Settings
 from megaslm.sandbox.result import Ending, ProgramResult
-from megaslm.sandbox.tiers import PACKAGE, TierName, import_folders, tiers
+from megaslm.sandbox.tiers import Tier, TierName, import_folders, tiers
 from megaslm.sandbox.worker import ENVIRONMENT, Worker
 
 VARIABLES = {*ENVIRONMENT, "PWD", "LC_CTYPE"}
@@ -29,7 +31,7 @@ class Sandbox:
     """Processes that run programs written by a model; a context manager.
 
     Each program has `seconds` of wall time and `memory_gib` of address space, of which the interpreter takes about
-    0.3. It can compute and print, use threads, and read Python's own files. It reaches no network, no other process
+    0.15. It can compute and print, use threads, and read Python's own files. It reaches no network, no other process
     and no file of the user's.
     """
 
@@ -37,17 +39,19 @@ class Sandbox:
         self, *, workers: int, seconds: float = 10, memory_gib: float = 1, tier: TierName | Literal["auto"] = "auto"
     ) -> None:
         """`auto` takes bubblewrap, and Landlock where bubblewrap does not work."""
+        for name, value in {"workers": workers, "seconds": seconds, "memory_gib": memory_gib}.items():
+            if not 0 < value < math.inf:
+                raise SandboxError(f"sandbox: {name} = {value}: must be a positive number")
         self._worker_count = workers
         self._seconds, self._memory_gib = seconds, memory_gib
         self._wanted = tier
         self._workers: list[Worker] = []
-        self._pidfd: int | None = None
+        self._resources = ExitStack()
         self._lock = threading.Lock()
         self._passed_over: list[str] = []
 
     def __enter__(self) -> Self:
         """Start the workers. A SandboxError tells why no tier works here."""
-        self._pidfd = os.pidfd_open(os.getpid())
         try:
             self._start()
         except BaseException:
@@ -62,10 +66,7 @@ class Sandbox:
 
     def close(self) -> None:
         """End the workers, and what runs in them."""
-        self._end_workers()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._resources.close()
 
     def describe(self) -> str:
         """One line for the user: how programs are kept apart, and why not better."""
@@ -79,6 +80,8 @@ class Sandbox:
         Raises a SandboxError if a worker cannot be started again.
         """
         with self._lock:
+            if not self._workers:
+                raise RuntimeError("the sandbox is closed: enter it, or make another one after an error")
             try:
                 return self._run(programs)
             except BaseException:
@@ -91,26 +94,30 @@ class Sandbox:
             if isinstance(tier, str):
                 self._passed_over.append(tier)
                 continue
-            self.tier = tier
-            problem = self._try()
+            problem = self._try(tier)
             if problem is None:
                 self._workers += [self._new_worker() for _ in range(self._worker_count - 1)]
                 return
-            self._end_workers()
+            self.close()
             self._passed_over.append(f"{tier.name} does not work here: {problem}")
         raise SandboxError(
-            f"no sandbox for model-written programs: {'; '.join(self._passed_over)}. Make one of them work, or allow "
-            "unsafe programs on a machine that can be lost"
+            f"no sandbox for model-written programs: {'; '.join(self._passed_over)}. Run them where bubblewrap or "
+            "Landlock works, or, on a machine that holds nothing of value, with the tier unsafe"
         )
 
-    def _try(self) -> str | None:
+    def _try(self, tier: Tier) -> str | None:
         """Start one worker and let a program try what it must not reach; why the tier is not good enough, if so."""
+        self.tier = tier
+        # A file written by an unsafe program is removed with its folder; others write none.
+        folder = "/" if tier.is_confined else self._resources.enter_context(tempfile.TemporaryDirectory())
+        self._folder = Path(folder)
+        self._pidfd = os.pidfd_open(os.getpid())
+        self._resources.callback(os.close, self._pidfd)
+        self._resources.callback(self._end_workers)
         self._workers = [self._new_worker()]
-        with tempfile.TemporaryDirectory() as folder:
-            outside = Path(folder) / "outside"
-            outside.write_text("of the user", encoding="utf-8")
-            call = f"reached({str(outside)!r}, {sorted(VARIABLES)!r})" if self.tier.is_confined else "[]"
-            source = Path(probe.__file__).read_text(encoding="utf-8")
+        source = Path(probe.__file__).read_text(encoding="utf-8")
+        with tempfile.NamedTemporaryFile() as outside:
+            call = f"reached({outside.name!r}, {sorted(VARIABLES)!r})" if tier.is_confined else "[]"
             try:
                 (result,) = self._run([f"{source}\nimport json\nprint(json.dumps({call}))\n"])
             except SandboxError as error:
@@ -121,7 +128,6 @@ class Sandbox:
         return f"in the self-test a program could {', '.join(reached)}" if reached else None
 
     def _new_worker(self) -> Worker:
-        assert self._pidfd is not None
         tier = self.tier
         settings = Settings(
             confined=tier.is_confined,
@@ -131,7 +137,7 @@ class Sandbox:
             memory_bytes=int(self._memory_gib * 2**30),
             host_pidfd=self._pidfd,
         )
-        return Worker(tier.prefix, PACKAGE, import_folders(), settings)
+        return Worker(tier.prefix, import_folders(), settings, self._folder)
 
     def _end_workers(self) -> None:
         while self._workers:
@@ -143,24 +149,24 @@ class Sandbox:
         while len(results) < len(programs):
             for worker in self._workers:
                 if waiting and worker.is_idle:
-                    task = waiting.popleft()
-                    worker.send(task, programs[task])
+                    number = waiting.popleft()
+                    worker.send(number, programs[number])
             for worker in self._answering():
-                task_or_none = worker.task
+                task = worker.task
                 try:
                     result = worker.receive()
                 except EOFError:
                     worker.restart()
-                    if task_or_none is None:
-                        continue
-                    losses[task_or_none] += 1
-                    if losses[task_or_none] < ATTEMPTS:
-                        waiting.appendleft(task_or_none)
-                        continue
-                    result = ProgramResult(Ending.KILLED, "", "the process that watched it ended")
-                if task_or_none is not None and result is not None:
-                    results[task_or_none] = result
-        return [results[task] for task in range(len(programs))]
+                    result = None
+                    if task is not None:
+                        losses[task] += 1
+                        if losses[task] < ATTEMPTS:
+                            waiting.appendleft(task)
+                        else:
+                            result = ProgramResult(Ending.KILLED, "", "the process that watched it ended")
+                if task is not None and result is not None:
+                    results[task] = result
+        return [results[number] for number in range(len(programs))]
 
     def _answering(self) -> list[Worker]:
         """The workers that have something to say, or have been silent for too long; waits for the first."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from megaslm.errors import SandboxError
 from megaslm.sandbox.interpreter import Settings
 from megaslm.sandbox.result import Ending, ProgramResult
+from megaslm.sandbox.tiers import PACKAGE
 
 LOADING_SECONDS, GRACE_SECONDS = 120, 15
 """How long a process may take to load numpy and sympy, and to answer after a program's time is over."""
@@ -46,9 +47,13 @@ serve(Settings(**settings))
 class Worker:
     """A process that runs one program after another, and is started again when it ended."""
 
-    def __init__(self, prefix: Sequence[str], package: Path, imports: Sequence[Path], settings: Settings) -> None:
-        """`prefix` is the command that isolates the process; `package` holds megaslm, `imports` numpy and sympy."""
-        argument = json.dumps((str(package), [str(folder) for folder in imports], asdict(settings)))
+    def __init__(self, prefix: Sequence[str], imports: Sequence[Path], settings: Settings, folder: Path) -> None:
+        """`prefix` is the command that isolates the process; `imports` hold numpy and sympy.
+
+        The process starts in `folder`. Only in the tier unsafe can a program write there.
+        """
+        argument = json.dumps((str(PACKAGE), [str(each) for each in imports], asdict(settings)))
+        self._folder = folder
         self._command = (*prefix, *_PYTHON, _INSIDE, argument)
         self._settings = settings
         self.start()
@@ -67,7 +72,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=ENVIRONMENT,
-            cwd="/",
+            cwd=self._folder,
             bufsize=0,
             pass_fds=[self._settings.host_pidfd],
             # Signals of the terminal do not reach it, and the process group is all of the worker.
@@ -113,7 +118,7 @@ class Worker:
             self.deadline = math.inf
             return None
         self.task, self.deadline = None, math.inf
-        if answer["is_last"]:
+        if answer["is_used_up"]:
             self.restart()
         return ProgramResult(**{**answer["result"], "ending": Ending(answer["result"]["ending"])})
 

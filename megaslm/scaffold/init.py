@@ -150,7 +150,7 @@ def _reference(project: Project, model: Path) -> str:
 run_dir: {_quoted(f"{folder}/runs/reference")}
 model:
   from_pretrained: {_quoted(str(model))}   # {project.family}, {project.parameters:,} parameters
-  gradient_checkpointing: {str(sizes.gradient_checkpointing).lower()}   # true saves memory for a third more compute
+  recompute: {sizes.recompute}   # none, selective or full: less memory for up to a third more compute
 data:
   train: {_quoted(f"{folder}/datasets/curated")}
   seq_len: {project.seq_len}

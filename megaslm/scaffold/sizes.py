@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from megaslm.config.schema import Recompute
+
 _LARGE = 3e9
 """Parameters from which weights, gradients and optimiser states are divided (stage 3)."""
 SMALL = 5e8
@@ -39,7 +41,7 @@ class ModelSizes:
     keep_ratio: float
     zero_stage: int
     bucket_elements: int
-    gradient_checkpointing: bool
+    recompute: Recompute
 
 
 def row_length(parameters: int, positions: int, tokens: int) -> int:
@@ -73,7 +75,7 @@ def model_sizes(parameters: int, seq_len: int) -> ModelSizes:
         keep_ratio=0.7 if large else 0.6,
         zero_stage=3 if large else 2,
         bucket_elements=min(200_000_000, max(1_000_000, parameters // 5)),
-        gradient_checkpointing=large,
+        recompute="full" if large else "none",
     )
 
 

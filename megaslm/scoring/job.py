@@ -25,6 +25,7 @@ from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
+from megaslm.model.decoder_layers import is_compiled, why_not_compiled
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
@@ -36,6 +37,7 @@ from megaslm.scoring.work import ScoreLedger, ScoreProcess, who_works
 from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
+_COMPILE = "--compile"
 # All ranks are done: their notes exist, though this host may not see them yet.
 _NOTED_ELSEWHERE_SECONDS = 120.0
 # The indices of all parts are joined, and the last files may go to a remote output.
@@ -209,6 +211,7 @@ class _ScoreJob:
         self._world = join_world()
         self._task = task
         self._watcher = watcher
+        is_compiled(task.settings.compile, self._world.device, name=_COMPILE)
         for line in preflight(self._world, requirements_of(task)):
             if self._world.is_first:
                 print(line, flush=True)
@@ -255,6 +258,9 @@ class _ScoreJob:
     def score_parts(self, share: Share | None, stop: StopSignal) -> None:
         """Draws ranges of rows, those of the largest part first, until all are scored by any rank."""
         run_id = on_first_rank(new_run_id)
+        why_not = why_not_compiled(self._task.settings.compile, self._world.device)
+        if why_not is not None:
+            self._watcher.say(f"the decoder layers are not compiled: {why_not} ({_COMPILE} auto)")
         try:
             with keeping_what_is_done(self._task.output), self._unless_finished():
                 self._process(run_id, stop).run(share)
@@ -358,8 +364,9 @@ def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
 
 def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> PartScorer:
     record = cast(Reference, described.reference)
+    compiled = is_compiled(task.settings.compile, device, name=_COMPILE)
     try:
-        model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device)
+        model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
     except torch.OutOfMemoryError as error:
         raise MegaSLMError(f"{task.reference} does not fit into the memory of {device}: {error}") from error
     return PartScorer(model, described.eos_id, record.batch_rows)

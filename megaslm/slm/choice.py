@@ -1,4 +1,4 @@
-"""Which rows of one call to the head are trained on, in three variants; and what the head returns."""
+"""Which rows of one call to the head are trained on, in four variants; and what the head returns."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -33,6 +33,16 @@ class Known:
     def measured(self) -> Tensor:
         """(T,) bool: the rows whose loss is computed."""
         return self.mask.index_fill(0, self.rest, True)
+
+
+@dataclass
+class Deferred:
+    """In place of a choice: rows that become known between the forward and the backward pass, which alone needs them.
+
+    `known`: to be set before the backward pass; see `HeadOutput.decided`.
+    """
+
+    known: Known | None = None
 
 
 class Selected(NamedTuple):
@@ -87,7 +97,8 @@ class HeadOutput(NamedTuple):
 
     `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
     (T,) bool, the chosen rows. `threshold`: (G,) int64, the ordered image of the smallest chosen value of each group;
-    empty where the choice was not made by groups.
+    empty where the choice was not made by groups. Under a `Deferred` choice `total` is 0 and `mask` is false everywhere
+    until `decided`.
     """
 
     total: Tensor
@@ -98,6 +109,12 @@ class HeadOutput(NamedTuple):
     def view_as(self, targets: Tensor) -> "HeadOutput":
         """The same, with `losses` and `mask` reshaped from (T,) to the targets' (B, L)."""
         return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
+
+    def decided(self, deferred: Deferred, known: Known) -> "HeadOutput":
+        """The output of a pass under a `Deferred` choice, once its rows are known. Its backward pass may then run."""
+        deferred.known = known
+        total = self.total + self.losses.flatten()[known.rows].sum()
+        return self._replace(total=total, mask=known.mask.view_as(self.losses))
 
 
 def no_threshold(device: torch.device) -> Tensor:

@@ -4,16 +4,13 @@ A row's exponentials are exp(z - max z), its norm is their sum, and its loss is 
 Leaving out the division by the norm saves a pass over the logits. A caller that needs probabilities scales the row.
 """
 
-import os
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
-from shutil import which
-from sysconfig import get_path
 
 import torch
 from torch import Tensor
+
+from megaslm.slm.toolchain import lacking_for_gpu
 
 Exponentials = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """The signature of `exponentials`."""
@@ -96,9 +93,7 @@ def _shift_by_maximum(logits: Tensor, targets: Tensor) -> Tensor:
 @cache
 def _fused() -> Exponentials | None:
     """The Triton kernel; None where Triton is not installed, or lacks a C compiler or headers to build its launcher."""
-    has_compiler = any(which(compiler) for compiler in (os.environ.get("CC", "cc"), "gcc", "clang"))
-    has_headers = Path(get_path("include"), "Python.h").is_file()
-    if find_spec("triton") is None or not has_compiler or not has_headers:
+    if lacking_for_gpu() is not None:
         return None
     from megaslm.slm.triton_exponentials import fused_exponentials
 

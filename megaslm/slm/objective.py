@@ -72,7 +72,7 @@ class StepPlanner:
                 count[0],
                 threshold_of=lambda out: self._exact_threshold(out[0].threshold, out[0].losses, ranked, count),
             )
-        # The first backward pass needs every loss of the step, hence a forward pass over all micro-batches first.
+        # The first backward pass needs every loss of the step, hence all forward passes come first.
         losses = tuple(self._measure_losses(number) for number in range(len(self._micro_batches)))
         everything = torch.cat([part.flatten() for part in losses])
         values = ranked.values(everything)

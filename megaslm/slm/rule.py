@@ -15,7 +15,7 @@ Mode = Literal["exact", "running"]
 _RATIO_STEP = Decimal("0.000001")
 
 MeasureLosses = Callable[[int], Tensor]
-"""Runs the model over the micro-batch with this number, without gradients: (B, L) float32 losses."""
+"""Runs the model over the micro-batch with this number: (B, L) float32 losses, detached. Called once for each."""
 
 
 @dataclass(frozen=True)

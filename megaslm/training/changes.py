@@ -51,7 +51,8 @@ IF_ALLOWED = (
 """What shapes the optimisation: a run may be lengthened or mended by these, but not without its user's knowledge."""
 FREE = (
     "run_dir",
-    "model.gradient_checkpointing",
+    "model.compile",
+    "model.recompute",
     "model.hub",
     "model.hub.*",
     # Folders may move: the content of datasets is compared by fingerprints.
@@ -62,6 +63,7 @@ FREE = (
     "data.fetch.*",
     "train.epochs",
     "train.micro_batch_rows",
+    "slm.exact_by",
     "slm.measure_unselected",
     "slm.head",
     "slm.head_cache_gib",

@@ -56,7 +56,7 @@ def lack_of_memory_named(part: str, world: World) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"{part} does not fit into the memory of rank {world.rank}: {error}; lower train.micro_batch_rows or "
-            "validation.batch_rows, set model.gradient_checkpointing, or use more ranks"
+            "validation.batch_rows, set model.recompute to selective or full, or use more ranks"
         ) from error
 
 

@@ -159,6 +159,9 @@ class Trainer:
         if records is None:
             return False
         self._reporter.write(list(records))
+        heartbeat("validate", step)
+        answered = run.tasks.run(run.engine, run.cpu_group, step=step, tokens=step * run.plan.tokens_per_step)
+        self._reporter.write(answered)
         return True
 
     def _rows_seen(self, step: int) -> int:

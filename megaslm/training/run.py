@@ -13,8 +13,10 @@ from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.shards import FetchSettings
+from megaslm.training.exact_way import ExactWay
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
+from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
 
@@ -55,8 +57,10 @@ class TrainingRun:
     data: TrainingData
     stream: TrainingStream
     validation: Validation
+    tasks: TaskValidation
     folder: RunFolder
     engine: ZeroEngine
+    exact_way: ExactWay
     world: World
     cpu_group: CpuGroup
     stop: StopSignal
@@ -74,4 +78,5 @@ class TrainingRun:
             domain_count=len(mixture.domains),
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
+            keeps_graphs=self.exact_way.keeps_graphs,
         )

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,7 @@ from megaslm.training.loop import Trainer
 from megaslm.training.run import TrainingRun
 from megaslm.training.smoke_folder import leave_results, smoke_folder, write_result
 from megaslm.training.smoke_report import PeakMemory, SmokeResult, report
+from megaslm.training.task_validation import TaskValidation
 from megaslm.training.validation import Validation
 
 _REMEDY = "a run could not resume from such a checkpoint: try another file system, and another host"
@@ -67,7 +69,8 @@ def smoke_test(run: TrainingRun, tested: RunConfig, steps: int, say: Callable[[s
     short = replace(run.plan, total_steps=min(steps, run.plan.total_steps))
     # The trainer would validate before the first step too.
     nothing = Validation(ValidationSection(), run.world, run.data.first.manifest, cache=run.config.data.fetch.cache)
-    _train(replace(run, plan=short, validation=nothing, is_smoke_test=True))
+    no_tasks = TaskValidation(ValidationSection(), run.world, Path(), context_tokens=0)
+    _train(replace(run, plan=short, validation=nothing, tasks=no_tasks, is_smoke_test=True))
     _read_back(run, short.total_steps)
     started = time.monotonic()
     records = _validate(run, short)

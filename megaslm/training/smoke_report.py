@@ -107,7 +107,7 @@ def _warnings(result: SmokeResult) -> Iterator[str]:
     if memory.gpu_bytes is not None and memory.peak_bytes > _FULL_MEMORY * memory.gpu_bytes:
         yield (
             "the GPU's memory is nearly full, and a later step may need more; lower train.micro_batch_rows or set "
-            "model.gradient_checkpointing"
+            "model.recompute to selective or full"
         )
     if _needed_bytes(result) > result.disk_free_bytes:
         yield (

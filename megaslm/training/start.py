@@ -1,7 +1,10 @@
 """The work before the first step: checks, the run folder, and the model under its engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.hub import HubModel
@@ -11,6 +14,7 @@ from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
+from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
@@ -87,11 +91,23 @@ def start_engine(
     lm = _build(config, precision, data, sharding, pretrained)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
     on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=pretrained))
-    if config.model.gradient_checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    lm.train()
+    return under_engine(lm, config, settings, eos_id=data.eos_id, device=world.device)
+
+
+def under_engine(
+    lm: CausalLM, config: RunConfig, settings: Mapping[str, Any], *, eos_id: int, device: torch.device
+) -> ZeroEngine:
+    """Hands the model of a run to DeepSpeed, with the run's recomputation, isolation, head and optimiser.
+
+    `settings` are DeepSpeed's, under which `lm` was built. `device` is where it runs.
+
+    Raises:
+        ConfigError: the layers are to be compiled, and the machine lacks what that needs.
+    """
+    compiled = is_compiled(config.model.compile, device, name="model.compile =")
+    prepare_layers(lm.train(), recompute=config.model.recompute, compiled=compiled)
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
-    model = SelectiveLM(lm, eos_id=data.eos_id, document_isolation=config.model.document_isolation, head=head)
+    model = SelectiveLM(lm, eos_id=eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from megaslm.engine.distributed import World, all_gather, all_reduce_sum, gather_objects
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import Choice, Every, HeadOutput, Known
+from megaslm.slm.choice import Choice, Deferred, Every, HeadOutput, Known
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import Moment, StepPlan
@@ -46,7 +46,9 @@ class StepResult:
 class TrainStep:
     """The optimiser step of a run.
 
-    If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages.
+    If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages. Where the
+    plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
+    forward pass, whose graph is kept until its backward pass; without it a second forward pass.
     """
 
     engine: ZeroEngine
@@ -56,6 +58,7 @@ class TrainStep:
     domain_count: int
     may_repeat_rows: bool
     row_name: Callable[[int], str] = str
+    keeps_graphs: bool = False
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
         """Trains on the selected targets of all ranks' micro-batches, equally many per rank.
@@ -71,11 +74,20 @@ class TrainStep:
             sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
             return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason)
 
+        passed: dict[int, tuple[Deferred, HeadOutput]] = {}
+
+        def measure(number: int) -> Tensor:
+            tokens, bounds = micro_batches[number].tokens, micro_batches[number].document_bounds
+            if not self.keeps_graphs:
+                return engine.measure(tokens, bounds)
+            deferred = Deferred()
+            passed[number] = deferred, engine.forward(tokens, deferred, bounds)
+            return passed[number][1].losses
+
         try:
-            plan = self.objective.plan_step(
-                targets, moment, lambda number: _measured(engine, micro_batches[number]), all_reduce_sum
-            )
-        except NonFiniteCriterion as error:  # Raised on all ranks, before any pass with gradients.
+            plan = self.objective.plan_step(targets, moment, measure, all_reduce_sum)
+        except NonFiniteCriterion as error:  # Raised on all ranks, before any backward pass.
+            passed.clear()
             return skipped(why_unrankable(targets, error.places, self.row_name))
         # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
         scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
@@ -83,7 +95,12 @@ class TrainStep:
         outputs: list[HeadOutput] = []
         left_out = False
         for number, micro_batch in enumerate(micro_batches):
-            output = engine.forward(micro_batch.tokens, plan.choices[number], micro_batch.document_bounds)
+            choice = plan.choices[number]
+            if number in passed and isinstance(choice, Known):
+                deferred, output = passed.pop(number)
+                output = output.decided(deferred, choice)
+            else:
+                output = engine.forward(micro_batch.tokens, choice, micro_batch.document_bounds)
             # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             engine.backward(output.total * (scale + 0 * output.total.detach()))
@@ -128,10 +145,6 @@ def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_row
     rows = [micro_batch.rows for micro_batch in micro_batches]
     copies = earlier_copies(torch.cat(rows), world.rank, all_gather).split([len(part) for part in rows])
     return [epoch + earlier for epoch, earlier in zip(epochs, copies, strict=True)]
-
-
-def _measured(engine: ZeroEngine, micro_batch: MicroBatch) -> Tensor:
-    return engine.measure(micro_batch.tokens, micro_batch.document_bounds)
 
 
 def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
 from megaslm.engine.heartbeat import heartbeat
@@ -16,6 +17,7 @@ from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
+from megaslm.model.decoder_layers import why_not_compiled
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import lengthened
 from megaslm.training.changes import check_allowed_keys
@@ -24,6 +26,7 @@ from megaslm.training.checkpoints.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
+from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
@@ -33,6 +36,7 @@ from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_r
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
 from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
+from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
 
@@ -160,6 +164,11 @@ def _say_end(run: TrainingRun, say: Callable[[str], None]) -> None:
 def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *, after_step: int) -> None:
     for line in plan_lines(config, run.plan, run.data.mixture, after_step=after_step):
         say(line)
+    why_not = why_not_compiled(config.model.compile, run.world.device)
+    if why_not is not None:
+        say(f"the decoder layers are not compiled: {why_not} (model.compile = auto)")
+    if run.exact_way.line is not None:
+        say(run.exact_way.line)
     for line in retention_warnings(config, run.plan.total_steps):
         say(f"warning: {line}")
     if after_step == 0:
@@ -204,7 +213,14 @@ def _prepare(
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
-    return TrainingRun(config, plan, data, stream, validation, run, engine, world, cpu_group, stop)
+    way = exact_way(config, plan, engine, world)
+    tasks = TaskValidation(
+        config.validation,
+        world,
+        data.first.source.path / TOKENIZER,
+        context_tokens=engine.model.lm.config.max_position_embeddings,
+    )
+    return TrainingRun(config, plan, data, stream, validation, tasks, run, engine, way, world, cpu_group, stop)
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:

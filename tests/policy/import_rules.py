@@ -51,7 +51,7 @@ OWNERS = {
 """The one file that imports a library."""
 
 LAUNCH_IMPORTS = (
-    *("errors", "files", "config", "storage", "tokenizer.tokenizer", "corpus"),
+    *("errors", "files", "config", "tasks", "storage", "tokenizer.tokenizer", "corpus"),
     *("dataset.fit", "dataset.kinds", "dataset.manifest"),
     *("model.stated_config", "model.weight_files", "health.disk"),
 )

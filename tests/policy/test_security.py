@@ -50,6 +50,7 @@ ALLOWED = [
     "import subprocess\nsubprocess.run(['ls', folder])",
     "import yaml\nclass Reader(yaml.SafeLoader): ...\nyaml.safe_load(text)",
     "import re\nre.compile(pattern)\nmodel.eval()",
+    "class Model:\n    compile: str = 'auto'",
     "from megaslm.training.checkpoints.store import load_checkpoint\nload_checkpoint(folder)",
 ]
 

@@ -43,7 +43,8 @@ def _found_in(tree: ast.Module) -> Iterator[tuple[int, str]]:
         if path.split(".")[0] in PICKLES:
             yield 1, f"imports {path}: it unpickles"
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name | ast.Attribute):
+        # A field that is named like a function is defined here, and runs nothing.
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             name = _full_name(node, imported)
             if name in FORBIDDEN:
                 yield node.lineno, f"uses {name}: {FORBIDDEN[name]}"

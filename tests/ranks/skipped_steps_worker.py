@@ -51,6 +51,7 @@ class Case:
     offload: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     persistent_parameters: int = 0
+    keeps_graphs: bool = False
 
     @property
     def objective(self) -> Objective:
@@ -68,6 +69,8 @@ CASES = {
     "exact": Case("reference", EXACT),
     "exact, lost in the model": Case("hidden", EXACT),
     "exact in several": Case("reference", EXACT, micro_steps=2),
+    "kept graphs": Case("reference", EXACT, micro_steps=2, keeps_graphs=True),
+    "kept graphs, gradient": Case("gradient", EXACT, micro_steps=2, keeps_graphs=True),
     "running": Case("reference", RUNNING, micro_steps=2),
     "sequence in several": Case("reference", SEQUENCE, micro_steps=2),
     "static": Case("reference", REFERENCE, micro_steps=2),
@@ -168,7 +171,14 @@ def train(case: Case, world: World, steps: Sequence[int]) -> Run:
     )
     engine, objective = IllEngine(case, config, world), case.objective
     train_step = TrainStep(
-        engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=False, row_name=lambda row: f"row {row}"
+        engine,
+        objective,
+        world,
+        EOS_ID,
+        domain_count=2,
+        may_repeat_rows=False,
+        row_name=lambda row: f"row {row}",
+        keeps_graphs=case.keeps_graphs,
     )
     run = Run()
     for step in steps:

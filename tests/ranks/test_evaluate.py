@@ -184,6 +184,12 @@ def test_another_evaluation_in_the_same_folder_is_refused(model: Path, data: Pat
     assert (tmp_path / "out" / "results.json").read_bytes() == results
 
 
+def test_a_refused_evaluation_leaves_its_folder_to_the_next(model: Path, data: Path, tmp_path: Path) -> None:
+    run_megaslm(*arguments(model, data, tmp_path / "out", "--set", "max_new_tokens=120"), expect_status=2)
+    run_megaslm(*arguments(model, data, tmp_path / "out"))
+    assert len(written(tmp_path / "out")) == ITEMS
+
+
 def test_a_model_without_a_tokenizer_is_refused(data: Path, tmp_path: Path, says: Says) -> None:
     model = make_folder(tmp_path / "model")
     (model / "tokenizer.json").unlink()

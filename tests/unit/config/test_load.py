@@ -68,6 +68,17 @@ def test_old_names_of_settings_are_read_with_a_warning(run_file: Path, says: Say
     says("\n".join(loaded.warnings), "slm.score", "slm.criterion", "guard.rehearse", "guard.dry_run", "--set")
 
 
+@pytest.mark.parametrize(("old", "new"), [("false", "none"), ("true", "full")])
+def test_gradient_checkpointing_is_read_as_recompute(run_file: Path, old: str, new: str, says: Says) -> None:
+    loaded = load(RunConfig, child_of(run_file, f"model: {{gradient_checkpointing: {old}}}"))
+    assert loaded.value.model.recompute == new
+    says("\n".join(loaded.warnings), "model.gradient_checkpointing", f"model.recompute = {new}")
+
+
+def test_another_value_of_an_old_name_is_refused_by_the_new_one(run_file: Path, says: Says) -> None:
+    says(complaint(child_of(run_file, "model: {gradient_checkpointing: [1]}")), "model.recompute", "selective")
+
+
 @pytest.mark.parametrize(("below", "above"), [("score", "criterion"), ("criterion", "score")])
 def test_of_an_old_and_a_new_name_the_one_laid_last_counts(run_file: Path, below: str, above: str) -> None:
     child = child_of(run_file, f"slm: {{{below}: loss}}")
@@ -158,7 +169,9 @@ BAD_SETTINGS = [
     ("train.objective=slim", "train.objective = slim"),
     ("validation.every_tokens=0", "validation.every_tokens = 0"),
     ("data.domains=web", "data.domains = web"),
-    ("model.gradient_checkpointing=7", "model.gradient_checkpointing = 7"),
+    ("model.document_isolation=7", "model.document_isolation = 7"),
+    ("model.recompute=all", "model.recompute = all"),
+    ("model.compile=true", "model.compile = true"),
     ("run_dir=7", "run_dir = 7"),
     ("slm=null", "slm = null"),
     ("train.lrr=1", "train.lrr = 1"),

@@ -7,9 +7,9 @@ import pytest
 
 from megaslm.config.task import Task
 from megaslm.errors import ConfigError, DataError
-from megaslm.evaluation.task_files import load_tasks
 from megaslm.tasks.grading import extracted, letter_of
 from megaslm.tasks.items import filled, items_of
+from megaslm.tasks.task_files import load_tasks
 from tests.messages import Says
 
 BASE: dict[str, Any] = {"files": ["a.jsonl"], "format": "jsonl", "question": "{q}", "answer": "{a}"}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.evaluation.task_files import TASKS, load_suite, load_tasks
 from megaslm.tasks.grading import extracted, grading
 from megaslm.tasks.items import items_of
+from megaslm.tasks.task_files import TASKS, load_suite, load_tasks
 from tests.evaluation_data import EXPECTED, write_evaluation_data
 from tests.launched import ROOT
 

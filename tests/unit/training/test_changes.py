@@ -7,9 +7,10 @@ import pytest
 
 from megaslm.config.load import settings_of
 from megaslm.config.schema import RunConfig
-from megaslm.config.source import dotted_key
+from megaslm.config.source import dotted_key, dump
 from megaslm.errors import ConfigError
 from megaslm.training.changes import FREE, IF_ALLOWED, NEVER, _is_one_of, check_allowed_keys, check_changes, may_change
+from megaslm.training.run_folder import RunFolder
 from tests.messages import Says
 from tests.toy import run_config
 
@@ -109,3 +110,15 @@ def test_only_settings_that_need_it_can_be_allowed(key: str, says: Says) -> None
     with pytest.raises(ConfigError) as refused:
         check_allowed_keys(["train.lr", key], RUN)
     says(refused, f"--allow-changed {key}", "train.total_tokens")
+
+
+@pytest.mark.parametrize(("old", "new"), [("false", "none"), ("true", "full")])
+def test_a_run_of_an_earlier_build_is_resumed(tmp_path: Path, old: str, new: str) -> None:
+    """Its config.yaml has `gradient_checkpointing`, and neither `recompute` nor `compile`."""
+    folder = RunFolder(tmp_path)
+    text = dump(RUN).replace("  compile: auto\n", "").replace("recompute: none", f"gradient_checkpointing: {old}")
+    (tmp_path / "config.yaml").write_text(text)
+    assert "gradient_checkpointing" in text
+    before = folder.config()
+    assert before.model.recompute == new
+    assert len(check_changes(before, RUN, (), has_learned=True)) == (new != "none")

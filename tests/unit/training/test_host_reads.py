@@ -26,7 +26,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
-from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Criterion
@@ -154,7 +154,7 @@ class PlainEngine:
         self.model = model
         self.norm = torch.zeros(())
 
-    def forward(self, tokens: Tensor, choice: Choice, document_bounds: Tensor | None) -> HeadOutput:
+    def forward(self, tokens: Tensor, choice: Choice | Deferred, document_bounds: Tensor | None) -> HeadOutput:
         return cast(HeadOutput, self.model(tokens, choice, document_bounds))
 
     def measure(self, tokens: Tensor, document_bounds: Tensor | None) -> Tensor:
@@ -169,7 +169,8 @@ class PlainEngine:
         gradients = [cast(Tensor, parameter.grad) for parameter in self.model.parameters()]
         self.norm = nn.utils.get_total_norm(gradients)
         for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
-            parameter.sub_(gradient, alpha=lr)
+            # Unseen by autograd, which may still have graphs of later micro-batches.
+            parameter.data.sub_(gradient, alpha=lr)
             parameter.grad = None
         return False
 
@@ -228,10 +229,14 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
     ]
 
 
-def reads_of_steps(model: SelectiveLM, objective: Objective, micro_steps: int, world: World) -> list[list[str]]:
+def reads_of_steps(
+    model: SelectiveLM, objective: Objective, micro_steps: int, world: World, *, keeps_graphs: bool = False
+) -> list[list[str]]:
     """Where each of the steps read the device."""
     engine = cast(ZeroEngine, PlainEngine(model))
-    train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=True)
+    train_step = TrainStep(
+        engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=True, keeps_graphs=keeps_graphs
+    )
     batches = micro_batches(micro_steps)
     steps = []
     for step in range(1, STEPS + 1):
@@ -260,6 +265,16 @@ def test_selective_training_reads_at_most_once_a_micro_step(
     in_chunks(CHUNK_ROWS)
     chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
     assert chunked == whole
+
+
+@pytest.mark.parametrize("criterion", ["excess", "loss"])
+def test_kept_graphs_are_read_once_a_step(
+    model: SelectiveLM, world: World, in_chunks: Callable[[int], None], criterion: Criterion
+) -> None:
+    in_chunks(CHUNK_ROWS)
+    objective = SelectiveObjective(SelectionRule(KEEP, criterion))
+    steps = reads_of_steps(model, objective, max(MICRO_STEPS), world, keeps_graphs=True)
+    assert [len(places) for places in steps] == [1] * STEPS
 
 
 @pytest.mark.parametrize("micro_steps", MICRO_STEPS)

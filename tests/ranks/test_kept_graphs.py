@@ -1,0 +1,39 @@
+"""Kept graphs against a second forward pass: equal selections and equal weights, bit for bit."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from tests.rank_pool import RankPool
+from tests.ranks.kept_graphs_worker import BAD_STEP, STEPS, Case, train_both_ways
+
+CASES = [
+    Case(stage=3),
+    Case(stage=3, recompute=True, tied=True, isolation=False),
+    Case(stage=0, tied=True, recompute=True),
+    Case(stage=1, precision="bf16"),
+    Case(stage=2, offload=True, recompute=True),
+    Case(stage=3, precision="bf16"),
+    Case(stage=3, offload=True),
+]
+
+
+def id_of(case: Case) -> str:
+    return "-".join(f"{name}={value}" for name, value in asdict(case).items() if value)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=id_of)
+def test_both_ways_learn_the_same(ranks: RankPool, lone_rank: RankPool, case: Case, world_size: int) -> None:
+    for kept, second in (lone_rank, ranks)[world_size - 1].run(train_both_ways, case):
+        assert kept.skipped == second.skipped == [number == BAD_STEP for number in range(1, STEPS + 1)]
+        for name in ("sums", "thresholds", "norms"):
+            for one, other in zip(getattr(kept, name), getattr(second, name), strict=True):
+                assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), (name, one, other)
+        assert {name for name in second.weights if not torch.equal(kept.weights[name], second.weights[name])} == set()
+        assert kept.gathered == second.gathered
+        assert kept.graphs == [0] * STEPS
+        assert kept.gathers_ahead == second.gathers_ahead == ([True] * STEPS if case.stage == 3 else [])
+        if case.stage == 3 and not case.persistent_parameters:
+            assert set(kept.gathered) == {0}
