@@ -9,8 +9,8 @@ from harness.corpora import corpus_name, recipe_of, texts, train_tokenizer, writ
 from harness.report import Bar, options, report
 from harness.timing import in_turns
 
+from megaslm.preparing.encoding import encoder_of
 from megaslm.preparing.prepare import prepare
-from megaslm.preparing.prepare_task import encoder_of
 
 FILES = 8
 FULL_BYTES, QUICK_BYTES = 30_000_000, 200_000

@@ -66,11 +66,13 @@ def make_dataset(
     seq_len: int = SEQ_LEN,
     vocab_size: int = VOCAB_SIZE,
     seed: int = 0,
+    target_mask: bool = False,
 ) -> Manifest:
-    """A dataset with parts of the given numbers of rows in each split and domain; one part ends padded."""
+    """A dataset with parts of the given numbers of rows in each split and domain; one part ends padded. The target mask
+    leaves about half of the targets."""
     generator = np.random.default_rng(seed)
     domains = tuple(dict.fromkeys(domain for _, domain in rows))
-    row_format = RowFormat(seq_len, vocab_size)
+    row_format = RowFormat(seq_len, vocab_size, target_mask=target_mask)
     splits: dict[Split, dict[str, DomainSplit]] = {}
     for (split, domain), part_rows in rows.items():
         parts: list[Part] = []
@@ -78,9 +80,13 @@ def make_dataset(
         for number, count in enumerate(part_rows):
             tokens = random_rows(generator, count, seq_len, vocab_size)
             tokens[-1, seq_len // 2 :] = EOS_ID
-            targets += int((tokens[:, :-1] != EOS_ID).sum())
+            valid = tokens[:, :-1] != EOS_ID
+            if target_mask:
+                valid &= generator.random(valid.shape) < 0.5
+            targets += int(valid.sum())
             with part_writer(folder / split / domain / f"part-{number:05d}", row_format) as writer:
-                writer.write(tokens.astype(row_format.tokens_dtype), domains.index(domain))
+                mask = valid.astype(np.uint8) if target_mask else None
+                writer.write(tokens.astype(row_format.tokens_dtype), domains.index(domain), target_mask=mask)
             parts.append(writer.part)
         merge_index(folder / split / domain, parts)
         splits.setdefault(split, {})[domain] = DomainSplit(
@@ -99,6 +105,7 @@ def make_dataset(
         tokenizer_files=tokenizer_files(folder / TOKENIZER),
         eos_id=facts.eos_id,
         bos_id=None,
+        target_mask=target_mask,
         domains=domains,
         licences=dict.fromkeys(domains, "none"),
         splits=splits,

@@ -21,6 +21,7 @@ FORMATS = {
     "tokens": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=700),
     "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
     "masked": RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=700),
+    "target mask": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, target_mask=True, shard_bytes=1200),
     "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
 }
 
@@ -35,10 +36,12 @@ def make(
     domain: int | None = None,
     spoil: Change | None = None,
     more_bits: int = 0,
+    spoil_mask: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> None:
     """Two domains of two parts; the rest changes part 1 of domain `b`, and nothing else knows.
 
-    A mask selects what has a loss; `more_bits` come into the last byte of row 7.
+    A mask selects what has a loss; `more_bits` come into the last byte of row 7. A target mask excludes every third
+    target; `spoil_mask` is given the tokens and it.
     """
     generator = np.random.default_rng(0)
     splits: dict[str, DomainSplit] = {}
@@ -48,14 +51,20 @@ def make(
         for place, count in enumerate((20, 20)):
             tokens = random_rows(generator, count, SEQ_LEN, VOCAB_SIZE).astype(np.uint16)
             losses = generator.uniform(0, 12, (count, SEQ_LEN)).astype(np.float16)
-            losses[tokens[:, :-1] == EOS_ID] = 0
+            target_mask = None
+            if row_format.target_mask:
+                target_mask = valid_targets(tokens, EOS_ID).astype(np.uint8)
+                target_mask[:, ::3] = 0
+            losses[~valid_targets(tokens, EOS_ID, target_mask)] = 0
             last = (number, place) == (1, 1)
-            targets += int(valid_targets(tokens, EOS_ID).sum())
+            targets += int(valid_targets(tokens, EOS_ID, target_mask).sum())
             # The writer would refuse such losses: they come in after its look at them.
             with part_writer(dataset / "train" / name / part_name(place), row_format) as writer:
                 writer._check_nats = lambda *_: None  # type: ignore[method-assign]
                 if spoil is not None and last:
                     spoil(tokens, losses)
+                if spoil_mask is not None and last:
+                    spoil_mask(tokens, target_mask)
                 of_domain = number if domain is None or not last else domain
                 entropies = losses / 2 if row_format.entropy else None
                 bits = pack_mask(losses > 0)
@@ -66,6 +75,7 @@ def make(
                     losses if row_format.scored else None,
                     entropies,
                     bits if row_format.masked else None,
+                    target_mask,
                 )
             parts.append(writer.part)
         rows = merge_index(dataset / "train" / name, parts)
@@ -80,7 +90,8 @@ def make(
         kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
         tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
-        licences={}, splits={"train": splits}, sources=(), reference=reference if row_format.scored else None,
+        target_mask=row_format.target_mask, licences={}, splits={"train": splits}, sources=(),
+        reference=reference if row_format.scored else None,
     )  # fmt: skip
     write_manifest(dataset, manifest)
 

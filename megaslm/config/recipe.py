@@ -13,6 +13,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 DomainName = Annotated[str, Field(pattern=NAME_PATTERN)]
 Bos = Literal["none", "document", "row"]
 """Where rows have the tokenizer's BOS: nowhere, before each document, or as the first token of each row."""
+ChatFormat = Literal["tora", "tokenizer"]
+"""How a conversation becomes a text of which only some tokens are trained on."""
 
 
 class TrainSentencePiece(Section):
@@ -109,6 +111,10 @@ class Source(Section):
     """Records, instead of text_field: the field that holds a conversation, a list of messages with `role` and `content`
     or with `from` and `value`. Each becomes a line with its role and a colon, and its content below. A blank line
     follows each but the last. The roles `human` and `gpt` are written `user` and `assistant`."""
+    chat_format: ChatFormat | None = None
+    """Conversations: how `messages_field` becomes a text for `objective: sft`, which trains on what the assistant
+    writes. tora: `<|user|>` and `<|assistant|>` on lines of their own, as models that run programs are fine-tuned ·
+    tokenizer: the tokenizer's own chat template. null: lines with roles, and every token is trained on."""
     group_field: str | None = None
     """Records: documents with equal values of this field go to the same split, train or heldout. Where it is
     null, or a document's value is null, NaN, blank or empty, documents with equal text do."""
@@ -156,6 +162,10 @@ class Source(Section):
         set_here = [self.text_field != "text", self.template is not None, self.messages_field is not None]
         if sum(set_here) > 1:
             raise ValueError("text_field, template and messages_field exclude one another; set one of them")
+        if self.chat_format is not None and self.messages_field is None:
+            raise ValueError(
+                f"chat_format = {self.chat_format} needs messages_field, the field that holds the conversation"
+            )
         if self.template is not None:
             try:
                 template_parts(self.template)
@@ -245,6 +255,11 @@ class Recipe(Section):
     def domains(self) -> tuple[str, ...]:
         """Each domain once, in the order of the sources. Its index is its number in the dataset."""
         return tuple(dict.fromkeys(name for source in self.sources for name in source.domain_names))
+
+    @property
+    def has_target_mask(self) -> bool:
+        """Whether rows carry `target_mask`: a source has conversations of which only some tokens are trained on."""
+        return any(source.chat_format is not None for source in self.sources)
 
     def licence_of(self, source: Source) -> str | None:
         """The licence of a source's text; never None in a checked recipe."""

@@ -23,6 +23,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
 Split = Literal["train", "heldout"]
+Objective = Literal["clm", "slm", "sft"]
 
 
 class Architecture(Section):
@@ -179,8 +180,9 @@ class DataSection(Section):
 class TrainSection(Section):
     """The objective, the batch and the optimiser."""
 
-    objective: Literal["clm", "slm"]
-    """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`."""
+    objective: Objective
+    """clm trains on every target; slm only on the top `slm.keep_ratio` of them by `slm.criterion`; sft only on what the
+    assistant writes in the conversations of a dataset with a target mask."""
     total_tokens: Positive | None = None
     """Targets to read in all. Exactly one of `total_tokens` and `epochs` is set."""
     epochs: Epochs | None = None
@@ -331,7 +333,7 @@ class ValidationTask(Section):
 
 
 class ValidationSection(Section):
-    """Losses on held-out text, over all tokens; accuracies on tasks."""
+    """Losses on held-out text, over all targets or over those that a set's target mask leaves; accuracies on tasks."""
 
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from megaslm.config.recipe import Source
-from megaslm.corpus.record_text import field_of, text_of
+from megaslm.corpus.record_text import Message, as_lines, field_of, messages_of, text_of
 from megaslm.errors import DataError
 
 NO_DOMAIN = "null"
@@ -59,6 +59,9 @@ class Document:
     """The file and the position in it, for messages."""
     domain: str | None = None
     """The value of the domain field; None if the source determines the domain."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, if its source has a chat_format. Then `text`, by which documents are filtered and divided, is
+    not the text of the rows."""
 
 
 def describe(path: Path, label: str, group: str | None = None) -> InputFile:
@@ -103,14 +106,17 @@ def document_of(record: dict[str, object], place: str, source: Source) -> Docume
 
     Without a value in the group field, or without a group field, its text is its group.
     """
-    text = text_of(record, place, source)
+    messages: tuple[Message, ...] = ()
+    if source.chat_format is not None and source.messages_field is not None:
+        messages = messages_of(record, place, source.messages_field)
+    text = as_lines(messages) if messages else text_of(record, place, source)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: character {error.start} of the text is half of a surrogate pair") from error
     group = None if source.group_field is None else _key(record, source.group_field, place)
     domain = None if source.domain_field is None else _domain(record, source.domain_field, place)
-    return Document(text, text if group is None else group, place, domain)
+    return Document(text, text if group is None else group, place, domain, messages)
 
 
 def key_of(value: object) -> str | None:

@@ -1,8 +1,8 @@
 """The text of a record: one field, several fields in a template, or a conversation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import cast
+from typing import NamedTuple, cast
 
 from megaslm.config.recipe import Source
 from megaslm.config.template import template_parts
@@ -18,11 +18,18 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 """The usual names for the roles of the second form."""
 
 
+class Message(NamedTuple):
+    """One message of a conversation."""
+
+    role: str
+    """Who writes it; `human` and `gpt` are read as `user` and `assistant`."""
+    content: str
+
+
 def text_of(record: Mapping[str, object], place: str, source: Source) -> str:
     """The text of a record. Raises DataError, with the record's place, where there is none."""
     if source.messages_field is not None:
-        messages = field_of(record, source.messages_field, place, is_text=True)
-        return _conversation(messages, f"{place}: field {source.messages_field!r}")
+        return as_lines(messages_of(record, place, source.messages_field))
     if source.template is not None:
         return "".join(
             part.literal + ("" if part.field is None else _string_in(record, part.field, place))
@@ -61,16 +68,22 @@ def _string(value: object, what: str) -> str:
     return value
 
 
-def _conversation(messages: object, what: str) -> str:
-    """Each message below a line with its role, a blank line between two of them."""
+def messages_of(record: Mapping[str, object], place: str, name: str) -> tuple[Message, ...]:
+    """The conversation in the field `name`. Raises DataError, with the record's place, where there is none."""
+    messages, what = field_of(record, name, place, is_text=True), f"{place}: field {name!r}"
     if not isinstance(messages, list):
         raise DataError(f"{what} is {_named(messages)}; expected a list of messages")
     if not messages:
         raise DataError(f"{what} has no messages; leave the record out of the file")
-    return "\n\n".join(_turn(message, f"{what}, message {number}") for number, message in enumerate(messages, start=1))
+    return tuple(_message(message, f"{what}, message {number}") for number, message in enumerate(messages, start=1))
 
 
-def _turn(message: object, what: str) -> str:
+def as_lines(messages: Sequence[Message]) -> str:
+    """Each message below a line with its role, a blank line between two of them."""
+    return "\n\n".join(f"{message.role}:\n{message.content}" for message in messages)
+
+
+def _message(message: object, what: str) -> Message:
     expected = " or ".join(f"{role} and {content}" for role, content in MESSAGE_KEYS)
     if not isinstance(message, dict):
         raise DataError(f"{what} is {_named(message)}; expected an object with {expected}")
@@ -83,7 +96,7 @@ def _turn(message: object, what: str) -> str:
     if keys is None:
         raise DataError(f"{what} has {', '.join(cast(dict[str, object], message)) or 'no fields'}; expected {expected}")
     role, content = (_string(message[key], f"{what}: {key}") for key in keys)
-    return f"{_ROLES.get(role, role)}:\n{content}"
+    return Message(_ROLES.get(role, role), content)
 
 
 def _named(value: object) -> str:

@@ -23,7 +23,7 @@ from megaslm.errors import DataError
 
 # Earlier builds did not have these keys. At their defaults they leave the fingerprint as it was.
 _LATER_KEYS = ("bos",)
-_LATER_KEYS_OF_SOURCES = ("hub", "template", "messages_field")
+_LATER_KEYS_OF_SOURCES = ("hub", "template", "messages_field", "chat_format")
 
 
 @dataclass(frozen=True)

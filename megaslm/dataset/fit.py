@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from megaslm.config.schema import RunConfig, SlmSection, ValidationSet
+from megaslm.config.schema import Objective, RunConfig, SlmSection, ValidationSet
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.errors import DataError
 
@@ -28,6 +28,21 @@ def training_domains(
             f"{', '.join(present) or 'none'}"
         )
     return domains
+
+
+def require_targets_of(objective: Objective, manifest: Manifest, place: str) -> None:
+    """Raises DataError where a target mask and the objective do not go together: the dataset at `place` has none for
+    sft, or has one that clm would pass over."""
+    if objective == "sft" and not manifest.target_mask:
+        raise DataError(
+            f"{place} has no target_mask, so that train.objective sft would train on prompts too; prepare it from "
+            "conversations (messages_field with chat_format in the recipe), or set train.objective clm"
+        )
+    if objective == "clm" and manifest.target_mask:
+        raise DataError(
+            f"{place} has a target_mask, which excludes prompts and outputs of tools; train.objective clm trains on "
+            "every target: set train.objective sft, or prepare the text without chat_format"
+        )
 
 
 def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, training: Manifest) -> Iterator[str]:

@@ -52,10 +52,17 @@ class Part(_Record):
     """Hash of the column `ref_entropy`, likewise."""
     selected_sha256: str | None = None
     """Hash of the column `selected`, row after row."""
+    target_mask_sha256: str | None = None
+    """Hash of the column `target_mask`, row after row."""
     index_sha256: str
     """Hash of its index.json, which holds a checksum of each shard."""
     bytes: int
     """Size of its shard files."""
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The hashes of its tokens and, if it has one, of its `target_mask`: equal for the same rows."""
+        return (self.tokens_sha256, *([] if self.target_mask_sha256 is None else [self.target_mask_sha256]))
 
 
 class DomainSplit(_Record):
@@ -64,7 +71,7 @@ class DomainSplit(_Record):
     rows: int
     """Rows over all parts."""
     tokens: int
-    """Valid targets over all parts. A token that follows EOS is not a valid target."""
+    """Valid targets over all parts. A token that follows EOS, or that `target_mask` excludes, is not a valid target."""
     documents: int
     """Documents over all parts."""
     parts: tuple[Part, ...]
@@ -177,6 +184,8 @@ class Manifest(_Record):
     bos_id: int | None
     """The tokenizer's BOS id. `packing.bos` says where rows have it."""
     packing: Packing = Packing()
+    target_mask: bool = False
+    """Whether rows have the column `target_mask`: conversations exclude prompts and outputs of tools."""
     domains: tuple[DomainName, ...]
     """Names, which are also folders. A domain's index here is its number in the column `domain`."""
     licences: dict[str, str]
@@ -225,13 +234,14 @@ class Manifest(_Record):
         }
 
     def tokens_fingerprint(self, first_parts: Mapping[Split, Mapping[DomainName, int]] | None = None) -> str:
-        """SHA-256 over the token hashes of parts: equal if two datasets hold the same rows in the same order.
+        """SHA-256 over the token hashes of parts: equal if two datasets hold the same rows in the same order, with the
+        same `target_mask` if they have one.
 
         `first_parts`: how many parts of each domain to include; None: all.
         """
         counts = self.part_counts() if first_parts is None else first_parts
         places = [
-            [split, domain, part.name, part.rows, part.tokens_sha256]
+            [split, domain, part.name, part.rows, *part.hashes]
             for split, domains in sorted(self.splits.items())
             for domain, share in sorted(domains.items())
             for part in share.parts[: counts.get(split, {}).get(domain, 0)]

@@ -36,6 +36,8 @@ class RowFormat:
     """Whether scored rows carry `ref_entropy` too."""
     masked: bool = False
     """Whether rows carry `selected` instead of the losses it was made of."""
+    target_mask: bool = False
+    """Whether rows carry `target_mask`, the targets that the text itself excludes or not."""
     shard_bytes: int = 64 * 2**20
     """Maximum size of a shard in bytes, before compression."""
     compression: str | None = None
@@ -52,7 +54,14 @@ class RowFormat:
         scored = manifest.kind == "scored"
         entropy = scored and manifest.reference is not None and manifest.reference.entropy
         masked = manifest.kind == "masked"
-        return cls(manifest.seq_len, manifest.vocab_size, scored=scored, entropy=entropy, masked=masked)
+        return cls(
+            manifest.seq_len,
+            manifest.vocab_size,
+            scored=scored,
+            entropy=entropy,
+            masked=masked,
+            target_mask=manifest.target_mask,
+        )
 
     @property
     def tokens_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -63,6 +72,8 @@ class RowFormat:
     def columns(self) -> dict[str, str]:
         """Column name to MDS encoding."""
         columns = {"tokens": f"ndarray:{self.tokens_dtype.name}:{self.seq_len + 1}", "domain": "uint16"}
+        if self.target_mask:
+            columns["target_mask"] = f"ndarray:uint8:{self.seq_len}"
         if self.scored:
             columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
         if self.entropy:
@@ -107,6 +118,7 @@ class PartWriter:
         ref_loss: NDArray[np.float16] | None = None,
         ref_entropy: NDArray[np.float16] | None = None,
         selected: NDArray[np.uint8] | None = None,
+        target_mask: NDArray[np.uint8] | None = None,
     ) -> None:
         """Append rows of one domain.
 
@@ -116,6 +128,7 @@ class PartWriter:
             ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; only where rows are scored.
             ref_entropy: likewise; only where the format has entropy.
             selected: (n, bytes) uint8 of `pack_mask`; only where rows are masked.
+            target_mask: (n, seq_len) uint8, 1 where a target is valid and 0 elsewhere; only where the format has it.
 
         Raises:
             DataError: a wrong shape or type, a missing column or one that the format lacks, or a value out of range.
@@ -124,7 +137,14 @@ class PartWriter:
         self._check_nats("ref_loss", ref_loss, len(tokens))
         self._check_nats("ref_entropy", ref_entropy, len(tokens))
         self._check_form("selected", selected, (len(tokens), mask_bytes(self._format.seq_len)), np.dtype(np.uint8))
-        columns = {"tokens": tokens, "ref_loss": ref_loss, "ref_entropy": ref_entropy, "selected": selected}
+        self._check_form("target_mask", target_mask, (len(tokens), self._format.seq_len), np.dtype(np.uint8))
+        columns = {
+            "tokens": tokens,
+            "target_mask": target_mask,
+            "ref_loss": ref_loss,
+            "ref_entropy": ref_entropy,
+            "selected": selected,
+        }
         given = {name: values for name, values in columns.items() if values is not None}
         for name, values in given.items():
             self._hashes[name].update(np.ascontiguousarray(values).data)
@@ -143,6 +163,7 @@ class PartWriter:
             name=self._folder.name,
             rows=self._rows,
             tokens_sha256=self._hashes["tokens"].hexdigest(),
+            target_mask_sha256=self._hashes["target_mask"].hexdigest() if self._format.target_mask else None,
             ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
             ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
             selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,

@@ -33,7 +33,7 @@ def selected_share(reader: RowReader, rows: Sequence[int], eos_id: int) -> float
     for number in rows:
         row = reader[number]
         selected += int(np.bitwise_count(cast(NDArray[np.uint8], row["selected"])).sum())
-        targets += int(valid_targets(row["tokens"], eos_id).sum())
+        targets += int(valid_targets(row["tokens"], eos_id, row.get("target_mask")).sum())
     return selected / max(1, targets)
 
 
@@ -153,6 +153,8 @@ class ShareFacts:
     ref_loss: LossFacts | None
     scores: ScoreFacts | None
     """None if the dataset has no score summary."""
+    trained_share: float | None
+    """The share of sampled rows' targets that the target mask leaves; None if the dataset has none."""
     selected_share: float | None
     """The share of sampled rows' targets that the mask selects; None if the dataset is not masked."""
 
@@ -212,18 +214,20 @@ def _share_facts(
         ref_loss=_loss_facts(dataset, manifest, split, domain, its_scores) if manifest.kind == "scored" else None,
         scores=None if its_scores is None else score_facts(dataset, manifest, its_scores),
         selected_share=_selected_share(dataset, manifest, split, domain) if manifest.kind == "masked" else None,
+        trained_share=_trained_share(dataset, manifest, split, domain) if manifest.target_mask else None,
     )
 
 
 def _padding_share(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
     """The share of EOS tokens that fill the last rows of the parts among all positions of the parts."""
     share = manifest.splits[split][domain]
-    if manifest.packing.overlap_tokens:
+    if manifest.packing.overlap_tokens and not manifest.target_mask:
         # A part of n rows is a stream of n · seq_len + 1 tokens: every document's tokens (its BOS included), which are
         # as many as its targets, an EOS after each document, and the padding.
         positions = share.rows * manifest.seq_len + len(share.parts)
         return (positions - share.tokens - share.documents) / positions
-    # Rows that begin with BOS make the first token of some documents a valid target, so that counts do not tell.
+    # Rows that begin with BOS make the first token of some documents a valid target, and a target mask excludes some,
+    # so that counts do not tell.
     reader = RowReader(dataset, split, domain)
     ends = accumulate(part.rows for part in in_order(dataset / split / domain, share.parts))
     padding = sum(padding_of(reader[end - 1]["tokens"].astype(np.int64), manifest.eos_id) for end in ends)
@@ -254,6 +258,16 @@ def _selected_share(dataset: Path, manifest: Manifest, split: Split, domain: str
     return selected_share(reader, _sampled(reader), manifest.eos_id)
 
 
+def _trained_share(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
+    reader = RowReader(dataset, split, domain)
+    trained = targets = 0
+    for number in _sampled(reader):
+        row = reader[number]
+        trained += int(valid_targets(row["tokens"], manifest.eos_id, row["target_mask"]).sum())
+        targets += int(valid_targets(row["tokens"], manifest.eos_id).sum())
+    return trained / max(1, targets)
+
+
 def _sampled(reader: RowReader) -> list[int]:
     rows = np.linspace(0, len(reader) - 1, min(len(reader), SAMPLED_ROWS)).round().astype(int)
     return [int(number) for number in np.unique(rows)]
@@ -263,4 +277,4 @@ def _valid_losses(reader: RowReader, rows: list[int], eos_id: int) -> Iterator[N
     for number in rows:
         row = reader[number]
         losses = cast(NDArray[np.float16], row["ref_loss"]).astype(np.float64)
-        yield losses[valid_targets(row["tokens"], eos_id)]
+        yield losses[valid_targets(row["tokens"], eos_id, row.get("target_mask"))]

@@ -151,6 +151,8 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
         f"{packing.overlap_tokens or 'no'} token shared by neighbours · padded with {packing.padding} · "
         f"special tokens {packing.special_tokens_in_text}",
     )
+    if manifest.target_mask:
+        yield "target mask", "prompts and outputs of tools are context, and no targets"
     if manifest.reference is not None:
         reference = manifest.reference
         isolated = "documents read one by one" if reference.document_isolation else "documents read together"
@@ -188,6 +190,7 @@ def _shares(facts: DatasetFacts) -> Table:
         "size",
         "bytes\nper target",
         "padding",
+        *(("trained",) if facts.manifest.target_mask else ()),
         *(("selected",) if facts.manifest.mask is not None else ()),
     )
     for place, share in _places(facts):
@@ -201,6 +204,7 @@ def _shares(facts: DatasetFacts) -> Table:
             size(share.bytes),
             f"{share.bytes_per_target:.2f}",
             f"{share.padding_share:.2%}",
+            *(() if share.trained_share is None else (f"{share.trained_share:.2%}",)),
             *(() if share.selected_share is None else (f"{share.selected_share:.2%}",)),
         )
     return table

@@ -108,7 +108,7 @@ class RowCheck:
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Compare the hashes of all rows of the part, stored at `path`, with its record."""
-        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", *_NATS, "selected")}
+        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", "target_mask", *_NATS, "selected")}
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
             if found.get(name) != expected:
@@ -130,6 +130,10 @@ class RowCheck:
         domain = columns["domain"][:, None]
         yield from _Fault.at("domain", domain, domain != self._rules.domain, str(self._rules.domain))
         valid = valid_targets(tokens, self._rules.eos_id)
+        if "target_mask" in columns:
+            target_mask = columns["target_mask"]
+            yield from _Fault.at("target_mask", target_mask, target_mask > valid, "0 or 1, and 0 after EOS")
+            valid = valid_targets(tokens, self._rules.eos_id, target_mask)
         self.targets += int(np.count_nonzero(valid))
         for name in _NATS:
             if name in columns:
@@ -164,7 +168,7 @@ def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_
         yield from _Fault.at(name, values, ~(np.isfinite(values) & (values >= 0)), "0 to 65504")
     invalid = ~valid
     if bits[invalid].any():
-        yield from _Fault.at(f"{name} after EOS", values, (values != 0) & invalid, "0")
+        yield from _Fault.at(f"{name} without a target", values, (values != 0) & invalid, "0")
 
 
 def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:

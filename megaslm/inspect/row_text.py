@@ -122,6 +122,8 @@ class RowText:
     """The reference's loss of each token, in nats; None for a token that is not a target. None without losses."""
     ref_entropy: tuple[float | None, ...] | None
     """The entropy of the reference's prediction, likewise."""
+    trained: tuple[bool, ...] | None
+    """For each token whether it is a target that the dataset's target mask leaves. None if it has no target mask."""
     selected: tuple[bool, ...] | None
     """For each token whether it is a target that the dataset's mask selects. None if the dataset has no mask."""
 
@@ -143,6 +145,7 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
     # The first token is the last of the previous row, or a BOS. It begins a document if an EOS comes before it there.
     begins = before is None or bool(before[-1 - manifest.packing.overlap_tokens] == manifest.eos_id)
     padding = padding_of(tokens, manifest.eos_id)
+    valid = valid_targets(tokens, manifest.eos_id, read.get("target_mask")).tolist()
     tokenizer = load_tokenizer(dataset / TOKENIZER)
     documents = []
     for first, stop, ends in _documents(tokens[: len(tokens) - padding], manifest.eos_id):
@@ -158,8 +161,9 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
         padding_tokens=padding,
         bos="" if manifest.bos_in_rows is None else str(tokenizer.id_to_token(manifest.bos_in_rows)),
         eos=str(tokenizer.id_to_token(manifest.eos_id)),
-        ref_loss=_of_tokens(read.get("ref_loss"), tokens, manifest.eos_id),
-        ref_entropy=_of_tokens(read.get("ref_entropy"), tokens, manifest.eos_id),
+        ref_loss=_of_tokens(read.get("ref_loss"), valid),
+        ref_entropy=_of_tokens(read.get("ref_entropy"), valid),
+        trained=(False, *valid) if manifest.target_mask else None,
         selected=_selected(read.get("selected"), len(tokens) - 1),
     )
 
@@ -208,13 +212,10 @@ def _documents(tokens: NDArray[np.int64], eos_id: int) -> Iterator[tuple[int, in
         yield start, len(tokens), False
 
 
-def _of_tokens(
-    values: NDArray[np.generic] | None, tokens: NDArray[np.int64], eos_id: int
-) -> tuple[float | None, ...] | None:
-    """The value of each token as a target; None for the first token, and for a token after EOS."""
+def _of_tokens(values: NDArray[np.generic] | None, valid: Sequence[bool]) -> tuple[float | None, ...] | None:
+    """The value of each token as a target; None for the first token, and where a target is not `valid`."""
     if values is None:
         return None
-    valid = valid_targets(tokens, eos_id).tolist()
     of_targets = zip(cast(NDArray[np.float16], values).tolist(), valid, strict=True)
     return (None, *(value if is_valid else None for value, is_valid in of_targets))
 

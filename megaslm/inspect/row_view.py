@@ -50,15 +50,16 @@ class ShownToken(NamedTuple):
 class SelectionMarks:
     """The marks of a row's selected tokens."""
 
-    def __init__(self, selected: Sequence[bool], *, colours: bool) -> None:
-        """`selected` says of each token whether it is selected."""
+    def __init__(self, selected: Sequence[bool], *, what: str = "that the mask selects", colours: bool) -> None:
+        """`selected` says of each token whether it is selected, and `what` tells the user what that means."""
         self._selected = selected
+        self._what = what
         self._colours = colours
 
     def legend(self) -> Text:
         """The meaning of the marks."""
         mark = (" … ", _SELECTED) if self._colours else "[[…]]"
-        return Text.assemble(mark, (f" marks the {sum(self._selected):,} tokens that the mask selects", _LEGEND))
+        return Text.assemble(mark, (f" marks the {sum(self._selected):,} tokens {self._what}", _LEGEND))
 
     def text_of(self, pieces: Iterable[ShownToken]) -> Text:
         """The pieces one after the other. Adjacent selected pieces share one mark."""
@@ -97,7 +98,7 @@ def show_row(console: Console, row: RowText) -> None:
 
 class _RowView:
     def __init__(self, row: RowText, *, colours: bool) -> None:
-        self.marks = None if row.selected is None else SelectionMarks(row.selected, colours=colours)
+        self.marks = _marks_of(row, colours=colours)
         self._row = row
         self._colours = colours
         self._losses = row.ref_loss or (None,) * len(row.tokens)
@@ -127,6 +128,8 @@ class _RowView:
         for most, style in _STEPS:
             line.append(f" {least:g}–{most:g} " if most < math.inf else f" {least:g} and more ", style=style)
             least = most
+        if self._row.trained is not None:
+            line.append(" no target", style=_CONTEXT)
         return line
 
     def text_of(self, document: RowDocument) -> Text:
@@ -187,6 +190,8 @@ class _RowView:
         losses = [loss for loss in (self._losses[place] for place in places) if loss is not None]
         if losses:
             style += self._style(max(losses))
+        elif self._row.trained is not None:
+            style += _CONTEXT
         if not self._colours and any(place in self._hardest for place in places):
             shown = f"[[{shown}]]"
         return Text(shown, style=style)
@@ -195,6 +200,15 @@ class _RowView:
         if not self._colours:
             return Style()
         return next(style for most, style in _STEPS if loss < most)
+
+
+def _marks_of(row: RowText, *, colours: bool) -> SelectionMarks | None:
+    """The marks of a row without losses: of the selected tokens or else, under a target mask, of the trained ones."""
+    if row.selected is not None:
+        return SelectionMarks(row.selected, colours=colours)
+    if row.trained is not None and row.ref_loss is None:
+        return SelectionMarks(row.trained, what="that objective sft trains on", colours=colours)
+    return None
 
 
 def _opening(document: RowDocument) -> Rule:

@@ -27,7 +27,7 @@ class RunFacts:
 
     run: str
     objective: str
-    """What is trained on: all tokens (clm), or a share of them by a criterion (slm)."""
+    """What is trained on: all tokens (clm), a share of them by a criterion (slm), or the assistant's (sft)."""
     model: str
     """What the run started from."""
     datasets: tuple[str, ...]

@@ -23,6 +23,7 @@ from megaslm.dataset.fit import (
     require_losses_to_mask,
     require_reference,
     require_rule,
+    require_targets_of,
     training_domains,
 )
 from megaslm.dataset.kinds import require_output
@@ -134,6 +135,7 @@ def _training_manifest(findings: Findings, config: RunConfig, setting: str, sect
     place, seq_len = section.dataset, config.data.seq_len
     key = "data.domains" if setting == "data.train" else f"{setting}.domains"
     findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
+    findings.ask(lambda: require_targets_of(config.train.objective, manifest, f"{setting} = {place}"))
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:

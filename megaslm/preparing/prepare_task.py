@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from megaslm.config.recipe import Recipe
@@ -19,12 +17,10 @@ from megaslm.dataset.manifest import Part, SourceFile
 from megaslm.dataset.output import Output
 from megaslm.dataset.packing import RowPacker, Tokens, as_stored
 from megaslm.dataset.shards import PartWriter, RowFormat, part_name, part_writer
-from megaslm.errors import DataError
+from megaslm.preparing.encoding import DocumentEncoding, EncodedDocument
 from megaslm.preparing.inputs import Inputs
-from megaslm.preparing.sentencepiece_original import Original
 from megaslm.slm.valid_targets import valid_targets
-from megaslm.tokenizer.tokenizer import TextEncoder, TokenizerFacts
-from megaslm.tokenizer.word_encoder import fastest_encoder
+from megaslm.tokenizer.tokenizer import TokenizerFacts
 
 _BATCH_CHARACTERS = 1_000_000
 
@@ -95,7 +91,7 @@ def run_task(job: PrepareSpec, on_progress: OnProgress) -> TaskOutcome:
 
     Raises DataError, naming the document, for text that cannot be read or encoded.
     """
-    encoder = encoder_of(job.tokenizer, job.facts.sha256)
+    encoding = DocumentEncoding.of(job.recipe, job.facts, job.tokenizer, job.task.source)
     reader = TaskReader(job.task)
     building: dict[Place, _PartBuilder] = {}
     text_bytes = 0
@@ -103,7 +99,7 @@ def run_task(job: PrepareSpec, on_progress: OnProgress) -> TaskOutcome:
         for batch in _batches(reader.documents()):
             text_bytes += sum(len(document.text.encode("utf-8")) for document in batch)
             for place, documents in _by_place(batch, job.recipe).items():
-                encoded = [ids for ids in _encoded(documents, encoder, job) if ids.size]
+                encoded = [document for document in encoding.encode(documents) if document.ids.size]
                 if encoded and place not in building:
                     building[place] = _PartBuilder.open(job, place, open_parts)
                 if encoded:
@@ -135,22 +131,13 @@ def _report(on_progress: OnProgress, input_bytes: int, text_bytes: int, building
     on_progress(input_bytes=input_bytes, text_bytes=text_bytes, documents=documents, tokens=tokens)
 
 
-@lru_cache(maxsize=1)
-def encoder_of(tokenizer: Path, sha256: str) -> TextEncoder:
-    """The encoder of a tokenizer folder. It is cached, with its memory, while the folder holds the same tokenizer."""
-    return fastest_encoder(tokenizer)
-
-
-@lru_cache(maxsize=1)
-def _original_of(tokenizer: Path, sha256: str) -> Original | None:
-    return Original.of(tokenizer)
-
-
 @dataclass
 class _PartBuilder:
     place: Place
     writer: PartWriter
     packer: RowPacker
+    mask_packer: RowPacker | None
+    """Packs 0 and 1 as `packer` packs ids, if rows carry `target_mask`."""
     vocab_size: int
     domain_number: int
     eos_id: int
@@ -165,23 +152,26 @@ class _PartBuilder:
             vocab_size=facts.vocab_size,
             shard_bytes=recipe.shard_bytes,
             compression=recipe.compression,
+            target_mask=recipe.has_target_mask,
         )
         folder = job.dataset / split / domain / part_name(job.task.number)
         return cls(
             place=place,
             writer=open_parts.enter_context(part_writer(folder, row_format)),
             packer=RowPacker(recipe.seq_len, facts.eos_id, bos=recipe.bos, bos_id=facts.bos_id),
+            mask_packer=RowPacker(recipe.seq_len, 1, bos=recipe.bos, bos_id=0) if recipe.has_target_mask else None,
             vocab_size=facts.vocab_size,
             domain_number=recipe.domains.index(domain),
             eos_id=facts.eos_id,
         )
 
-    def add(self, documents: Sequence[NDArray[np.unsignedinteger]]) -> None:
+    def add(self, documents: Sequence[EncodedDocument]) -> None:
         self.documents += len(documents)
-        self._write(self.packer.add(documents))
+        masks = None if self.mask_packer is None else self.mask_packer.add([each.trained for each in documents])
+        self._write(self.packer.add([each.ids for each in documents]), masks)
 
     def finish(self) -> None:
-        self._write(self.packer.finish())
+        self._write(self.packer.finish(), None if self.mask_packer is None else self.mask_packer.finish())
 
     def written(self) -> WrittenPart:
         split, domain = self.place
@@ -189,9 +179,16 @@ class _PartBuilder:
             split=split, domain=domain, part=self.writer.part, tokens=self.tokens, documents=self.documents
         )
 
-    def _write(self, rows: Tokens) -> None:
-        self.tokens += int(valid_targets(rows, self.eos_id).sum())
-        self.writer.write(as_stored(rows, self.vocab_size), self.domain_number)
+    def _write(self, rows: Tokens, masks: Tokens | None) -> None:
+        """Writes rows (n, L+1), and of their `masks` (n, L+1) the (n, L) that belong to targets."""
+        target_mask = None if masks is None else masks[:, 1:]
+        valid = valid_targets(rows, self.eos_id, target_mask)
+        self.tokens += int(valid.sum())
+        self.writer.write(
+            as_stored(rows, self.vocab_size),
+            self.domain_number,
+            target_mask=None if target_mask is None else valid.astype(np.uint8),
+        )
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -214,65 +211,3 @@ def _by_place(documents: list[Document], recipe: Recipe) -> dict[Place, list[Doc
         assert document.domain is not None  # TaskReader gives each one
         placed.setdefault((split_of(document, recipe), document.domain), []).append(document)
     return placed
-
-
-def _encoded(documents: list[Document], encoder: TextEncoder, job: PrepareSpec) -> list[NDArray[np.uint32]]:
-    """The ids of each document. None is EOS, and none is BOS where rows have BOS."""
-    try:
-        encoded = encoder.encode([document.text for document in documents])
-    except DataError:
-        for document in documents:
-            _require_encodable(document, encoder)
-        raise
-    for mark in _marks(job):
-        # Check the whole batch at once, because most batches have none.
-        if (np.concatenate(encoded) == mark.id).any():
-            for document, ids in zip(documents, encoded, strict=True):
-                _require_none(document, ids, mark, encoder)
-    original = _original_of(job.tokenizer, job.facts.sha256)
-    if original is not None:
-        for document, ids in zip(documents, encoded, strict=True):
-            original.require_same(document, ids, encoder)
-    return encoded
-
-
-def _require_encodable(document: Document, encoder: TextEncoder) -> None:
-    try:
-        encoder.encode([document.text])
-    except DataError as error:
-        raise DataError(f"{document.origin}: {error}") from error
-
-
-@dataclass(frozen=True)
-class _Mark:
-    """A token that marks the bounds of documents or rows, so that no text may give it."""
-
-    id: int
-    name: str
-    """Its role, EOS or BOS."""
-    refusal: str
-    """What is wrong with it inside a document, and what to do."""
-
-
-def _marks(job: PrepareSpec) -> Iterator[_Mark]:
-    """EOS and, where rows have BOS, BOS."""
-    another = "in the tokenizer's tokenizer_config.json to a token that no text gives"
-    without = "leave such documents out with a filter"
-    yield _Mark(job.facts.eos_id, "EOS", f"which would cut the document in two; set eos_token {another}, or {without}")
-    bos = job.recipe.bos
-    if bos != "none" and job.facts.bos_id is not None:
-        yield _Mark(
-            job.facts.bos_id,
-            "BOS",
-            f"which `bos: {bos}` allows only before a {bos}; set bos_token {another}, {without}, or set bos: none",
-        )
-
-
-def _require_none(document: Document, ids: NDArray[np.uint32], mark: _Mark, encoder: TextEncoder) -> None:
-    places = np.flatnonzero(ids == mark.id)
-    if places.size:
-        name = encoder.decode(np.array([mark.id], dtype=np.uint32))
-        raise DataError(
-            f"{document.origin}: token {places[0]} of the text is {mark.id}, {name!r}, the {mark.name} token, "
-            f"{mark.refusal}"
-        )

@@ -19,6 +19,7 @@ from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Packing, 
 from megaslm.errors import DataError
 from megaslm.files import Busy, locked, read_back, write_file
 from megaslm.jobs.ledger import Ledger
+from megaslm.preparing.chat_template import TEMPLATE_FILES
 from megaslm.preparing.inputs import Inputs, has_changed
 from megaslm.preparing.prepare_task import TaskOutcome
 from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
@@ -54,6 +55,7 @@ def require_same(manifest: Manifest, recipe: Recipe, tasks: Sequence[Task], plac
                 f"{file_range.file.label} has changed since {place} was prepared; remove it or choose another output"
             )
     _require_same_tokenizer(manifest, recipe, place)
+    _require_same_template(manifest, recipe, place)
     for gone, _ in recorded:
         raise DataError(
             f"{gone} is gone since {place} was prepared, or the recipe's paths no longer lead to it; remove {place} or "
@@ -72,6 +74,20 @@ def _require_same_tokenizer(manifest: Manifest, recipe: Recipe, place: str) -> N
             f"tokenizer.huggingface: {folder} gives other ids than when {place} was prepared; remove {place} or choose "
             "another output"
         )
+
+
+def _require_same_template(manifest: Manifest, recipe: Recipe, place: str) -> None:
+    """Raises DataError where a file of the recipe's tokenizer that may hold its chat template is another one now."""
+    folder = recipe.tokenizer.huggingface
+    if folder is None or all(source.chat_format != "tokenizer" for source in recipe.sources):
+        return
+    now = tokenizer_files(home_expanded(folder))
+    for name in TEMPLATE_FILES:
+        if now.get(name) != manifest.tokenizer_files.get(name):
+            raise DataError(
+                f"{folder}/{name}, which may hold the chat template, has changed since {place} was prepared; remove "
+                f"{place} or choose another output"
+            )
 
 
 def manifest_of(
@@ -96,6 +112,7 @@ def manifest_of(
         eos_id=facts.eos_id,
         bos_id=facts.bos_id,
         packing=Packing.with_bos(recipe.bos),
+        target_mask=recipe.has_target_mask,
         domains=recipe.domains,
         licences=_licences(recipe),
         splits=_splits(recipe, outcomes),

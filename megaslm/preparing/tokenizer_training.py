@@ -16,6 +16,7 @@ from megaslm.corpus.documents import Document, hash_of
 from megaslm.corpus.tasks import Task, TaskReader, split_of
 from megaslm.errors import DataError
 from megaslm.files import abandon_folder, finish_folder, start_folder
+from megaslm.preparing.encoding import require_chat_templates
 from megaslm.preparing.sentencepiece_original import require_same_ids, texts_to_compare
 from megaslm.tokenizer.bos import require_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILES
@@ -119,12 +120,13 @@ def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """Write the recipe's tokenizer to `folder`, which appears only when complete.
 
     Raises DataError where the tokenizer cannot be read, where the exported one differs from SentencePiece, or where it
-    has no BOS for the recipe's `bos`.
+    has no BOS for the recipe's `bos` or no chat template for its `chat_format`.
     """
     try:
         filled = start_folder(folder)
         _fill(recipe, tasks, filled)
         require_bos(recipe.bos, tokenizer_facts(filled))
+        require_chat_templates(recipe, filled)
         finish_folder(folder)
     except BaseException:
         abandon_folder(folder)

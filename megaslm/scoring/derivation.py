@@ -151,8 +151,8 @@ class Derivation(Generic[Outcome]):
             outcome = make(self.working / item.path)
             if not item.has_rows_of(outcome.part):
                 raise DataError(
-                    f"{self.source.place}/{item.path}: its tokens have the hash {outcome.part.tokens_sha256[:12]}, but "
-                    f"its manifest says {item.part.tokens_sha256[:12]}; prepare it again"
+                    f"{self.source.place}/{item.path}: its tokens have the hash {_short(outcome.part)}, but its "
+                    f"manifest says {_short(item.part)}; prepare it again"
                 )
             self._output.keep_part(item.split, item.domain, outcome.part)
             return outcome
@@ -259,3 +259,7 @@ class Derivation(Generic[Outcome]):
             self.ledger.folder.rename(gone)
         for leftover in [gone] if self._folder is None else [gone, self.working]:
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _short(part: Part) -> str:
+    return " ".join(sha256[:12] for sha256 in part.hashes)

@@ -31,7 +31,7 @@ class SourcePart:
 
     def has_rows_of(self, other: Part) -> bool:
         """Whether `other` holds the same rows of tokens."""
-        return (self.part.rows, self.part.tokens_sha256) == (other.rows, other.tokens_sha256)
+        return (self.part.rows, self.part.hashes) == (other.rows, other.hashes)
 
 
 def source_parts(manifest: Manifest) -> Iterator[SourcePart]:

@@ -23,8 +23,8 @@ class LossStatistics:
     """Receives the rows of a part in order. The result does not depend on how they are cut into batches.
 
     The inputs of all rows form one stream. A document is a run of inputs without EOS, its BOS included. It has as many
-    targets as inputs, and its EOS is the last target. Where neighbouring rows share no token, the last token of a row
-    is no input. If it is EOS, it ends a document all the same.
+    targets as inputs, without those that a target mask excludes, and its EOS is the last target. Where neighbouring
+    rows share no token, the last token of a row is no input. If it is EOS, it ends a document all the same.
     """
 
     def __init__(self, eos_id: int, *, rows_share_a_token: bool = True) -> None:
@@ -38,14 +38,21 @@ class LossStatistics:
         self._unfinished: _Documents | None = None
         self._worst = self._best = _Documents.none()
 
-    def add(self, tokens: NDArray[np.unsignedinteger], losses: NDArray[np.float16]) -> None:
-        """Adds the next n > 0 rows of the part: (n, L+1) tokens and their (n, L) losses in nats, both as stored."""
+    def add(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        losses: NDArray[np.float16],
+        target_mask: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Adds the next n > 0 rows of the part: (n, L+1) tokens, their (n, L) losses in nats and, where the dataset has
+        one, their (n, L) target mask, all as stored."""
         self._seq_len = losses.shape[1]
         of_stream = losses.ravel()
-        valid = valid_targets(tokens, self._eos_id).ravel()
+        valid = valid_targets(tokens, self._eos_id, target_mask).ravel()
         self._counts += LossCounts.of(of_stream[valid])
         units = (of_stream.astype(np.float64) * _UNITS_PER_NAT).astype(np.int64)
-        self._add_documents(valid, np.where(valid, units, 0), self._begin_anew(tokens))
+        inside = valid_targets(tokens, self._eos_id).ravel()
+        self._add_documents(inside, valid.astype(np.int64), np.where(valid, units, 0), self._begin_anew(tokens))
         self._rows += len(tokens)
 
     def finish(self) -> PartStatistics:
@@ -73,19 +80,26 @@ class LossStatistics:
         self._row_ended_document = bool(ends[-1])
         return anew.ravel()
 
-    def _add_documents(self, valid: NDArray[np.bool_], units: NDArray[np.int64], anew: NDArray[np.bool_]) -> None:
-        """For (n,) inputs of the stream: whether each is not EOS, its target's loss in units (0 if it is EOS), and
-        whether a document ended just before it."""
-        begins = valid & (anew | ~np.append(False, valid[:-1]))
-        ends = valid & np.append(anew[1:] | ~valid[1:], True)
-        starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
+    def _add_documents(
+        self,
+        inside: NDArray[np.bool_],
+        counted: NDArray[np.int64],
+        units: NDArray[np.int64],
+        anew: NDArray[np.bool_],
+    ) -> None:
+        """For (n,) inputs of the stream: whether each is not EOS, whether its target is valid (1 or 0), its target's
+        loss in units (0 where it is not valid), and whether a document ended just before it."""
+        starts = np.flatnonzero(inside & (anew | ~np.append(False, inside[:-1])))
         # Each sum extends to the next document's start. The inputs between two documents add 0.
-        sums = np.add.reduceat(units, starts) if len(starts) else np.empty(0, dtype=np.int64)
-        found = _Documents(self._places(starts, anew), stops - starts, sums)
+        targets, sums = (
+            np.add.reduceat(values, starts) if len(starts) else np.empty(0, dtype=np.int64)
+            for values in (counted, units)
+        )
+        found = _Documents(self._places(starts, anew), targets, sums)
         if self._unfinished is not None:
-            found = self._unfinished.followed_by(found, goes_on=bool(valid[0] and not anew[0]))
-        self._unfinished = found.last() if valid[-1] else None
-        self._keep(found.without_last() if valid[-1] else found)
+            found = self._unfinished.followed_by(found, goes_on=bool(inside[0] and not anew[0]))
+        self._unfinished = found.last() if inside[-1] else None
+        self._keep(found.without_last() if inside[-1] else found)
 
     def _places(self, starts: NDArray[np.intp], anew: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The places of first tokens, as in `_Documents`. A document that begins with the last token of a row, which is

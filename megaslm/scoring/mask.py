@@ -46,7 +46,7 @@ def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
     """
     tokens = torch.from_numpy(rows["tokens"].astype(np.int64))
     targets = Targets(
-        valid=valid_targets(tokens, eos_id),
+        valid=valid_targets(tokens, eos_id, _target_mask(rows)),
         keys=target_keys(torch.arange(len(tokens)), 0, tokens.shape[1] - 1),
         ref_loss=torch.from_numpy(rows["ref_loss"].astype(np.float32)),
         ref_entropy=torch.from_numpy(rows["ref_entropy"].astype(np.float32)) if "ref_entropy" in rows else None,
@@ -57,3 +57,7 @@ def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
         raise DataError(f"row {row} has a ref_loss or ref_entropy that is NaN or infinite; score the dataset again")
     mask: NDArray[np.bool_] = selection.mask.numpy()
     return mask
+
+
+def _target_mask(rows: Rows) -> torch.Tensor | None:
+    return torch.from_numpy(rows["target_mask"]) if "target_mask" in rows else None

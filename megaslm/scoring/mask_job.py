@@ -163,7 +163,8 @@ class _MaskJob:
                 except DataError as error:
                     raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
                 tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
-                writer.write(tokens, int(rows["domain"][0]), selected=pack_mask(selected))
+                target_mask = cast(NDArray[np.uint8] | None, rows.get("target_mask"))
+                writer.write(tokens, int(rows["domain"][0]), selected=pack_mask(selected), target_mask=target_mask)
                 done = start + len(tokens)
                 tally.report(rows=done, targets=done * self._format.seq_len)
         return PartOutcome(part=writer.part)

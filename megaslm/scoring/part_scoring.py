@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from megaslm.dataset.manifest import Manifest, Part
-from megaslm.dataset.rows import RowReader
+from megaslm.dataset.rows import RowReader, Rows
 from megaslm.dataset.score_summary import PartStatistics
 from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
@@ -38,11 +38,27 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-class ScoredRows(NamedTuple):
-    """Rows of one domain as stored, (n, L+1), and the reference's losses and entropies: (columns, n, L) float16."""
+class StoredRows(NamedTuple):
+    """Rows of one domain as stored: (n, L+1), and (n, L) uint8 where the dataset has a target mask."""
 
     tokens: NDArray[np.unsignedinteger]
     domain: int
+    target_mask: NDArray[np.uint8] | None
+
+    @classmethod
+    def of(cls, rows: Rows) -> "StoredRows":
+        """The columns of rows that a `RowReader` has read."""
+        return cls(
+            cast(NDArray[np.unsignedinteger], rows["tokens"]),
+            int(rows["domain"][0]),
+            cast(NDArray[np.uint8] | None, rows.get("target_mask")),
+        )
+
+
+class ScoredRows(NamedTuple):
+    """Stored rows, and the reference's losses and entropies: (columns, n, L) float16."""
+
+    stored: StoredRows
     values: NDArray[np.float16]
 
 
@@ -52,8 +68,10 @@ def write_part(folder: Path, manifest: Manifest, scored: Iterable[ScoredRows]) -
     statistics = LossStatistics(manifest.eos_id, rows_share_a_token=shares_a_token)
     with part_writer(folder, RowFormat.of(manifest)) as writer:
         for rows in scored:
-            writer.write(rows.tokens, rows.domain, rows.values[0], rows.values[1] if len(rows.values) == 2 else None)
-            statistics.add(rows.tokens, rows.values[0])
+            entropies = rows.values[1] if len(rows.values) == 2 else None
+            tokens, domain, target_mask = rows.stored
+            writer.write(tokens, domain, rows.values[0], entropies, target_mask=target_mask)
+            statistics.add(tokens, rows.values[0], target_mask)
     return writer.part, statistics.finish()
 
 
@@ -74,7 +92,7 @@ def with_values(reader: RowReader, paths: Sequence[Path], at_once: int) -> Itera
             some = np.ascontiguousarray(values[:, first : first + at_once])
             rows = reader.rows(start, start + some.shape[1])
             start += some.shape[1]
-            yield ScoredRows(cast(NDArray[np.unsignedinteger], rows["tokens"]), int(rows["domain"][0]), some)
+            yield ScoredRows(StoredRows.of(rows), some)
 
 
 @dataclass(frozen=True)
@@ -95,7 +113,7 @@ class PartScorer:
         try:
             for batch in self._measured(reader, rows):
                 yield _arrived(batch, place)
-                on_rows(len(batch.tokens))
+                on_rows(len(batch.stored.tokens))
         except torch.OutOfMemoryError as error:
             raise MegaSLMError(
                 f"{place}: {self.batch_rows} rows at once do not fit into the memory of {self.model.device}; lower "
@@ -115,38 +133,46 @@ class PartScorer:
 
     def _batches(self, reader: RowReader, rows: range) -> Iterator["_Batch"]:
         for start in range(rows.start, rows.stop, self.batch_rows):
-            found = reader.rows(start, min(rows.stop, start + self.batch_rows))
-            stored = cast(NDArray[np.unsignedinteger], found["tokens"])
-            padding = np.repeat(stored[-1:], self.batch_rows - len(stored), axis=0)
-            tokens = torch.from_numpy(np.concatenate([stored, padding]).astype(np.int64))
-            yield _Batch(start, stored, int(found["domain"][0]), tokens)
+            stored = StoredRows.of(reader.rows(start, min(rows.stop, start + self.batch_rows)))
+            tokens = self._padded(stored.tokens, np.int64)
+            mask = None if stored.target_mask is None else self._padded(stored.target_mask, np.bool_)
+            yield _Batch(start, stored, tokens, mask)
+
+    def _padded(self, column: NDArray[np.generic], dtype: type[np.generic]) -> Tensor:
+        """A column of at most `batch_rows` rows, with copies of the last one up to that number."""
+        padding = np.repeat(column[-1:], self.batch_rows - len(column), axis=0)
+        return torch.from_numpy(np.concatenate([column, padding]).astype(dtype))
 
     def _measure(self, batch: "_Batch") -> "_Scored":
         # Pinned here, not in the reading thread: that thread would open the first GPU, even if this rank has another.
-        tokens = batch.padded.pin_memory() if self.model.device.type == "cuda" else batch.padded
-        valid = valid_targets(tokens.to(self.model.device, non_blocking=True), self.eos_id)
+        tokens, mask = (
+            column.pin_memory() if column is not None and self.model.device.type == "cuda" else column
+            for column in (batch.tokens, batch.target_mask)
+        )
+        assert tokens is not None  # every batch has tokens
+        mask = None if mask is None else mask.to(self.model.device, non_blocking=True)
+        valid = valid_targets(tokens.to(self.model.device, non_blocking=True), self.eos_id, mask)
         losses, entropies = self.model.measure(tokens)
         columns = [losses] if entropies is None else [losses, entropies]
         values = torch.stack([as_stored(column, valid) for column in columns])
         finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
-        return _Scored(batch.start, batch.stored, batch.domain, _OnItsWay(values), _OnItsWay(finite))
+        return _Scored(batch.start, batch.stored, _OnItsWay(values), _OnItsWay(finite))
 
 
 class _Batch(NamedTuple):
-    """Rows of a part from `start` on: (n, L+1) as stored, and as (B, L+1) int64, padded with copies of rows."""
+    """Rows of a part from `start` on as stored and, padded with copies of rows, as (B, L+1) int64 and (B, L) bool."""
 
     start: int
-    stored: NDArray[np.unsignedinteger]
-    domain: int
-    padded: Tensor
+    stored: StoredRows
+    tokens: Tensor
+    target_mask: Tensor | None
 
 
 class _Scored(NamedTuple):
     """The same rows with values, (columns, B, L) float16, and whether all values of a row are finite, (columns, B)."""
 
     start: int
-    tokens: NDArray[np.unsignedinteger]
-    domain: int
+    stored: StoredRows
     values: "_OnItsWay"
     finite: "_OnItsWay"
 
@@ -168,7 +194,7 @@ class _OnItsWay:
 
 
 def _arrived(batch: _Scored, place: str) -> ScoredRows:
-    count = len(batch.tokens)
+    count = len(batch.stored.tokens)
     finite = batch.finite.arrived()[:, :count]
     if not finite.all():
         column, row = (int(number) for number in (~finite).nonzero()[0])
@@ -177,4 +203,4 @@ def _arrived(batch: _Scored, place: str) -> ScoredRows:
             f"{place}, row {batch.start + row} of the part: the reference gives {what} that is NaN or infinite; "
             "try --precision fp32"
         )
-    return ScoredRows(batch.tokens, batch.domain, batch.values.arrived()[:, :count].numpy())
+    return ScoredRows(batch.stored, batch.values.arrived()[:, :count].numpy())

@@ -58,7 +58,7 @@ class RowRange:
     @property
     def name(self) -> str:
         """Its name in the ledger."""
-        digest = hashlib.sha256(f"{self.item.part.tokens_sha256}{self.made_by}".encode()).hexdigest()[:16]
+        digest = hashlib.sha256(f"{''.join(self.item.part.hashes)}{self.made_by}".encode()).hexdigest()[:16]
         return f"{self.item.name}--{digest}--{self.rows.start:08d}-{self.rows.stop:08d}"
 
 
@@ -273,7 +273,8 @@ class ScoreProcess:
         def counting() -> Iterator[ScoredRows]:
             nonlocal targets
             for some in rows:
-                targets += int(valid_targets(some.tokens, self._work.described.eos_id).sum())
+                tokens, _, target_mask = some.stored
+                targets += int(valid_targets(tokens, self._work.described.eos_id, target_mask).sum())
                 yield some
 
         write_values(self._work.values(task), counting())

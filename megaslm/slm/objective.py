@@ -260,7 +260,7 @@ class Objective(Protocol):
 
 
 class CausalObjective:
-    """Causal language modeling: every valid target."""
+    """Every valid target: causal language modeling, or fine-tuning, where a target mask leaves only the assistant's."""
 
     def plan_step(
         self,

@@ -85,7 +85,8 @@ class MicroBatch:
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers over all streams of the run, one stream after the other.
     `domain`: (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats; None if the dataset is not scored.
     `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats; None if the dataset has none. `selected`: (B, L) bool,
-    the targets that the dataset's mask selects; None if it has no mask. `document_bounds`: (documents + 1,) int32, the
+    the targets that the dataset's mask selects; None if it has no mask. `target_mask`: (B, L) bool, false at targets
+    that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
     first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
     found on the host: a GPU could tell their number only by making the host wait.
     """
@@ -97,6 +98,7 @@ class MicroBatch:
     visit: int
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
+    target_mask: Tensor | None = None
     document_bounds: Tensor | None = None
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
@@ -272,6 +274,7 @@ def _stacked(rows: list[Row], visit: int, eos_id: int | None) -> MicroBatch:
         ref_loss=torch.from_numpy(_values(rows, "ref_loss", np.float32)) if "ref_loss" in stored else None,
         ref_entropy=torch.from_numpy(_values(rows, "ref_entropy", np.float32)) if "ref_entropy" in stored else None,
         selected=None if bits is None else torch.from_numpy(unpack_mask(bits, tokens.shape[1] - 1)),
+        target_mask=torch.from_numpy(_values(rows, "target_mask", np.bool_)) if "target_mask" in stored else None,
         document_bounds=None if bounds is None else torch.from_numpy(bounds),
         visit=visit,
     )

@@ -12,7 +12,7 @@ from megaslm.config.schema import RunConfig, SlmSection
 from megaslm.dataset.fit import reads_reference, require_reference, require_rule
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.dataset.remote import DatasetFolder
-from megaslm.dataset.rows import unpack_mask
+from megaslm.dataset.rows import Rows, unpack_mask
 from megaslm.errors import ReferenceMismatch
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
@@ -76,7 +76,7 @@ def _check_loss_rows(
     for number in spread_evenly(rows, len(reader)):
         row = reader[number]
         tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(model.device)
-        valid = valid_targets(tokens, eos_id)[0].cpu()
+        valid = valid_targets(tokens, eos_id, _target_mask(row, tokens))[0].cpu()
         losses, entropies = model.measure(tokens)
         for column, again in (("ref_loss", losses), ("ref_entropy", entropies)):
             if again is not None:
@@ -157,7 +157,7 @@ def _compared(
         tokens = torch.from_numpy(row["tokens"].astype(np.int64)).to(model.device)
         seq_len = tokens.shape[1] - 1
         losses, entropies = model.measure(tokens)
-        valid = valid_targets(tokens, eos_id)
+        valid = valid_targets(tokens, eos_id, _target_mask(row, tokens))
         targets = Targets(
             valid=valid,
             keys=target_keys(torch.zeros(1, dtype=torch.int64, device=model.device), 0, seq_len),
@@ -167,6 +167,11 @@ def _compared(
         again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
         stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
+
+
+def _target_mask(row: Rows, tokens: torch.Tensor) -> torch.Tensor | None:
+    """The target mask of a row, or of rows, on the device of its `tokens`."""
+    return torch.from_numpy(row["target_mask"]).to(tokens.device) if "target_mask" in row else None
 
 
 def check_scored(config: RunConfig, data: TrainingData, device: torch.device) -> list[str]:

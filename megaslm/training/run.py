@@ -23,7 +23,7 @@ from megaslm.training.validation import Validation
 
 def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
     """The objective, with the selection state of an earlier attempt."""
-    if config.train.objective == "clm":
+    if config.train.objective != "slm":
         return CausalObjective()
     slm = config.slm
     rule = SelectionRule(

@@ -149,7 +149,7 @@ def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_row
 
 def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:
     return Targets(
-        valid=valid_targets(micro_batch.tokens, eos_id),
+        valid=valid_targets(micro_batch.tokens, eos_id, micro_batch.target_mask),
         keys=target_keys(micro_batch.rows, visits, micro_batch.tokens.shape[1] - 1),
         ref_loss=micro_batch.ref_loss,
         ref_entropy=micro_batch.ref_entropy,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.dataset.fit import training_domains
+from megaslm.dataset.fit import require_targets_of, training_domains
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
@@ -154,6 +154,8 @@ def open_training_data(config: RunConfig) -> TrainingData:
         DataError: they do not; the message names both sides.
     """
     datasets = tuple(_opened(config))
+    for dataset in datasets:
+        require_targets_of(config.train.objective, dataset.manifest, f"{dataset.setting} = {dataset.source.place}")
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])
@@ -239,6 +241,7 @@ def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, 
         _Trait(
             "the columns",
             " ".join(columns),
-            "score both (both with or both without --entropy), mask both, or name the datasets that are not scored",
+            "score both (both with or both without --entropy), mask both, or name the datasets that are not scored; "
+            "for a target_mask, prepare both in one recipe: texts beside conversations are trained on whole",
         ),
     )

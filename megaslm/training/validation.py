@@ -1,4 +1,4 @@
-"""Losses on held-out text over all tokens. They are the same on any number of ranks."""
+"""Losses on held-out text over all valid targets. They are the same on any number of ranks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +23,8 @@ _BATCHES_BETWEEN_QUESTIONS = 8
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """This rank's rows of one domain of one set. `tokens`: (rows, L+1) int64. `counts`: (rows,), which rows count."""
+    """This rank's rows of one domain of one set. `tokens`: (rows, L+1) int64. `counts`: (rows, L) bool, which targets
+    count."""
 
     name: str
     domain: str
@@ -43,9 +44,8 @@ class Validation:
         """
         self._world = world
         self._batch_rows = section.batch_rows
-        self._eos_id = training.eos_id
         self._held_out = [
-            _read(name, domain, chosen, dataset, world)
+            _read(name, domain, chosen, dataset, world, training.eos_id)
             for name, chosen in section.sets.items()
             for dataset in [open_dataset(chosen.dataset, cache)]
             for domain in heldout_domains(name, chosen, read_manifest(dataset.path), training)
@@ -88,12 +88,11 @@ class Validation:
                 return None
             tokens, counts = tokens.to(self._world.device), counts.to(self._world.device)
             losses = engine.measure(tokens)
-            valid = valid_targets(tokens, self._eos_id) & counts[:, None]
-            total += torch.stack([losses.double().where(valid, 0.0).sum(), valid.sum().double()])
+            total += torch.stack([losses.double().where(counts, 0.0).sum(), counts.sum().double()])
         return total
 
 
-def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder, world: World) -> _HeldOut:
+def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder, world: World, eos_id: int) -> _HeldOut:
     reader = dataset.reader(chosen.split, domain)
     count = min(len(reader), chosen.max_rows or len(reader))
     rows = np.linspace(0, len(reader), count, endpoint=False, dtype=np.int64)
@@ -101,8 +100,11 @@ def _read(name: str, domain: str, chosen: ValidationSet, dataset: DatasetFolder,
     per_rank = math.ceil(count / world.size)
     places = np.arange(world.rank * per_rank, (world.rank + 1) * per_rank)
     mine = rows[np.minimum(places, count - 1)]
-    tokens = np.stack([reader[int(row)]["tokens"] for row in mine]).astype(np.int64)
-    return _HeldOut(name, domain, torch.from_numpy(tokens), torch.from_numpy(places < count))
+    read = [reader[int(row)] for row in mine]
+    tokens = np.stack([row["tokens"] for row in read]).astype(np.int64)
+    target_mask = np.stack([row["target_mask"] for row in read]) if "target_mask" in read[0] else None
+    counts = valid_targets(tokens, eos_id, target_mask) & (places < count)[:, None]
+    return _HeldOut(name, domain, torch.from_numpy(tokens), torch.from_numpy(counts))
 
 
 def _with_totals(measured: Mapping[tuple[str, str], tuple[float, float]]) -> dict[tuple[str, str], tuple[float, float]]:

@@ -23,11 +23,18 @@ RECIPES = {
     "reference.yaml": ("math-curated", "math-curated", "general-curated"),
 }
 """The recipes in data/ of the text that a file's runs read, one for each family."""
-OF_THE_PAPER = (*FAMILIES, "self-reference-1b", "weak-to-strong-7b")
+OF_THE_PAPER = (*FAMILIES, "self-reference-1b", "weak-to-strong-7b", "tora")
 """The folders of configs/ whose runs are those of the paper, or baselines for them."""
 
 _MATH = {"train.total_tokens": 15_000_000_000, "train.global_batch_tokens": 2**20}
 _REFERENCE = {"train.epochs": 3, "train.schedule": "cosine", "train.objective": "clm"}
+_TOOL_USE = {
+    "train.objective": "sft",
+    "train.epochs": 3,
+    "train.lr": 2e-5,
+    "train.global_batch_tokens": 128 * 2048,
+    "data.seq_len": 2048,
+}
 PAPER: Mapping[str, Mapping[str, object]] = {
     "rho-math-1b/slm.yaml": {**_MATH, "train.lr": 8e-5, "slm.keep_ratio": 0.6, "slm.criterion": "excess"},
     "rho-math-7b/slm.yaml": {**_MATH, "train.lr": 2e-5, "slm.keep_ratio": 0.7, "slm.criterion": "excess"},
@@ -42,6 +49,8 @@ PAPER: Mapping[str, Mapping[str, object]] = {
     "rho-math-7b/reference.yaml": {**_REFERENCE, "train.lr": 1e-5, "data.seq_len": 4096},
     "rho-general-1b/reference.yaml": {**_REFERENCE, "train.lr": 5e-5, "data.seq_len": 2048},
     "rho-math-1b/ratio-sweep.yaml": {"train.total_tokens": 5_000_000_000},
+    "tora/1b.yaml": _TOOL_USE,
+    "tora/7b.yaml": _TOOL_USE,
     "self-reference-1b/low-loss.yaml": {"slm.keep_ratio": 0.7, "slm.criterion": "reference"},
     "self-reference-1b/low-entropy.yaml": {"slm.keep_ratio": 0.6, "slm.criterion": "entropy"},
     "self-reference-1b/intersection.yaml": {"slm.keep_ratio": 0.7, "slm.criterion": "reference_and_entropy"},

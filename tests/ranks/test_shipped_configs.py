@@ -37,6 +37,7 @@ WIDTHS = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11_008},
     "mistral-7b": {"hidden_size": 4096, "intermediate_size": 14_336, "num_key_value_heads": 8},
 }
+WIDTHS |= {"rho-math-1b": WIDTHS["tinyllama-1.1b"], "rho-math-7b": WIDTHS["mistral-7b"]}
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,17 @@ class LookAlikes:
 
     tokens: Path
     scored: Path
+    conversations: Path
     model: Path
 
 
 @pytest.fixture(scope="module")
 def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
     root = tmp_path_factory.mktemp("look-alikes")
-    found = LookAlikes(root / "tokens", root / "scored", root / "model")
-    make_dataset(found.tokens, {(split, name): [12] for split in ("train", "heldout") for name in ("docs", "source")})
+    found = LookAlikes(root / "tokens", root / "scored", root / "conversations", root / "model")
+    rows = {(split, name): [12] for split in ("train", "heldout") for name in ("docs", "source")}
+    make_dataset(found.tokens, rows)
+    make_dataset(found.conversations, rows, target_mask=True)
     make_reference(found.model)
     run_job(1, task_of(found.model, found.tokens, found.scored, entropy=True))
     return found
@@ -61,7 +65,9 @@ def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
 def settings_for(name: str, look_alikes: LookAlikes, model: Path, run_dir: Path) -> Iterator[str]:
     """What has to be set for a configuration to run here: places, and the sizes of rows and batches."""
     config = load(RunConfig, ROOT / "configs" / name).value
-    data = look_alikes.scored if config.train.objective == "slm" else look_alikes.tokens
+    data = {"clm": look_alikes.tokens, "slm": look_alikes.scored, "sft": look_alikes.conversations}[
+        config.train.objective
+    ]
     yield f"run_dir={run_dir}"
     yield f"data.seq_len={SEQ_LEN}"
     yield f"train.global_batch_tokens={BATCH_ROWS * SEQ_LEN}"
@@ -81,7 +87,8 @@ def settings_for(name: str, look_alikes: LookAlikes, model: Path, run_dir: Path)
     if config.slm.reference is not None:
         yield f"slm.reference={look_alikes.model}"
     for held_out in config.validation.sets:
-        yield f"validation.sets.{held_out}.dataset={look_alikes.tokens}"
+        held = look_alikes.conversations if config.train.objective == "sft" else look_alikes.tokens
+        yield f"validation.sets.{held_out}.dataset={held}"
     if config.model.from_scratch is None:
         yield "model.from_run=null"
         yield f"model.from_pretrained={model}"
@@ -113,7 +120,7 @@ def test_a_smoke_test_passes_at_the_real_width(name: str, look_alikes: LookAlike
     if config.model.from_pretrained is not None:
         shutil.copytree(look_alikes.tokens / "tokenizer", model)
         width = {**WIDTHS[Path(config.model.from_pretrained).name], **ONE_LAYER}
-        if "mistral" in config.model.from_pretrained:
+        if width["intermediate_size"] == WIDTHS["mistral-7b"]["intermediate_size"]:
             MistralForCausalLM(MistralConfig(**width, sliding_window=None)).save_pretrained(model)
         else:
             LlamaForCausalLM(LlamaConfig(**width)).save_pretrained(model)

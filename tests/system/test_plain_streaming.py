@@ -38,7 +38,7 @@ def test_streaming_alone_reads_them(corpus: Path, tmp_path: Path) -> None:
         folder = tmp_path / f"prepared-{compression}"
         manifest = prepare(recipe_of(corpus, compression=compression), folder, workers=1)
         places += [(folder, split, domain) for split, domains in manifest.splits.items() for domain in domains]
-    make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15]})
+    make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15]}, target_mask=True)
     make_reference(tmp_path / "reference")
     run_job(1, task_of(tmp_path / "reference", tmp_path / "tokens", tmp_path / "scored"))
     places.append((tmp_path / "scored", "train", "a"))

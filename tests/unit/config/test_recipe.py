@@ -82,6 +82,8 @@ def test_domains_of_a_field_are_numbered_in_order() -> None:
         ({"heldout_fraction": 1}, "heldout_fraction = 1"),
         ({"shard_bytes": 2**32}, "4294967296"),
         ({"seqlen": 8}, "seqlen = 8"),
+        ({"sources": [{**SOURCE, "chat_format": "tora"}]}, "chat_format = tora"),
+        ({"sources": [{**SOURCE, "messages_field": "m", "chat_format": "chatml"}]}, "chat_format = chatml"),
     ],
 )
 def test_a_recipe_that_cannot_be_meant_is_refused(

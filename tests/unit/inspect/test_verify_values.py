@@ -66,6 +66,33 @@ def test_only_targets_may_be_selected(
     says(problem, "train/b/part-00001/shard.00000.mds", row)
 
 
+def twos(tokens: np.ndarray, target_mask: np.ndarray) -> None:
+    target_mask[7, 4] = 2
+
+
+def ones_after_eos(tokens: np.ndarray, target_mask: np.ndarray) -> None:
+    target_mask[tokens[:, :-1] == EOS_ID] = 1
+
+
+def losses_at_excluded_targets(tokens: np.ndarray, losses: np.ndarray) -> None:
+    losses[7, 3] = 2.5
+
+
+@pytest.mark.parametrize("spoil_mask", [twos, ones_after_eos])
+def test_a_target_mask_only_leaves_targets(tmp_path: Path, spoil_mask: Change, says: Says) -> None:
+    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, target_mask=True, shard_bytes=100_000), spoil_mask=spoil_mask)
+    problem, *counts = found_in(tmp_path)
+    says(problem, "train/b/part-00001/shard.00000.mds", "target_mask")
+    assert all(count.startswith("manifest.json") for count in counts)
+
+
+def test_excluded_targets_have_no_loss(tmp_path: Path, says: Says) -> None:
+    row_format = RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, target_mask=True, shard_bytes=100_000)
+    make(tmp_path, row_format, spoil=losses_at_excluded_targets)
+    (problem,) = found_in(tmp_path)
+    says(problem, "row 7", "ref_loss")
+
+
 def test_rows_are_counted_over_the_stretches_that_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:

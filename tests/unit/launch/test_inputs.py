@@ -84,6 +84,7 @@ def test_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, say
         ({"data": {"domains": ["b"]}}, "data.domains"),
         ({"train": {"objective": "slm"}}, "megaslm score"),
         ({"validation": {"sets": {"x": {"dataset": "TOKENS", "domains": ["b"]}}}}, "validation.sets.x"),
+        ({"train": {"objective": "sft"}}, "target_mask"),
     ],
 )
 def test_a_dataset_must_be_what_the_run_needs(

@@ -18,7 +18,8 @@ from tests.own_text import make_tokenizer
 from tests.published import LOOK_ALIKES
 
 ROOT = Path(__file__).resolve().parents[3]
-OF_THE_HOUSE = ("demo", "python-stdlib")
+OF_THE_HOUSE = ("demo", "python-stdlib", "tora")
+"""Their texts are no dataset of the hub."""
 RECIPES = sorted(path.stem for path in (ROOT / "data").glob("*.yaml") if path.stem not in OF_THE_HOUSE)
 CHOICES = ("seq_len", "bos", "template", "messages_field", "group_field", "exclude", "filters", "keep_fraction")
 CHOICES += ("heldout_fraction", "part_bytes")

@@ -59,6 +59,32 @@ def documents_one_by_one(lengths: Sequence[int], losses: NDArray[np.float16]) ->
     return found
 
 
+def test_a_target_mask_leaves_out_targets_and_keeps_the_bounds_of_documents() -> None:
+    tokens, losses = random_part(4, LENGTHS)
+    target_mask = (np.random.default_rng(5).random(losses.shape) < 0.5) & (tokens[:, :-1] != EOS)
+    losses = np.where(target_mask, losses, np.float16(0))
+    found = LossStatistics(EOS)
+    for start in range(0, len(tokens), 7):
+        rows = slice(start, start + 7)
+        found.add(tokens[rows], losses[rows], target_mask[rows].astype(np.uint8))
+    statistics_found = found.finish()
+    assert statistics_found.targets == target_mask.sum()
+    assert statistics_found.loss_sum == float(sum(map(Fraction, losses[target_mask].tolist())))
+    documents, start = [], 0
+    for length in LENGTHS:
+        place = slice(start, start + length)
+        left = target_mask.ravel()[place]
+        if left.sum() >= FEWEST_TARGETS:
+            mean = float(sum(map(Fraction, losses.ravel()[place][left].tolist())) / int(left.sum()))
+            documents.append(
+                DocumentLoss(row=start // SEQ_LEN, token=start % SEQ_LEN, targets=int(left.sum()), mean_loss=mean)
+            )
+        start += length + 1
+    assert len(documents) > MOST_DOCUMENTS
+    hardest = sorted(documents, key=lambda document: -document.mean_loss)[:MOST_DOCUMENTS]
+    assert statistics_found.worst == tuple(hardest)
+
+
 LENGTHS = np.random.default_rng(0).integers(1, 120, 90).tolist()
 
 

@@ -77,7 +77,15 @@ def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -
 def test_all_of_it_moves() -> None:
     numbers, nats = torch.arange(3), torch.rand(3, SEQ_LEN)
     batch = MicroBatch(
-        nats, numbers, numbers, nats, visit=2, ref_entropy=nats, selected=nats > 0.5, document_bounds=numbers
+        nats,
+        numbers,
+        numbers,
+        nats,
+        visit=2,
+        ref_entropy=nats,
+        selected=nats > 0.5,
+        target_mask=nats > 0.5,
+        document_bounds=numbers,
     )
     there = batch.to(torch.device("meta"))
     moved = (
@@ -87,9 +95,10 @@ def test_all_of_it_moves() -> None:
         there.ref_loss,
         there.ref_entropy,
         there.selected,
+        there.target_mask,
         there.document_bounds,
     )
-    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 7
+    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 8
     assert there.visit == 2
 
 

@@ -213,6 +213,7 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
     ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
     ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
+    target_mask = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) < 0.9
     return [
         MicroBatch(
             tokens[rows],
@@ -221,6 +222,7 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
             ref_loss[rows],
             ref_entropy=ref_entropy[rows],
             visit=0,
+            target_mask=target_mask[rows],
             document_bounds=torch.from_numpy(document_bounds(tokens[rows, :-1].numpy(), EOS_ID)),
         )
         for rows in torch.arange(GLOBAL_ROWS).chunk(micro_steps)
