@@ -124,16 +124,16 @@ def test_a_dry_run_is_fast_because_it_imports_no_torch(run: Path, here: Path) ->
     assert "Assertion" not in done.stderr
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_what_is_missing_is_told_before_torch_is_imported(run: Path, rank: int, says: Says) -> None:
-    """On each rank, so that none waits for another; by the first rank of each host. Nothing is made."""
+    """On each rank of one host, so that none waits for another; by the first rank. Nothing is made."""
     shutil.rmtree(run.parent / "tokens")
     program = (
         "import sys, megaslm.cli\n"
         "try:\n    megaslm.cli.main()\n"
         "finally:\n    assert not {'torch', 'transformers', 'deepspeed', 'streaming'} & set(sys.modules)\n"
     )
-    seat = {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2)}
+    seat = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **seat, **meeting}
     words = [sys.executable, "-c", program, "train", str(run), "--resume"]
@@ -144,7 +144,6 @@ def test_what_is_missing_is_told_before_torch_is_imported(run: Path, rank: int, 
         assert done.stderr == ""
     else:
         says(done.stderr, "data.train")
-        assert done.stderr.startswith("rank 2: ") is (rank == 2)
 
 
 @pytest.mark.parametrize(
