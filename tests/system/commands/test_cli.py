@@ -97,11 +97,12 @@ def test_work_is_announced_once_for_all_ranks() -> None:
     command = [sys.executable, "-m", "megaslm", "score", "--reference", "nowhere", "nowhere", "out"]
     alone = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert alone.stdout.startswith("score · ")
-    rank = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
+    seat = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29999"}
     probe = "import sys; sys.modules.update(torch=None)\nfrom megaslm.cli import main; main()"
     second = subprocess.run(
         [sys.executable, "-c", probe, *command[3:]],
-        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **rank},
+        capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, **seat, **meeting},
     )  # fmt: skip
     assert second.returncode == 2
     assert second.stdout == second.stderr == ""
