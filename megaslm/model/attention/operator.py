@@ -7,14 +7,14 @@ To a compiler the operator is one node, however many documents there are. A chec
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from megaslm.model.attention import cpu, flash
 
 OPERATOR_NAME = "megaslm::document_attention"
 
 
-@torch.library.custom_op(OPERATOR_NAME, mutates_args=())
+@library.custom_op(OPERATOR_NAME, mutates_args=())
 def document_attention(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, max_length: int, window: int | None, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def _(
     return query.new_empty(query.shape), query.new_empty((heads, tokens), dtype=dtype)
 
 
-@torch.library.custom_op(f"{OPERATOR_NAME}_backward", mutates_args=())
+@library.custom_op(f"{OPERATOR_NAME}_backward", mutates_args=())
 def document_attention_backward(
     gradient: Tensor,
     query: Tensor,

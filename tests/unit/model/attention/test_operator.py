@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, library
 
 from megaslm.model.attention import cpu
 from megaslm.model.attention.operator import document_attention
@@ -143,4 +143,4 @@ def test_what_inference_prepared_serves_training() -> None:
 def test_torch_finds_the_operator_sound() -> None:
     """Its shapes and strides as compilers foresee them, its gradient, and that it changes no input."""
     case = Case((7, 90, 2), window=20)
-    torch.library.opcheck(document_attention, (*case.tensors(), case.bounds, 90, case.window, 0.3))
+    library.opcheck(document_attention, (*case.tensors(), case.bounds, 90, case.window, 0.3))
