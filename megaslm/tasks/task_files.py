@@ -1,5 +1,6 @@
 """Task files and suites by name or path."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,5 +40,7 @@ def _file_of(given: str) -> Path:
     for folder in (TASKS, _PROJECT / TASKS):
         if (folder / f"{given}.yaml").is_file():
             return folder / f"{given}.yaml"
-    known = sorted(path.stem for path in (_PROJECT / TASKS).glob("*.yaml") if "files:" in path.read_text())
+    # A file without data of its own or of its base is a base for others.
+    shipped = (_PROJECT / TASKS).glob("*.yaml")
+    known = sorted(path.stem for path in shipped if re.search(r"^(?:files|base):", path.read_text(), re.MULTILINE))
     raise ConfigError(f"--tasks: {given} is no task; it is one of {', '.join(known)}, or the path of a YAML file")
