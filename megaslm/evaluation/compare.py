@@ -70,7 +70,8 @@ def _scores(path: Path) -> Iterator[tuple[int, float]]:
     if not path.is_file():
         raise DataError(f"{path}: is missing; only evaluations of answers can be compared, not those of losses")
     right: dict[int, list[bool]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # A model may write U+2028 and its like, at which splitlines would end a line.
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         answered = json.loads(line)
         right.setdefault(answered["item"], []).append(answered["verdict"] == "right")
     for item, verdicts in right.items():

@@ -37,7 +37,10 @@ def records_of(task: Task, data: Path, files: Sequence[str]) -> Iterator[tuple[s
 
 def _found(data: Path, files: Sequence[str]) -> Iterator[Path]:
     for pattern in files:
-        found = sorted(data.glob(pattern))
+        try:
+            found = sorted(data.glob(pattern))
+        except (NotImplementedError, ValueError) as error:
+            raise DataError(f"{pattern!r} of the task file: must be a path or a glob below --data: {error}") from error
         if not found:
             raise DataError(
                 f"{data / pattern}: no such file; put the task's data there, as it is published, or give its folder "
@@ -50,7 +53,7 @@ def _read(task: Task, path: Path) -> Iterator[Any]:
     try:
         match task.format:
             case "jsonl":
-                yield from (json.loads(line) for line in _text(path).splitlines() if line.strip())
+                yield from (json.loads(line) for line in _text(path).split("\n") if line.strip())
             case "json":
                 yield from _of_kind(json.loads(_text(path)), list, path, "an array")
             case "json-object":

@@ -75,6 +75,20 @@ def test_examples_may_come_from_the_train_file(tmp_path: Path) -> None:
     assert items_of(taught, tmp_path)[0].prompt == "Question: How?\nAnswer: so 1\n\nQuestion: Why?\nAnswer:"
 
 
+def test_a_question_may_hold_separators_of_unicode(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"q": "one\u2028two\x85three", "a": 1}\r\n\n{"q": "x", "a": 2}', encoding="utf-8"
+    )
+    assert [item.question for item in items_of(task(), tmp_path)] == ["one\u2028two\x85three", "x"]
+
+
+@pytest.mark.parametrize("pattern", ["/a.jsonl", ""])
+def test_a_path_that_does_not_lie_below_the_data_is_refused(pattern: str, tmp_path: Path, says: Says) -> None:
+    with pytest.raises(DataError) as refused:
+        items_of(task(files=[pattern]), tmp_path)
+    says(refused)
+
+
 def test_a_limit_takes_the_first_items(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(f'{{"q": "{n}", "a": {n}}}\n' for n in range(5)))
     assert [item.answer for item in items_of(task(), tmp_path, limit=2)] == ["0", "1"]
