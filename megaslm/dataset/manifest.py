@@ -125,6 +125,9 @@ class Reference(_Record):
     """Fingerprint of its tokenizer if that differs from the dataset's and still gives texts the same ids."""
     precision: str
     """Arithmetic of its forward pass."""
+    attention: str | None = None
+    """The kernel of its attention, on which the last bits of a loss depend: FA2, FA3 or FA4, torch-cpu, or mask for an
+    explicit mask. Older datasets do not say."""
     document_isolation: bool
     """Whether attention and positions restarted at every document."""
     window: int

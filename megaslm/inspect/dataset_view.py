@@ -160,7 +160,8 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             "reference",
             f"{reference.name} · weights {reference.weights_sha256[:_HASH_DIGITS]} · {reference.precision} · "
             f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
-            + (" · with entropies" if reference.entropy else ""),
+            + (" · with entropies" if reference.entropy else "")
+            + (f" · attention by {reference.attention}" if reference.attention else ""),
         )
     if manifest.mask is not None:
         mask = manifest.mask

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from megaslm.dataset.packing import document_bounds
@@ -14,6 +14,8 @@ from megaslm.model.attention.operator import document_attention
 DOCUMENT_ATTENTION = "megaslm_documents"
 """The name of `attend` in transformers' registry of attention functions. transformers makes no mask for it."""
 
+CPU_KERNEL, NO_KERNEL = "torch-cpu", "mask"
+"""Names beside those of FlashAttention's releases, such as FA2."""
 _REFUSED_OPTIONS = ("softcap", "position_bias", "s_aux", "cache", "output_attentions")
 """Arguments of transformers' attention functions with which attention is another than `attend` computes."""
 
@@ -75,6 +77,14 @@ class Documents:
             hidden = torch.full(visible.shape, float("-inf"), dtype=dtype, device=place.device)
             self._masks[window, dtype] = hidden.masked_fill_(visible, 0.0)[:, None]
         return self._masks[window, dtype]
+
+
+def kernel_name(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """What computes attention for a model on `device`, as logs and provenance name it; without dropout."""
+    if device.type == "cpu":
+        return CPU_KERNEL
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return flash.implementation() if flash.has_kernel(device) and flash.takes(dtype, head_size) else NO_KERNEL
 
 
 def attend(

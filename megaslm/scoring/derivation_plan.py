@@ -75,8 +75,9 @@ class DerivationPlan(BaseModel):
     def require_continues(self, other: "DerivationPlan", place: str) -> None:
         """Raise DataError, naming the differences, unless work by the plan `other` at `place` can be continued."""
         ours, theirs = _flat(self), _flat(other)
-        # New domains may be added.
+        # New domains may be added, and earlier versions did not note attention.
         names = [name for name in theirs | ours if not (name.startswith("domains.") and name not in theirs)]
+        names = [name for name in names if name != "reference.attention" or theirs.get(name) is not None]
         different = [name for name in names if ours.get(name) != theirs.get(name)]
         if different:
             listed = "; ".join(f"{name} = {theirs.get(name)} there, {ours.get(name)} here" for name in different)

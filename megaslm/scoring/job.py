@@ -223,11 +223,13 @@ class _ScoreJob:
         self._derivation = _derive(self._task, self._described)
 
     def take_on(self) -> None:
-        """Takes the precision of the scoring ranks if none is requested, since this host may have no GPU."""
+        """Takes the arithmetic of the scoring ranks, since this host may have no GPU. A requested precision stays."""
         earlier = self._once(self._derivation.earlier)
-        if self._task.settings.precision == "auto" and earlier is not None and earlier.reference is not None:
-            precision = {"precision": earlier.reference.precision}
-            reference = cast(Reference, self._described.reference).model_copy(update=precision)
+        if earlier is not None and earlier.reference is not None:
+            arithmetic = {"attention": earlier.reference.attention}
+            if self._task.settings.precision == "auto":
+                arithmetic["precision"] = earlier.reference.precision
+            reference = cast(Reference, self._described.reference).model_copy(update=arithmetic)
             self._described = self._described.model_copy(update={"reference": reference})
             self._derivation = _derive(self._task, self._described)
 
@@ -258,6 +260,8 @@ class _ScoreJob:
     def score_parts(self, share: Share | None, stop: StopSignal) -> None:
         """Draws ranges of rows, those of the largest part first, until all are scored by any rank."""
         run_id = on_first_rank(new_run_id)
+        reference = cast(Reference, self._described.reference)
+        self._watcher.say(f"attention: {reference.attention}")
         why_not = why_not_compiled(self._task.settings.compile, self._world.device)
         if why_not is not None:
             self._watcher.say(f"the decoder layers are not compiled: {why_not} ({_COMPILE} auto)")

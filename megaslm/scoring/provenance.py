@@ -9,9 +9,10 @@ from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import ConfigError, DataError
+from megaslm.model.documents import kernel_name
 from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.folder import check_model_folder
-from megaslm.model.load import choose_precision
+from megaslm.model.load import choose_precision, dtype_of
 from megaslm.model.weight_files import weights_sha256
 from megaslm.scoring.request import ScoreSettings
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
@@ -36,11 +37,13 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
     window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
     check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)
+    precision = choose_precision(settings.precision, device)
     described = Reference(
         name=reference.resolve().name,
         weights_sha256=weights_sha256(reference),
         tokenizer_sha256=_other_tokenizer(reference, manifest),
-        precision=choose_precision(settings.precision, device),
+        precision=precision,
+        attention=kernel_name(config, device, dtype_of(precision)),
         document_isolation=settings.document_isolation,
         window=window,
         stride=stride,

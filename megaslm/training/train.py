@@ -18,6 +18,7 @@ from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
 from megaslm.model.decoder_layers import why_not_compiled
+from megaslm.model.documents import kernel_name
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import lengthened
 from megaslm.training.changes import check_allowed_keys
@@ -164,6 +165,8 @@ def _say_end(run: TrainingRun, say: Callable[[str], None]) -> None:
 def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *, after_step: int) -> None:
     for line in plan_lines(config, run.plan, run.data.mixture, after_step=after_step):
         say(line)
+    lm = run.engine.model.lm
+    say(f"attention: {kernel_name(lm.config, run.world.device, lm.dtype)}")
     why_not = why_not_compiled(config.model.compile, run.world.device)
     if why_not is not None:
         say(f"the decoder layers are not compiled: {why_not} (model.compile = auto)")
