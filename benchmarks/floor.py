@@ -61,7 +61,7 @@ def plain_trunk(lm: CausalLM, batch: list[Tensor]) -> None:
 
 def trunk(model: SelectiveLM, batch: list[Tensor]) -> None:
     for tokens in batch:
-        hidden = model._hidden_states(tokens[:, :-1])
+        hidden, _ = model._hidden_states(tokens)
         hidden.backward(hidden.detach())
 
 
@@ -107,7 +107,7 @@ def main() -> None:
     steps = Steps(config, world, frequent_and_rare(shape_of(config).vocab_size, world.device))
     micro_batches = [steps.micro_batch() for _ in range(MICRO_STEPS)]
     batch = [micro_batch.tokens for micro_batch in micro_batches]
-    hidden = [ours._hidden_states(tokens[:, :-1]).flatten(0, 1).detach() for tokens in batch]
+    hidden = [ours._hidden_states(tokens)[0].detach() for tokens in batch]
     exact = SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.6"))))
     with tempfile.TemporaryDirectory() as folder:
         times = in_turns(
