@@ -1,9 +1,11 @@
-"""Does a small model that is fine-tuned on programs learn to write programs that run? A toy, by the commands of any run.
+"""A toy: does a small model that is fine-tuned on programs learn to write programs that run?
 
-The programs come from the annotated calculations of GSM8K's solutions. A base model reads the problems with their plain
-solutions (CLM), and is then fine-tuned on conversations with programs (`objective: sft`). Both answer held-out
-problems with an interpreter. MEGASLM_SHARED_DATA names a folder with `problems/gsm8k_train.jsonl` and
-`gsm8k_test.jsonl`; without it, and with --quick, problems of our own take their place.
+Every step is a command of any run. The programs come from the annotated calculations of GSM8K's solutions. A base
+model reads the problems with their plain solutions (CLM), and is then fine-tuned on conversations with programs
+(`objective: sft`). Both answer held-out problems with an interpreter.
+
+MEGASLM_SHARED_DATA names a folder with `problems/gsm8k_train.jsonl` and `problems/gsm8k_test.jsonl`. Without it, and
+with --quick, problems of our own take their place.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Conversations in ToRA's format, made from the calculations that GSM8K's solutions are annotated with.
 
-`48/2 = <<48/2=24>>24 clips` holds the expression 48/2 and its value 24. Each annotation becomes one line of a program. A
-number that is the value of an earlier line is written as the name of that line.
+`48/2 = <<48/2=24>>24 clips` holds the expression 48/2 and its value 24. Each annotation becomes one line of a program.
+A number that is the value of an earlier line is written as the name of that line.
 """
 
 import math
