@@ -40,11 +40,16 @@ class Bar:
 
 def options(description: str | None) -> Options:
     """The options of the command line, the same for every benchmark."""
+    arguments = option_parser(description).parse_args()
+    return Options(arguments.quick, arguments.json)
+
+
+def option_parser(description: str | None) -> argparse.ArgumentParser:
+    """Of the options that every benchmark has, for one with more of its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
-    arguments = parser.parse_args()
-    return Options(arguments.quick, arguments.json)
+    return parser
 
 
 def report(

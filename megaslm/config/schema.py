@@ -193,7 +193,7 @@ class TrainSection(Section):
     """Most rows per rank and forward pass. The number of accumulation steps follows from the world size."""
     lr: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """How the learning rate falls after the warm-up. wsd stays constant, then falls linearly over `decay_tokens`."""
     warmup_tokens: NonNegative = 0
     """Targets over which the learning rate rises linearly from 0."""

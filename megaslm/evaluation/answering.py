@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megaslm.config.task import Task
+from megaslm.errors import PromptTooLong
 from megaslm.generation.sampling import Completion, Generator, Prompt, Sampling
 from megaslm.sandbox.result import Ending, ProgramResult
 from megaslm.sandbox.sandbox import Sandbox
@@ -81,18 +82,17 @@ def answer(
     """The answers to items, each with the number of its sample.
 
     With `task.interpreter`, programs of all items run side by side in `sandbox`, and each answer goes on after the
-    output of its program, until it holds no further program or has run `task.most_programs`.
+    output of its program, until it holds no further program, has run `task.most_programs`, or has grown too long for
+    the model's context.
 
     Raises:
-        PromptTooLong: a prompt and `task.max_new_tokens` exceed the model's context.
+        PromptTooLong: an item's prompt and `task.max_new_tokens` exceed the model's context.
     """
     answers = [Answering(item, sample) for item, sample in items]
     sampling = Sampling(task.max_new_tokens, task.stop, temperature, top_p, seed)
     growing = answers
     for turn in range(1 + (task.most_programs if task.interpreter else 0)):
-        prompts = [each.prompt for each in growing]
-        for each, completion in zip(growing, generator.generate(prompts, sampling), strict=True):
-            each.add(completion)
+        growing = _continued(growing, generator, sampling, is_first=turn == 0)
         if sandbox is None or turn == task.most_programs:
             break
         with_programs = [(each, program) for each in growing if (program := each.program()) is not None]
@@ -103,6 +103,33 @@ def answer(
         if not growing:
             break
     return answers
+
+
+def _continued(
+    growing: list[Answering], generator: Generator, sampling: Sampling, *, is_first: bool
+) -> list[Answering]:
+    """Adds a completion to each answer, and gives those that have one.
+
+    After the first turn an answer that no longer fits into the context ends there, as one that reached its most tokens.
+    """
+    try:
+        completions = generator.generate([each.prompt for each in growing], sampling)
+    except PromptTooLong as error:
+        if is_first:
+            raise
+        too_long = set(error.places)
+        for place in too_long:
+            growing[place].ended = "length"
+        fitting = [each for place, each in enumerate(growing) if place not in too_long]
+        return _continued(fitting, generator, sampling, is_first=False) if fitting else []
+    for each, completion in zip(growing, completions, strict=True):
+        each.add(completion)
+    return growing
+
+
+def failed(answering: Answering) -> int:
+    """How many of its programs ended otherwise than done; those that ran out of time are among them."""
+    return sum(result.ending != Ending.DONE for result in answering.programs)
 
 
 def timed_out(answering: Answering) -> int:

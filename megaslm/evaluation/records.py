@@ -29,6 +29,8 @@ class Answered(_Record):
     ended: str
     """eos, stop or length."""
     programs: int
+    programs_failed: int | None = None
+    """Programs that ended in an error, were killed or timed out; null where an earlier build answered."""
     programs_timed_out: int
 
 
@@ -81,6 +83,13 @@ class TaskResult(_Record):
     ungradable: int = 0
     """Answers over which the grader took too long or failed."""
     programs: int = 0
+    """Programs that were run. The next three are null without an interpreter and where an earlier build answered."""
+    answers_with_programs: int | None = None
+    """Answers of which at least one program was run."""
+    answers_with_done_programs: int | None = None
+    """Answers of which at least one program ran to its end without an error."""
+    programs_failed: int | None = None
+    """Programs that ended in an error, were killed or timed out."""
     programs_timed_out: int = 0
     tokens: int | None = None
     """Generated tokens; null where a server does not say."""

@@ -39,6 +39,8 @@ def of_answers(
         return estimate([value(place) for place in range(len(by_item))])
 
     counts = [each.tokens for each in ordered]
+    ran = [(each.programs, each.programs_failed) for each in ordered if each.programs_failed is not None]
+    knows_failed = task.interpreter and len(ran) == len(ordered)
     possible = [each for each in k if each <= samples]
     return TaskResult(
         items=len(by_item),
@@ -63,6 +65,9 @@ def of_answers(
         truncated=sum(each.ended == "length" for each in ordered),
         ungradable=sum(each.verdict == "ungradable" for each in ordered),
         programs=sum(each.programs for each in ordered),
+        answers_with_programs=sum(programs > 0 for programs, _ in ran) if knows_failed else None,
+        answers_with_done_programs=sum(programs > failed for programs, failed in ran) if knows_failed else None,
+        programs_failed=sum(failed for _, failed in ran) if knows_failed else None,
         programs_timed_out=sum(each.programs_timed_out for each in ordered),
         tokens=None if None in counts else sum(count for count in counts if count is not None),
         task_sha256=task_sha256,

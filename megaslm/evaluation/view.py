@@ -31,12 +31,16 @@ def _answers(results: Results) -> Table:
     table = Table("task", *(_right(name) for name in ("items", "accuracy", "95% interval", "±", "empty")), box=None)
     for name in ("truncated", "ungradable"):
         table.add_column(name, justify="right")
+    runs_programs = any(task.answers_with_programs is not None for task in results.tasks.values())
+    for name in ("with programs", "programs", "failed") if runs_programs else ():
+        table.add_column(name, justify="right")
     ks = sorted({k for task in results.tasks.values() for k in task.pass_at if k > 1})
     for k in ks:
         table.add_column(f"pass@{k}", justify="right")
         table.add_column(f"maj@{k}", justify="right")
     for name, task in results.tasks.items():
         more = [_percent(each.get(k)) for k in ks for each in (task.pass_at, task.majority_at)]
+        programs = (task.answers_with_programs, task.programs, task.programs_failed) if runs_programs else ()
         table.add_row(
             name,
             f"{task.items:,}",
@@ -46,6 +50,7 @@ def _answers(results: Results) -> Table:
             f"{task.empty:,}",
             f"{task.truncated:,}",
             f"{task.ungradable:,}",
+            *map(_count, programs),
             *more,
         )
     return table
@@ -115,6 +120,10 @@ def _right(name: str) -> Column:
 
 def _percent(found: Estimate | None) -> str:
     return "–" if found is None else f"{found.mean:.1%}"
+
+
+def _count(found: int | None) -> str:
+    return "–" if found is None else f"{found:,}"
 
 
 def _interval(found: Estimate | None) -> str:

@@ -11,7 +11,7 @@ from megaslm.config.task import Task
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError, PromptTooLong
-from megaslm.evaluation.answering import Answering, answer, timed_out
+from megaslm.evaluation.answering import Answering, answer, failed, timed_out
 from megaslm.evaluation.losses import measure
 from megaslm.evaluation.records import Answered, Batch
 from megaslm.evaluation.request import EvaluationRequest
@@ -194,6 +194,7 @@ class EvaluationProcess:
             tokens=answering.tokens,
             ended=answering.ended,
             programs=len(answering.programs),
+            programs_failed=failed(answering),
             programs_timed_out=timed_out(answering),
         )
 

@@ -208,4 +208,4 @@ def _height(train: TrainSection, tokens: int) -> float:
     if train.schedule == "wsd":
         return min(1.0, remaining_tokens / train.decay_tokens)
     progress = 1.0 - remaining_tokens / (train.length_tokens - train.warmup_tokens)
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+    return 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -4,17 +4,38 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megaslm.errors import SandboxError
+from megaslm.sandbox.sandbox import Sandbox
 from tests.launched import ROOT
 
+TOY = ROOT / "benchmarks" / "tool_use_toy.py"
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+@pytest.mark.parametrize("script", [each for each in SCRIPTS if each != TOY], ids=lambda script: script.stem)
 def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tmp_path: Path) -> None:
+    numbers_of(script, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_fine_tuned_on_programs_writes_programs_that_run(tmp_path: Path) -> None:
+    try:
+        with Sandbox(workers=1):
+            pass
+    except SandboxError as error:
+        pytest.skip(str(error))
+    before, after = numbers_of(TOY, tmp_path)["rows"]
+    assert before["answers with a program that ran"] + 0.5 < after["answers with a program that ran"]
+    assert after["programs that failed"] < after["programs"] / 2
+
+
+def numbers_of(script: Path, tmp_path: Path) -> dict[str, Any]:
+    """What a quick run of the script writes."""
     numbers = tmp_path / "numbers.json"
     ran = subprocess.run(
         [sys.executable, str(script), "--quick", "--json", str(numbers)],
@@ -25,7 +46,7 @@ def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tm
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    found = json.loads(numbers.read_text())
+    found: dict[str, Any] = json.loads(numbers.read_text())
     assert set(found) == {"question", "commit", "machine", "rows", "bars"}
     assert found["question"].split()[0] in ran.stdout
     assert found["rows"]
@@ -34,6 +55,7 @@ def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tm
         assert set(bar) == {"name", "value", "limit", "better", "holds"}
         lower, higher = bar["value"] <= bar["limit"], bar["value"] >= bar["limit"]
         assert bar["holds"] == (lower if bar["better"] == "lower" else higher)
+    return found
 
 
 def test_there_are_benchmarks() -> None:

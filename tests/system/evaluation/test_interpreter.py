@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from megaslm.config.task import Task
-from megaslm.errors import SandboxError
-from megaslm.evaluation.answering import Answering, answer, shown, timed_out
+from megaslm.errors import PromptTooLong, SandboxError
+from megaslm.evaluation.answering import Answering, answer, failed, shown, timed_out
 from megaslm.generation.sampling import Completion, Prompt, Sampling
 from megaslm.sandbox.result import Ending, ProgramResult
 from megaslm.sandbox.sandbox import Sandbox
@@ -24,8 +24,13 @@ class Written:
         self.turns = iter(turns)
         self.prompts: list[str] = []
 
+    context_characters = 1_000_000
+
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling, **_: Any) -> list[Completion]:
         assert sampling.stop == TASK.stop
+        too_long = [place for place, each in enumerate(prompts) if len(str(each.content)) > self.context_characters]
+        if too_long:
+            raise PromptTooLong("too long", too_long)
         self.prompts += [str(prompt.content) for prompt in prompts]
         return [Completion(next(self.turns), 3, "stop") for _ in prompts]
 
@@ -61,6 +66,7 @@ def test_an_error_is_its_last_line_and_a_later_program_may_mend_it(sandbox: Sand
     assert "```output\nNameError: name 'x' is not defined\n```\n" in prompts[1]
     assert prompts[2].endswith("```output\n1\n```\n")
     assert [result.ending for result in found.programs] == [Ending.ERROR, Ending.DONE]
+    assert (failed(found), timed_out(found)) == (1, 0)
 
 
 def test_an_answer_runs_four_programs_at_most(sandbox: Sandbox) -> None:
@@ -86,8 +92,27 @@ def test_programs_of_all_items_run_side_by_side_and_stay_with_theirs(sandbox: Sa
 
 def test_a_program_that_does_not_end_costs_its_time_and_the_next_one_is_right(sandbox: Sandbox) -> None:
     found, prompts = answered(sandbox, program("while True: pass"), program("print(7)"), "\\boxed{7}")
-    assert timed_out(found) == 1
+    assert (failed(found), timed_out(found)) == (1, 1)
     assert prompts[2].endswith("```output\n7\n```\n")
+
+
+def test_an_answer_that_outgrows_the_context_ends_and_the_others_go_on(sandbox: Sandbox) -> None:
+    items = [(Item(number, "q", "5", f"P{number}:"), 0) for number in range(3)]
+    model = Written(program("print(1)"), program("print('b' * 99)"), program("print(3)"), "\\boxed{1}", "\\boxed{3}")
+    model.context_characters = 80
+    found = answer(TASK, items, model, sandbox=sandbox)
+    assert [each.ended for each in found] == ["stop", "length", "stop"]
+    assert found[0].text.endswith("\\boxed{1}")
+    assert found[1].text.endswith("b\n```\n")
+    assert found[2].text.endswith("\\boxed{3}")
+    assert [each.tokens for each in found] == [6, 3, 6]
+
+
+def test_a_prompt_that_is_too_long_from_the_start_is_refused(sandbox: Sandbox) -> None:
+    model = Written("\\boxed{1}")
+    model.context_characters = 1
+    with pytest.raises(PromptTooLong):
+        answer(TASK, [(Item(0, "q", "5", "P:"), 0)], model, sandbox=sandbox)
 
 
 def test_long_outputs_are_cut_in_the_middle() -> None:

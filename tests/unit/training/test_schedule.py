@@ -17,7 +17,7 @@ def section(**changes: object) -> TrainSection:
     return TrainSection.model_validate({**settings, **changes})
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "wsd", "constant"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_rises_linearly_to_the_peak(schedule: str) -> None:
     train = section(schedule=schedule, decay_tokens=200)
     assert learning_rate(train, 50) == pytest.approx(0.5)
@@ -26,6 +26,14 @@ def test_rises_linearly_to_the_peak(schedule: str) -> None:
 
 def test_cosine_passes_the_middle_and_ends_at_the_floor() -> None:
     train = section(schedule="cosine")
+    assert learning_rate(train, 550) == pytest.approx(0.55)
+    assert learning_rate(train, 1000) == pytest.approx(0.1)
+    assert learning_rate(train, 1010) == pytest.approx(0.1)
+
+
+def test_linear_falls_evenly_and_ends_at_the_floor() -> None:
+    train = section(schedule="linear")
+    assert learning_rate(train, 325) == pytest.approx(0.775)
     assert learning_rate(train, 550) == pytest.approx(0.55)
     assert learning_rate(train, 1000) == pytest.approx(0.1)
     assert learning_rate(train, 1010) == pytest.approx(0.1)
