@@ -22,7 +22,7 @@ from megaslm.cli_output import (
 )
 from megaslm.dataset_cli import inspect, verify
 from megaslm.errors import MegaSLMError, PeerFailed
-from megaslm.evaluate_cli import evaluate
+from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
 
@@ -215,6 +215,7 @@ def export(
 app.command()(verify)
 app.command()(inspect)
 app.command()(evaluate)
+app.command()(sample)
 
 
 @app.command()

@@ -1,4 +1,7 @@
-"""`megaslm evaluate`: measure a model on tasks, compare two evaluations, look for tasks' items in a dataset."""
+"""`megaslm evaluate`: measure a model on tasks, compare two evaluations, look for tasks' items in a dataset.
+
+`megaslm sample`: keep right answers to fine-tune on.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,6 +15,25 @@ if TYPE_CHECKING:
     from megaslm.config.task import Suite, Task
 
 
+Data = Annotated[Path, typer.Option(help="The folder of the tasks' files.")]
+Server = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible completions server that generates.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all tasks; may be repeated."),
+]
+Precision = Annotated[
+    Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")]
+TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens up to this probability.")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Prompts at once.")]
+SandboxWorkers = Annotated[int, typer.Option(min=1, help="Programs at once, of tasks that run programs.")]
+UnsafeExec = Annotated[
+    bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox, on a machine to be lost.")
+]
+
+
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(help="The model, a Hugging Face folder; with --server, its name there.")
@@ -20,33 +42,24 @@ def evaluate(
         str | None, typer.Option(help="Names of tasks or paths of task files, with commas between them.")
     ] = None,
     suite: Annotated[Path | None, typer.Option(help="A file of tasks that are reported together.")] = None,
-    data: Annotated[Path, typer.Option(help="The folder of the tasks' files.")] = Path("data/eval"),
+    data: Data = Path("data/eval"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
     measure: Annotated[
         Literal["answers", "losses"],
         typer.Option(help="answers: generate and grade · losses: of written solutions and of choices."),
     ] = "answers",
-    server: Annotated[
-        str | None, typer.Option(help="URL of an OpenAI-compatible completions server that generates.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all tasks; may be repeated."),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
-    ] = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")] = None,
+    server: Server = None,
+    overrides: Overrides = None,
+    precision: Precision = "auto",
+    limit: Limit = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each item; more than one needs a temperature.")] = 1,
     k: Annotated[str, typer.Option("--k", help="Report pass@k and maj@k for these k, with commas.")] = "1",
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the most likely tokens up to this probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
-    sandbox_workers: Annotated[int, typer.Option(min=1, help="Programs at once, of tasks that run programs.")] = 4,
-    unsafe_exec: Annotated[
-        bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox, on a machine to be lost.")
-    ] = False,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    batch_rows: BatchRows = 16,
+    sandbox_workers: SandboxWorkers = 4,
+    unsafe_exec: UnsafeExec = False,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option(metavar="A B", help="Compare the outputs of two evaluations instead; B minus A."),
@@ -71,8 +84,7 @@ def evaluate(
         return
     if model is None or output is None:
         raise ConfigError("evaluate needs MODEL and --output; `megaslm evaluate --help` shows what else it does")
-    if samples > 1 and temperature == 0:
-        raise ConfigError(f"--samples {samples}: all would be equal at --temperature 0; set a temperature, such as 0.6")
+    _require_temperature(samples, temperature)
     take_seat()
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
 
@@ -108,17 +120,106 @@ def evaluate(
         write_json(json_file, results.model_dump(mode="json"))
 
 
+def sample(
+    model: Annotated[str, typer.Argument(help="The model, a Hugging Face folder; with --server, its name there.")],
+    tasks: Annotated[
+        str, typer.Option(help="Names of tasks with an interpreter or paths of task files, with commas between them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    data: Data = Path("data/eval"),
+    samples: Annotated[int, typer.Option(min=1, help="Trajectories that are drawn for each item.")] = 10,
+    most_per_item: Annotated[int, typer.Option(min=1, help="Trajectories of one item that are kept.")] = 4,
+    avoid: Annotated[
+        str | None, typer.Option(help="Tasks to be evaluated later: items that share 13 words with them are left out.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.6,
+    top_p: TopP = 0.95,
+    seed: Seed = 0,
+    server: Server = None,
+    overrides: Overrides = None,
+    precision: Precision = "auto",
+    limit: Limit = None,
+    batch_rows: BatchRows = 16,
+    sandbox_workers: SandboxWorkers = 4,
+    unsafe_exec: UnsafeExec = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Draw answers with programs to the problems of a train set, and keep the right ones to fine-tune on.
+
+    Writes messages.jsonl, which `prepare` reads with chat_format: tora, and summary.json. All answers stay in the
+    folder answers, an evaluation; an interrupted sampling resumes when the command is run again.
+    """
+    _require_temperature(samples, temperature)
+    names = _names(tasks)
+    take_seat()
+    announce("sample", f"{model} on {', '.join(names)} → {output}")
+
+    from megaslm.engine.distributed import on_first_rank
+    from megaslm.evaluation.job import evaluate as evaluate_model
+    from megaslm.evaluation.request import EvaluationRequest
+    from megaslm.evaluation.trajectories import keep_trajectories, sharing_words
+    from megaslm.evaluation.view import show_sampled, wide_console
+    from megaslm.observe.console import JobConsole
+    from megaslm.tasks.items import items_of
+    from megaslm.tasks.task_files import load_tasks
+
+    loaded = load_tasks(names, overrides or [])
+    without = [name for name, task in loaded.items() if not task.interpreter]
+    if without:
+        raise ConfigError(
+            f"--tasks {', '.join(without)}: sample needs tasks with interpreter: true, such as tora-gsm8k; pass --set "
+            "interpreter=true, or name another task"
+        )
+    items = {name: items_of(task, data, limit=limit) for name, task in loaded.items()}
+    others = {name: items_of(task, data) for name, task in load_tasks(_names(avoid) if avoid else [], []).items()}
+    request = EvaluationRequest(
+        model=model,
+        tasks=loaded,
+        data=data,
+        output=output / "answers",
+        server=server,
+        precision=precision,
+        limit=limit,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_rows=batch_rows,
+        sandbox_workers=sandbox_workers,
+        unsafe_programs=unsafe_exec,
+    )
+    with JobConsole("sample", quiet=not is_first_rank()) as console:
+        results = evaluate_model(request, console)
+    sampled = on_first_rank(
+        lambda: keep_trajectories(
+            request.output, output, results, most_per_item=most_per_item, avoided=sharing_words(items, others)
+        )
+    )
+    if is_first_rank():
+        show_sampled(wide_console(), sampled, output)
+        write_json(json_file, sampled.model_dump(mode="json"))
+
+
 def _tasks(tasks: str | None, suite: Path | None) -> tuple[list[str], "Suite | None"]:
     if (tasks is None) == (suite is None):
         raise ConfigError("evaluate needs --tasks NAME,… or --suite FILE, one of the two")
     if tasks is not None:
-        return [name.strip() for name in tasks.split(",")], None
+        return _names(tasks), None
 
     from megaslm.tasks.task_files import load_suite
 
     assert suite is not None
     loaded = load_suite(suite)
     return list(loaded.tasks), loaded
+
+
+def _names(tasks: str) -> list[str]:
+    return [name.strip() for name in tasks.split(",")]
+
+
+def _require_temperature(samples: int, temperature: float) -> None:
+    if samples > 1 and temperature == 0:
+        raise ConfigError(f"--samples {samples}: all would be equal at --temperature 0; set a temperature, such as 0.6")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

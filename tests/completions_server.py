@@ -4,6 +4,7 @@ It prints its port, then each request as a line of JSON.
 """
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -23,9 +24,20 @@ FAULTS = {"busy": [429, 503], "breaks": [0, 500], "down": [503] * 100}
 """First words of prompts: the answers to the first requests; 0 closes the connection without one."""
 
 
-def continuation(prompt: str) -> str:
-    """What the model says, then EOS: its prompt's words, backwards."""
-    return " " + " ".join(reversed(prompt.split()))
+_SUM = re.compile(r".*What is (\d+) plus (\d+)\?", re.DOTALL)
+
+
+def continuation(prompt: str, seed: int = 0) -> str:
+    """What the model says, then EOS: its prompt's words, backwards. To a sum it writes one of three programs."""
+    asked = _SUM.match(prompt)
+    if asked is None:
+        return " " + " ".join(reversed(prompt.split()))
+    first, second = asked.groups()
+    so_far = prompt[asked.end() :]
+    if "```output" in so_far:
+        return f"It is $\\boxed{{{so_far.split()[-2]}}}$."
+    program = (f"{first} + {second}", f"{second} + {first}", f"{first} - {second} - 1")[seed % 3]
+    return f"A program adds them.\n```python\nprint({program})\n```\n```output\n"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -59,14 +71,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, self._completion(request, prompt))
 
     def _completion(self, request: dict[str, Any], prompt: str) -> dict[str, Any]:
-        words = continuation(prompt).split()
-        text, reason, stop_reason = continuation(prompt), "stop", None
+        text, reason, stop_reason = continuation(prompt, request.get("seed") or 0), "stop", None
+        words = text.split()
         if len(words) > request["max_tokens"]:
             text, reason = " " + " ".join(words[: request["max_tokens"]]), "length"
         for stop in request.get("stop", []):
             if stop in text:
                 text, reason, stop_reason = text.partition(stop)[0], "stop", stop
-        if request["temperature"] != 0:
+        if request["temperature"] != 0 and _SUM.match(prompt) is None:
             text += f" {request['seed']}"
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason, "stop_reason": stop_reason}
         usage = {"prompt_tokens": 1, "completion_tokens": len(text.split()), "total_tokens": 1 + len(text.split())}

@@ -7,11 +7,13 @@ from pydantic import BaseModel, ConfigDict
 RESULTS = "results.json"
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Part of a file that an evaluation writes."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Answered(_Record):
+class Answered(Record):
     """One graded answer."""
 
     item: int
@@ -34,7 +36,7 @@ class Answered(_Record):
     programs_timed_out: int
 
 
-class MeasuredItem(_Record):
+class MeasuredItem(Record):
     """The losses of one item."""
 
     item: int
@@ -48,14 +50,14 @@ class MeasuredItem(_Record):
     right_choice: int | None = None
 
 
-class Batch(_Record):
+class Batch(Record):
     """The outcome of one batch of a task."""
 
     answers: tuple[Answered, ...] = ()
     measured: tuple[MeasuredItem, ...] = ()
 
 
-class Estimate(_Record):
+class Estimate(Record):
     """A mean over items, with its standard error and its 95% bootstrap interval; null where there are too few items."""
 
     mean: float
@@ -64,7 +66,7 @@ class Estimate(_Record):
     high: float | None
 
 
-class TaskResult(_Record):
+class TaskResult(Record):
     """The result of one task."""
 
     items: int
@@ -107,7 +109,7 @@ class TaskResult(_Record):
     """Of the items' questions and right answers."""
 
 
-class Description(_Record):
+class Description(Record):
     """What was measured, and how; a resumed evaluation must have the same."""
 
     model: str
@@ -129,7 +131,7 @@ class Description(_Record):
     megaslm_version: str
 
 
-class Results(_Record):
+class Results(Record):
     """The content of results.json."""
 
     description: Description

@@ -1,6 +1,7 @@
 """Results as tables on the terminal."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -9,6 +10,7 @@ from megaslm.config.task import Suite
 from megaslm.evaluation.compare import TaskComparison
 from megaslm.evaluation.overlap import TaskOverlap
 from megaslm.evaluation.records import Estimate, Results
+from megaslm.evaluation.trajectories import MESSAGES, Sampled
 
 _WIDTH_OF_PIPES = 160
 
@@ -120,6 +122,18 @@ def _right(name: str) -> Column:
 
 def _percent(found: Estimate | None) -> str:
     return "–" if found is None else f"{found.mean:.1%}"
+
+
+def show_sampled(console: Console, sampled: Sampled, output: Path) -> None:
+    """What becomes of the answers that were drawn, one row per task, and where the kept ones are."""
+    shown = ("wrong", "truncated", "without_program", "failing", "repeated", "surplus", "avoided")
+    columns = ("items", "answers", *(name.replace("_", " ") for name in shown), "kept", "of items")
+    table = Table("task", *map(_right, columns), box=None)
+    for name, task in sampled.tasks.items():
+        numbers = (task.items, task.answers, *(getattr(task, reason) for reason in shown), task.kept, task.items_kept)
+        table.add_row(name, *(f"{number:,}" for number in numbers))
+    console.print(table)
+    console.print(f"{sum(task.kept for task in sampled.tasks.values()):,} conversations in {output / MESSAGES}")
 
 
 def _count(found: int | None) -> str:
