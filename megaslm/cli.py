@@ -21,6 +21,7 @@ from megaslm.cli_output import (
     write_json,
 )
 from megaslm.dataset_cli import inspect, verify
+from megaslm.dynamics_cli import dynamics
 from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate
 from megaslm.jobs_cli import mask, prepare, score
@@ -215,6 +216,7 @@ def export(
 app.command()(verify)
 app.command()(inspect)
 app.command()(evaluate)
+app.command()(dynamics)
 
 
 @app.command()
