@@ -32,7 +32,7 @@ def write_trajectories(path: Path, found: Trajectories, dynamics: Dynamics, text
     if found.kept is not None:
         columns["kept"] = _lists(pa.array(found.kept.ravel()), found.kept.shape[1])
     if dynamics.sigmoids is not None:
-        for name in ("end", "height", "midpoint", "width", "r2"):
+        for name in ("end", "height", "midpoint", "width", "r2", "seen"):
             columns[f"sigmoid_{name}"] = pa.array(getattr(dynamics.sigmoids, name).astype("float32"))
     metadata = {"steps": json.dumps(found.steps.tolist()), "tokens_seen": json.dumps(found.tokens_seen.tolist())}
     content = io.BytesIO()

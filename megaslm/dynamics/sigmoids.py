@@ -15,7 +15,9 @@ LEAST_MEASUREMENTS = 6
 LEAST_R2 = 0.9
 """A token is learned in a step if the sigmoid explains at least this share of the variance of its losses …"""
 LEAST_HEIGHT_NATS = 0.2
-"""… and falls by at least this much."""
+"""… falls by at least this much …"""
+LEAST_SEEN = 0.8
+"""… and does at least this share of its fall between the first and the last measurement."""
 _MIDPOINTS = 41
 _WIDTHS = np.geomspace(0.01, 0.5, 12)
 _REFINEMENTS = 14
@@ -36,11 +38,13 @@ class Sigmoids:
     """(T,) in units of x; the middle 80% of the fall take 4.4 widths."""
     r2: NDArray[np.float64]
     """(T,) the share of the variance of the losses that the curve explains; 0 for losses that do not vary."""
+    seen: NDArray[np.float64]
+    """(T,) the share of the fall that lies within the measured range. Where it is small, end and height are guesses."""
 
     @property
     def is_step(self) -> NDArray[np.bool_]:
-        """(T,), whether the token is learned in a step: the fit is good and falls within the measured range."""
-        return (self.r2 >= LEAST_R2) & (self.height >= LEAST_HEIGHT_NATS)
+        """(T,), whether the token is learned in a step."""
+        return (self.r2 >= LEAST_R2) & (self.height >= LEAST_HEIGHT_NATS) & (self.seen >= LEAST_SEEN)
 
 
 def fit_sigmoids(x: NDArray[np.float64], losses: NDArray[np.floating]) -> Sigmoids:
@@ -49,12 +53,12 @@ def fit_sigmoids(x: NDArray[np.float64], losses: NDArray[np.floating]) -> Sigmoi
         _fit((x - x[0]) / (x[-1] - x[0]), losses[start : start + _TOKENS_AT_ONCE].astype(np.float64))
         for start in range(0, len(losses), _TOKENS_AT_ONCE)
     ]
-    end, height, midpoint, width, r2 = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Sigmoids(end, height, x[0] + midpoint * (x[-1] - x[0]), width * (x[-1] - x[0]), r2)
+    end, height, midpoint, width, r2, seen = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return Sigmoids(end, height, x[0] + midpoint * (x[-1] - x[0]), width * (x[-1] - x[0]), r2, seen)
 
 
 def _fit(x: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """On x from 0 to 1: end, height, midpoint, width and R², (T,) each."""
+    """On x from 0 to 1: end, height, midpoint, width, R² and the seen share, (T,) each."""
     mean = losses.mean(axis=1)
     centred = losses - mean[:, None]
     variance = (centred**2).sum(axis=1)
@@ -70,8 +74,8 @@ def _fit(x: NDArray[np.float64], losses: NDArray[np.float64]) -> tuple[NDArray[n
     basis, norm = _basis(x, midpoint, log_width)
     height = np.where(norm > 0, (centred * basis).sum(axis=1) / np.where(norm > 0, norm, 1), 0)
     r2 = np.where(variance > 0, height**2 * norm / np.where(variance > 0, variance, 1), 0)
-    end = mean - height * _curve(x, midpoint, log_width).mean(axis=1)
-    return end, height, midpoint, np.exp(log_width), r2
+    curve = _curve(x, midpoint, log_width)
+    return mean - height * curve.mean(axis=1), height, midpoint, np.exp(log_width), r2, curve[:, 0] - curve[:, -1]
 
 
 def _best_around(

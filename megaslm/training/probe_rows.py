@@ -62,7 +62,7 @@ def keep_or_choose_rows(folder: Path, config: RunConfig, data: TrainingData) -> 
     if found.origin != origin:
         raise ConfigError(
             f"probe: {folder} holds {found.origin}, whose losses were measured; the settings ask for {origin}: undo "
-            "the change of probe.rows or probe.dataset, or remove that folder to measure other rows from now on"
+            "the change of rows or dataset, or remove that folder to measure other rows from now on"
         )
     return found
 
