@@ -33,11 +33,15 @@ def fit_lines(x: NDArray[np.float64], losses: NDArray[np.floating]) -> Lines:
     where measurements are evenly spaced.
     """
     values = losses.astype(np.float64)
-    centred = x - x.mean()
-    slope = values @ centred / (centred @ centred)
+    slope = _slopes(x, values)
     intercept = values.mean(axis=1) - slope * x.mean()
     residuals = values - slope[:, None] * x - intercept[:, None]
     return Lines(slope, intercept, slope * (x[-1] - x[0]), residuals.std(axis=1))
+
+
+def _slopes(x: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred = x - x.mean()
+    return values @ centred / (centred @ centred)
 
 
 def classify(change: NDArray[np.float64], last: NDArray[np.floating]) -> NDArray[np.int8]:
@@ -58,9 +62,6 @@ def shares(classes: NDArray[np.int8]) -> NDArray[np.float64]:
 
 def shares_over_time(x: NDArray[np.float64], losses: NDArray[np.floating], least: int) -> NDArray[np.float64]:
     """The shares that the first m measurements alone give, for m from `least` to n: (n - least + 1, 4)."""
-    return np.stack(
-        [
-            shares(classify(fit_lines(x[:m], losses[:, :m]).change, losses[:, m - 1]))
-            for m in range(least, losses.shape[1] + 1)
-        ]
-    )
+    values = losses.astype(np.float64)
+    changes = ((m, _slopes(x[:m], values[:, :m]) * (x[m - 1] - x[0])) for m in range(least, len(x) + 1))
+    return np.stack([shares(classify(change, losses[:, m - 1])) for m, change in changes])

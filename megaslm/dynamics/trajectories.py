@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megaslm.errors import DataError
+from megaslm.observe.display import counted
 from megaslm.observe.probe_files import Measurement, ProbeRows, measured_steps, read_measurement, read_rows
 
 LEAST_MEASUREMENTS = 3
@@ -101,7 +102,7 @@ def _kept(
 
 def _too_few(count: int, run: Path) -> str:
     return (
-        f"{run}: has {count} measurements of its probe tokens with finite losses; at least {LEAST_MEASUREMENTS} are "
-        "needed: train longer, set probe.every_tokens in the next run, or keep more checkpoints "
-        "(checkpoint.keep_every_tokens), which `megaslm dynamics --checkpoints` measures"
+        f"{run}: has {counted(count, 'measurement')} of its probe tokens with finite losses; at least "
+        f"{LEAST_MEASUREMENTS} are needed: train longer, set probe.every_tokens in the next run, or keep more "
+        "checkpoints (checkpoint.keep_every_tokens), which `megaslm dynamics --checkpoints` measures"
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megaslm.config.run_files import LAYOUT
 from megaslm.config.schema import RunConfig
-from megaslm.errors import CheckpointError
+from megaslm.errors import CheckpointError, ConfigError
 from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.export import model_of
 from megaslm.model.selective_lm import SelectiveLM
@@ -40,7 +40,7 @@ def measure_checkpoints(
 
     Raises:
         CheckpointError: it is not a run, or has no complete checkpoint.
-        ConfigError: the folder holds rows that were chosen in another way.
+        ConfigError: the folder holds rows that were chosen in another way, or cannot be written.
         DataError: the dataset is missing, or does not fit the run.
     """
     config = run.config()
@@ -63,7 +63,14 @@ def measure_checkpoints(
             say(f"warning: {error}; this checkpoint is left out")
             continue
         tokens = checkpoint.step * config.train.global_batch_tokens
-        write_measurement(folder, measurement_of(config, chosen, losses, step=checkpoint.step, tokens=tokens))
+        measurement = measurement_of(config, chosen, losses, step=checkpoint.step, tokens=tokens)
+        try:
+            write_measurement(folder, measurement)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: the measurement of step {checkpoint.step} cannot be written ({error}); make room there and "
+                "start again: what is measured is kept"
+            ) from error
         say(f"step {checkpoint.step} · {len(chosen.tokens)} rows measured · checkpoint {number} of {len(missing)}")
 
 

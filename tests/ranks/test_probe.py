@@ -90,6 +90,24 @@ def test_measuring_changes_nothing_of_the_run(whole: Path, tokens: Path, tmp_pat
     assert all((last_weights(whole)[name] == weight).all() for name, weight in last_weights(tmp_path / "run").items())
 
 
+def test_a_measurement_that_cannot_be_written_stops_nothing(
+    whole: Path, tokens: Path, tmp_path: Path, says: Says
+) -> None:
+    # A folder is where the file would be built.
+    obstacle = tmp_path / "run" / "probe" / ".unfinished-step-00000004.safetensors"
+    obstacle.mkdir(parents=True)
+    config = write_config(tmp_path / "run.yaml", config_of(tmp_path / "run", tokens))
+    said = run_megaslm("train", config)
+    says(next(line for line in said.splitlines() if "warning: " in line and "probe" in line))
+    assert measured_steps(tmp_path / "run" / "probe") == [0, 2, 6, 7]
+    refused = run_megaslm("dynamics", tmp_path / "run", "--checkpoints", expect_status=2)
+    says(refused.splitlines()[-1], "step 4")
+    obstacle.rmdir()
+    run_megaslm("dynamics", tmp_path / "run", "--checkpoints")
+    assert_same_losses(tmp_path / "run", whole)
+    assert losses(tmp_path / "run") == losses(whole)
+
+
 def test_a_run_that_was_killed_measures_what_it_makes_again(whole: Path, tokens: Path, tmp_path: Path) -> None:
     config = config_of(tmp_path / "run", tokens)
     run_training(with_steps(config, 6))

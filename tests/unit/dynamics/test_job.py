@@ -69,7 +69,7 @@ def test_too_few_measurements_are_refused(count: int, tokenizer: Path, tmp_path:
     write_probe(tmp_path / "probe", probe_rows(), planted()[:count])
     with pytest.raises(DataError) as refused:
         dynamics(Path("run"), tmp_path / "probe", tokenizer, tmp_path / "out")
-    says(refused, f"{count} measurements", "probe.every_tokens")
+    says(refused, f"has {count} measurement", "probe.every_tokens")
     assert not (tmp_path / "out").exists()
 
 
@@ -100,7 +100,7 @@ def test_rows_without_a_valid_target_are_refused(tokenizer: Path, tmp_path: Path
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path) -> None:
-    words = {word: number for number, word in enumerate(["</s>", "</t>", "</u>", *HOSTILE * 1])}
+    words = {word: number for number, word in enumerate(["</s>", "</t>", "</u>", *HOSTILE])}
     words |= {f"w{number}": number for number in range(len(words), 40)}
     folder = tmp_path / "tokenizer"
     folder.mkdir()
