@@ -21,6 +21,7 @@ from megaslm.cli_output import (
     write_json,
 )
 from megaslm.dataset_cli import inspect, verify
+from megaslm.dynamics_cli import dynamics
 from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
@@ -216,6 +217,7 @@ app.command()(verify)
 app.command()(inspect)
 app.command()(evaluate)
 app.command()(sample)
+app.command()(dynamics)
 
 
 @app.command()

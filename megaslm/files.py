@@ -27,10 +27,10 @@ def unfinished(path: Path) -> Path:
     return path.with_name(UNFINISHED + path.name)
 
 
-def write_file(path: Path, content: str) -> None:
-    """Write UTF-8 text to `path`, which then holds either its former content or all of the new one."""
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write bytes, or UTF-8 text, to `path`, which then holds either its former content or all of the new one."""
     temporary = unfinished(path)
-    temporary.write_text(content, encoding="utf-8")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from megaslm.config.hub import HubModel
-from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
+from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ProbeSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
 from megaslm.errors import ConfigError
 
@@ -364,6 +364,7 @@ class RunConfig(Section):
     train: TrainSection
     slm: SlmSection = SlmSection()
     validation: ValidationSection = ValidationSection()
+    probe: ProbeSection = ProbeSection()
     zero: ZeroSection = ZeroSection()
     checkpoint: CheckpointSection = CheckpointSection()
     guard: GuardSection = GuardSection()

@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from megaslm.config.schema import Split
 from megaslm.dataset.index import in_order
@@ -15,59 +14,8 @@ from megaslm.dataset.manifest import TOKENIZER, Manifest, Part, read_manifest
 from megaslm.dataset.rows import RowReader, unpack_mask
 from megaslm.errors import DataError
 from megaslm.slm.valid_targets import valid_targets
+from megaslm.tokenizer.token_text import TokenText, pieces
 from megaslm.tokenizer.tokenizer import load_tokenizer
-
-_NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
-_MOST_TOKENS = 16
-"""Maximum number of tokens tried together: a character has up to 4 bytes, and a token may span two characters."""
-
-
-@dataclass(frozen=True)
-class TokenText:
-    """Tokens that together make whole characters: one token, or several that share a character's bytes."""
-
-    text: str
-    """Their text. Bytes that are not UTF-8 are replacement characters."""
-    first: int
-    """The index of the first token in its row."""
-    tokens: int
-    """The number of tokens."""
-
-
-def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int | None) -> Iterator[TokenText]:
-    """The text of `ids`, which are in their row from index `first` on, piece by piece. Joined they are the whole text.
-
-    A tokenizer decodes the first token of a text differently (a word's space belongs to the word). `after` is the token
-    that comes before `ids`; None if a text begins with them.
-    """
-    before = [] if after is None else [after]
-    start = 0
-    while start < len(ids):
-        length, text = _shortest_whole(tokenizer, before, ids[start : start + _MOST_TOKENS])
-        yield TokenText(text, first + start, length)
-        # After a stray byte, a decoder would take the bytes of the next character for stray bytes too.
-        if _NO_CHARACTER not in text:
-            before = list(ids[start : start + length])
-        start += length
-
-
-def _shortest_whole(tokenizer: Tokenizer, before: list[int], ids: Sequence[int]) -> tuple[int, str]:
-    """The number of `ids` that make whole characters, and their text. One id and its replacement if not UTF-8."""
-    for length in range(1, len(ids) + 1):
-        text = _text_after(tokenizer, before, list(ids[:length]))
-        if _NO_CHARACTER not in text:
-            return length, text
-    return 1, _text_after(tokenizer, before, list(ids[:1]))
-
-
-def _text_after(tokenizer: Tokenizer, before: list[int], ids: list[int]) -> str:
-    known, text = _text(tokenizer, before), _text(tokenizer, before + ids)
-    # A decoder that cleans up spaces may change the text before. Then the tokens are decoded alone.
-    return text.removeprefix(known) if text.startswith(known) else _text(tokenizer, ids)
-
-
-def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_
         manifest = _manifest(findings, setting, held_out.dataset)
         if manifest is not None and training is not None:
             findings.ask(partial(list, heldout_domains(name, held_out, manifest, training)))
+    if config.probe.every_tokens is not None and config.probe.dataset is not None:
+        _manifest(findings, "probe.dataset", config.probe.dataset)
     for name, asked in config.validation.tasks.items():
         findings.ask(partial(_read_task, asked), prefix=f"validation.tasks.{name}: ")
     if reads_reference(config):

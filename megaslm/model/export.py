@@ -198,7 +198,7 @@ def save_hugging_face(
         ModelError: the weights are not those of the described model; or transformers opens the folder as another model
             or gives texts other ids.
     """
-    lm = _model_of(weights, model_description, output)
+    lm = model_of(weights, model_description, output)
     with new_folder(output) as folder:
         seen = Opened.of(lm)
         lm.save_pretrained(folder)
@@ -211,7 +211,17 @@ def save_hugging_face(
         require_same_model(folder, seen)
 
 
-def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Path) -> CausalLM:
+def model_of(weights: Mapping[str, Tensor], model_description: Path, place: Path) -> CausalLM:
+    """The model of a checkpoint's weights, on the host, in evaluation mode and with transformers' attention.
+
+    Args:
+        weights: of a `SelectiveLM`, on the host; shared weights once.
+        model_description: a folder with config.json, which names the dtype of the weights.
+        place: what the model is made for, for messages.
+
+    Raises:
+        ModelError: the weights are not those of the described model.
+    """
     config = read_config(model_description)
     config.tie_word_embeddings = config.tie_word_embeddings and f"{_WRAPPER}{HEAD}" not in weights
     # Parameters get no memory, because they come from the checkpoint. Buffers do.
@@ -224,7 +234,7 @@ def _model_of(weights: Mapping[str, Tensor], model_description: Path, output: Pa
     expected = set(lm.state_dict()) - again
     if expected != set(state):
         different = ", ".join(sorted(expected ^ set(state))[:5])
-        raise ModelError(f"{output}: the checkpoint's weights are not those of its model configuration: {different}")
+        raise ModelError(f"{place}: the checkpoint's weights are not those of its model configuration: {different}")
     lm.load_state_dict(state, assign=True, strict=False)
     lm.tie_weights()
     return lm.eval()

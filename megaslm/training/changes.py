@@ -70,6 +70,7 @@ FREE = (
     "slm.reference",
     "slm.verify_rows",
     "validation.*",
+    "probe.*",
     "zero.*",
     "checkpoint.*",
     "guard.*",

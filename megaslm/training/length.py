@@ -43,11 +43,15 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: Mixture, *, after_st
     validations = 0
     if config.validation.sets:
         validations = plan.times_due(config.validation.every_tokens, after_step=after_step) + (after_step == 0)
+    every_tokens, probes = config.probe.every_tokens, ""
+    if every_tokens is not None:
+        count = plan.times_due(every_tokens, after_step=after_step) + (after_step == 0)
+        probes = f", {counted(count, 'measurement')} of {counted(config.probe.rows, 'probe row')}"
     saves = plan.times_due(config.checkpoint.every_tokens, after_step=after_step)
     yield (
         f"plan: {counted(plan.world_size, 'rank')} × {counted(plan.micro_batch_rows, 'row')} × "
         f"{counted(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
-        f"{counted(saves, 'checkpoint')}, {counted(validations, 'validation')}"
+        f"{counted(saves, 'checkpoint')}, {counted(validations, 'validation')}{probes}"
     )
 
 

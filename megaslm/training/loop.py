@@ -70,6 +70,9 @@ class Trainer:
         run, config, before = self._run, self._run.config, self._before
         if before.step == 0 or before.validation_is_due:
             self._validate(before.step)
+        run.probe.start_after(before.step)
+        if self._probe_is_due(before.step):
+            self._measure_probe(before.step)
         run.stop.raise_if_told_anywhere(run.cpu_group, _kept(before.step))
         for step in range(before.step + 1, run.plan.total_steps + 1):
             # Asked before the step, so that no rank waits for the answer after it.
@@ -82,9 +85,10 @@ class Trainer:
             validated = True
             if last or self._is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
+            probed = not self._probe_is_due(step) or self._measure_probe(step)
             told, running, failed = answer.read()
-            # A validation ends early if a rank was told to stop, even after the question.
-            told = told or not validated
+            # A validation ends early if a rank was told to stop, even after the question. So does a measurement.
+            told = told or not (validated and probed)
             self._saver.settle(running, failed)
             saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
             if saves:
@@ -97,7 +101,7 @@ class Trainer:
                 self._saver.begin(self._progress(step, validated=validated))
             if last or told:
                 self._saver.wait(may_fail=False)
-            if told and not (last and validated):
+            if told and not (last and validated and probed):
                 raise run.stop.stopped(_kept(step))
         return None
 
@@ -148,13 +152,8 @@ class Trainer:
         """Whether the validation finished before a rank was told to stop."""
         self._flush()
         run = self._run
-
-        def is_to_stop() -> bool:
-            heartbeat("validate", step)
-            return run.cpu_group.any(run.stop.told)
-
         records = run.validation.run(
-            run.engine, step=step, tokens=step * run.plan.tokens_per_step, is_to_stop=is_to_stop
+            run.engine, step=step, tokens=step * run.plan.tokens_per_step, is_to_stop=lambda: self._is_to_stop(step)
         )
         if records is None:
             return False
@@ -163,6 +162,26 @@ class Trainer:
         answered = run.tasks.run(run.engine, run.cpu_group, step=step, tokens=step * run.plan.tokens_per_step)
         self._reporter.write(answered)
         return True
+
+    def _probe_is_due(self, step: int) -> bool:
+        every_tokens = self._run.config.probe.every_tokens
+        at_an_end = every_tokens is not None and step in (0, self._run.plan.total_steps)
+        return at_an_end or self._is_due(every_tokens, step)
+
+    def _measure_probe(self, step: int) -> bool:
+        """Whether the measurement finished before a rank was told to stop. If not, the resumed run makes it."""
+        run = self._run
+        return run.probe.measure(
+            run.engine,
+            step=step,
+            tokens=step * run.plan.tokens_per_step,
+            is_to_stop=lambda: self._is_to_stop(step),
+            say=self._reporter.say,
+        )
+
+    def _is_to_stop(self, step: int) -> bool:
+        heartbeat("validate", step)
+        return self._run.cpu_group.any(self._run.stop.told)
 
     def _rows_seen(self, step: int) -> int:
         return self._before.rows_seen + (step - self._before.step) * self._run.plan.global_batch_rows

@@ -14,6 +14,7 @@ from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.shards import FetchSettings
 from megaslm.training.exact_way import ExactWay
+from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
 from megaslm.training.task_validation import TaskValidation
@@ -58,6 +59,7 @@ class TrainingRun:
     stream: TrainingStream
     validation: Validation
     tasks: TaskValidation
+    probe: Probe
     folder: RunFolder
     engine: ZeroEngine
     exact_way: ExactWay

@@ -31,6 +31,7 @@ from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
+from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
 from megaslm.training.run import TrainingRun, fetch_settings
 from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_run
@@ -223,7 +224,8 @@ def _prepare(
         data.first.source.path / TOKENIZER,
         context_tokens=engine.model.lm.config.max_position_embeddings,
     )
-    return TrainingRun(config, plan, data, stream, validation, tasks, run, engine, way, world, cpu_group, stop)
+    probe = Probe(config, world, data)
+    return TrainingRun(config, plan, data, stream, validation, tasks, probe, run, engine, way, world, cpu_group, stop)
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:

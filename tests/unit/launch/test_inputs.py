@@ -103,6 +103,12 @@ def test_a_validation_set_without_rows_is_a_problem(here: Findings, tokens: Path
     says(told(here), "validation.sets.x", "heldout_fraction")
 
 
+def test_the_dataset_of_probe_rows_must_be_there(here: Findings, tokens: Path, says: Says) -> None:
+    probe = {"dataset": str(tokens.parent / "absent"), "every_tokens": 1000}
+    look_at_run(here, run_config(tokens.parent / "run", tokens, probe=probe), ranks=None)
+    says(told(here), "probe.dataset")
+
+
 def test_a_file_that_cannot_be_read_is_a_problem(here: Findings, tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))

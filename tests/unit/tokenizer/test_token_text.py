@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from megaslm.inspect.row_text import TokenText, pieces
 from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
+from megaslm.tokenizer.token_text import TokenText, pieces
 from tests.unit.conftest import AWKWARD, standard_library_texts
 
 EOS = 2

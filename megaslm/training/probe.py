@@ -1,0 +1,98 @@
+"""Measures a run's probe rows while it trains: the loss of every token, in one file per measurement."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megaslm.config.run_files import PROBE
+from megaslm.config.schema import RunConfig
+from megaslm.engine.distributed import World, all_gather, on_first_rank
+from megaslm.engine.zero import ZeroEngine
+from megaslm.observe.probe_files import Measurement, ProbeRows, forget_after, measurement_file, write_measurement
+from megaslm.training.probe_rows import keep_or_choose_rows
+from megaslm.training.probe_selection import ratio_at, would_keep
+from megaslm.training.training_data import TrainingData
+
+_BATCHES_BETWEEN_QUESTIONS = 8
+
+
+class Probe:
+    """The probe rows of a run, or none. Every method is called on all ranks."""
+
+    def __init__(self, config: RunConfig, world: World, data: TrainingData) -> None:
+        """Chooses the rows on the first start of the run, and reads them again on later ones.
+
+        Raises ConfigError or DataError as `keep_or_choose_rows` does.
+        """
+        self._config, self._world = config, world
+        self._folder = Path(config.run_dir) / PROBE
+        self._rows: ProbeRows | None = None
+        if config.probe.every_tokens is not None:
+            self._rows = on_first_rank(lambda: keep_or_choose_rows(self._folder, config, data))
+
+    def start_after(self, step: int) -> None:
+        """Removes the measurements of later steps, which the run makes again. Kept also where `probe` is off now."""
+        on_first_rank(lambda: forget_after(self._folder, step))
+
+    def measure(
+        self, engine: ZeroEngine, *, step: int, tokens: int, is_to_stop: Callable[[], bool], say: Callable[[str], None]
+    ) -> bool:
+        """Measures the rows after a step, unless that was done, and writes the file on the first rank.
+
+        All ranks run equally many batches. `is_to_stop` is called before every eighth one and gives all ranks the same
+        answer. A file that cannot be written is told through `say`; training goes on.
+
+        Returns:
+            Whether the measurement was not stopped.
+        """
+        rows = self._rows
+        if rows is None or on_first_rank(lambda: measurement_file(self._folder, step).is_file()):
+            return True
+        losses = self._losses(engine, rows, is_to_stop)
+        if losses is None:
+            return False
+        if self._world.is_first:
+            try:
+                write_measurement(self._folder, measurement_of(self._config, rows, losses, step=step, tokens=tokens))
+            except OSError as error:
+                say(
+                    f"warning: {measurement_file(self._folder, step)}: cannot be written ({error}); training goes on; "
+                    "`megaslm dynamics --checkpoints` measures the steps that have a checkpoint"
+                )
+        return True
+
+    def _losses(
+        self, engine: ZeroEngine, rows: ProbeRows, is_to_stop: Callable[[], bool]
+    ) -> NDArray[np.float32] | None:
+        world, count = self._world, len(rows.tokens)
+        # Ranks need equally many rows, or ZeRO-3 would wait for ever. Padding repeats the last row.
+        per_rank = math.ceil(count / world.size)
+        mine = np.minimum(np.arange(world.rank * per_rank, (world.rank + 1) * per_rank), count - 1)
+        measured = []
+        with engine.evaluating():
+            batches = torch.from_numpy(rows.tokens[mine].astype(np.int64)).split(self._config.validation.batch_rows)
+            for number, tokens in enumerate(batches):
+                if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
+                    return None
+                measured.append(engine.measure(tokens.to(world.device)))
+        everywhere: NDArray[np.float32] = all_gather(torch.cat(measured)).flatten(0, 1)[:count].cpu().numpy()
+        return everywhere
+
+
+def measurement_of(
+    config: RunConfig, rows: ProbeRows, losses: NDArray[np.float32], *, step: int, tokens: int
+) -> Measurement:
+    """The measurement of (R, L) losses, with what the run's selection keeps of them."""
+    losses = np.where(rows.valid, losses, np.float32(0))
+    return Measurement(
+        step=step,
+        tokens_seen=tokens,
+        rows_sha256=rows.sha256,
+        losses=losses,
+        keep_ratio=ratio_at(config, tokens),
+        kept=would_keep(config, rows, losses, step=step, tokens_seen=tokens),
+    )

@@ -1,0 +1,62 @@
+"""What a run's selection keeps of its probe rows."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from megaslm.config.schema import RunConfig
+from megaslm.observe.probe_files import ProbeRows
+from megaslm.slm.rule import KeepRatio
+from megaslm.slm.static import select_static
+from megaslm.slm.targets import Targets, joined, loss_values
+from megaslm.slm.topk import kept, on_this_rank_alone, select_top
+
+
+def ratio_at(config: RunConfig, tokens_seen: int) -> str | None:
+    """The share of targets that the run trains on after `tokens_seen` targets, as a decimal; None if all."""
+    if config.train.objective != "slm":
+        return None
+    return str(KeepRatio(config.slm.keep_ratio, config.slm.keep_ratio_warmup_tokens).at(tokens_seen))
+
+
+def would_keep(
+    config: RunConfig, rows: ProbeRows, losses: NDArray[np.float32], *, step: int, tokens_seen: int
+) -> NDArray[np.bool_] | None:
+    """The targets that the run's criterion and ratio keep of the probe rows, (R, L).
+
+    The rows are ranked together, or each on its own under scope sequence: they stand for the rows of a step. A target
+    whose value is NaN or infinite is not kept. None where the run trains on all valid targets, or the rows lack what
+    the criterion ranks by.
+    """
+    slm = config.slm
+    if config.train.objective != "slm":
+        return None
+    if rows.selected is not None:
+        return rows.selected
+    if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
+        return None
+    ratio = KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens).at(tokens_seen)
+    groups = _targets(rows) if slm.scope == "sequence" else joined([_targets(rows)])
+    if slm.criterion == "excess" or slm.criterion == "loss":
+        values = loss_values(slm.criterion, torch.from_numpy(losses), groups)
+        eligible = groups.eligible(slm.max_ref_loss) & torch.isfinite(values)
+        count = kept(groups, ratio, slm.max_ref_loss, on_this_rank_alone)
+        mask = select_top(values, groups.keys, eligible, count).mask
+    else:
+        mask = select_static(slm.criterion, groups, ratio, slm.max_ref_loss, seed=config.seed, step=step).mask
+    return mask.view(rows.valid.shape).numpy()
+
+
+def _targets(rows: ProbeRows) -> Targets:
+    valid = torch.from_numpy(rows.valid)
+    return Targets(
+        valid=valid,
+        keys=torch.arange(valid.numel()).view(valid.shape),
+        ref_loss=_floats(rows.ref_loss),
+        ref_entropy=_floats(rows.ref_entropy),
+    )
+
+
+def _floats(stored: NDArray[np.float16] | None) -> Tensor | None:
+    return None if stored is None else torch.from_numpy(stored.astype(np.float32))

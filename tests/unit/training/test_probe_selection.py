@@ -1,0 +1,68 @@
+"""What a run's selection keeps of its probe rows is the top of its own criterion."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megaslm.config.schema import RunConfig
+from megaslm.training.probe_selection import ratio_at, would_keep
+from tests.probed import probe_rows
+from tests.toy import run_config
+
+
+def slm(**changes: Any) -> RunConfig:
+    return run_config(Path("run"), Path("tokens"), train={"objective": "slm"}, slm={"keep_ratio": "0.5", **changes})
+
+
+ROWS = replace(probe_rows(scored=True), ref_loss=np.arange(16, dtype=np.float16).reshape(2, 8) % 5)
+LOSSES = np.random.default_rng(0).random((2, 8), np.float32) * 4
+
+
+def kept(config: RunConfig, losses: np.ndarray = LOSSES) -> np.ndarray:
+    found = would_keep(config, ROWS, losses, step=1, tokens_seen=100)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("criterion", ["excess", "loss", "reference"])
+def test_the_largest_of_all_rows_are_kept(criterion: str) -> None:
+    ref_loss = ROWS.ref_loss
+    assert ref_loss is not None
+    values = {"excess": LOSSES - ref_loss, "loss": LOSSES, "reference": -ref_loss.astype(np.float32)}[criterion]
+    found = kept(slm(criterion=criterion))
+    assert found.sum() == 8
+    assert values[found].min() >= values[~found].max()
+
+
+def test_scope_sequence_ranks_each_row() -> None:
+    assert kept(slm(scope="sequence")).sum(axis=1).tolist() == [4, 4]
+
+
+def test_what_is_not_finite_or_not_valid_is_not_kept() -> None:
+    losses = LOSSES.copy()
+    losses[0, 0] = np.nan
+    assert not kept(slm(), losses)[0, 0]
+    rows = replace(ROWS, valid=ROWS.valid & (np.arange(8) < 6))
+    found = would_keep(slm(), rows, LOSSES, step=1, tokens_seen=100)
+    assert found is not None
+    assert (found.sum(), found[:, 6:].any()) == (6, False)
+
+
+def test_the_ratio_is_that_of_the_warm_up() -> None:
+    config = slm(keep_ratio_warmup_tokens=200)
+    assert ratio_at(config, 100) == "0.750000"
+    assert kept(config).sum() == 12
+
+
+def test_a_run_on_all_tokens_and_rows_without_scores_have_no_mask() -> None:
+    causal = run_config(Path("run"), Path("tokens"))
+    assert ratio_at(causal, 0) is None
+    assert would_keep(causal, ROWS, LOSSES, step=1, tokens_seen=0) is None
+    assert would_keep(slm(), probe_rows(), LOSSES, step=1, tokens_seen=0) is None
+    masked = replace(probe_rows(), selected=np.eye(2, 8, dtype=bool))
+    found = would_keep(slm(criterion="reference", scope="sequence"), masked, LOSSES, step=1, tokens_seen=0)
+    assert found is not None
+    assert np.array_equal(found, np.eye(2, 8, dtype=bool))
