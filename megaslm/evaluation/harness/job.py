@@ -38,6 +38,7 @@ _KEPT = "finished tasks are kept; start it again for the rest"
 _PROGRAM = "megaslm.evaluation.harness.process"
 _LOOK_SECONDS, _END_SECONDS = 0.5, 10.0
 _SHOWN_LINES, _LINE_CHARACTERS, _TAIL_BYTES = 12, 300, 20_000
+_TASK_FILES = (".yaml", ".yml", ".py")
 _PERCENT = re.compile(r"Running \w+ requests: +(\d+)%")
 
 
@@ -50,6 +51,8 @@ def evaluate_by_lm_eval(
     download: bool,
 ) -> Results:
     """Runs lm-eval in a process and writes results.json, and one file of lines for each task; gives the results.
+
+    `request.tasks` is empty; `tasks` are those of lm-eval.
 
     Done tasks are kept: an interrupted evaluation resumes with the next one.
 
@@ -101,9 +104,6 @@ def _hashes(tasks: Mapping[str, HarnessTask], include_path: Path | None) -> dict
     }
 
 
-_TASK_FILES = (".yaml", ".yml", ".py")
-
-
 def _claim(output: Path, folder: Path, description: Description) -> None:
     """Makes the working folder, or takes over that of the same evaluation, or of one that has no task done yet."""
     path = folder / _DESCRIPTION
@@ -122,16 +122,16 @@ def _run(order: Order, folder: Path, log: Path, tasks: Sequence[str], stop: Stop
     watcher.say(f"runs lm-eval, which takes up to a minute to start; its log is {log}")
     began, told = time.monotonic(), set(tasks) - set(order.tasks)
     with log.open("ab") as written, _process(order, folder, written) as process:
-        start = written.tell()
+        start = since = written.tell()
         while (status := process.poll()) is None:
             stop.raise_if_told(_KEPT)
             for name in [each for each in tasks if each not in told and outcome_file(folder, each).is_file()]:
                 watcher.say(f"{name} is done")
                 told.add(name)
-            watcher.show(_progress(log, start, tasks, len(told), len(tasks) - len(order.tasks), began))
+                since = log.stat().st_size
+            watcher.show(_progress(log, since, tasks, len(told), len(tasks) - len(order.tasks), began))
             time.sleep(_LOOK_SECONDS)
     if (folder / REFUSAL).is_file():
-        log.unlink()
         raise ConfigError((folder / REFUSAL).read_text(encoding="utf-8"))
     if status != 0:
         raise MegaSLMError(
@@ -164,9 +164,9 @@ def _process(order: Order, folder: Path, log: IO[bytes]) -> Iterator[subprocess.
         process.stdin.close()
 
 
-def _progress(log: Path, start: int, tasks: Sequence[str], done: int, before: int, began: float) -> JobProgress:
+def _progress(log: Path, since: int, tasks: Sequence[str], done: int, before: int, began: float) -> JobProgress:
     """In hundredths of tasks: lm-eval tells in percent how far it is with the current one."""
-    found = _PERCENT.findall(_end_of(log, start))
+    found = _PERCENT.findall(_end_of(log, since))
     current = int(found[-1]) if found and done < len(tasks) else 0
     return JobProgress(
         job="evaluate",
@@ -185,7 +185,7 @@ def _progress(log: Path, start: int, tasks: Sequence[str], done: int, before: in
 
 
 def _end_of(log: Path, start: int) -> str:
-    """The last lines that lm-eval wrote since `start`. Of a bar, which is drawn again and again, the last state."""
+    """The last lines that lm-eval wrote after the first `start` bytes. Of a bar, which is drawn again and again, the last state."""
     with log.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(start, size - _TAIL_BYTES))

@@ -56,6 +56,7 @@ def _do(order: Order, folder: Path) -> None:
             limit=order.limit,
             bootstrap_iters=0,
             write_out=True,
+            verbosity="INFO",
             task_manager=manager,
             confirm_run_unsafe_code=order.unsafe_programs,
         )
@@ -65,10 +66,10 @@ def _do(order: Order, folder: Path) -> None:
 def _check(name: str, setting: HarnessTask, order: Order, manager: Any) -> None:
     """Raises UserMistake where lm-eval has no such task or metric, has not its data, or must not run it."""
     if name not in manager.all_tasks:
-        close = difflib.get_close_matches(name, manager.all_tasks, n=5)
+        close = ", ".join(difflib.get_close_matches(name, manager.all_tasks, n=5))
         raise ConfigError(
-            f"lm-eval {__version__} has no task {name}{f'; close are {", ".join(close)}' if close else ''}; `lm-eval ls "
-            "tasks` lists all; a task of your own is a YAML file in the folder of --include-path"
+            f"lm-eval {__version__} has no task {name}{close and f' (close are {close})'}; `lm-eval ls tasks` lists "
+            "all; a task of your own is a YAML file in the folder of --include-path"
         )
     for part in _loaded(name, order, manager).values():
         if getattr(part, "UNSAFE_CODE", False) and not order.unsafe_programs:
@@ -80,13 +81,16 @@ def _check(name: str, setting: HarnessTask, order: Order, manager: Any) -> None:
             raise ConfigError(
                 f"task {name}: shots = {setting.shots}, but lm-eval's task file fixes 0 examples; leave shots out"
             )
-        metric, _, chosen = (setting.metric or "").partition(",")
-        filters = [each.name for each in part._filters]
-        if metric and (metric not in part.aggregation() or (chosen and chosen not in filters)):
-            known = [
-                metric if each == "none" else f"{metric},{each}" for metric in part.aggregation() for each in filters
-            ]
-            raise ConfigError(f"task {name}: metric = {setting.metric}: must be one of {', '.join(known)}")
+        if setting.metric is not None:
+            _check_metric(name, setting.metric, part)
+
+
+def _check_metric(name: str, given: str, part: Any) -> None:
+    metric, _, chosen = given.partition(",")
+    filters = [each.name for each in part._filters]
+    if metric not in part.aggregation() or (chosen and chosen not in filters):
+        known = [each if of == "none" else f"{each},{of}" for each in part.aggregation() for of in filters]
+        raise ConfigError(f"task {name}: metric = {given}: must be one of {', '.join(known)}")
 
 
 def _loaded(name: str, order: Order, manager: Any) -> dict[str, Any]:
@@ -112,7 +116,8 @@ def _loaded(name: str, order: Order, manager: Any) -> dict[str, Any]:
 
 def _end_with_the_command() -> None:
     """Ends this process when the command has ended, even by SIGKILL: its end of standard input closes."""
-    sys.stdin.buffer.read()
+    # Not by sys.stdin, whose lock would be held when the interpreter ends.
+    os.read(0, 1)
     os._exit(1)
 
 
