@@ -12,7 +12,7 @@ from megaslm.cli_output import JsonFile, announce, is_first_rank, take_seat, wri
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from megaslm.config.task import Suite, Task
+    from megaslm.config.task import HarnessTask, Suite, Task
 
 
 Data = Annotated[Path, typer.Option(help="The folder of the tasks' files.")]
@@ -42,6 +42,19 @@ def evaluate(
         str | None, typer.Option(help="Names of tasks or paths of task files, with commas between them.")
     ] = None,
     suite: Annotated[Path | None, typer.Option(help="A file of tasks that are reported together.")] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            "--lm-eval", metavar="TASK,…", help="Tasks of lm-eval instead, by its names, such as mmlu,arc_easy."
+        ),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="--lm-eval: examples in a prompt; by default as its task files say.")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="lm-eval: a folder with task files of your own.")] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="lm-eval: fetch data that is not on this machine.")
+    ] = False,
     data: Data = Path("data/eval"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")] = None,
     measure: Annotated[
@@ -78,17 +91,31 @@ def evaluate(
     if compare is not None:
         _compare(*compare, json_file)
         return
-    names, shown_suite = _tasks(tasks, suite)
+    names, by_lm_eval, shown_suite = _tasks(tasks, suite, lm_eval, shots)
+    _require_fitting(
+        by_lm_eval is not None,
+        own={
+            "--measure losses": measure != "answers",
+            "--server": server is not None,
+            "--set": bool(overrides),
+            "--samples": samples > 1,
+            "--temperature": temperature > 0,
+            "--top-p": top_p < 1,
+            "--overlap": overlap is not None,
+        },
+        of_lm_eval={"--include-path": include_path is not None, "--download": download},
+    )
     if overlap is not None:
         _overlap(names, overrides or [], data, overlap, limit, workers, json_file)
         return
     if model is None or output is None:
         raise ConfigError("evaluate needs MODEL and --output; `megaslm evaluate --help` shows what else it does")
     _require_temperature(samples, temperature)
-    take_seat()
+    seat = take_seat()
+    if by_lm_eval is not None and seat.world_size > 1:
+        raise ConfigError("lm-eval runs in one process; start evaluate without a launcher for its tasks")
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
 
-    from megaslm.evaluation.job import evaluate as evaluate_model
     from megaslm.evaluation.request import EvaluationRequest
     from megaslm.evaluation.view import show_results, wide_console
     from megaslm.observe.console import JobConsole
@@ -96,10 +123,10 @@ def evaluate(
 
     request = EvaluationRequest(
         model=model,
-        tasks=load_tasks(names, overrides or []),
+        tasks={} if by_lm_eval is not None else load_tasks(names, overrides or []),
         data=data,
         output=output,
-        measure=measure,
+        measure=measure if by_lm_eval is None else "lm-eval",
         suite=shown_suite,
         server=server,
         precision=precision,
@@ -114,7 +141,14 @@ def evaluate(
         unsafe_programs=unsafe_exec,
     )
     with JobConsole("evaluate", quiet=not is_first_rank()) as console:
-        results = evaluate_model(request, console)
+        if by_lm_eval is None:
+            from megaslm.evaluation.job import evaluate as evaluate_model
+
+            results = evaluate_model(request, console)
+        else:
+            from megaslm.evaluation.harness.job import evaluate_by_lm_eval
+
+            results = evaluate_by_lm_eval(request, by_lm_eval, console, include_path=include_path, download=download)
     if is_first_rank():
         show_results(wide_console(), results, shown_suite)
         write_json(json_file, results.model_dump(mode="json"))
@@ -200,21 +234,37 @@ def sample(
         write_json(json_file, sampled.model_dump(mode="json"))
 
 
-def _tasks(tasks: str | None, suite: Path | None) -> tuple[list[str], "Suite | None"]:
-    if (tasks is None) == (suite is None):
-        raise ConfigError("evaluate needs --tasks NAME,… or --suite FILE, one of the two")
+def _tasks(
+    tasks: str | None, suite: Path | None, lm_eval: str | None, shots: int | None
+) -> "tuple[list[str], dict[str, HarnessTask] | None, Suite | None]":
+    """Names of tasks; how lm-eval measures them, if they are its; the suite that names them."""
+    if sum(each is not None for each in (tasks, suite, lm_eval)) != 1:
+        raise ConfigError("evaluate needs --tasks NAME,… or --suite FILE or --lm-eval TASK,…, one of the three")
+    if shots is not None and lm_eval is None:
+        raise ConfigError("--shots is for --lm-eval; a task or suite file says how many examples its prompts have")
     if tasks is not None:
-        return _names(tasks), None
+        return _names(tasks), None, None
 
+    from megaslm.config.task import HarnessTask
     from megaslm.tasks.task_files import load_suite
 
+    if lm_eval is not None:
+        by_lm_eval = {name: HarnessTask(shots=shots) for name in _names(lm_eval)}
+        return list(by_lm_eval), by_lm_eval, None
     assert suite is not None
     loaded = load_suite(suite)
-    return list(loaded.tasks), loaded
+    return list(loaded.names), loaded.lm_eval or None, loaded
 
 
-def _names(tasks: str) -> list[str]:
-    return [name.strip() for name in tasks.split(",")]
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _require_fitting(is_of_lm_eval: bool, *, own: dict[str, bool], of_lm_eval: dict[str, bool]) -> None:
+    given = [option for option, is_given in (own if is_of_lm_eval else of_lm_eval).items() if is_given]
+    if given:
+        whose = "MegaSLM's own tasks (--tasks)" if is_of_lm_eval else "tasks of lm-eval (--lm-eval)"
+        raise ConfigError(f"{', '.join(given)}: only for {whose}; leave it out")
 
 
 def _require_temperature(samples: int, temperature: float) -> None:

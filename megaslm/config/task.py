@@ -132,10 +132,33 @@ class PublishedRow(Section):
     """By task."""
 
 
+class HarnessTask(Section):
+    """How a task of lm-eval is measured."""
+
+    shots: NonNegative | None = None
+    """Solved examples in the prompt; null for as many as lm-eval's task file says."""
+    metric: str | None = None
+    """The metric that is reported as the accuracy, such as acc_norm, or `exact_match,FILTER`; null for the first one of
+    lm-eval's task file."""
+
+
 class Suite(Section):
     """Tasks that are reported together."""
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: tuple[str, ...] = ()
     """Names of task files, without .yaml."""
+    lm_eval: dict[str, HarnessTask] = Field(default_factory=dict)
+    """Instead of `tasks`: tasks of lm-eval, by its names."""
     published: tuple[PublishedRow, ...] = ()
     """Rows of the table beside the measured one."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks, in the order of the table."""
+        return self.tasks or tuple(self.lm_eval)
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> "Suite":
+        if bool(self.tasks) == bool(self.lm_eval):
+            raise ValueError("a suite has either tasks or lm_eval")
+        return self

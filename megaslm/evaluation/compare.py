@@ -66,13 +66,14 @@ def _compare_task(name: str, folders: tuple[Path, Path], results: tuple[Results,
 
 
 def _scores(path: Path) -> Iterator[tuple[int, float]]:
-    """Each item's share of right answers."""
+    """Each item's share of right answers, or its score by a metric of lm-eval."""
     if not path.is_file():
         raise DataError(f"{path}: is missing; only evaluations of answers can be compared, not those of losses")
-    right: dict[int, list[bool]] = {}
+    scores: dict[int, list[float]] = {}
     # A model may write U+2028 and its like, at which splitlines would end a line.
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         answered = json.loads(line)
-        right.setdefault(answered["item"], []).append(answered["verdict"] == "right")
-    for item, verdicts in right.items():
-        yield item, sum(verdicts) / len(verdicts)
+        score = answered["score"] if "score" in answered else float(answered["verdict"] == "right")
+        scores.setdefault(answered["item"], []).append(score)
+    for item, found in scores.items():
+        yield item, sum(found) / len(found)

@@ -58,8 +58,15 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
             for name, task in request.tasks.items()
         ]
         _require_measurable(planned, request)
-        description = on_first_rank(lambda: _describe(request, planned, world.device))
-        found = on_first_rank(lambda: _finished(request.output, description))
+        description = on_first_rank(
+            lambda: describe(
+                request,
+                world.device,
+                tasks={each.name: each.task_sha256 for each in planned},
+                data={each.name: each.data_sha256 for each in planned},
+            )
+        )
+        found = on_first_rank(lambda: finished(request.output, description))
         if found is not None:
             watcher.say(f"{request.output} was finished already")
             return found
@@ -105,7 +112,10 @@ def _require_measurable(planned: list[PlannedTask], request: EvaluationRequest) 
             )
 
 
-def _describe(request: EvaluationRequest, planned: list[PlannedTask], device: torch.device) -> Description:
+def describe(
+    request: EvaluationRequest, device: torch.device, *, tasks: dict[str, str], data: dict[str, str]
+) -> Description:
+    """What is measured, and how; `tasks` and `data` are hashes of settings and of items. Raises ModelError."""
     weights = None
     if request.server is None:
         folder = Path(request.model)
@@ -121,8 +131,8 @@ def _describe(request: EvaluationRequest, planned: list[PlannedTask], device: to
         server=request.server is not None,
         measure=request.measure,
         precision="server" if request.server is not None else choose_precision(request.precision, device),
-        tasks={each.name: each.task_sha256 for each in planned},
-        data={each.name: each.data_sha256 for each in planned},
+        tasks=tasks,
+        data=data,
         limit=request.limit,
         samples=request.samples,
         temperature=request.temperature,
@@ -133,12 +143,13 @@ def _describe(request: EvaluationRequest, planned: list[PlannedTask], device: to
     )
 
 
-def _finished(output: Path, description: Description) -> Results | None:
+def finished(output: Path, description: Description) -> Results | None:
+    """The results that are there already. Raises ConfigError where they are of another evaluation."""
     path = output / RESULTS
     if not path.is_file():
         return None
     results = read_back(Results, path.read_bytes(), str(path), "choose another output")
-    _require_equal(results.description, description, output)
+    require_equal(results.description, description, output)
     return results
 
 
@@ -147,7 +158,7 @@ def _claim(output: Path, folder: Path, description: Description) -> None:
     path = folder / _DESCRIPTION
     if path.is_file() and Ledger(folder, Batch, place=str(output)).has_outcomes():
         there = read_back(Description, path.read_bytes(), str(path), "choose another output")
-        _require_equal(there, description, output)
+        require_equal(there, description, output)
         return
     if not path.is_file() and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output}: exists and holds no evaluation; choose another output")
@@ -155,7 +166,8 @@ def _claim(output: Path, folder: Path, description: Description) -> None:
     write_file(path, description.model_dump_json(indent=1))
 
 
-def _require_equal(there: Description, now: Description, output: Path) -> None:
+def require_equal(there: Description, now: Description, output: Path) -> None:
+    """Raises ConfigError where an output holds another evaluation than the one that is asked for."""
     before, after = there.model_dump(), now.model_dump()
     changed = [name for name in before if before[name] != after[name]]
     if changed:

@@ -1,6 +1,6 @@
 """What an evaluation writes: one line per answer, and results.json."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,6 +48,27 @@ class MeasuredItem(Record):
     """-ln p(choice | prompt) of each choice."""
     choice_bytes: tuple[int, ...] = ()
     right_choice: int | None = None
+
+
+class HarnessItem(Record):
+    """One item of a task of lm-eval."""
+
+    item: int
+    """Its place in the task, from 0."""
+    task: str
+    """The part of the task, such as a subject of MMLU; else the task."""
+    document: int
+    """Its place in the part, from 0."""
+    document_sha256: str
+    target: str
+    """The right answer, or the index of the right choice."""
+    responses: list[Any]
+    """What lm-eval compares: the answer that it read in the output, or of each choice the log-likelihood in nats and
+    whether it is greedy."""
+    score: float
+    """By the metric that is reported."""
+    metrics: dict[str, float]
+    """By each metric that has a number for one item."""
 
 
 class Batch(Record):
@@ -103,6 +124,8 @@ class TaskResult(Record):
     """By the likelihood of the choices' texts."""
     choice_accuracy_per_byte: Estimate | None = None
     """By the likelihood per byte of the choices' texts."""
+    metrics: dict[str, float] = {}
+    """Metrics of lm-eval, as it reports them."""
     task_sha256: str
     """Of the task's settings."""
     data_sha256: str

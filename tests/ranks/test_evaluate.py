@@ -1,5 +1,6 @@
 """`megaslm evaluate` on a small model: equal results in any batches and on any ranks, resumed, compared, refused."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,21 @@ REFUSED: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     "nothing": lambda model, data, folder: ["evaluate"],
     "no output": lambda model, data, folder: ["evaluate", str(model), "--tasks", "gsm8k"],
     "tasks and suite": lambda model, data, folder: ["evaluate", "m", "--tasks", "gsm8k", "--suite", "s", "-o", "o"],
+    "lm-eval and tasks": lambda model, data, folder: [
+        "evaluate",
+        "m",
+        "--tasks",
+        "gsm8k",
+        "--lm-eval",
+        "piqa",
+        "-o",
+        "o",
+    ],
+    "lm-eval with options of tasks": lambda model, data, folder: [
+        *("evaluate", "m", "--lm-eval", "piqa", "-o", "o", "--set", "grader=strict", "--samples", "2")
+    ],
+    "tasks with options of lm-eval": lambda model, data, folder: arguments(model, data, folder / "out", "--download"),
+    "tasks with shots": lambda model, data, folder: arguments(model, data, folder / "out", "--shots", "5"),
     "no data": lambda model, data, folder: arguments(model, folder / "absent", folder / "out"),
     "no model": lambda model, data, folder: arguments(folder / "absent", data, folder / "out"),
     "greedy samples": lambda model, data, folder: arguments(model, data, folder / "out", "--samples", "2"),
@@ -174,6 +190,17 @@ def test_a_mistake_is_refused(mistake: str, model: Path, data: Path, tmp_path: P
     says(said.replace(str(model), "MODEL").replace(str(data), "DATA"))
     assert not (tmp_path / "out" / "results.json").exists()
     assert sorted(data.iterdir()) == before
+
+
+def test_lm_eval_on_several_ranks_is_refused(model: Path, tmp_path: Path, says: Says) -> None:
+    options = ("--lm-eval", "piqa", "-o", tmp_path / "out")
+    says(run_megaslm("evaluate", model, *options, world_size=2, expect_status=2))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed here")
+def test_a_missing_lm_eval_is_told(model: Path, tmp_path: Path, says: Says) -> None:
+    options = ("--lm-eval", "piqa", "-o", tmp_path / "out")
+    says(run_megaslm("evaluate", model, *options, expect_status=2).replace(str(model), "MODEL"), "EXTRAS=eval")
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(model: Path, data: Path, tmp_path: Path, says: Says) -> None:

@@ -43,6 +43,13 @@ def test_the_examples_of_a_prompt_are_graded_as_right_by_their_own_task(name: st
     assert prompt.endswith(("Answer:", "Solution:\n"))
 
 
+def test_the_suite_of_general_tasks_is_of_lm_eval_and_runs_no_programs() -> None:
+    suite = load_suite(ROOT / "configs" / "eval" / "general.yaml")
+    assert suite.names == tuple(suite.lm_eval)
+    assert len(suite.names) == 13
+    assert not {"humaneval", "mbpp"} & set(suite.names)
+
+
 def test_the_suite_of_the_paper_names_shipped_tasks() -> None:
     suite = load_suite(ROOT / "configs" / "eval" / "rho-math.yaml")
     assert set(load_tasks(suite.tasks)) == set(suite.tasks)
