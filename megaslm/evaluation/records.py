@@ -54,7 +54,10 @@ class Batch(_Record):
 
 
 class Estimate(_Record):
-    """A mean over items, with its standard error and its 95% bootstrap interval; null where there are too few items."""
+    """A mean over items, with its standard error and its 95% interval; null where there are too few items.
+
+    The interval is that of bootstrap resamples. For shares of equal items, such as 0 of n, it is Wilson's.
+    """
 
     mean: float
     standard_error: float | None

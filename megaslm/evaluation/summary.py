@@ -6,23 +6,30 @@ from itertools import groupby
 
 from megaslm.config.task import Task
 from megaslm.evaluation.records import Answered, Estimate, MeasuredItem, TaskResult
-from megaslm.tasks.statistics import bootstrap, majority_at_k, pass_at_k, standard_error
+from megaslm.tasks.statistics import SHARES, Interval, bootstrap, interval, majority_at_k, pass_at_k, standard_error
 
 _NATS_PER_BIT = math.log(2)
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """A mean with its uncertainty; None without values."""
-    if not values:
-        return None
-    low, high = bootstrap(values)
+    return _estimate(values, bootstrap(values)) if values else None
+
+
+def share(values: Sequence[float]) -> Estimate | None:
+    """A mean of shares with its uncertainty; None without values."""
+    return _estimate(values, interval(values, SHARES)) if values else None
+
+
+def _estimate(values: Sequence[float], uncertainty: Interval) -> Estimate:
     error = standard_error(values)
-    known = math.isfinite(error)
+    # One value resampled is itself, which says nothing.
+    known = uncertainty.low < uncertainty.high or len(values) > 1
     return Estimate(
         mean=sum(values) / len(values),
-        standard_error=error if known else None,
-        low=low if known else None,
-        high=high if known else None,
+        standard_error=error if math.isfinite(error) else None,
+        low=uncertainty.low if known else None,
+        high=uncertainty.high if known else None,
     )
 
 
@@ -36,7 +43,7 @@ def of_answers(
     samples = max(map(len, by_item), default=0)
 
     def over_items(value: Callable[[int], float]) -> Estimate | None:
-        return estimate([value(place) for place in range(len(by_item))])
+        return share([value(place) for place in range(len(by_item))])
 
     counts = [each.tokens for each in ordered]
     possible = [each for each in k if each <= samples]
@@ -86,8 +93,8 @@ def of_losses(task: Task, measured: Iterable[MeasuredItem], *, task_sha256: str,
         grader=task.grader,
         nats_per_token=estimate([nats / tokens for nats, tokens, _ in solved if tokens]),
         bits_per_byte=sum(nats for nats, _, _ in solved) / _NATS_PER_BIT / total_bytes if total_bytes else None,
-        choice_accuracy=estimate([_chosen(each.choice_nats) == each.right_choice for each in choosing]),
-        choice_accuracy_per_byte=estimate(
+        choice_accuracy=share([_chosen(each.choice_nats) == each.right_choice for each in choosing]),
+        choice_accuracy_per_byte=share(
             [
                 _chosen([nats / size for nats, size in zip(each.choice_nats, each.choice_bytes, strict=True)])
                 == each.right_choice
