@@ -53,7 +53,7 @@ def task_file(folder: Path, name: str = "sums", **changes: Any) -> Path:
 
 
 def written(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "sums.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "sums.jsonl").read_text().split("\n")[:-1]]
 
 
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
