@@ -101,11 +101,10 @@ def show_comparisons(console: Console, comparisons: Sequence[TaskComparison]) ->
 
 def show_overlaps(console: Console, overlaps: Sequence[TaskOverlap]) -> None:
     """One row per task: how many of its items share 13 words in a row with the dataset."""
-    table = Table("task", *(_right(name) for name in ("items", "found", "share")), box=None)
+    table = Table("task", *(_right(name) for name in ("items", "short", "found", "share")), box=None)
     for each in overlaps:
-        table.add_row(
-            each.task, f"{each.items:,}", f"{len(each.found):,}", f"{len(each.found) / max(1, each.items):.1%}"
-        )
+        share = len(each.found) / max(1, each.items)
+        table.add_row(each.task, f"{each.items:,}", f"{each.short:,}", f"{len(each.found):,}", f"{share:.1%}")
     console.print(table)
 
 
