@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import megaslm
-from megaslm.engine.distributed import join_world, on_first_rank
+from megaslm.engine.distributed import join_world, on_first_rank, wait_for_all
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import ConfigError, DataError, ModelError, PeerFailed
 from megaslm.evaluation.records import RESULTS, Batch, Description, Results, TaskResult
@@ -87,6 +87,8 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
                 if not isinstance(error, PeerFailed):
                     ledger.fail(run_id, error)
                 raise
+            # The first rank removes the ledger, in which another one may be looking at the last batch.
+            wait_for_all()
             return on_first_rank(lambda: _write(request, planned, batches, ledger, description, began))
 
 
