@@ -11,6 +11,7 @@ import megaslm
 from megaslm.engine.distributed import join_world, on_first_rank, wait_for_all
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import ConfigError, DataError, ModelError, PeerFailed
+from megaslm.evaluation.cost import model_cost
 from megaslm.evaluation.records import RESULTS, Batch, Description, Results, TaskResult
 from megaslm.evaluation.request import EvaluationRequest
 from megaslm.evaluation.summary import of_answers, of_losses
@@ -206,7 +207,8 @@ def _write(
             tasks[each.name] = of_answers(each.task, answers, request.k, **hashes)
             lines = [one.model_dump_json() for one in sorted(answers, key=lambda one: (one.item, one.sample))]
         write_file(request.output / f"{each.name}.jsonl", "".join(f"{line}\n" for line in lines))
-    results = Results(description=description, tasks=tasks, seconds=time.monotonic() - began)
+    cost = None if request.server is not None else model_cost(Path(request.model))
+    results = Results(description=description, tasks=tasks, cost=cost, seconds=time.monotonic() - began)
     write_file(request.output / RESULTS, results.model_dump_json(indent=1) + "\n")
     shutil.rmtree(ledger.folder, ignore_errors=True)
     return results

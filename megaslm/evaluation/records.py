@@ -123,10 +123,25 @@ class Description(_Record):
     megaslm_version: str
 
 
+class ModelCost(_Record):
+    """What a model cost: its run, the scoring of the run's datasets and the training of their references."""
+
+    tokens_seen: int
+    """Of the run alone."""
+    tokens_selected: int
+    seconds: float
+    gpu_hours: float
+    """0 on CPUs."""
+    is_complete: bool
+    """False where a dataset does not say what its scoring or its reference cost, which is then left out."""
+
+
 class Results(_Record):
     """The content of results.json."""
 
     description: Description
     tasks: dict[str, TaskResult]
+    cost: ModelCost | None = None
+    """null where no cost.json is beside the model, and with a server."""
     seconds: float
     """Of the last run of the evaluation."""

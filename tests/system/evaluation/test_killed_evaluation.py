@@ -1,4 +1,4 @@
-"""An evaluation that is killed at any moment answers again what was under way, and nothing else; its files are equal."""
+"""An evaluation that is killed at any moment answers again only what was under way; its files are equal."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from megaslm import cli
 from megaslm.evaluation import work
+from megaslm.evaluation.answering import answer
 from tests.forked_cli import run_megaslm
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.generating import make_folder
@@ -40,7 +42,7 @@ def test_killed_it_answers_only_what_was_under_way_again(
     ranks: int, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_megaslm(*command, "-o", tmp_path / "whole")
-    begun, answer = tmp_path / "begun", work.answer
+    begun = tmp_path / "begun"
 
     def written_down(task: Any, items: Sequence[tuple[Any, int]], *positional: Any, **named: Any) -> Any:
         with begun.open("a") as file:
@@ -51,7 +53,7 @@ def test_killed_it_answers_only_what_was_under_way_again(
     output, done = tmp_path / "killed", dict[str, int]()
     for kill in range(KILLS):
         processes = _start([*command, "-o", str(output)], ranks, tmp_path / f"said {kill}")
-        wait_until(lambda: len(_finished(output)) >= len(done) + 3)
+        wait_until(partial(_has_finished, output, len(done) + 3))
         os.killpg(processes[0], signal.SIGKILL)
         assert statuses_of(processes) == [-signal.SIGKILL] * ranks
         assert not (output / "results.json").exists()
@@ -79,6 +81,10 @@ def _start(arguments: list[str], ranks: int, said: Path) -> list[int]:
 def _finished(output: Path) -> dict[str, int]:
     """The batches that are done, with the time at which each was."""
     return {path.name: path.stat().st_mtime_ns for path in output.glob(".evaluate/task-*.json")}
+
+
+def _has_finished(output: Path, batches: int) -> bool:
+    return len(_finished(output)) >= batches
 
 
 def _results(output: Path) -> dict[str, Any]:
