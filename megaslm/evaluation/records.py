@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from megaslm.tasks.losses import MeasuredItem
+
 RESULTS = "results.json"
 
 
@@ -30,20 +32,6 @@ class Answered(_Record):
     """eos, stop or length."""
     programs: int
     programs_timed_out: int
-
-
-class MeasuredItem(_Record):
-    """The losses of one item."""
-
-    item: int
-    solution_nats: float | None = None
-    """-ln p(solution | prompt)."""
-    solution_tokens: int | None = None
-    solution_bytes: int | None = None
-    choice_nats: tuple[float, ...] = ()
-    """-ln p(choice | prompt) of each choice."""
-    choice_bytes: tuple[int, ...] = ()
-    right_choice: int | None = None
 
 
 class Batch(_Record):

@@ -12,9 +12,9 @@ from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError, PromptTooLong
 from megaslm.evaluation.answering import Answering, answer, timed_out
-from megaslm.evaluation.losses import measure
 from megaslm.evaluation.records import Answered, Batch
 from megaslm.evaluation.request import EvaluationRequest
+from megaslm.generation.log_likelihood import log_likelihoods
 from megaslm.generation.sampling import Generator
 from megaslm.generation.text_tokens import TextTokens
 from megaslm.jobs.ledger import Drawn, Ledger, draw_all
@@ -23,6 +23,7 @@ from megaslm.model.plain_lm import PlainLM
 from megaslm.sandbox.sandbox import Sandbox
 from megaslm.tasks.grading import Grades, extracted, grading
 from megaslm.tasks.items import Item
+from megaslm.tasks.losses import measured_items, pairs_of
 
 _WHAT_IS_KEPT = "finished batches are kept; start it again for the rest"
 
@@ -140,11 +141,8 @@ class EvaluationProcess:
                 self._watcher.say("loads the model" if self._request.server is None else f"asks {self._request.server}")
             self._engine = self._load()
         if self._request.measure == "losses":
-            assert self._engine.lm is not None
-            assert self._engine.tokens is not None
-            items = [item for item, _ in batch.items]
-            outcome = Batch(measured=tuple(measure(self._engine.lm, self._engine.tokens, items, batch_rows=len(items))))
-            self._tally.report(items=len(items))
+            outcome = self._measured(batch, self._engine)
+            self._tally.report(items=len(outcome.measured))
             return outcome
         task = batch.of.task
         if task.interpreter and self._sandbox is None:
@@ -174,6 +172,13 @@ class EvaluationProcess:
         graded = tuple(self._graded(each, task, self._grades[task.grader]) for each in answers)
         self._tally.report(answers=len(graded), tokens=sum(each.tokens or 0 for each in graded))
         return Batch(answers=graded)
+
+    def _measured(self, batch: PlannedBatch, engine: Engine) -> Batch:
+        assert engine.lm is not None
+        assert engine.tokens is not None
+        items = [item for item, _ in batch.items]
+        found = log_likelihoods(engine.lm, engine.tokens, pairs_of(items), batch_rows=len(items))
+        return Batch(measured=tuple(measured_items(items, [(-each.nats, each.tokens) for each in found])))
 
     def _new_sandbox(self) -> Sandbox:
         return Sandbox(

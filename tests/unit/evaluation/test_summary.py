@@ -3,8 +3,9 @@
 import pytest
 
 from megaslm.config.task import Task
-from megaslm.evaluation.records import Answered, MeasuredItem, TaskResult
+from megaslm.evaluation.records import Answered, TaskResult
 from megaslm.evaluation.summary import of_answers, of_losses
+from megaslm.tasks.losses import MeasuredItem
 
 TASK = Task.model_validate({"files": ["a"], "format": "jsonl", "question": "{q}", "answer": "{a}"})
 HASHES = {"task_sha256": "t", "data_sha256": "d"}
