@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -160,12 +160,13 @@ class EvaluationProcess:
                 sandbox=self._sandbox if task.interpreter else None,
             )
         except PromptTooLong as error:
-            numbers = sorted({batch.items[place][0].number for place in error.places})
-            raise PromptTooLong(
-                f"task {batch.of.name}: the prompts of the items {', '.join(map(str, numbers))} and max_new_tokens = "
-                f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N or with "
-                "fewer examples in the task file",
+            numbers = [batch.items[place][0].number for place in error.places]
+            raise _of_items(
+                error,
+                batch,
                 numbers,
+                f", and with max_new_tokens = {task.max_new_tokens} it exceeds",
+                "evaluate with --set max_new_tokens=N or with fewer examples in the task file",
             ) from error
         if task.grader not in self._grades:
             self._grades[task.grader] = held.enter_context(grading(task.grader))
@@ -177,7 +178,13 @@ class EvaluationProcess:
         assert engine.lm is not None
         assert engine.tokens is not None
         items = [item for item, _ in batch.items]
-        found = log_likelihoods(engine.lm, engine.tokens, pairs_of(items), batch_rows=len(items))
+        try:
+            found = log_likelihoods(engine.lm, engine.tokens, pairs_of(items), batch_rows=len(items))
+        except PromptTooLong as error:
+            of_pairs = [item.number for item in items for _ in pairs_of([item])]
+            numbers = [of_pairs[place] for place in error.places]
+            what = " with its solution or choice, which exceeds"
+            raise _of_items(error, batch, numbers, what, "evaluate with fewer examples in the task file") from error
         return Batch(measured=tuple(measured_items(items, [(-each.nats, each.tokens) for each in found])))
 
     def _new_sandbox(self) -> Sandbox:
@@ -212,3 +219,17 @@ class EvaluationProcess:
             progress = self._publisher.publish(at_once=at_once, all_done=all_done)
             if progress is not None:
                 self._watcher.show(progress)
+
+
+def _of_items(
+    error: PromptTooLong, batch: PlannedBatch, numbers: Iterable[int], what: str, remedy: str
+) -> PromptTooLong:
+    """The error as the user of `evaluate` reads it: it names the task and the items."""
+    of = sorted(set(numbers))
+    return PromptTooLong(
+        f"task {batch.of.name}: prompts are too long, those of the items {', '.join(map(str, of))}: the longest has "
+        f"{error.longest_tokens} tokens{what} the model's context of {error.context_tokens}; {remedy}",
+        of,
+        longest_tokens=error.longest_tokens,
+        context_tokens=error.context_tokens,
+    )

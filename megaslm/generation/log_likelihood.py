@@ -184,4 +184,6 @@ def _require_fit(pairs: Sequence[_Pair], context_tokens: int) -> None:
             f"{', '.join(map(str, places[:_SHOWN_PAIRS]))}{', …' if len(places) > _SHOWN_PAIRS else ''}; the longest "
             f"has {longest} tokens, and the model reads {context_tokens} and predicts one more: shorten the contexts",
             places,
+            longest_tokens=longest,
+            context_tokens=context_tokens,
         )

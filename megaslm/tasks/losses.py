@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from megaslm.config.task import Task
+from megaslm.errors import ConfigError, DataError
 from megaslm.tasks.grading import letter_of
 from megaslm.tasks.items import Item
 
@@ -39,6 +41,32 @@ class Losses(NamedTuple):
     """Whether the right choice is the most likely one."""
     is_chosen_per_byte: list[bool]
     """Whether it is so per byte of the choices' texts."""
+
+
+def require_losses(where: str, task: Task, items: Iterable[Item]) -> None:
+    """Checks whether the losses of a task can be measured. `where` is the task's name in messages.
+
+    Raises:
+        ConfigError: the task has neither solution nor choices.
+        DataError: a choice of an item is empty, or its right answer is no letter of a choice.
+    """
+    if task.solution is None and not task.choices:
+        raise ConfigError(
+            f"{where}: has neither solution nor choices, so that no loss can be measured; set one of them in the task "
+            "file, or leave the task out"
+        )
+    for item in items if task.choices else ():
+        letters = [chr(ord("A") + place) for place in range(len(item.choices))]
+        empty = [letter for letter, text in zip(letters, item.choices, strict=True) if not text.strip()]
+        if empty:
+            raise DataError(
+                f"{where}: the choice {empty[0]} of item {item.number} is empty; correct `choices` in the task file"
+            )
+        if letter_of(item.answer) not in letters:
+            raise DataError(
+                f"{where}: the right answer of item {item.number} is {item.answer!r}; expected one of the letters "
+                f"{', '.join(letters)}: correct `answer` or `choices` in the task file"
+            )
 
 
 def pairs_of(items: Iterable[Item]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from megaslm.generation.text_tokens import TextTokens
 from megaslm.observe.records import TaskLossRecord, TaskRecord
 from megaslm.tasks.grading import extracted, grading
 from megaslm.tasks.items import Item, items_of
-from megaslm.tasks.losses import Losses, losses_of, measured_items, pairs_of
+from megaslm.tasks.losses import Losses, losses_of, measured_items, pairs_of, require_losses
 from megaslm.tasks.task_files import load_tasks
 
 
@@ -61,12 +61,9 @@ class TaskValidation:
                 f"validation.tasks.{name}: the task {chosen.task} runs programs, which a training run does not; "
                 "measure it with `megaslm evaluate` on an exported model"
             )
-        if measures_losses and task.solution is None and not task.choices:
-            raise ConfigError(
-                f"validation.tasks.{name}: the task {chosen.task} has neither solution nor choices, so that no loss "
-                f"can be measured; set one of them in the task file, or validation.tasks.{name}.measure = answers"
-            )
         items = tuple(items_of(task, Path(chosen.data), limit=chosen.max_items))
+        if measures_losses:
+            require_losses(f"validation.tasks.{name}", task, items)
         asked = _Asked(name, task, measures_losses, items, items[self._world.rank :: self._world.size])
         on_first_rank(lambda: self._require_fit(asked))
         return asked
