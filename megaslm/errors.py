@@ -59,10 +59,10 @@ class ModelError(UserMistake):
 class PromptTooLong(DataError):
     """Prompts leave too little of the model's context."""
 
-    def __init__(self, message: str, places: list[int]) -> None:
-        """`places`: the indices of these prompts in the call."""
+    def __init__(self, message: str, places: list[int], *, longest_tokens: int, context_tokens: int) -> None:
+        """`places`: the indices of these prompts in the call. `longest_tokens`: of the longest one."""
         super().__init__(message)
-        self.places = places
+        self.places, self.longest_tokens, self.context_tokens = places, longest_tokens, context_tokens
 
 
 class ServerRefused(UserMistake):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
 from megaslm.config.schema import RunConfig, Split
@@ -43,7 +43,9 @@ def make_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
     """A tokenizer of `vocab_size` words, `</s>` among them."""
     folder.mkdir(parents=True)
     words = {f"w{number}": number for number in range(vocab_size) if number != EOS_ID} | {"</s>": EOS_ID}
-    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "unk_token": "w0"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 

@@ -320,25 +320,28 @@ class ValidationSet(Section):
 
 
 class ValidationTask(Section):
-    """A task that the model in training answers."""
+    """A task on which the model in training is measured."""
 
     task: str
     """Its name in configs/eval/tasks, or the path of a task file."""
     data: str = "data/eval"
     """The folder of its data, as --data of `megaslm evaluate`."""
+    measure: Literal["answers", "losses"] = "answers"
+    """answers: generate and grade · losses: of written solutions and of choices, as --measure of `megaslm evaluate`."""
     max_items: Positive = 64
-    """The first items; each validation generates an answer to all of them."""
+    """The first items; each validation measures all of them."""
     max_new_tokens: Positive = 128
     """Most tokens of an answer."""
 
 
 class ValidationSection(Section):
-    """Losses on held-out text, over all targets or over those that a set's target mask leaves; accuracies on tasks."""
+    """Losses on held-out text, over all targets or over those that a set's target mask leaves; accuracies and losses
+    on tasks."""
 
     sets: dict[str, ValidationSet] = Field(default_factory=dict)
     """Named held-out sets."""
     tasks: dict[str, ValidationTask] = Field(default_factory=dict)
-    """Named tasks whose answers are generated, greedily, and graded."""
+    """Named tasks: answers are generated, greedily, and graded, or losses are measured."""
     every_tokens: Positive | None = None
     """Targets between two validations; null validates only before the first step and at the end."""
     batch_rows: Positive = 8

@@ -130,6 +130,10 @@ class PublishedRow(Section):
     """Paper and table."""
     accuracy: dict[str, float]
     """By task."""
+    tokens_seen: Positive | None = None
+    """Tokens of its continued pretraining."""
+    tokens_selected: Positive | None = None
+    """Those of them that it was trained on."""
 
 
 class HarnessTask(Section):

@@ -1,6 +1,6 @@
-"""Packs documents into rows: joined by EOS and cut every L tokens, with BOS where the recipe wants it."""
+"""Packs documents into rows: joined by EOS and cut every L tokens, with BOS where the recipe wants it. And back."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -84,3 +84,31 @@ class RowPacker:
         if self._overlap:
             return rows
         return np.hstack([np.tile(self._before_row, (count, 1)), rows])
+
+
+def documents_in(batches: Iterable[NDArray[np.integer]], eos_id: int, bos: Bos) -> Iterator[NDArray[np.integer]]:
+    """The documents that `RowPacker` packed, whole and in order, without EOS and BOS; each (length,), length > 0.
+
+    `batches` are all rows of one part in order, (n, seq_len + 1) each.
+    """
+    begun: list[NDArray[np.integer]] = []
+    for number, rows in enumerate(batches):
+        # The first token of a row is BOS, or the last one of the row before.
+        stream = rows[:, 1:].ravel()
+        if number == 0 and bos != "row":
+            stream = np.concatenate([rows[0, :1], stream])
+        *ended, rest = np.split(stream, np.flatnonzero(stream == eos_id) + 1)
+        for piece in ended:
+            document = np.concatenate([*begun, piece[:-1]])
+            begun.clear()
+            yield from _not_empty(document, bos)
+        begun.append(rest)
+    if begun:
+        yield from _not_empty(np.concatenate(begun), bos)
+
+
+def _not_empty(document: NDArray[np.integer], bos: Bos) -> Iterator[NDArray[np.integer]]:
+    """The document without its BOS; nothing where it is empty, as padding is."""
+    text = document[1:] if bos == "document" else document
+    if text.size:
+        yield text

@@ -1,6 +1,5 @@
 """The `evaluate` verb: does the batches of all tasks, and writes their results."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +7,13 @@ from pathlib import Path
 import torch
 
 import megaslm
-from megaslm.engine.distributed import join_world, on_first_rank
+from megaslm.engine.distributed import join_world, on_first_rank, wait_for_all
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import ConfigError, DataError, ModelError, PeerFailed
-from megaslm.evaluation.records import RESULTS, Batch, Description, Results, TaskResult
+from megaslm.evaluation.records import RESULTS, Batch, Description, Results
 from megaslm.evaluation.request import EvaluationRequest
-from megaslm.evaluation.summary import of_answers, of_losses
-from megaslm.evaluation.work import Engine, EvaluationProcess, PlannedBatch, PlannedTask, batches_of
+from megaslm.evaluation.results import write_results
+from megaslm.evaluation.work import Engine, EvaluationProcess, PlannedTask, batches_of
 from megaslm.files import locked, read_back, write_file
 from megaslm.generation.local import LocalGenerator
 from megaslm.generation.server import ServerGenerator
@@ -29,6 +28,7 @@ from megaslm.model.load import choose_precision, dtype_of
 from megaslm.model.plain_lm import PlainLM
 from megaslm.model.weight_files import weights_sha256
 from megaslm.tasks.items import items_of
+from megaslm.tasks.losses import require_losses
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 
 _WORKING = ".evaluate"
@@ -57,7 +57,8 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
             PlannedTask(name, task, tuple(items_of(task, request.data, limit=request.limit)))
             for name, task in request.tasks.items()
         ]
-        _require_measurable(planned, request)
+        for each in planned if request.measure == "losses" else ():
+            require_losses(f"task {each.name}", each.task, each.items)
         description = on_first_rank(
             lambda: describe(
                 request,
@@ -94,22 +95,17 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
                 if not isinstance(error, PeerFailed):
                     ledger.fail(run_id, error)
                 raise
-            return on_first_rank(lambda: _write(request, planned, batches, ledger, description, began))
+            # The first rank removes the ledger, in which another one may be looking at the last batch.
+            wait_for_all()
+            return on_first_rank(
+                lambda: write_results(request, planned, batches, ledger, description, seconds=time.monotonic() - began)
+            )
 
 
 def _requirements(request: EvaluationRequest) -> Requirements:
     settings = {name: str(value) for name, value in vars(request).items() if name not in ("tasks", "suite")}
     files = {} if request.server is not None else {"config.json of the model": Path(request.model) / "config.json"}
     return Requirements(settings=settings, files=files)
-
-
-def _require_measurable(planned: list[PlannedTask], request: EvaluationRequest) -> None:
-    for each in planned:
-        if request.measure == "losses" and each.task.solution is None and not each.task.choices:
-            raise ConfigError(
-                f"task {each.name}: has neither solution nor choices, so that no loss can be measured; set one of them "
-                "in the task file, or leave the task out"
-            )
 
 
 def describe(
@@ -193,30 +189,3 @@ def _load(request: EvaluationRequest, device: torch.device) -> Engine:
     lm = PlainLM.load(folder, dtype=dtype, device=device)
     tokens = TextTokens.of_folder(folder)
     return Engine(LocalGenerator.of(lm, tokens, batch_rows=request.batch_rows), lm, tokens)
-
-
-def _write(
-    request: EvaluationRequest,
-    planned: list[PlannedTask],
-    batches: list[PlannedBatch],
-    ledger: Ledger[Batch],
-    description: Description,
-    began: float,
-) -> Results:
-    tasks: dict[str, TaskResult] = {}
-    for each in planned:
-        outcomes = [ledger.outcome(batch.name) for batch in batches if batch.of is each]
-        hashes = {"task_sha256": each.task_sha256, "data_sha256": each.data_sha256}
-        if request.measure == "losses":
-            measured = [item for outcome in outcomes if outcome is not None for item in outcome.measured]
-            tasks[each.name] = of_losses(each.task, measured, **hashes)
-            lines = [item.model_dump_json() for item in sorted(measured, key=lambda item: item.item)]
-        else:
-            answers = [one for outcome in outcomes if outcome is not None for one in outcome.answers]
-            tasks[each.name] = of_answers(each.task, answers, request.k, **hashes)
-            lines = [one.model_dump_json() for one in sorted(answers, key=lambda one: (one.item, one.sample))]
-        write_file(request.output / f"{each.name}.jsonl", "".join(f"{line}\n" for line in lines))
-    results = Results(description=description, tasks=tasks, seconds=time.monotonic() - began)
-    write_file(request.output / RESULTS, results.model_dump_json(indent=1) + "\n")
-    shutil.rmtree(ledger.folder, ignore_errors=True)
-    return results

@@ -4,12 +4,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from megaslm.config.schema import Split
 from megaslm.dataset.manifest import TOKENIZER, read_manifest
+from megaslm.dataset.packing import documents_in
 from megaslm.dataset.remote import open_dataset
+from megaslm.dataset.rows import RowReader
 from megaslm.jobs.progress import Watcher
 from megaslm.tasks.items import Item
 from megaslm.tokenizer.tokenizer import load_tokenizer
@@ -17,13 +23,18 @@ from megaslm.tokenizer.tokenizer import load_tokenizer
 NGRAM_WORDS = 13
 _WORD = re.compile(r"\w+")
 _ROWS_AT_ONCE = 256
+_DOCUMENTS_AT_ONCE = 256
 
 
 class TaskOverlap(NamedTuple):
-    """The numbers of a task's items that share 13 words in a row with a dataset."""
+    """The numbers of a task's items that share 13 words in a row with a dataset.
+
+    `short` counts the items that have fewer words and are never found.
+    """
 
     task: str
     items: int
+    short: int
     found: tuple[int, ...]
 
 
@@ -42,9 +53,9 @@ class _PartOf:
 def overlaps(
     tasks: Mapping[str, Iterable[Item]], dataset: str, *, cache: str, workers: int | None, watcher: Watcher
 ) -> list[TaskOverlap]:
-    """Looks for each item's question, with its written solution where there is one, in all rows of a dataset.
+    """Looks for each item's question, with its written solution where there is one, in all documents of a dataset.
 
-    Words are compared in lower case, without what stands between them. Shorter items are never found.
+    Words are compared in lower case, without what stands between them. A document is read across its rows.
     """
     items = {name: list(each) for name, each in tasks.items()}
     of_items = {
@@ -66,7 +77,12 @@ def overlaps(
             seen |= found
             watcher.say(f"{number} of {len(parts)} parts read")
     return [
-        TaskOverlap(name, len(each), tuple(item.number for item in each if of_items[name, item.number] & seen))
+        TaskOverlap(
+            name,
+            len(each),
+            sum(not of_items[name, item.number] for item in each),
+            tuple(item.number for item in each if of_items[name, item.number] & seen),
+        )
         for name, each in items.items()
     ]
 
@@ -80,12 +96,17 @@ def ngrams(text: str) -> Iterator[str]:
 
 def _seen_in(part: _PartOf) -> set[str]:
     folder = open_dataset(part.dataset, part.cache)
+    manifest = read_manifest(folder.path)
     tokenizer = load_tokenizer(folder.path / TOKENIZER)
-    reader = folder.reader(part.split, part.domain, part.part, checked=True)
+    rows = _rows(folder.reader(part.split, part.domain, part.part, checked=True))
+    documents = documents_in(rows, manifest.eos_id, manifest.packing.bos)
     seen: set[str] = set()
-    for start in range(0, len(reader), _ROWS_AT_ONCE):
-        rows = reader.rows(start, min(start + _ROWS_AT_ONCE, len(reader)))
-        # Special tokens, such as the EOS between documents, are left out of the text.
-        for text in tokenizer.decode_batch(rows["tokens"].tolist()):
+    while some := [document.tolist() for document in islice(documents, _DOCUMENTS_AT_ONCE)]:
+        for text in tokenizer.decode_batch(some):
             seen.update(ngram for ngram in ngrams(text) if ngram in part.wanted)
     return seen
+
+
+def _rows(reader: RowReader) -> Iterator[NDArray[np.integer]]:
+    for start in range(0, len(reader), _ROWS_AT_ONCE):
+        yield reader.rows(start, min(start + _ROWS_AT_ONCE, len(reader)))["tokens"].astype(np.int64)

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from megaslm.tasks.losses import MeasuredItem
+
 RESULTS = "results.json"
 
 
@@ -36,20 +38,6 @@ class Answered(Record):
     programs_timed_out: int
 
 
-class MeasuredItem(Record):
-    """The losses of one item."""
-
-    item: int
-    solution_nats: float | None = None
-    """-ln p(solution | prompt)."""
-    solution_tokens: int | None = None
-    solution_bytes: int | None = None
-    choice_nats: tuple[float, ...] = ()
-    """-ln p(choice | prompt) of each choice."""
-    choice_bytes: tuple[int, ...] = ()
-    right_choice: int | None = None
-
-
 class HarnessItem(Record):
     """One item of a task of lm-eval."""
 
@@ -79,7 +67,10 @@ class Batch(Record):
 
 
 class Estimate(Record):
-    """A mean over items, with its standard error and its 95% bootstrap interval; null where there are too few items."""
+    """A mean over items, with its standard error and its 95% interval; null where there are too few items.
+
+    The interval is that of bootstrap resamples. For shares of equal items, such as 0 of n, it is Wilson's.
+    """
 
     mean: float
     standard_error: float | None
@@ -154,10 +145,25 @@ class Description(Record):
     megaslm_version: str
 
 
+class ModelCost(Record):
+    """What a model cost: its run, the scoring of the run's datasets and the training of their references."""
+
+    tokens_seen: int
+    """Of the run alone."""
+    tokens_selected: int
+    seconds: float
+    gpu_hours: float
+    """0 on CPUs."""
+    is_complete: bool
+    """False where a dataset does not say what its scoring or its reference cost, which is then left out."""
+
+
 class Results(Record):
     """The content of results.json."""
 
     description: Description
     tasks: dict[str, TaskResult]
+    cost: ModelCost | None = None
+    """null where no cost.json is beside the model, and with a server."""
     seconds: float
     """Of the last run of the evaluation."""

@@ -5,24 +5,30 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from megaslm.config.task import Task
-from megaslm.evaluation.records import Answered, Estimate, MeasuredItem, TaskResult
-from megaslm.tasks.statistics import bootstrap, majority_at_k, pass_at_k, standard_error
-
-_NATS_PER_BIT = math.log(2)
+from megaslm.evaluation.records import Answered, Estimate, TaskResult
+from megaslm.tasks.losses import MeasuredItem, losses_of
+from megaslm.tasks.statistics import SHARES, Interval, bootstrap, interval, majority_at_k, pass_at_k, standard_error
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
     """A mean with its uncertainty; None without values."""
-    if not values:
-        return None
-    low, high = bootstrap(values)
+    return _estimate(values, bootstrap(values)) if values else None
+
+
+def share(values: Sequence[float]) -> Estimate | None:
+    """A mean of shares with its uncertainty; None without values."""
+    return _estimate(values, interval(values, SHARES)) if values else None
+
+
+def _estimate(values: Sequence[float], uncertainty: Interval) -> Estimate:
     error = standard_error(values)
-    known = math.isfinite(error)
+    # One value resampled is itself, which says nothing.
+    known = uncertainty.low < uncertainty.high or len(values) > 1
     return Estimate(
         mean=sum(values) / len(values),
-        standard_error=error if known else None,
-        low=low if known else None,
-        high=high if known else None,
+        standard_error=error if math.isfinite(error) else None,
+        low=uncertainty.low if known else None,
+        high=uncertainty.high if known else None,
     )
 
 
@@ -36,7 +42,7 @@ def of_answers(
     samples = max(map(len, by_item), default=0)
 
     def over_items(value: Callable[[int], float]) -> Estimate | None:
-        return estimate([value(place) for place in range(len(by_item))])
+        return share([value(place) for place in range(len(by_item))])
 
     counts = [each.tokens for each in ordered]
     ran = [(each.programs, each.programs_failed) for each in ordered if each.programs_failed is not None]
@@ -77,35 +83,19 @@ def of_answers(
 
 def of_losses(task: Task, measured: Iterable[MeasuredItem], *, task_sha256: str, data_sha256: str) -> TaskResult:
     """Losses of written solutions, and choices by their likelihood."""
-    items = sorted(measured, key=lambda each: each.item)
-    solved = [
-        (each.solution_nats, each.solution_tokens, each.solution_bytes)
-        for each in items
-        if each.solution_nats is not None and each.solution_tokens and each.solution_bytes
-    ]
-    choosing = [each for each in items if each.right_choice is not None]
-    total_bytes = sum(size for _, _, size in solved if size)
+    items = list(measured)
+    losses = losses_of(items)
     return TaskResult(
         items=len(items),
         samples=1,
         grader=task.grader,
-        nats_per_token=estimate([nats / tokens for nats, tokens, _ in solved if tokens]),
-        bits_per_byte=sum(nats for nats, _, _ in solved) / _NATS_PER_BIT / total_bytes if total_bytes else None,
-        choice_accuracy=estimate([_chosen(each.choice_nats) == each.right_choice for each in choosing]),
-        choice_accuracy_per_byte=estimate(
-            [
-                _chosen([nats / size for nats, size in zip(each.choice_nats, each.choice_bytes, strict=True)])
-                == each.right_choice
-                for each in choosing
-            ]
-        ),
+        nats_per_token=estimate(losses.nats_per_token),
+        bits_per_byte=losses.bits_per_byte,
+        choice_accuracy=share(losses.is_chosen),
+        choice_accuracy_per_byte=share(losses.is_chosen_per_byte),
         task_sha256=task_sha256,
         data_sha256=data_sha256,
     )
-
-
-def _chosen(nats: Sequence[float]) -> int:
-    return min(range(len(nats)), key=nats.__getitem__)
 
 
 def _known(estimates: dict[int, Estimate | None]) -> dict[int, Estimate]:

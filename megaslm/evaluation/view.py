@@ -9,10 +9,12 @@ from rich.table import Column, Table
 from megaslm.config.task import Suite
 from megaslm.evaluation.compare import TaskComparison
 from megaslm.evaluation.overlap import TaskOverlap
-from megaslm.evaluation.records import Estimate, Results
+from megaslm.evaluation.records import Estimate, ModelCost, Results
 from megaslm.evaluation.trajectories import MESSAGES, Sampled
+from megaslm.observe.display import duration
 
-_WIDTH_OF_PIPES = 160
+_WIDTH_OF_PIPES = 200
+_UNKNOWN = "?"
 
 
 def wide_console() -> Console:
@@ -92,14 +94,39 @@ def _lm_eval(results: Results) -> Table:
 
 def _suite(results: Results, suite: Suite) -> Table:
     """The paper's form: models by tasks. Published rows are marked; the average is over tasks that a row has."""
-    table = Table("model", *(_right(task) for task in suite.names), _right("average"), box=None)
+    columns = (*suite.names, "average", "tokens seen", "selected", "total cost")
+    table = Table("model", *(_right(name) for name in columns), box=None)
     for row in suite.published:
         found = [row.accuracy.get(task) for task in suite.names]
-        table.add_row(f"{row.model}, published: {row.source}", *(_plain(each) for each in found), _plain(_mean(found)))
+        counts = (row.tokens_seen, row.tokens_selected)
+        table.add_row(f"{row.model}, published: {row.source}", *_accuracies(found), *map(_tokens, counts), _UNKNOWN)
     measured = {name: task.accuracy.mean * 100 for name, task in results.tasks.items() if task.accuracy is not None}
     own = [measured.get(task) for task in suite.names]
-    table.add_row(f"{results.description.model}, measured", *(_plain(each) for each in own), _plain(_mean(own)))
+    cost = results.cost
+    counts = (None, None) if cost is None else (cost.tokens_seen, cost.tokens_selected)
+    name = f"{results.description.model}, measured"
+    table.add_row(name, *_accuracies(own), *map(_tokens, counts), _UNKNOWN if cost is None else _total(cost))
     return table
+
+
+def _accuracies(values: Sequence[float | None]) -> list[str]:
+    return [*map(_plain, values), _plain(_mean(values))]
+
+
+def _tokens(count: int | None) -> str:
+    """A number of tokens, such as `15.0B`."""
+    if count is None:
+        return _UNKNOWN
+    for unit, factor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f}{unit}"
+    return str(count)
+
+
+def _total(cost: ModelCost) -> str:
+    """The whole cost, or the part of it that is known."""
+    total = f"{cost.gpu_hours:,.3g} GPU-hours" if cost.gpu_hours else f"{duration(cost.seconds)} on CPUs"
+    return total if cost.is_complete else f"more than {total}"
 
 
 def show_comparisons(console: Console, comparisons: Sequence[TaskComparison]) -> None:
@@ -124,11 +151,10 @@ def show_comparisons(console: Console, comparisons: Sequence[TaskComparison]) ->
 
 def show_overlaps(console: Console, overlaps: Sequence[TaskOverlap]) -> None:
     """One row per task: how many of its items share 13 words in a row with the dataset."""
-    table = Table("task", *(_right(name) for name in ("items", "found", "share")), box=None)
+    table = Table("task", *(_right(name) for name in ("items", "short", "found", "share")), box=None)
     for each in overlaps:
-        table.add_row(
-            each.task, f"{each.items:,}", f"{len(each.found):,}", f"{len(each.found) / max(1, each.items):.1%}"
-        )
+        share = len(each.found) / max(1, each.items)
+        table.add_row(each.task, f"{each.items:,}", f"{each.short:,}", f"{len(each.found):,}", f"{share:.1%}")
     console.print(table)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,9 @@ from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError, PromptTooLong
 from megaslm.evaluation.answering import Answering, answer, failed, timed_out
-from megaslm.evaluation.losses import measure
 from megaslm.evaluation.records import Answered, Batch
 from megaslm.evaluation.request import EvaluationRequest
+from megaslm.generation.log_likelihood import log_likelihoods
 from megaslm.generation.sampling import Generator
 from megaslm.generation.text_tokens import TextTokens
 from megaslm.jobs.ledger import Drawn, Ledger, draw_all
@@ -23,6 +23,7 @@ from megaslm.model.plain_lm import PlainLM
 from megaslm.sandbox.sandbox import Sandbox
 from megaslm.tasks.grading import Grades, extracted, grading
 from megaslm.tasks.items import Item
+from megaslm.tasks.losses import measured_items, pairs_of
 
 _WHAT_IS_KEPT = "finished batches are kept; start it again for the rest"
 
@@ -140,11 +141,8 @@ class EvaluationProcess:
                 self._watcher.say("loads the model" if self._request.server is None else f"asks {self._request.server}")
             self._engine = self._load()
         if self._request.measure == "losses":
-            assert self._engine.lm is not None
-            assert self._engine.tokens is not None
-            items = [item for item, _ in batch.items]
-            outcome = Batch(measured=tuple(measure(self._engine.lm, self._engine.tokens, items, batch_rows=len(items))))
-            self._tally.report(items=len(items))
+            outcome = self._measured(batch, self._engine)
+            self._tally.report(items=len(outcome.measured))
             return outcome
         task = batch.of.task
         if task.interpreter and self._sandbox is None:
@@ -162,18 +160,32 @@ class EvaluationProcess:
                 sandbox=self._sandbox if task.interpreter else None,
             )
         except PromptTooLong as error:
-            numbers = sorted({batch.items[place][0].number for place in error.places})
-            raise PromptTooLong(
-                f"task {batch.of.name}: the prompts of the items {', '.join(map(str, numbers))} and max_new_tokens = "
-                f"{task.max_new_tokens} exceed the model's context; evaluate with --set max_new_tokens=N or with "
-                "fewer examples in the task file",
+            numbers = [batch.items[place][0].number for place in error.places]
+            raise _of_items(
+                error,
+                batch,
                 numbers,
+                f", and with max_new_tokens = {task.max_new_tokens} it exceeds",
+                "evaluate with --set max_new_tokens=N or with fewer examples in the task file",
             ) from error
         if task.grader not in self._grades:
             self._grades[task.grader] = held.enter_context(grading(task.grader))
         graded = tuple(self._graded(each, task, self._grades[task.grader]) for each in answers)
         self._tally.report(answers=len(graded), tokens=sum(each.tokens or 0 for each in graded))
         return Batch(answers=graded)
+
+    def _measured(self, batch: PlannedBatch, engine: Engine) -> Batch:
+        assert engine.lm is not None
+        assert engine.tokens is not None
+        items = [item for item, _ in batch.items]
+        try:
+            found = log_likelihoods(engine.lm, engine.tokens, pairs_of(items), batch_rows=len(items))
+        except PromptTooLong as error:
+            of_pairs = [item.number for item in items for _ in pairs_of([item])]
+            numbers = [of_pairs[place] for place in error.places]
+            what = " with its solution or choice, which exceeds"
+            raise _of_items(error, batch, numbers, what, "evaluate with fewer examples in the task file") from error
+        return Batch(measured=tuple(measured_items(items, [(-each.nats, each.tokens) for each in found])))
 
     def _new_sandbox(self) -> Sandbox:
         return Sandbox(
@@ -208,3 +220,17 @@ class EvaluationProcess:
             progress = self._publisher.publish(at_once=at_once, all_done=all_done)
             if progress is not None:
                 self._watcher.show(progress)
+
+
+def _of_items(
+    error: PromptTooLong, batch: PlannedBatch, numbers: Iterable[int], what: str, remedy: str
+) -> PromptTooLong:
+    """The error as the user of `evaluate` reads it: it names the task and the items."""
+    of = sorted(set(numbers))
+    return PromptTooLong(
+        f"task {batch.of.name}: prompts are too long, those of the items {', '.join(map(str, of))}: the longest has "
+        f"{error.longest_tokens} tokens{what} the model's context of {error.context_tokens}; {remedy}",
+        of,
+        longest_tokens=error.longest_tokens,
+        context_tokens=error.context_tokens,
+    )

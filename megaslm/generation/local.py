@@ -124,4 +124,6 @@ class LocalGenerator:
                 f"{self._context_tokens} leaves {max(0, most)} beside max_new_tokens = {sampling.max_new_tokens}: "
                 "shorten the prompts or lower max_new_tokens",
                 places,
+                longest_tokens=len(encoded[longest]),
+                context_tokens=self._context_tokens,
             )

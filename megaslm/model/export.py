@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ _SAMPLE = (
     "",
 )
 _WRAPPER = "lm."
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _CONFIG, _GENERATION = "config.json", "generation_config.json"
 _ROWS = "rows.json"
 """The file of a description that says where the rows had BOS."""
@@ -183,7 +185,7 @@ def describe_model(
 
 
 def save_hugging_face(
-    weights: Mapping[str, Tensor], model_description: Path, output: Path, *, beside: Sequence[Path] = ()
+    weights: Mapping[str, Tensor], model_description: Path, output: Path, *, beside: Mapping[str, str] = _NOTHING
 ) -> None:
     """Writes `output` whole or not at all, after transformers has opened it and found the same model.
 
@@ -191,7 +193,7 @@ def save_hugging_face(
         weights: of a `SelectiveLM`, on the host; shared weights once.
         model_description: a folder with the tokenizer's files and config.json, which names the dtype of the weights.
         output: the folder to write.
-        beside: files that are copied into it.
+        beside: texts that are written into it, by the names of their files.
 
     Raises:
         ConfigError: no folder can be made at `output`.
@@ -204,8 +206,8 @@ def save_hugging_face(
         lm.save_pretrained(folder)
         del lm
         _describe(model_description, folder)
-        for path in beside:
-            shutil.copyfile(path, folder / path.name)
+        for name, text in beside.items():
+            (folder / name).write_text(text, encoding="utf-8")
         require_same_ids(folder, model_description)
         _require_same_bos(folder, model_description)
         require_same_model(folder, seen)

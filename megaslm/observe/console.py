@@ -20,7 +20,7 @@ from rich.progress import (
 
 from megaslm.jobs.progress import JobProgress
 from megaslm.observe.display import duration
-from megaslm.observe.records import Record, SkippedRecord, StepRecord, TaskRecord, ValidationRecord
+from megaslm.observe.records import Record, SkippedRecord, StepRecord, TaskLossRecord, TaskRecord, ValidationRecord
 
 # A job of minutes prints a line every few seconds, a job of hours a line a minute.
 _LINE_SECONDS, _LONGEST_LINE_SECONDS = 5.0, 60.0
@@ -88,6 +88,8 @@ class RunConsole:
                     f"{self._name} · step {record.step} · task {record.name}: {record.accuracy:.1%} right "
                     f"({record.items:,} items, {record.empty:,} without an answer)"
                 )
+            if isinstance(record, TaskLossRecord):
+                self.say(f"{self._name} · step {record.step} · task {record.name}: {losses_on(record)}")
 
     def close(self) -> None:
         """Ends the bar."""
@@ -104,6 +106,18 @@ class RunConsole:
             f"{self._name} · step {record.step}/{self._total_steps} · {numbers} · "
             f"lr {record.learning_rate:.2e} · {remaining_seconds:.0f} s left"
         )
+
+
+def losses_on(record: TaskLossRecord) -> str:
+    """What was measured on a task, and on how many items."""
+    found = (
+        ("nats per token", record.nats_per_token, ".4f"),
+        ("bits per byte", record.bits_per_byte, ".4f"),
+        ("of the choices right", record.choice_accuracy, ".1%"),
+        ("per byte", record.choice_accuracy_per_byte, ".1%"),
+    )
+    measured = [f"{value:{form}} {name}" for name, value, form in found if value is not None]
+    return f"{' · '.join(measured) or 'no finite loss'} ({record.items:,} items)"
 
 
 def loss_of(record: StepRecord) -> str:

@@ -136,6 +136,25 @@ class TaskRecord:
 
 
 @dataclass(frozen=True)
+class TaskLossRecord:
+    """Losses of the model in training on the items of a task. A number is None if it was not measured, or is NaN or
+    infinite."""
+
+    step: int
+    tokens: int
+    name: str
+    items: int
+    nats_per_token: float | None
+    """Of the written solutions, the mean over items of the loss per token."""
+    bits_per_byte: float | None
+    """Of all written solutions together."""
+    choice_accuracy: float | None
+    """Share of items whose right choice is the most likely one."""
+    choice_accuracy_per_byte: float | None
+    """The same, by the likelihood per byte."""
+
+
+@dataclass(frozen=True)
 class SkippedRecord:
     """An optimiser step that was skipped on all ranks."""
 
@@ -157,20 +176,21 @@ class PaceRecord:
     """Its time for the same work as a multiple of the middle rank's time; 1 if all ranks are equally fast."""
 
 
-Record = StepRecord | SkippedRecord | ValidationRecord | TaskRecord | PaceRecord
+Record = StepRecord | SkippedRecord | ValidationRecord | TaskRecord | TaskLossRecord | PaceRecord
 
 _KINDS: dict[type[Record], str] = {
     StepRecord: "step",
     SkippedRecord: "skipped",
     ValidationRecord: "validation",
     TaskRecord: "task",
+    TaskLossRecord: "task_losses",
     PaceRecord: "pace",
 }
 _TYPES = {kind: record for record, kind in _KINDS.items()}
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, `kind` "step", "skipped", "validation", "task" or "pace"."""
+    """metrics.jsonl: one JSON object per line, `kind` is a name in `_KINDS`, such as "step"."""
 
     def __init__(self, path: Path, *, last_step: int, validation_is_due: bool = False) -> None:
         """Opens the file to append. Removes lines of steps after `last_step`, from an interrupted run.
@@ -239,8 +259,8 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _record(line: Mapping[str, Any]) -> Record:
     values = {key: value for key, value in line.items() if key != "kind"}
-    if line["kind"] != "step":
-        # `_jsonable` writes NaN and infinity as null. In a step, null may also mean "not measured".
+    if line["kind"] not in ("step", "task_losses"):
+        # `_jsonable` writes NaN and infinity as null. In the other two, null may also mean "not measured".
         values = {key: math.nan if value is None else value for key, value in values.items()}
     return _TYPES[line["kind"]](**values)
 

@@ -22,7 +22,7 @@ from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord, TaskRecord
+from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord, TaskLossRecord, TaskRecord
 
 _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
@@ -33,6 +33,10 @@ _MEANINGS = {
     "loss/all": "Mean loss of all valid targets, in nats. It compares SLM with CLM.",
     "loss_validation": "Mean loss of all targets of held-out text, in nats.",
     "accuracy": "Share of the task's items that the model in training answers right.",
+    "loss_task": "Mean loss per token of the task's written solutions, in nats.",
+    "bits_per_byte": "Loss of the task's written solutions in bits per byte.",
+    "choice_accuracy": "Share of the task's items whose right choice is the most likely one.",
+    "choice_accuracy_per_byte": "Share of the task's items whose right choice is the most likely one per byte.",
     "perplexity": "Perplexity of held-out text: e to the power of its mean loss.",
     "train/selected_ratio": "Selected targets divided by valid ones.",
     "train/learning_rate": "Learning rate of the step.",
@@ -184,10 +188,22 @@ def _scalars(record: Record) -> dict[str, float]:
             return {"guard/skipped_steps": record.skipped_steps}
         case TaskRecord():
             return {f"accuracy/{record.name}": record.accuracy}
+        case TaskLossRecord():
+            return _task_losses(record)
         case PaceRecord():
             return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
         case _:
             return {f"loss_validation/{record.place}": record.loss, f"perplexity/{record.place}": record.perplexity}
+
+
+def _task_losses(record: TaskLossRecord) -> dict[str, float]:
+    scalars = {
+        f"loss_task/{record.name}": record.nats_per_token,
+        f"bits_per_byte/{record.name}": record.bits_per_byte,
+        f"choice_accuracy/{record.name}": record.choice_accuracy,
+        f"choice_accuracy_per_byte/{record.name}": record.choice_accuracy_per_byte,
+    }
+    return {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def _step_scalars(record: StepRecord) -> dict[str, float]:

@@ -69,7 +69,10 @@ def _value(fields: Mapping[str, Any], name: str, place: str) -> str:
     value: Any = fields
     for part in [name] if name in fields else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise DataError(f"{place}: has no field {name}; it has {', '.join(map(str, fields)) or 'none'}")
+            there = ", ".join(map(str, fields)) or "none"
+            raise DataError(
+                f"{place}: has no field {name}; it has {there}: correct the fields or `format` in the task file"
+            )
         value = value[part]
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
         return ", ".join(map(str, value))

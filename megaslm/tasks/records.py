@@ -14,6 +14,7 @@ import pyarrow.parquet
 from megaslm.config.task import Task
 from megaslm.errors import DataError
 
+_REMEDY = "correct `format` in the task file, or fetch the file as it is published"
 Record = Mapping[str, Any]
 
 
@@ -32,7 +33,7 @@ def records_of(task: Task, data: Path, files: Sequence[str]) -> Iterator[tuple[s
             if not any(re.search(pattern, str(record.get(field, ""))) for field, pattern in task.leave_out.items()):
                 yield f"{path}, record {number}", record
         if not count:
-            raise DataError(f"{path}: holds no record; expected {task.format}, as the task file says")
+            raise DataError(f"{path}: holds no record of the format {task.format}; {_REMEDY}")
 
 
 def _found(data: Path, files: Sequence[str]) -> Iterator[Path]:
@@ -71,7 +72,7 @@ def _read(task: Task, path: Path) -> Iterator[Any]:
             case "text":
                 yield from (each.groupdict() for each in re.finditer(task.record_pattern or "", _text(path), re.DOTALL))
     except (ValueError, ElementTree.ParseError, csv.Error, RecursionError, pyarrow.ArrowInvalid) as error:
-        raise DataError(f"{path}: is not {task.format}, as the task file says: {error}") from error
+        raise DataError(f"{path}: is not {task.format}, as the task file says ({error}); {_REMEDY}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -82,5 +83,5 @@ def _text(path: Path) -> str:
 
 def _of_kind(value: Any, kind: type, path: Path, expected: str) -> Any:
     if not isinstance(value, kind):
-        raise DataError(f"{path}: holds a JSON {type(value).__name__}; expected {expected} of records")
+        raise DataError(f"{path}: holds a JSON {type(value).__name__}; expected {expected} of records: {_REMEDY}")
     return value

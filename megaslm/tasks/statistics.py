@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 _RESAMPLES = 10_000
 _VOTES = 1_000
 _SEED = 20_240_411
+_NORMAL_97_5_PERCENT = 1.959964
 
 
 class Interval(NamedTuple):
-    """A 95% interval."""
+    """A 95% interval, or a range."""
 
     low: float
     high: float
+
+
+SHARES = Interval(0.0, 1.0)
+"""The range of a share of right answers."""
+_DIFFERENCES = Interval(-1.0, 1.0)
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -30,6 +36,20 @@ def bootstrap(values: Sequence[float]) -> Interval:
     if not values:
         return Interval(math.nan, math.nan)
     return Interval(*(float(bound) for bound in np.percentile(_resampled(np.asarray(values, float)), (2.5, 97.5))))
+
+
+def interval(values: Sequence[float], possible: Interval) -> Interval:
+    """The 95% interval of a mean of values in the range `possible`: that of `bootstrap`, unless all values are equal.
+
+    Resamples of n equal values do not differ. Another value may still have gone unseen, with a probability of at most
+    z² / (n + z²): Wilson's upper bound (1927) for 0 of n. The interval holds all means that this leaves possible. For
+    shares of 0 and 1 it is Wilson's.
+    """
+    if len(set(values)) != 1:
+        return bootstrap(values)
+    unseen = _NORMAL_97_5_PERCENT**2 / (len(values) + _NORMAL_97_5_PERCENT**2)
+    low, high = ((1 - unseen) * values[0] + unseen * other for other in possible)
+    return Interval(low, high)
 
 
 def _resampled(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,7 +119,7 @@ def compared(first: Sequence[float], second: Sequence[float]) -> Comparison:
     only_first, only_second = sum(each < 0 for each in differences), sum(each > 0 for each in differences)
     return Comparison(
         float(np.mean(differences)) if differences else math.nan,
-        bootstrap(differences),
+        interval(differences, _DIFFERENCES),
         only_first,
         only_second,
         _mcnemar(only_first, only_second),

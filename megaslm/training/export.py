@@ -1,5 +1,6 @@
 """The `export` verb: writes a checkpoint as a Hugging Face folder."""
 
+import json
 from pathlib import Path
 
 from megaslm.config.run_files import CHECKPOINTS, LAYOUT, refuse_smoke_test
@@ -7,6 +8,7 @@ from megaslm.errors import CheckpointError
 from megaslm.files import require_absent
 from megaslm.model.export import save_hugging_face
 from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
+from megaslm.training.checkpoints.progress import read_progress
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
@@ -31,9 +33,27 @@ def export(source: Path, output: Path) -> Path:
     require_absent(output)
     run, checkpoint = _run_and_checkpoint(source)
     check_whole(checkpoint, lambda name: name == LAYOUT or name.startswith(WEIGHTS))
-    extra = [run.cost] if run.cost.is_file() else []
-    save_hugging_face(StoredWeights(checkpoint), run.model_description, output, beside=extra)
+    save_hugging_face(StoredWeights(checkpoint), run.model_description, output, beside=_cost_at(run, checkpoint))
     return checkpoint
+
+
+def _cost_at(run: RunFolder, checkpoint: Path) -> dict[str, str]:
+    """cost.json, by its name, as it was when the checkpoint was saved; nothing where the run has none."""
+    if not run.cost.is_file():
+        return {}
+    cost = json.loads(run.cost.read_text(encoding="utf-8"))
+    training, progress = cost["training"], read_progress(checkpoint)
+    tokens_seen = progress.step * run.config().train.global_batch_tokens
+    if training["tokens_seen"] != tokens_seen:
+        training |= {
+            "tokens_seen": tokens_seen,
+            "tokens_selected": progress.selected_tokens,
+            "seconds": progress.seconds,
+            "gpu_hours": progress.rank_seconds / 3600 if training["gpu_hours"] else 0.0,
+        }
+        # These are known of the newest save alone.
+        cost = {name: part for name, part in cost.items() if name not in ("shard_checks", "domains")}
+    return {run.cost.name: json.dumps(cost, indent=1) + "\n"}
 
 
 def newest_weights(run: RunFolder) -> Path:

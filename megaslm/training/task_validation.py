@@ -1,32 +1,38 @@
-"""Accuracies on tasks during training: the live model answers, with greedy choices, and its answers are graded."""
+"""Tasks during training: the live model answers, with greedy choices, and is graded; or its losses are measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from megaslm.config.schema import ValidationSection, ValidationTask
 from megaslm.config.task import Task
 from megaslm.engine.cpu_group import CpuGroup
-from megaslm.engine.distributed import World, all_reduce_sum, on_first_rank
+from megaslm.engine.distributed import World, all_reduce_sum, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import ConfigError
+from megaslm.generation.decoding_loop import KeepGoing
 from megaslm.generation.local import LocalGenerator
+from megaslm.generation.log_likelihood import continuation_losses, longest_pair
 from megaslm.generation.sampling import Prompt, Sampling
 from megaslm.generation.text_tokens import TextTokens
-from megaslm.observe.records import TaskRecord
+from megaslm.observe.records import TaskLossRecord, TaskRecord
 from megaslm.tasks.grading import extracted, grading
 from megaslm.tasks.items import Item, items_of
+from megaslm.tasks.losses import Losses, losses_of, measured_items, pairs_of, require_losses
 from megaslm.tasks.task_files import load_tasks
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A task, all of its items, and those that this rank answers."""
+    """A task, all of its items, and those that this rank measures."""
 
     name: str
     task: Task
+    measures_losses: bool
     items: tuple[Item, ...]
     mine: tuple[Item, ...]
 
@@ -38,7 +44,8 @@ class TaskValidation:
         """`tokenizer`: the folder of the dataset's. `context_tokens`: most tokens that the model was built for.
 
         Raises:
-            ConfigError: a task file is wrong, or its prompts do not fit into the model's context.
+            ConfigError: a task file is wrong, has nothing to measure, or its prompts do not fit into the model's
+                context.
             DataError: the data of a task is missing or of another format.
         """
         self._world, self._context_tokens, self._batch_rows = world, context_tokens, section.batch_rows
@@ -48,18 +55,29 @@ class TaskValidation:
     def _read(self, name: str, chosen: ValidationTask) -> _Asked:
         (task,) = load_tasks([chosen.task]).values()
         task = task.model_copy(update={"max_new_tokens": chosen.max_new_tokens})
-        if task.interpreter:
+        measures_losses = chosen.measure == "losses"
+        if task.interpreter and not measures_losses:
             raise ConfigError(
                 f"validation.tasks.{name}: the task {chosen.task} runs programs, which a training run does not; "
                 "measure it with `megaslm evaluate` on an exported model"
             )
         items = tuple(items_of(task, Path(chosen.data), limit=chosen.max_items))
-        asked = _Asked(name, task, items, items[self._world.rank :: self._world.size])
+        if measures_losses:
+            require_losses(f"validation.tasks.{name}", task, items)
+        asked = _Asked(name, task, measures_losses, items, items[self._world.rank :: self._world.size])
         on_first_rank(lambda: self._require_fit(asked))
         return asked
 
     def _require_fit(self, asked: _Asked) -> None:
         assert self._tokens is not None
+        if asked.measures_losses:
+            longest = longest_pair(self._tokens, pairs_of(asked.items))
+            if longest > self._context_tokens:
+                raise ConfigError(
+                    f"validation.tasks.{asked.name}: a prompt with its solution or choice has {longest} tokens, which "
+                    f"exceeds the model's {self._context_tokens}; take a task file with fewer examples"
+                )
+            return
         longest = max(map(len, self._tokens.encode([item.prompt for item in asked.items])), default=0)
         if longest + asked.task.max_new_tokens > self._context_tokens:
             raise ConfigError(
@@ -68,11 +86,46 @@ class TaskValidation:
                 "take a task file with fewer examples"
             )
 
-    def run(self, engine: ZeroEngine, group: CpuGroup, *, step: int, tokens: int) -> list[TaskRecord]:
-        """Answers and grades every task. All ranks run equally many forward passes."""
-        return [self._measure(asked, engine, group, step=step, tokens=tokens) for asked in self._asked]
+    def run(self, engine: ZeroEngine, group: CpuGroup, *, step: int, tokens: int) -> list[TaskRecord | TaskLossRecord]:
+        """Measures every task. All ranks run equally many forward passes."""
 
-    def _measure(self, asked: _Asked, engine: ZeroEngine, group: CpuGroup, *, step: int, tokens: int) -> TaskRecord:
+        def any_works(works: bool) -> bool:
+            heartbeat("validate", step)
+            return group.any(works)
+
+        records: list[TaskRecord | TaskLossRecord] = []
+        for asked in self._asked:
+            if asked.measures_losses:
+                losses = self._losses(asked, engine, any_works)
+                records.append(_loss_record(asked, losses, step=step, tokens=tokens))
+            else:
+                records.append(self._answers(asked, engine, any_works, step=step, tokens=tokens))
+        return records
+
+    def _losses(self, asked: _Asked, engine: ZeroEngine, any_works: KeepGoing) -> Losses:
+        assert self._tokens is not None
+
+        def measure(ids: Tensor, wanted: Tensor) -> Tensor:
+            # As in `megaslm evaluate`, a text is one document.
+            rows, length = wanted.shape
+            bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=ids.device)
+            return engine.measure(ids, bounds)[wanted]
+
+        with engine.evaluating():
+            found = continuation_losses(
+                measure,
+                self._tokens,
+                pairs_of(asked.mine),
+                device=self._world.device,
+                batch_rows=self._batch_rows,
+                keep_going=any_works,
+            )
+        of_ranks = gather_objects(measured_items(asked.mine, found))
+        return losses_of(item for of_rank in of_ranks for item in of_rank)
+
+    def _answers(
+        self, asked: _Asked, engine: ZeroEngine, any_works: KeepGoing, *, step: int, tokens: int
+    ) -> TaskRecord:
         assert self._tokens is not None
         generator = LocalGenerator(
             engine.next_logits,
@@ -82,11 +135,6 @@ class TaskValidation:
             batch_rows=self._batch_rows,
         )
         prompts = [Prompt(item.prompt, item.number) for item in asked.mine]
-
-        def any_works(works: bool) -> bool:
-            heartbeat("validate", step)
-            return group.any(works)
-
         sampling = Sampling(asked.task.max_new_tokens, asked.task.stop)
         with engine.decoding():
             completions = generator.generate(prompts, sampling, keep_going=any_works)
@@ -107,3 +155,20 @@ class TaskValidation:
             items=len(asked.items),
             empty=all_empty,
         )
+
+
+def _loss_record(asked: _Asked, losses: Losses, *, step: int, tokens: int) -> TaskLossRecord:
+    return TaskLossRecord(
+        step=step,
+        tokens=tokens,
+        name=asked.name,
+        items=len(asked.items),
+        nats_per_token=_mean(losses.nats_per_token),
+        bits_per_byte=losses.bits_per_byte,
+        choice_accuracy=_mean(losses.is_chosen),
+        choice_accuracy_per_byte=_mean(losses.is_chosen_per_byte),
+    )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -28,7 +28,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     records = [
-        {"q": f"{'so ' * number}what is {number} + 2?", "a": str(number + 2), "s": f"It is {number + 2}.", "b": "no"}
+        {
+            "q": f"{'so ' * number}what is {number} + 2?",
+            "a": str(number + 2),
+            "s": f"It is {number + 2}.",
+            "b": "no",
+            "e": "",
+        }
         for number in range(ITEMS)
     ]
     (folder / "sums.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -54,7 +60,7 @@ def task_file(folder: Path, name: str = "sums", **changes: Any) -> Path:
 
 
 def written(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "sums.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "sums.jsonl").read_text().split("\n")[:-1]]
 
 
 def arguments(model: Path, data: Path, output: Path, *more: str) -> list[str]:
@@ -177,6 +183,24 @@ REFUSED: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     ),
     "no evaluation": lambda model, data, folder: ["evaluate", "--compare", str(folder), str(folder)],
     "something there": lambda model, data, folder: arguments(model, data, data),
+    "losses too long": lambda model, data, folder: arguments(
+        model, data, folder / "out", "--set", f"solution={'so ' * 200}{{s}}", "--measure=losses"
+    ),
+    "no letter": lambda model, data, folder: arguments(
+        model, data, folder / "out", "--set", "choices=['{a}', '{b}']", "--measure=losses"
+    ),
+    "empty choice": lambda model, data, folder: arguments(
+        model, data, folder / "out", "--set", "choices=['{a}', '{e}']", "--set", "answer=A{a}", "--measure=losses"
+    ),
+    "no field": lambda model, data, folder: arguments(model, data, folder / "out", "--set", "answer='{right}'"),
+    "no setting": lambda model, data, folder: arguments(model, data, folder / "out", "--set", "answer="),
+    "grader": lambda model, data, folder: arguments(model, data, folder / "out", "--set", "grader=best"),
+    **{
+        f"as {name}": lambda model, data, folder, name=name: arguments(  # type: ignore[misc]
+            model, data, folder / "out", "--set", f"format={name}"
+        )
+        for name in ("json", "json-object", "csv", "parquet", "xml")
+    },
     "losses": lambda model, data, folder: arguments(
         model, data, folder / "out", "--set", "solution=null", "--measure=losses"
     ),

@@ -121,6 +121,19 @@ def test_the_exported_model_gives_the_reported_loss_in_plain_transformers(chain:
     assert abs(float(measured.mean()) - reported.loss) < 1e-4
 
 
+def test_an_export_has_the_cost_of_its_checkpoint(chain: Chain, tmp_path: Path) -> None:
+    half, whole = tmp_path / "half", tmp_path / "whole"
+    run_megaslm("export", chain.slm_run / "checkpoints" / "step-00000004", half)
+    run_megaslm("export", chain.slm_run, whole)
+    costs = [json.loads((folder / "cost.json").read_text()) for folder in (half, whole)]
+    assert costs[1] == json.loads((chain.slm_run / "cost.json").read_text())
+    trained = [cost["training"] for cost in costs]
+    assert [each["tokens_seen"] for each in trained] == [4 * 8 * SEQ_LEN, 8 * 8 * SEQ_LEN]
+    assert 0 < trained[0]["tokens_selected"] < trained[1]["tokens_selected"]
+    assert 0 < trained[0]["seconds"] < trained[1]["seconds"]
+    assert costs[0]["reference_training"] == costs[1]["reference_training"]
+
+
 def test_cost_counts_scoring_and_the_reference(chain: Chain) -> None:
     cost = json.loads((chain.slm_run / "cost.json").read_text())
     assert set(cost) == {"training", "shard_checks", "domains", "scoring", "reference_training", "datasets"}

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaslm.config.recipe import Bos
-from megaslm.dataset.packing import RowPacker, as_stored, token_dtype
+from megaslm.dataset.packing import RowPacker, as_stored, documents_in, token_dtype
 from megaslm.errors import DataError
 from megaslm.model.documents import Documents
 from megaslm.slm.valid_targets import valid_targets
@@ -116,3 +116,13 @@ def test_an_id_outside_the_vocabulary_is_not_stored_as_another(id: int) -> None:
     with pytest.raises(DataError, match=rf"{id} .* 300"):
         as_stored(rows, 300)
     assert as_stored(rows[:, :2], 300).tolist() == [[1, 2]]
+
+
+@given(
+    st.lists(documents, max_size=4), st.integers(1, 9), st.sampled_from(["none", "row", "document"]), st.integers(1, 5)
+)
+def test_documents_are_read_back_whole(batches: list[list[list[int]]], seq_len: int, bos: Bos, at_once: int) -> None:
+    rows = pack(batches, seq_len, bos)
+    pieces = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    found = [document.tolist() for document in documents_in(pieces, EOS, bos)]
+    assert found == [document for batch in batches for document in batch]

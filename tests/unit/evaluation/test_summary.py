@@ -1,78 +1,78 @@
-"""The counts of a task's result, by this build and by earlier ones."""
-
-from io import StringIO
-from typing import Any
+"""Results of a task from its answers: accuracies with intervals also where all items agree."""
 
 import pytest
-from rich.console import Console
 
 from megaslm.config.task import Task
-from megaslm.evaluation.records import Answered, Description, Results, TaskResult
-from megaslm.evaluation.summary import of_answers
-from megaslm.evaluation.view import show_results
+from megaslm.evaluation.records import Answered, TaskResult
+from megaslm.evaluation.summary import of_answers, of_losses
+from megaslm.tasks.losses import MeasuredItem
 
-SETTINGS: dict[str, Any] = {"files": ["a"], "format": "jsonl", "question": "{q}", "answer": "{a}"}
-DESCRIPTION = Description(
-    model="m",
-    weights_sha256=None,
-    server=False,
-    measure="answers",
-    precision="fp32",
-    tasks={},
-    data={},
-    limit=None,
-    samples=1,
-    temperature=0,
-    top_p=1,
-    seed=0,
-    batch_rows=1,
-    megaslm_version="0",
-)
+TASK = Task.model_validate({"files": ["a"], "format": "jsonl", "question": "{q}", "answer": "{a}"})
+HASHES = {"task_sha256": "t", "data_sha256": "d"}
 
 
-def answered(item: int, programs: int, failed: int | None) -> Answered:
-    shared: dict[str, Any] = {"sample": 0, "question": "q", "reference": "5", "output": "o", "answer": "5"}
-    counts: dict[str, Any] = {"tokens": 3, "ended": "eos", "programs": programs, "programs_timed_out": 0}
-    return Answered(item=item, verdict="right", programs_failed=failed, **shared, **counts)
+def result_of(*verdicts: list[bool]) -> TaskResult:
+    """Of items with the verdicts of their samples."""
+    answers = [
+        Answered(
+            item=item,
+            sample=sample,
+            question="q",
+            reference="5",
+            output="5",
+            answer="5",
+            verdict="right" if right else "wrong",
+            tokens=1,
+            ended="eos",
+            programs=0,
+            programs_timed_out=0,
+        )
+        for item, samples in enumerate(verdicts)
+        for sample, right in enumerate(samples)
+    ]
+    return of_answers(TASK, answers, (1, 2), **HASHES)
 
 
-def result(*answers: Answered, interpreter: bool = True) -> TaskResult:
-    task = Task.model_validate({**SETTINGS, "interpreter": interpreter})
-    return of_answers(task, answers, [1], task_sha256="t", data_sha256="d")
+def test_accuracies_of_0_and_100_percent_have_intervals() -> None:
+    # Wilson's score interval of 0 of 20: 3.8415 / 23.8415.
+    for right in (False, True):
+        found = result_of(*[[right]] * 20).accuracy
+        assert found is not None
+        assert (found.mean, found.standard_error) == (right, 0)
+        assert (found.low, found.high) == pytest.approx((0.8389, 1) if right else (0, 0.1611), abs=1e-4)
 
 
-def test_programs_are_counted_and_the_answers_that_have_them() -> None:
-    found = result(answered(0, 0, 0), answered(1, 2, 1), answered(2, 3, 3), answered(3, 1, 0))
-    assert (found.answers_with_programs, found.answers_with_done_programs) == (3, 2)
-    assert (found.programs, found.programs_failed) == (6, 4)
+def test_one_item_has_an_interval_without_a_standard_error() -> None:
+    found = result_of([True]).accuracy
+    assert found is not None
+    assert found.standard_error is None
+    assert (found.low, found.high) == pytest.approx((0.2065, 1), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [result(answered(0, 0, 0), interpreter=False), result(answered(0, 1, 0), answered(1, 1, None))],
-    ids=["no interpreter", "answers of an earlier build"],
-)
-def test_counts_that_are_not_known_are_null(found: TaskResult) -> None:
-    assert (found.answers_with_programs, found.answers_with_done_programs, found.programs_failed) == (None, None, None)
+def test_samples_have_intervals() -> None:
+    found = result_of(*[[False, False]] * 20)
+    for each in (found.accuracy, found.pass_at[2], found.majority_at[2]):
+        assert each is not None
+        assert (each.low, each.high) == pytest.approx((0, 0.1611), abs=1e-4)
 
 
-def test_records_of_earlier_builds_are_read() -> None:
-    new = {"answers_with_programs", "answers_with_done_programs", "programs_failed"}
-    before = result(answered(0, 2, 1)).model_dump(exclude=new)
-    assert TaskResult.model_validate(before).programs == 2
-    line = answered(0, 2, None).model_dump(exclude=new)
-    assert Answered.model_validate(line).programs_failed is None
-
-
-@pytest.mark.parametrize("interpreter", [True, False])
-def test_the_table_shows_programs_where_a_task_runs_them(interpreter: bool) -> None:
-    tasks = {"plain": result(answered(0, 0, 0), interpreter=False)}
-    if interpreter:
-        tasks["tools"] = result(answered(0, 17, 4), answered(1, 0, 0))
-    written = StringIO()
-    show_results(Console(width=160, file=written), Results(description=DESCRIPTION, tasks=tasks, seconds=1), None)
-    rows = [line.split() for line in written.getvalue().splitlines()]
-    assert ("failed" in rows[0]) == interpreter
-    assert len(rows) == 1 + len(tasks)
-    if interpreter:
-        assert rows[2][-3:] == ["1", "17", "4"]
+def test_losses_have_intervals_of_resamples_and_choices_those_of_shares() -> None:
+    measured = [
+        MeasuredItem(
+            item=item,
+            solution_nats=2.0 + item,
+            solution_tokens=1,
+            solution_bytes=4,
+            choice_nats=(1.0, 2.0),
+            choice_bytes=(1, 1),
+            right_choice=0,
+        )
+        for item in range(20)
+    ]
+    found = of_losses(TASK, measured, **HASHES)
+    assert found.nats_per_token is not None
+    assert found.choice_accuracy is not None
+    assert found.nats_per_token.low is not None
+    assert 2 < found.nats_per_token.low < found.nats_per_token.mean == 11.5
+    assert found.choice_accuracy.low == pytest.approx(0.8389, abs=1e-4)
+    assert of_losses(TASK, measured[:1], **HASHES).nats_per_token.low is None  # type: ignore[union-attr]

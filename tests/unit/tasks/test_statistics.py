@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.tasks.statistics import bootstrap, compared, majority_at_k, pass_at_k, standard_error
+from megaslm.tasks.statistics import (
+    SHARES,
+    bootstrap,
+    compared,
+    interval,
+    majority_at_k,
+    pass_at_k,
+    standard_error,
+)
 
 
 @given(
@@ -62,6 +70,47 @@ def test_the_interval_holds_the_true_mean_19_times_of_20() -> None:
         low, high = bootstrap(list(generator.binomial(1, 0.4, 200).astype(float)))
         held += low <= 0.4 <= high
     assert 180 <= held <= 199
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson (1927), as in textbooks."""
+    z, share = 1.959964, right / count
+    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return centre - half, centre + half
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 1319])
+def test_the_interval_of_equal_shares_is_wilsons(count: int) -> None:
+    for right in (0, count):
+        assert interval([right / count] * count, SHARES) == pytest.approx(wilson(right, count))
+    assert bootstrap([0.0] * count) == (0, 0)
+
+
+def test_the_interval_of_shares_that_differ_is_that_of_resamples() -> None:
+    for values in ([1.0] + [0.0] * 99, [0.5, 0.25]):
+        assert interval(values, SHARES) == bootstrap(values)
+
+
+def test_the_interval_of_rare_events_holds_the_true_mean_19_times_of_20() -> None:
+    generator = np.random.default_rng(0)
+    # Of 0.02 with 64 items, 27% of all draws hold no right answer.
+    drawn = [list(generator.binomial(1, 0.02, 64).astype(float)) for _ in range(400)]
+    without = [interval(values, SHARES) for values in drawn if not any(values)]
+    assert len(without) > 80
+    assert all(low <= 0.02 <= high for low, high in without)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"), [(1, 1, (-0.0567, 0.0567)), (0, 1, (0.8868, 1)), (0.5, 0.5, (-0.0567, 0.0567))]
+)
+def test_equal_differences_have_an_interval(first: float, second: float, expected: tuple[float, float]) -> None:
+    found = compared([first] * 64, [second] * 64)
+    assert found.difference == second - first
+    assert found.interval == pytest.approx(expected, abs=1e-4)
+    # More items say more.
+    wider = compared([first] * 8, [second] * 8).interval
+    assert wider.high - wider.low > found.interval.high - found.interval.low
 
 
 def test_mcnemar() -> None:
