@@ -139,18 +139,11 @@ class TrainingStream:
         """Opens the streams; called on all ranks.
 
         An epoch holds whole global batches only: the remaining rows, fewer than one batch, wait for the next shuffle.
+        `workers`: processes per rank that read ahead; 0: the rank itself reads. `eos_id`: of the tokenizer, for
+        micro-batches with the bounds of their documents.
 
-        Args:
-            streams: the streams to read.
-            plan: how rows are cut into batches.
-            shuffle_seed: seed of the order of rows.
-            workers: processes per rank that read ahead; 0: the rank itself reads.
-            fetch: how shards of remote datasets are fetched.
-            eos_id: of the tokenizer, for micro-batches with the bounds of their documents.
-
-        Raises:
-            DataError: the streams have fewer rows than one global batch, an index is corrupt, the cache is too small
-                or in use, or there is no room for an epoch's order.
+        Raises DataError where the streams have fewer rows than one global batch, an index is corrupt, the cache is too
+        small or in use, or there is no room for an epoch's order.
         """
         indices = [read_index(stream.local) for stream in streams]
         self.order = partial(order_of, streams, indices, plan, shuffle_seed)
