@@ -88,7 +88,7 @@ def reading(folder: Path, batch: list[Tensor], plan: BatchPlan) -> Callable[[], 
         writer.write(rows.numpy().astype("uint16"), 0)
     merge_index(folder, [writer.part])
     stream = MixtureStream(folder, remote=None, rows=len(rows), domain=0, proportion=None)
-    source = TrainingStream([stream], plan, shuffle_seed=1, workers=0, fetch=None).micro_batches(0)
+    source = TrainingStream([stream], plan, shuffle_seed=1, workers=0).micro_batches(0)
     return lambda: list(islice(source, plan.micro_steps))
 
 

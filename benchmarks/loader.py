@@ -115,7 +115,7 @@ def open_training(stream: MixtureStream) -> TrainingStream:
         world_size=1, seq_len=SEQ_LEN, global_batch_rows=BATCH_ROWS, rows_per_rank=BATCH_ROWS,
         micro_batch_rows=BATCH_ROWS, micro_steps=1, total_steps=1, canonical_nodes=CANONICAL_NODES,
     )  # fmt: skip
-    return TrainingStream([stream], plan, shuffle_seed=1, workers=0, fetch=None)
+    return TrainingStream([stream], plan, shuffle_seed=1, workers=0)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from megaslm.stream.mixture import MixtureStream
 
 SEQ_LEN = 16
 BATCH_ROWS = 4
+GIB = 1 << 30
 SHUFFLE_SEED = 1
 VOCAB_SIZE = 60_000
 

@@ -1,7 +1,8 @@
 """The folder that a run's processes share on one host. The kernel drops a process's locks on its files when it ends.
 
 The folder is under TMPDIR and belongs to one start of the run. Each process holds a lock on it. The next process of the
-same user that opens such a folder removes those that no process holds.
+same user that opens such a folder removes those that no process holds. A cache has such a folder for the run that
+fetches into it.
 """
 
 import errno
@@ -13,7 +14,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +27,7 @@ from megaslm.stream.order import RowOrder
 
 _HELD = "held"
 _FAILURE = "failure"
-_READER = ".reader"
+_READERS = ".readers"
 # A loader process notices within a second that its rank was killed. Until then it holds the rank's locks.
 _ORPHANS_SECONDS = 15.0
 _LOOK_AGAIN_SECONDS = 0.2
@@ -41,17 +42,17 @@ class HostFolder:
 
         Raises DataError where the folder cannot be made.
         """
-        self.name = name
-        self.path = _parent() / name
-        with self._saying_where(), _alone():
-            for other in _parent().glob("*/"):
-                _remove_if_unheld(other)
-            self.path.mkdir(exist_ok=True)
-            held = (self.path / _HELD).open("a")
-            fcntl.flock(held, fcntl.LOCK_SH)
-        self._holds: list[TextIO] = [held]
+        parent = Path(tempfile.gettempdir()) / f"megaslm-{os.getuid()}"
+        self.path = parent / name
+        self._held: dict[Path, TextIO] = {}
         # Runs when this object is freed or its process exits normally. The last one removes the folder.
-        weakref.finalize(self, _leave, self.path, self._holds, os.getpid())
+        weakref.finalize(self, _leave, self._held, os.getpid())
+        with self._saying_where():
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Another user who owns the parent could change the files that are read.
+            if parent.lstat().st_uid != os.getuid():
+                raise PermissionError(errno.EPERM, f"{parent} belongs to another user")
+            self._hold(self.path)
 
     def order_of(self, order: RowOrder, epoch: int) -> NDArray[np.integer]:
         """An epoch's rows in order, (order.rows_in(epoch),), memory-mapped. The first process to ask writes them.
@@ -81,27 +82,18 @@ class HostFolder:
 
         Returns whether this process is the first. Raises DataError where another run on this host fetches into it.
         """
+        mine, deadline = folder / _READERS / self.path.name, time.monotonic() + _ORPHANS_SECONDS
         try:
-            reader = (folder / _READER).open("a+")
+            mine.parent.mkdir(exist_ok=True)
+            while (is_first := self._hold(mine, alone=True)) is None:
+                if time.monotonic() > deadline:
+                    raise DataError(
+                        f"{folder}: another run on this host fetches into it; wait for it, or choose another cache"
+                    )
+                time.sleep(_LOOK_AGAIN_SECONDS)
         except OSError as error:
             raise DataError(f"{folder}: {error.strerror or error}; the cache must be a writable folder") from error
-        self._holds.append(reader)
-        deadline = time.monotonic() + _ORPHANS_SECONDS
-        while True:
-            with self._saying_where(), _alone():
-                is_first = _try_lock(reader, fcntl.LOCK_EX)
-                if is_first:
-                    reader.truncate(0)
-                    reader.write(self.name)
-                    reader.flush()
-                reader.seek(0)
-                if reader.read() == self.name and _try_lock(reader, fcntl.LOCK_SH):
-                    return is_first
-            if time.monotonic() > deadline:
-                raise DataError(
-                    f"{folder}: another run on this host fetches into it; wait for it, or choose another cache"
-                )
-            time.sleep(_LOOK_AGAIN_SECONDS)
+        return is_first
 
     def fail(self, message: str) -> None:
         """Tells all processes of the host why one of them cannot continue. The first message is kept."""
@@ -112,6 +104,21 @@ class HostFolder:
         """Why a process of the host cannot continue; None if all can."""
         path = self.path / _FAILURE
         return (path.read_text() or None) if path.exists() else None
+
+    def _hold(self, folder: Path, *, alone: bool = False) -> bool | None:
+        """Holds `folder` until this object ends. Removes the folders beside it that no process holds.
+
+        Returns whether this process is the first to hold it. None, and holds nothing, if it must be `alone` and others
+        are held beside it.
+        """
+        with _alone_in(folder.parent):
+            others = [other for other in folder.parent.glob("*/") if not _removed(other)]
+            if alone and set(others) - {folder}:
+                return None
+            folder.mkdir(exist_ok=True)
+            self._held[folder] = (folder / _HELD).open("a")
+            fcntl.flock(self._held[folder], fcntl.LOCK_SH)
+            return folder not in others
 
     def _write_order(self, order: RowOrder, epoch: int, path: Path) -> None:
         with unfinished(path).open("w+b") as file:
@@ -130,39 +137,24 @@ class HostFolder:
             ) from error
 
 
-def _parent() -> Path:
-    return Path(tempfile.gettempdir()) / f"megaslm-{os.getuid()}"
+def _alone_in(parent: Path) -> AbstractContextManager[int]:
+    return locked(parent / "lock", patience_seconds=math.inf, busy="")
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    _parent().mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Another user who owns this folder could change the files that are read.
-    if _parent().lstat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, f"{_parent()} belongs to another user")
-    with locked(_parent() / "lock", patience_seconds=math.inf, busy=""):
-        yield
+def _leave(held: dict[Path, TextIO], process: int) -> None:
+    if process != os.getpid():
+        return
+    for folder, file in held.items():
+        with suppress(OSError, Busy), _alone_in(folder.parent):
+            file.close()
+            _removed(folder)
 
 
-def _leave(folder: Path, holds: list[TextIO], process: int) -> None:
-    if process == os.getpid():
-        with suppress(OSError, Busy), _alone():
-            for file in holds:
-                file.close()
-            _remove_if_unheld(folder)
-
-
-def _remove_if_unheld(folder: Path) -> None:
+def _removed(folder: Path) -> bool:
+    """Removes a folder unless a process holds it."""
     try:
         with locked(folder / _HELD, busy=""):
             shutil.rmtree(folder)
     except Busy:
-        pass
-
-
-def _try_lock(file: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
         return False
     return True

@@ -14,8 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.process import BaseProcess
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,19 +24,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import FetchSection
 from megaslm.dataset.index import read_index
 from megaslm.dataset.packing import document_bounds
 from megaslm.dataset.rows import unpack_mask
 from megaslm.errors import DataError
 from megaslm.stream.host_folder import HostFolder
 from megaslm.stream.mixture import MixtureStream, order_of
-from megaslm.stream.order import Extent, Numbers, RowOrder, first_place
-from megaslm.stream.shards import FetchSettings, Row, ShardChecks, Supply, TrainingShards
+from megaslm.stream.order import Extent, Numbers, first_place
+from megaslm.stream.shard_files import files_of
+from megaslm.stream.shards import ShardChecks, TrainingShards, claim_caches
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
-Number = TypeVar("Number", bound=np.generic)
-
+_FETCH = FetchSection()
+# The columns of a dataset's rows that a micro-batch has, as it has them. A mask is unpacked after this.
+_COLUMNS: dict[str, type[np.generic]] = {
+    "tokens": np.int64,
+    "ref_loss": np.float32,
+    "ref_entropy": np.float32,
+    "selected": np.uint8,
+    "target_mask": np.bool_,
+}
 # Micro-batches whose shards are requested ahead of reading.
 _BATCHES_AHEAD = 8
 
@@ -53,15 +61,6 @@ def without_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def begun_processes() -> Iterator[list[BaseProcess]]:
-    """After the context, the list holds the processes that were started within it."""
-    before = set(multiprocessing.active_children())
-    begun: list[BaseProcess] = []
-    yield begun
-    begun += set(multiprocessing.active_children()) - before
 
 
 def follow_rank(rank_pid: int, worker: int) -> None:
@@ -134,28 +133,20 @@ class TrainingStream:
         *,
         shuffle_seed: int,
         workers: int,
-        fetch: FetchSettings | None,
+        fetch: FetchSection = _FETCH,
         eos_id: int | None = None,
     ) -> None:
         """Opens the streams; called on all ranks.
 
         An epoch holds whole global batches only: the remaining rows, fewer than one batch, wait for the next shuffle.
+        `workers`: processes per rank that read ahead; 0: the rank itself reads. `eos_id`: of the tokenizer, for
+        micro-batches with the bounds of their documents.
 
-        Args:
-            streams: the streams to read.
-            plan: how rows are cut into batches.
-            shuffle_seed: seed of the order of rows.
-            workers: processes per rank that read ahead; 0: the rank itself reads.
-            fetch: how shards are fetched; needed if a stream is remote.
-            eos_id: of the tokenizer, for micro-batches with the bounds of their documents.
-
-        Raises:
-            DataError: the streams have fewer rows than one global batch, an index is corrupt, the cache is too small
-                or in use, or there is no room for an epoch's order.
+        Raises DataError where the streams have fewer rows than one global batch, an index is corrupt, the cache is too
+        small or in use, or there is no room for an epoch's order.
         """
         indices = [read_index(stream.local) for stream in streams]
-        self._order_of = partial(order_of, streams, indices, plan, seed=shuffle_seed)
-        order = self._order_of()
+        self.order = partial(order_of, streams, indices, plan, shuffle_seed)
         self._workers = workers
         self._plan = plan
         self._eos_id = eos_id
@@ -168,13 +159,11 @@ class TrainingStream:
         name, host_ranks = agreed
         # Several hosts simulated on one machine may share TMPDIR, so each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
-        self._host.require_room(order)
-        self._shards = TrainingShards(streams, indices, self._host, fetch)
+        self._host.require_room(self.order())
+        shards = [files for pair in zip(streams, indices, strict=True) for files in files_of(*pair)]
+        claim_caches(shards, self._host, fetch)
+        self._open_shards = partial(TrainingShards, shards, self._host, fetch)
         self._first_place = first_place(rank, plan.world_size, int(host_ranks))
-
-    def order(self, extents: tuple[Extent, ...]) -> RowOrder:
-        """The order of rows for streams with these extents."""
-        return self._order_of(extents=extents)
 
     def micro_batches(self, rows_seen: int, extents: tuple[Extent, ...] = ()) -> Generator[MicroBatch]:
         """This rank's endless micro-batches, after the `rows_seen` rows that all ranks have read so far.
@@ -189,14 +178,16 @@ class TrainingStream:
             numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
             loader: DataLoader[MicroBatch | DataError] = DataLoader(
-                _MicroBatches(self._shards, mine, self._plan.micro_batch_rows, visit=epoch, eos_id=self._eos_id),
+                _MicroBatches(self._open_shards, mine, self._plan.micro_batch_rows, epoch, self._eos_id),
                 batch_size=None,
                 num_workers=self._workers,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=partial(follow_rank, os.getpid()),
             )
-            with without_signals(), begun_processes() as workers:
+            others = set(multiprocessing.active_children())
+            with without_signals():
                 items = iter(loader)
+            workers = set(multiprocessing.active_children()) - others
             try:
                 for item in items:
                     if isinstance(item, DataError):
@@ -210,79 +201,69 @@ class TrainingStream:
 
     def checked(self) -> ShardChecks:
         """The cost of checking shards on first use, over all processes of this host, so far."""
-        return self._shards.checks()
+        return ShardChecks.on(self._host)
 
 
+@dataclass(frozen=True, eq=False)
 class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     """A process's micro-batches of one epoch, followed by the error that ended it, if any.
 
     An error is passed as a value, because an exception of a loader process arrives as the text of a traceback.
     """
 
-    def __init__(
-        self, shards: TrainingShards, numbers: Numbers, batch_rows: int, visit: int, eos_id: int | None
-    ) -> None:
-        self._shards = shards
-        self._numbers = numbers
-        self._batch_rows = batch_rows
-        self._visit = visit
-        self._eos_id = eos_id
+    open_shards: Callable[[], TrainingShards]
+    numbers: Numbers
+    batch_rows: int
+    epoch: int
+    eos_id: int | None
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
         try:
-            with Supply(self._shards.make_ready) as supply:
-                yield from self._read(supply)
+            with self.open_shards() as shards:
+                yield from self._read(shards)
         except DataError as error:
             # Subclasses of DataError take more arguments than a message, so they cannot be pickled.
             yield DataError(str(error))
 
-    def _read(self, supply: Supply) -> Iterator[MicroBatch]:
-        coming: deque[tuple[list[int], list[int]]] = deque()
-        for rows in self._batches():
-            shards = self._shards.shards_of(rows)
-            for shard in dict.fromkeys(shards):
-                if not self._shards.is_ready(shard):
-                    supply.ask(shard)
-            coming.append((rows.tolist(), shards))
+    def _read(self, shards: TrainingShards) -> Iterator[MicroBatch]:
+        coming: deque[tuple[Numbers, list[int]]] = deque()
+        for numbers in self._batches():
+            coming.append((numbers, shards.shards_of(numbers)))
+            for shard in dict.fromkeys(coming[-1][1]):
+                shards.request(shard)
             if len(coming) > _BATCHES_AHEAD:
-                yield self._batch(coming, supply)
+                yield self._batch(coming, shards)
         while coming:
-            yield self._batch(coming, supply)
+            yield self._batch(coming, shards)
 
     def _batches(self) -> Iterator[Numbers]:
         """The rows of this process's micro-batches. Loader processes take turns."""
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        for start in range(first * self._batch_rows, len(self._numbers), step * self._batch_rows):
-            yield self._numbers[start : start + self._batch_rows]
+        for start in range(first * self.batch_rows, len(self.numbers), step * self.batch_rows):
+            yield self.numbers[start : start + self.batch_rows]
 
-    def _batch(self, coming: deque[tuple[list[int], list[int]]], supply: Supply) -> MicroBatch:
-        self._shards.keep_mapped({shard for _, shards in coming for shard in shards})
-        rows = [self._shards.row(number, shard, supply) for number, shard in zip(*coming.popleft(), strict=True)]
-        return _stacked(rows, self._visit, self._eos_id)
-
-
-def _stacked(rows: list[Row], visit: int, eos_id: int | None) -> MicroBatch:
-    stored = rows[0].columns.dtype.names or ()
-    bits = _values(rows, "selected", np.uint8) if "selected" in stored else None
-    tokens = _values(rows, "tokens", np.int64)
-    bounds = None if eos_id is None else document_bounds(tokens[:, :-1], eos_id)
-    return MicroBatch(
-        tokens=torch.from_numpy(tokens),
-        rows=torch.tensor([row.number for row in rows]),
-        domain=torch.tensor([row.domain for row in rows]),
-        ref_loss=torch.from_numpy(_values(rows, "ref_loss", np.float32)) if "ref_loss" in stored else None,
-        ref_entropy=torch.from_numpy(_values(rows, "ref_entropy", np.float32)) if "ref_entropy" in stored else None,
-        selected=None if bits is None else torch.from_numpy(unpack_mask(bits, tokens.shape[1] - 1)),
-        target_mask=torch.from_numpy(_values(rows, "target_mask", np.bool_)) if "target_mask" in stored else None,
-        document_bounds=None if bounds is None else torch.from_numpy(bounds),
-        visit=visit,
-    )
+    def _batch(self, coming: deque[tuple[Numbers, list[int]]], shards: TrainingShards) -> MicroBatch:
+        shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
+        numbers, of_rows = coming.popleft()
+        rows = [shards.row(number, shard) for number, shard in zip(numbers.tolist(), of_rows, strict=True)]
+        columns: dict[str, Any] = {
+            name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in (rows[0].dtype.names or ())
+        }
+        tokens = columns["tokens"]
+        if "selected" in columns:
+            columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)
+        if self.eos_id is not None:
+            columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
+        domains = np.array([shards.domain_of(shard) for shard in of_rows])
+        return _of_arrays(
+            {"ref_loss": None, **columns, "rows": numbers.astype(np.int64), "domain": domains, "visit": self.epoch}
+        )
 
 
-def _values(rows: list[Row], name: str, dtype: type[Number]) -> NDArray[Number]:
+def _values(rows: list[np.void], name: str, dtype: type[np.generic]) -> NDArray[np.generic]:
     """A column as (B, width), converted to `dtype` without a copy in between."""
-    stacked = np.empty((len(rows), *rows[0].columns.dtype[name].shape), dtype=dtype)
+    stacked = np.empty((len(rows), *rows[0].dtype[name].shape), dtype=dtype)
     for place, row in enumerate(rows):
-        stacked[place] = row.columns[name]
+        stacked[place] = row[name]
     return stacked

@@ -89,11 +89,6 @@ class Mixture:
         """Rows of an epoch: all rows, rounded down to whole global batches."""
         return self.rows // global_batch_rows * global_batch_rows
 
-    @property
-    def extent(self) -> Extent:
-        """The number of rows, from the first epoch on."""
-        return extent_of(self.streams)
-
     def row_name(self, number: int) -> str:
         """DOMAIN:ROW of a row number, counted over all streams, one after the other."""
         starts = [0, *accumulate(stream.rows for stream in self.streams)]
@@ -159,9 +154,8 @@ def order_of(
     streams: Sequence[MixtureStream],
     indices: Sequence[ShardIndex],
     plan: BatchPlan,
-    *,
     seed: int,
-    extents: Sequence[Extent] = (),
+    extents: tuple[Extent, ...] = (),
 ) -> RowOrder:
     """The order in which a run reads its streams; `indices` are theirs.
 

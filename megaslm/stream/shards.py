@@ -1,33 +1,30 @@
 """The shards of a run on one host: makes them ready, maps them and evicts them.
 
-A shard is ready once the host's folder has a note of it, written after its bytes were compared with their checksum. The
-process that makes it ready holds a lock. A reader holds the lock of a shard's file while it has the file mapped.
+A shard is ready while its rows are in a file and the host's folder has a note of it, which says that its bytes were
+compared with their checksum. The process that makes it ready holds a lock. A map of a file holds the file's lock.
 """
 
 import fcntl
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.dataset.index import ShardIndex
+from megaslm.config.schema import FetchSection
 from megaslm.dataset.rows import rows_in
 from megaslm.errors import DataError
 from megaslm.files import UNFINISHED, Busy, locked
-from megaslm.storage.remote import DEFAULTS
 from megaslm.storage.retries import RemoteSettings
 from megaslm.stream.host_folder import HostFolder
-from megaslm.stream.mixture import MixtureStream
-from megaslm.stream.shard_files import ShardFiles, files_of
+from megaslm.stream.shard_files import ShardFiles
 
 # Each map keeps a file open, and a process may have 1,024 open files by default.
 _MOST_MAPS = 128
@@ -35,35 +32,7 @@ _MOST_MAPS = 128
 _LEAST_SHARDS = 4
 _LOOK_AGAIN_SECONDS = 0.007
 _CHECKS = "checks"
-
-
-@dataclass(frozen=True)
-class FetchSettings:
-    """How shards of remote datasets are fetched: limits of one run on one host."""
-
-    cache_limit_bytes: int | None
-    """Maximum size of the local cache. The shards that were read longest ago make room for others. None: no limit."""
-    retries: int
-    """How often a failed request is repeated, after a pause that doubles each time."""
-    timeout_seconds: float
-    """How long a process waits for a shard before it gives up. Each try may take its share of that time."""
-
-    @property
-    def remote(self) -> RemoteSettings:
-        """The same settings for one request."""
-        tries = self.retries + 1
-        return RemoteSettings(attempts=tries, timeout_seconds=self.timeout_seconds / tries)
-
-
-class Row(NamedTuple):
-    """One row of a run."""
-
-    number: int
-    """Counted over the streams, one after the other."""
-    domain: int
-    """The number of its domain in the run."""
-    columns: np.void
-    """Its columns by name, as stored."""
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -71,98 +40,102 @@ class ShardChecks:
     """The cost of comparing shards with their checksums on this host so far."""
 
     files: int
-    """Files compared."""
     bytes: int
-    """Their total size."""
     seconds: float
     """Time of the comparing threads, added up."""
 
+    @classmethod
+    def on(cls, host: HostFolder) -> "ShardChecks":
+        """The comparisons by all processes of the host."""
+        path = host.path / _CHECKS
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return cls(len(lines), sum(int(size) for size, _ in lines), sum(float(taken) for _, taken in lines))
+
+
+def claim_caches(shards: Sequence[ShardFiles], host: HostFolder, fetch: FetchSection) -> None:
+    """Keeps other runs out of the folders that shards are fetched into, and removes what killed runs left there.
+
+    Raises DataError where a cache is too small or in use.
+    """
+    remote = [files for files in shards if files.remote is not None]
+    largest_bytes = max((files.most_bytes for files in remote), default=0)
+    limit_bytes = _limit_bytes(fetch)
+    if limit_bytes is not None and limit_bytes < _LEAST_SHARDS * largest_bytes:
+        raise DataError(
+            f"a cache of {limit_bytes:,} bytes is too small for shards of up to {largest_bytes:,} bytes; it must "
+            f"hold {_LEAST_SHARDS} of them, and better as many as a run reads at a time"
+        )
+    for folder in dict.fromkeys(files.folder for files in remote):
+        if host.claim_cache(folder):
+            for path in folder.rglob(f"{UNFINISHED}*"):
+                path.unlink()
+
 
 class TrainingShards:
-    """One process's view of the shards."""
+    """One process's view of the shards, and a thread that makes them ready, in the order of the requests.
 
-    def __init__(
-        self,
-        streams: Sequence[MixtureStream],
-        indices: Sequence[ShardIndex],
-        host: HostFolder,
-        fetch: FetchSettings | None,
-    ) -> None:
-        """Takes each stream with its index.
+    At the end of its context it drops requests that have not started. A DataError that ends the context is told to all
+    processes of the host, which wait in vain for shards otherwise.
+    """
 
-        Raises DataError where a folder is read twice, or the cache is too small or in use.
-        """
-        _refuse_repeated(streams)
-        self._files = [files for pair in zip(streams, indices, strict=True) for files in files_of(*pair)]
-        self._ends = np.cumsum([files.shard.samples for files in self._files])
-        self._host, self._fetch = host, fetch
+    def __init__(self, shards: Sequence[ShardFiles], host: HostFolder, fetch: FetchSection) -> None:
+        self._files, self._host, self._fetch = shards, host, fetch
+        self._ends = np.cumsum([files.shard.samples for files in shards])
         self._notes = host.path / "ready"
         self._notes.mkdir(exist_ok=True)
-        self._limit_bytes = None if fetch is None else fetch.cache_limit_bytes
-        self._maps: OrderedDict[int, tuple[NDArray[np.void], BinaryIO]] = OrderedDict()
-        self._stay_ready: set[int] = set()
-        if any(files.remote for files in self._files):
-            if fetch is None:
-                raise ValueError("remote streams cannot be read without FetchSettings")
-            _require_room(self._files, fetch)
-        for stream in streams:
-            if stream.remote is not None and host.claim_cache(stream.local):
-                # Remains of a killed run's fetches.
-                for path in stream.local.rglob(f"{UNFINISHED}*"):
-                    path.unlink()
+        self._limit_bytes = _limit_bytes(fetch)
+        self._maps: OrderedDict[int, NDArray[np.void]] = OrderedDict()
+        self._requests: dict[int, Future[None]] = {}
+        self._supply = ThreadPoolExecutor(1, thread_name_prefix="shard supply")
+
+    def __enter__(self) -> "TrainingShards":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        """Waits for the current request, so that nothing half done is left for other processes. After an exception the
+        run ends anyway, so it does not wait."""
+        if isinstance(error, DataError):
+            self._host.fail(str(error))
+        self._supply.shutdown(wait=kind is None, cancel_futures=True)
 
     def shards_of(self, numbers: NDArray[np.integer]) -> list[int]:
         """The shard of each row."""
         found: list[int] = np.searchsorted(self._ends, numbers, side="right").tolist()
         return found
 
-    def checks(self) -> ShardChecks:
-        """The comparisons so far, by all processes of the host."""
-        path = self._host.path / _CHECKS
-        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-        return ShardChecks(len(lines), sum(int(size) for size, _ in lines), sum(float(taken) for _, taken in lines))
+    def domain_of(self, shard: int) -> int:
+        """The number of a shard's domain in the run."""
+        return self._files[shard].domain
 
     def is_ready(self, shard: int) -> bool:
         """Whether rows of the shard may be read. If the cache has a limit, the shard may be evicted at any moment."""
-        if shard not in self._stay_ready:
-            if not self._note(shard).exists():
-                return False
-            if self._limit_bytes is None:
-                self._stay_ready.add(shard)
-        return True
+        if shard in self._maps and self._limit_bytes is None:
+            return True
+        return self._note(shard).exists() and self._files[shard].raw.exists()
 
-    def row(self, number: int, shard: int, supply: "Supply") -> Row:
-        """One row, once its shard is ready.
+    def request(self, shard: int) -> None:
+        """Queues a shard unless it is ready. Raises the error of its earlier request, if that one failed."""
+        if self.is_ready(shard):
+            return
+        earlier = self._requests.get(shard)
+        if earlier is None or earlier.done():
+            if earlier is not None:
+                earlier.result()
+            self._requests[shard] = self._supply.submit(self.make_ready, shard)
+
+    def row(self, number: int, shard: int) -> np.void:
+        """One row, its columns by name as stored, once its shard is ready.
 
         Raises DataError where the shard is corrupt, cannot be fetched, or did not come in time.
         """
-        if shard not in self._maps:
-            self._map_once_ready(shard, supply)
+        started = monotonic()
+        while shard not in self._maps and not (self.is_ready(shard) and self._map(shard)):
+            self.request(shard)
+            self._refuse_hopeless(shard, monotonic() - started)
+            sleep(_LOOK_AGAIN_SECONDS)
         self._maps.move_to_end(shard)
-        rows, _ = self._maps[shard]
-        return Row(number, self._files[shard].domain, rows[number - self._ends[shard]])
-
-    def make_ready(self, shard: int) -> None:
-        """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.
-
-        Raises:
-            DataError: it is corrupt, or cannot be fetched or written. The other processes of the host are told.
-        """
-        files, claim = self._files[shard], self._claim(shard)
-        try:
-            with suppress(Busy), locked(claim, busy=""):
-                if not (self.is_ready(shard) and files.raw.is_file()) and self._has_room_for(shard):
-                    files.bring(DEFAULTS if self._fetch is None else self._fetch.remote, self._count)
-                    self._note(shard).touch()
-                    claim.write_text("")
-        except OSError as error:
-            raise self._failed(
-                f"{files.name}: {files.raw} cannot be written or read: {error}; make room on that disk, or fix its "
-                "permissions"
-            ) from error
-        except DataError as error:
-            self._host.fail(str(error))
-            raise
+        row: np.void = self._maps[shard][number - self._ends[shard]]
+        return row
 
     def keep_mapped(self, shards: Container[int]) -> None:
         """Unmaps all other shards if the cache has a limit."""
@@ -170,57 +143,58 @@ class TrainingShards:
             for shard in [shard for shard in self._maps if shard not in shards]:
                 self._forget(shard)
 
-    def _map_once_ready(self, shard: int, supply: "Supply") -> None:
-        started = monotonic()
-        while not (self.is_ready(shard) and self._map(shard)):
-            supply.ask(shard)
-            self._refuse_hopeless(shard, monotonic() - started)
-            sleep(_LOOK_AGAIN_SECONDS)
+    def make_ready(self, shard: int) -> None:
+        """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.
+
+        Raises DataError where it is corrupt, or cannot be fetched or written.
+        """
+        files, claim, tries = self._files[shard], self._claim(shard), self._fetch.retries + 1
+        settings = RemoteSettings(attempts=tries, timeout_seconds=self._fetch.timeout_seconds / tries)
+        try:
+            with suppress(Busy), locked(claim, busy=""):
+                if not self.is_ready(shard) and self._has_room_for(shard):
+                    files.bring(settings, self._count)
+                    self._note(shard).touch()
+                    claim.write_text("")
+        except OSError as error:
+            raise DataError(
+                f"{files.name}: {files.raw} cannot be written or read: {error}; make room on that disk, or fix its "
+                "permissions"
+            ) from error
 
     def _map(self, shard: int) -> bool:
         """Maps a shard's rows, which stay in their file until they are read. False if the shard was evicted."""
-        files = self._files[shard]
         # Maps of evicted shards keep their files on the disk.
         for other in [other for other in self._maps if not self.is_ready(other)]:
             self._forget(other)
         if len(self._maps) == _MOST_MAPS:
             self._forget(next(iter(self._maps)))
-        try:
-            file = files.raw.open("rb")
-        except FileNotFoundError:
-            with suppress(FileNotFoundError):
-                self._stay_ready.discard(shard)
-                self._note(shard).unlink()
-            return False
-        if self._limit_bytes is not None:
-            fcntl.flock(file, fcntl.LOCK_SH)
-        content = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
-        self._maps[shard] = rows_in(files.raw, content, files.shard), file
-        return True
+        files = self._files[shard]
+        with suppress(FileNotFoundError), files.raw.open("rb") as file:
+            if self._limit_bytes is not None:
+                # The map duplicates the descriptor, and so keeps the lock.
+                fcntl.flock(file, fcntl.LOCK_SH)
+            content = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
+            self._maps[shard] = rows_in(files.raw, content, files.shard)
+        return shard in self._maps
 
     def _forget(self, shard: int) -> None:
-        _, file = self._maps.pop(shard)
-        file.close()
-        with suppress(FileNotFoundError):
-            os.utime(self._note(shard))
+        del self._maps[shard]
+        os.utime(self._note(shard))
 
     def _refuse_hopeless(self, shard: int, waited_seconds: float) -> None:
         failure = self._host.failure()
         if failure is not None:
             raise DataError(failure)
         files = self._files[shard]
-        if files.remote is not None and self._fetch is not None and waited_seconds > self._fetch.timeout_seconds:
+        if files.remote is not None and waited_seconds > self._fetch.timeout_seconds:
             claim = self._claim(shard)
             preparer = claim.read_text() if claim.exists() else ""
             at_work = f"process {preparer} is still fetching it" if preparer else "the cache has no room for it"
-            raise self._failed(
+            raise DataError(
                 f"{files.name}: not there after {waited_seconds:.0f} seconds: {at_work}; check the network and the "
                 "store, or raise the time limit or the cache's limit"
             )
-
-    def _failed(self, message: str) -> DataError:
-        self._host.fail(message)
-        return DataError(message)
 
     def _has_room_for(self, shard: int) -> bool:
         """Reserves room in the cache for a shard, by eviction if needed. False if there is none."""
@@ -235,38 +209,38 @@ class TrainingShards:
 
     def _make_room(self, most_bytes: int, *, without: int) -> bool:
         """Evicts shards until the others take at most `most_bytes`. False if that is impossible."""
-        remote = {shard: files for shard, files in enumerate(self._files) if files.remote and shard != without}
-        coming = {shard for shard in remote if _size(self._claim(shard))}
-        used_bytes = {
-            shard: files.most_bytes if shard in coming else files.bytes_on_disk() for shard, files in remote.items()
-        }
-        there = [shard for shard in remote if shard not in coming and used_bytes[shard]]
-        last_read = {shard: _last_read(self._note(shard)) for shard in there}
-        excess_bytes = sum(used_bytes.values()) - most_bytes
-        for only_unmapped in (True, False):
-            for shard in sorted(there, key=last_read.__getitem__):
-                if excess_bytes > 0 and self._evict(shard, only_unmapped=only_unmapped):
-                    excess_bytes -= used_bytes.pop(shard, 0)
-        return excess_bytes <= 0
+        used_bytes, evictable = 0, {}
+        for shard, files in enumerate(self._files):
+            if files.remote is None or shard == without:
+                continue
+            if _size(self._claim(shard)):
+                used_bytes += files.most_bytes
+            elif on_disk_bytes := files.bytes_on_disk():
+                used_bytes += on_disk_bytes
+                evictable[shard] = on_disk_bytes
+        if used_bytes > most_bytes:
+            for _, _, shard in sorted((*self._last_read(shard), shard) for shard in evictable):
+                if used_bytes > most_bytes:
+                    self._files[shard].remove()
+                    used_bytes -= evictable[shard]
+        return used_bytes <= most_bytes
 
-    def _evict(self, shard: int, *, only_unmapped: bool) -> bool:
-        files = self._files[shard]
-        with suppress(FileNotFoundError), files.raw.open("rb") as file:
+    def _last_read(self, shard: int) -> tuple[bool, float]:
+        """Whether a process has the shard mapped, and when one read it last: 0 if only an earlier run fetched it."""
+        note, is_mapped = self._note(shard), False
+        with suppress(FileNotFoundError), self._files[shard].raw.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if only_unmapped:
-                    return False
-        self._note(shard).unlink(missing_ok=True)
-        files.remove()
-        return True
+                is_mapped = True
+        return is_mapped, note.stat().st_mtime if note.exists() else 0.0
 
     def _count(self, size: int, seconds: float) -> None:
         with (self._host.path / _CHECKS).open("a") as checks:
             checks.write(f"{size} {seconds}\n")
 
     def _note(self, shard: int) -> Path:
-        """The note exists while the shard is ready. Its modification time is the time of the last read."""
+        """Exists once the shard was compared. Its modification time is the time of the last read."""
         return self._notes / str(shard)
 
     def _claim(self, shard: int) -> Path:
@@ -274,56 +248,9 @@ class TrainingShards:
         return self._notes / f"{shard}.claim"
 
 
-class Supply:
-    """A thread that makes shards ready, in the order in which they are requested.
-
-    At the end of its context it drops requests that have not started. Readers wait for shards with a time limit of
-    their own, which a download may exceed.
-    """
-
-    def __init__(self, make_ready: Callable[[int], None]) -> None:
-        """`make_ready` is called with one shard number at a time."""
-        self._make_ready = make_ready
-        self._asked: dict[int, Future[None]] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="shard supply")
-
-    def __enter__(self) -> "Supply":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Waits for the current request, so that nothing half done is left for other processes. After an exception the
-        run ends anyway, so it does not wait."""
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
-
-    def ask(self, shard: int) -> None:
-        """Queues a shard. Raises the error of its earlier request, if that one failed."""
-        before = self._asked.get(shard)
-        if before is None or before.done():
-            if before is not None:
-                before.result()
-            self._asked[shard] = self._pool.submit(self._make_ready, shard)
-
-
-def _refuse_repeated(streams: Sequence[MixtureStream]) -> None:
-    folders = [stream.local for stream in streams]
-    repeated = sorted({str(folder) for folder in folders if folders.count(folder) > 1})
-    if repeated:
-        raise DataError(f"{', '.join(repeated)} is read twice in one run; name it once, with the sum of the weights")
-
-
-def _require_room(all_files: Sequence[ShardFiles], fetch: FetchSettings) -> None:
-    largest = max(files.most_bytes for files in all_files if files.remote)
-    if fetch.cache_limit_bytes is not None and fetch.cache_limit_bytes < _LEAST_SHARDS * largest:
-        raise DataError(
-            f"a cache of {fetch.cache_limit_bytes:,} bytes is too small for shards of up to {largest:,} bytes; it must "
-            f"hold {_LEAST_SHARDS} of them, and better as many as a run reads at a time"
-        )
+def _limit_bytes(fetch: FetchSection) -> int | None:
+    return None if fetch.cache_limit_gib is None else int(fetch.cache_limit_gib * _GIB)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _last_read(note: Path) -> float:
-    """The time of the last read. 0 if only an earlier run has fetched the shard."""
-    return note.stat().st_mtime if note.exists() else 0.0

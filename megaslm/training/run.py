@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import FetchSection, RunConfig
+from megaslm.config.schema import RunConfig
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
@@ -12,7 +12,6 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.shards import FetchSettings
 from megaslm.training.exact_way import ExactWay
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
@@ -37,16 +36,6 @@ def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
         seed=config.seed,
     )
     return SelectiveObjective(rule, selection)
-
-
-def fetch_settings(section: FetchSection) -> FetchSettings:
-    """How shards of remote datasets are fetched."""
-    limit_gib = section.cache_limit_gib
-    return FetchSettings(
-        cache_limit_bytes=None if limit_gib is None else int(limit_gib * (1 << 30)),
-        retries=section.retries,
-        timeout_seconds=section.timeout_seconds,
-    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The rows that a step of a run reads, found without running the step."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from megaslm.config.load import load
@@ -9,8 +10,7 @@ from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.index import read_index
 from megaslm.errors import ConfigError
-from megaslm.stream.mixture import lengthened, order_of
-from megaslm.stream.order import Extent, RowOrder
+from megaslm.stream.mixture import extent_of, lengthened, order_of
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.length import with_total_tokens
@@ -44,10 +44,8 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     indices = [read_index(stream.local) for stream in streams]
     so_far = _progress(run)
 
-    def order(extents: tuple[Extent, ...]) -> RowOrder:
-        return order_of(streams, indices, plan, seed=config.data.shuffle_seed, extents=extents)
-
-    found = order(lengthened(so_far.extents, data.mixture.extent, so_far.rows_seen, order))
+    order = partial(order_of, streams, indices, plan, config.data.shuffle_seed)
+    found = order(lengthened(so_far.extents, extent_of(streams), so_far.rows_seen, order))
     rows = [data.mixture.row_name(number) for number in found.of_step(step).tolist()]
     epoch, _ = found.place_of((step - 1) * plan.global_batch_rows)
     return StepRows(step, epoch, rows)

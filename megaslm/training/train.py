@@ -20,7 +20,7 @@ from megaslm.health.watchdog import Watchdog
 from megaslm.model.decoder_layers import why_not_compiled
 from megaslm.model.documents import kernel_name
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import lengthened
+from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.progress import BY_PASSES
 from megaslm.training.checkpoints.retention import retention_warnings
@@ -33,7 +33,7 @@ from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
 from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
-from megaslm.training.run import TrainingRun, fetch_settings
+from megaslm.training.run import TrainingRun
 from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_run
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
@@ -211,7 +211,7 @@ def _prepare(
         plan,
         shuffle_seed=config.data.shuffle_seed,
         workers=config.data.loader_workers,
-        fetch=fetch_settings(config.data.fetch),
+        fetch=config.data.fetch,
         eos_id=data.eos_id if config.model.document_isolation else None,
     )
     heartbeat("start", 0)
@@ -246,7 +246,7 @@ def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:
 
 def _with_new_rows(run: TrainingRun, resumed: Resumed, say: Callable[[str], None]) -> Resumed:
     """Adds the rows by which the datasets have become longer since the checkpoint."""
-    progress, now = resumed.progress, run.data.mixture.extent
+    progress, now = resumed.progress, extent_of(run.data.mixture.streams)
     extents = lengthened(progress.extents, now, progress.rows_seen, run.stream.order)
     if progress.extents not in ((), extents):
         new_rows, first_epoch = sum(now.rows) - sum(progress.extents[-1].rows), extents[-1].first_epoch

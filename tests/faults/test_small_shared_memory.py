@@ -34,7 +34,7 @@ streams = plan_mixture([dataset]).streams
 def read():
     join_world()
     began = time.monotonic()
-    stream = TrainingStream(streams, BatchPlan(2, 2, 8, 4, 2, 2, 10, 8), shuffle_seed=3, workers=2, fetch=None)
+    stream = TrainingStream(streams, BatchPlan(2, 2, 8, 4, 2, 2, 10, 8), shuffle_seed=3, workers=2)
     batches = stream.micro_batches(0)
     rows = [next(batches).rows.tolist() for _ in range(20)]
     batches.close()

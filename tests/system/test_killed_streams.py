@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.schema import FetchSection
 from megaslm.engine.distributed import join_world
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import MixtureStream
-from megaslm.stream.shards import FetchSettings
 from tests.forks import fork, fork_two_ranks, statuses_of, wait_until
 from tests.streams import SHUFFLE_SEED, assert_right, fetched, plan, take, write_stream
 
-FETCH = FetchSettings(cache_limit_bytes=None, retries=0, timeout_seconds=20)
+FETCH = FetchSection(retries=0, timeout_seconds=20)
 SHARED_MEMORY = Path("/dev/shm")
 
 

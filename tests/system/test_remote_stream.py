@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.schema import FetchSection
 from megaslm.engine.distributed import join_world
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import MixtureStream
-from megaslm.stream.shards import FetchSettings
 from tests.forks import fork_two_ranks, statuses_of, wait_until
 from tests.s3 import Answer, Bucket, Fault, FaultyS3, Rule, Stall, Truncate
 from tests.streams import (
+    GIB,
     SHUFFLE_SEED,
     assert_right,
     cached_bytes,
@@ -32,10 +33,10 @@ from tests.streams import (
 
 SHARDS = 6
 PREFIX = "data/train/a"
-PATIENT = FetchSettings(cache_limit_bytes=None, retries=3, timeout_seconds=20)
-FEW_TRIES = FetchSettings(cache_limit_bytes=None, retries=1, timeout_seconds=60)
-LONG = FetchSettings(cache_limit_bytes=None, retries=0, timeout_seconds=600)
-HASTY = FetchSettings(cache_limit_bytes=None, retries=1, timeout_seconds=2)
+PATIENT = FetchSection(retries=3, timeout_seconds=20)
+FEW_TRIES = FetchSection(retries=1, timeout_seconds=60)
+LONG = FetchSection(retries=0, timeout_seconds=600)
+HASTY = FetchSection(retries=1, timeout_seconds=2)
 
 
 def uploaded(bucket: Bucket, folder: Path, *, shards: int = SHARDS, compression: str | None = None) -> MixtureStream:
@@ -46,7 +47,7 @@ def uploaded(bucket: Bucket, folder: Path, *, shards: int = SHARDS, compression:
     return fetched(stream, folder / "cache", remote=bucket.url(PREFIX))
 
 
-def opened(stream: MixtureStream, fetch: FetchSettings, workers: int = 0) -> TrainingStream:
+def opened(stream: MixtureStream, fetch: FetchSection, workers: int = 0) -> TrainingStream:
     return TrainingStream([stream], plan(), shuffle_seed=SHUFFLE_SEED, workers=workers, fetch=fetch)
 
 
@@ -93,7 +94,7 @@ def test_faults_that_pass_do_not_change_a_row(faulty_s3: FaultyS3, tmp_path: Pat
     ids=["500", "404", "stall"],
 )
 def test_faults_that_stay_end_the_run_by_the_name_of_the_shard(
-    faulty_s3: FaultyS3, tmp_path: Path, fault: Fault, fetch: FetchSettings, complaint: str, workers: int
+    faulty_s3: FaultyS3, tmp_path: Path, fault: Fault, fetch: FetchSection, complaint: str, workers: int
 ) -> None:
     stream = uploaded(faulty_s3.bucket, tmp_path)
     faulty_s3.proxy.rules.append(Rule(fault, methods=("GET", "HEAD")))
@@ -154,7 +155,7 @@ def test_when_the_one_that_fetches_a_shard_is_killed_another_does_it(faulty_s3: 
 def test_a_cache_smaller_than_the_dataset(s3: Bucket, tmp_path: Path) -> None:
     stream = uploaded(s3, tmp_path)
     limit = 4 * max(shard.raw_data.bytes for shard in shards_of(stream))
-    training = opened(stream, FetchSettings(limit, retries=1, timeout_seconds=20), workers=2)
+    training = opened(stream, FetchSection(cache_limit_gib=limit / GIB, retries=1, timeout_seconds=20), workers=2)
     seen = []
     for batch in islice(training.micro_batches(0), 15):
         assert_right([batch])

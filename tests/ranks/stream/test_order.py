@@ -195,7 +195,7 @@ def test_a_step_reads_the_same_rows_on_any_ranks(
     def read() -> None:
         if world_size > 1:
             join_world()
-        stream = TrainingStream(mixture.streams, plan, shuffle_seed=SEED, workers=workers, fetch=None)
+        stream = TrainingStream(mixture.streams, plan, shuffle_seed=SEED, workers=workers)
         for rows_seen in starts:
             batches = stream.micro_batches(rows_seen)
             rows = [next(batches).rows.tolist() for _ in range(steps * plan.micro_steps)]

@@ -8,34 +8,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megaslm.config.schema import FetchSection
 from megaslm.dataset.index import read_index
 from megaslm.errors import DataError
 from megaslm.stream.host_folder import HostFolder
 from megaslm.stream.mixture import MixtureStream
-from megaslm.stream.shards import FetchSettings, Supply, TrainingShards
+from megaslm.stream.shard_files import files_of
+from megaslm.stream.shards import TrainingShards
 from tests.forks import fork, statuses_of, wait_until
-from tests.streams import fetched, row_tokens, shards_of, write_stream
+from tests.streams import GIB, fetched, row_tokens, shards_of, write_stream
 
 SHARDS, ROWS = 8, 10
 
 
-def limited(stream: MixtureStream, shards: int) -> FetchSettings:
+def limited(stream: MixtureStream, shards: int) -> FetchSection:
     """Room for so many shards."""
     size = max(shard.raw_data.bytes for shard in shards_of(stream))
-    return FetchSettings(shards * size, retries=0, timeout_seconds=5)
+    return FetchSection(cache_limit_gib=shards * size / GIB, retries=0, timeout_seconds=5)
 
 
 class Reader:
     """One process's view, on its own."""
 
-    def __init__(self, stream: MixtureStream, fetch: FetchSettings | None, host: str = "run") -> None:
-        self.shards = TrainingShards([stream], [read_index(stream.local)], HostFolder(host), fetch)
-        self.supply = Supply(self.shards.make_ready)
+    def __init__(self, stream: MixtureStream, fetch: FetchSection, host: str = "run") -> None:
+        files = list(files_of(stream, read_index(stream.local)))
+        self.shards = TrainingShards(files, HostFolder(host), fetch)
 
     def read(self, shard: int) -> None:
         """The first row of a shard, compared."""
-        row = self.shards.row(shard * ROWS, shard, self.supply)
-        assert row.columns["tokens"].tolist() == row_tokens(shard * ROWS, 1)[0].tolist()
+        row = self.shards.row(shard * ROWS, shard)
+        assert row["tokens"].tolist() == row_tokens(shard * ROWS, 1)[0].tolist()
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_where_all_are_mapped_the_oldest_leaves_and_stays_readable_for_who_has_i
     reader, other = (Reader(stream, limited(stream, 4)) for _ in range(2))
     for shard in range(4):
         other.read(shard)
-    mapped = other.shards._maps[0][0]
+    mapped = other.shards._maps[0]
     reader.read(5)
     assert cached(stream) == {1, 2, 3, 5}
     assert mapped["tokens"][0].tolist() == row_tokens(0, 1)[0].tolist()
@@ -82,7 +84,7 @@ def test_where_all_are_mapped_the_oldest_leaves_and_stays_readable_for_who_has_i
 def test_a_shard_that_was_evicted_by_hand_is_read_on_and_fetched_again(
     stream: MixtureStream, limit: int | None
 ) -> None:
-    fetch = FetchSettings(None, retries=0, timeout_seconds=5) if limit is None else limited(stream, limit)
+    fetch = FetchSection(retries=0, timeout_seconds=5) if limit is None else limited(stream, limit)
     reader = Reader(stream, fetch)
     reader.read(3)
     (stream.local / shards_of(stream)[3].raw_data.basename).unlink()
@@ -124,9 +126,9 @@ def test_a_shard_is_finished_by_another_where_its_maker_is_killed(stream: Mixtur
 
 def test_what_one_cannot_have_ends_all_who_wait_with_its_reason(stream: MixtureStream, tmp_path: Path) -> None:
     (tmp_path / "a" / shards_of(stream)[2].raw_data.basename).unlink()
-    fetch = FetchSettings(None, retries=0, timeout_seconds=5)
+    fetch = FetchSection(retries=0, timeout_seconds=5)
     reader, other = (Reader(stream, fetch) for _ in range(2))
-    with pytest.raises(DataError, match=r"part-00002/.* there is no such file") as first:
+    with pytest.raises(DataError, match=r"part-00002/.* there is no such file") as first, reader.shards:
         reader.read(2)
     with pytest.raises(DataError) as second:
         other.read(3)

@@ -39,7 +39,7 @@ def first_micro_batch(dataset: Path, row_format: RowFormat, eos_id: int | None =
         writer.write(TOKENS, 0, losses, entropies, selected)
     merge_index(folder, [writer.part])
     streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
-    stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, fetch=None, eos_id=eos_id)
+    stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, eos_id=eos_id)
     return next(stream.micro_batches(rows_seen=0))
 
 

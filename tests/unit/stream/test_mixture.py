@@ -126,7 +126,7 @@ def drawn(mixture: Mixture, epochs: int) -> list[tuple[Counter[int], Counter[int
         world_size=1, seq_len=SEQ_LEN, global_batch_rows=BATCH, rows_per_rank=BATCH, micro_batch_rows=4, micro_steps=2,
         total_steps=1, canonical_nodes=8,
     )  # fmt: skip
-    stream = TrainingStream(mixture.streams, plan, shuffle_seed=3, workers=0, fetch=None)
+    stream = TrainingStream(mixture.streams, plan, shuffle_seed=3, workers=0)
     micro_batches = stream.micro_batches(rows_seen=0)
     counts = []
     for _ in range(epochs):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from megaslm.config.schema import FetchSection
 from megaslm.dataset.mosaic import Stream, StreamingDataset
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import MixtureStream
-from megaslm.stream.shards import FetchSettings
 from tests.streams import (
     BATCH_ROWS,
+    GIB,
     SHUFFLE_SEED,
     assert_right,
     cached_bytes,
@@ -25,11 +26,11 @@ from tests.streams import (
     write_stream,
 )
 
-FETCH = FetchSettings(cache_limit_bytes=None, retries=0, timeout_seconds=20)
+FETCH = FetchSection(retries=0, timeout_seconds=20)
 
 
 def opened(
-    *streams: MixtureStream, workers: int = 0, fetch: FetchSettings | None = None, micro_steps: int = 1
+    *streams: MixtureStream, workers: int = 0, fetch: FetchSection = FETCH, micro_steps: int = 1
 ) -> TrainingStream:
     return TrainingStream(
         streams, plan(micro_steps=micro_steps), shuffle_seed=SHUFFLE_SEED, workers=workers, fetch=fetch
@@ -203,7 +204,7 @@ def test_a_cache_smaller_than_the_dataset_keeps_to_its_limit(tmp_path: Path, com
     stream = fetched(write_stream(tmp_path / "a", shards=12, compression=compression), tmp_path / "cache")
     largest = max(shard.raw_data.bytes + (shard.zip_data.bytes if shard.zip_data else 0) for shard in shards_of(stream))
     limit = 4 * largest
-    training = opened(stream, kept, fetch=FetchSettings(limit, retries=0, timeout_seconds=20))
+    training = opened(stream, kept, fetch=FetchSection(cache_limit_gib=limit / GIB, retries=0, timeout_seconds=20))
     most_bytes, seen = 0, []
     for batch in islice(training.micro_batches(0), 37):
         seen += batch.rows.tolist()
@@ -216,7 +217,7 @@ def test_a_cache_smaller_than_the_dataset_keeps_to_its_limit(tmp_path: Path, com
 def test_a_cache_that_cannot_hold_a_few_shards_is_refused(tmp_path: Path) -> None:
     stream = fetched(write_stream(tmp_path / "a", shards=3), tmp_path / "cache")
     with pytest.raises(DataError, match="a cache of 1,000 bytes is too small for shards of up to"):
-        opened(stream, fetch=FetchSettings(1000, retries=0, timeout_seconds=20))
+        opened(stream, fetch=FetchSection(cache_limit_gib=1000 / GIB, retries=0, timeout_seconds=20))
 
 
 def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path) -> None:
