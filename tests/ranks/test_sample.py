@@ -9,12 +9,12 @@ import pytest
 import yaml
 
 from megaslm.dataset.manifest import TOKENIZER
-from megaslm.dataset.rows import RowReader, unpack_mask
+from megaslm.dataset.rows import RowReader
 from megaslm.evaluation.trajectories import MESSAGES, SUMMARY
 from megaslm.tokenizer.tokenizer import load_tokenizer
 from tests.completions_server import MODEL, Server, completions_server
+from tests.conversations import byte_level_folder
 from tests.forked_cli import call_megaslm, run_megaslm
-from tests.generating import make_folder
 from tests.messages import Says
 
 ITEMS = 5
@@ -64,10 +64,12 @@ def test_right_answers_with_programs_become_rows_whose_programs_are_trained(serv
     assert 0 < summary["kept"] <= 2 * ITEMS  # There are two right programs for each sum.
     assert summary["repeated"] == summary["answers"] - summary["wrong"] - summary["kept"]
 
+    byte_level_folder(tmp_path / "tokenizer")
     recipe = {
         "name": "sampled",
+        "licence": "none",
         "seq_len": 64,
-        "tokenizer": {"huggingface": str(make_folder(tmp_path / "model"))},
+        "tokenizer": {"huggingface": str(tmp_path / "tokenizer")},
         "sources": [
             {
                 "domain": "tora",
@@ -83,11 +85,11 @@ def test_right_answers_with_programs_become_rows_whose_programs_are_trained(serv
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run_megaslm("prepare", tmp_path / "recipe.yaml", tmp_path / "rows")
     tokenizer = load_tokenizer(tmp_path / "rows" / TOKENIZER)
-    (part,) = (tmp_path / "rows" / "train" / "tora").glob("part-*")
-    rows = RowReader(part).rows(0, len(RowReader(part)))
+    reader = RowReader(tmp_path / "rows", "train", "tora")
+    rows = reader.rows(0, len(reader))
     trained = "".join(
         tokenizer.decode([int(token) for token, counts in zip(tokens[1:], mask, strict=True) if counts])
-        for tokens, mask in zip(rows["tokens"], unpack_mask(rows["target_mask"], 64), strict=True)
+        for tokens, mask in zip(rows["tokens"], rows["target_mask"], strict=True)
     )
     assert trained.count("print(") == trained.count("boxed{") == summary["kept"]
     assert "What is" not in trained

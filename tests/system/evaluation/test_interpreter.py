@@ -30,7 +30,7 @@ class Written:
         assert sampling.stop == TASK.stop
         too_long = [place for place, each in enumerate(prompts) if len(str(each.content)) > self.context_characters]
         if too_long:
-            raise PromptTooLong("too long", too_long)
+            raise PromptTooLong("too long", too_long, longest_tokens=0, context_tokens=0)
         self.prompts += [str(prompt.content) for prompt in prompts]
         return [Completion(next(self.turns), 3, "stop") for _ in prompts]
 
