@@ -113,6 +113,7 @@ def _fetched(url: str, path: Path, shard: Shard, settings: RemoteSettings) -> bo
                     copy.write(block)
             if digest.hexdigest() != shard.stored.hashes[CHECKSUM]:
                 return False
+            copy.flush()  # Other processes map the file as soon as it has its name.
             unfinished.replace(path)
             return True
         finally:
