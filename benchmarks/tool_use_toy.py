@@ -67,7 +67,7 @@ QUICK = Toy(
     items=24,
     max_new_tokens=160,
 )
-QUICK_PROBLEMS = 600
+MADE_UP = 600
 
 
 def main() -> None:
@@ -75,9 +75,11 @@ def main() -> None:
     parser.add_argument("--problems", type=Path, metavar="FOLDER", help="with gsm8k_train.jsonl and gsm8k_test.jsonl")
     parser.add_argument("--folder", type=Path, help="keep what is written there, the answers among it")
     arguments = parser.parse_args()
+    if arguments.quick and arguments.problems:
+        parser.error("--quick has problems of its own; leave out one of --quick and --problems")
     chosen = Options(arguments.quick, arguments.json)
-    toy = QUICK if chosen.quick else FULL
-    train, test, name = problems(arguments.problems, quick=chosen.quick)
+    source = None if chosen.quick else arguments.problems or shared_problems()
+    train, test, toy, name = problems(source)
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).absolute()
         made = write_data(folder, train, test)
@@ -97,14 +99,16 @@ def main() -> None:
     )
 
 
-def problems(folder: Path | None, *, quick: bool) -> tuple[list[Problem], list[Problem], str]:
-    """Problems to train on, held-out problems, and what they are."""
+def shared_problems() -> Path | None:
     shared = os.environ.get("MEGASLM_SHARED_DATA")
-    if folder is None and shared and not quick:
-        folder = Path(shared) / "problems"
+    return Path(shared) / "problems" if shared else None
+
+
+def problems(folder: Path | None) -> tuple[list[Problem], list[Problem], Toy, str]:
+    """Problems to train on, held-out problems, the sizes that fit them, and what they are."""
     if folder is None:
-        return made_up_problems(QUICK_PROBLEMS, seed=0), made_up_problems(100, seed=1), "made-up problems"
-    return _read(folder / "gsm8k_train.jsonl"), _read(folder / "gsm8k_test.jsonl"), "GSM8K"
+        return made_up_problems(MADE_UP, seed=0), made_up_problems(QUICK.items, seed=1), QUICK, "made-up problems"
+    return _read(folder / "gsm8k_train.jsonl"), _read(folder / "gsm8k_test.jsonl"), FULL, "GSM8K"
 
 
 def _read(path: Path) -> list[Problem]:
