@@ -22,7 +22,7 @@ def evaluate(
     suite: Annotated[Path | None, typer.Option(help="A file of tasks that are reported together.")] = None,
     lm_eval: Annotated[
         str | None,
-        typer.Option("--lm-eval", metavar="TASK,…", help="Tasks of lm-eval instead, by its names, such as mmlu,arc_easy."),
+        typer.Option("--lm-eval", metavar="TASK,…", help="Tasks of lm-eval instead, such as mmlu,arc_easy."),
     ] = None,
     shots: Annotated[
         int | None, typer.Option(min=0, help="--lm-eval: examples in a prompt; by default as its task files say.")

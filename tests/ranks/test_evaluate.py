@@ -153,7 +153,7 @@ REFUSED: dict[str, Callable[[Path, Path, Path], list[str]]] = {
     "nothing": lambda model, data, folder: ["evaluate"],
     "no output": lambda model, data, folder: ["evaluate", str(model), "--tasks", "gsm8k"],
     "tasks and suite": lambda model, data, folder: ["evaluate", "m", "--tasks", "gsm8k", "--suite", "s", "-o", "o"],
-    "lm-eval and tasks": lambda model, data, folder: ["evaluate", "m", "--tasks", "gsm8k", "--lm-eval", "piqa", "-o", "o"],
+    "lm-eval and tasks": lambda model, data, folder: ["evaluate", "m", "--tasks", "gsm8k", "--lm-eval", "piqa"],
     "lm-eval with options of tasks": lambda model, data, folder: [
         *("evaluate", "m", "--lm-eval", "piqa", "-o", "o", "--set", "grader=strict", "--samples", "2")
     ],

@@ -108,7 +108,8 @@ def _claim(output: Path, folder: Path, description: Description) -> None:
     """Makes the working folder, or takes over that of the same evaluation, or of one that has no task done yet."""
     path = folder / _DESCRIPTION
     if path.is_file() and any(folder.glob(outcome_file(folder, "*").name)):
-        require_equal(read_back(Description, path.read_bytes(), str(path), "choose another output"), description, output)
+        there = read_back(Description, path.read_bytes(), str(path), "choose another output")
+        require_equal(there, description, output)
         return
     if not path.is_file() and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DataError(f"{output}: exists and holds no evaluation; choose another output")
