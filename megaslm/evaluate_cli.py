@@ -253,7 +253,7 @@ def _tasks(
         return list(by_lm_eval), by_lm_eval, None
     assert suite is not None
     loaded = load_suite(suite)
-    return list(loaded.names), loaded.lm_eval or None, loaded
+    return list(loaded.tasks or loaded.lm_eval), loaded.lm_eval or None, loaded
 
 
 def _names(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """A task of `evaluate`: its data file, its prompt and its grader, one YAML in `configs/eval/tasks/` each."""
 
 import re
+from pathlib import PurePath
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,8 @@ from pydantic import Field, model_validator
 from megaslm.config.section import NonNegative, Positive, Section
 from megaslm.config.template import template_parts
 
+TASK_FILES = (".yaml", ".yml")
+"""How the name of a task file ends."""
 Grader = Literal["strict", "rho", "tora", "letter"]
 """How an answer is compared with the right one. `strict` is math-verify; `rho` and `tora` are rules of published
 results; `letter` compares the letters of multiple choice."""
@@ -122,6 +125,11 @@ def _compiled(name: str, pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{name} is not a regular expression: {error}") from error
 
 
+def task_name(given: str) -> str:
+    """The name of a task that is given by its name or by the path of its file."""
+    return PurePath(given).stem if given.endswith(TASK_FILES) else given
+
+
 class PublishedRow(Section):
     """Accuracies of a model as its authors published them, in percent."""
 
@@ -158,8 +166,8 @@ class Suite(Section):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The tasks, in the order of the table."""
-        return self.tasks or tuple(self.lm_eval)
+        """The names of the tasks, in the order of the table."""
+        return tuple(map(task_name, self.tasks)) or tuple(self.lm_eval)
 
     @model_validator(mode="after")
     def _has_tasks(self) -> "Suite":

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Column, Table
 
-from megaslm.config.task import Suite
+from megaslm.config.task import Suite, task_name
 from megaslm.evaluation.compare import TaskComparison
 from megaslm.evaluation.overlap import TaskOverlap
 from megaslm.evaluation.records import Estimate, ModelCost, Results
@@ -97,7 +97,8 @@ def _suite(results: Results, suite: Suite) -> Table:
     columns = (*suite.names, "average", "tokens seen", "selected", "total cost")
     table = Table("model", *(_right(name) for name in columns), box=None)
     for row in suite.published:
-        found = [row.accuracy.get(task) for task in suite.names]
+        accuracy = {task_name(task): value for task, value in row.accuracy.items()}
+        found = [accuracy.get(task) for task in suite.names]
         counts = (row.tokens_seen, row.tokens_selected)
         table.add_row(f"{row.model}, published: {row.source}", *_accuracies(found), *map(_tokens, counts), _UNKNOWN)
     measured = {name: task.accuracy.mean * 100 for name, task in results.tasks.items() if task.accuracy is not None}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megaslm.config.load import load
-from megaslm.config.task import Suite, Task
+from megaslm.config.task import TASK_FILES, Suite, Task
 from megaslm.errors import ConfigError
 
 TASKS = Path("configs/eval/tasks")
@@ -35,7 +35,7 @@ def load_suite(path: Path) -> Suite:
 
 
 def _file_of(given: str) -> Path:
-    if given.endswith((".yaml", ".yml")):
+    if given.endswith(TASK_FILES):
         return Path(given)
     for folder in (TASKS, _PROJECT / TASKS):
         if (folder / f"{given}.yaml").is_file():
