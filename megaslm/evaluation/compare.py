@@ -10,6 +10,8 @@ from megaslm.evaluation.records import RESULTS, Results
 from megaslm.files import read_back
 from megaslm.tasks.statistics import Comparison, compared
 
+_SHOWN_HASH = 12
+
 
 class TaskComparison(NamedTuple):
     """The comparison on one task, by the share of right answers of each item."""
@@ -52,10 +54,11 @@ def compare(first: Path, second: Path) -> list[TaskComparison]:
 def _compare_task(name: str, folders: tuple[Path, Path], results: tuple[Results, Results]) -> TaskComparison:
     for part in ("data_sha256", "grader"):
         found = [getattr(each.tasks[name], part) for each in results]
+        shown = [each[:_SHOWN_HASH] for each in found] if part == "data_sha256" else found
         if found[0] != found[1]:
             what = "other items" if part == "data_sha256" else "another grader"
             raise DataError(
-                f"{folders[1]} has {what} of {name} than {folders[0]} ({found[1][:12]}, {found[0][:12]}); evaluate "
+                f"{folders[1]} has {what} of {name} than {folders[0]} ({shown[1]}, {shown[0]}); evaluate "
                 "both models on the same files, with the same task file and limit"
             )
     scores = [dict(_scores(folder / f"{name}.jsonl")) for folder in folders]

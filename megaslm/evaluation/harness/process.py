@@ -113,7 +113,10 @@ def _loaded(name: str, order: Order, manager: Any) -> dict[str, Any]:
 
 
 def _end_with_the_command() -> None:
-    """Ends this process when the command has ended, even by SIGKILL: its end of standard input closes."""
+    """Ends this process when the command has ended, even by SIGKILL: its end of standard input closes.
+
+    A command that ends during the imports above is noticed after them.
+    """
     # Not by sys.stdin, whose lock would be held when the interpreter ends.
     os.read(0, 1)
     os._exit(1)

@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 
 from megaslm.config.task import HarnessTask
+from megaslm.errors import DataError
 from megaslm.evaluation.compare import compare
 from megaslm.evaluation.harness.order import Outcome
 from megaslm.evaluation.harness.outcome import outcome_of
 from megaslm.evaluation.records import Description, Results
+from tests.messages import Says
 
 PARTS = {"set_a": [1.0, 0.0, 1.0], "set_b": [0.0]}
 
@@ -97,3 +99,11 @@ def test_two_are_compared_item_by_item(tmp_path: Path) -> None:
     (compared,) = compare(first, second)
     assert (compared.first, compared.second) == (0.5, 0.75)
     assert (compared.comparison.only_first, compared.comparison.only_second) == (0, 1)
+
+
+def test_results_by_different_metrics_are_not_compared(tmp_path: Path, says: Says) -> None:
+    first = write(tmp_path / "first", outcome_of("set", HarnessTask(), found()))
+    second = write(tmp_path / "second", outcome_of("set", HarnessTask(metric="acc,loose"), found()))
+    with pytest.raises(DataError) as refused:
+        compare(first, second)
+    says(str(refused.value), "lm-eval acc,strict", "lm-eval acc,loose")
