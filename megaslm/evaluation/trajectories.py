@@ -13,8 +13,7 @@ from megaslm.tasks.items import Item
 
 MESSAGES = "messages.jsonl"
 SUMMARY = "summary.json"
-_PROGRAM = "```python\n"
-_FENCE = "```"
+_FENCE, _PYTHON, _OUTPUT = "```", "python\n", "output\n"
 
 
 class SampledTask(Record):
@@ -31,6 +30,8 @@ class SampledTask(Record):
     without_program: int
     failing: int
     """Answers of which a program ended in an error, was killed or timed out."""
+    malformed: int = 0
+    """Answers that are not words, a program, its output, and so on, up to words with a `\\boxed{}`."""
     repeated: int
     """Answers whose programs an earlier answer to the item has too, apart from spaces and comments."""
     surplus: int
@@ -53,7 +54,8 @@ def keep_trajectories(
 ) -> Sampled:
     """Writes messages.jsonl and summary.json into `output`, from the answers of a finished evaluation.
 
-    A trajectory is kept if its answer is right and ended by itself, and its programs, at least one, ran without error.
+    A trajectory is kept if its answer is right, boxed, and ended by itself, and its programs, at least one, ran without
+    error.
     Of an item the first `most_per_item` with different programs are kept: samples are independent draws, so the first
     ones are a random choice.
 
@@ -95,7 +97,7 @@ def sharing_words(items: Mapping[str, list[Item]], others: Mapping[str, list[Ite
     }
 
 
-_REASONS = ("avoided", "wrong", "truncated", "without_program", "failing", "repeated", "surplus", "kept")
+_REASONS = ("avoided", "wrong", "truncated", "without_program", "failing", "malformed", "repeated", "surplus", "kept")
 
 
 def _answers(path: Path) -> Iterator[Answered]:
@@ -107,7 +109,7 @@ def _answers(path: Path) -> Iterator[Answered]:
 
 def _kept(answers: Iterator[Answered], most: int, counts: Counter[str], *, is_avoided: bool) -> Iterator[Answered]:
     """The answers to one item that are kept. Counts what becomes of each."""
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     for answer in answers:
         programs = _programs(answer.output)
         if is_avoided:
@@ -120,6 +122,8 @@ def _kept(answers: Iterator[Answered], most: int, counts: Counter[str], *, is_av
             reason = "without_program"
         elif answer.programs_failed:
             reason = "failing"
+        elif programs is None or len(programs) != answer.programs:
+            reason = "malformed"
         elif programs in seen:
             reason = "repeated"
         else:
@@ -130,10 +134,27 @@ def _kept(answers: Iterator[Answered], most: int, counts: Counter[str], *, is_av
             yield answer
 
 
-def _programs(text: str) -> str:
-    """All programs of an answer, without spaces, empty lines and comments of their own lines."""
-    programs = (part.partition(_FENCE)[0] for part in text.split(_PROGRAM)[1:])
-    lines = ("".join(line.split()) for program in programs for line in program.split("\n"))
+def _programs(text: str) -> tuple[str, ...] | None:
+    """The programs of a trajectory without spaces, empty lines and comments of their own lines; None for another text.
+
+    Each program must be followed by its output, and the last output by words with a boxed answer. Another fence is
+    refused, be it in words, in a program or in what a program prints: `prepare` could not tell the model's words from
+    the program's output.
+    """
+    *blocks, last = text.split(_FENCE)
+    programs, between, outputs = blocks[1::4], blocks[2::4], blocks[3::4]
+    is_trajectory = (
+        len(blocks) % 4 == 0
+        and "\\boxed{" in last
+        and all(program.startswith(_PYTHON) for program in programs)
+        and not any(map(str.strip, between))
+        and all(output.startswith(_OUTPUT) for output in outputs)
+    )
+    return tuple(map(_bare, programs)) if is_trajectory else None
+
+
+def _bare(program: str) -> str:
+    lines = ("".join(line.split()) for line in program.removeprefix(_PYTHON).split("\n"))
     return "\n".join(line for line in lines if line and not line.startswith("#"))
 
 

@@ -169,7 +169,7 @@ def _percent(found: Estimate | None) -> str:
 
 def show_sampled(console: Console, sampled: Sampled, output: Path) -> None:
     """What becomes of the answers that were drawn, one row per task, and where the kept ones are."""
-    shown = ("wrong", "truncated", "without_program", "failing", "repeated", "surplus", "avoided")
+    shown = ("wrong", "truncated", "without_program", "failing", "malformed", "repeated", "surplus", "avoided")
     columns = ("items", "answers", *(name.replace("_", " ") for name in shown), "kept", "of items")
     table = Table("task", *map(_right, columns), box=None)
     for name, task in sampled.tasks.items():

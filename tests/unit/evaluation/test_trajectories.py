@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,23 @@ def test_each_answer_is_kept_or_counted_under_one_reason(tmp_path: Path) -> None
     assert (sampled.repeated, sampled.surplus, sampled.kept, sampled.items_kept) == (1, 1, 2, 1)
     assert [each["sample"] for each in kept(tmp_path)] == [5, 7]
     assert Sampled.model_validate_json((tmp_path / SUMMARY).read_text()).tasks["sums"] == sampled
+
+
+FENCE = "```"
+MALFORMED = {
+    "a program prints a fence": trajectory("print('x')").replace("\n5\n", f"\n{FENCE}\n5\n"),
+    "a program holds a fence": trajectory(f"s = '{FENCE}'"),
+    "a program was not run": f"{trajectory('print(5)')}{FENCE}python\nprint(6)\n{FENCE}",
+    "an output of the model's own": trajectory("print(5)", rationale=trajectory("print(6)")),
+    "the answer is not boxed": trajectory("print(5)").replace("$\\boxed{5}$", "5"),
+    "the answer is boxed before its program": trajectory("print(5)", "\\boxed{5}").replace("$\\boxed{5}$", "5"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_text_whose_own_words_are_not_clear_is_left_out(case: str, tmp_path: Path) -> None:
+    sampled = keep(tmp_path, answered(0, output=MALFORMED[case]), answered(1)).tasks["sums"]
+    assert (sampled.malformed, sampled.kept) == (1, 1)
 
 
 def test_a_conversation_is_question_and_answer_and_names_its_problem(tmp_path: Path) -> None:
