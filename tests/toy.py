@@ -10,7 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
-from megaslm.config.schema import RunConfig, Split
+from megaslm.config.schema import RunConfig
+from megaslm.config.section import Split
 from megaslm.config.source import dump
 from megaslm.dataset.folder import tokenizer_files
 from megaslm.dataset.index import merge_index

@@ -8,7 +8,8 @@ import torch
 from harness.corpora import recipe_of, texts, train_tokenizer, write_jsonl
 from torch import Tensor, nn
 
-from megaslm.config.schema import Architecture, Split
+from megaslm.config.schema import Architecture
+from megaslm.config.section import Split
 from megaslm.dataset.rows import RowReader
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import CausalLM

@@ -81,16 +81,3 @@ class LogSection(Section):
 
     every_steps: Positive = 10
     """Steps between two lines; each line reads the device once. metrics.jsonl gets every step."""
-
-
-class ProbeSection(Section):
-    """The losses of single tokens over the run, for `megaslm dynamics`."""
-
-    every_tokens: Positive | None = None
-    """Targets between two measurements of the probe rows, each of one forward pass over them. The first is before the
-    first step, the last at the end. null measures none."""
-    rows: Positive = 64
-    """Probe rows, shared evenly by the domains and spread evenly over each. They stay the same for the whole run."""
-    dataset: str | None = None
-    """The dataset of the probe rows, a folder or a URL; null means the run's training data. Held-out rows are taken,
-    of a domain without any its training rows."""

@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from megaslm.config.hub import HubModel
-from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ProbeSection, ZeroSection
+from megaslm.config.measuring import ProbeSection, ValidationSection
+from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
 from megaslm.errors import ConfigError
 
@@ -22,7 +23,6 @@ Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
-Split = Literal["train", "heldout"]
 Objective = Literal["clm", "slm", "sft"]
 
 
@@ -304,48 +304,6 @@ class SlmSection(Section):
                 f"{self.criterion}, whose choice is exact in one pass: use mode exact"
             )
         return self
-
-
-class ValidationSet(Section):
-    """One held-out set."""
-
-    dataset: str
-    """The dataset folder."""
-    split: Split = "heldout"
-    """The split to read."""
-    domains: tuple[str, ...] | None = None
-    """Domains to read; null means all. Losses are reported per domain and for all together."""
-    max_rows: Positive | None = None
-    """Most rows per domain, spread evenly over it; null means all."""
-
-
-class ValidationTask(Section):
-    """A task on which the model in training is measured."""
-
-    task: str
-    """Its name in configs/eval/tasks, or the path of a task file."""
-    data: str = "data/eval"
-    """The folder of its data, as --data of `megaslm evaluate`."""
-    measure: Literal["answers", "losses"] = "answers"
-    """answers: generate and grade · losses: of written solutions and of choices, as --measure of `megaslm evaluate`."""
-    max_items: Positive = 64
-    """The first items; each validation measures all of them."""
-    max_new_tokens: Positive = 128
-    """Most tokens of an answer."""
-
-
-class ValidationSection(Section):
-    """Losses on held-out text, over all targets or over those that a set's target mask leaves; accuracies and losses
-    on tasks."""
-
-    sets: dict[str, ValidationSet] = Field(default_factory=dict)
-    """Named held-out sets."""
-    tasks: dict[str, ValidationTask] = Field(default_factory=dict)
-    """Named tasks: answers are generated, greedily, and graded, or losses are measured."""
-    every_tokens: Positive | None = None
-    """Targets between two validations; null validates only before the first step and at the end."""
-    batch_rows: Positive = 8
-    """Rows per rank and forward pass."""
 
 
 class RunConfig(Section):

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from megaslm.config.recipe import Filter, Recipe, Source
-from megaslm.config.schema import Split
-from megaslm.config.section import Section
+from megaslm.config.section import Section, Split
 from megaslm.corpus.documents import Document, FileRange, InputFile, InvalidUtf8, falls_within
 from megaslm.corpus.files import find_files
 from megaslm.corpus.readers import is_divisible, read_documents, skips_invalid_utf8

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from megaslm.config.schema import Objective, RunConfig, SlmSection, ValidationSet
+from megaslm.config.measuring import ValidationSet
+from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.errors import DataError
 

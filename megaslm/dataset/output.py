@@ -14,8 +14,7 @@ from typing import Protocol
 
 from pydantic import BaseModel
 
-from megaslm.config.schema import Split
-from megaslm.config.section import refuse_credentials
+from megaslm.config.section import Split, refuse_credentials
 from megaslm.dataset.index import (
     INDEX,
     ShardIndex,

@@ -11,8 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import xxhash
 
-from megaslm.config.schema import Split
-from megaslm.config.section import home_expanded, refuse_credentials
+from megaslm.config.section import Split, home_expanded, refuse_credentials
 from megaslm.dataset.folder import check_tokenizer
 from megaslm.dataset.index import CHECKSUM, INDEX, Shard, check_merged, joined, read_part_indices
 from megaslm.dataset.manifest import COST, MANIFEST, TOKENIZER, Manifest, read_manifest

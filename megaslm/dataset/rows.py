@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.index import CHECKSUM, INDEX, Shard, ShardFile, check_files, read_index
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import CorruptData, DataError

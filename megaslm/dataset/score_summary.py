@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.manifest import SCORES
 from megaslm.errors import DataError

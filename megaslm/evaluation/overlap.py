@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.dataset.packing import documents_in
 from megaslm.dataset.remote import open_dataset

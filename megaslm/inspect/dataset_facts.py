@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.index import in_order
 from megaslm.dataset.manifest import SCORES, TOKENIZER, DomainSplit, Manifest, read_manifest
 from megaslm.dataset.rows import RowReader

@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.index import in_order
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Part, read_manifest
 from megaslm.dataset.rows import RowReader, unpack_mask

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.config.hub import HubModel
+from megaslm.config.measuring import ValidationTask
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
-from megaslm.config.schema import ModelSection, RunConfig, StreamSection, ValidationTask
+from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
 from megaslm.dataset.fit import (

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from megaslm.config.recipe import Recipe
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.corpus.documents import Document
 from megaslm.corpus.tasks import Task, TaskReader, split_of
 from megaslm.dataset.manifest import Part, SourceFile

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from megaslm import __version__
 from megaslm.config.recipe import Recipe
-from megaslm.config.schema import Split
-from megaslm.config.section import home_expanded
+from megaslm.config.section import Split, home_expanded
 from megaslm.corpus.python_stdlib import absent_packages
 from megaslm.corpus.tasks import Task, recipe_sha256
 from megaslm.dataset.folder import tokenizer_files

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from megaslm import __version__
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
 from megaslm.dataset.output import output_at
 from megaslm.dataset.remote import DatasetFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.manifest import Manifest, Mask, Part, Reference
 from megaslm.errors import DataError
 

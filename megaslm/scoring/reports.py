@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ValidationError, model_validator
 
 from megaslm import __version__
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.manifest import COST, SCORES, Manifest, Reference
 from megaslm.dataset.score_summary import (

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.index import ShardIndex
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import DataError

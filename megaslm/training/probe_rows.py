@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.config.schema import RunConfig, Split
+from megaslm.config.schema import RunConfig
+from megaslm.config.section import Split
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.dataset.rows import unpack_mask

@@ -18,7 +18,8 @@ import torch
 from megaslm import __version__
 from megaslm.config.load import load
 from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, refuse_smoke_test, require_no_run
-from megaslm.config.schema import RunConfig, Split
+from megaslm.config.schema import RunConfig
+from megaslm.config.section import Split
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER, Manifest
 from megaslm.engine.distributed import World, on_first_rank

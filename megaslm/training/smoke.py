@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
+from megaslm.config.measuring import ValidationSection
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import RunConfig, ValidationSection
+from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import NonFiniteLoss, SaveFailed, Stopped

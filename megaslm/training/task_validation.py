@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaslm.config.schema import ValidationSection, ValidationTask
+from megaslm.config.measuring import ValidationSection, ValidationTask
 from megaslm.config.task import Task
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, all_reduce_sum, gather_objects, on_first_rank

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megaslm.config.schema import ValidationSection, ValidationSet
+from megaslm.config.measuring import ValidationSection, ValidationSet
 from megaslm.dataset.fit import heldout_domains
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.config.load import load
-from megaslm.config.schema import RunConfig, Split
+from megaslm.config.schema import RunConfig
+from megaslm.config.section import Split
 from megaslm.config.source import dump
 from tests.launched import ROOT
 from tests.toy import make_dataset

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.recipe import Recipe
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.manifest import Manifest, Part, Reference, read_manifest
 from megaslm.dataset.rows import RowReader
 from megaslm.model.reference_model import ReferenceModel

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.rows import RowReader
 from megaslm.preparing.prepare import prepare
 from tests.corpus import recipe_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from megaslm.config.schema import Split
+from megaslm.config.section import Split
 from megaslm.dataset.loss_counts import LossCounts
 from megaslm.dataset.score_summary import (
     LOSS_BIN_EDGES,
