@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.evaluation.compare import compare
-from megaslm.evaluation.records import RESULTS, Answered, Description, Results, TaskResult
+from megaslm.evaluation.records import RESULTS, Answered, Results, TaskResult
+from tests.evaluations import description
 
 LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh\r\ni\nj"
 
@@ -13,24 +14,9 @@ LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh\r\ni\nj"
 def write_evaluation(folder: Path, outputs: list[str], right: list[bool]) -> Path:
     """A finished evaluation of one task, with a line for each item."""
     folder.mkdir()
-    description = Description(
-        model="m",
-        weights_sha256="w",
-        server=False,
-        measure="answers",
-        precision="fp32",
-        tasks={"sums": "t"},
-        data={"sums": "d"},
-        limit=None,
-        samples=1,
-        temperature=0,
-        top_p=1,
-        seed=0,
-        batch_rows=1,
-        megaslm_version="0",
-    )
     task = TaskResult(items=len(outputs), samples=1, grader="rho", task_sha256="t", data_sha256="d")
-    results = Results(description=description, tasks={"sums": task}, seconds=1)
+    described = description(tasks={"sums": "t"}, data={"sums": "d"})
+    results = Results(description=described, tasks={"sums": task}, seconds=1)
     (folder / RESULTS).write_text(results.model_dump_json())
     lines = [
         Answered(

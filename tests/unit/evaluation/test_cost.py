@@ -10,9 +10,10 @@ from rich.console import Console
 
 from megaslm.config.task import Suite
 from megaslm.evaluation.cost import model_cost
-from megaslm.evaluation.records import Description, Estimate, ModelCost, Results, TaskResult
+from megaslm.evaluation.records import Estimate, ModelCost, Results, TaskResult
 from megaslm.evaluation.view import show_results
 from megaslm.tasks.task_files import load_suite
+from tests.evaluations import description
 from tests.launched import ROOT
 
 TRAINING = {"tokens_seen": 15_000_000_000, "tokens_selected": 9_000_000_000, "seconds": 100.0, "ranks": 2}
@@ -33,25 +34,11 @@ def shown(cost: ModelCost | None, suite: Suite) -> list[str]:
         name: TaskResult(items=9, samples=1, grader="rho", accuracy=accuracy, task_sha256="", data_sha256="")
         for name in suite.tasks
     }
-    description = Description(
-        model="models/slm",
-        weights_sha256="w",
-        server=False,
-        measure="answers",
-        precision="fp32",
-        tasks={},
-        data={},
-        limit=None,
-        samples=1,
-        temperature=0,
-        top_p=1,
-        seed=0,
-        batch_rows=1,
-        megaslm_version="0",
-    )
     printed = StringIO()
     console = Console(file=printed, width=240)
-    show_results(console, Results(description=description, tasks=tasks, cost=cost, seconds=1), suite)
+    show_results(
+        console, Results(description=description(model="models/slm"), tasks=tasks, cost=cost, seconds=1), suite
+    )
     return printed.getvalue().split("\n")
 
 

@@ -7,27 +7,12 @@ import pytest
 from rich.console import Console
 
 from megaslm.config.task import Task
-from megaslm.evaluation.records import Answered, Description, Results, TaskResult
+from megaslm.evaluation.records import Answered, Results, TaskResult
 from megaslm.evaluation.summary import of_answers
 from megaslm.evaluation.view import show_results
+from tests.evaluations import description
 
 SETTINGS: dict[str, Any] = {"files": ["a"], "format": "jsonl", "question": "{q}", "answer": "{a}"}
-DESCRIPTION = Description(
-    model="m",
-    weights_sha256=None,
-    server=False,
-    measure="answers",
-    precision="fp32",
-    tasks={},
-    data={},
-    limit=None,
-    samples=1,
-    temperature=0,
-    top_p=1,
-    seed=0,
-    batch_rows=1,
-    megaslm_version="0",
-)
 
 
 def answered(item: int, programs: int, failed: int | None) -> Answered:
@@ -70,7 +55,7 @@ def test_the_table_shows_programs_where_a_task_runs_them(interpreter: bool) -> N
     if interpreter:
         tasks["tools"] = result(answered(0, 17, 4), answered(1, 0, 0))
     written = StringIO()
-    show_results(Console(width=160, file=written), Results(description=DESCRIPTION, tasks=tasks, seconds=1), None)
+    show_results(Console(width=160, file=written), Results(description=description(), tasks=tasks, seconds=1), None)
     rows = [line.split() for line in written.getvalue().splitlines()]
     assert ("failed" in rows[0]) == interpreter
     assert len(rows) == 1 + len(tasks)

@@ -8,14 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.evaluation.records import Answered, Description, Results, TaskResult
+from megaslm.evaluation.records import Answered, Results, TaskResult
 from megaslm.evaluation.trajectories import MESSAGES, SUMMARY, Sampled, keep_trajectories, sharing_words
 from megaslm.tasks.items import Item
-
-DESCRIPTION = Description(
-    model="m", weights_sha256=None, server=False, measure="answers", precision="fp32", tasks={}, data={}, limit=None,
-    samples=1, temperature=0.6, top_p=1.0, seed=0, batch_rows=1, megaslm_version="0",
-)  # fmt: skip
+from tests.evaluations import description
 
 
 def trajectory(program: str, rationale: str = "Add them.") -> str:
@@ -36,7 +32,7 @@ def keep(folder: Path, *answers: Answered, most: int = 4, avoided: frozenset[int
     result = TaskResult(
         items=len({answer.item for answer in answers}), samples=1, grader="tora", task_sha256="", data_sha256=""
     )
-    results = Results(description=DESCRIPTION, tasks={"sums": result}, seconds=0.0)
+    results = Results(description=description(), tasks={"sums": result}, seconds=0.0)
     return keep_trajectories(folder, folder, results, most_per_item=most, avoided={"sums": avoided})
 
 
