@@ -38,10 +38,13 @@ def records_of(task: Task, data: Path, files: Sequence[str]) -> Iterator[tuple[s
 
 def _found(data: Path, files: Sequence[str]) -> Iterator[Path]:
     for pattern in files:
+        problem = f"{pattern!r} of the task file: must be a path or a glob below --data"
+        if Path(pattern).is_absolute() or not Path(pattern).parts:
+            raise DataError(problem)
         try:
             found = sorted(data.glob(pattern))
-        except (NotImplementedError, ValueError) as error:
-            raise DataError(f"{pattern!r} of the task file: must be a path or a glob below --data: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{problem}: {error}") from error
         if not found:
             raise DataError(
                 f"{data / pattern}: no such file; put the task's data there, as it is published, or give its folder "

@@ -82,7 +82,7 @@ def test_a_question_may_hold_separators_of_unicode(tmp_path: Path) -> None:
     assert [item.question for item in items_of(task(), tmp_path)] == ["one\u2028two\x85three", "x"]
 
 
-@pytest.mark.parametrize("pattern", ["/a.jsonl", ""])
+@pytest.mark.parametrize("pattern", ["/a.jsonl", "", ".", "**a"])
 def test_a_path_that_does_not_lie_below_the_data_is_refused(pattern: str, tmp_path: Path, says: Says) -> None:
     with pytest.raises(DataError) as refused:
         items_of(task(files=[pattern]), tmp_path)
