@@ -135,7 +135,7 @@ def _kept(answers: Iterator[Answered], most: int, counts: Counter[str], *, is_av
 
 
 def _programs(text: str) -> tuple[str, ...] | None:
-    """The programs of a trajectory without spaces, empty lines and comments of their own lines; None for another text.
+    """The programs of a trajectory without spaces in lines, empty lines and lines of comment; None for another text.
 
     Each program must be followed by its output, and the last output by words with a boxed answer. Another fence is
     refused, be it in words, in a program or in what a program prints: `prepare` could not tell the model's words from
@@ -154,8 +154,10 @@ def _programs(text: str) -> tuple[str, ...] | None:
 
 
 def _bare(program: str) -> str:
-    lines = ("".join(line.split()) for line in program.removeprefix(_PYTHON).split("\n"))
-    return "\n".join(line for line in lines if line and not line.startswith("#"))
+    lines = program.removeprefix(_PYTHON).split("\n")
+    code = ((line, line.lstrip()) for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    # Indentation stays: it decides what a program does.
+    return "\n".join(line.removesuffix(bare) + "".join(bare.split()) for line, bare in code)
 
 
 def _conversation(task: str, answer: Answered) -> str:

@@ -77,6 +77,12 @@ def test_a_text_whose_own_words_are_not_clear_is_left_out(case: str, tmp_path: P
     assert (sampled.malformed, sampled.kept) == (1, 1)
 
 
+def test_programs_that_differ_in_indentation_alone_are_others(tmp_path: Path) -> None:
+    once, each_time = "for _ in 1, 2:\n    x = 5\nprint(x)", "for _ in 1, 2:\n    x = 5\n    print(x)"
+    answers = (answered(0, output=trajectory(once)), answered(1, output=trajectory(each_time)))
+    assert keep(tmp_path, *answers).tasks["sums"].kept == 2
+
+
 def test_a_conversation_is_question_and_answer_and_names_its_problem(tmp_path: Path) -> None:
     keep(tmp_path, answered(0, question="Wie viel\u2028ist 2 + 3?"), answered(0, item=7))
     first, second = kept(tmp_path)
