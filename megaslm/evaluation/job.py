@@ -1,20 +1,19 @@
 """The `evaluate` verb: does the batches of all tasks, and writes their results."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-import megaslm
 from megaslm.engine.distributed import join_world, on_first_rank, wait_for_all
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import ConfigError, DataError, ModelError, PeerFailed
-from megaslm.evaluation.records import RESULTS, Batch, Description, Results
+from megaslm.errors import PeerFailed
+from megaslm.evaluation.output import claim, describe, finished, working_folder
+from megaslm.evaluation.records import Batch, Results
 from megaslm.evaluation.request import EvaluationRequest
 from megaslm.evaluation.results import write_results
 from megaslm.evaluation.work import Engine, EvaluationProcess, PlannedTask, batches_of
-from megaslm.files import locked, read_back, write_file
+from megaslm.files import locked
 from megaslm.generation.local import LocalGenerator
 from megaslm.generation.server import ServerGenerator
 from megaslm.generation.text_tokens import TextTokens
@@ -23,16 +22,11 @@ from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
-from megaslm.model.folder import check_model_folder
 from megaslm.model.load import choose_precision, dtype_of
 from megaslm.model.plain_lm import PlainLM
-from megaslm.model.weight_files import weights_sha256
 from megaslm.tasks.items import items_of
 from megaslm.tasks.losses import require_losses
-from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 
-_WORKING = ".evaluate"
-_DESCRIPTION = "description.json"
 _UNWATCHED = Unwatched()
 
 
@@ -71,8 +65,14 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
         if found is not None:
             watcher.say(f"{request.output} was finished already")
             return found
-        folder = request.output / _WORKING
-        on_first_rank(lambda: _claim(request.output, folder, description))
+        folder = working_folder(request.output)
+        on_first_rank(
+            lambda: claim(
+                request.output,
+                description,
+                has_outcomes=lambda: Ledger(folder, Batch, place=str(request.output)).has_outcomes(),
+            )
+        )
         require_shared(folder, "output", world)
         run_id = on_first_rank(new_run_id)
         batches = [batch for each in planned for batch in batches_of(each, request)]
@@ -106,79 +106,6 @@ def _requirements(request: EvaluationRequest) -> Requirements:
     settings = {name: str(value) for name, value in vars(request).items() if name not in ("tasks", "suite")}
     files = {} if request.server is not None else {"config.json of the model": Path(request.model) / "config.json"}
     return Requirements(settings=settings, files=files)
-
-
-def describe(
-    request: EvaluationRequest, device: torch.device, *, tasks: dict[str, str], data: dict[str, str]
-) -> Description:
-    """What is measured, and how; `tasks` and `data` are hashes of settings and of items. Raises ModelError."""
-    weights = None
-    if request.server is None:
-        folder = Path(request.model)
-        check_model_folder(folder)
-        if not (folder / TOKENIZER_FILE).is_file():
-            raise ModelError(
-                f"{folder}: has no {TOKENIZER_FILE}; export the model again, or copy its tokenizer's files"
-            )
-        weights = weights_sha256(folder)
-    return Description(
-        model=request.model,
-        weights_sha256=weights,
-        server=request.server is not None,
-        measure=request.measure,
-        precision="server" if request.server is not None else choose_precision(request.precision, device),
-        tasks=tasks,
-        data=data,
-        limit=request.limit,
-        samples=request.samples,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
-        batch_rows=request.batch_rows,
-        megaslm_version=megaslm.__version__,
-    )
-
-
-def finished(output: Path, description: Description) -> Results | None:
-    """The results that are there already. Raises ConfigError where they are of another evaluation."""
-    path = output / RESULTS
-    if not path.is_file():
-        return None
-    results = read_back(Results, path.read_bytes(), str(path), "choose another output")
-    require_equal(results.description, description, output)
-    return results
-
-
-def _claim(output: Path, folder: Path, description: Description) -> None:
-    """Makes the working folder, or takes over that of the same evaluation, or of one that has not answered yet."""
-    path = folder / _DESCRIPTION
-    if path.is_file() and Ledger(folder, Batch, place=str(output)).has_outcomes():
-        there = read_back(Description, path.read_bytes(), str(path), "choose another output")
-        require_equal(there, description, output)
-        return
-    if not path.is_file() and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output}: exists and holds no evaluation; choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, description.model_dump_json(indent=1))
-
-
-def require_equal(there: Description, now: Description, output: Path) -> None:
-    """Raises ConfigError where an output holds another evaluation than the one that is asked for."""
-    before, after = there.model_dump(), now.model_dump()
-    changed = [name for name in before if before[name] != after[name]]
-    if changed:
-        first = f"{changed[0]}: {_shown(before[changed[0]], after[changed[0]])}"
-        raise ConfigError(
-            f"{output}: holds an evaluation with another {', '.join(changed)} ({first}); choose another output, or "
-            "evaluate with the same"
-        )
-
-
-def _shown(before: object, after: object) -> str:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        keys = sorted({key for key in {**before, **after} if before.get(key) != after.get(key)})
-        return f"differs in {', '.join(keys)}"
-    return f"{before} there, {after} now"
 
 
 def _load(request: EvaluationRequest, device: torch.device) -> Engine:

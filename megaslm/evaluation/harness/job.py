@@ -20,9 +20,9 @@ import torch
 
 from megaslm.config.task import HarnessTask
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import ConfigError, DataError, MegaSLMError
+from megaslm.errors import ConfigError, MegaSLMError
 from megaslm.evaluation.harness.order import ORDER, REFUSAL, Order, Outcome, outcome_file
-from megaslm.evaluation.job import describe, finished, require_equal
+from megaslm.evaluation.output import claim, describe, finished, working_folder
 from megaslm.evaluation.records import RESULTS, Description, Results
 from megaslm.evaluation.request import EvaluationRequest
 from megaslm.files import locked, read_back, write_file
@@ -33,7 +33,6 @@ from megaslm.model.load import choose_precision, dtype_of
 TABLE = "lm-eval.json"
 """lm-eval's own numbers, also for the parts of a task, such as the subjects of MMLU."""
 LOG = "lm-eval.log"
-_WORKING, _DESCRIPTION = ".evaluate", "description.json"
 _KEPT = "finished tasks are kept; start it again for the rest"
 _PROGRAM = "megaslm.evaluation.harness.process"
 _LOOK_SECONDS, _END_SECONDS = 0.5, 10.0
@@ -72,8 +71,8 @@ def evaluate_by_lm_eval(
         if (found := finished(request.output, description)) is not None:
             watcher.say(f"{request.output} was finished already")
             return found
-        folder = request.output / _WORKING
-        _claim(request.output, folder, description)
+        folder = working_folder(request.output)
+        claim(request.output, description, has_outcomes=lambda: any(folder.glob(outcome_file(folder, "*").name)))
         busy = f"{request.output}: another evaluation is at work here; wait for it or stop it"
         with locked(folder / "lm-eval.lock", busy=busy), keeping_what_is_done(request.output):
             left = {name: task for name, task in tasks.items() if not outcome_file(folder, name).is_file()}
@@ -102,20 +101,6 @@ def _hashes(tasks: Mapping[str, HarnessTask], include_path: Path | None) -> dict
         name: hashlib.sha256(json.dumps([task.model_dump(), version, files]).encode()).hexdigest()
         for name, task in tasks.items()
     }
-
-
-def _claim(output: Path, folder: Path, description: Description) -> None:
-    """Makes the working folder, or takes over that of the same evaluation, or of one that has no task done yet."""
-    path = folder / _DESCRIPTION
-    if path.is_file() and any(folder.glob(outcome_file(folder, "*").name)):
-        require_equal(
-            read_back(Description, path.read_bytes(), str(path), "choose another output"), description, output
-        )
-        return
-    if not path.is_file() and output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output}: exists and holds no evaluation; choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, description.model_dump_json(indent=1))
 
 
 def _run(order: Order, folder: Path, log: Path, tasks: Sequence[str], stop: StopSignal, watcher: Watcher) -> None:
