@@ -226,9 +226,9 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             yield DataError(str(error))
 
     def _read(self, shards: TrainingShards) -> Iterator[MicroBatch]:
-        coming: deque[tuple[Numbers, list[int]]] = deque()
+        coming: deque[tuple[list[int], list[int]]] = deque()
         for numbers in self._batches():
-            coming.append((numbers, shards.shards_of(numbers)))
+            coming.append((numbers, [shards.shard_of(number) for number in numbers]))
             for shard in dict.fromkeys(coming[-1][1]):
                 shards.request(shard)
             if len(coming) > _BATCHES_AHEAD:
@@ -236,19 +236,20 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
         while coming:
             yield self._batch(coming, shards)
 
-    def _batches(self) -> Iterator[Numbers]:
+    def _batches(self) -> Iterator[list[int]]:
         """The rows of this process's micro-batches. Loader processes take turns."""
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for start in range(first * self.batch_rows, len(self.numbers), step * self.batch_rows):
-            yield self.numbers[start : start + self.batch_rows]
+            yield self.numbers[start : start + self.batch_rows].tolist()
 
-    def _batch(self, coming: deque[tuple[Numbers, list[int]]], shards: TrainingShards) -> MicroBatch:
+    def _batch(self, coming: deque[tuple[list[int], list[int]]], shards: TrainingShards) -> MicroBatch:
         shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
         numbers, of_rows = coming.popleft()
-        rows = [shards.row(number, shard) for number, shard in zip(numbers.tolist(), of_rows, strict=True)]
+        rows = [shards.row(number, shard) for number, shard in zip(numbers, of_rows, strict=True)]
+        stored = rows[0].dtype.names or ()
         columns: dict[str, Any] = {
-            name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in (rows[0].dtype.names or ())
+            name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in stored
         }
         tokens = columns["tokens"]
         if "selected" in columns:
@@ -257,7 +258,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
         domains = np.array([shards.domain_of(shard) for shard in of_rows])
         return _of_arrays(
-            {"ref_loss": None, **columns, "rows": numbers.astype(np.int64), "domain": domains, "visit": self.epoch}
+            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domains, "visit": self.epoch}
         )
 
 

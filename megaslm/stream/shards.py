@@ -7,11 +7,13 @@ compared with their checksum. The process that makes it ready holds a lock. A ma
 import fcntl
 import math
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Container, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -80,7 +82,7 @@ class TrainingShards:
 
     def __init__(self, shards: Sequence[ShardFiles], host: HostFolder, fetch: FetchSection) -> None:
         self._files, self._host, self._fetch = shards, host, fetch
-        self._ends = np.cumsum([files.shard.samples for files in shards])
+        self._ends = list(accumulate(files.shard.samples for files in shards))
         self._notes = host.path / "ready"
         self._notes.mkdir(exist_ok=True)
         self._limit_bytes = _limit_bytes(fetch)
@@ -98,10 +100,9 @@ class TrainingShards:
             self._host.fail(str(error))
         self._supply.shutdown(wait=kind is None, cancel_futures=True)
 
-    def shards_of(self, numbers: NDArray[np.integer]) -> list[int]:
-        """The shard of each row."""
-        found: list[int] = np.searchsorted(self._ends, numbers, side="right").tolist()
-        return found
+    def shard_of(self, number: int) -> int:
+        """The shard of a row."""
+        return bisect_right(self._ends, number)
 
     def domain_of(self, shard: int) -> int:
         """The number of a shard's domain in the run."""
