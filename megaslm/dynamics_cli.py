@@ -61,6 +61,6 @@ def dynamics(
 
     summary = analyse(run, measurements, run / "model", output)
     # A file or a pipe has no width at which to fold the columns.
-    show_dynamics(Console(width=None if sys.stdout.isatty() else 200, highlight=False), summary)
+    show_dynamics(Console(width=None if sys.stdout.isatty() else 120, highlight=False), summary)
     typer.echo(f"{output}: dynamics.json and trajectories.parquet are written")
     write_json(json_file, asdict(summary))

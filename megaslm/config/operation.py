@@ -59,7 +59,7 @@ class GuardSection(Section):
     max_skipped_steps: Positive = 3
     """A step with a non-finite loss or gradient is skipped on all ranks. The run stops after this many in a row."""
     on_spike: Literal["off", "warn", "stop", "rollback"] = "warn"
-    """Reaction to a loss spike: none, a warning, stop, or rollback. rollback resumes from the last checkpoint and skips
+    """Reaction to a loss spike: off, warn, stop or rollback. rollback resumes from the last checkpoint and skips
     the data read since."""
     spike_sigmas: AboveZero = 6.0
     """A loss more than this many standard deviations above the mean of the last `spike_window_steps` is a spike."""

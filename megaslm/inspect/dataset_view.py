@@ -11,7 +11,7 @@ from rich.text import Text
 from megaslm.dataset.manifest import SCORES, Manifest
 from megaslm.dataset.score_summary import LOSS_BIN_EDGES, LOSS_BIN_WIDTH, ScoreSummary
 from megaslm.inspect.dataset_facts import SAMPLED_ROWS, DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
-from megaslm.observe.display import duration, operations, size, visible_on_one_line
+from megaslm.observe.display import counted, duration, operations, size, visible_on_one_line
 
 _BAR_LINES = 3
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -177,7 +177,9 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     )
     if manifest.hub:
         yield "hub", "; ".join(f"{hub.repo} at {hub.revision}" for hub in manifest.hub)
-    yield "sources", f"{len(manifest.sources):,} · tokens {manifest.tokens_fingerprint()[:_HASH_DIGITS]}"
+    files, pieces = len({source.path for source in manifest.sources}), len(manifest.sources)
+    cut = "" if pieces == files else f" in {pieces:,} pieces"
+    yield "sources", f"{counted(files, 'file')}{cut} · tokens {manifest.tokens_fingerprint()[:_HASH_DIGITS]}"
     yield "written by", f"MegaSLM {manifest.megaslm_version} · manifest version {manifest.schema_version}"
 
 

@@ -17,6 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from megaslm.jobs.progress import JobProgress
 from megaslm.observe.display import duration
@@ -46,12 +47,13 @@ class RunConsole:
         self._total_steps = total_steps
         self._done_before = done_steps
         self._started = time.monotonic()
+        # A terminal of 80 columns holds all of it; the bar says the least and stands last.
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=12),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -96,10 +98,11 @@ class RunConsole:
         self._progress.stop()
 
     def _show_step(self, record: StepRecord) -> None:
-        numbers = f"{loss_of(record)} · {record.tokens_per_second:,.0f} tokens/s"
+        pace = f"{record.tokens_per_second:,.0f} tokens/s"
         if self._console.is_terminal:
-            self._progress.update(self._task, completed=record.step, numbers=numbers)
+            self._progress.update(self._task, completed=record.step, numbers=f"{_short_loss_of(record)} · {pace}")
             return
+        numbers = f"{loss_of(record)} · {pace}"
         seconds_per_step = (time.monotonic() - self._started) / (record.step - self._done_before)
         remaining_seconds = seconds_per_step * (self._total_steps - record.step)
         self.say(
@@ -126,6 +129,14 @@ def loss_of(record: StepRecord) -> str:
         return f"loss {record.loss:.4f}"
     of_all = "" if record.all_loss is None else f" · {record.all_loss:.4f} of all"
     return f"loss {record.loss:.4f} of the selected {record.selected_ratio:.1%}{of_all}"
+
+
+def _short_loss_of(record: StepRecord) -> str:
+    """The same for a progress bar, whose numbers have half of a terminal's width."""
+    if record.selected_ratio == 1:
+        return f"loss {record.loss:.4f}"
+    of_all = "" if record.all_loss is None else f" · all {record.all_loss:.4f}"
+    return f"loss {record.loss:.4f} ({record.selected_ratio:.0%}){of_all}"
 
 
 @dataclass(frozen=True)

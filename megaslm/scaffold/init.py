@@ -157,7 +157,7 @@ data:
 train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}                    # as in the paper
-  global_batch_tokens: {run.batch_tokens}   # 1M at most, and less so that short texts give some hundred steps
+  global_batch_tokens: {run.batch_tokens}   # 1M as in the paper; less for a short text: some hundred steps
   micro_batch_rows: {sizes.micro_batch_rows}          # most rows per GPU at once; lower it if memory runs out
   lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
   warmup_tokens: {run.warmup_tokens}       # 1%
@@ -199,7 +199,7 @@ run_dir: {_quoted(f"{folder}/runs/slm")}
 data: {{train: {_quoted(f"{folder}/datasets/corpus-scored")}}}
 train: {{objective: slm}}
 slm:
-  keep_ratio: {sizes.keep_ratio}     # the share of tokens to train on; the paper's for a model of about this size
+  keep_ratio: {sizes.keep_ratio}     # the share of tokens to train on; the paper's: 0.6 at 1B, 0.7 at 7B
   criterion: excess   # the model's loss minus the reference's
   mode: exact         # running saves a forward pass where a step has several micro-steps
   reference: {_quoted(f"{folder}/models/reference")}
