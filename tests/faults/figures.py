@@ -44,7 +44,9 @@ class Figures:
         measured = read_figures(self._path)
         # What else the machine had to do is in every number of seconds.
         load = os.getloadavg()[2]
-        measured["machine"] = f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores under a load of {load:.1f}"
+        measured["machine"] = (
+            f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores with a load average of {load:.1f}"
+        )
         measured["rows"].setdefault(row, {}).update(
             {name: round(value, 3) if isinstance(value, float) else value for name, value in figures.items()}
         )
