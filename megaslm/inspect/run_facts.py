@@ -66,4 +66,3 @@ def run_facts(run: Path) -> RunFacts:
         ranks=None if cost is None else cost.training.ranks,
         gpu_hours=None if cost is None else cost.training.gpu_hours,
     )
-

@@ -52,7 +52,7 @@ def head_size(shape: ModelShape) -> int:
     return getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
 
 
-@dataclass(frozen=True)
+@dataclass
 class StatedShape:
     """The shape that a config.json states."""
 

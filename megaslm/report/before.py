@@ -59,7 +59,10 @@ def before(config: RunConfig, cost: RunCost | None) -> Before:
     notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not say so"]
     operations = _Operations.of(config, corpus)
     if operations is None:
-        notes.append("the FLOPs of its reference are not known: neither scores.json nor the reference's folder is here")
+        notes.append(
+            f"the FLOPs of its reference are not known: neither scores.json of {', '.join(corpus)} nor the folder "
+            "slm.reference is to be found from here"
+        )
     trained_on = [one.reference_training for one in datasets.values() if one.reference_training is not None]
     return Before(corpus, _training(training, trained_on, operations), _scoring(scoring, operations), tuple(notes))
 

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from megaslm import __version__
+from megaslm.report.costs import costs_of
 from megaslm.report.curves import run_entry
 from megaslm.report.runs import ReportedRun
+from megaslm.report.sweep import sweep_of
+from megaslm.report.targets import targets_of
 
 Document = dict[str, object]
 
@@ -18,9 +21,9 @@ def document_of(runs: Sequence[ReportedRun]) -> Document:
         "title": ", ".join(run.name for run in runs),
         "notes": [],
         "runs": [run_entry(run) for run in runs],
-        "targets": [],
-        "sweep": None,
-        "costs": {"rows": [], "break_even": []},
+        "targets": targets_of(runs),
+        "sweep": sweep_of(runs),
+        "costs": costs_of(runs),
         "dynamics": [],
         "heat": [],
     }

@@ -44,7 +44,7 @@ def report(paths: Sequence[Path], output: Path) -> Written:
 def require_output(output: Path) -> None:
     """Raises ConfigError where something else than a report is at `output`, or its folder is missing."""
     if output.is_dir():
-        raise ConfigError(f"{output}: is a folder; name a file for the report with -o, such as {output / 'report.html'}")
+        raise ConfigError(f"{output}: is a folder; name a file with -o, such as {output / 'report.html'}")
     if not output.parent.is_dir():
         raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it, or name another file with -o")
     if output.exists() and not _is_report(output):

@@ -41,7 +41,13 @@ class Spent:
 
     def of_points(self, points: slice | np.ndarray) -> "Spent":
         """Some of the points."""
-        return Spent(**{name: None if values is None else values[points] for name, values in self.items()})
+
+        def of(values: Numbers | None) -> Numbers | None:
+            return None if values is None else values[points]
+
+        return Spent(
+            self.tokens[points], self.selected_tokens[points], of(self.flops), of(self.seconds), of(self.gpu_hours)
+        )
 
 
 def spent(metrics: RunMetrics, cost: RunCost | None, flops_per_token: float | None) -> Spent:
@@ -53,7 +59,8 @@ def spent(metrics: RunMetrics, cost: RunCost | None, flops_per_token: float | No
     tokens = metrics.tokens
     read = np.diff(tokens, prepend=0.0)
     selected = np.cumsum(read * _filled(metrics.columns["selected_ratio"], 1.0))
-    pace = _filled(np.where(metrics.columns["tokens_per_second"] > 0, metrics.columns["tokens_per_second"], np.nan), 0.0)
+    reported = metrics.columns["tokens_per_second"]
+    pace = _filled(np.where(reported > 0, reported, np.nan), 0.0)
     seconds = np.cumsum(read / pace) if len(pace) and pace[0] > 0 else None
     gpu_hours = None
     if cost is not None:

@@ -35,8 +35,8 @@ from megaslm.dataset.score_summary import (
 )
 from megaslm.errors import DataError
 from megaslm.model.flops import device_name, peak_flops
-from megaslm.model.forward_flops import forward_flops_per_token
 from megaslm.model.folder import check_model_folder
+from megaslm.model.forward_flops import forward_flops_per_token
 from megaslm.model.load import ChosenPrecision
 from megaslm.model.reference_model import windows_of
 from megaslm.scoring.derivation import PartOutcome
