@@ -24,8 +24,7 @@ def report(
     from megaslm.report.job import report as write_report
 
     written = write_report(runs, output)
-    for run in written.runs:
-        for note in run.notes:
-            typer.echo(f"{run.name}: {note}")
+    for note in written.notes:
+        typer.echo(note)
     typer.echo(f"{output}: {size(written.page_bytes)}; open it in a browser")
     write_json(json_file, written.document)

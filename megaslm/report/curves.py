@@ -1,6 +1,7 @@
 """One run in the document: facts, curves, validations, tasks and domains."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ MOST_POINTS = 600
 """Points of a curve. Neighbouring steps share a point where there are more."""
 BEFORE = ("flops", "seconds", "gpu_hours")
 
-Entry = dict[str, object]
+Entry = dict[str, Any]
 
 
 def run_entry(run: ReportedRun) -> Entry:

@@ -8,7 +8,7 @@ from megaslm.errors import ConfigError
 from megaslm.files import write_file
 from megaslm.report.document import Document, document_of
 from megaslm.report.page import render
-from megaslm.report.runs import ReportedRun, read_runs
+from megaslm.report.runs import read_runs
 
 MARK = '<meta name="generator" content="megaslm report">'
 """What is in the first characters of every report, and of no other page."""
@@ -19,9 +19,14 @@ _BEGINNING_BYTES = 4096
 class Written:
     """A written report."""
 
-    runs: tuple[ReportedRun, ...]
     document: Document
     page_bytes: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is missing in it, a line each."""
+        of_runs = (f"{run['name']}: {note}" for run in self.document["runs"] for note in run["notes"])
+        return (*of_runs, *self.document["notes"])
 
 
 def report(paths: Sequence[Path], output: Path) -> Written:
@@ -31,14 +36,13 @@ def report(paths: Sequence[Path], output: Path) -> Written:
     where another file than an earlier report is at `output`.
     """
     require_output(output)
-    runs = read_runs(paths)
-    document = document_of(runs)
+    document = document_of(read_runs(paths))
     page = render(document).encode("utf-8")
     try:
         write_file(output, page)
     except OSError as error:
         raise ConfigError(f"{output}: cannot be written ({error.strerror}); name another file with -o") from error
-    return Written(tuple(runs), document, len(page))
+    return Written(document, len(page))
 
 
 def require_output(output: Path) -> None:
