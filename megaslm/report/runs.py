@@ -88,7 +88,7 @@ def require_run(folder: Path) -> None:
     if kind is Kind.DATASET:
         raise ConfigError(f"{folder}: is a dataset, not a run; `megaslm inspect` shows it")
     if kind is Kind.CHECKPOINT:
-        raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.resolve().parents[1]}")
+        raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.parent.parent}")
     raise ConfigError(
         f"{folder}: is not the folder of a run, which holds {CONFIG} once all checks of the run have passed; name the "
         "folder that run_dir of a configuration says"
