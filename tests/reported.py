@@ -102,3 +102,22 @@ def unpacked(found: Mapping[str, Any]) -> np.ndarray:
         bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
         return bits[: int(np.prod(shape))].astype(bool).reshape(shape)
     return np.frombuffer(data, f"<{found['dtype']}").reshape(shape)
+
+
+def kept_by_page(heat: Mapping[str, Any]) -> np.ndarray:
+    """The page's rule: of the targets shown, K = ⌊k·N + ½⌋ of largest value, ties to the lower (row, position)."""
+    loss = unpacked(heat["checkpoints"][-1]["loss"])
+    assert loss.dtype == np.float32
+    ref_loss = None if heat["ref_loss"] is None else unpacked(heat["ref_loss"]).astype(np.float32)
+    values = {"excess": lambda: loss - ref_loss, "loss": lambda: loss, "reference": lambda: -ref_loss}
+    value = values[heat["criterion"]]()
+    valid = np.stack([unpacked(row["valid"]) for row in heat["rows"]])
+    limit = heat["max_ref_loss"]
+    eligible = valid if limit is None else valid & (ref_loss <= limit)
+    groups = value.shape if heat["scope"] == "sequence" else (1, -1)
+    kept = []
+    for group, may, counts in zip(value.reshape(groups), eligible.reshape(groups), valid.reshape(groups), strict=True):
+        order = np.argsort(-group, kind="stable")
+        order = order[may[order]][: int(np.floor(heat["keep_ratio"] * counts.sum() + 0.5))]
+        kept.append(np.isin(np.arange(len(group)), order))
+    return np.stack(kept).reshape(value.shape)

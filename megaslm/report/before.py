@@ -54,9 +54,9 @@ def before(config: RunConfig, cost: RunCost | None) -> Before:
     corpus = corpus_of(config)
     datasets = {} if cost is None else cost.datasets
     # A sum over datasets lacks those whose costs are unknown.
-    has_all = bool(datasets) and all(one.scoring and one.reference_training for one in datasets.values())
+    has_all = cost is not None and bool(datasets) and cost.is_complete
     scoring, training = (cost.scoring, cost.reference_training) if cost is not None and has_all else (None, None)
-    notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not say so"]
+    notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not tell"]
     operations = _Operations.of(config, corpus)
     if operations is None:
         notes.append(

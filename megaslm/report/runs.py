@@ -128,7 +128,7 @@ def _notes(run: ReportedRun) -> list[str]:
     elif not run.is_complete:
         notes.append(f"{run.last_step:,} of {counted(run.total_steps, 'step')} so far")
     if metrics.unreadable_lines:
-        notes.append(f"metrics.jsonl: {counted(metrics.unreadable_lines, 'line')} cannot be read and is left out")
+        notes.append(f"metrics.jsonl: left out as unreadable: {counted(metrics.unreadable_lines, 'line')}")
     if run.last_step and "all_loss" not in metrics.keys:
         notes.append("metrics of an earlier build: without all_loss, the mean loss of all targets")
     if run.cost is None:

@@ -15,7 +15,7 @@ from megaslm.report.runs import read_runs
 from megaslm.training.probe_selection import would_keep
 from tests.messages import Says
 from tests.probed import probe_rows, write_probe
-from tests.reported import cost_of, unpacked, write_run
+from tests.reported import cost_of, kept_by_page, unpacked, write_run
 
 PLENTY = 10_000_000
 
@@ -42,25 +42,6 @@ def heat_of(folder: Path, most_bytes: int = PLENTY) -> dict[str, Any]:
     probe = probe_of(run)
     assert probe is not None
     return heat_entry(probe, most_bytes)
-
-
-def kept_by_page(heat: dict[str, Any]) -> np.ndarray:
-    """The page's rule: of the targets shown, K = ⌊k·N + ½⌋ of largest value, ties to the lower (row, position)."""
-    loss = unpacked(heat["checkpoints"][-1]["loss"])
-    assert loss.dtype == np.float32
-    ref_loss = None if heat["ref_loss"] is None else unpacked(heat["ref_loss"]).astype(np.float32)
-    values = {"excess": lambda: loss - ref_loss, "loss": lambda: loss, "reference": lambda: -ref_loss}
-    value = values[heat["criterion"]]()
-    valid = np.stack([unpacked(row["valid"]) for row in heat["rows"]])
-    limit = heat["max_ref_loss"]
-    eligible = valid if limit is None else valid & (ref_loss <= limit)
-    groups = value.shape if heat["scope"] == "sequence" else (1, -1)
-    kept = []
-    for group, may, counts in zip(value.reshape(groups), eligible.reshape(groups), valid.reshape(groups), strict=True):
-        order = np.argsort(-group, kind="stable")
-        order = order[may[order]][: int(np.floor(heat["keep_ratio"] * counts.sum() + 0.5))]
-        kept.append(np.isin(np.arange(len(group)), order))
-    return np.stack(kept).reshape(value.shape)
 
 
 @pytest.mark.parametrize(
