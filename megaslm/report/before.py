@@ -53,8 +53,9 @@ def before(config: RunConfig, cost: RunCost | None) -> Before:
         return Before((), NOTHING, NOTHING)
     corpus = corpus_of(config)
     datasets = {} if cost is None else cost.datasets
-    # A sum over datasets lacks those whose costs are unknown.
-    has_all = cost is not None and bool(datasets) and cost.is_complete
+    # A sum over datasets lacks those whose costs are unknown. Earlier builds wrote the sums alone.
+    sums = () if cost is None else (cost.scoring, cost.reference_training)
+    has_all = cost is not None and cost.is_complete and all(one is not None and one.seconds > 0 for one in sums)
     scoring, training = (cost.scoring, cost.reference_training) if cost is not None and has_all else (None, None)
     notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not tell"]
     operations = _Operations.of(config, corpus)
@@ -112,15 +113,14 @@ def _scores(dataset: Path) -> ScoreSummary | None:
 
 
 def _training(total: StageCost | None, trained_on: list[TrainingCost], operations: _Operations | None) -> StageSpent:
-    if total is None or not trained_on:
+    if total is None:
         return StageSpent()
     # Datasets that one reference scored state the same training. Only then is the number of its tokens sure.
-    first = trained_on[0]
-    is_one = all(other == first for other in trained_on)
-    tokens = first.tokens_seen if is_one else None
+    first = trained_on[0] if trained_on and all(other == trained_on[0] for other in trained_on) else None
+    tokens = None if first is None else first.tokens_seen
     return StageSpent(
         tokens=tokens,
-        selected_tokens=first.tokens_selected if is_one else None,
+        selected_tokens=None if first is None else first.tokens_selected,
         seconds=total.seconds,
         gpu_hours=total.gpu_hours or None,
         flops=None

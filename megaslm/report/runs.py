@@ -1,7 +1,7 @@
 """Run folders, read for a report: complete, still running, of an earlier build, or without a step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaslm.config.load import load
@@ -69,7 +69,12 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
     for folder in folders:
         require_run(folder)
     names = short_names([folder.resolve() for folder in folders])
-    runs = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    try:
+        runs = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: cannot be read ({error.strerror}); allow it, or leave the run out"
+        ) from error
     if not any(run.last_step or run.metrics.validations for run in runs):
         places = ", ".join(str(folder) for folder in folders)
         raise ConfigError(f"{places}: nothing is reported yet in metrics.jsonl; report when the first steps are made")
@@ -118,7 +123,7 @@ def _read_run(path: Path, name: str) -> ReportedRun:
     flops = None if forward is None else FORWARD_AND_BACKWARD * forward
     first = before(config, cost)
     run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())
-    return ReportedRun(**{**vars(run), "notes": (*_notes(run), *first.notes)})
+    return replace(run, notes=(*_notes(run), *first.notes))
 
 
 def _notes(run: ReportedRun) -> list[str]:

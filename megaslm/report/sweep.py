@@ -40,7 +40,9 @@ Point = tuple[ReportedRun, object]
 def _largest(runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedRun]] | None:
     all_settings = [settings(run.config) for run in runs]
     keys = dict.fromkeys(key for one in all_settings for key in one)
-    differing = [key for key in keys if len({repr(one.get(key)) for one in all_settings}) > 1]
+    # A CLM run and an SLM run are a comparison, not a sweep.
+    swept = [key for key in keys if key != "train.objective"]
+    differing = [key for key in swept if len({repr(one.get(key)) for one in all_settings}) > 1]
     best: tuple[str, list[ReportedRun]] | None = None
     for key in differing:
         groups: dict[str, dict[str, ReportedRun]] = {}

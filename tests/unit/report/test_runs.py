@@ -1,6 +1,7 @@
 """Which folders a report takes, and what it says of runs that are not whole."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_a_folder_with_a_model_and_no_configuration_has_not_begun(says: Says) ->
     with pytest.raises(ConfigError) as caught:
         read_runs([Path("run")])
     says(str(caught.value), "config.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads all files")
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    folder = write_run(Path("run"))
+    (folder / "metrics.jsonl").chmod(0)
+    with pytest.raises(ConfigError) as caught:
+        read_runs([folder])
+    assert "metrics.jsonl" in str(caught.value)
 
 
 def test_a_run_that_is_named_twice_is_reported_once() -> None:

@@ -149,6 +149,23 @@ def test_a_sweep_is_a_curve_over_its_setting_with_clm_at_one(says: Says) -> None
     says("\n".join(found["left_out"]), "slm-0.6", "4 of 6")
 
 
+def test_a_comparison_of_objectives_on_the_same_dataset_is_no_sweep() -> None:
+    same = {"data": {"train": "data/scored"}}
+    one, other = slm("slm-0.4", FAST, "0.4"), slm("slm-0.6", FAST, "0.6")
+    plain = clm(sections={**same, "slm": {"keep_ratio": "0.6"}})
+    assert sweep_of(runs(plain, other)) is None
+    found = sweep_of(runs(plain, other, one))
+    assert found is not None
+    assert found["key"] == "slm.keep_ratio"
+
+
+def test_the_sums_of_an_earlier_build_are_taken_as_they_are() -> None:
+    cost = scored_cost(seconds=60.0, ratio=0.5, reference=100.0, scoring=20.0)
+    del cost["datasets"]
+    (run,) = runs(slm("slm", FAST, cost=cost))
+    assert run.before.total("seconds") == 120.0
+
+
 def test_a_clm_run_of_other_settings_is_no_point_of_the_sweep() -> None:
     other = clm(sections={"train": {"lr": 0.5}})
     found = sweep_of(runs(slm("a", FAST, "0.2"), slm("b", FAST, "0.4"), other))
