@@ -9,7 +9,7 @@ from megaslm import __version__
 from megaslm.dynamics.trajectories import LEAST_MEASUREMENTS
 from megaslm.errors import DataError
 from megaslm.report.costs import costs_of
-from megaslm.report.curves import Entry, run_entry
+from megaslm.report.curves import Entry, run_entries
 from megaslm.report.heat import heat_entry
 from megaslm.report.probe import probe_of
 from megaslm.report.runs import ReportedRun
@@ -17,7 +17,7 @@ from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import targets_of
 from megaslm.report.token_dynamics import dynamics_entry
 
-HEAT_BYTES = 1_500_000
+HEAT_BYTES = 1_200_000
 """Of the page, for the heat maps of all runs together."""
 MOST_PROBES = 6
 """Most runs whose single tokens are shown."""
@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 def document_of(runs: Sequence[ReportedRun]) -> Document:
     """The document of some runs."""
-    entries = [run_entry(run) for run in runs]
+    entries = run_entries(runs)
     dynamics, heat, notes = _of_probes(runs, entries)
     return {
         "megaslm": __version__,

@@ -35,11 +35,13 @@ def baseline_of(runs: Sequence[ReportedRun]) -> ReportedRun | None:
 
 
 def shared_places(baseline: ReportedRun, runs: Sequence[ReportedRun]) -> list[str]:
-    """The validated places of the baseline that a selective run has too, in the order of their measurement."""
+    """The validated places that a selective run has too, in the order of their measurement; where the baseline ended
+    with a finite loss."""
     return [
         place
         for place in baseline.metrics.validations
-        if any(run.is_selective and place in run.metrics.validations for run in runs)
+        if math.isfinite(final_loss(baseline, place))
+        and any(run.is_selective and place in run.metrics.validations for run in runs)
     ]
 
 

@@ -3,13 +3,24 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from megaslm.report.curves import MOST_POINTS, run_entry
+from megaslm.report.curves import ALL_POINTS, MOST_MEASURED, MOST_POINTS, run_entries
 from megaslm.report.runs import ReportedRun, read_runs
-from tests.reported import FORWARD_FLOPS, PLACE, STEP_TOKENS, STEPS, cost_of, step_line, unpacked, write_run
+from tests.reported import (
+    FORWARD_FLOPS,
+    PLACE,
+    STEP_TOKENS,
+    STEPS,
+    cost_of,
+    step_line,
+    unpacked,
+    validation_line,
+    write_run,
+)
 
 TOKENS = STEP_TOKENS * np.arange(1, STEPS + 1)
 
@@ -17,6 +28,11 @@ TOKENS = STEP_TOKENS * np.arange(1, STEPS + 1)
 def reported(folder: Path) -> ReportedRun:
     (run,) = read_runs([folder])
     return run
+
+
+def entry_of(run: ReportedRun) -> dict[str, Any]:
+    (entry,) = run_entries([run])
+    return entry
 
 
 def write_steps(folder: Path, steps: list[dict[str, object]]) -> ReportedRun:
@@ -57,7 +73,7 @@ def test_a_selective_run_spends_the_operations_of_all_its_tokens(tmp_path: Path)
 
 
 def test_validations_stand_where_they_were_made(tmp_path: Path) -> None:
-    (found,) = run_entry(reported(write_run(tmp_path / "run", losses=(4.0, 3.0, 2.5))))["validations"]
+    (found,) = entry_of(reported(write_run(tmp_path / "run", losses=(4.0, 3.0, 2.5))))["validations"]
     assert found["place"] == PLACE
     assert unpacked(found["step"]).tolist() == [0, 3, 6]
     assert unpacked(found["seconds"]).tolist() == pytest.approx([0.0, 6.0, 12.0])
@@ -67,7 +83,7 @@ def test_validations_stand_where_they_were_made(tmp_path: Path) -> None:
 def test_many_steps_share_points_that_are_their_means(tmp_path: Path) -> None:
     count = 2 * MOST_POINTS
     steps = [step_line(step, loss=float(step), all_loss=None if step % 2 else 2.0) for step in range(1, count + 1)]
-    series = run_entry(write_steps(tmp_path / "run", steps))["series"]
+    series = entry_of(write_steps(tmp_path / "run", steps))["series"]
     assert (series["points"], series["steps_per_point"]) == (MOST_POINTS, 2.0)
     assert unpacked(series["step"])[:3].tolist() == [2.0, 4.0, 6.0]
     assert unpacked(series["step"])[-1] == count
@@ -76,23 +92,36 @@ def test_many_steps_share_points_that_are_their_means(tmp_path: Path) -> None:
     assert np.isnan(unpacked(series["threshold"])).all()
 
 
+def test_many_validations_are_thinned_between_the_first_and_the_last(tmp_path: Path) -> None:
+    lines = [validation_line(step, float(step)) for step in range(3 * MOST_MEASURED)]
+    (found,) = entry_of(write_steps(tmp_path / "run", lines))["validations"]
+    losses = unpacked(found["loss"])
+    assert (len(losses), losses[0], losses[-1]) == (MOST_MEASURED, 0.0, 3 * MOST_MEASURED - 1)
+
+
+def test_many_runs_share_the_room_of_the_page(tmp_path: Path) -> None:
+    run = write_steps(tmp_path / "run", [step_line(step) for step in range(1, MOST_POINTS + 1)])
+    count = 2 * ALL_POINTS // MOST_POINTS
+    assert {entry["series"]["points"] for entry in run_entries([run] * count)} == {MOST_POINTS // 2}
+
+
 def test_a_run_without_a_step_has_empty_curves(tmp_path: Path) -> None:
     write_run(tmp_path / "whole")
     runs = read_runs([tmp_path / "whole", write_run(tmp_path / "begun", steps=0, losses=())])
-    series = run_entry(runs[1])["series"]
+    series = entry_of(runs[1])["series"]
     assert series["points"] == 0
     assert unpacked(series["tokens"]).shape == (0,)
 
 
 def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path) -> None:
     steps = [step_line(1), step_line(2, loss=None), step_line(3)]
-    losses = unpacked(run_entry(write_steps(tmp_path / "run", steps))["series"]["loss"])
+    losses = unpacked(entry_of(write_steps(tmp_path / "run", steps))["series"]["loss"])
     assert losses[0] == 4.0
     assert math.isnan(losses[1])
 
 
 def test_a_domain_has_what_was_read_and_lost_of_it(tmp_path: Path) -> None:
-    found = run_entry(reported(write_run(tmp_path / "run", keep_ratio="0.5")))["domains"]
+    found = entry_of(reported(write_run(tmp_path / "run", keep_ratio="0.5")))["domains"]
     assert found == [
         {
             "name": "a",

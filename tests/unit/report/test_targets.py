@@ -11,7 +11,7 @@ from megaslm.report.runs import ReportedRun, read_runs
 from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import baseline_of, targets_of
 from tests.messages import Says
-from tests.reported import FORWARD_FLOPS, PLACE, STEP_TOKENS, STEPS, cost_of, scored_cost, write_run
+from tests.reported import FORWARD_FLOPS, PLACE, STEP_TOKENS, STEPS, cost_of, scored_cost, validation_line, write_run
 
 CLM = (4.0, 3.0, 2.0)
 FAST, NEVER = (4.0, 2.0, 1.0), (4.0, 3.5, 3.0)
@@ -74,6 +74,14 @@ def test_the_baseline_is_the_clm_run_that_differs_least() -> None:
 def test_without_runs_of_both_kinds_there_is_no_table() -> None:
     for found in (runs(clm(), clm("other")), runs(slm("slm", FAST))):
         assert (targets_of(found), costs_of(found)["break_even"]) == ([], [])
+
+
+def test_a_baseline_that_diverged_has_no_table() -> None:
+    plain = clm()
+    with (plain / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(validation_line(STEPS, None)) + "\n")
+    found = runs(plain, slm("slm", FAST))
+    assert (targets_of(found), costs_of(found)["break_even"]) == ([], [])
 
 
 def test_what_came_before_pays_for_itself_after_some_runs(says: Says) -> None:
