@@ -1,4 +1,4 @@
-"""Arrays and numbers in the document: base64 of little-endian bytes, null for what is not known; some points of many."""
+"""Arrays and numbers in the document: base64 of little-endian bytes, null for what is not known; points of curves."""
 
 import base64
 import math

@@ -116,12 +116,20 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [shortest(path) for path in paths]
 
 
+def started_in(path: Path, run_dir: str) -> Path:
+    """The folder in which a run was started, by its place and the relative `run_dir` that it was given; the present one
+    where the place does not tell."""
+    place, given = path.resolve().parts, Path(run_dir).parts
+    is_told = not Path(run_dir).is_absolute() and place[-len(given) :] == given
+    return Path(*place[: -len(given)]) if is_told else Path()
+
+
 def _read_run(path: Path, name: str) -> ReportedRun:
     config = load(RunConfig, path / CONFIG).value
     metrics, cost = read_metrics(path), read_cost(path)
     forward = forward_flops(path / "model", config.data.seq_len)
     flops = None if forward is None else FORWARD_AND_BACKWARD * forward
-    first = before(config, cost)
+    first = before(config, cost, started_in(path, config.run_dir))
     run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())
     return replace(run, notes=(*_notes(run), *first.notes))
 

@@ -115,7 +115,7 @@ def test_on_gpus_the_balance_is_in_gpu_hours(says: Says) -> None:
     says(balance["sentence"], "12.00 GPU-hours")
 
 
-def test_costs_that_are_not_known_are_not_guessed(says: Says) -> None:
+def test_costs_that_are_not_known_are_not_guessed(tmp_path: Path, says: Says) -> None:
     cost = scored_cost(seconds=60.0, ratio=0.5, reference=100.0, scoring=20.0)
     # As scoring writes it where no cost.json was beside the reference.
     del cost["datasets"]["data.train"]["reference_training"]
@@ -124,13 +124,28 @@ def test_costs_that_are_not_known_are_not_guessed(says: Says) -> None:
     (balance,) = costs_of(found)["break_even"]
     assert (balance["runs"], balance["spent_once_seconds"]) == (None, None)
     says(balance["sentence"])
-    says("\n".join(found[1].notes), "cost.json", "data/scored")
+    says("\n".join(found[1].notes).replace(str(tmp_path), "FOLDER"), "cost.json", "data/scored")
 
 
 def test_a_control_needs_no_reference() -> None:
     (run,) = runs(slm("random", FAST, sections={"slm": {"criterion": "random"}}, cost=cost_of(seconds=60.0)))
     assert run.before.total("seconds") == 0.0
     assert run.notes == ()
+
+
+def test_paths_of_a_run_are_those_of_where_it_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    write_run(Path("other"))
+    slm("runs/slm", FAST, sections={"slm": {"reference": "other/model"}})
+    monkeypatch.chdir(tmp_path)
+    (run,) = runs(Path("project/runs/slm"))
+    assert run.before.corpus == (str(tmp_path / "project" / "data" / "scored"),)
+    assert run.before.reference_training.flops == pytest.approx(1000 * 3 * FORWARD_FLOPS)
+    (tmp_path / "project").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "runs" / "slm").rename(tmp_path / "alone")
+    (run,) = runs(Path("alone"))
+    assert run.before.corpus == ("data/scored",)
 
 
 def test_operations_of_the_reference_follow_from_its_folder() -> None:
