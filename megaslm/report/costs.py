@@ -57,7 +57,7 @@ def _balance(run: ReportedRun, baseline: ReportedRun, place: str) -> dict[str, o
     own, others = reached(run, place, loss), reached(baseline, place, loss)
 
     def saved(axis: str) -> float | None:
-        before, after = (None if one is None else one.spent[axis] for one in (others, own))
+        before, after = (None if one is None else one[axis] for one in (others, own))
         return None if before is None or after is None else before - after
 
     in_gpu_hours = saved("gpu_hours") is not None and run.before.total("gpu_hours") is not None
