@@ -27,7 +27,8 @@ def random_losses(rows: ProbeRows, measurements: int = 4, seed: int = 0) -> np.n
 
 
 def write_probed(folder: Path, rows: ProbeRows, losses: np.ndarray, **changes: Any) -> Path:
-    """A run with these measurements, and with what its own selection keeps of the last one."""
+    """A run with these measurements, and with what its own selection keeps of them."""
+    losses = losses.astype(np.float32)
     write_run(folder, cost=cost_of(seconds=60.0), **changes)
     (run,) = read_runs([folder])
     kept = None
@@ -81,7 +82,7 @@ def test_the_pieces_of_a_row_are_its_text(tmp_path: Path) -> None:
     rows.valid[0, 3] = False
     heat = heat_of(write_probed(tmp_path / "run", rows, random_losses(rows)))
     first = heat["rows"][0]
-    assert first["first"] == "w3"
+    assert first["first"] == " w3"
     assert first["pieces"][:4] == [" w4", " w5", "</s>", "w7"]
     assert first["new_document"] == [3]
     assert unpacked(first["valid"]).tolist() == rows.valid[0].tolist()
