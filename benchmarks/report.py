@@ -23,6 +23,15 @@ MEASUREMENTS, QUICK_MEASUREMENTS = 50, 5
 SEQ_LEN, QUICK_SEQ_LEN = 2048, 64
 BATCH_ROWS, VALIDATIONS, DOMAINS = 512, 100, ("web", "code", "math")
 MB = 1e6
+# Not ru_maxrss, which a process inherits from the one that started it.
+COMMAND = """
+from pathlib import Path
+from megaslm.cli import main
+try:
+    main()
+finally:
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
 MODEL = {
     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22,
     "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32_000,
@@ -131,18 +140,19 @@ def _write_probe(run: Path, documents: list[str], rows: int, measurements: int, 
 
 def _report(folder: Path, number: int) -> dict[str, str | float | int]:
     page = folder / f"{number}.html"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
-    command = [sys.executable, "-m", "megaslm", "report", str(folder / "run"), "-o", str(page)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+    ran = subprocess.run(
+        [sys.executable, "-c", COMMAND, "report", str(folder / "run"), "-o", str(page)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     seconds = time.perf_counter() - started
-    assert status == 0, status
     return {
         "repetition": number + 1,
         "seconds": seconds,
-        "processor seconds": used.ru_utime + used.ru_stime,
-        "peak MB": used.ru_maxrss * 1024 / MB,
+        "peak MB": int(ran.stdout.split()[-2]) * 1024 / MB,
         "page MB": page.stat().st_size / MB,
     }
 
