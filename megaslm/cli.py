@@ -1,5 +1,6 @@
 """The verbs. Each verb imports its heavy dependencies itself, so that --help answers at once."""
 
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -22,7 +23,7 @@ from megaslm.cli_output import (
 )
 from megaslm.dataset_cli import inspect, verify
 from megaslm.dynamics_cli import dynamics
-from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
@@ -192,6 +193,41 @@ def train(
         stop=stop,
     )
     leave_world()
+
+
+@app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The configuration that the runs share, a YAML file.")],
+    over: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=V,V,...", help="The setting that differs, and its values.", show_default=False),
+    ] = None,
+    keep_ratio: Annotated[
+        str | None,
+        typer.Option(metavar="V,V,...", help="The same as --over slm.keep_ratio=V,V,...", show_default=False),
+    ] = None,
+    cluster: Annotated[
+        Path, typer.Option(help="The cluster's configuration, as `launch` takes it. With a queue, every run is a job.")
+    ] = Path("launcher/local.yaml"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands of the runs; start nothing.")] = False,
+    json_file: JsonFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train one run for each value of a setting, then write their report. The same command resumes the sweep.
+
+    The runs are in RUN_DIR.sweep, and share data, order of rows and seed.
+    """
+    from megaslm.sweep import plan_sweep, run_sweep
+
+    if (over is None) == (keep_ratio is None):
+        raise ConfigError("sweep: needs one of --over and --keep-ratio")
+    plan = plan_sweep(config, over or f"slm.keep_ratio={keep_ratio}", overrides or [])
+    announce("sweep", f"{len(plan.runs)} runs of {config} over {plan.key} → {plan.folder}")
+    if dry_run:
+        for run in plan.runs:
+            typer.echo(shlex.join(plan.command(run, cluster)))
+        return
+    write_json(json_file, run_sweep(plan, cluster, lambda line: announce("sweep", line)))
 
 
 @app.command()

@@ -18,6 +18,11 @@ class CheckpointFacts:
     folder: str
     bytes: int
 
+    @property
+    def step(self) -> int:
+        """The number of steps before it."""
+        return int(self.folder.rpartition("-")[2])
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -41,6 +46,16 @@ class RunFacts:
     """Training time so far over all attempts; None before the run has written cost.json."""
     ranks: int | None
     gpu_hours: float | None
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return max(1, self.total_tokens // self.global_batch_tokens)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is a checkpoint of the last step. After it, nothing is left to do."""
+        return bool(self.checkpoints) and self.checkpoints[-1].step >= self.total_steps
 
 
 def run_facts(run: Path) -> RunFacts:

@@ -30,13 +30,15 @@ def _lines(facts: RunFacts) -> Iterator[tuple[str, str]]:
     yield "objective", facts.objective
     yield "model", facts.model
     yield "data", "; ".join(facts.datasets)
-    total_steps = max(1, facts.total_tokens // facts.global_batch_tokens)
     step = facts.last_step
     if step is None:
-        yield "step", f"none reported yet, of {total_steps:,}"
+        yield "step", f"none reported yet, of {facts.total_steps:,}"
     else:
-        state = "finished" if step.step >= total_steps else f"{step.step / total_steps:.0%}"
-        yield "step", f"{step.step:,} of {total_steps:,} · {step.tokens:,} of {facts.total_tokens:,} tokens · {state}"
+        state = "finished" if step.step >= facts.total_steps else f"{step.step / facts.total_steps:.0%}"
+        yield (
+            "step",
+            f"{step.step:,} of {facts.total_steps:,} · {step.tokens:,} of {facts.total_tokens:,} tokens · {state}",
+        )
         yield (
             "last report",
             f"{loss_of(step)} · lr {step.learning_rate:.2e} · {step.tokens_per_second:,.0f} tokens/s",

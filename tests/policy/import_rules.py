@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "report", "launch"),
     (
         *("cli", "checkpoint_cli", "dataset_cli", "dynamics_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
-        *("report_cli", "cli_output", "demo", "__main__", "__init__"),
+        *("report_cli", "cli_output", "demo", "sweep", "__main__", "__init__"),
     ),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
