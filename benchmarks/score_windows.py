@@ -20,8 +20,8 @@ from harness.training import train
 from torch import Tensor
 
 from megaslm.dataset.manifest import Reference, read_manifest
-from megaslm.model.flops import forward_flops_per_token
 from megaslm.model.folder import check_model_folder
+from megaslm.model.forward_flops import forward_flops_per_token
 from megaslm.model.reference_model import ReferenceModel, windows_of
 from megaslm.slm.valid_targets import valid_targets
 

@@ -26,6 +26,7 @@ from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
+from megaslm.report_cli import report
 
 if TYPE_CHECKING:
     from megaslm.launch.findings import Findings
@@ -218,6 +219,7 @@ app.command()(inspect)
 app.command()(evaluate)
 app.command()(sample)
 app.command()(dynamics)
+app.command()(report)
 
 
 @app.command()

@@ -29,7 +29,8 @@ from megaslm.config.schema import Architecture, RunConfig
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.documents import Documents
-from megaslm.model.flops import device_name, forward_flops_per_token, matrix_parameters, peak_flops
+from megaslm.model.flops import device_name, peak_flops
+from megaslm.model.forward_flops import forward_flops_per_token, matrix_parameters
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule

@@ -187,7 +187,7 @@ class ScoreSummary(_Record):
     tokens_per_second_per_rank: float
     """`targets` divided by `rank_seconds`."""
     forward_flops_per_token: float
-    """FLOPs of the reference's forward pass per token; see `megaslm.model.flops`."""
+    """FLOPs of the reference's forward pass per token; see `megaslm.model.forward_flops`."""
     mfu: float | None
     """Model FLOP/s divided by the devices' peak; null if a peak is not known."""
     bin_edges: tuple[float, ...]

@@ -1,6 +1,6 @@
 """The text of probe tokens, and examples of each class with their text in context."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,12 @@ def token_texts(tokenizer: Tokenizer, rows: ProbeRows) -> list[list[str]]:
     Where several tokens make one character, the first of them has its text and the others have none. Bytes that make no
     character are replacement characters. EOS is its name in the vocabulary.
     """
-    return [list(_texts_of(tokenizer, row.tolist(), rows.eos_id)) for row in rows.tokens]
+    return [row_texts(tokenizer, rows, row) for row in range(len(rows.tokens))]
+
+
+def row_texts(tokenizer: Tokenizer, rows: ProbeRows, row: int) -> list[str]:
+    """As `token_texts`, of one row."""
+    return list(_texts_of(tokenizer, rows.tokens[row].tolist(), rows.eos_id))
 
 
 def _texts_of(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[str]:
@@ -58,7 +63,7 @@ def _texts_of(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[str
 
 
 def examples_of(
-    found: Trajectories, change: NDArray[np.float64], classes: NDArray[np.int8], texts: list[list[str]], *, each: int
+    found: Trajectories, change: NDArray[np.float64], classes: NDArray[np.int8], texts: Sequence[Sequence[str]], *, each: int
 ) -> tuple[Example, ...]:
     """Up to `each` examples of every class, each of another token id: the clearest ones.
 
@@ -83,7 +88,7 @@ def _clearest(
         yield int(order[place])
 
 
-def _example(token: int, found: Trajectories, number: int, texts: list[list[str]]) -> Example:
+def _example(token: int, found: Trajectories, number: int, texts: Sequence[Sequence[str]]) -> Example:
     row, position = int(found.row[token]), int(found.position[token])
     text = texts[row]
     return Example(

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
 from megaslm.config.load import load
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS
 from megaslm.config.schema import RunConfig
+from megaslm.observe.cost_file import read_cost
 from megaslm.observe.records import StepRecord, ValidationRecord, newest_records
-
-_COST = "cost.json"
+from megaslm.observe.run_description import datasets_in_words, model_in_words, objective_in_words
 
 
 @dataclass(frozen=True)
@@ -49,12 +47,12 @@ def run_facts(run: Path) -> RunFacts:
     """The facts of a run folder. Raises ConfigError where its configuration cannot be read."""
     config = load(RunConfig, run / CONFIG).value
     last_step, validations = newest_records(run / METRICS)
-    cost = _cost(run / _COST)
+    cost = read_cost(run)
     return RunFacts(
         run=str(run),
-        objective=_objective(config),
-        model=_model(config),
-        datasets=_datasets(config),
+        objective=objective_in_words(config),
+        model=model_in_words(config),
+        datasets=datasets_in_words(config),
         total_tokens=config.train.length_tokens,
         global_batch_tokens=config.train.global_batch_tokens,
         last_step=last_step,
@@ -64,45 +62,7 @@ def run_facts(run: Path) -> RunFacts:
             for folder in sorted((run / CHECKPOINTS).glob("step-*"))
             if (folder / COMPLETE).is_file()
         ),
-        seconds=None if cost is None else cost.seconds,
-        ranks=None if cost is None else cost.ranks,
-        gpu_hours=None if cost is None else cost.gpu_hours,
+        seconds=None if cost is None else cost.training.seconds,
+        ranks=None if cost is None else cost.training.ranks,
+        gpu_hours=None if cost is None else cost.training.gpu_hours,
     )
-
-
-def _objective(config: RunConfig) -> str:
-    slm = config.slm
-    if config.train.objective != "slm":
-        return config.train.objective
-    return f"slm · keep_ratio {slm.keep_ratio} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}"
-
-
-def _model(config: RunConfig) -> str:
-    model = config.model
-    if model.from_pretrained is not None:
-        return f"from_pretrained {model.from_pretrained}"
-    return f"from_run {model.from_run}" if model.from_run is not None else "from_scratch"
-
-
-def _datasets(config: RunConfig) -> tuple[str, ...]:
-    if config.data.train is not None:
-        return (str(config.data.train),)
-    return tuple(f"{name}: {stream.dataset}" for name, stream in config.data.streams.items())
-
-
-class _Training(BaseModel):
-    seconds: float
-    ranks: int | None = None
-    gpu_hours: float | None = None
-
-
-class _Cost(BaseModel):
-    training: _Training
-
-
-def _cost(path: Path) -> _Training | None:
-    """The cost of the training so far; None where no such file is."""
-    try:
-        return _Cost.model_validate_json(path.read_bytes()).training if path.is_file() else None
-    except ValidationError:
-        return None

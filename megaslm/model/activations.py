@@ -3,7 +3,7 @@
 from transformers import PretrainedConfig
 
 from megaslm.config.schema import Recompute
-from megaslm.model.flops import head_size
+from megaslm.model.forward_flops import head_size
 
 _FLOAT32_BYTES = 4
 

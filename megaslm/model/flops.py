@@ -1,11 +1,10 @@
-"""Floating-point operations: how many a model needs, by its configuration, and a device's peak rate."""
+"""A device's name, and its peak rate of floating-point operations."""
 
 import platform
 import re
 from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
 
 from megaslm.model.load import ChosenPrecision
 
@@ -32,42 +31,6 @@ _BF16_TFLOPS = (
 Products are dense: makers often state twice as much, for matrices half of which is zero. The peak is that of a card at
 its full power. A card with a lower power limit cannot reach it, and its name does not tell.
 """
-
-
-def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
-    """Operations of one forward pass per token, averaged over a row of `length` tokens.
-
-    Only matrix products count: two operations for every weight of `matrix_parameters`, and in attention two for every
-    product of a query and key component or of a probability and value component. A token attends to half of the row,
-    the mean under a causal mask. Document borders, which reduce this, are ignored, and so are norms, activations,
-    softmax, rotary embeddings and the embedding look-up, which cost little. Training takes three times as much: one
-    part for the forward pass, two for the backward.
-    """
-    attention = config.num_hidden_layers * 2 * 2 * _queries_width(config) * length / 2
-    return 2.0 * matrix_parameters(config) + attention
-
-
-def matrix_parameters(config: PretrainedConfig) -> int:
-    """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
-
-    The embedding table does not count. The head counts once, also where it shares the table. Biases and gains are left
-    out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
-    """
-    width = config.hidden_size
-    keys_values_width = 2 * config.num_key_value_heads * head_size(config)
-    attention = width * (2 * _queries_width(config) + keys_values_width)
-    feed_forward = 3 * width * config.intermediate_size
-    return config.num_hidden_layers * (attention + feed_forward) + config.vocab_size * width
-
-
-def _queries_width(config: PretrainedConfig) -> int:
-    return int(config.num_attention_heads * head_size(config))
-
-
-def head_size(config: PretrainedConfig) -> int:
-    """The width of one attention head."""
-    # Qwen2's and Granite's configurations may lack this key, and others have it as null.
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def device_name(device: torch.device) -> str:

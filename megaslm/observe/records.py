@@ -102,6 +102,11 @@ class StepRecord:
     """How often each domain's rows were read so far, on average."""
 
 
+def place_of(name: str, domain: str) -> str:
+    """What a validation measures, as users read it: the set and the domain, once where both have one name."""
+    return name if name == domain else f"{name}/{domain}"
+
+
 @dataclass(frozen=True)
 class ValidationRecord:
     """Losses on one domain of one held-out set. The domain `all` joins the set's domains."""
@@ -118,8 +123,8 @@ class ValidationRecord:
 
     @property
     def place(self) -> str:
-        """What was measured, as users read it: the set and the domain, once where both have one name."""
-        return self.name if self.name == self.domain else f"{self.name}/{self.domain}"
+        """What was measured, as users read it."""
+        return place_of(self.name, self.domain)
 
 
 @dataclass(frozen=True)

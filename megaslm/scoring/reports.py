@@ -34,8 +34,9 @@ from megaslm.dataset.score_summary import (
     scored_by_one,
 )
 from megaslm.errors import DataError
-from megaslm.model.flops import device_name, forward_flops_per_token, peak_flops
+from megaslm.model.flops import device_name, peak_flops
 from megaslm.model.folder import check_model_folder
+from megaslm.model.forward_flops import forward_flops_per_token
 from megaslm.model.load import ChosenPrecision
 from megaslm.model.reference_model import windows_of
 from megaslm.scoring.derivation import PartOutcome

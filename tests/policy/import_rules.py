@@ -27,14 +27,15 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("generation",),
     ("health",),
     ("observe",),
-    ("scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch"),
+    ("dynamics",),
+    ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "report", "launch"),
     (
         *("cli", "checkpoint_cli", "dataset_cli", "dynamics_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
-        *("cli_output", "demo", "__main__", "__init__"),
+        *("report_cli", "cli_output", "demo", "__main__", "__init__"),
     ),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
-APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch"}
+APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "report", "launch"}
 """The verbs, which do not import one another although they are of one height."""
 
 OWNERS = {

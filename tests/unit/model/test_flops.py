@@ -16,7 +16,7 @@ from transformers import (
 
 from megaslm.config.load import load
 from megaslm.config.schema import Architecture, RunConfig
-from megaslm.model.flops import forward_flops_per_token, matrix_parameters
+from megaslm.model.forward_flops import forward_flops_per_token, matrix_parameters
 from megaslm.model.load import build_from_shape
 from tests.toy import SHAPE
 

@@ -1,0 +1,73 @@
+"""Floating-point operations that a model needs, by its configuration. Imports neither transformers nor torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class ModelShape(Protocol):
+    """What of a model's configuration decides its matrix products. transformers' configurations have it."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+
+
+def forward_flops_per_token(shape: ModelShape, length: int) -> float:
+    """Operations of one forward pass per token, averaged over a row of `length` tokens.
+
+    Only matrix products count: two operations for every weight of `matrix_parameters`, and in attention two for every
+    product of a query and key component or of a probability and value component. A token attends to half of the row,
+    the mean under a causal mask. Document borders, which reduce this, are ignored, and so are norms, activations,
+    softmax, rotary embeddings and the embedding look-up, which cost little. Training takes three times as much: one
+    part for the forward pass, two for the backward.
+    """
+    attention = shape.num_hidden_layers * 2 * 2 * _queries_width(shape) * length / 2
+    return 2.0 * matrix_parameters(shape) + attention
+
+
+def matrix_parameters(shape: ModelShape) -> int:
+    """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
+
+    The embedding table does not count. The head counts once, also where it shares the table. Biases and gains are left
+    out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
+    """
+    width = shape.hidden_size
+    keys_values_width = 2 * shape.num_key_value_heads * head_size(shape)
+    attention = width * (2 * _queries_width(shape) + keys_values_width)
+    feed_forward = 3 * width * shape.intermediate_size
+    return shape.num_hidden_layers * (attention + feed_forward) + shape.vocab_size * width
+
+
+def _queries_width(shape: ModelShape) -> int:
+    return int(shape.num_attention_heads * head_size(shape))
+
+
+def head_size(shape: ModelShape) -> int:
+    """The width of one attention head."""
+    # Qwen2's and Granite's configurations may lack this key, and others have it as null.
+    return getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+
+
+@dataclass
+class StatedShape:
+    """The shape that a config.json states."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int | None = None
+
+
+def stated_shape(stated: Mapping[str, Any]) -> StatedShape | None:
+    """The shape in the content of a config.json; None where it lacks a number, which transformers would guess."""
+    names = ModelShape.__annotations__
+    if not all(isinstance(stated.get(name), int) for name in names):
+        return None
+    return StatedShape(**{name: stated[name] for name in names}, head_dim=stated.get("head_dim"))

@@ -1,0 +1,26 @@
+"""A run's configuration in words, for those who look at runs."""
+
+from megaslm.config.schema import RunConfig
+
+
+def objective_in_words(config: RunConfig) -> str:
+    """What is trained on: all tokens (clm), a share of them by a criterion (slm), or the assistant's (sft)."""
+    slm = config.slm
+    if config.train.objective != "slm":
+        return config.train.objective
+    return f"slm · keep_ratio {slm.keep_ratio} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}"
+
+
+def model_in_words(config: RunConfig) -> str:
+    """What the run started from."""
+    model = config.model
+    if model.from_pretrained is not None:
+        return f"from_pretrained {model.from_pretrained}"
+    return f"from_run {model.from_run}" if model.from_run is not None else "from_scratch"
+
+
+def datasets_in_words(config: RunConfig) -> tuple[str, ...]:
+    """The datasets that it reads, those of streams after their names."""
+    if config.data.train is not None:
+        return (str(config.data.train),)
+    return tuple(f"{name}: {stream.dataset}" for name, stream in config.data.streams.items())

@@ -1,0 +1,1 @@
+"""The `report` verb: runs as one page that works offline."""

@@ -1,0 +1,74 @@
+"""The document of a report: all that its page shows, as JSON."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from megaslm import __version__
+from megaslm.dynamics.trajectories import LEAST_MEASUREMENTS
+from megaslm.errors import DataError
+from megaslm.report.costs import costs_of
+from megaslm.report.curves import Entry, run_entry
+from megaslm.report.heat import heat_entry
+from megaslm.report.probe import probe_of
+from megaslm.report.runs import ReportedRun
+from megaslm.report.sweep import sweep_of
+from megaslm.report.targets import targets_of
+from megaslm.report.token_dynamics import dynamics_entry
+
+HEAT_BYTES = 1_500_000
+"""Of the page, for the heat maps of all runs together."""
+MOST_PROBES = 6
+"""Most runs whose single tokens are shown."""
+Document = dict[str, Any]
+
+
+def document_of(runs: Sequence[ReportedRun]) -> Document:
+    """The document of some runs."""
+    entries = [run_entry(run) for run in runs]
+    dynamics, heat, notes = _of_probes(runs, entries)
+    return {
+        "megaslm": __version__,
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "title": ", ".join(run.name for run in runs),
+        "notes": notes,
+        "runs": entries,
+        "targets": targets_of(runs),
+        "sweep": sweep_of(runs),
+        "costs": costs_of(runs),
+        "dynamics": dynamics,
+        "heat": heat,
+    }
+
+
+def _of_probes(runs: Sequence[ReportedRun], entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], list[str]]:
+    """Token dynamics, heat maps and notes on both. What cannot be read of a run is said in its entry."""
+    probes = []
+    for run, entry in zip(runs, entries, strict=True):
+        with _said_in(entry, "its probe is left out"):
+            probes += [(found, entry) for found in (probe_of(run),) if found is not None]
+    dynamics: list[Entry] = []
+    heat: list[Entry] = []
+    shown = probes[:MOST_PROBES]
+    for probe, entry in shown:
+        if len(probe.steps) < LEAST_MEASUREMENTS:
+            entry["notes"].append(f"no token dynamics: they need {LEAST_MEASUREMENTS} measurements of the probe rows")
+        else:
+            with _said_in(entry, "no token dynamics"):
+                dynamics.append(dynamics_entry(probe))
+        with _said_in(entry, "no heat map"):
+            heat.append(heat_entry(probe, HEAT_BYTES // len(shown)))
+    notes = [
+        f"{probe.run.name}: its single tokens are left out, for the page shows those of {MOST_PROBES} runs"
+        for probe, _ in probes[MOST_PROBES:]
+    ]
+    return dynamics, heat, notes
+
+
+@contextmanager
+def _said_in(entry: Entry, consequence: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        entry["notes"].append(f"{consequence}: {error}")

@@ -1,0 +1,139 @@
+"""Run folders, read for a report: complete, still running, of an earlier build, or without a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megaslm.config.load import load
+from megaslm.config.run_files import CONFIG
+from megaslm.config.schema import RunConfig
+from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.errors import ConfigError
+from megaslm.observe.cost_file import RunCost, read_cost
+from megaslm.observe.display import counted
+from megaslm.report.before import FORWARD_AND_BACKWARD, Before, before, forward_flops
+from megaslm.report.metrics import RunMetrics, read_metrics
+from megaslm.report.spent import Spent, spent
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """What the files of a run say."""
+
+    name: str
+    """The shortest end of its path that tells it from the other runs."""
+    path: Path
+    config: RunConfig
+    metrics: RunMetrics
+    cost: RunCost | None
+    spent: Spent
+    """After each of its steps."""
+    before: Before
+    notes: tuple[str, ...]
+    """What is missing, a sentence each."""
+
+    @property
+    def model(self) -> Path:
+        """The folder with its model's configuration and tokenizer."""
+        return self.path / "model"
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether it trains on a share of the targets."""
+        return self.config.train.objective == "slm"
+
+    @property
+    def total_steps(self) -> int:
+        """The steps that it is to make."""
+        train = self.config.train
+        return max(1, (train.total_tokens or 0) // train.global_batch_tokens)
+
+    @property
+    def last_step(self) -> int:
+        """The last step in its metrics; 0 where there is none."""
+        return int(self.metrics.step[-1]) if len(self.metrics.step) else 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has made all of its steps."""
+        return self.config.train.total_tokens is not None and self.last_step >= self.total_steps
+
+
+def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
+    """The runs in these folders, each once.
+
+    Raises ConfigError where a folder is not that of a run, its configuration cannot be read, or no run has measured
+    anything yet.
+    """
+    folders = list({path.resolve(): path for path in paths}.values())
+    for folder in folders:
+        require_run(folder)
+    names = short_names([folder.resolve() for folder in folders])
+    runs = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    if not any(run.last_step or run.metrics.validations for run in runs):
+        places = ", ".join(str(folder) for folder in folders)
+        raise ConfigError(f"{places}: nothing is reported yet in metrics.jsonl; report when the first steps are made")
+    return runs
+
+
+def require_run(folder: Path) -> None:
+    """Raises ConfigError where a folder is not that of a run."""
+    kind = kind_of(folder)
+    if kind is Kind.RUN:
+        return
+    if kind is Kind.SMOKE_TEST:
+        raise ConfigError(f"{folder}: is the folder of a smoke test, which is no run; name the run's own folder")
+    if kind is Kind.MISSING:
+        raise ConfigError(f"{folder}: no such folder; name the folder of a run (run_dir of its configuration)")
+    if kind is Kind.DATASET:
+        raise ConfigError(f"{folder}: is a dataset, not a run; `megaslm inspect` shows it")
+    if kind is Kind.CHECKPOINT:
+        raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.resolve().parents[1]}")
+    raise ConfigError(
+        f"{folder}: is not the folder of a run, which holds {CONFIG} once all checks of the run have passed; name the "
+        "folder that run_dir of a configuration says"
+    )
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The shortest end of each path that no other path has."""
+
+    def end(path: Path, parts: int) -> str:
+        return "/".join(path.parts[-parts:])
+
+    def shortest(path: Path) -> str:
+        others = [other for other in paths if other != path]
+        for parts in range(1, len(path.parts)):
+            if all(end(other, parts) != end(path, parts) for other in others):
+                return end(path, parts)
+        return str(path)
+
+    return [shortest(path) for path in paths]
+
+
+def _read_run(path: Path, name: str) -> ReportedRun:
+    config = load(RunConfig, path / CONFIG).value
+    metrics, cost = read_metrics(path), read_cost(path)
+    forward = forward_flops(path / "model", config.data.seq_len)
+    flops = None if forward is None else FORWARD_AND_BACKWARD * forward
+    first = before(config, cost)
+    run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())
+    return ReportedRun(**{**vars(run), "notes": (*_notes(run), *first.notes)})
+
+
+def _notes(run: ReportedRun) -> list[str]:
+    metrics, notes = run.metrics, []
+    if run.last_step == 0:
+        notes.append("no step is reported yet")
+    elif not run.is_complete:
+        notes.append(f"{run.last_step:,} of {counted(run.total_steps, 'step')} so far")
+    if metrics.unreadable_lines:
+        notes.append(f"metrics.jsonl: {counted(metrics.unreadable_lines, 'line')} cannot be read and is left out")
+    if run.last_step and "all_loss" not in metrics.keys:
+        notes.append("metrics of an earlier build: without all_loss, the mean loss of all targets")
+    if run.cost is None:
+        pace = "follow from the reported targets per second" if run.spent.seconds is not None else "are not known"
+        notes.append(f"no cost.json yet, so that its seconds {pace}")
+    if run.spent.flops is None:
+        notes.append("its FLOPs are not known: model/config.json does not tell the model's shape")
+    return notes

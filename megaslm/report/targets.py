@@ -1,0 +1,129 @@
+"""How much each run had to spend until it reached a loss of the baseline."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megaslm.report.metrics import Measured
+from megaslm.report.packed import known
+from megaslm.report.runs import ReportedRun
+from megaslm.report.settings import difference
+from megaslm.report.spent import AXES
+
+WAYS = ((0.5, "half of the way of"), (0.75, "three quarters of the way of"))
+"""Shares of the way from the baseline's first loss to its last one."""
+_COUNTED_IN = ("flops", "seconds", "gpu_hours")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run had spent when it first reached a loss; None where it is unknown."""
+
+    spent: dict[str, float | None]
+    """By the names of `AXES`, and the same with what came before the run as NAME_with_reference."""
+
+
+def baseline_of(runs: Sequence[ReportedRun]) -> ReportedRun | None:
+    """The CLM run whose settings differ least from those of the selective runs; None without runs of both kinds."""
+    selective = [run for run in runs if run.is_selective]
+    plain = [run for run in runs if run.config.train.objective == "clm" and run.metrics.validations]
+    if not selective or not plain:
+        return None
+    return min(plain, key=lambda run: sum(len(difference(run.config, other.config)) for other in selective))
+
+
+def shared_places(baseline: ReportedRun, runs: Sequence[ReportedRun]) -> list[str]:
+    """The validated places of the baseline that a selective run has too, in the order of their measurement."""
+    return [
+        place
+        for place in baseline.metrics.validations
+        if any(run.is_selective and place in run.metrics.validations for run in runs)
+    ]
+
+
+def targets_of(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
+    """A table for each place that the baseline and a selective run have measured."""
+    baseline = baseline_of(runs)
+    return [] if baseline is None else [_table(place, baseline, runs) for place in shared_places(baseline, runs)]
+
+
+def reached(run: ReportedRun, place: str, loss: float) -> Reached | None:
+    """What the run had spent when its loss at a place was first at most `loss`; linear between two validations.
+
+    None if it never was.
+    """
+    found = run.metrics.validations.get(place)
+    tokens = None if found is None else _first_tokens(found, loss)
+    if tokens is None:
+        return None
+    at = run.spent.at(np.array([tokens]))
+    alone = {name: None if values is None else known(float(values[0])) for name, values in at.items()}
+    return Reached(
+        alone | {f"{axis}_with_reference": _sum(alone[axis], run.before.total(axis)) for axis in _COUNTED_IN}
+    )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+def _first_tokens(found: Measured, loss: float) -> float | None:
+    low = np.flatnonzero(found.values <= loss)
+    if len(low) == 0:
+        return None
+    after = int(low[0])
+    if after == 0 or not math.isfinite(found.values[after - 1]):
+        return float(found.tokens[after])
+    above, below = found.values[after - 1], found.values[after]
+    share = (above - loss) / (above - below)
+    return float(found.tokens[after - 1] + share * (found.tokens[after] - found.tokens[after - 1]))
+
+
+def final_loss(run: ReportedRun, place: str) -> float:
+    """The last loss that a run has measured at a place; NaN where it has none."""
+    found = run.metrics.validations.get(place)
+    return math.nan if found is None else float(found.values[-1])
+
+
+def _table(place: str, baseline: ReportedRun, runs: Sequence[ReportedRun]) -> dict[str, object]:
+    first, last = float(baseline.metrics.validations[place].values[0]), final_loss(baseline, place)
+    end = "the end of" if baseline.is_complete else "the last validation of"
+    levels = [(first + share * (last - first), why) for share, why in WAYS if last < first]
+    rows = [
+        {
+            "loss": known(loss),
+            "why": f"{why} {baseline.name}",
+            "reached": [_row(run, place, loss) for run in _with(place, runs)],
+        }
+        for loss, why in [*levels, (last, end)]
+    ]
+    return {
+        "place": place,
+        "baseline": baseline.name,
+        "sentence": " ".join(_sentence(run, place, baseline) for run in _with(place, runs) if run.is_selective),
+        "rows": rows,
+    }
+
+
+def _with(place: str, runs: Sequence[ReportedRun]) -> list[ReportedRun]:
+    return [run for run in runs if place in run.metrics.validations]
+
+
+def _row(run: ReportedRun, place: str, loss: float) -> dict[str, object]:
+    found = reached(run, place, loss)
+    names = (*AXES, *(f"{axis}_with_reference" for axis in _COUNTED_IN))
+    return {"run": run.name, **(dict.fromkeys(names) if found is None else found.spent)}
+
+
+def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
+    loss = final_loss(baseline, place)
+    goal = f"{baseline.name}'s last loss of {loss:.4f} nats on {place}"
+    own, others = reached(run, place, loss), reached(baseline, place, loss)
+    if own is None or others is None:
+        unfinished = "" if run.is_complete else " so far"
+        return f"{run.name} has not reached {goal}{unfinished}; its own last loss is {final_loss(run, place):.4f}."
+    tokens, of = own.spent["tokens"] or 0.0, others.spent["tokens"] or 0.0
+    share = f" ({tokens / of:.0%})" if of else ""
+    return f"{run.name} reached {goal} after {tokens:,.0f} of {of:,.0f} tokens{share}."

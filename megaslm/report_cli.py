@@ -1,0 +1,30 @@
+"""`megaslm report`: runs as one page that works offline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from megaslm.cli_output import JsonFile, announce, write_json
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folders of the runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    json_file: JsonFile = None,
+) -> None:
+    """Write runs as one page that works offline: curves, tokens to a loss, costs, and single tokens as a heat map.
+
+    Runs may still be training: write the report again to see how far they are.
+    """
+    from megaslm.observe.display import counted, size
+
+    announce("report", f"{counted(len(runs), 'run')} → {output}")
+
+    from megaslm.report.job import report as write_report
+
+    written = write_report(runs, output)
+    for note in written.notes:
+        typer.echo(note)
+    typer.echo(f"{output}: {size(written.page_bytes)}; open it in a browser")
+    write_json(json_file, written.document)
