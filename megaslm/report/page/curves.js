@@ -35,7 +35,8 @@ class Curves {
     });
     if (!this.charts.length) return null;
     this.draw();
-    return section("curves", "Curves", this.controls(), validations, tasks, part("What every step reported", steps));
+    return section("curves", "Curves", this.controls(), element("div", { class: "charts" }, validations, tasks),
+      steps.length ? element("h3", {}, "What every step reported") : null, element("div", { class: "charts" }, steps));
   }
 
   /** One chart for each name that the runs' curves have. */
@@ -44,7 +45,7 @@ class Curves {
     const names = [...new Set(found.flat().map(nameOf))];
     const charts = names.map((name) => this.chart(titleOf(name), format, key,
       found.map((curves) => curves.filter((curve) => nameOf(curve) === name)), true, height));
-    return charts.length ? element("div", { class: "charts" }, charts) : null;
+    return charts;
   }
 
   chart(title, format, key, sources, marked, height) {
@@ -65,20 +66,21 @@ class Curves {
       curves.forEach((found, number) => found.forEach((curve) => {
         const run = this.runs[number];
         if (this.view.hidden.has(number)) return;
+        if (!curve.y) return;
         const x = this.places(curve.axes[axis], run);
-        if (x && curve.y) lines.push({ name: run.name, style: number, x, y: curve.y, marked });
-        else if (curve.y) without.push(run.name);
+        if (x) lines.push({ name: run.name, style: number, x, y: curve.y, marked });
+        else without.push(run.name);
       }));
-      const note = without.length ? `Without ${QUANTITIES[axis].name} and left out here: ${without.join(", ")}.` : "";
+      const note = without.length ? `Left out, because their ${QUANTITIES[axis].name} are not known: ${without.join(", ")}.` : "";
       chart.show({ axis: QUANTITIES[axis], lines: this.latter(lines), note });
     }
   }
 
-  /** The places on the axis, with the cost of the reference's training and the scoring before them if they are counted. */
+  /** The places on the axis; counted, they are behind the reference's training and the scoring. Null if not known. */
   places(numbers, run) {
-    if (!numbers) return null;
-    const before = this.view.counted ? run.before?.[this.view.axis] ?? 0 : 0;
-    return numbers.map((number) => number + before);
+    const { axis, counted } = this.view;
+    const before = counted && COSTLY.includes(axis) ? run.before?.[axis] ?? null : 0;
+    return numbers && before !== null ? numbers.map((number) => number + before) : null;
   }
 
   /** The lines without their beginnings, if the reader leaves these out. */
@@ -108,9 +110,4 @@ class Curves {
       radios("from", "Show", [[0, "all"], [0.1, "without the first tenth"], [0.5, "the second half"]], 0, (from) => change("from", from)),
       runs.length > 1 ? element("fieldset", { class: "runs" }, element("legend", {}, "Runs"), runs) : null);
   }
-}
-
-/** A part of a section with its own heading, or null where it is empty. */
-function part(title, charts) {
-  return charts.length ? [element("h3", {}, title), element("div", { class: "charts" }, charts)] : null;
 }

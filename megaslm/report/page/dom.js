@@ -23,7 +23,7 @@ function filled(node, attributes, children) {
 
 /** A section with its heading, or null where it has no parts. */
 function section(id, title, ...parts) {
-  const present = parts.flat().filter((part) => part !== null && part !== undefined);
+  const present = parts.flat().filter((part) => part);
   if (!present.length) return null;
   return element("section", { id, "aria-labelledby": `${id}-title` },
     element("h2", { id: `${id}-title` }, title), ...present);

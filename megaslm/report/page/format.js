@@ -15,9 +15,9 @@ const QUANTITIES = {
   gpu_hours: { name: "GPU-hours", units: GPU_HOURS, suffix: "" },
 };
 
-/** The largest unit in which a number is at least 2, or the smallest one. */
+/** The largest unit in which a number is at least 1, or the smallest one. */
 function unitFor(units, largest) {
-  return units.findLast(([size]) => largest >= 2 * size) ?? units[0];
+  return units.findLast(([size]) => largest >= size) ?? units[0];
 }
 
 /** A number with three digits, and more only before the point. */
@@ -28,11 +28,11 @@ function digits(number) {
   return String(Number(number.toPrecision(3))).replace("-", "−");
 }
 
-/** 1.2×10⁻⁵. */
+/** Such as 1.2×10⁻⁵. */
 function scientific(number) {
   const [factor, power] = number.toExponential(1).split("e");
   const raised = [...power.replace("+", "")].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign])).join("");
-  return `${factor.replace("-", "−")}×10${raised}`;
+  return `${factor.replace(".0", "").replace("-", "−")}×10${raised}`;
 }
 
 /** A number in the unit that suits it. */
@@ -44,6 +44,12 @@ function inUnits(number, units) {
 
 /** An amount of a quantity, such as `tokens` or `seconds`. */
 const amount = (number, quantity) => inUnits(number, QUANTITIES[quantity].units);
+/** Such as "5 of 12 min": the unit is that of the larger one. */
+function amountOf(number, all, quantity) {
+  const [size, unit] = unitFor(QUANTITIES[quantity].units, Math.max(number, all));
+  return `${digits(number / size)} of ${digits(all / size)}${unit}`;
+}
+
 const whole = (number) => (isNumber(number) ? Math.round(number).toLocaleString("en") : NOTHING);
 const nats = (number, decimals = 3) => (isNumber(number) ? number.toFixed(decimals).replace("-", "−") : NOTHING);
 const signedNats = (number) => (isNumber(number) && number > 0 ? "+" : "") + nats(number);

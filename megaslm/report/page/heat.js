@@ -32,7 +32,7 @@ class HeatMap {
     this.numbers = details("Numbers of this row", () => this.table());
     this.nodes = [
       heat.note ? element("p", { class: "note" }, heat.note) : null, this.controls(colourings), this.scale, this.count,
-      this.place, this.reading, this.numbers, element("h3", {}, "Tokens kept most, and least"), this.shares,
+      element("div", {}, this.place, this.reading), this.numbers, element("h3", {}, "Tokens kept most, and least"), this.shares,
     ].filter(Boolean);
     this.showRow(0);
   }

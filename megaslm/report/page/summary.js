@@ -9,7 +9,7 @@ function summarySection({ runs, targets: [targets], costs, notes = [] }) {
   const list = element("dl", { class: "facts" }, facts.map(([number, sentence]) =>
     element("div", {}, element("dt", {}, number), element("dd", {}, sentence))));
   const sentences = [
-    targets?.sentence, ...notes,
+    ...notes,
     !best && runs.length > 1 ? "No CLM run shares a validation set with another run, so nothing is compared here." : null,
     !best && runs.length > 4 ? `The first 4 of ${runs.length} runs are shown here.` : null,
   ].filter(Boolean).map((text) => element("p", {}, text));
@@ -36,7 +36,7 @@ function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
   if (ends.every(isNumber)) {
     const side = difference <= 0 ? "lower" : "higher";
     facts.push([`${nats(Math.abs(difference))} nats ${side}`, `Loss on ${place} at the end: ${nats(ends[0])} against ${nats(ends[1])} ` +
-      `(perplexity × ${digits(Math.exp(difference))}).`]);
+      `(perplexity × ${digits(Math.exp(difference))}).`]);
   }
   const target = rows.at(-1);
   const [own, theirs] = [best.name, baseline].map((name) => target?.reached.find((reached) => reached.run === name));
@@ -44,12 +44,12 @@ function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
   if (own && !isNumber(own.tokens)) facts.push(["not reached", `${best.name} did not reach ${baseline}’s final loss of ${nats(target.loss)} nats.`]);
   if (isNumber(share("tokens"))) {
     facts.push([`${percent(share("tokens"))} of the tokens`, `Read until ${baseline}’s final loss of ${nats(target.loss)} nats was reached: ` +
-      `${amount(own.tokens, "tokens")} of ${amount(theirs.tokens, "tokens")}.`]);
+      `${amountOf(own.tokens, theirs.tokens, "tokens")}.`]);
   }
   if (isNumber(share("seconds"))) {
     const counted = isNumber(share("seconds_with_reference", "seconds"))
       ? ` With the reference’s training and the scoring: ${percent(share("seconds_with_reference", "seconds"))}.` : "";
-    facts.push([`${percent(share("seconds"))} of the time`, `Until that loss: ${amount(own.seconds, "seconds")} of ${amount(theirs.seconds, "seconds")}.${counted}`]);
+    facts.push([`${percent(share("seconds"))} of the time`, `Until that loss: ${amountOf(own.seconds, theirs.seconds, "seconds")}.${counted}`]);
   }
   const even = (costs?.break_even ?? []).find((found) => found.run === best.name);
   if (even) facts.push([isNumber(even.runs) ? `${whole(Math.ceil(even.runs))} ${even.runs > 1 ? "runs" : "run"}` : "no break-even", even.sentence]);

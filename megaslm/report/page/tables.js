@@ -1,14 +1,18 @@
 // The tables: runs, targets, costs, domains, and a sweep of one setting.
 
 /** A run's name beside its line. */
-const named = (runs, name) => element("span", { class: "run" }, swatch(runs.findIndex((run) => run.name === name)), name);
+const named = (runs, name) => element("span", { class: "run" },
+  swatch(runs.findIndex((run) => run.name === name)), element("span", { class: name.length > 24 ? null : "short" }, name));
 
 function runsSection(runs) {
   const labels = [...new Set(runs.flatMap((run) => (run.facts ?? []).map(([label]) => label)))];
   const value = (run, label) => run.facts?.find(([found]) => found === label)?.[1] ?? null;
-  const rows = runs.map((run) => [named(runs, run.name), run.about, run.state, ...labels.map((label) => value(run, label)), run.path]);
-  const heads = ["run", "what it is", "state", ...labels, "folder"];
-  return section("runs", "Runs", table("The runs of this page", heads, rows, heads.map((_, column) => column)));
+  const rows = [
+    ["what it is", ...runs.map((run) => run.about)], ["state", ...runs.map((run) => run.state)],
+    ...labels.map((label) => [label, ...runs.map((run) => value(run, label))]), ["folder", ...runs.map((run) => run.path)],
+  ];
+  const heads = ["", ...runs.map((run) => named(runs, run.name))];
+  return section("runs", "Runs", table("The settings of the runs", heads, rows, heads.map((_, column) => column)));
 }
 
 function targetsSection({ runs, targets }) {
@@ -31,7 +35,8 @@ function targetsTable(runs, targets) {
     })]);
   });
   return [
-    element("p", {}, `Losses on ${targets.place}, interpolated between validations. In brackets: the share of what ${targets.baseline} took.`),
+    targets.sentence ? element("p", {}, targets.sentence) : null,
+    element("p", {}, `Losses are interpolated between validations. In brackets: the share of what ${targets.baseline} took.`),
     table(`Tokens and time to a loss on ${targets.place}`, heads, rows, [1, 2]),
   ];
 }
@@ -67,8 +72,8 @@ function sweepSection({ runs, sweep }) {
     chart.show({ axis: { name: sweep.key, ticks: sorted.map(({ value }, at) => [x[at], String(value)]) },
       lines: [{ name: place, style: 0, x, y: sorted.map(({ loss }) => loss ?? NaN), marked: true }] });
     const rows = sorted.map(({ run, value, loss }) => [String(value), named(runs, run), nats(loss)]);
-    chart.numbers.replaceWith(table(`${title} for each value of ${sweep.key}`, [sweep.key, "run", measure], rows, [1]));
-    return chart.figure;
+    chart.numbers.remove();
+    return [chart.figure, table(`${title} for each value of ${sweep.key}`, [sweep.key, "run", measure], rows, [1])];
   });
   return section("sweep", `Sweep of ${sweep.key}`, (sweep.left_out ?? []).map((text) => element("p", { class: "note" }, text)),
     element("div", { class: "charts" }, figures));
