@@ -30,7 +30,7 @@ class Curves {
       (place) => `Validation loss on ${place} (nats)`, "loss", nats, 300);
     const tasks = this.group((run) => run.tasks, (found) => `${found.name}, ${found.measure}`, (name) => name, "value", plain);
     const steps = STEPS.flatMap(([key, title, format]) => {
-      const sources = this.runs.map((run) => [run.series?.[key] ? run.series : null]);
+      const sources = this.runs.map((run) => [run.series?.[key]?.shape[0] ? run.series : null]);
       return sources.some(([series]) => series) ? [this.chart(title, format, key, sources, false, 220)] : [];
     });
     if (!this.charts.length) return null;

@@ -44,10 +44,11 @@ function inUnits(number, units) {
 
 /** An amount of a quantity, such as `tokens` or `seconds`. */
 const amount = (number, quantity) => inUnits(number, QUANTITIES[quantity].units);
-/** Such as "5 of 12 min": the unit is that of the larger one. */
+/** Such as "5 of 12 min", or "40 s of 12 min". */
 function amountOf(number, all, quantity) {
-  const [size, unit] = unitFor(QUANTITIES[quantity].units, Math.max(number, all));
-  return `${digits(number / size)} of ${digits(all / size)}${unit}`;
+  const { units } = QUANTITIES[quantity];
+  const [size, unit] = unitFor(units, number);
+  return (unit === unitFor(units, all)[1] ? digits(number / size) : amount(number, quantity)) + ` of ${amount(all, quantity)}`;
 }
 
 const whole = (number) => (isNumber(number) ? Math.round(number).toLocaleString("en") : NOTHING);

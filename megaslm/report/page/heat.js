@@ -10,8 +10,11 @@ function heatSection({ runs, heat }) {
   }
   const place = element("div");
   const show = (index) => place.replaceChildren(...new HeatMap(heat[index]).nodes);
-  show(0);
+  // The run that selects is of more interest than one that keeps everything.
+  const first = Math.max(0, heat.findIndex((found) => found.keep_ratio !== null));
+  show(first);
   const choice = heat.length > 1 ? selection("Run", heat.map(({ run }, index) => [index, run]), (index) => show(Number(index))) : null;
+  if (choice) choice.querySelector("select").value = first;
   return section("heat", "What is selected, token by token",
     choice ?? element("p", {}, named(runs, heat[0].run)), place);
 }
@@ -146,6 +149,10 @@ class HeatMap {
   }
 
   showShares() {
+    const count = sum(this.kept);
+    if (count === 0 || count === sum(this.data.valid)) {
+      return this.shares.replaceChildren(element("p", {}, `${count ? "All" : "No"} tokens are kept. Another k shows which come first.`));
+    }
     const found = this.data.tokenShares(this.kept, LEAST_OCCURRENCES);
     const share = ({ kept, total }) => kept / total;
     const most = found.toSorted((a, b) => share(b) - share(a) || b.total - a.total);
@@ -153,7 +160,7 @@ class HeatMap {
     const rows = (tokens) => tokens.slice(0, SHOWN_TOKENS).map((token) =>
       [quoted(token.piece), percent(share(token)), whole(token.kept), whole(token.total)]);
     const heads = ["token", "share kept", "kept", "of"];
-    this.shares.replaceChildren(...(found.length
+    return this.shares.replaceChildren(...(found.length
       ? [table("Kept most", heads, rows(most)), table("Kept least", heads, rows(least))]
       : [element("p", {}, `No token occurs ${LEAST_OCCURRENCES} times in these rows.`)]));
   }

@@ -49,10 +49,9 @@ class HeatText {
     this.row = row;
     const starts = new Set(row.new_document ?? []);
     this.spans = row.pieces.map((piece, place) => {
-      const span = element("span", { class: "token" }, visible(piece) || "·");
+      const span = element("span", { class: "token" }, visible(piece).replaceAll("\n", "↵\n") || "·");
       span.place = place;
       span.starts = starts.has(place);
-      span.breaks = piece.includes("\n");
       return span;
     });
     const children = this.spans.flatMap((span) => (span.starts
@@ -86,7 +85,7 @@ class HeatText {
   paint(describe) {
     for (const span of this.spans) {
       const { colour, valid, kept } = describe(span.place);
-      const found = ["token", valid ? colour : "not-valid", kept ? "kept" : "", span.breaks ? "breaks" : "", this.row.pieces[span.place] ? "" : "joined"];
+      const found = ["token", valid ? colour : "not-valid", kept ? "kept" : "", this.row.pieces[span.place] ? "" : "joined"];
       const name = found.filter(Boolean).join(" ");
       if (span.className !== name) span.className = name;
     }

@@ -1,6 +1,7 @@
 """A document of a report as `megaslm report` makes it: a CLM run, two SLM runs of a sweep, and a run that is unfinished."""
 
 import base64
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +32,8 @@ HOSTILE = (
     *("javascript:window.ran=3", "\u202egnirts", "\u200f", "\x00", "\x1b[31m", "\x07", "\ud800", "\udfff", "\u2028", "\u2029"),
     *("$style", "${script}", "{{ 7 * 7 }}", "{#", "&lt;b&gt;", "\u0000\ufeff", "مرحبا", "𝔘", "a\tb", "w" * 5000),
 )
+
+MARKUP = '"><img src=x onerror="window.ran = 4"></script><script>window.ran = 5</script>'
 
 
 def packed(values: Any, dtype: str = "f4") -> Document:
@@ -67,6 +70,15 @@ def hostile_rows() -> list[list[str]]:
     """Rows whose first pieces are what a page must not run, reorder or fail on."""
     filler = _words(TEXTS[0])
     return [[*HOSTILE, *filler][:ROW_TARGETS], filler[:ROW_TARGETS]]
+
+
+def hostile_document() -> Document:
+    """Hostile texts in every place that the names and texts of users reach."""
+    text = json.dumps(document(hostile_rows()))
+    names = ("slm-0.6", "prose", "llama, 1.3M parameters", "surprised", "end of clm", "arithmetic", "runs/sweep", "1.26M")
+    for name in names:
+        text = text.replace(name, json.dumps(MARKUP)[1:-1])
+    return {**json.loads(text), "title": MARKUP, "notes": [MARKUP]}
 
 
 def losses_of(pieces: list[list[str]]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
