@@ -1,7 +1,7 @@
 // A line chart in SVG, with a legend that reads the values under the pointer or the arrow keys.
 
 const MARGIN = { left: 56, right: 14, top: 10, bottom: 40 };
-const DASHES = ["", "7 4", "2 3", "10 3 2 3", "5 2", "12 4", "1 4"];
+const DASHES = ["", "7 4", "2 3", "10 3 2 3", "4 2", "13 5"];
 const MARKERS = [
   (x, y) => `M${x - 3.5} ${y}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0-7 0z`,
   (x, y) => `M${x - 3.2} ${y - 3.2}h6.4v6.4h-6.4z`,
@@ -11,7 +11,10 @@ const MARKERS = [
 ];
 const COLOURS = 7;
 
-/** The attributes of the line of a number: colours and dashes tell lines apart, each alone. */
+/**
+ * The attributes of the line of a number. Of seven colours and six dashes, 42 lines are different; up to six differ in
+ * each alone.
+ */
 function lineStyle(number) {
   return { class: `line colour-${number % COLOURS}`, "stroke-dasharray": DASHES[number % DASHES.length] };
 }
@@ -75,7 +78,8 @@ class LineChart {
       line.reading = element("output", {});
       return element("li", {}, swatch(line.style), element("span", { class: "name" }, line.name), line.reading);
     }));
-    this.stops = [...new Set(this.lines.flatMap((line) => line.places.map((place) => line.x[place])))].sort((a, b) => a - b);
+    const stops = new Set(this.lines.flatMap((line) => line.places.map((place) => line.x[place])));
+    this.stops = [...stops].sort((a, b) => a - b);
     this.plot.setAttribute("aria-valuemax", Math.max(this.stops.length - 1, 0));
     this.numbers.refresh();
     this.draw();
@@ -86,9 +90,9 @@ class LineChart {
     if (!width || !this.lines || !this.lines.length) return;
     const [low, high] = padded(extent(this.lines.flatMap((line) => line.places.map((place) => line.y[place]))));
     const [left, right] = extent(this.stops);
-    const span = right - left || 1;
-    this.toX = (x) => MARGIN.left + ((x - left) / span) * (width - MARGIN.left - MARGIN.right);
-    this.toY = (y) => this.height - MARGIN.bottom - ((y - low) / (high - low)) * (this.height - MARGIN.top - MARGIN.bottom);
+    const inner = { width: width - MARGIN.left - MARGIN.right, height: this.height - MARGIN.top - MARGIN.bottom };
+    this.toX = (x) => MARGIN.left + ((x - left) / (right - left || 1)) * inner.width;
+    this.toY = (y) => MARGIN.top + ((high - y) / (high - low)) * inner.height;
     this.cursorGroup = shape("g", { class: "cursor" });
     const image = shape("svg", { viewBox: `0 0 ${width} ${this.height}`, "aria-hidden": "true" },
       this.yAxis(low, high, width), this.xAxis(left, right, width),
@@ -100,9 +104,12 @@ class LineChart {
   yAxis(low, high, width) {
     const ticks = niceTicks(low, high, 5);
     const decimals = decimalsOf(ticks);
-    return ticks.map((tick) => shape("g", {},
-      shape("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.toY(tick), y2: this.toY(tick) }),
-      shape("text", { class: "tick end", x: MARGIN.left - 8, y: this.toY(tick) + 4 }, this.formatY(tick, decimals))));
+    return ticks.map((tick) => {
+      const y = this.toY(tick);
+      return shape("g", {},
+        shape("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }),
+        shape("text", { class: "tick end", x: MARGIN.left - 8, y: y + 4 }, this.formatY(tick, decimals)));
+    });
   }
 
   xAxis(left, right, width) {
@@ -123,7 +130,7 @@ class LineChart {
   path(line) {
     const points = Array.from(line.y, (y, place) => (isNumber(y) && isNumber(line.x[place])
       ? `${this.toX(line.x[place]).toFixed(1)} ${this.toY(y).toFixed(1)}` : null));
-    const drawn = points.map((point, place) => (point ? `${place && points[place - 1] ? "L" : "M"}${point}` : "")).join("");
+    const drawn = points.map((point, place) => point && (place && points[place - 1] ? "L" : "M") + point).join("");
     const marked = line.marked || line.places.length === 1 ? line.places : [];
     return shape("g", {}, shape("path", { d: drawn, ...lineStyle(line.style) }),
       marked.map((place) => marker(line.style, this.toX(line.x[place]), this.toY(line.y[place]))));
@@ -131,7 +138,7 @@ class LineChart {
 
   point(event) {
     const x = event.clientX - this.plot.getBoundingClientRect().left;
-    this.moveTo(nearest(this.stops, (stop) => Math.abs(this.toX(stop) - x)));
+    this.moveTo(this.stops.indexOf(closest(this.stops, (stop) => Math.abs(this.toX(stop) - x))));
   }
 
   press(event) {
@@ -150,7 +157,7 @@ class LineChart {
     const x = this.cursor === null ? null : this.stops[this.cursor];
     const marks = [];
     for (const line of this.lines) {
-      const place = x === null ? line.places.at(-1) : line.places[nearest(line.places, (place) => Math.abs(line.x[place] - x))];
+      const place = x === null ? line.places.at(-1) : closest(line.places, (at) => Math.abs(line.x[at] - x));
       line.reading.textContent = this.formatY(line.y[place]);
       if (x !== null) marks.push(marker(line.style, this.toX(line.x[place]), this.toY(line.y[place])));
     }
@@ -178,7 +185,7 @@ class LineChart {
   }
 }
 
-const measuredPlaces = ({ x, y }) => Array.from(y, (_, place) => place).filter((place) => isNumber(y[place]) && isNumber(x[place]));
+const measuredPlaces = ({ x, y }) => [...y.keys()].filter((place) => isNumber(y[place]) && isNumber(x[place]));
 const decimalsOf = (ticks) => {
   const step = Math.abs(ticks[1] - ticks[0]) || 1;
   return [0, 1, 2, 3, 4].find((count) => Math.abs(step * 10 ** count - Math.round(step * 10 ** count)) < 1e-6) ?? 5;
@@ -194,9 +201,9 @@ function padded([low, high]) {
   return [low >= 0 ? Math.max(0, low - room) : low - room, high + room];
 }
 
-/** The place of the item of least distance. */
-function nearest(items, distance) {
-  return items.reduce((best, item, place) => (distance(item) < distance(items[best]) ? place : best), 0);
+/** The item of least distance. */
+function closest(items, distance) {
+  return items.reduce((best, item) => (distance(item) < distance(best) ? item : best));
 }
 
 /** At most `most` items, evenly spaced, the first and the last among them. */

@@ -9,6 +9,7 @@ const STEPS = [
   ["gradient_norm", "Gradient norm", plain],
   ["tokens_per_second", "Tokens per second", (number) => inUnits(number, COUNTS)],
 ];
+const STARTS = [[0, "all"], [0.1, "without the first tenth"], [0.5, "the second half"]];
 const COSTLY = ["flops", "seconds", "gpu_hours"];
 
 /** All curves of a document, and the controls that they share. */
@@ -28,7 +29,8 @@ class Curves {
   section() {
     const validations = this.group((run) => run.validations, (found) => found.place,
       (place) => `Validation loss on ${place} (nats)`, "loss", nats, 300);
-    const tasks = this.group((run) => run.tasks, (found) => `${found.name}, ${found.measure}`, (name) => name, "value", plain);
+    const tasks = this.group((run) => run.tasks, (found) => `${found.name}, ${found.measure}`,
+      (name) => name, "value", plain);
     const steps = STEPS.flatMap(([key, title, format]) => {
       const sources = this.runs.map((run) => [run.series?.[key]?.shape[0] ? run.series : null]);
       return sources.some(([series]) => series) ? [this.chart(title, format, key, sources, false, 220)] : [];
@@ -71,7 +73,7 @@ class Curves {
         if (x) lines.push({ name: run.name, style: number, x, y: curve.y, marked });
         else without.push(run.name);
       }));
-      const note = without.length ? `Left out, because their ${QUANTITIES[axis].name} are not known: ${without.join(", ")}.` : "";
+      const note = without.length ? `Left out, ${QUANTITIES[axis].name} not known: ${without.join(", ")}.` : "";
       chart.show({ axis: QUANTITIES[axis], lines: this.latter(lines), note });
     }
   }
@@ -87,12 +89,14 @@ class Curves {
   latter(lines) {
     if (!this.view.from) return lines;
     const end = extent(lines.flatMap((line) => [...line.x].filter(isNumber)))[1];
-    return lines.map((line) => ({ ...line, y: line.y.map((y, place) => (line.x[place] < this.view.from * end ? NaN : y)) }));
+    const start = this.view.from * end;
+    return lines.map((line) => ({ ...line, y: line.y.map((y, place) => (line.x[place] < start ? NaN : y)) }));
   }
 
   controls() {
     const change = (name, value) => { this.view[name] = value; this.draw(); };
-    const counting = tick("Count the reference’s training and the scoring", false, (on) => change("counted", on), { id: "counted" });
+    const counting = tick("Count the reference’s training and the scoring", false,
+      (counted) => change("counted", counted), { id: "counted" });
     const box = counting.querySelector("input");
     const enable = () => {
       const { axis } = this.view;
@@ -107,7 +111,7 @@ class Curves {
     return element("div", { class: "controls" },
       radios("axis", "Against", names, this.view.axis, (axis) => { change("axis", axis); enable(); }),
       counting,
-      radios("from", "Show", [[0, "all"], [0.1, "without the first tenth"], [0.5, "the second half"]], 0, (from) => change("from", from)),
+      radios("from", "Show", STARTS, 0, (from) => change("from", from)),
       runs.length > 1 ? element("fieldset", { class: "runs" }, element("legend", {}, "Runs"), runs) : null);
   }
 }

@@ -13,14 +13,18 @@ function dynamicsSection({ runs, dynamics }) {
 
 function runDynamics(runs, { run, steps, classes, shares_over_time: over, kept_share: kept }) {
   const names = Object.keys(CLASSES).filter((name) => name in classes);
-  const rows = names.map((name) => [name, CLASSES[name], bar(classes[name].share), percent(classes[name].share), percent(kept?.[name])]);
+  const rows = names.map((name) => {
+    const { share } = classes[name];
+    return [name, CLASSES[name], bar(share), percent(share), percent(kept?.[name])];
+  });
+  const examples = names.filter((name) => classes[name].examples?.length);
   const heads = ["class", "meaning", "", "share of tokens", "kept by the run"];
   return element("div", { class: "part" },
     element("h3", {}, named(runs, run)),
     table(`Classes of tokens of ${run}`, heads, rows, [1, 2]),
     over ? sharesChart(run, names, over) : null,
-    names.some((name) => classes[name].examples?.length)
-      ? details("Examples", () => element("div", {}, names.map((name) => examplesTable(name, steps, classes[name].examples ?? [])))) : null);
+    examples.length ? details("Examples", () => element("div", {},
+      examples.map((name) => examplesTable(name, steps, classes[name].examples)))) : null);
 }
 
 function sharesChart(run, names, over) {
@@ -37,7 +41,6 @@ function bar(share) {
 }
 
 function examplesTable(name, steps, examples) {
-  if (!examples.length) return null;
   const rows = examples.map(({ before, token, after, losses }) => [
     element("span", { class: "example" }, visible(before), element("mark", {}, quoted(token)), visible(after)),
     element("span", { class: "losses" }, trend(losses, steps), `${nats(losses[0])} → ${nats(losses.at(-1))}`)]);
@@ -46,11 +49,14 @@ function examplesTable(name, steps, examples) {
 
 /** A small line of numbers over their steps; the values stand beside it as text. */
 function trend(numbers, steps) {
-  const places = Array.from(numbers, (_, place) => place).filter((place) => isNumber(numbers[place]));
+  const places = [...numbers.keys()].filter((place) => isNumber(numbers[place]));
   const [low, high] = padded(extent(places.map((place) => numbers[place])));
   const [first, last] = extent(places.map((place) => steps[place]));
-  const points = places.map((place) =>
-    `${(2 + (76 * (steps[place] - first)) / (last - first || 1)).toFixed(1)},${(22 - (20 * (numbers[place] - low)) / (high - low)).toFixed(1)}`);
+  const points = places.map((place) => {
+    const x = 2 + (76 * (steps[place] - first)) / (last - first || 1);
+    const y = 22 - (20 * (numbers[place] - low)) / (high - low);
+    return `${x.toFixed(1)},${y.toFixed(1)}`;
+  });
   return shape("svg", { class: "trend", width: 80, height: 24, "aria-hidden": "true" },
     shape("polyline", { class: "line colour-0", points: points.join(" ") }));
 }

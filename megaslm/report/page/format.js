@@ -31,7 +31,7 @@ function digits(number) {
 /** Such as 1.2×10⁻⁵. */
 function scientific(number) {
   const [factor, power] = number.toExponential(1).split("e");
-  const raised = [...power.replace("+", "")].map((sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign])).join("");
+  const raised = power.replace("+", "").replace(/./g, (sign) => (sign === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign]));
   return `${factor.replace(".0", "").replace("-", "−")}×10${raised}`;
 }
 
@@ -48,7 +48,8 @@ const amount = (number, quantity) => inUnits(number, QUANTITIES[quantity].units)
 function amountOf(number, all, quantity) {
   const { units } = QUANTITIES[quantity];
   const [size, unit] = unitFor(units, number);
-  return (unit === unitFor(units, all)[1] ? digits(number / size) : amount(number, quantity)) + ` of ${amount(all, quantity)}`;
+  const part = unit === unitFor(units, all)[1] ? digits(number / size) : amount(number, quantity);
+  return `${part} of ${amount(all, quantity)}`;
 }
 
 const whole = (number) => (isNumber(number) ? Math.round(number).toLocaleString("en") : NOTHING);

@@ -1,22 +1,24 @@
 // The heat map: real text of probe rows, coloured by loss, with the kept targets underlined.
 
+const HEAT_TITLE = "What is selected, token by token";
 const LEAST_OCCURRENCES = 3;
 const SHOWN_TOKENS = 12;
+const JOINED = "part of the character before";
 
 function heatSection({ runs, heat }) {
   if (!heat || !heat.length) {
-    return section("heat", "What is selected, token by token",
-      element("p", {}, "No run has measured probe rows: add `probe` to its configuration, or run `megaslm dynamics` on it."));
+    return section("heat", HEAT_TITLE, element("p", {},
+      "No run has measured probe rows: add `probe` to its configuration, or run `megaslm dynamics` on it."));
   }
   const place = element("div");
   const show = (index) => place.replaceChildren(...new HeatMap(heat[index]).nodes);
   // The run that selects is of more interest than one that keeps everything.
   const first = Math.max(0, heat.findIndex((found) => found.keep_ratio !== null));
   show(first);
-  const choice = heat.length > 1 ? selection("Run", heat.map(({ run }, index) => [index, run]), (index) => show(Number(index))) : null;
-  if (choice) choice.querySelector("select").value = first;
-  return section("heat", "What is selected, token by token",
-    choice ?? element("p", {}, named(runs, heat[0].run)), place);
+  if (heat.length === 1) return section("heat", HEAT_TITLE, element("p", {}, named(runs, heat[0].run)), place);
+  const choice = selection("Run", heat.map(({ run }, index) => [index, run]), (index) => show(Number(index)));
+  choice.querySelector("select").value = first;
+  return section("heat", HEAT_TITLE, choice, place);
 }
 
 /** The heat map of one run. `nodes`: its parts, for the page. */
@@ -25,7 +27,8 @@ class HeatMap {
     this.heat = heat;
     this.data = new HeatData(heat);
     const colourings = Object.keys(COLOURINGS).filter((name) => name === "loss" || this.data.reference);
-    this.view = { row: 0, checkpoint: heat.checkpoints.length - 1, ratio: heat.keep_ratio ?? 1, colouring: colourings[0] };
+    this.last = heat.checkpoints.length - 1;
+    this.view = { row: 0, checkpoint: this.last, ratio: heat.keep_ratio ?? 1, colouring: colourings[0] };
     this.scales = Object.fromEntries(colourings.map((name) => [name, new HeatScale(this.data, name)]));
     this.scale = element("div");
     this.count = element("p", { class: "count", role: "status" });
@@ -34,15 +37,17 @@ class HeatMap {
     this.shares = element("div", { class: "charts" });
     this.numbers = details("Numbers of this row", () => this.table());
     this.nodes = [
-      heat.note ? element("p", { class: "note" }, heat.note) : null, this.controls(colourings), this.scale, this.count,
-      element("div", {}, this.place, this.reading), this.numbers, element("h3", {}, "Tokens kept most, and least"), this.shares,
+      heat.note ? element("p", { class: "note" }, heat.note) : null,
+      this.controls(colourings), this.scale, this.count, element("div", {}, this.place, this.reading), this.numbers,
+      element("h3", {}, "Tokens kept most, and least"), this.shares,
     ].filter(Boolean);
     this.showRow(0);
   }
 
   controls(colourings) {
-    const { checkpoints, rows, domains, keep_ratio: own } = this.heat;
-    const names = rows.map(({ domain, row }, index) => [index, `${index + 1} of ${rows.length}: ${domains[domain]}, row ${row}`]);
+    const { rows, domains, keep_ratio: own } = this.heat;
+    const names = rows.map(({ domain, row }, index) =>
+      [index, `${index + 1} of ${rows.length}: ${domains[domain]}, row ${row}`]);
     const choice = selection("Row", names, (row) => this.showRow(Number(row)));
     const step = (by) => {
       const button = element("button", { type: "button" }, by < 0 ? "Previous row" : "Next row");
@@ -50,20 +55,22 @@ class HeatMap {
       return button;
     };
     this.rowChoice = choice.querySelector("select");
-    this.checkpoint = slider("checkpoint", "Checkpoint", 0, checkpoints.length - 1, 1, this.view.checkpoint, (at) => this.change({ checkpoint: at }));
-    this.ratio = slider("ratio", "Kept share k (%)", 0, 100, 0.5, 100 * this.view.ratio, (share) => this.change({ ratio: share / 100 }));
+    this.checkpoint = slider("checkpoint", "Checkpoint", { min: 0, max: this.last }, this.last,
+      (checkpoint) => this.change({ checkpoint }));
+    this.ratio = slider("ratio", "Kept share k (%)", { min: 0, max: 100, step: 0.5 }, 100 * this.view.ratio,
+      (share) => this.change({ ratio: share / 100 }));
     const back = element("button", { type: "button", id: "own-ratio" }, `The run’s own k: ${percent(own ?? 1)}`);
     back.addEventListener("click", () => {
       this.ratio.input.value = 100 * (own ?? 1);
       this.change({ ratio: own ?? 1 });
     });
-    const fixed = element("p", { class: "note" }, `The run selects by ${this.heat.criterion}, which this page cannot rank. ` +
-      "The underlined tokens are those that the run keeps.");
+    const fixed = element("p", { class: "note" }, `The run selects by ${this.heat.criterion}, which this page cannot ` +
+      "rank. The underlined tokens are those that the run keeps.");
     return element("div", { class: "controls" },
       element("div", { class: "rows" }, choice, step(-1), step(1)),
-      colourings.length > 1 ? radios("colouring", "Colour by", colourings.map((name) => [name, COLOURINGS[name].name]), this.view.colouring,
-        (colouring) => this.change({ colouring })) : null,
-      checkpoints.length > 1 ? this.checkpoint.node : null,
+      colourings.length > 1 ? radios("colouring", "Colour by", colourings.map((name) => [name, COLOURINGS[name].name]),
+        this.view.colouring, (colouring) => this.change({ colouring })) : null,
+      this.last > 0 ? this.checkpoint.node : null,
       this.data.canRank ? [this.ratio.node, back] : fixed);
   }
 
@@ -103,14 +110,15 @@ class HeatMap {
     const rowEnd = start + data.length;
     const of = (from, end) => `${whole(sum(kept, from, end))} of ${whole(sum(data.valid, from, end))}`;
     const scope = data.rows === 1 ? "" : `, and ${of(0, kept.length)} in the ${data.rows} rows together`;
-    const ranking = heat.scope === "sequence" ? "Each row is ranked on its own." : data.rows > 1 ? "The rows are ranked together." : "";
+    const ranking = heat.scope === "sequence" ? "Each row is ranked on its own." : "The rows are ranked together.";
     const own = data.canRank && this.view.ratio === heat.keep_ratio && data.keptByRun[this.view.checkpoint];
-    this.count.textContent = `Underlined: ${of(start, rowEnd)} tokens of this row are kept${scope}. ${ranking} ${own ? this.agreement(own) : ""}`;
+    this.count.textContent = `Underlined: ${of(start, rowEnd)} tokens of this row are kept${scope}. ` +
+      `${data.canRank ? ranking : ""} ${own ? this.agreement(own) : ""}`;
   }
 
   agreement(own) {
     const { data, heat, kept } = this;
-    const equal = kept.reduce((count, value, target) => count + (data.valid[target] && value === own[target] ? 1 : 0), 0);
+    const equal = sum(kept.map((value, target) => (value === own[target] ? data.valid[target] : 0)));
     const all = sum(data.valid);
     if (equal === all) return "This is the selection of the run itself.";
     const ranked = heat.probe_rows > data.rows ? `, which ranks all ${heat.probe_rows} probe rows together,` : "";
@@ -119,10 +127,12 @@ class HeatMap {
 
   /** The values of a target in words; the trend over the checkpoints beside them. */
   read(place) {
-    if (place === null) return this.reading.replaceChildren("Point at a token, or go through the text with the arrow keys, to read its values.");
+    if (place === null) {
+      return this.reading.replaceChildren("Point at a token, or press the arrow keys in the text, to read its values.");
+    }
     const { data, heat } = this;
     const target = this.view.row * data.length + place;
-    const token = element("b", { class: "quoted" }, quoted(heat.rows[this.view.row].pieces[place]) || "part of a character");
+    const token = element("b", { class: "quoted" }, quoted(heat.rows[this.view.row].pieces[place]) || JOINED);
     if (!data.valid[target]) return this.reading.replaceChildren(token, " is not a target: it counts for nothing.");
     const values = this.valuesOf(target).map(([name, value]) => `${name} ${value}`).join(" · ");
     const losses = data.losses.map((found) => found[target]);
@@ -136,22 +146,26 @@ class HeatMap {
     const { data } = this;
     const { checkpoint } = this.view;
     const values = [["loss", nats(data.loss(checkpoint, target))]];
-    if (data.reference) values.push(["reference", nats(data.reference[target])], ["excess", signedNats(data.excess(checkpoint, target))]);
-    return values;
+    if (!data.reference) return values;
+    return [...values, ["reference", nats(data.reference[target])], ["excess", signedNats(data.excess(checkpoint, target))]];
   }
 
   table() {
     const start = this.view.row * this.data.length;
     const heads = ["token", ...this.valuesOf(start).map(([name]) => `${name} (nats)`), "kept"];
-    const rows = this.heat.rows[this.view.row].pieces.map((piece, place) => [quoted(piece) || "part of a character",
-      ...(this.data.valid[start + place] ? [...this.valuesOf(start + place).map(([, value]) => value), this.kept[start + place] ? "yes" : "no"] : [])]);
+    const rows = this.heat.rows[this.view.row].pieces.map((piece, place) => {
+      const target = start + place;
+      const values = this.valuesOf(target).map(([, value]) => value);
+      return [quoted(piece) || JOINED, ...(this.data.valid[target] ? [...values, this.kept[target] ? "yes" : "no"] : [])];
+    });
     return table("The tokens of this row", heads, rows);
   }
 
   showShares() {
     const count = sum(this.kept);
     if (count === 0 || count === sum(this.data.valid)) {
-      return this.shares.replaceChildren(element("p", {}, `${count ? "All" : "No"} tokens are kept. Another k shows which come first.`));
+      const fate = count ? "All tokens are kept" : "No token is kept";
+      return this.shares.replaceChildren(element("p", {}, `${fate}. Another k shows which come first.`));
     }
     const found = this.data.tokenShares(this.kept, LEAST_OCCURRENCES);
     const share = ({ kept, total }) => kept / total;
@@ -166,11 +180,12 @@ class HeatMap {
   }
 }
 
-/** A slider with its label and its value as text. `onInput` gets the number. */
-function slider(id, label, min, max, step, value, onInput) {
-  const input = element("input", { type: "range", id, min, max, step });
+/** A slider with its label and its value as text. `range`: `min`, `max`, `step`. `onInput` gets the number. */
+function slider(id, label, range, value, onInput) {
+  const input = element("input", { type: "range", id, ...range });
   input.value = value;
   const output = element("output", { for: id });
   input.addEventListener("input", () => onInput(Number(input.value)));
-  return { input, output, node: element("div", { class: "slider" }, element("label", { for: id }, label), input, output) };
+  const node = element("div", { class: "slider" }, element("label", { for: id }, label), input, output);
+  return { input, output, node };
 }

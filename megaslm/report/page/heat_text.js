@@ -4,7 +4,7 @@ const LEVELS = 9;
 const COLOURINGS = {
   excess: { name: "excess loss", diverging: true, of: (data, checkpoint, target) => data.excess(checkpoint, target) },
   loss: { name: "model loss", diverging: false, of: (data, checkpoint, target) => data.loss(checkpoint, target) },
-  reference: { name: "reference loss", diverging: false, of: (data, checkpoint, target) => data.reference?.[target] ?? NaN },
+  reference: { name: "reference loss", diverging: false, of: (data, _, target) => data.reference[target] },
 };
 
 /** A scale of colours that stays the same for all checkpoints: from the values of all valid targets, outliers apart. */
@@ -32,8 +32,8 @@ class HeatScale {
 
   /** The colours with the values where they begin. */
   legend(name) {
-    const first = this.diverging ? -4 : 0;
-    const values = Array.from({ length: LEVELS }, (_, place) => (this.diverging ? (first + place) / 4 : (place + 0.5) / LEVELS) * this.most);
+    const shareOf = (place) => (this.diverging ? (place - 4) / 4 : (place + 0.5) / LEVELS);
+    const values = Array.from({ length: LEVELS }, (_, place) => shareOf(place) * this.most);
     return element("p", { class: "scale" }, `${name}: `,
       element("span", {}, `${digits(this.diverging ? -this.most : 0)} `),
       values.map((value) => element("span", { class: `cell ${this.classOf(value)}`, "aria-hidden": "true" })),
@@ -56,11 +56,13 @@ class HeatText {
     });
     const children = this.spans.flatMap((span) => (span.starts
       ? [element("span", { class: "document" }, "new document"), span] : [span]));
-    this.node = element("div", { class: "text", tabindex: 0, role: "group",
-      "aria-label": "Text of the row. Arrow keys go from token to token; their values are read below.", translate: "no", dir: "ltr" },
-      row.first ? element("span", { class: "token not-valid" }, visible(row.first)) : null, children);
-    this.node.addEventListener("pointerover", ({ target }) => { if (target.place !== undefined) this.choose(target.place); });
-    this.node.addEventListener("click", ({ target }) => { if (target.place !== undefined) this.choose(target.place); });
+    this.node = element("div", {
+      class: "text", tabindex: 0, role: "group", translate: "no", dir: "ltr",
+      "aria-label": "Text of the row. Arrow keys go from token to token; their values are read below.",
+    }, row.first ? element("span", { class: "token not-valid" }, visible(row.first)) : null, children);
+    for (const kind of ["pointerover", "click"]) {
+      this.node.addEventListener(kind, ({ target: { place } }) => { if (place !== undefined) this.choose(place); });
+    }
     this.node.addEventListener("keydown", (event) => this.press(event));
   }
 
@@ -81,12 +83,12 @@ class HeatText {
     this.onChoice(place);
   }
 
-  /** Colours and underlines every target. `describe(place)` gives its class of colour, and whether it counts and is kept. */
+  /** Colours and underlines every target. `describe(place)`: its class of colour, and whether it counts and is kept. */
   paint(describe) {
     for (const span of this.spans) {
       const { colour, valid, kept } = describe(span.place);
-      const found = ["token", valid ? colour : "not-valid", kept ? "kept" : "", this.row.pieces[span.place] ? "" : "joined"];
-      const name = found.filter(Boolean).join(" ");
+      const joined = this.row.pieces[span.place] === "";
+      const name = ["token", valid ? colour : "not-valid", kept && "kept", joined && "joined"].filter(Boolean).join(" ");
       if (span.className !== name) span.className = name;
     }
   }

@@ -13,7 +13,8 @@ class HeatData {
     this.reference = unpack(heat.ref_loss);
     this.losses = heat.checkpoints.map(({ loss }) => unpack(loss));
     const last = heat.checkpoints.length - 1;
-    this.keptByRun = heat.checkpoints.map(({ kept }, checkpoint) => unpack(kept ?? (checkpoint === last ? heat.kept_by_run : null)));
+    this.keptByRun = heat.checkpoints.map(({ kept }, checkpoint) =>
+      unpack(kept ?? (checkpoint === last ? heat.kept_by_run : null)));
     this.ranks = new Map();
   }
 
@@ -44,16 +45,19 @@ class HeatData {
   }
 
   /**
-   * The rank of each target in its group at a checkpoint, from 0; of equal values the lower target comes first. -1 where a
-   * target cannot be selected.
+   * The rank of each target in its group at a checkpoint, from 0; of equal values the lower target comes first. -1 where
+   * a target cannot be selected.
    */
   ranksAt(checkpoint) {
     if (!this.ranks.has(checkpoint)) {
       const ranks = new Int32Array(this.rows * this.length).fill(-1);
       for (const [start, end] of this.groups()) {
         const values = new Map();
-        for (let target = start; target < end; target++) if (this.eligible(checkpoint, target)) values.set(target, this.value(checkpoint, target));
-        [...values.keys()].sort((a, b) => values.get(b) - values.get(a) || a - b).forEach((target, rank) => { ranks[target] = rank; });
+        for (let target = start; target < end; target++) {
+          if (this.eligible(checkpoint, target)) values.set(target, this.value(checkpoint, target));
+        }
+        const falling = [...values.keys()].sort((a, b) => values.get(b) - values.get(a) || a - b);
+        falling.forEach((target, rank) => { ranks[target] = rank; });
       }
       this.ranks.set(checkpoint, ranks);
     }
@@ -62,7 +66,8 @@ class HeatData {
 
   eligible(checkpoint, target) {
     const cap = this.heat.max_ref_loss;
-    return this.valid[target] === 1 && Number.isFinite(this.value(checkpoint, target)) && !(isNumber(cap) && this.reference?.[target] > cap);
+    const capped = isNumber(cap) && this.reference?.[target] > cap;
+    return this.valid[target] === 1 && !capped && Number.isFinite(this.value(checkpoint, target));
   }
 
   /** The kept targets, (R·L) of 0 and 1: of each group of N valid targets the ⌊k·N + ½⌋ of largest value. */
@@ -72,7 +77,7 @@ class HeatData {
     const ranks = this.ranksAt(checkpoint);
     for (const [start, end] of this.groups()) {
       const count = keepCount(sum(this.valid, start, end), ratio);
-      for (let target = start; target < end; target++) kept[target] = ranks[target] >= 0 && ranks[target] < count ? 1 : 0;
+      for (let target = start; target < end; target++) kept[target] = Number(ranks[target] >= 0 && ranks[target] < count);
     }
     return kept;
   }

@@ -1,5 +1,6 @@
 // The first screen: what SLM bought, in numbers.
 
+const NOTHING_COMPARED = "Nothing is compared here: no CLM run with a finite last loss shares a validation set with another run.";
 const REACHED = ["tokens", "selected_tokens", "flops", "seconds", "gpu_hours"];
 
 /** What the runs came to, as a few large numbers with a sentence each. */
@@ -10,11 +11,11 @@ function summarySection({ runs, targets: [targets], costs, notes = [] }) {
     element("div", {}, element("dt", {}, number), element("dd", {}, sentence))));
   const sentences = [
     ...notes,
-    !best && runs.length > 1 ? "No CLM run shares a validation set with another run, so nothing is compared here." : null,
+    !best && runs.length > 1 ? NOTHING_COMPARED : null,
     !best && runs.length > 4 ? `The first 4 of ${runs.length} runs are shown here.` : null,
   ].filter(Boolean).map((text) => element("p", {}, text));
-  return section("summary", best ? `${best.name} against ${targets.baseline}` : "In short", facts.length ? list : null, sentences,
-    stateNotes(runs));
+  return section("summary", best ? `${best.name} against ${targets.baseline}` : "In short",
+    facts.length ? list : null, sentences, stateNotes(runs));
 }
 
 /** The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. */
@@ -29,40 +30,52 @@ function finalLoss(run, place) {
 }
 
 function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
-  const base = runs.find((run) => run.name === baseline);
-  const ends = [finalLoss(best, place), base ? finalLoss(base, place) : null];
-  const difference = ends[0] - ends[1];
-  const facts = [];
-  if (ends.every(isNumber)) {
-    const side = difference <= 0 ? "lower" : "higher";
-    facts.push([`${nats(Math.abs(difference))} nats ${side}`, `Loss on ${place} at the end: ${nats(ends[0])} against ${nats(ends[1])} ` +
-      `(perplexity × ${digits(Math.exp(difference))}).`]);
-  }
-  const target = rows.at(-1);
-  const [own, theirs] = [best.name, baseline].map((name) => target?.reached.find((reached) => reached.run === name));
-  const share = (key, over = key) => (isNumber(own?.[key]) && isNumber(theirs?.[over]) ? own[key] / theirs[over] : null);
-  if (own && !isNumber(own.tokens)) facts.push(["not reached", `${best.name} did not reach ${baseline}’s final loss of ${nats(target.loss)} nats.`]);
-  if (isNumber(share("tokens"))) {
-    facts.push([`${percent(share("tokens"))} of the tokens`, `Read until ${baseline}’s final loss of ${nats(target.loss)} nats was reached: ` +
-      `${amountOf(own.tokens, theirs.tokens, "tokens")}.`]);
-  }
-  if (isNumber(share("seconds"))) {
-    const counted = isNumber(share("seconds_with_reference", "seconds"))
-      ? ` With the reference’s training and the scoring: ${percent(share("seconds_with_reference", "seconds"))}.` : "";
-    facts.push([`${percent(share("seconds"))} of the time`, `Until that loss: ${amountOf(own.seconds, theirs.seconds, "seconds")}.${counted}`]);
-  }
-  const even = (costs?.break_even ?? []).find((found) => found.run === best.name);
-  if (even) facts.push([isNumber(even.runs) ? `${whole(Math.ceil(even.runs))} ${even.runs > 1 ? "runs" : "run"}` : "no break-even", even.sentence]);
-  return facts;
+  const end = rows.at(-1);
+  const [own, theirs] = [best.name, baseline].map((name) => end?.reached.find((reached) => reached.run === name));
+  const even = (costs?.break_even ?? []).find((found) => found.run === best.name && (found.place ?? place) === place);
+  return [
+    lossFact(best, runs.find((run) => run.name === baseline), place),
+    own && tokensFact(best, baseline, end, own, theirs), own && timeFact(own, theirs), even && breakEvenFact(even),
+  ].filter(Boolean);
+}
+
+function lossFact(best, base, place) {
+  const [own, theirs] = [finalLoss(best, place), base ? finalLoss(base, place) : null];
+  if (!isNumber(theirs)) return null;
+  const difference = own - theirs;
+  return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
+    `Loss on ${place} at the end: ${nats(own)} against ${nats(theirs)} (perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).`];
+}
+
+function tokensFact(best, baseline, { loss }, own, theirs) {
+  const target = `${baseline}’s final loss of ${nats(loss)} nats`;
+  if (!isNumber(own.tokens)) return ["not reached", `${best.name} did not reach ${target}.`];
+  return [`${percent(own.tokens / theirs.tokens)} of the tokens`,
+    `Read until ${target} was reached: ${amountOf(own.tokens, theirs.tokens, "tokens")}.`];
+}
+
+function timeFact(own, theirs) {
+  if (!isNumber(own.seconds) || !isNumber(theirs?.seconds)) return null;
+  const all = own.seconds_with_reference;
+  const counted = isNumber(all) ? ` With the reference’s training and the scoring: ${percent(all / theirs.seconds)}.` : "";
+  return [`${percent(own.seconds / theirs.seconds)} of the time`,
+    `Until that loss: ${amountOf(own.seconds, theirs.seconds, "seconds")}.${counted}`];
+}
+
+function breakEvenFact({ runs, sentence }) {
+  const count = isNumber(runs) ? Math.ceil(runs) : null;
+  return [count === null ? "no break-even" : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
 }
 
 /** A run alone: its last losses, and what it took. */
 function runFacts(run) {
   const validation = (run.validations ?? []).map((found) => [lastOf(unpack(found.loss)), `on ${found.place}`]);
-  const [loss, where] = validation.find(([found]) => isNumber(found)) ?? [lastOf(unpack(run.series?.loss)), "in training"];
+  const [loss, where] = validation.find(([found]) => isNumber(found))
+    ?? [lastOf(unpack(run.series?.loss)), "in training"];
   if (!isNumber(loss)) return [];
   const spent = REACHED.map((key) => [lastOf(unpack(run.series?.[key])), key]).filter(([number]) => isNumber(number));
-  const words = spent.map(([number, key]) => (COUNTS === QUANTITIES[key].units ? `${amount(number, key)} ${QUANTITIES[key].name}` : amount(number, key)));
+  const words = spent.map(([number, key]) =>
+    (QUANTITIES[key].units === COUNTS ? `${amount(number, key)} ${QUANTITIES[key].name}` : amount(number, key)));
   return [[`${nats(loss)} nats`, `Last loss of ${run.name} ${where}, after ${words.join(", ")}.`]];
 }
 

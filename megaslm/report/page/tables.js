@@ -2,21 +2,24 @@
 
 /** A run's name beside its line. */
 const named = (runs, name) => element("span", { class: "run" },
-  swatch(runs.findIndex((run) => run.name === name)), element("span", { class: name.length > 24 ? null : "short" }, name));
+  swatch(runs.findIndex((run) => run.name === name)),
+  element("span", { class: name.length > 24 ? null : "short" }, name));
 
 function runsSection(runs) {
   const labels = [...new Set(runs.flatMap((run) => (run.facts ?? []).map(([label]) => label)))];
   const value = (run, label) => run.facts?.find(([found]) => found === label)?.[1] ?? null;
   const rows = [
     ["what it is", ...runs.map((run) => run.about)], ["state", ...runs.map((run) => run.state)],
-    ...labels.map((label) => [label, ...runs.map((run) => value(run, label))]), ["folder", ...runs.map((run) => run.path)],
+    ...labels.map((label) => [label, ...runs.map((run) => value(run, label))]),
+    ["folder", ...runs.map((run) => run.path)],
   ];
   const heads = ["", ...runs.map((run) => named(runs, run.name))];
   return section("runs", "Runs", table("The settings of the runs", heads, rows, heads.map((_, column) => column)));
 }
 
 function targetsSection({ runs, targets }) {
-  return section("targets", "What it took to reach a loss", (targets ?? []).flatMap((found) => targetsTable(runs, found)));
+  const tables = (targets ?? []).flatMap((found) => targetsTable(runs, found));
+  return section("targets", "What it took to reach a loss", tables);
 }
 
 function targetsTable(runs, targets) {
@@ -36,7 +39,8 @@ function targetsTable(runs, targets) {
   });
   return [
     targets.sentence ? element("p", {}, targets.sentence) : null,
-    element("p", {}, `Losses are interpolated between validations. In brackets: the share of what ${targets.baseline} took.`),
+    element("p", {}, "Losses are interpolated between validations. " +
+      `In brackets: the share of what ${targets.baseline} took.`),
     table(`Tokens and time to a loss on ${targets.place}`, heads, rows, [1, 2]),
   ];
 }
@@ -45,16 +49,19 @@ function costsSection({ runs, costs }) {
   if (!costs || !costs.rows.length) return null;
   const heads = ["run", "what", "serves also", ...REACHED.map((key) => QUANTITIES[key].name)];
   const others = (row) => (row.shared_by ?? []).filter((run) => run !== row.run).join(", ") || null;
-  const rows = costs.rows.map((row) => [named(runs, row.run), row.what, others(row), ...REACHED.map((key) => amount(row[key], key))]);
+  const rows = costs.rows.map((row) =>
+    [named(runs, row.run), row.what, others(row), ...REACHED.map((key) => amount(row[key], key))]);
   return section("costs", "What it cost",
     (costs.break_even ?? []).map(({ sentence }) => element("p", {}, sentence)),
     table("What each run spent", heads, rows, [1, 2]));
 }
 
 function domainsSection(runs) {
-  const heads = ["domain", "run", "tokens", "passes", "selected at the end", "first validation loss", "last validation loss"];
-  const rows = runs.flatMap((run) => (run.domains ?? []).map((domain) => [domain.name, named(runs, run.name), amount(domain.tokens, "tokens"),
-    plain(domain.passes), percent(domain.selected_ratio), nats(domain.validation_loss_first), nats(domain.validation_loss_last)]));
+  const heads = ["domain", "run", "tokens", "passes", "selected at the end", "first validation loss", "last one"];
+  const rows = runs.flatMap((run) => (run.domains ?? []).map((domain) => [
+    domain.name, named(runs, run.name), amount(domain.tokens, "tokens"), plain(domain.passes),
+    percent(domain.selected_ratio), nats(domain.validation_loss_first), nats(domain.validation_loss_last),
+  ]));
   if (!rows.length) return null;
   return section("domains", "Domains", element("p", {}, "The share selected is that of the last tenth of the steps."),
     table("Each domain of each run", heads, rows, [1]));
@@ -75,6 +82,7 @@ function sweepSection({ runs, sweep }) {
     chart.numbers.remove();
     return [chart.figure, table(`${title} for each value of ${sweep.key}`, [sweep.key, "run", measure], rows, [1])];
   });
-  return section("sweep", `Sweep of ${sweep.key}`, (sweep.left_out ?? []).map((text) => element("p", { class: "note" }, text)),
+  return section("sweep", `Sweep of ${sweep.key}`,
+    (sweep.left_out ?? []).map((text) => element("p", { class: "note" }, text)),
     element("div", { class: "charts" }, figures));
 }

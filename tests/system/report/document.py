@@ -29,7 +29,18 @@ TEXTS = (
 )
 HOSTILE = (
     *("</script>", "<script>window.ran = 1</script>", '<img src="x" onerror="window.ran = 2">', "<!--", "]]>"),
-    *("javascript:window.ran=3", "\u202egnirts", "\u200f", "\x00", "\x1b[31m", "\x07", "\ud800", "\udfff", "\u2028", "\u2029"),
+    *(
+        "javascript:window.ran=3",
+        "\u202egnirts",
+        "\u200f",
+        "\x00",
+        "\x1b[31m",
+        "\x07",
+        "\ud800",
+        "\udfff",
+        "\u2028",
+        "\u2029",
+    ),
     *("$style", "${script}", "{{ 7 * 7 }}", "{#", "&lt;b&gt;", "\u0000\ufeff", "مرحبا", "𝔘", "a\tb", "w" * 5000),
 )
 
@@ -75,7 +86,16 @@ def hostile_rows() -> list[list[str]]:
 def hostile_document() -> Document:
     """Hostile texts in every place that the names and texts of users reach."""
     text = json.dumps(document(hostile_rows()))
-    names = ("slm-0.6", "prose", "llama, 1.3M parameters", "surprised", "end of clm", "arithmetic", "runs/sweep", "1.26M")
+    names = (
+        "slm-0.6",
+        "prose",
+        "llama, 1.3M parameters",
+        "surprised",
+        "end of clm",
+        "arithmetic",
+        "runs/sweep",
+        "1.26M",
+    )
     for name in names:
         text = text.replace(name, json.dumps(MARKUP)[1:-1])
     return {**json.loads(text), "title": MARKUP, "notes": [MARKUP]}
@@ -199,7 +219,9 @@ def _run(name: str, ratio: float, gain: float) -> Document:
             {"place": "target", **at, "loss": packed((loss + 0.1)[places])},
             {"place": "corpus", **at, "loss": packed((loss + 0.3 + 2 * gain * share)[places])},
         ],
-        "tasks": [{"name": "arithmetic", "measure": "accuracy", **at, "value": packed((0.2 + (0.3 + gain) * share)[places])}],
+        "tasks": [
+            {"name": "arithmetic", "measure": "accuracy", **at, "value": packed((0.2 + (0.3 + gain) * share)[places])}
+        ],
         "domains": [
             {
                 "name": domain,
@@ -235,7 +257,12 @@ def _unfinished_run() -> Document:
         "state": "unfinished",
         "notes": ["no step has been reported", "no cost.json yet"],
         "series": {**empty, "flops": None, "gpu_hours": None, "steps_per_point": 1.0, "points": 0},
-        **{"before": {"flops": None, "seconds": None, "gpu_hours": None}, "validations": [], "tasks": [], "domains": []},
+        **{
+            "before": {"flops": None, "seconds": None, "gpu_hours": None},
+            "validations": [],
+            "tasks": [],
+            "domains": [],
+        },
     }
 
 
@@ -258,12 +285,20 @@ def _targets() -> Document:
             {
                 "loss": 4.9,
                 "why": "three quarters of clm's way",
-                "reached": [reached("clm", 330_000, 1, 0), reached("slm-0.6", 290_000, 0.6, 64), reached("slm-0.4", 300_000, 0.4, 64)],
+                "reached": [
+                    reached("clm", 330_000, 1, 0),
+                    reached("slm-0.6", 290_000, 0.6, 64),
+                    reached("slm-0.4", 300_000, 0.4, 64),
+                ],
             },
             {
                 "loss": 4.314,
                 "why": "end of clm",
-                "reached": [reached("clm", 819_200, 1, 0), reached("slm-0.6", 524_000, 0.6, 64), reached("slm-0.4", None, 0.4, 64)],
+                "reached": [
+                    reached("clm", 819_200, 1, 0),
+                    reached("slm-0.6", 524_000, 0.6, 64),
+                    reached("slm-0.4", None, 0.4, 64),
+                ],
             },
         ],
     }
@@ -295,7 +330,11 @@ def _costs() -> Document:
     sentence = "The reference and the scoring took 64 s once; slm-0.6 saves 45 s against clm in every run, so they pay back in the second run."
     return {
         "rows": [
-            *(row("clm", "training", 819_200), row("slm-0.6", "training", 819_200), row("slm-0.4", "training", 819_200)),
+            *(
+                row("clm", "training", 819_200),
+                row("slm-0.6", "training", 819_200),
+                row("slm-0.4", "training", 819_200),
+            ),
             *(row("slm-0.6", "reference training", 300_000, both), row("slm-0.6", "scoring", 116_000, both)),
         ],
         "break_even": [
@@ -311,7 +350,12 @@ def _dynamics(run: str) -> Document:
     steps = [50 * (number + 1) for number in range(CHECKPOINTS)]
     shares = {"H→L": 0.41, "L→L": 0.3, "H→H": 0.19, "L→H": 0.1}
     examples = [
-        {"before": "Where the model alone is ", "token": "surprised", "after": ", there is", "losses": [7.1, 6.0, 4.2, 2.0, 1.1]},
+        {
+            "before": "Where the model alone is ",
+            "token": "surprised",
+            "after": ", there is",
+            "losses": [7.1, 6.0, 4.2, 2.0, 1.1],
+        },
         {"before": "\ttotal += ", "token": "value", "after": "\n    return", "losses": [6.2, 3.0, 1.5, 0.6, 0.2]},
     ]
     return {

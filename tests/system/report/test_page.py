@@ -119,7 +119,9 @@ def test_colours_follow_the_chosen_loss(open_page: Open) -> None:
     colours = []
     for label in ("excess loss", "model loss", "reference loss"):
         page.get_by_label(label).check()
-        colours.append((first.get_attribute("class"), first.evaluate("(span) => getComputedStyle(span).backgroundColor")))
+        colours.append(
+            (first.get_attribute("class"), first.evaluate("(span) => getComputedStyle(span).backgroundColor"))
+        )
     assert "excess-" in colours[0][0]
     assert "heat-" in colours[1][0]
     assert len({colour for _, colour in colours}) > 1
