@@ -2,7 +2,8 @@
 
 Each case is a process of its own, so that one that fails or runs out of memory costs no other. The numbers are written
 after each case. MFU is model FLOPs (megaslm/model/forward_flops.py; recomputation does not count) by what the maker
-states for dense products at full power. It is stated twice: with attention counted over whole rows, and within documents.
+states for dense products at full power. It is stated twice: with attention counted over whole rows, and within
+documents.
 """
 
 import json

@@ -63,7 +63,12 @@ def _texts_of(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[str
 
 
 def examples_of(
-    found: Trajectories, change: NDArray[np.float64], classes: NDArray[np.int8], texts: Sequence[Sequence[str]], *, each: int
+    found: Trajectories,
+    change: NDArray[np.float64],
+    classes: NDArray[np.int8],
+    texts: Sequence[Sequence[str]],
+    *,
+    each: int,
 ) -> tuple[Example, ...]:
     """Up to `each` examples of every class, each of another token id: the clearest ones.
 

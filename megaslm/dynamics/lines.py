@@ -1,5 +1,6 @@
 """The line through each token's losses and the class that follows from it (Rho-1, appendix D.1)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 CLASSES = ("H→H", "L→H", "H→L", "L→L")
 """The classes, by their numbers. H is a high loss, L a low one, at the start and at the end."""
 HIGH, RISES, FALLS, LOW = range(4)
+_BLOCK_TOKENS = 8192
 CHANGE_NATS = 0.2
 """A line that changes by more is rising or falling (the paper's value)."""
 
@@ -32,16 +34,27 @@ def fit_lines(x: NDArray[np.float64], losses: NDArray[np.floating]) -> Lines:
     The paper's x is the number of the checkpoint. Ours is the number of targets read, which gives the same changes
     where measurements are evenly spaced.
     """
-    values = losses.astype(np.float64)
-    slope = _slopes(x, values)
-    intercept = values.mean(axis=1) - slope * x.mean()
-    residuals = values - slope[:, None] * x - intercept[:, None]
-    return Lines(slope, intercept, slope * (x[-1] - x[0]), residuals.std(axis=1))
+    slope = _slopes(x, losses)
+    intercept, fluctuation = np.empty_like(slope), np.empty_like(slope)
+    for block, values in _blocks(losses):
+        intercept[block] = values.mean(axis=1) - slope[block] * x.mean()
+        fluctuation[block] = (values - slope[block, None] * x - intercept[block, None]).std(axis=1)
+    return Lines(slope, intercept, slope * (x[-1] - x[0]), fluctuation)
 
 
-def _slopes(x: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _slopes(x: NDArray[np.float64], losses: NDArray[np.floating]) -> NDArray[np.float64]:
     centred = x - x.mean()
-    return values @ centred / (centred @ centred)
+    slope = np.empty(len(losses))
+    for block, values in _blocks(losses):
+        slope[block] = values @ centred / (centred @ centred)
+    return slope
+
+
+def _blocks(losses: NDArray[np.floating]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """The losses in float64, some tokens at a time: all of them would take several times their memory."""
+    for start in range(0, len(losses), _BLOCK_TOKENS):
+        block = slice(start, start + _BLOCK_TOKENS)
+        yield block, losses[block].astype(np.float64)
 
 
 def classify(change: NDArray[np.float64], last: NDArray[np.floating]) -> NDArray[np.int8]:
@@ -62,6 +75,5 @@ def shares(classes: NDArray[np.int8]) -> NDArray[np.float64]:
 
 def shares_over_time(x: NDArray[np.float64], losses: NDArray[np.floating], least: int) -> NDArray[np.float64]:
     """The shares that the first m measurements alone give, for m from `least` to n: (n - least + 1, 4)."""
-    values = losses.astype(np.float64)
-    changes = ((m, _slopes(x[:m], values[:, :m]) * (x[m - 1] - x[0])) for m in range(least, len(x) + 1))
+    changes = ((m, _slopes(x[:m], losses[:, :m]) * (x[m - 1] - x[0])) for m in range(least, len(x) + 1))
     return np.stack([shares(classify(change, losses[:, m - 1])) for m, change in changes])

@@ -83,7 +83,7 @@ def read_trajectories(folder: Path, run: Path) -> Trajectories:
     return Trajectories(
         steps=np.array([measurement.step for measurement in usable]),
         tokens_seen=np.array([measurement.tokens_seen for measurement in usable]),
-        losses=losses[is_finite],
+        losses=losses if is_finite.all() else losses[is_finite],
         kept=_kept(usable, row, target),
         row=row,
         position=target + 1,

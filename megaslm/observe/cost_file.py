@@ -36,6 +36,12 @@ class RunCost(BaseModel):
     scoring: StageCost | None = None
     reference_training: StageCost | None = None
     datasets: dict[str, DatasetCost] = {}
+    """By the setting that names each."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the sums have the costs of all datasets. A run that reads none has nothing to lack."""
+        return all(one.scoring and one.reference_training for one in self.datasets.values())
 
 
 def read_cost(folder: Path) -> RunCost | None:

@@ -35,7 +35,7 @@ class Before:
     """What was spent before a run, once for all runs on the same corpus."""
 
     corpus: tuple[str, ...]
-    """The scored datasets; none for a run that needs no reference."""
+    """The scored datasets, paths and URLs; none for a run that needs no reference."""
     reference_training: StageSpent
     scoring: StageSpent
     notes: tuple[str, ...] = ()
@@ -47,21 +47,25 @@ class Before:
         return None if None in parts else float(sum(parts))
 
 
-def before(config: RunConfig, cost: RunCost | None) -> Before:
-    """What was spent before a run, as its cost.json and the scores.json of its datasets tell."""
+def before(config: RunConfig, cost: RunCost | None, started_in: Path) -> Before:
+    """What was spent before a run, as its cost.json and the scores.json of its datasets tell.
+
+    `started_in` is the folder from which the run was started: its paths are relative to that.
+    """
     if not reads_reference(config):
         return Before((), NOTHING, NOTHING)
-    corpus = corpus_of(config)
+    corpus = tuple(place if "://" in place else str(started_in / place) for place in corpus_of(config))
     datasets = {} if cost is None else cost.datasets
-    # A sum over datasets lacks those whose costs are unknown.
-    has_all = bool(datasets) and all(one.scoring and one.reference_training for one in datasets.values())
+    # A sum over datasets lacks those whose costs are unknown. Earlier builds wrote the sums alone.
+    sums = () if cost is None else (cost.scoring, cost.reference_training)
+    has_all = cost is not None and cost.is_complete and all(one is not None and one.seconds > 0 for one in sums)
     scoring, training = (cost.scoring, cost.reference_training) if cost is not None and has_all else (None, None)
-    notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not say so"]
-    operations = _Operations.of(config, corpus)
+    notes = [] if has_all else ["what its reference and the scoring took is not known: cost.json does not tell"]
+    operations = _Operations.of(config, corpus, started_in)
     if operations is None:
         notes.append(
             f"the FLOPs of its reference are not known: neither scores.json of {', '.join(corpus)} nor the folder "
-            "slm.reference is to be found from here"
+            "slm.reference is to be found"
         )
     trained_on = [one.reference_training for one in datasets.values() if one.reference_training is not None]
     return Before(corpus, _training(training, trained_on, operations), _scoring(scoring, operations), tuple(notes))
@@ -82,7 +86,7 @@ class _Operations:
     """Targets that it scored; None without a scores.json."""
 
     @classmethod
-    def of(cls, config: RunConfig, corpus: tuple[str, ...]) -> "_Operations | None":
+    def of(cls, config: RunConfig, corpus: tuple[str, ...], started_in: Path) -> "_Operations | None":
         """By the scores.json of one dataset; else by the reference's folder. None for several datasets, whose
         references may differ."""
         if len(corpus) != 1:
@@ -91,7 +95,7 @@ class _Operations:
         if scores is not None:
             return cls(scores.forward_flops_per_token, float(scores.targets))
         folder = config.slm.reference
-        forward = None if folder is None else forward_flops(Path(folder), config.data.seq_len)
+        forward = None if folder is None else forward_flops(started_in / folder, config.data.seq_len)
         return None if forward is None else cls(forward, None)
 
 
@@ -112,15 +116,14 @@ def _scores(dataset: Path) -> ScoreSummary | None:
 
 
 def _training(total: StageCost | None, trained_on: list[TrainingCost], operations: _Operations | None) -> StageSpent:
-    if total is None or not trained_on:
+    if total is None:
         return StageSpent()
     # Datasets that one reference scored state the same training. Only then is the number of its tokens sure.
-    first = trained_on[0]
-    is_one = all(other == first for other in trained_on)
-    tokens = first.tokens_seen if is_one else None
+    first = trained_on[0] if trained_on and all(other == trained_on[0] for other in trained_on) else None
+    tokens = None if first is None else first.tokens_seen
     return StageSpent(
         tokens=tokens,
-        selected_tokens=first.tokens_selected if is_one else None,
+        selected_tokens=None if first is None else first.tokens_selected,
         seconds=total.seconds,
         gpu_hours=total.gpu_hours or None,
         flops=None

@@ -57,7 +57,7 @@ def _balance(run: ReportedRun, baseline: ReportedRun, place: str) -> dict[str, o
     own, others = reached(run, place, loss), reached(baseline, place, loss)
 
     def saved(axis: str) -> float | None:
-        before, after = (None if one is None else one.spent[axis] for one in (others, own))
+        before, after = (None if one is None else one[axis] for one in (others, own))
         return None if before is None or after is None else before - after
 
     in_gpu_hours = saved("gpu_hours") is not None and run.before.total("gpu_hours") is not None
@@ -93,7 +93,7 @@ def _sentence(
     if gain is None:
         return f"{run.name} reached {goal}; what it saved is not known, for the time of a run is not."
     if gain <= 0:
-        return f"{run.name} took {_amount(-gain, axis)} longer than {baseline.name} to {goal}: it has saved nothing."
+        return f"{run.name} reached {goal} {_amount(abs(gain), axis)} after {baseline.name} did: it has saved nothing."
     saves = f"{run.name} reached {goal} {_amount(gain, axis)} before {baseline.name} did"
     if once is None:
         return f"{saves}; what the reference and the scoring took is not known."

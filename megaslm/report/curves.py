@@ -1,6 +1,6 @@
 """One run in the document: facts, curves, validations, tasks and domains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,33 @@ import numpy as np
 from megaslm.observe.display import counted, duration
 from megaslm.observe.run_description import datasets_in_words, model_in_words, objective_in_words
 from megaslm.report.metrics import MEASURED, Measured, Numbers
-from megaslm.report.packed import known, packed
+from megaslm.report.packed import known, packed, spread
 from megaslm.report.runs import ReportedRun
 from megaslm.report.spent import Spent
 
-MOST_POINTS = 600
-"""Points of a curve. Neighbouring steps share a point where there are more."""
+MOST_POINTS, ALL_POINTS = 600, 9000
+"""Points of the steps of a run, and of all runs together. Neighbouring steps share a point where there are more."""
+MOST_MEASURED, ALL_MEASURED = 200, 8000
+"""Points of a validation or a task of a run, and of all of them together. Some are left out where there are more."""
+_LEAST_POINTS = 20
 BEFORE = ("flops", "seconds", "gpu_hours")
 
 Entry = dict[str, Any]
 
 
-def run_entry(run: ReportedRun) -> Entry:
-    """All that the document says of a run alone."""
+def run_entries(runs: Sequence[ReportedRun]) -> list[Entry]:
+    """All that the document says of each run alone."""
+    steps = _points_each(len(runs), MOST_POINTS, ALL_POINTS)
+    curves = sum(len(run.metrics.validations) + len(run.metrics.tasks) for run in runs)
+    measured = _points_each(curves, MOST_MEASURED, ALL_MEASURED)
+    return [_entry(run, steps, measured) for run in runs]
+
+
+def _points_each(curves: int, most: int, together: int) -> int:
+    return max(_LEAST_POINTS, min(most, together // max(1, curves)))
+
+
+def _entry(run: ReportedRun, most_steps: int, most_measured: int) -> Entry:
     return {
         "name": run.name,
         "path": str(run.path),
@@ -31,13 +45,14 @@ def run_entry(run: ReportedRun) -> Entry:
         "state": "complete" if run.is_complete else "unfinished",
         "notes": list(run.notes),
         "facts": [list(fact) for fact in _facts(run)],
-        "series": _series(run),
+        "series": _series(run, most_steps),
         "before": {axis: run.before.total(axis) for axis in BEFORE},
         "validations": [
-            {"place": place, **_curve(run, found, "loss")} for place, found in run.metrics.validations.items()
+            {"place": place, **_curve(run, found, "loss", most_measured)}
+            for place, found in run.metrics.validations.items()
         ],
         "tasks": [
-            {"name": name, "measure": measure, **_curve(run, found, "value")}
+            {"name": name, "measure": measure, **_curve(run, found, "value", most_measured)}
             for (name, measure), found in run.metrics.tasks.items()
         ],
         "domains": list(_domains(run)),
@@ -49,13 +64,15 @@ def axes(spent: Spent) -> Entry:
     return {name: None if values is None else packed(values, "f8") for name, values in spent.items()}
 
 
-def _curve(run: ReportedRun, found: Measured, name: str) -> Entry:
-    return {"step": packed(found.step, "f8"), **axes(run.spent.at(found.tokens)), name: packed(found.values)}
+def _curve(run: ReportedRun, found: Measured, name: str, most: int) -> Entry:
+    shown = spread(len(found.step), most)
+    spent = run.spent.at(found.tokens[shown])
+    return {"step": packed(found.step[shown], "f8"), **axes(spent), name: packed(found.values[shown])}
 
 
-def _series(run: ReportedRun) -> Entry:
+def _series(run: ReportedRun, most: int) -> Entry:
     metrics = run.metrics
-    starts = _starts(len(metrics.step))
+    starts = _starts(len(metrics.step), most)
     ends = np.append(starts[1:], len(metrics.step)) - 1 if len(starts) else starts
     return {
         "points": len(starts),
@@ -66,9 +83,9 @@ def _series(run: ReportedRun) -> Entry:
     }
 
 
-def _starts(steps: int) -> np.ndarray:
+def _starts(steps: int, most: int) -> np.ndarray:
     """The first step of each point, (points,)."""
-    points = min(steps, MOST_POINTS)
+    points = min(steps, most)
     return (np.arange(points) * steps) // max(1, points)
 
 

@@ -9,7 +9,7 @@ from megaslm import __version__
 from megaslm.dynamics.trajectories import LEAST_MEASUREMENTS
 from megaslm.errors import DataError
 from megaslm.report.costs import costs_of
-from megaslm.report.curves import Entry, run_entry
+from megaslm.report.curves import Entry, run_entries
 from megaslm.report.heat import heat_entry
 from megaslm.report.probe import probe_of
 from megaslm.report.runs import ReportedRun
@@ -17,7 +17,7 @@ from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import targets_of
 from megaslm.report.token_dynamics import dynamics_entry
 
-HEAT_BYTES = 1_500_000
+HEAT_BYTES = 1_200_000
 """Of the page, for the heat maps of all runs together."""
 MOST_PROBES = 6
 """Most runs whose single tokens are shown."""
@@ -26,7 +26,7 @@ Document = dict[str, Any]
 
 def document_of(runs: Sequence[ReportedRun]) -> Document:
     """The document of some runs."""
-    entries = [run_entry(run) for run in runs]
+    entries = run_entries(runs)
     dynamics, heat, notes = _of_probes(runs, entries)
     return {
         "megaslm": __version__,
@@ -46,8 +46,9 @@ def _of_probes(runs: Sequence[ReportedRun], entries: Sequence[Entry]) -> tuple[l
     """Token dynamics, heat maps and notes on both. What cannot be read of a run is said in its entry."""
     probes = []
     for run, entry in zip(runs, entries, strict=True):
-        with _said_in(entry, "its probe is left out"):
-            probes += [(found, entry) for found in (probe_of(run),) if found is not None]
+        with _said_in(entry):
+            if (probe := probe_of(run)) is not None:
+                probes.append((probe, entry))
     dynamics: list[Entry] = []
     heat: list[Entry] = []
     shown = probes[:MOST_PROBES]
@@ -55,9 +56,9 @@ def _of_probes(runs: Sequence[ReportedRun], entries: Sequence[Entry]) -> tuple[l
         if len(probe.steps) < LEAST_MEASUREMENTS:
             entry["notes"].append(f"no token dynamics: they need {LEAST_MEASUREMENTS} measurements of the probe rows")
         else:
-            with _said_in(entry, "no token dynamics"):
+            with _said_in(entry):
                 dynamics.append(dynamics_entry(probe))
-        with _said_in(entry, "no heat map"):
+        with _said_in(entry):
             heat.append(heat_entry(probe, HEAT_BYTES // len(shown)))
     notes = [
         f"{probe.run.name}: its single tokens are left out, for the page shows those of {MOST_PROBES} runs"
@@ -67,8 +68,11 @@ def _of_probes(runs: Sequence[ReportedRun], entries: Sequence[Entry]) -> tuple[l
 
 
 @contextmanager
-def _said_in(entry: Entry, consequence: str) -> Iterator[None]:
+def _said_in(entry: Entry) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        entry["notes"].append(f"{consequence}: {error}")
+        note = f"its single tokens are left out: {error}"
+        # Token dynamics and the heat map may fail at the same file.
+        if note not in entry["notes"]:
+            entry["notes"].append(note)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from megaslm.observe.display import counted
 from megaslm.observe.probe_files import ProbeRows, read_measurement
 from megaslm.report.curves import Entry
-from megaslm.report.packed import packed, packed_bits
+from megaslm.report.packed import packed, packed_bits, spread
 from megaslm.report.probe import Probe
 
 CHECKPOINTS = (48, 24, 12, 6, 3, 2)
@@ -26,7 +26,7 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
     """
     rows = probe.rows
     most_steps = most_checkpoints(rows, len(probe.steps), most_bytes)
-    steps = [probe.steps[place] for place in _spread(len(probe.steps), most_steps)]
+    steps = [probe.steps[place] for place in spread(len(probe.steps), most_steps)]
     shown = rows_shown(rows, max(1, most_rows(rows, len(steps), most_bytes)))
     found = [read_measurement(probe.folder, step, rows) for step in steps]
     last, slm = found[-1], probe.run.config.slm
@@ -82,7 +82,7 @@ def rows_shown(rows: ProbeRows, most: int) -> NDArray[np.int64]:
         return np.arange(len(rows.tokens))
     of_domains = [np.flatnonzero(rows.domain == number) for number in range(len(rows.domains))]
     shares = _shares([len(domain) for domain in of_domains], most)
-    chosen = [domain[_spread(len(domain), share)] for domain, share in zip(of_domains, shares, strict=True) if share]
+    chosen = [domain[spread(len(domain), share)] for domain, share in zip(of_domains, shares, strict=True) if share]
     return np.sort(np.concatenate(chosen))
 
 
@@ -93,13 +93,6 @@ def _shares(sizes: Sequence[int], most: int) -> list[int]:
         open_ones = [number for number, size in enumerate(sizes) if shares[number] < size]
         shares[min(open_ones, key=lambda number: shares[number])] += 1
     return shares
-
-
-def _spread(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of `count` places, with the first and the last one."""
-    if most == 1:
-        return np.array([count - 1])
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def _row(probe: Probe, row: int) -> Entry:

@@ -1,4 +1,4 @@
-"""Arrays and numbers in the document: base64 of little-endian bytes, and null for what is not known."""
+"""Arrays and numbers in the document: base64 of little-endian bytes, null for what is not known; points of curves."""
 
 import base64
 import math
@@ -21,6 +21,13 @@ def packed(values: NDArray[np.generic], dtype: Literal["f2", "f4", "f8", "i4"] =
 def packed_bits(values: NDArray[np.bool_]) -> Packed:
     """An array of truth values, flattened in C order, eight to a byte, the first one in the lowest bit."""
     return _encoded("bits", values.shape, np.packbits(values.ravel(), bitorder="little").tobytes())
+
+
+def spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most so many of `count` places, evenly spread, with the first and the last one; of one place the last."""
+    if most == 1:
+        return np.array([count - 1])
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
 def known(value: float | None) -> float | None:

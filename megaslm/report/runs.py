@@ -1,7 +1,7 @@
 """Run folders, read for a report: complete, still running, of an earlier build, or without a step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaslm.config.load import load
@@ -69,7 +69,12 @@ def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
     for folder in folders:
         require_run(folder)
     names = short_names([folder.resolve() for folder in folders])
-    runs = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    try:
+        runs = [_read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: cannot be read ({error.strerror}); allow it, or leave the run out"
+        ) from error
     if not any(run.last_step or run.metrics.validations for run in runs):
         places = ", ".join(str(folder) for folder in folders)
         raise ConfigError(f"{places}: nothing is reported yet in metrics.jsonl; report when the first steps are made")
@@ -88,7 +93,7 @@ def require_run(folder: Path) -> None:
     if kind is Kind.DATASET:
         raise ConfigError(f"{folder}: is a dataset, not a run; `megaslm inspect` shows it")
     if kind is Kind.CHECKPOINT:
-        raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.resolve().parents[1]}")
+        raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.parent.parent}")
     raise ConfigError(
         f"{folder}: is not the folder of a run, which holds {CONFIG} once all checks of the run have passed; name the "
         "folder that run_dir of a configuration says"
@@ -111,14 +116,22 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [shortest(path) for path in paths]
 
 
+def started_in(path: Path, run_dir: str) -> Path:
+    """The folder in which a run was started, by its place and the relative `run_dir` that it was given; the present one
+    where the place does not tell."""
+    place, given = path.resolve().parts, Path(run_dir).parts
+    is_told = not Path(run_dir).is_absolute() and place[-len(given) :] == given
+    return Path(*place[: -len(given)]) if is_told else Path()
+
+
 def _read_run(path: Path, name: str) -> ReportedRun:
     config = load(RunConfig, path / CONFIG).value
     metrics, cost = read_metrics(path), read_cost(path)
     forward = forward_flops(path / "model", config.data.seq_len)
     flops = None if forward is None else FORWARD_AND_BACKWARD * forward
-    first = before(config, cost)
+    first = before(config, cost, started_in(path, config.run_dir))
     run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())
-    return ReportedRun(**{**vars(run), "notes": (*_notes(run), *first.notes)})
+    return replace(run, notes=(*_notes(run), *first.notes))
 
 
 def _notes(run: ReportedRun) -> list[str]:
@@ -128,7 +141,7 @@ def _notes(run: ReportedRun) -> list[str]:
     elif not run.is_complete:
         notes.append(f"{run.last_step:,} of {counted(run.total_steps, 'step')} so far")
     if metrics.unreadable_lines:
-        notes.append(f"metrics.jsonl: {counted(metrics.unreadable_lines, 'line')} cannot be read and is left out")
+        notes.append(f"metrics.jsonl: left out as unreadable: {counted(metrics.unreadable_lines, 'line')}")
     if run.last_step and "all_loss" not in metrics.keys:
         notes.append("metrics of an earlier build: without all_loss, the mean loss of all targets")
     if run.cost is None:

@@ -1,8 +1,9 @@
 """Runs that differ in one setting only, as a curve over it (as in figure 9 of Rho-1)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
+from megaslm.report.metrics import Measured
 from megaslm.report.packed import known
 from megaslm.report.runs import ReportedRun
 from megaslm.report.settings import difference, settings
@@ -10,6 +11,8 @@ from megaslm.report.targets import baseline_of
 
 KEEP_RATIO = "slm.keep_ratio"
 _MISSING = "not set"
+Point = tuple[ReportedRun, object]
+"""A run and the value of its setting."""
 
 
 def sweep_of(runs: Sequence[ReportedRun]) -> dict[str, object] | None:
@@ -34,13 +37,12 @@ def sweep_of(runs: Sequence[ReportedRun]) -> dict[str, object] | None:
     }
 
 
-Point = tuple[ReportedRun, object]
-
-
 def _largest(runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedRun]] | None:
     all_settings = [settings(run.config) for run in runs]
     keys = dict.fromkeys(key for one in all_settings for key in one)
-    differing = [key for key in keys if len({repr(one.get(key)) for one in all_settings}) > 1]
+    # A CLM run and an SLM run are a comparison, not a sweep.
+    swept = [key for key in keys if key != "train.objective"]
+    differing = [key for key in swept if len({repr(one.get(key)) for one in all_settings}) > 1]
     best: tuple[str, list[ReportedRun]] | None = None
     for key in differing:
         groups: dict[str, dict[str, ReportedRun]] = {}
@@ -54,36 +56,24 @@ def _largest(runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedRun]] | Non
     return best
 
 
-def _losses(points: Sequence[Point]) -> list[dict[str, object]]:
-    places = dict.fromkeys(place for run, _ in points for place in run.metrics.validations)
-    return [
-        {
-            "place": place,
-            "measure": "loss in nats",
-            "points": [
-                {"run": run.name, "value": value, "loss": known(float(run.metrics.validations[place].values[-1]))}
-                for run, value in points
-                if place in run.metrics.validations
-            ],
-        }
-        for place in places
-    ]
+def _losses(points: Sequence[Point]) -> Iterator[dict[str, object]]:
+    for place in dict.fromkeys(place for run, _ in points for place in run.metrics.validations):
+        yield _metric(place, "loss in nats", [(point, point[0].metrics.validations.get(place)) for point in points])
 
 
-def _tasks(points: Sequence[Point]) -> list[dict[str, object]]:
-    tasks = dict.fromkeys(task for run, _ in points for task in run.metrics.tasks)
-    return [
-        {
-            "place": name,
-            "measure": measure,
-            "points": [
-                {"run": run.name, "value": value, "loss": known(float(run.metrics.tasks[name, measure].values[-1]))}
-                for run, value in points
-                if (name, measure) in run.metrics.tasks
-            ],
-        }
-        for name, measure in tasks
-    ]
+def _tasks(points: Sequence[Point]) -> Iterator[dict[str, object]]:
+    for task in dict.fromkeys(task for run, _ in points for task in run.metrics.tasks):
+        yield _metric(*task, [(point, point[0].metrics.tasks.get(task)) for point in points])
+
+
+def _metric(place: str, measure: str, found: Sequence[tuple[Point, Measured | None]]) -> dict[str, object]:
+    """The last value of each run that has measured it."""
+    ends = [(run.name, value, known(float(one.values[-1]))) for (run, value), one in found if one is not None]
+    return {
+        "place": place,
+        "measure": measure,
+        "points": [{"run": name, "value": value, "loss": end} for name, value, end in ends],
+    }
 
 
 def _plain(value: object) -> object:

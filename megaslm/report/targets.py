@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,12 +16,9 @@ WAYS = ((0.5, "half of the way of"), (0.75, "three quarters of the way of"))
 _COUNTED_IN = ("flops", "seconds", "gpu_hours")
 
 
-@dataclass(frozen=True)
-class Reached:
-    """What a run had spent when it first reached a loss; None where it is unknown."""
-
-    spent: dict[str, float | None]
-    """By the names of `AXES`, and the same with what came before the run as NAME_with_reference."""
+Amounts = dict[str, float | None]
+"""What a run had spent, by the names of `AXES`, and as NAME_with_reference what came before it included. None where
+it is unknown."""
 
 
 def baseline_of(runs: Sequence[ReportedRun]) -> ReportedRun | None:
@@ -35,11 +31,13 @@ def baseline_of(runs: Sequence[ReportedRun]) -> ReportedRun | None:
 
 
 def shared_places(baseline: ReportedRun, runs: Sequence[ReportedRun]) -> list[str]:
-    """The validated places of the baseline that a selective run has too, in the order of their measurement."""
+    """The validated places that a selective run has too, in the order of their measurement; where the baseline ended
+    with a finite loss."""
     return [
         place
         for place in baseline.metrics.validations
-        if any(run.is_selective and place in run.metrics.validations for run in runs)
+        if math.isfinite(final_loss(baseline, place))
+        and any(run.is_selective and place in run.metrics.validations for run in runs)
     ]
 
 
@@ -49,7 +47,7 @@ def targets_of(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
     return [] if baseline is None else [_table(place, baseline, runs) for place in shared_places(baseline, runs)]
 
 
-def reached(run: ReportedRun, place: str, loss: float) -> Reached | None:
+def reached(run: ReportedRun, place: str, loss: float) -> Amounts | None:
     """What the run had spent when its loss at a place was first at most `loss`; linear between two validations.
 
     None if it never was.
@@ -60,9 +58,7 @@ def reached(run: ReportedRun, place: str, loss: float) -> Reached | None:
         return None
     at = run.spent.at(np.array([tokens]))
     alone = {name: None if values is None else known(float(values[0])) for name, values in at.items()}
-    return Reached(
-        alone | {f"{axis}_with_reference": _sum(alone[axis], run.before.total(axis)) for axis in _COUNTED_IN}
-    )
+    return alone | {f"{axis}_with_reference": _sum(alone[axis], run.before.total(axis)) for axis in _COUNTED_IN}
 
 
 def _sum(one: float | None, other: float | None) -> float | None:
@@ -114,7 +110,7 @@ def _with(place: str, runs: Sequence[ReportedRun]) -> list[ReportedRun]:
 def _row(run: ReportedRun, place: str, loss: float) -> dict[str, object]:
     found = reached(run, place, loss)
     names = (*AXES, *(f"{axis}_with_reference" for axis in _COUNTED_IN))
-    return {"run": run.name, **(dict.fromkeys(names) if found is None else found.spent)}
+    return {"run": run.name, **(dict.fromkeys(names) if found is None else found)}
 
 
 def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
@@ -124,6 +120,6 @@ def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
     if own is None or others is None:
         unfinished = "" if run.is_complete else " so far"
         return f"{run.name} has not reached {goal}{unfinished}; its own last loss is {final_loss(run, place):.4f}."
-    tokens, of = own.spent["tokens"] or 0.0, others.spent["tokens"] or 0.0
+    tokens, of = own["tokens"] or 0.0, others["tokens"] or 0.0
     share = f" ({tokens / of:.0%})" if of else ""
     return f"{run.name} reached {goal} after {tokens:,.0f} of {of:,.0f} tokens{share}."
