@@ -147,7 +147,8 @@ class HeatMap {
     const { checkpoint } = this.view;
     const values = [["loss", nats(data.loss(checkpoint, target))]];
     if (!data.reference) return values;
-    return [...values, ["reference", nats(data.reference[target])], ["excess", signedNats(data.excess(checkpoint, target))]];
+    const excess = signedNats(data.excess(checkpoint, target));
+    return [...values, ["reference", nats(data.reference[target])], ["excess", excess]];
   }
 
   table() {
@@ -155,8 +156,9 @@ class HeatMap {
     const heads = ["token", ...this.valuesOf(start).map(([name]) => `${name} (nats)`), "kept"];
     const rows = this.heat.rows[this.view.row].pieces.map((piece, place) => {
       const target = start + place;
-      const values = this.valuesOf(target).map(([, value]) => value);
-      return [quoted(piece) || JOINED, ...(this.data.valid[target] ? [...values, this.kept[target] ? "yes" : "no"] : [])];
+      const token = quoted(piece) || JOINED;
+      if (!this.data.valid[target]) return [token];
+      return [token, ...this.valuesOf(target).map(([, value]) => value), this.kept[target] ? "yes" : "no"];
     });
     return table("The tokens of this row", heads, rows);
   }

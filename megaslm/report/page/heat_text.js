@@ -87,8 +87,8 @@ class HeatText {
   paint(describe) {
     for (const span of this.spans) {
       const { colour, valid, kept } = describe(span.place);
-      const joined = this.row.pieces[span.place] === "";
-      const name = ["token", valid ? colour : "not-valid", kept && "kept", joined && "joined"].filter(Boolean).join(" ");
+      const joined = this.row.pieces[span.place] === "" && "joined";
+      const name = ["token", valid ? colour : "not-valid", kept && "kept", joined].filter(Boolean).join(" ");
       if (span.className !== name) span.className = name;
     }
   }

@@ -45,8 +45,8 @@ class HeatData {
   }
 
   /**
-   * The rank of each target in its group at a checkpoint, from 0; of equal values the lower target comes first. -1 where
-   * a target cannot be selected.
+   * The rank of each target in its group at a checkpoint, from 0; of equal values the lower target comes first. It is -1
+   * where a target cannot be selected.
    */
   ranksAt(checkpoint) {
     if (!this.ranks.has(checkpoint)) {
@@ -77,7 +77,9 @@ class HeatData {
     const ranks = this.ranksAt(checkpoint);
     for (const [start, end] of this.groups()) {
       const count = keepCount(sum(this.valid, start, end), ratio);
-      for (let target = start; target < end; target++) kept[target] = Number(ranks[target] >= 0 && ranks[target] < count);
+      for (let target = start; target < end; target++) {
+        kept[target] = Number(ranks[target] >= 0 && ranks[target] < count);
+      }
     }
     return kept;
   }

@@ -4,7 +4,8 @@ function showPage() {
   const found = readDocument();
   const sections = [
     summarySection(found), new Curves(found.runs).section(), targetsSection(found), costsSection(found),
-    sweepSection(found), domainsSection(found.runs), dynamicsSection(found), heatSection(found), runsSection(found.runs),
+    sweepSection(found), domainsSection(found.runs), dynamicsSection(found), heatSection(found),
+    runsSection(found.runs),
   ].filter(Boolean);
   document.querySelector("main").append(...sections);
   document.querySelector("nav").append(...sections.slice(1).map((part) =>

@@ -1,6 +1,7 @@
 // The first screen: what SLM bought, in numbers.
 
-const NOTHING_COMPARED = "Nothing is compared here: no CLM run with a finite last loss shares a validation set with another run.";
+const NOTHING_COMPARED = "Nothing is compared here: no CLM run shares a validation set with another run, " +
+  "or its last loss is not finite.";
 const REACHED = ["tokens", "selected_tokens", "flops", "seconds", "gpu_hours"];
 
 /** What the runs came to, as a few large numbers with a sentence each. */
@@ -44,7 +45,8 @@ function lossFact(best, base, place) {
   if (!isNumber(theirs)) return null;
   const difference = own - theirs;
   return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
-    `Loss on ${place} at the end: ${nats(own)} against ${nats(theirs)} (perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).`];
+    `Loss on ${place} at the end: ${nats(own)} against ${nats(theirs)} ` +
+      `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).`];
 }
 
 function tokensFact(best, baseline, { loss }, own, theirs) {
@@ -57,7 +59,8 @@ function tokensFact(best, baseline, { loss }, own, theirs) {
 function timeFact(own, theirs) {
   if (!isNumber(own.seconds) || !isNumber(theirs?.seconds)) return null;
   const all = own.seconds_with_reference;
-  const counted = isNumber(all) ? ` With the reference’s training and the scoring: ${percent(all / theirs.seconds)}.` : "";
+  const counted = isNumber(all)
+    ? ` With the reference’s training and the scoring: ${percent(all / theirs.seconds)}.` : "";
   return [`${percent(own.seconds / theirs.seconds)} of the time`,
     `Until that loss: ${amountOf(own.seconds, theirs.seconds, "seconds")}.${counted}`];
 }
