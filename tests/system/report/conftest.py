@@ -52,7 +52,9 @@ def open_page(browser: Any, heard: list[str], tmp_path: Path) -> Iterator[Open]:
         page.on("request", lambda request: heard.append(request.url) if request.url != path.as_uri() else None)
         page.goto(path.as_uri())
         # A chart is drawn when its width is known.
-        page.wait_for_function("[...document.querySelectorAll('.plot')].every((plot) => !plot.clientWidth || plot.firstChild)")
+        page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].every((plot) => !plot.clientWidth || plot.firstChild)"
+        )
         return page
 
     yield opened

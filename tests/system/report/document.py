@@ -1,4 +1,4 @@
-"""A document of a report as `megaslm report` makes it: a CLM run, two SLM runs of a sweep, and a run that is unfinished."""
+"""A document of a report as `megaslm report` makes it: a CLM run, two SLM runs, and one that has only begun."""
 
 import base64
 import json
@@ -19,13 +19,14 @@ ROW_TARGETS = 120
 CHECKPOINTS = 5
 KEEP_RATIO = 0.6
 TEXTS = (
-    "A selective model reads every token of a page, and yet it learns from a part of them only. The reference has read good "
-    "pages before, so it knows which words a careful writer would have chosen.\nWhere both are surprised, the word is noise. "
-    "Where the model alone is surprised, there is something to learn. ",
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)\n\n"
+    "A selective model reads every token of a page, and yet it learns from a part of them only. The reference has read "
+    "good pages before, so it knows which words a careful writer would have chosen.\nWhere both are surprised, the word "
+    "is noise. Where the model alone is surprised, there is something to learn. ",
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)"
+    "\n\n"
     "# The sum of no values is 0.0, and their mean is not a number.\nassert mean([1.0, 2.0, 3.0]) == 2.0\n",
-    "Kelp forests grow along cold coasts, where nutrients rise from deep water. A single blade may grow half a metre in a day. "
-    "Sea urchins graze on the young stems, and otters graze on the urchins.\n",
+    "Kelp forests grow along cold coasts, where nutrients rise from deep water. A single blade may grow half a metre in "
+    "a day. Sea urchins graze on the young stems, and otters graze on the urchins.\n",
 )
 HOSTILE = (
     *("</script>", "<script>window.ran = 1</script>", '<img src="x" onerror="window.ran = 2">', "<!--", "]]>"),
@@ -194,11 +195,12 @@ def _run(name: str, ratio: float, gain: float) -> Document:
     places = np.arange(20, STEPS + 1, 20) - 1
     at = {key: packed(values[places], "f8") for key, values in axes.items()}
     slm = ratio < 1
+    selection = f"keep_ratio {ratio}, excess" if slm else "all tokens"
     return {
         "name": name,
         "path": f"runs/sweep/{name}",
         "objective": "slm" if slm else "clm",
-        "about": f"llama, 1.3M parameters, {'keep_ratio ' + str(ratio) + ', excess' if slm else 'all tokens'}, demo/train",
+        "about": f"llama, 1.3M parameters, {selection}, demo/train",
         "state": "complete",
         "notes": [],
         "facts": [["parameters", "1.26M"], ["learning rate", "1e-3"], ["tokens", f"{STEPS * STEP_TOKENS:,}"]],
@@ -257,12 +259,10 @@ def _unfinished_run() -> Document:
         "state": "unfinished",
         "notes": ["no step has been reported", "no cost.json yet"],
         "series": {**empty, "flops": None, "gpu_hours": None, "steps_per_point": 1.0, "points": 0},
-        **{
-            "before": {"flops": None, "seconds": None, "gpu_hours": None},
-            "validations": [],
-            "tasks": [],
-            "domains": [],
-        },
+        "before": {"flops": None, "seconds": None, "gpu_hours": None},
+        "validations": [],
+        "tasks": [],
+        "domains": [],
     }
 
 
@@ -272,9 +272,15 @@ def _targets() -> Document:
             return dict.fromkeys(("tokens", "selected_tokens", "flops", "seconds", "gpu_hours"), None) | {"run": run}
         seconds = tokens / 6500
         return {
-            **{"run": run, "tokens": tokens, "selected_tokens": tokens * ratio, "flops": tokens * 1.5e9},
-            **{"seconds": seconds, "gpu_hours": seconds / 3600, "seconds_with_reference": seconds + before},
-            **{"flops_with_reference": None, "gpu_hours_with_reference": None},
+            "run": run,
+            "tokens": tokens,
+            "selected_tokens": tokens * ratio,
+            "flops": tokens * 1.5e9,
+            "seconds": seconds,
+            "gpu_hours": seconds / 3600,
+            "seconds_with_reference": seconds + before,
+            "flops_with_reference": None,
+            "gpu_hours_with_reference": None,
         }
 
     return {
@@ -322,12 +328,18 @@ def _sweep() -> Document:
 def _costs() -> Document:
     def row(run: str, what: str, tokens: float, shared_by: tuple[str, ...] = ()) -> Document:
         return {
-            **{"run": run, "what": what, "tokens": tokens, "selected_tokens": None, "seconds": tokens / 6500},
-            **{"gpu_hours": None, "flops": tokens * 1.5e9, "shared_by": list(shared_by)},
+            "run": run,
+            "what": what,
+            "tokens": tokens,
+            "selected_tokens": None,
+            "seconds": tokens / 6500,
+            "gpu_hours": None,
+            "flops": tokens * 1.5e9,
+            "shared_by": list(shared_by),
         }
 
     both = ("slm-0.6", "slm-0.4")
-    sentence = "The reference and the scoring took 64 s once; slm-0.6 saves 45 s against clm in every run, so they pay back in the second run."
+    sentence = "The reference and the scoring took 64 s once; slm-0.6 saves 45 s in every run."
     return {
         "rows": [
             *(
@@ -339,8 +351,12 @@ def _costs() -> Document:
         ],
         "break_even": [
             {
-                **{"run": "slm-0.6", "baseline": "clm", "saved_seconds_per_run": 45.0, "spent_once_seconds": 64.0},
-                **{"runs": 1.42, "sentence": sentence},
+                "run": "slm-0.6",
+                "baseline": "clm",
+                "saved_seconds_per_run": 45.0,
+                "spent_once_seconds": 64.0,
+                "runs": 1.42,
+                "sentence": sentence,
             }
         ],
     }

@@ -230,8 +230,12 @@ def test_a_sweep_of_words_is_drawn_in_their_order(open_page: Open, value: object
 def test_parts_that_a_document_lacks_are_left_out(open_page: Open) -> None:
     bare: Document = {
         **document(),
-        **{"runs": [document()["runs"][3]], "targets": [], "sweep": None, "dynamics": [], "heat": []},
-        **{"costs": {"rows": [], "break_even": []}},
+        "runs": [document()["runs"][3]],
+        "targets": [],
+        "sweep": None,
+        "dynamics": [],
+        "heat": [],
+        "costs": {"rows": [], "break_even": []},
     }
     page = open_page(bare)
     assert [part.get_attribute("id") for part in page.locator("section").all()] == ["summary", "heat", "runs"]
