@@ -19,14 +19,14 @@ ROW_TARGETS = 120
 CHECKPOINTS = 5
 KEEP_RATIO = 0.6
 TEXTS = (
-    "A selective model reads every token of a page, and yet it learns from a part of them only. The reference has read "
-    "good pages before, so it knows which words a careful writer would have chosen.\nWhere both are surprised, the word "
-    "is noise. Where the model alone is surprised, there is something to learn. ",
-    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / len(values)"
-    "\n\n"
+    "A selective model reads every token of a page, and yet it learns from a part of them only. The reference has "
+    "read good pages before, so it knows which words a careful writer would have chosen.\nWhere both are surprised, "
+    "the word is noise. Where the model alone is surprised, there is something to learn. ",
+    "def mean(values):\n    total = 0.0\n    for value in values:\n        total += value\n    return total / "
+    "len(values)\n\n"
     "# The sum of no values is 0.0, and their mean is not a number.\nassert mean([1.0, 2.0, 3.0]) == 2.0\n",
-    "Kelp forests grow along cold coasts, where nutrients rise from deep water. A single blade may grow half a metre in "
-    "a day. Sea urchins graze on the young stems, and otters graze on the urchins.\n",
+    "Kelp forests grow along cold coasts, where nutrients rise from deep water. A single blade may grow half a metre "
+    "in a day. Sea urchins graze on the young stems, and otters graze on the urchins.\n",
 )
 HOSTILE = (
     *("</script>", "<script>window.ran = 1</script>", '<img src="x" onerror="window.ran = 2">', "<!--", "]]>"),
