@@ -63,14 +63,15 @@ const percent = (ratio) => {
 const plain = (number) => (isNumber(number) ? digits(number) : NOTHING);
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
-/** Text of a token in which nothing is hidden: control characters and marks of direction are shown by their code. */
+// Control characters but tab and newline, and marks that are not seen or that set the direction of text.
+const UNSEEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+const LONE_SURROGATE = /[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+
+/** Text of a token in which nothing is hidden: what is not seen is shown by its code. */
 function visible(text) {
-  return text
-    .replace(/[\u0000-\u0009\u000b-\u001f]/g, (character) =>
-      character === "\t" ? character : String.fromCharCode(0x2400 + character.charCodeAt(0)))
-    .replace(/[\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g, (character) =>
-      `⟨U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`)
-    .replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "\ufffd");
+  const code = (character) => character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return text.replace(UNSEEN, (character) => `⟨U+${code(character)}⟩`).replace(LONE_SURROGATE, "\ufffd");
 }
 
 /** A token in a sentence or a table: on one line, and of at most 40 characters. */
