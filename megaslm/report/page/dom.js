@@ -2,7 +2,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with attributes and children; a child is a node or a text, and null is left out. */
+/** An element with attributes and children; a child is a node, a text or a list of these, and null is left out. */
 function element(tag, attributes = {}, ...children) {
   return filled(document.createElement(tag), attributes, children);
 }
@@ -17,13 +17,13 @@ function filled(node, attributes, children) {
     if (value === true) node.setAttribute(name, "");
     else if (value !== null && value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return node;
 }
 
 /** A section with its heading, or null where it has no parts. */
 function section(id, title, ...parts) {
-  const present = parts.flat().filter((part) => part);
+  const present = parts.flat(Infinity).filter((part) => part);
   if (!present.length) return null;
   return element("section", { id, "aria-labelledby": `${id}-title` },
     element("h2", { id: `${id}-title` }, title), ...present);
