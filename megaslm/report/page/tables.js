@@ -77,7 +77,7 @@ function sweepSection({ runs, sweep }) {
     const x = sorted.map(({ value }, at) => (numeric ? value : at));
     const chart = new LineChart(title, nats, 280);
     chart.show({ axis: { name: sweep.key, ticks: sorted.map(({ value }, at) => [x[at], String(value)]) },
-      lines: [{ name: place, style: 0, x, y: sorted.map(({ loss }) => loss ?? NaN), marked: true }] });
+      lines: [{ name: place, style: 6, x, y: sorted.map(({ loss }) => loss ?? NaN), marked: true }] });
     const rows = sorted.map(({ run, value, loss }) => [String(value), named(runs, run), nats(loss)]);
     chart.numbers.remove();
     return [chart.figure, table(`${title} for each value of ${sweep.key}`, [sweep.key, "run", measure], rows, [1])];
