@@ -19,16 +19,25 @@ function summarySection({ runs, targets: [targets], costs, notes = [] }) {
     facts.length ? list : null, sentences, stateNotes(runs));
 }
 
-/** The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. */
-function bestRun(runs, targets) {
-  const others = runs.filter((run) => run.name !== targets.baseline && isNumber(finalLoss(run, targets.place)));
-  return others.sort((a, b) => finalLoss(a, targets.place) - finalLoss(b, targets.place))[0] ?? null;
+/**
+ * The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. A run that read as
+ * many tokens as the baseline comes before one that read more or fewer.
+ */
+function bestRun(runs, { place, baseline }) {
+  const base = lastAt(runs.find((run) => run.name === baseline), place);
+  const others = runs.filter((run) => run.name !== baseline && isNumber(lastAt(run, place).loss));
+  const unequal = (run) => Number(!isEqual(lastAt(run, place).tokens, base.tokens));
+  return others.sort((a, b) => unequal(a) - unequal(b) || lastAt(a, place).loss - lastAt(b, place).loss)[0] ?? null;
 }
 
-function finalLoss(run, place) {
-  const found = (run.validations ?? []).find((validation) => validation.place === place);
-  return found ? lastOf(unpack(found.loss)) : null;
+/** The last loss of a run at a place, and the tokens read until then. */
+function lastAt(run, place) {
+  const found = (run?.validations ?? []).find((validation) => validation.place === place);
+  return { loss: lastOf(unpack(found?.loss)), tokens: lastOf(unpack(found?.tokens)) };
 }
+
+/** Whether two amounts differ by a hundredth at most. */
+const isEqual = (one, other) => Math.abs(one - other) <= 0.01 * other;
 
 function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
   const end = rows.at(-1);
@@ -41,12 +50,14 @@ function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
 }
 
 function lossFact(best, base, place) {
-  const [own, theirs] = [finalLoss(best, place), base ? finalLoss(base, place) : null];
-  if (!isNumber(theirs)) return null;
-  const difference = own - theirs;
+  const [own, theirs] = [lastAt(best, place), lastAt(base, place)];
+  if (!isNumber(theirs.loss)) return null;
+  const difference = own.loss - theirs.loss;
+  const unequal = isEqual(own.tokens, theirs.tokens) ? ""
+    : ` Not at equal tokens: ${amount(own.tokens, "tokens")} against ${amount(theirs.tokens, "tokens")}.`;
   return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
-    `Loss on ${place} at the end: ${nats(own)} against ${nats(theirs)} ` +
-      `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).`];
+    `Loss on ${place} at the end: ${nats(own.loss)} against ${nats(theirs.loss)} ` +
+      `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).${unequal}`];
 }
 
 function tokensFact(best, baseline, { loss }, own, theirs) {

@@ -49,6 +49,17 @@ def test_the_first_screen_says_what_the_best_run_bought(open_page: Open) -> None
     assert page.locator("#summary dl").bounding_box()["y"] < 300
 
 
+def test_the_first_screen_compares_at_equal_tokens_if_it_can(open_page: Open) -> None:
+    changed = document()
+    for validation in changed["runs"][1]["validations"]:
+        validation["tokens"] = packed(np.arange(1, 11) * 163_840.0, "f8")
+    assert "slm-0.4" in open_page(changed).locator("#summary h2").inner_text()
+    changed["runs"].pop(2)
+    page = open_page(changed)
+    assert "slm-0.6" in page.locator("#summary h2").inner_text()
+    assert "1.64M" in page.locator("#summary").inner_text()
+
+
 def test_the_own_ratio_keeps_what_the_run_keeps_and_the_slider_what_the_method_keeps(open_page: Open) -> None:
     page = open_page(document())
     assert (underlined(page) == expected(CHECKPOINTS - 1, str(KEEP_RATIO))).all()
