@@ -20,8 +20,8 @@ function summarySection({ runs, targets: [targets], costs, notes = [] }) {
 }
 
 /**
- * The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. A run that read as
- * many tokens as the baseline comes before one that read more or fewer.
+ * The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. A run that
+ * read as many tokens as the baseline comes before one that read more or fewer.
  */
 function bestRun(runs, { place, baseline }) {
   const base = lastAt(runs.find((run) => run.name === baseline), place);
