@@ -44,14 +44,6 @@ function inUnits(number, units) {
 
 /** An amount of a quantity, such as `tokens` or `seconds`. */
 const amount = (number, quantity) => inUnits(number, QUANTITIES[quantity].units);
-/** Such as "5 of 12 min", or "40 s of 12 min". */
-function amountOf(number, all, quantity) {
-  const { units } = QUANTITIES[quantity];
-  const [size, unit] = unitFor(units, number);
-  const part = unit === unitFor(units, all)[1] ? digits(number / size) : amount(number, quantity);
-  return `${part} of ${amount(all, quantity)}`;
-}
-
 const whole = (number) => (isNumber(number) ? Math.round(number).toLocaleString("en") : NOTHING);
 const nats = (number, decimals = 3) => (isNumber(number) ? number.toFixed(decimals).replace("-", "−") : NOTHING);
 const signedNats = (number) => (isNumber(number) && number > 0 ? "+" : "") + nats(number);

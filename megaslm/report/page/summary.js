@@ -64,7 +64,7 @@ function tokensFact(best, baseline, { loss }, own, theirs) {
   const target = `${baseline}’s final loss of ${nats(loss)} nats`;
   if (!isNumber(own.tokens)) return ["not reached", `${best.name} did not reach ${target}.`];
   return [`${percent(own.tokens / theirs.tokens)} of the tokens`,
-    `Read until ${target} was reached: ${amountOf(own.tokens, theirs.tokens, "tokens")}.`];
+    `Read until ${target} was reached: ${amount(own.tokens, "tokens")} of ${amount(theirs.tokens, "tokens")}.`];
 }
 
 function timeFact(own, theirs) {
@@ -73,7 +73,7 @@ function timeFact(own, theirs) {
   const counted = isNumber(all)
     ? ` With the reference’s training and the scoring: ${percent(all / theirs.seconds)}.` : "";
   return [`${percent(own.seconds / theirs.seconds)} of the time`,
-    `Until that loss: ${amountOf(own.seconds, theirs.seconds, "seconds")}.${counted}`];
+    `Until that loss: ${amount(own.seconds, "seconds")} of ${amount(theirs.seconds, "seconds")}.${counted}`];
 }
 
 function breakEvenFact({ runs, sentence }) {
