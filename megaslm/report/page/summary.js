@@ -1,0 +1,103 @@
+// The first screen: what SLM bought, in numbers.
+
+const NOTHING_COMPARED = "Nothing is compared here: no CLM run shares a validation set with another run, " +
+  "or its last loss is not finite.";
+const REACHED = ["tokens", "selected_tokens", "flops", "seconds", "gpu_hours"];
+
+/** What the runs came to, as a few large numbers with a sentence each. */
+function summarySection({ runs, targets: [targets], costs, notes = [] }) {
+  const best = targets ? bestRun(runs, targets) : null;
+  const facts = best ? comparisonFacts(best, runs, targets, costs) : runs.slice(0, 4).flatMap(runFacts);
+  const list = element("dl", { class: "facts" }, facts.map(([number, sentence]) =>
+    element("div", {}, element("dt", {}, number), element("dd", {}, sentence))));
+  const sentences = [
+    ...notes,
+    !best && runs.length > 1 ? NOTHING_COMPARED : null,
+    !best && runs.length > 4 ? `The first 4 of ${runs.length} runs are shown here.` : null,
+  ].filter(Boolean).map((text) => element("p", {}, text));
+  return section("summary", best ? `${best.name} against ${targets.baseline}` : "In short",
+    facts.length ? list : null, sentences, stateNotes(runs));
+}
+
+/**
+ * The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. A run that
+ * read as many tokens as the baseline comes before one that read more or fewer.
+ */
+function bestRun(runs, { place, baseline }) {
+  const base = lastAt(runs.find((run) => run.name === baseline), place);
+  const others = runs.filter((run) => run.name !== baseline && isNumber(lastAt(run, place).loss));
+  const unequal = (run) => Number(!isEqual(lastAt(run, place).tokens, base.tokens));
+  return others.sort((a, b) => unequal(a) - unequal(b) || lastAt(a, place).loss - lastAt(b, place).loss)[0] ?? null;
+}
+
+/** The last loss of a run at a place, and the tokens read until then. */
+function lastAt(run, place) {
+  const found = (run?.validations ?? []).find((validation) => validation.place === place);
+  return { loss: lastOf(unpack(found?.loss)), tokens: lastOf(unpack(found?.tokens)) };
+}
+
+/** Whether two amounts differ by a hundredth at most. */
+const isEqual = (one, other) => Math.abs(one - other) <= 0.01 * other;
+
+function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
+  const end = rows.at(-1);
+  const [own, theirs] = [best.name, baseline].map((name) => end?.reached.find((reached) => reached.run === name));
+  const even = (costs?.break_even ?? []).find((found) => found.run === best.name && (found.place ?? place) === place);
+  return [
+    lossFact(best, runs.find((run) => run.name === baseline), place),
+    own && tokensFact(best, baseline, end, own, theirs), own && timeFact(own, theirs), even && breakEvenFact(even),
+  ].filter(Boolean);
+}
+
+function lossFact(best, base, place) {
+  const [own, theirs] = [lastAt(best, place), lastAt(base, place)];
+  if (!isNumber(theirs.loss)) return null;
+  const difference = own.loss - theirs.loss;
+  const unequal = isEqual(own.tokens, theirs.tokens) ? ""
+    : ` Not at equal tokens: ${amount(own.tokens, "tokens")} against ${amount(theirs.tokens, "tokens")}.`;
+  return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
+    `Loss on ${place} at the end: ${nats(own.loss)} against ${nats(theirs.loss)} ` +
+      `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).${unequal}`];
+}
+
+function tokensFact(best, baseline, { loss }, own, theirs) {
+  const target = `${baseline}’s final loss of ${nats(loss)} nats`;
+  if (!isNumber(own.tokens)) return ["not reached", `${best.name} did not reach ${target}.`];
+  return [`${percent(own.tokens / theirs.tokens)} of the tokens`,
+    `Read until ${target} was reached: ${amount(own.tokens, "tokens")} of ${amount(theirs.tokens, "tokens")}.`];
+}
+
+function timeFact(own, theirs) {
+  if (!isNumber(own.seconds) || !isNumber(theirs?.seconds)) return null;
+  const all = own.seconds_with_reference;
+  const counted = isNumber(all)
+    ? ` With the reference’s training and the scoring: ${percent(all / theirs.seconds)}.` : "";
+  return [`${percent(own.seconds / theirs.seconds)} of the time`,
+    `Until that loss: ${amount(own.seconds, "seconds")} of ${amount(theirs.seconds, "seconds")}.${counted}`];
+}
+
+function breakEvenFact({ runs, sentence }) {
+  const count = isNumber(runs) ? Math.ceil(runs) : null;
+  return [count === null ? "no break-even" : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
+}
+
+/** A run alone: its last losses, and what it took. */
+function runFacts(run) {
+  const validation = (run.validations ?? []).map((found) => [lastOf(unpack(found.loss)), `on ${found.place}`]);
+  const [loss, where] = validation.find(([found]) => isNumber(found))
+    ?? [lastOf(unpack(run.series?.loss)), "in training"];
+  if (!isNumber(loss)) return [];
+  const spent = REACHED.map((key) => [lastOf(unpack(run.series?.[key])), key]).filter(([number]) => isNumber(number));
+  const words = spent.map(([number, key]) =>
+    (QUANTITIES[key].units === COUNTS ? `${amount(number, key)} ${QUANTITIES[key].name}` : amount(number, key)));
+  return [[`${nats(loss)} nats`, `Last loss of ${run.name} ${where}, after ${words.join(", ")}.`]];
+}
+
+/** What a reader must know before any number: runs that are unfinished, and what could not be read. */
+function stateNotes(runs) {
+  const notes = runs.flatMap((run) => {
+    const found = [run.state === "complete" ? null : "unfinished", ...(run.notes ?? [])].filter(Boolean);
+    return found.length ? [element("li", {}, element("b", {}, run.name), `: ${found.join("; ")}`)] : [];
+  });
+  return notes.length ? element("ul", { class: "notes" }, notes) : null;
+}

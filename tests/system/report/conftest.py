@@ -1,0 +1,62 @@
+"""A headless Chromium for the pages of this folder, one for all tests."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megaslm.report.page import render
+from tests.system.report.document import Document
+
+OPTIONS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+Open = Callable[..., Any]
+"""Opens the page of a document. Further arguments are those of playwright's `new_page`."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=list(OPTIONS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What the pages of a test say to the console, and all that they ask for but their own files: nothing."""
+    heard: list[str] = []
+    yield heard
+    assert heard == []
+
+
+@pytest.fixture
+def open_page(browser: Any, heard: list[str], tmp_path: Path) -> Iterator[Open]:
+    pages: list[Any] = []
+
+    def opened(document: Document, **options: Any) -> Any:
+        path = tmp_path / f"report-{len(pages)}.html"
+        path.write_text(render(document), encoding="utf-8")
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        pages.append(page)
+        page.on("console", lambda message: heard.append(message.text))
+        page.on("pageerror", lambda error: heard.append(str(error)))
+        page.on("request", lambda request: heard.append(request.url) if request.url != path.as_uri() else None)
+        page.goto(path.as_uri())
+        # A chart is drawn when its width is known.
+        page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].every((plot) => !plot.clientWidth || plot.firstChild)"
+        )
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
