@@ -49,7 +49,11 @@ print(json.dumps({"version": transformers.__version__, "folders": found}))
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
 MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "llama": ("llama", {}, settings()),
-    "llama, another base": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, settings()),
+    "llama, another `rope_theta`": (
+        "llama",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        settings(),
+    ),
     "llama, positions scaled (llama3)": (
         "llama",
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}},
@@ -57,10 +61,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
     ),
     "llama, positions scaled (yarn)": ("llama", {"rope_parameters": YARN}, settings()),
     "llama, tied": ("llama", {"tie_word_embeddings": True}, settings()),
-    "llama, said to be tied, a head of its own": ("llama", {}, tie(True, "both")),
+    "llama, tied by config.json, with a head of its own": ("llama", {}, tie(True, "both")),
     "mistral, window": ("mistral", {"sliding_window": 5}, settings()),
     "granite, multipliers": ("granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5}, settings()),
-    "qwen2, another tokenizer than Qwen2's": ("qwen2", {}, settings()),
+    "qwen2, with a tokenizer that is not Qwen2's": ("qwen2", {}, settings()),
 }
 
 
@@ -99,7 +103,7 @@ def test_a_plain_script_opens_the_trained_model_under_every_release(oldest: Path
             described = tmp_path / f"described-{number}"
             describe_model(lm, torch.float32, tmp_path / "tokenizer", described, origin=None, bos=bos)
         except ModelError:
-            table[name] = "refused before training: AutoTokenizer of release 5 would build another one"
+            table[name] = "refused before training: AutoTokenizer of release 5 would build a different tokenizer"
             continue
         save_hugging_face(trained(lm), tmp_path / f"described-{number}", tmp_path / f"export-{number}")
         with torch.no_grad():
@@ -119,5 +123,5 @@ def test_a_plain_script_opens_the_trained_model_under_every_release(oldest: Path
             table[name] = "same loss within 1e-5 nats, same ids, generates"
     assert versions[0].startswith("4.57.")
     assert versions[1].startswith("5.")
-    columns = ("model", "opened by plain scripts under transformers 4.57 and 5")
+    columns = ("model", "result of a plain script under transformers 4.57 and 5")
     require_table("inputs.md", "exports", columns, [(name, table[name]) for name in MODELS])

@@ -38,14 +38,17 @@ FOLDERS: dict[str, tuple[str, Change]] = {
         "qwen2",
         settings(use_sliding_window=True, sliding_window=4, layer_types=["full_attention", "sliding_attention"]),
     ),
-    "qwen2, a window that no layer has": (
+    "qwen2, a window that no layer uses": (
         "qwen2",
         settings(use_sliding_window=True, sliding_window=4, max_window_layers=2, layer_types=REMOVED),
     ),
     "granite with multipliers": ("granite", settings(logits_scaling=4.0, residual_multiplier=0.5)),
-    "llama with another family's keys": ("llama", settings(sliding_window=4, logits_scaling=8.0)),
-    "another family": ("llama", settings(model_type="gpt2")),
-    "a family of its own code": ("llama", settings(model_type="own", auto_map={"AutoConfig": "own.Own"})),
+    "llama with keys of other model families": ("llama", settings(sliding_window=4, logits_scaling=8.0)),
+    "another model family": ("llama", settings(model_type="gpt2")),
+    "a model type with Python code of its own": (
+        "llama",
+        settings(model_type="own", auto_map={"AutoConfig": "own.Own"}),
+    ),
     "rotary embeddings as release 4 writes them": (
         "llama",
         settings(rope_parameters=REMOVED, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0}),
@@ -57,13 +60,13 @@ FOLDERS: dict[str, tuple[str, Change]] = {
     "not tied, both stored and equal": ("llama", tie(False, "equal")),
     "not tied, no head stored": ("llama", tie(False, "embedding")),
     "biases that config.json switches off": ("llama", weight("model.layers.0.mlp.up_proj.bias")),
-    "a layer more than config.json has": ("llama", weight("model.layers.2.mlp.up_proj.weight")),
-    "a value head beside": ("llama", weight("v_head.weight")),
+    "one layer more than config.json has": ("llama", weight("model.layers.2.mlp.up_proj.weight")),
+    "an additional value head": ("llama", weight("v_head.weight")),
     "`rotary_emb.inv_freq` of old releases": ("llama", weight("model.layers.0.self_attn.rotary_emb.inv_freq")),
     "weights of 8 bits": ("llama", weight("model.layers.0.mlp.up_proj.weight", torch.float8_e4m3fn)),
     "`quantization_config`": ("llama", settings(quantization_config={"quant_method": "gptq", "bits": 4})),
     "`transformers_weights`": ("llama", settings(transformers_weights="other.safetensors")),
-    "an adapter beside": ("llama", lambda folder: (folder / "adapter_config.json").write_text("{}")),
+    "an adapter in the same folder": ("llama", lambda folder: (folder / "adapter_config.json").write_text("{}")),
     "a value that transformers refuses": ("llama", settings(hidden_act="unheard-of")),
 }
 
@@ -75,7 +78,7 @@ def outcome(folder: Path) -> str:
     except ModelError as error:
         reason = str(error).removeprefix(str(folder)).removeprefix("/config.json").removeprefix(": ")
         return f"refused: {re.split('[;:] |, which', reason)[0]}"
-    return "loaded, one matrix for both ends" if lm.config.tie_word_embeddings else "loaded, two matrices"
+    return "loaded, one matrix for embedding and head" if lm.config.tie_word_embeddings else "loaded, separate matrices"
 
 
 def test_the_table_of_model_folders(tmp_path: Path) -> None:
@@ -85,4 +88,4 @@ def test_the_table_of_model_folders(tmp_path: Path) -> None:
         make_model(folder, family)
         change(folder)
         found.append((name, outcome(folder)))
-    require_table("inputs.md", "model folders", ("folder", "what becomes of it"), found)
+    require_table("inputs.md", "model folders", ("folder", "outcome"), found)

@@ -26,12 +26,12 @@ TEXTS = ["ab </s> <x>c", "cab"]
 VIETNAMESE = "Tiếng Việt rất đẹp và phở rất ngon"
 CORPUS = [VIETNAMESE, "パソコン ガイド", "the river bank grinds corn for bread", "a <b> [CLS] ▁"]
 BY_NAME = "EOS is the token that tokenizer_config.json and special_tokens_map.json name"
-LISTS = "`added_tokens_decoder` decides, where it is there; else special_tokens_map.json comes first"
-LOOKED_UP = "an id from a file is looked up in tokenizer.json"
-TEXT = "special tokens' names in a text are text, EOS always"
-STORED = "no text gives EOS"
-JSON = "a file is a JSON object in UTF-8, a token a name or an object with `content`"
-TWIN = "the exported tokenizer is believed where its likeness follows from the model, compared elsewhere"
+LISTS = "`added_tokens_decoder` decides if it is there; otherwise special_tokens_map.json takes precedence"
+LOOKED_UP = "an id in a file must be the id of a token in tokenizer.json"
+TEXT = "names of special tokens in a text are plain text; the name of EOS always is"
+STORED = "the ids of a text never contain EOS"
+JSON = "a file is a JSON object in UTF-8; a token is a name or an object with `content`"
+TWIN = "the ids must be those of SentencePiece; where the model does not prove it, documents are compared"
 
 
 def tokens(*added: dict[str, Any], special: bool = True) -> list[dict[str, Any]]:
@@ -95,15 +95,15 @@ FOLDERS = [
         files={"special_tokens_map.json": {"eos_token": "</s>"}},
     ),
     Folder("EOS as an object with `content`", BY_NAME, config={"eos_token": {"content": "</s>", **FLAGS}}),
-    Folder("two files name two tokens EOS", BY_NAME, files={"special_tokens_map.json": {"eos_token": "a"}}),
+    Folder("two files name different EOS tokens", BY_NAME, files={"special_tokens_map.json": {"eos_token": "a"}}),
     Folder(
-        "two files name two tokens EOS, `added_tokens_decoder` is there",
+        "two files name different EOS tokens, with `added_tokens_decoder`",
         LISTS,
         config=LISTED,
         files={"special_tokens_map.json": {"eos_token": "a"}},
     ),
     Folder("no EOS anywhere", BY_NAME, config={}),
-    Folder("EOS that tokenizer.json lacks", BY_NAME, config={"eos_token": "<end>"}),
+    Folder("EOS missing in tokenizer.json", BY_NAME, config={"eos_token": "<end>"}),
     Folder("EOS with `special: false`", TEXT, added=tokens(EOS, special=False)),
     Folder(
         "EOS with `special: false`, named by config.json's id alone",
@@ -118,9 +118,9 @@ FOLDERS = [
     Folder("EOS id `true`", LOOKED_UP, config={}, files={"config.json": {"eos_token_id": True}}),
     Folder("EOS id 12.0", LOOKED_UP, config={}, files={"config.json": {"eos_token_id": 12.0}}),
     Folder("BOS id beyond the vocabulary", LOOKED_UP, files={"config.json": {"bos_token_id": 128000}}),
-    Folder("an added token's id leaves a gap", LOOKED_UP, added=tokens(EOS, {**NEW, "id": 40})),
-    Folder("two added tokens with one id", LOOKED_UP, added=tokens(EOS, {**NEW, "id": 12})),
-    Folder("`pad_token` that tokenizer.json lacks", TEXT, config={"eos_token": "</s>", "pad_token": "<pad>"}),
+    Folder("the id of an added token leaves a gap", LOOKED_UP, added=tokens(EOS, {**NEW, "id": 40})),
+    Folder("two added tokens with the same id", LOOKED_UP, added=tokens(EOS, {**NEW, "id": 12})),
+    Folder("`pad_token` missing in tokenizer.json", TEXT, config={"eos_token": "</s>", "pad_token": "<pad>"}),
     Folder("a plain added token", LISTS, added=WITH_PLAIN),
     Folder(
         "a plain added token, special by `added_tokens_decoder`",
@@ -135,39 +135,41 @@ FOLDERS = [
         files={"special_tokens_map.json": {"pad_token": "<x>"}},
     ),
     Folder(
-        "added_tokens.json lists what tokenizer.json lists",
+        "added_tokens.json lists a token of tokenizer.json",
         LISTS,
         added=WITH_PLAIN,
         files={"added_tokens.json": {"<x>": 13}},
     ),
-    Folder("added_tokens.json lists what tokenizer.json lacks", LISTS, files={"added_tokens.json": {"<x>": 13}}),
-    Folder("plain pieces spell EOS in a text", STORED, merges=SPELT),
-    Folder("EOS is a piece of text", STORED, config={"eos_token": "a"}),
-    Folder("dropout", "nothing is left to chance", model={"dropout": 0.5}, merges=[("a", "b")]),
+    Folder(
+        "added_tokens.json lists a token that tokenizer.json lacks", LISTS, files={"added_tokens.json": {"<x>": 13}}
+    ),
+    Folder("ordinary merges produce EOS from a text", STORED, merges=SPELT),
+    Folder("EOS is an ordinary token", STORED, config={"eos_token": "a"}),
+    Folder("dropout", "dropout is switched off", model={"dropout": 0.5}, merges=[("a", "b")]),
     Folder(
         "truncation and padding",
-        "documents stay whole",
+        "truncation and padding are switched off",
         state={"truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}},
     ),
     Folder(
         "`tokenizer_class: LlamaTokenizerFast`, `add_prefix_space`",
-        "ids are tokenizer.json's, whatever class is named",
+        "ids come from tokenizer.json, whatever class is named",
         config={"eos_token": "</s>", "tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": True},
     ),
     Folder(
-        "an unknown token that the vocabulary lacks",
-        "what `tokenizers` refuses is refused by document",
+        "`unk_token` missing in the vocabulary",
+        "if `tokenizers` cannot encode a document, the document is refused",
         model={"unk_token": "<unk>"},
         texts=["a", "z"],
     ),
-    Folder("tokenizer_config.json is no JSON", JSON, config=b'{"eos_token": '),
+    Folder("tokenizer_config.json is not JSON", JSON, config=b'{"eos_token": '),
     Folder("tokenizer_config.json is Latin-1", JSON, config='{"eos_token": "é"}'.encode("latin-1")),
     Folder("special_tokens_map.json is a list", JSON, files={"special_tokens_map.json": ["</s>"]}),
     Folder("`eos_token` is a number", JSON, config={"eos_token": 12}),
     Folder("`added_tokens_decoder` is a list", JSON, config={"eos_token": "</s>", "added_tokens_decoder": ["</s>"]}),
     Folder("added_tokens.json maps to no ids", JSON, files={"added_tokens.json": {"<x>": "13"}}),
-    Folder("tokenizer.json is no JSON", JSON, files={"tokenizer.json": b"version https://git-lfs"}),
-    Folder("dropout of 1.5", "what `tokenizers` refuses is refused by file", model={"dropout": 1.5}),
+    Folder("tokenizer.json is not JSON", JSON, files={"tokenizer.json": b"version https://git-lfs"}),
+    Folder("dropout of 1.5", "if `tokenizers` cannot read a file, the file is refused", model={"dropout": 1.5}),
 ]
 IDENTITY = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False}
 BYTES = {"model_type": "bpe", "byte_fallback": True}
@@ -192,11 +194,16 @@ MODELS = [
         ["a <b> c"],
     ),
     Model(
-        "Unigram whose control symbol a text spells", TWIN, {**IDENTITY, "control_symbols": ["[CLS]"]}, ["a [CLS] b"]
+        "Unigram; a text contains the name of a control symbol",
+        TWIN,
+        {**IDENTITY, "control_symbols": ["[CLS]"]},
+        ["a [CLS] b"],
     ),
-    Model("BPE with rules of its own (oo → ö)", TWIN, {**BYTES, "normalization_rule_tsv": "oo.tsv"}, ["book"]),
-    Model("character model", "BPE and Unigram alone have exact counterparts", {"model_type": "char"}, ["a"]),
-    Model("no EOS piece", "documents are told apart by EOS", {**BYTES, "eos_id": -1}, ["a"]),
+    Model(
+        "BPE with custom normalisation rules (oo → ö)", TWIN, {**BYTES, "normalization_rule_tsv": "oo.tsv"}, ["book"]
+    ),
+    Model("character model", "only BPE and Unigram can be exported exactly", {"model_type": "char"}, ["a"]),
+    Model("no EOS piece", "EOS must exist, because it separates documents", {**BYTES, "eos_id": -1}, ["a"]),
 ]
 
 
@@ -217,8 +224,10 @@ def outcome(origin: dict[str, str], texts: list[str], folder: Path) -> str:
     assert ids.count(manifest.eos_id) == len(texts)
     compared = (folder / "dataset" / "tokenizer" / ORIGINAL).is_file()
     if "sentencepiece" in origin:
-        return "taken; odd characters are compared" if compared else "taken; proved"
-    return f"taken; EOS {manifest.eos_id}, {manifest.splits['train']['web'].tokens} tokens"
+        return (
+            "accepted; documents with unusual characters are compared" if compared else "accepted; equal ids are proved"
+        )
+    return f"accepted; EOS {manifest.eos_id}, {manifest.splits['train']['web'].tokens} tokens"
 
 
 def test_the_table_of_tokenizers_is_what_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
