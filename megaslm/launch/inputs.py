@@ -33,6 +33,7 @@ from megaslm.errors import CheckpointError
 from megaslm.files import require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
+from megaslm.model.finished import unfinished_reference
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
@@ -75,7 +76,10 @@ def _read_task(asked: ValidationTask) -> None:
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the dataset, the reference and the output of `score`."""
     _manifest(findings, "the dataset", options["dataset"])
-    _parameters(findings, "--reference", str(options["reference"]))
+    reference = str(options["reference"])
+    if _parameters(findings, "--reference", reference) is not None:
+        warning = unfinished_reference(Path(reference))
+        findings.warnings += [] if warning is None else [warning]
     look_at_output(findings, options["output"])
 
 

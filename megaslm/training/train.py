@@ -37,7 +37,13 @@ from megaslm.training.run import TrainingRun
 from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_run
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
-from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
+from megaslm.training.start import (
+    bos_warnings,
+    pretrained_folder,
+    reference_warnings,
+    start_engine,
+    unfinished_warnings,
+)
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
@@ -182,7 +188,11 @@ def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *
 
 
 def _warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> list[str]:
-    return [*bos_warnings(data, pretrained), *reference_warnings(config, data, pretrained)]
+    return [
+        *bos_warnings(data, pretrained),
+        *reference_warnings(config, data, pretrained),
+        *unfinished_warnings(pretrained),
+    ]
 
 
 def _prepare(

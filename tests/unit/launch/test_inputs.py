@@ -1,5 +1,6 @@
 """What a dry run finds of a verb's inputs: all that is missing, at once, and what this host cannot see."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,19 @@ def test_the_inputs_of_score_mask_and_export(here: Findings, tokens: Path, says:
         look_at_output(here, place)
     assert len(here.problems) == 6
     says(told(here), "--reference", "megaslm score", "config.yaml", "exists already", "notes.txt is a file")
+
+
+def test_the_reference_of_an_unfinished_run_is_a_warning(here: Findings, tokens: Path, says: Says) -> None:
+    """A cost.json of an earlier build does not tell how far the run was."""
+    reference = tokens.parent / "reference"
+    make_model(reference)
+    asked = {"dataset": str(tokens), "reference": reference, "output": str(tokens.parent / "scored")}
+    for training in ({"seconds": 3.0}, {"steps": 267, "total_steps": 267}, {"steps": 110, "total_steps": 267}):
+        assert here.warnings == []
+        (reference / "cost.json").write_text(json.dumps({"training": training}))
+        look_at_scoring(here, asked)
+    here.require_none()
+    says("\n".join(here.warnings), str(reference), "step 110 of 267")
 
 
 def test_a_run_is_known_by_the_files_that_training_writes(here: Findings, tmp_path: Path, says: Says) -> None:
