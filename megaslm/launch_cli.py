@@ -1,6 +1,7 @@
 """`megaslm launch`: starts a verb on a cluster, after all checks that are possible on this host."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -116,7 +117,15 @@ def _look(
         # The others add --resume.
         resume = given["resume"] or place.kind not in ("local", "hostfile")
         smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
-        look_at_training(findings, read, ranks=ranks_of(place), ranks_in_words=told, resume=resume, smoke=smoke)
+        look_at_training(
+            findings,
+            read,
+            ranks=ranks_of(place),
+            ranks_in_words=told,
+            resume=resume,
+            allow_changed=given["allow_changed"] or (),
+            smoke=smoke,
+        )
     elif work.verb == "score":
         inputs.look_at_scoring(findings, given)
     elif work.verb == "mask":
@@ -139,24 +148,31 @@ def look_at_training(
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
 ) -> None:
-    """Looks at all that `train` reads, and whether its folder is free. The arguments are those of the command."""
-    from megaslm.config.run_files import refuse_smoke_test, require_folder, require_no_run
+    """Looks at all that `train` reads, and whether it may start or resume in its folder.
+
+    The arguments are those of the command.
+    """
+    from megaslm.config.run_files import require_folder
     from megaslm.launch.findings import Reach
     from megaslm.launch.inputs import look_at_run
     from megaslm.training.changes import check_allowed_keys
+    from megaslm.training.length import with_total_tokens
+    from megaslm.training.resumption import check_run
     from megaslm.training.smoke_folder import check_replaceable, smoke_folder
 
-    folder = Path(run.run_dir)
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
     if findings.reach is not Reach.NONE:
-        findings.ask(lambda: require_folder(folder))
+        findings.ask(lambda: require_folder(Path(run.run_dir)))
         if smoke:
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
-        else:
-            findings.ask(lambda: refuse_smoke_test(folder))
-            if not resume:
-                findings.ask(lambda: require_no_run(folder))
-    look_at_run(findings, run, ranks, ranks_in_words)
+    datasets = look_at_run(findings, run, ranks, ranks_in_words)
+    if smoke or findings.reach is Reach.NONE:
+        return
+    sized: RunConfig | None = run
+    if datasets is not None:
+        sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
+    if sized is not None:
+        findings.ask(partial(check_run, sized, datasets, resume=resume, allow_changed=allow_changed))
 
 
 def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:

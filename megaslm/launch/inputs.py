@@ -19,6 +19,7 @@ from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
 from megaslm.dataset.fit import (
+    ReadDataset,
     heldout_domains,
     reads_reference,
     require_losses_to_mask,
@@ -42,15 +43,21 @@ from megaslm.tasks.task_files import load_tasks
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 
-def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = "") -> None:
+def look_at_run(
+    findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = ""
+) -> list[ReadDataset] | None:
     """Looks at all that `train` reads, and at the room for its checkpoints.
 
     `ranks` is None where it is not known. `ranks_in_words` tells which settings it follows from.
+
+    Returns:
+        The datasets that it trains on; None where one of them does not fit or cannot be read here.
     """
     if ranks is not None:
         findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
-    manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
-    training = next((manifest for manifest in manifests if manifest is not None), None)
+    found = [_training_dataset(findings, config, *dataset) for dataset in _datasets(config)]
+    datasets = [dataset for dataset in found if dataset is not None]
+    training = datasets[0].manifest if datasets else None
     for name, held_out in config.validation.sets.items():
         setting = f"validation.sets.{name}"
         manifest = _manifest(findings, setting, held_out.dataset)
@@ -66,6 +73,7 @@ def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_
                 key = "slm.reference" if setting == "data.train" else f"{setting}.reference"
                 _parameters(findings, key, section.reference)
     _look_at_room(findings, config, _checkpoint_bytes(findings, config.model))
+    return datasets if all(dataset is not None and dataset.domains for dataset in found) else None
 
 
 def _read_task(asked: ValidationTask) -> None:
@@ -135,13 +143,15 @@ def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
         yield f"data.streams.{name}", section
 
 
-def _training_manifest(findings: Findings, config: RunConfig, setting: str, section: StreamSection) -> Manifest | None:
+def _training_dataset(
+    findings: Findings, config: RunConfig, setting: str, section: StreamSection
+) -> ReadDataset | None:
     manifest = _manifest(findings, setting, section.dataset)
     if manifest is None:
         return None
     place, seq_len = section.dataset, config.data.seq_len
     key = "data.domains" if setting == "data.train" else f"{setting}.domains"
-    findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
+    domains = findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, f"{setting} = {place}"))
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
@@ -149,7 +159,7 @@ def _training_manifest(findings: Findings, config: RunConfig, setting: str, sect
             findings.ask(lambda: require_rule(mask, place, slm))
         else:
             findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy))
-    return manifest
+    return ReadDataset(setting, manifest, domains or ())
 
 
 def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:

@@ -1,5 +1,6 @@
 """What a user sees of mistakes: one clear message, exit status 2, no traceback, no torch."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.source import dump
+from megaslm.training.resumption import identity
 from tests.launched import ROOT
 from tests.messages import Says
+from tests.toy import make_dataset, run_config, write_config
 
 
 def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -106,3 +110,34 @@ def test_work_is_announced_once_for_all_ranks() -> None:
     )  # fmt: skip
     assert second.returncode == 2
     assert second.stdout == second.stderr == ""
+
+
+def test_a_resume_with_other_settings_is_refused_before_the_slow_imports(tmp_path: Path, says: Says) -> None:
+    """Also by a dry run of a launcher, and only where the run has learned with the settings that it had."""
+    manifest = make_dataset(tmp_path / "tokens", {("train", "a"): [12]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", train={"lr": 1e-3})
+    path, run = write_config(tmp_path / "run.yaml", config), Path(config.run_dir)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump(config), encoding="utf-8")
+    provenance = {"datasets": {"data.train": {**identity(manifest), "parts": manifest.part_counts()}}}
+    (run / "manifest.json").write_text(json.dumps(provenance), encoding="utf-8")
+    (tmp_path / "cluster.yaml").write_text("kind: local\n", encoding="utf-8")
+    asked = [str(path), "--resume", "--set", "train.lr=5e-4"]
+    dry_run = ["launch", "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run", *asked]
+
+    assert without_torch("train", *asked, "--check").returncode == 0
+    (run / "checkpoints" / "step-00000001" / "COMPLETE").touch()
+    for arguments in (["train", *asked], ["train", *asked, "--check"], dry_run):
+        refused = without_torch(*arguments)
+        assert refused.returncode == 2
+        says(refused.stderr, f"run_dir = {run}", "--allow-changed train.lr", "    train.lr: 0.001 → 0.0005")
+    assert without_torch("train", *asked, "--check", "--allow-changed", "train.lr").returncode == 0
+    make_dataset(tmp_path / "other", {("train", "a"): [12]}, seed=1)
+    other = without_torch("train", str(path), "--resume", "--check", "--set", f"data.train={tmp_path / 'other'}")
+    assert other.returncode == 2
+    says(other.stderr, "data.train.tokens_sha256: ")
+
+
+def without_torch(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    probe = "import sys; sys.modules.update(torch=None)\nfrom megaslm.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, cwd=ROOT)
