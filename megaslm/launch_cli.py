@@ -12,6 +12,7 @@ from megaslm.errors import ConfigError, InputError, PeerFailed
 
 if TYPE_CHECKING:
     from megaslm.config.cluster import Cluster
+    from megaslm.config.load import Loaded
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
     from megaslm.launch.command import Command, Verb, VerbCall
@@ -79,7 +80,7 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     return call, given
 
 
-def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | None":
+def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Loaded[Recipe] | None":
     """The verb's file. Its mistakes show here rather than on every node."""
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
@@ -91,7 +92,7 @@ def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | 
         check_allowed_keys(given["allow_changed"] or (), run)
         return run
     if verb == "prepare":
-        return load(Recipe, given["recipe"], given["overrides"] or []).value
+        return load(Recipe, given["recipe"], given["overrides"] or [])
     return None
 
 
@@ -100,17 +101,17 @@ def _look(
     work: "VerbCall",
     command: "Command",
     cluster: Path,
-    read: "RunConfig | Recipe | None",
+    read: "RunConfig | Loaded[Recipe] | None",
     given: Mapping[str, Any],
 ) -> None:
     """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
-    from megaslm.config.recipe import Recipe
+    from megaslm.config.load import Loaded
     from megaslm.launch import inputs
     from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
-    if isinstance(read, Recipe):
+    if isinstance(read, Loaded):
         inputs.look_at_text(findings, read)
         inputs.look_at_output(findings, given["output"])
     elif read is not None:

@@ -5,19 +5,24 @@ The checks are those that the verbs make themselves, as far as they need neither
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megaslm.config.hub import HubModel
+from megaslm.config.load import Loaded
 from megaslm.config.measuring import ValidationTask
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
-from megaslm.config.recipe import Recipe
+from megaslm.config.recipe import Recipe, Source
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
+from megaslm.corpus.documents import InputFile
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
+from megaslm.corpus.readers import require_fields
+from megaslm.corpus.record_text import NoSuchField
 from megaslm.dataset.fit import (
     ReadDataset,
     heldout_domains,
@@ -30,7 +35,7 @@ from megaslm.dataset.fit import (
 )
 from megaslm.dataset.kinds import require_output
 from megaslm.dataset.manifest import Manifest, read_manifest
-from megaslm.errors import CheckpointError
+from megaslm.errors import CheckpointError, DataError
 from megaslm.files import require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
@@ -100,13 +105,15 @@ def look_at_masking(findings: Findings, options: Mapping[str, Any]) -> None:
     look_at_output(findings, options["output"])
 
 
-def look_at_text(findings: Findings, recipe: Recipe) -> None:
-    """Looks whether the files of a recipe are there, and its tokenizer can be read."""
+def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
+    """Looks whether the files of a recipe are there with the fields that it names, and its tokenizer can be read."""
+    recipe = loaded.value
     for number, source in enumerate(recipe.sources):
         setting = f"sources.{number}.paths"
         here = [findings.local(setting, _before_glob(path)) for path in source.paths]
         if all(path is not None for path in here):
-            findings.ask(partial(find_files, source), prefix=f"{setting}: ")
+            files = findings.ask(partial(find_files, source), prefix=f"{setting}: ")
+            findings.ask(partial(_look_at_fields, files or [], source, number, loaded.provenance))
     tokenizer = recipe.tokenizer
     if tokenizer.huggingface is not None:
         folder = findings.local("tokenizer.huggingface", tokenizer.huggingface)
@@ -116,6 +123,29 @@ def look_at_text(findings: Findings, recipe: Recipe) -> None:
         file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
         if file is not None and not file.is_file():
             findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
+
+
+def look_at_fields(findings: Findings, loaded: Loaded[Recipe]) -> None:
+    """Looks whether the first records of a recipe's local files have the fields that it names.
+
+    Other mistakes are left to `prepare`, which also accepts a finished dataset whose files are gone.
+    """
+    for number, source in enumerate(loaded.value.sources):
+        if source.has_records and not any(is_remote(path) for path in source.paths):
+            with suppress(DataError):
+                files = find_files(source)
+                findings.ask(partial(_look_at_fields, files, source, number, loaded.provenance))
+
+
+def _look_at_fields(files: Sequence[InputFile], source: Source, number: int, provenance: Mapping[str, str]) -> None:
+    """Raises DataError, which names the line of the recipe, where the first record lacks a field."""
+    try:
+        require_fields(files, source)
+    except NoSuchField as error:
+        raise error.of_source(number, provenance.get(f"sources.{number}.{error.field.key}")) from error
+    except DataError:
+        # Of the files themselves, which the verb reads to their end.
+        return
 
 
 def look_at_output(findings: Findings, place: str) -> None:
