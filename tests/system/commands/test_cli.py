@@ -38,6 +38,7 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "  nowhere: "),
+        (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
         (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
     ],
