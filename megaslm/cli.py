@@ -99,9 +99,12 @@ def init(
     require_absent(folder)
     require_model(model)
 
+    announce("init", LOADS)
+
     from megaslm.scaffold.init import init as write_project
     from megaslm.scaffold.view import show_project
 
+    announce("init", "reads the first records of the text, and tokenises a sample to estimate its tokens")
     project = write_project(model, corpus, curated, folder)
     show_project(project)
     write_json(json_file, asdict(project))
