@@ -1,6 +1,5 @@
 """What a user sees of mistakes: one clear message, exit status 2, no traceback, no torch."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.source import dump
-from megaslm.training.resumption import identity
 from tests.launched import ROOT
 from tests.messages import Says
-from tests.toy import make_dataset, run_config, write_config
+from tests.toy import leave_run, make_dataset, run_config, write_config
 
 
 def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -117,11 +114,8 @@ def test_a_resume_with_other_settings_is_refused_before_the_slow_imports(tmp_pat
     """Also by a dry run of a launcher, and only where the run has learned with the settings that it had."""
     manifest = make_dataset(tmp_path / "tokens", {("train", "a"): [12]})
     config = run_config(tmp_path / "run", tmp_path / "tokens", train={"lr": 1e-3})
-    path, run = write_config(tmp_path / "run.yaml", config), Path(config.run_dir)
+    path, run = write_config(tmp_path / "run.yaml", config), leave_run(config, manifest)
     (run / "checkpoints" / "step-00000001").mkdir(parents=True)
-    (run / "config.yaml").write_text(dump(config), encoding="utf-8")
-    provenance = {"datasets": {"data.train": {**identity(manifest), "parts": manifest.part_counts()}}}
-    (run / "manifest.json").write_text(json.dumps(provenance), encoding="utf-8")
     (tmp_path / "cluster.yaml").write_text("kind: local\n", encoding="utf-8")
     asked = [str(path), "--resume", "--set", "train.lr=5e-4"]
     dry_run = ["launch", "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run", *asked]
