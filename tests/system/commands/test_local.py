@@ -222,7 +222,7 @@ def test_jobs_that_start_at_once_without_a_port_take_different_free_ones(workpla
     (workplace / "megaslm" / "__main__.py").write_text(telling, encoding="utf-8")
     jobs = [start(workplace, "local.sh", "train", "run.yaml", MASTER_PORT="") for _ in range(3)]
     told = [job.communicate(timeout=60)[1].splitlines()[-1] for job in jobs]
-    assert sorted(told) == sorted({str(20000 + job.pid % 10000) for job in jobs})
+    assert len(set(told)) == len(jobs)
 
     # The script inherits the socket, with the number of this process.
     taking = (
