@@ -12,6 +12,7 @@ help:  ## this list
 
 install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EXTRAS=s3,ray,eval installs these extras too
 	$(if $(EXTRAS),$(call pip_install,.[$(EXTRAS)]))
+	@echo 'MegaSLM is in .venv. Next: source .venv/bin/activate, and read docs/tutorial.md'
 
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
@@ -76,6 +77,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("MegaSLM needs Python 3.11 or newer; $(PYTHON) is %d.%d.%d. Name another one: make PYTHON=python3.12 ..." % sys.version_info[:3])'
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
+	@echo 'Installs PyTorch and the other packages and compiles their bytecode: two minutes or more, the last of them silent'
 	$(call pip_install,.)
 	@touch $@
 

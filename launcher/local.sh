@@ -13,7 +13,7 @@ Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and
 
   RANKS                 number of ranks; default: every GPU that CUDA_VISIBLE_DEVICES leaves, or 2 without a GPU
   CUDA_VISIBLE_DEVICES  the GPUs to use, by number; the first RANKS of them
-  MASTER_PORT           the port at which the ranks meet; default 29500
+  MASTER_PORT           the port at which the ranks meet; default: a free one
   OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
 
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
@@ -30,12 +30,12 @@ project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ -x "$project/.venv/bin/deepspeed" ]]; then PATH="$project/.venv/bin:$PATH"; fi
 
 source "$project/launcher/saying.sh"
-port="${MASTER_PORT:-29500}"
+port="${MASTER_PORT:-}"
 if [[ ! "${RANKS:-1}" =~ ^[1-9][0-9]*$ ]]; then
     printf '%s = %q: must be a whole number above 0\n' "$(setting RANKS)" "$RANKS" >&2
     exit 2
 fi
-if [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); then
+if [[ -n "$port" ]] && { [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)); }; then
     printf '%s = %q: must be a number from 1 to 65535\n' "$(setting MASTER_PORT)" "$port" >&2
     exit 2
 fi
@@ -52,8 +52,19 @@ fi
 
 require_program deepspeed
 say_start "$(counted "$ranks" rank) on this host${gpus:+, GPUs $gpus}" "$@"
-names=("$(setting MASTER_PORT)" "$(setting MASTER_ADDR)")
-"$project/launcher/on_host.sh" meeting python "$port" "${names[@]}" 127.0.0.1 >/dev/null || exit 2
+can_meet_at() {
+    "$project/launcher/on_host.sh" meeting python "$1" "$(setting MASTER_PORT)" "$(setting MASTER_ADDR)" 127.0.0.1 >/dev/null
+}
+if [[ -z "$port" ]]; then
+    # It is free for half a minute before a rank listens on it. Jobs that start meanwhile have another process number, and
+    # outgoing connections take ports from 32768 on.
+    port=$((20000 + $$ % 10000))
+    for _ in {1..20}; do
+        if can_meet_at "$port" 2>/dev/null; then break; fi
+        port=$((20000 + (port + 101) % 10000))
+    done
+fi
+can_meet_at "$port" || exit 2
 # What the first rank would refuse, DeepSpeed's launcher and the ranks would take half a minute to tell.
 if [[ "$1" == train ]]; then
     refused=0

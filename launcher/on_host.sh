@@ -31,6 +31,9 @@ meeting() {
 listen='
 import errno, socket, sys
 address, port, port_name, address_name = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+def assignment(name, value):
+    # Lower case is a key of the cluster file.
+    return f"`{name}={value}` before the command" if name.isupper() else f"`{name}: {value}` in the file of the cluster"
 try:
     family, _, _, _, (found, *_) = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
 except OSError as error:
@@ -41,7 +44,8 @@ for place in (found, ""):
         break
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            sys.exit(f"{port_name} = {port}: somebody listens there on {socket.gethostname()}, {address}; set another")
+            taken = f"{port_name} = {port}: somebody listens there on {socket.gethostname()}, {address}"
+            sys.exit(f"{taken}; set another, such as {assignment(port_name, port % 65535 + 1)}")
         if error.errno != errno.EADDRNOTAVAIL:
             sys.exit(f"{port_name} = {port}: {error.strerror} on {socket.gethostname()}, {address}; set another")
 '

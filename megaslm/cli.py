@@ -101,9 +101,12 @@ def init(
     require_absent(folder)
     require_model(model)
 
+    announce("init", LOADS)
+
     from megaslm.scaffold.init import init as write_project
     from megaslm.scaffold.view import show_project
 
+    announce("init", "reads the first records of the text, and tokenises a sample to estimate its tokens")
     project = write_project(model, corpus, curated, folder)
     show_project(project)
     write_json(json_file, asdict(project))
@@ -243,11 +246,25 @@ def export(
 
     refuse_early(lambda findings: look_at_export(findings, {"source": source, "output": output}))
 
+    announce("export", LOADS)
+
+    from megaslm.model.finished import unfinished
     from megaslm.training.export import export as export_checkpoint
 
-    checkpoint = export_checkpoint(source, output)
-    typer.echo(f"{checkpoint} → {output}")
-    write_json(json_file, {"checkpoint": str(checkpoint), "output": str(output)})
+    announce("export", "compares the checkpoint with its hashes, writes the model and opens it with transformers")
+    exported = export_checkpoint(source, output)
+    typer.echo(f"{exported.checkpoint} → {output}")
+    how_far = unfinished(exported.steps, exported.total_steps)
+    if how_far is not None:
+        say_warnings(
+            [
+                f"{exported.checkpoint}: {how_far}, and {output} is its model halfway: a corpus scored with it gets "
+                "other losses than from the finished one; resume the run with `megaslm train CONFIG --resume`, and "
+                "export it again"
+            ]
+        )
+    written = {"checkpoint": str(exported.checkpoint), "output": str(output)}
+    write_json(json_file, written | {"steps": exported.steps, "total_steps": exported.total_steps})
 
 
 app.command()(verify)

@@ -18,7 +18,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 
-LOADS = "loads PyTorch and DeepSpeed, which takes longest on a first start"
+LOADS = "loads PyTorch and DeepSpeed, which takes up to a minute"
 """The line of a verb before the imports that take seconds."""
 _NEEDLESS = "Setting accelerator to CPU"
 _seat = ALONE

@@ -82,7 +82,13 @@ def inspect(
 
     from megaslm.dataset.kinds import Kind, kind_of
 
-    if (row, split, domain) == (None, None, None) and kind_of(dataset) is Kind.RUN:
+    kind = kind_of(dataset)
+    if kind is Kind.MISSING:
+        raise DataError(
+            f"{dataset} {kind.value}; a job that has just started makes it once PyTorch is loaded: look again in a "
+            "minute"
+        )
+    if (row, split, domain) == (None, None, None) and kind is Kind.RUN:
         from megaslm.inspect.run_facts import run_facts
         from megaslm.inspect.run_view import show_run
 

@@ -14,6 +14,7 @@ from megaslm.launch_cli import refuse_early
 if TYPE_CHECKING:
     from megaslm.config.cluster import Share
     from megaslm.jobs.ray_workers import RayCluster
+    from megaslm.launch.findings import Findings
     from megaslm.observe.console import JobConsole
 
 Work = Annotated[
@@ -61,25 +62,30 @@ def prepare(
         raise ConfigError(
             f"--engine {engine}: has no effect with --finish, which starts no processes that read text; leave it out"
         )
-    loaded = load(Recipe, recipe, overrides or []).value
+    loaded = load(Recipe, recipe, overrides or [])
     of_share = "" if part is None else f", share {part}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
 
-    from megaslm.launch.inputs import look_at_output
+    from megaslm.launch.inputs import look_at_fields, look_at_output
 
-    refuse_early(lambda findings: look_at_output(findings, output))
+    def look(findings: "Findings") -> None:
+        look_at_output(findings, output)
+        look_at_fields(findings, loaded)
+
+    refuse_early(look)
 
     from megaslm.preparing import prepare as preparing
 
+    of_recipe = loaded.value
     with console, _engine(engine, ray_address) as ray:
         if share is not None:
-            preparing.prepare_share(loaded, output, share, working=work, workers=workers, watcher=console, ray=ray)
+            preparing.prepare_share(of_recipe, output, share, working=work, workers=workers, watcher=console, ray=ray)
             _say_shares_left(console, share)
             return
         if finish:
-            manifest = preparing.finish(loaded, output, working=work, watcher=console)
+            manifest = preparing.finish(of_recipe, output, working=work, watcher=console)
         else:
-            manifest = preparing.prepare(loaded, output, working=work, workers=workers, watcher=console, ray=ray)
+            manifest = preparing.prepare(of_recipe, output, working=work, workers=workers, watcher=console, ray=ray)
         _say_dataset(output, manifest.model_dump(mode="json"), json_file)
         _say_passed_over(manifest.passed_over)
 

@@ -1,6 +1,7 @@
 """`megaslm launch`: starts a verb on a cluster, after all checks that are possible on this host."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -11,6 +12,7 @@ from megaslm.errors import ConfigError, InputError, PeerFailed
 
 if TYPE_CHECKING:
     from megaslm.config.cluster import Cluster
+    from megaslm.config.load import Loaded
     from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
     from megaslm.launch.command import Command, Verb, VerbCall
@@ -78,7 +80,7 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     return call, given
 
 
-def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | None":
+def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Loaded[Recipe] | None":
     """The verb's file. Its mistakes show here rather than on every node."""
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
@@ -90,7 +92,7 @@ def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Recipe | 
         check_allowed_keys(given["allow_changed"] or (), run)
         return run
     if verb == "prepare":
-        return load(Recipe, given["recipe"], given["overrides"] or []).value
+        return load(Recipe, given["recipe"], given["overrides"] or [])
     return None
 
 
@@ -99,24 +101,32 @@ def _look(
     work: "VerbCall",
     command: "Command",
     cluster: Path,
-    read: "RunConfig | Recipe | None",
+    read: "RunConfig | Loaded[Recipe] | None",
     given: Mapping[str, Any],
 ) -> None:
     """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
-    from megaslm.config.recipe import Recipe
+    from megaslm.config.load import Loaded
     from megaslm.launch import inputs
     from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
-    if isinstance(read, Recipe):
+    if isinstance(read, Loaded):
         inputs.look_at_text(findings, read)
         inputs.look_at_output(findings, given["output"])
     elif read is not None:
         # The others add --resume.
         resume = given["resume"] or place.kind not in ("local", "hostfile")
         smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
-        look_at_training(findings, read, ranks=ranks_of(place), ranks_in_words=told, resume=resume, smoke=smoke)
+        look_at_training(
+            findings,
+            read,
+            ranks=ranks_of(place),
+            ranks_in_words=told,
+            resume=resume,
+            allow_changed=given["allow_changed"] or (),
+            smoke=smoke,
+        )
     elif work.verb == "score":
         inputs.look_at_scoring(findings, given)
     elif work.verb == "mask":
@@ -139,24 +149,31 @@ def look_at_training(
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
 ) -> None:
-    """Looks at all that `train` reads, and whether its folder is free. The arguments are those of the command."""
-    from megaslm.config.run_files import refuse_smoke_test, require_folder, require_no_run
+    """Looks at all that `train` reads, and whether it may start or resume in its folder.
+
+    The arguments are those of the command.
+    """
+    from megaslm.config.run_files import require_folder
     from megaslm.launch.findings import Reach
     from megaslm.launch.inputs import look_at_run
     from megaslm.training.changes import check_allowed_keys
+    from megaslm.training.length import with_total_tokens
+    from megaslm.training.resumption import check_run
     from megaslm.training.smoke_folder import check_replaceable, smoke_folder
 
-    folder = Path(run.run_dir)
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
     if findings.reach is not Reach.NONE:
-        findings.ask(lambda: require_folder(folder))
+        findings.ask(lambda: require_folder(Path(run.run_dir)))
         if smoke:
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
-        else:
-            findings.ask(lambda: refuse_smoke_test(folder))
-            if not resume:
-                findings.ask(lambda: require_no_run(folder))
-    look_at_run(findings, run, ranks, ranks_in_words)
+    datasets = look_at_run(findings, run, ranks, ranks_in_words)
+    if smoke or findings.reach is Reach.NONE:
+        return
+    sized: RunConfig | None = run
+    if datasets is not None:
+        sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
+    if sized is not None:
+        findings.ask(partial(check_run, sized, datasets, resume=resume, allow_changed=allow_changed))
 
 
 def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:

@@ -18,6 +18,7 @@ from megaslm.dataset.index import merge_index
 from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, write_manifest
 from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.tokenizer.tokenizer import tokenizer_facts
+from megaslm.training.resumption import identity
 
 VOCAB_SIZE = 64
 EOS_ID = 2
@@ -143,3 +144,13 @@ def write_config(path: Path, config: RunConfig) -> Path:
     """The configuration as a file."""
     path.write_text(dump(config))
     return path
+
+
+def leave_run(config: RunConfig, manifest: Manifest) -> Path:
+    """The run's folder with what a first start records; `manifest` is that of data.train."""
+    run = Path(config.run_dir)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(config))
+    described = {**identity(manifest), "parts": manifest.part_counts()}
+    (run / "manifest.json").write_text(json.dumps({"datasets": {"data.train": described}}))
+    return run

@@ -78,8 +78,8 @@ class LocalCluster(_Cluster):
     kind: Literal["local"]
     ranks: Positive | None = None
     """Number of ranks; null is one per GPU, or 2 on a host without GPUs."""
-    master_port: Port = 29500
-    """The port at which the ranks meet. Jobs that share a host need different ports."""
+    master_port: Port | None = None
+    """The port at which the ranks meet; null is a free one. Jobs that share a host need different ports."""
 
 
 class HostfileCluster(_Cluster):

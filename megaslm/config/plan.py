@@ -30,7 +30,7 @@ class BatchPlan:
     micro_steps: int
     """Forward and backward passes per optimiser step."""
     total_steps: int
-    """Optimiser steps of the whole run: as many as fit into `train.total_tokens`, at least one."""
+    """Optimiser steps of the whole run."""
     canonical_nodes: int
     """Parts into which the order of rows is divided; independent of the number of nodes."""
 
@@ -85,9 +85,17 @@ def plan_batches(config: RunConfig, world_size: int) -> BatchPlan:
         rows_per_rank=rows_per_rank,
         micro_batch_rows=micro_batch_rows,
         micro_steps=rows_per_rank // micro_batch_rows,
-        total_steps=max(1, config.train.length_tokens // config.train.global_batch_tokens),
+        total_steps=total_steps(config),
         canonical_nodes=math.gcd(MOST_CANONICAL_NODES, global_batch_rows),
     )
+
+
+def total_steps(config: RunConfig) -> int:
+    """Optimiser steps of the whole run: as many as fit into `train.total_tokens`, at least one.
+
+    Raises ConfigError where the run's length is known in epochs only.
+    """
+    return max(1, config.train.length_tokens // config.train.global_batch_tokens)
 
 
 def divided_rows(config: RunConfig, world_size: int) -> int:

@@ -148,9 +148,8 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _fields_fit_reader(self) -> "Source":
-        has_records = self.reader in ("jsonl", "json", "parquet")
         for name in ("domain_field", "group_field", "template", "messages_field"):
-            if getattr(self, name) is not None and not has_records:
+            if getattr(self, name) is not None and not self.has_records:
                 raise ValueError(f"{name} needs a reader with fields: jsonl, json or parquet; found {self.reader}")
         if self.separator is not None and (self.reader != "text" or not self.separator.strip()):
             raise ValueError("separator must be a line that is not blank, and needs reader text")
@@ -182,6 +181,11 @@ class Source(Section):
         if self.domain_field is not None and not self.domain_names:
             raise ValueError("domains leaves out every value; name a domain for at least one value")
         return self
+
+    @property
+    def has_records(self) -> bool:
+        """Whether its files hold records with fields."""
+        return self.reader in ("jsonl", "json", "parquet")
 
     @property
     def text_fields(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from megaslm.config.recipe import Source
-from megaslm.corpus.record_text import Message, as_lines, field_of, messages_of, text_of
+from megaslm.corpus.record_text import Field, Message, as_lines, field_of, messages_of, text_of
 from megaslm.errors import DataError
 
 NO_DOMAIN = "null"
@@ -102,7 +102,7 @@ def hash_of(purpose: str, key: str) -> int:
 
 
 def document_of(record: dict[str, object], place: str, source: Source) -> Document:
-    """The document in a record. Raises DataError, with the record's place, where there is none.
+    """The document in a record. Raises DataError, with the record's place, where there is none, and NoSuchField.
 
     Without a value in the group field, or without a group field, its text is its group.
     """
@@ -114,8 +114,11 @@ def document_of(record: dict[str, object], place: str, source: Source) -> Docume
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(f"{place}: character {error.start} of the text is half of a surrogate pair") from error
-    group = None if source.group_field is None else _key(record, source.group_field, place)
-    domain = None if source.domain_field is None else _domain(record, source.domain_field, place)
+    group = domain = None
+    if source.group_field is not None:
+        group = _key(record, Field("group_field", source.group_field, source.group_field), place)
+    if source.domain_field is not None:
+        domain = _domain(record, Field("domain_field", source.domain_field, source.domain_field), place)
     return Document(text, text if group is None else group, place, domain, messages)
 
 
@@ -148,13 +151,15 @@ def _key_with_items(value: object) -> str | list[object] | dict[str, object] | N
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _domain(record: dict[str, object], name: str, place: str) -> str:
-    value = field_of(record, name, place)
-    return value if isinstance(value, str) else _key(record, name, place) or NO_DOMAIN
+def _domain(record: dict[str, object], field: Field, place: str) -> str:
+    value = field_of(record, field, place)
+    return value if isinstance(value, str) else _key(record, field, place) or NO_DOMAIN
 
 
-def _key(record: dict[str, object], name: str, place: str) -> str | None:
+def _key(record: dict[str, object], field: Field, place: str) -> str | None:
     try:
-        return key_of(field_of(record, name, place))
+        return key_of(field_of(record, field, place))
     except RecursionError as error:
-        raise DataError(f"{place}: field {name!r} is nested too deeply to be compared: name one inside it") from error
+        raise DataError(
+            f"{place}: field {field.name!r} is nested too deeply to be compared: name one inside it"
+        ) from error

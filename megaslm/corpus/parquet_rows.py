@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from megaslm.config.recipe import Source
 from megaslm.corpus.documents import Document, FileRange, document_of
-from megaslm.corpus.record_text import FIELD_SETTINGS
+from megaslm.corpus.record_text import Field, NoSuchField, fields_of, lacking
 from megaslm.corpus.source_bytes import ReadLog, open_input, sha256_of_range
 from megaslm.errors import DataError, MegaSLMError
 
@@ -96,21 +96,25 @@ def _columns(table: "ParquetFile", file_range: FileRange, source: Source) -> lis
     """The columns to read for the recipe's fields: of an object, only the named field."""
     schema = table.metadata.schema
     there = [schema.column(number).path for number in range(len(schema))]
-    fields = [*source.text_fields, *(field for field in (source.group_field, source.domain_field) if field is not None)]
+    fields = list(fields_of(source))
     for field in fields:
-        if not _among(there, field):
-            outer, _, inner = field.partition(".")
-            inside = [path.removeprefix(f"{outer}.") for path in there if path.startswith(f"{outer}.")]
-            lacking = f", {outer} has no field {inner!r}" if inside else f" has no column {field!r}"
-            raise DataError(
-                f"{file_range.file.path}{lacking}; it has {', '.join(inside or there)}: set {FIELD_SETTINGS}"
-            )
-        if len(there) > len(set(there)) and (twice := [path for path in _among(there, field) if there.count(path) > 1]):
+        _require_column(there, field, file_range.file.path)
+        twice = [path for path in _among(there, field.name) if there.count(path) > 1]
+        if twice:
             raise DataError(
                 f"{file_range.file.path} has {twice[0]!r} {there.count(twice[0])} times, which is ambiguous: "
                 "write the file anew with unique names"
             )
-    return list(dict.fromkeys(fields))
+    return list(dict.fromkeys(field.name for field in fields))
+
+
+def _require_column(there: list[str], field: Field, path: str) -> None:
+    if _among(there, field.name):
+        return
+    outer, _, inner = field.name.partition(".")
+    inside = [column.removeprefix(f"{outer}.") for column in there if column.startswith(f"{outer}.")]
+    finding = lacking(field, inner, f"{path}, {outer}", inside) if inside else lacking(field, field.name, path, there)
+    raise NoSuchField(field, finding)
 
 
 def _among(there: list[str], field: str) -> list[str]:

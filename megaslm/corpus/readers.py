@@ -1,15 +1,16 @@
 """Reads documents from ranges of files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 from megaslm.config.recipe import Source
 from megaslm.corpus.compression import is_compressed, what_it_is
-from megaslm.corpus.documents import Document, FileRange, InvalidUtf8, document_of
+from megaslm.corpus.documents import Document, FileRange, InputFile, InvalidUtf8, document_of
 from megaslm.corpus.json_array import array_records
 from megaslm.corpus.parquet_rows import read_parquet
 from megaslm.corpus.python_stdlib import documentation
+from megaslm.corpus.record_text import NoSuchField
 from megaslm.corpus.records import Record, lines, opened, separated
 from megaslm.corpus.source_bytes import ReadLog
 from megaslm.errors import DataError
@@ -26,13 +27,13 @@ def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Itera
     """The documents that begin in a range, in order. At their end, `log` has the range's SHA-256.
 
     Memory is bounded by the longest document, for parquet by the longest row group. Raises DataError with file and
-    place for unreadable text, InvalidUtf8 where a whole file is not UTF-8.
+    place for unreadable text, InvalidUtf8 where a whole file is not UTF-8, NoSuchField where a record lacks a field.
     """
     match source.reader:
         case "jsonl":
-            return _read_records(lines(file_range, log), source)
+            return _read_records(lines(file_range, log), file_range, source)
         case "json":
-            return _read_records(array_records(file_range, log), source)
+            return _read_records(array_records(file_range, log), file_range, source)
         case "parquet":
             return read_parquet(file_range, source, log)
         case "text" if source.separator is not None:
@@ -41,6 +42,14 @@ def read_documents(file_range: FileRange, source: Source, log: ReadLog) -> Itera
             return _read_whole(file_range, source, log)
         case "python-docs":
             return _read_documentation(file_range, source, log)
+
+
+def require_fields(files: Sequence[InputFile], source: Source) -> None:
+    """Raises NoSuchField where the first record of `files` lacks a field that `source` names."""
+    for file in files if source.has_records else ():
+        # Files at the front may be empty.
+        if next(read_documents(FileRange(file, 0, file.bytes), source, ReadLog()), None) is not None:
+            return
 
 
 def skips_invalid_utf8(source: Source) -> bool:
@@ -80,9 +89,17 @@ def _read_separated(file_range: FileRange, separator: str, log: ReadLog) -> Iter
         yield Document(text, text, record.place)
 
 
-def _read_records(records: Iterator[Record], source: Source) -> Iterator[Document]:
+def _read_records(records: Iterator[Record], file_range: FileRange, source: Source) -> Iterator[Document]:
+    is_first = file_range.start == 0
     for record in records:
-        yield document_of(parse_record(record.content, record.place), record.place, source)
+        try:
+            document = document_of(parse_record(record.content, record.place), record.place, source)
+        except NoSuchField as error:
+            if is_first:
+                raise
+            raise error.of_one_record() from error
+        yield document
+        is_first = False
 
 
 def parse_record(content: bytes, place: str) -> dict[str, object]:

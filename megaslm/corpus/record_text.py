@@ -1,6 +1,6 @@
 """The text of a record: one field, several fields in a template, or a conversation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple, cast
 
@@ -8,14 +8,48 @@ from megaslm.config.recipe import Source
 from megaslm.config.template import template_parts
 from megaslm.errors import DataError
 
-FIELD_SETTINGS = "text_field, template, messages_field, group_field or domain_field"
-"""The settings of a source that name fields."""
 MESSAGE_KEYS = (("role", "content"), ("from", "value"))
 """The keys of a message's role and content in the two published forms of conversations."""
 _CALLS = ("tool_calls", "function_call")
 """The keys of what a message holds besides its content."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 """The usual names for the roles of the second form."""
+
+
+class Field(NamedTuple):
+    """A field that a setting of a source names."""
+
+    key: str
+    """The setting: text_field, template, messages_field, group_field or domain_field."""
+    value: str
+    """Its value: a template holds more than the name."""
+    name: str
+    """The field's name. Dots in it lead into objects in the record."""
+
+
+class NoSuchField(DataError):
+    """Records lack a field that a setting of their source names."""
+
+    def __init__(self, field: Field, finding: str, otherwise: str = "") -> None:
+        """`finding`: where there is no such field, and which there are. `otherwise`: what else the user can do."""
+        super().__init__(f"{field.key} = {field.value}: {finding}")
+        self.field, self.finding, self.otherwise = field, finding, otherwise
+
+    def of_source(self, number: int, origin: str | None = None) -> DataError:
+        """The error as its user reads it: of the recipe's source `number`, set at `origin`."""
+        key, value, _ = self.field
+        place = "" if origin is None else f" ({origin})"
+        instead = ", or set template or messages_field" if key == "text_field" else ""
+        return DataError(
+            f"sources.{number}.{key} = {value}{place}: {self.finding}: name a field that all records "
+            f"have{instead}{self.otherwise}"
+        )
+
+    def of_one_record(self) -> "NoSuchField":
+        """The error where earlier records of the file have the field."""
+        is_text = self.field.key not in ("group_field", "domain_field")
+        remedy = "leave the record out of the file" if is_text else "write null into the record"
+        return NoSuchField(self.field, self.finding, f", or {remedy}")
 
 
 class Message(NamedTuple):
@@ -26,38 +60,58 @@ class Message(NamedTuple):
     content: str
 
 
+def fields_of(source: Source) -> Iterator[Field]:
+    """The fields that the settings of a source name."""
+    if source.template is not None:
+        shown = repr(source.template)
+        yield from (Field("template", shown, name) for name in source.text_fields)
+    else:
+        key = "text_field" if source.messages_field is None else "messages_field"
+        yield from (Field(key, name, name) for name in source.text_fields)
+    for key in ("group_field", "domain_field"):
+        name = getattr(source, key)
+        if name is not None:
+            yield Field(key, name, name)
+
+
 def text_of(record: Mapping[str, object], place: str, source: Source) -> str:
     """The text of a record. Raises DataError, with the record's place, where there is none."""
     if source.messages_field is not None:
         return as_lines(messages_of(record, place, source.messages_field))
     if source.template is not None:
+        key, shown = "template", repr(source.template)
         return "".join(
-            part.literal + ("" if part.field is None else _string_in(record, part.field, place))
+            part.literal + ("" if part.field is None else _string_in(record, Field(key, shown, part.field), place))
             for part in template_parts(source.template)
         )
-    return _string_in(record, source.text_field, place)
+    return _string_in(record, Field("text_field", source.text_field, source.text_field), place)
 
 
-def field_of(record: Mapping[str, object], name: str, place: str, *, is_text: bool = False) -> object:
-    """A field. Dots in the name lead into objects in the record; None where such an object is null.
+def field_of(record: Mapping[str, object], field: Field, place: str) -> object:
+    """The value of a field; None where an object that its name leads into is null.
 
-    `is_text`: whether the field must have a value, for the message. Raises DataError where the record lacks the field.
+    Raises NoSuchField where the record lacks the field.
     """
-    if name in record:
-        return record[name]
-    outer, _, inner = name.partition(".")
-    if inner and outer in record:
-        value = record[outer]
-        if value is None:
+    name = field.name
+    while name not in record:
+        outer, _, inner = name.partition(".")
+        within = record[outer] if inner and outer in record else ()
+        if within is None:
             return None
-        if isinstance(value, dict):
-            return field_of(value, inner, f"{place}, {outer}", is_text=is_text)
-    remedy = "leave the record out of the file" if is_text else "write null where there is no value"
-    raise DataError(f"{place} has no field {name!r}; it has {', '.join(record)}: set {FIELD_SETTINGS}, or {remedy}")
+        if not isinstance(within, dict):
+            raise NoSuchField(field, lacking(field, name, place, record))
+        record, name, place = within, inner, f"{place}, {outer}"
+    return record[name]
 
 
-def _string_in(record: Mapping[str, object], name: str, place: str) -> str:
-    return _string(field_of(record, name, place, is_text=True), f"{place}: field {name!r}")
+def lacking(field: Field, name: str, place: str, there: Iterable[str]) -> str:
+    """What a place has instead of `name`, a part of the field's name."""
+    what = "no such field" if name == field.value else f"no field {name!r}"
+    return f"{what} in {place}; it has {', '.join(there) or 'none'}"
+
+
+def _string_in(record: Mapping[str, object], field: Field, place: str) -> str:
+    return _string(field_of(record, field, place), f"{place}: field {field.name!r}")
 
 
 def _string(value: object, what: str) -> str:
@@ -70,7 +124,8 @@ def _string(value: object, what: str) -> str:
 
 def messages_of(record: Mapping[str, object], place: str, name: str) -> tuple[Message, ...]:
     """The conversation in the field `name`. Raises DataError, with the record's place, where there is none."""
-    messages, what = field_of(record, name, place, is_text=True), f"{place}: field {name!r}"
+    messages = field_of(record, Field("messages_field", name, name), place)
+    what = f"{place}: field {name!r}"
     if not isinstance(messages, list):
         raise DataError(f"{what} is {_named(messages)}; expected a list of messages")
     if not messages:

@@ -16,6 +16,7 @@ from megaslm.config.section import Section, Split
 from megaslm.corpus.documents import Document, FileRange, InputFile, InvalidUtf8, falls_within
 from megaslm.corpus.files import find_files
 from megaslm.corpus.readers import is_divisible, read_documents, skips_invalid_utf8
+from megaslm.corpus.record_text import NoSuchField
 from megaslm.corpus.source_bytes import ReadLog
 from megaslm.dataset.manifest import SourceFile
 from megaslm.errors import DataError
@@ -175,6 +176,8 @@ class TaskReader:
                     raise
                 self.skipped.append(file_range.file.label)
                 self.skipped_sha256[file_range.file.label] = self._log.sha256
+            except NoSuchField as error:
+                raise error.of_source(self._task.source_number) from error
             else:
                 self.sources.append(_source_file(file_range, self._log.sha256))
 

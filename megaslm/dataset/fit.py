@@ -1,11 +1,27 @@
 """Whether a dataset is what a job needs, as far as its manifest tells."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.errors import DataError
+
+
+class ReadDataset(NamedTuple):
+    """A dataset that a run reads, as its manifest describes it."""
+
+    setting: str
+    """The setting that names it: data.train or data.streams.NAME."""
+    manifest: Manifest
+    domains: tuple[str, ...]
+    """The domains that are read, each with training rows."""
+
+    @property
+    def rows(self) -> int:
+        """Training rows of these domains."""
+        return sum(self.manifest.splits["train"][domain].rows for domain in self.domains)
 
 
 def training_domains(

@@ -1,6 +1,8 @@
 """What a path is, by the names of its files: a dataset, or something that a user took for one."""
 
+from collections.abc import Iterator
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, LAYOUT, METRICS, SMOKE
@@ -15,6 +17,8 @@ _OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
 _OF_WEIGHTS = ("*.safetensors", "*.bin")
 _WITHIN = (*_OF_DATASETS, CHECKPOINTS, "model", "exports", "tensorboard")
 _BEGINNING_BYTES = 4096
+_MOST_LOOKED_AT = 200
+_MOST_SHOWN = 10
 
 
 class Kind(Enum):
@@ -23,7 +27,8 @@ class Kind(Enum):
     DATASET = "is a dataset"
     """A finished dataset, perhaps a damaged one."""
     UNFINISHED = (
-        "holds an unfinished dataset; run the command that makes it again, which resumes, or name its finished output"
+        "holds an unfinished dataset; wait for the job that makes it, run its command again, which resumes, or name "
+        "its finished output"
     )
     RUN = (
         "is the folder of a training run, not a dataset; `megaslm inspect` shows the run, `megaslm export` writes its "
@@ -75,6 +80,38 @@ def kind_of(path: Path) -> Kind:
     if path.name in _WITHIN and _is_whole(path.parent):
         return Kind.WITHIN
     return Kind.TOKENIZER if has("tokenizer.json", "tokenizer.model") else Kind.OTHER
+
+
+def described(path: Path) -> str:
+    """What `path` is, to continue a sentence about it. Of another folder, with the datasets and the runs in it."""
+    kind = kind_of(path)
+    inside = _inside(path) if kind is Kind.OTHER else ""
+    return f"is neither a dataset nor a run, but holds {inside}; name one of them" if inside else kind.value
+
+
+def _inside(path: Path) -> str:
+    """The datasets and the runs in a folder and in its folders, in words."""
+    found: dict[Kind, list[str]] = {Kind.DATASET: [], Kind.RUN: []}
+    folders = list(islice(_folders(path), _MOST_LOOKED_AT))
+    inner = (folder for outer in folders if kind_of(outer) is Kind.OTHER for folder in _folders(outer))
+    for folder in (*folders, *islice(inner, _MOST_LOOKED_AT)):
+        kind = kind_of(folder)
+        if kind in found:
+            found[kind].append(str(folder))
+    names = (("datasets", sorted(found[Kind.DATASET])), ("runs", sorted(found[Kind.RUN])))
+    return " and ".join(
+        f"the {noun} {', '.join(folders[:_MOST_SHOWN])}{', …' if len(folders) > _MOST_SHOWN else ''}"
+        for noun, folders in names
+        if folders
+    )
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    try:
+        yield from (entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError:
+        # It helps no further in a message about another folder.
+        return
 
 
 def require_output(path: Path) -> None:

@@ -13,7 +13,7 @@ from megaslm.config.hub import Hub
 from megaslm.config.recipe import Bos, DomainName
 from megaslm.config.schema import Ratio
 from megaslm.config.section import Split
-from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.dataset.kinds import Kind, described, kind_of
 from megaslm.errors import CorruptData, DataError
 from megaslm.files import first_problem, write_file
 
@@ -268,9 +268,8 @@ def read_manifest(dataset: Path) -> Manifest:
     this one cannot read; CorruptData where the file was changed since it was written.
     """
     path = dataset / MANIFEST
-    kind = kind_of(dataset)
-    if kind is not Kind.DATASET:
-        raise DataError(f"{dataset} {kind.value}")
+    if kind_of(dataset) is not Kind.DATASET:
+        raise DataError(f"{dataset} {described(dataset)}")
     content = path.read_bytes()
     begin = _CHECKSUM.match(content)
     try:

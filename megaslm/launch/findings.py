@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from textwrap import indent
 from typing import TypeVar
 
 from megaslm.config.section import refuse_credentials, without_credentials
@@ -76,4 +77,4 @@ class Findings:
         """Raises InputError, which names all problems, where there are any."""
         if self.problems:
             count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-            raise InputError(f"{count} before the start\n" + "\n".join(f"  {problem}" for problem in self.problems))
+            raise InputError(f"{count} before the start\n" + indent("\n".join(self.problems), "  "))

@@ -5,20 +5,26 @@ The checks are those that the verbs make themselves, as far as they need neither
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megaslm.config.hub import HubModel
+from megaslm.config.load import Loaded
 from megaslm.config.measuring import ValidationTask
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
-from megaslm.config.recipe import Recipe
+from megaslm.config.recipe import Recipe, Source
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
+from megaslm.corpus.documents import InputFile
 from megaslm.corpus.files import find_files
 from megaslm.corpus.patterns import MAGIC
+from megaslm.corpus.readers import require_fields
+from megaslm.corpus.record_text import NoSuchField
 from megaslm.dataset.fit import (
+    ReadDataset,
     heldout_domains,
     reads_reference,
     require_losses_to_mask,
@@ -29,10 +35,11 @@ from megaslm.dataset.fit import (
 )
 from megaslm.dataset.kinds import require_output
 from megaslm.dataset.manifest import Manifest, read_manifest
-from megaslm.errors import CheckpointError
+from megaslm.errors import CheckpointError, DataError
 from megaslm.files import require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
+from megaslm.model.finished import unfinished_reference
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
@@ -41,15 +48,21 @@ from megaslm.tasks.task_files import load_tasks
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
 
-def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = "") -> None:
+def look_at_run(
+    findings: Findings, config: RunConfig, ranks: int | None, ranks_in_words: str = ""
+) -> list[ReadDataset] | None:
     """Looks at all that `train` reads, and at the room for its checkpoints.
 
     `ranks` is None where it is not known. `ranks_in_words` tells which settings it follows from.
+
+    Returns:
+        The datasets that it trains on; None where one of them does not fit or cannot be read here.
     """
     if ranks is not None:
         findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
-    manifests = [_training_manifest(findings, config, *dataset) for dataset in _datasets(config)]
-    training = next((manifest for manifest in manifests if manifest is not None), None)
+    found = [_training_dataset(findings, config, *dataset) for dataset in _datasets(config)]
+    datasets = [dataset for dataset in found if dataset is not None]
+    training = datasets[0].manifest if datasets else None
     for name, held_out in config.validation.sets.items():
         setting = f"validation.sets.{name}"
         manifest = _manifest(findings, setting, held_out.dataset)
@@ -65,6 +78,7 @@ def look_at_run(findings: Findings, config: RunConfig, ranks: int | None, ranks_
                 key = "slm.reference" if setting == "data.train" else f"{setting}.reference"
                 _parameters(findings, key, section.reference)
     _look_at_room(findings, config, _checkpoint_bytes(findings, config.model))
+    return datasets if all(dataset is not None and dataset.domains for dataset in found) else None
 
 
 def _read_task(asked: ValidationTask) -> None:
@@ -75,7 +89,10 @@ def _read_task(asked: ValidationTask) -> None:
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the dataset, the reference and the output of `score`."""
     _manifest(findings, "the dataset", options["dataset"])
-    _parameters(findings, "--reference", str(options["reference"]))
+    reference = str(options["reference"])
+    if _parameters(findings, "--reference", reference) is not None:
+        warning = unfinished_reference(Path(reference))
+        findings.warnings += [] if warning is None else [warning]
     look_at_output(findings, options["output"])
 
 
@@ -88,13 +105,15 @@ def look_at_masking(findings: Findings, options: Mapping[str, Any]) -> None:
     look_at_output(findings, options["output"])
 
 
-def look_at_text(findings: Findings, recipe: Recipe) -> None:
-    """Looks whether the files of a recipe are there, and its tokenizer can be read."""
+def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
+    """Looks whether the files of a recipe are there with the fields that it names, and its tokenizer can be read."""
+    recipe = loaded.value
     for number, source in enumerate(recipe.sources):
         setting = f"sources.{number}.paths"
         here = [findings.local(setting, _before_glob(path)) for path in source.paths]
         if all(path is not None for path in here):
-            findings.ask(partial(find_files, source), prefix=f"{setting}: ")
+            files = findings.ask(partial(find_files, source), prefix=f"{setting}: ")
+            findings.ask(partial(_look_at_fields, files or [], source, number, loaded.provenance))
     tokenizer = recipe.tokenizer
     if tokenizer.huggingface is not None:
         folder = findings.local("tokenizer.huggingface", tokenizer.huggingface)
@@ -104,6 +123,29 @@ def look_at_text(findings: Findings, recipe: Recipe) -> None:
         file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
         if file is not None and not file.is_file():
             findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
+
+
+def look_at_fields(findings: Findings, loaded: Loaded[Recipe]) -> None:
+    """Looks whether the first records of a recipe's local files have the fields that it names.
+
+    Other mistakes are left to `prepare`, which also accepts a finished dataset whose files are gone.
+    """
+    for number, source in enumerate(loaded.value.sources):
+        if source.has_records and not any(is_remote(path) for path in source.paths):
+            with suppress(DataError):
+                files = find_files(source)
+                findings.ask(partial(_look_at_fields, files, source, number, loaded.provenance))
+
+
+def _look_at_fields(files: Sequence[InputFile], source: Source, number: int, provenance: Mapping[str, str]) -> None:
+    """Raises DataError, which names the line of the recipe, where the first record lacks a field."""
+    try:
+        require_fields(files, source)
+    except NoSuchField as error:
+        raise error.of_source(number, provenance.get(f"sources.{number}.{error.field.key}")) from error
+    except DataError:
+        # Of the files themselves, which the verb reads to their end.
+        return
 
 
 def look_at_output(findings: Findings, place: str) -> None:
@@ -131,13 +173,15 @@ def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
         yield f"data.streams.{name}", section
 
 
-def _training_manifest(findings: Findings, config: RunConfig, setting: str, section: StreamSection) -> Manifest | None:
+def _training_dataset(
+    findings: Findings, config: RunConfig, setting: str, section: StreamSection
+) -> ReadDataset | None:
     manifest = _manifest(findings, setting, section.dataset)
     if manifest is None:
         return None
     place, seq_len = section.dataset, config.data.seq_len
     key = "data.domains" if setting == "data.train" else f"{setting}.domains"
-    findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
+    domains = findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, f"{setting} = {place}"))
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
@@ -145,7 +189,7 @@ def _training_manifest(findings: Findings, config: RunConfig, setting: str, sect
             findings.ask(lambda: require_rule(mask, place, slm))
         else:
             findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy))
-    return manifest
+    return ReadDataset(setting, manifest, domains or ())
 
 
 def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:

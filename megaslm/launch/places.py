@@ -46,7 +46,7 @@ def look_at_hosts(findings: Findings, cluster: Cluster, work: VerbCall, command:
     if not work.is_for_ranks:
         return
     match cluster:
-        case LocalCluster():
+        case LocalCluster() if cluster.master_port is not None:
             _look_at_port(findings, cluster.master_port)
         case HostfileCluster():
             _ask_hosts(findings, command, file)

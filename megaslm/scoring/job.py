@@ -26,6 +26,7 @@ from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
 from megaslm.model.decoder_layers import is_compiled, why_not_compiled
+from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
@@ -349,9 +350,12 @@ def _open(task: ScoreRequest) -> DatasetFolder:
 
 
 def _warn(task: ScoreRequest, described: Manifest) -> None:
-    warning = bos_warning(task.reference, described, dataset=task.dataset)
-    if warning is not None:
-        print(f"warning: {warning}", flush=True)
+    for warning in (
+        bos_warning(task.reference, described, dataset=task.dataset),
+        unfinished_reference(task.reference),
+    ):
+        if warning is not None:
+            print(f"warning: {warning}", flush=True)
 
 
 def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:

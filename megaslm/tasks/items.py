@@ -32,7 +32,7 @@ def items_of(task: Task, data: Path, *, limit: int | None = None) -> list[Item]:
         DataError: a file is missing or of another format, or a record lacks a field.
     """
     beginning = "".join(
-        filled(task.example, {"question": example.question, "solution": example.solution}, "example")
+        filled(task.example, {"question": example.question, "solution": example.solution}, "example", "example")
         for example in _examples(task, data)
     )
     items: list[Item] = []
@@ -45,33 +45,35 @@ def items_of(task: Task, data: Path, *, limit: int | None = None) -> list[Item]:
                 number=len(items),
                 question=question,
                 answer=_answer(task, record, place),
-                prompt=beginning + filled(task.prompt, {"question": question}, place),
-                solution="" if task.solution is None else filled(task.solution, record, place),
-                choices=tuple(filled(choice, record, place) for choice in task.choices),
+                prompt=beginning + filled(task.prompt, {"question": question}, place, "prompt"),
+                solution="" if task.solution is None else filled(task.solution, record, place, "solution"),
+                choices=tuple(filled(choice, record, place, "choices") for choice in task.choices),
             )
         )
     return items
 
 
-def filled(template: str, fields: Mapping[str, Any], place: str) -> str:
+def filled(template: str, fields: Mapping[str, Any], place: str, setting: str) -> str:
     """A template with a record's values. Lists of texts are joined by commas. Dots lead into objects.
+
+    `place` is that of the record, `setting` that of the template in the task file.
 
     Raises:
         DataError: the record lacks a field, or its value is no text, number or list of them.
     """
     return "".join(
-        part.literal + ("" if part.field is None else _value(fields, part.field, place))
+        part.literal + ("" if part.field is None else _value(fields, part.field, place, f"{setting} = {template!r}"))
         for part in template_parts(template)
     )
 
 
-def _value(fields: Mapping[str, Any], name: str, place: str) -> str:
+def _value(fields: Mapping[str, Any], name: str, place: str, setting: str) -> str:
     value: Any = fields
     for part in [name] if name in fields else name.split("."):
         if not isinstance(value, Mapping) or part not in value:
             there = ", ".join(map(str, fields)) or "none"
             raise DataError(
-                f"{place}: has no field {name}; it has {there}: correct the fields or `format` in the task file"
+                f"{setting}: no field {name!r} in {place}; it has {there}: correct it, or `format`, in the task file"
             )
         value = value[part]
     if isinstance(value, list) and all(isinstance(each, str | int | float) for each in value):
@@ -83,12 +85,16 @@ def _value(fields: Mapping[str, Any], name: str, place: str) -> str:
 
 
 def _question(task: Task, record: Mapping[str, Any], place: str) -> str:
-    more = (text for field, text in task.when_present.items() if record.get(field))
-    return "".join(filled(text, record, place) for text in (task.question, *more)).strip()
+    more = (
+        filled(text, record, place, f"when_present.{field}")
+        for field, text in task.when_present.items()
+        if record.get(field)
+    )
+    return "".join((filled(task.question, record, place, "question"), *more)).strip()
 
 
 def _answer(task: Task, record: Mapping[str, Any], place: str) -> str:
-    answer = filled(task.answer, record, place)
+    answer = filled(task.answer, record, place, "answer")
     if task.answer_pattern is not None:
         found = re.search(task.answer_pattern, answer, re.DOTALL)
         answer = found[1] if found else answer
@@ -109,4 +115,6 @@ def _examples(task: Task, data: Path) -> Iterator[Example]:
         raise DataError("examples_from needs `solution`, the template of a written solution")
     records = records_of(task, data, task.examples_from.files)
     for _, (place, record) in zip(range(task.examples_from.count), records, strict=False):
-        yield Example(question=_question(task, record, place), solution=filled(task.solution, record, place))
+        yield Example(
+            question=_question(task, record, place), solution=filled(task.solution, record, place, "solution")
+        )

@@ -132,7 +132,7 @@ def check_changes(
     if refused:
         raise ConfigError(
             f"run_dir = {now.run_dir}: the run in it differs in what makes it this run; choose another run_dir, or "
-            "undo the change\n" + "\n".join(refused)
+            + "\n  ".join(["undo the change", *refused])
         )
     guarded = [key for key in lines if may_change(key, now) == "if allowed"]
     unnamed = [key for key in guarded if _named(key) not in allowed]
@@ -141,7 +141,7 @@ def check_changes(
         options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(map(_named, guarded)))
         raise ConfigError(
             f"run_dir = {now.run_dir}: the run in it has learned with other settings; undo the change, choose another "
-            f"run_dir, or resume with {options}\n" + "\n".join([*data_changes, *(lines[key] for key in unnamed)])
+            + "\n  ".join([f"run_dir, or resume with {options}", *data_changes, *(lines[key] for key in unnamed)])
         )
     return list(lines.values())
 

@@ -2,19 +2,33 @@
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from megaslm.config.run_files import CHECKPOINTS, LAYOUT, refuse_smoke_test
+from megaslm.config.load import load
+from megaslm.config.plan import total_steps
+from megaslm.config.run_files import CHECKPOINTS, CONFIG, LAYOUT, refuse_smoke_test
+from megaslm.config.schema import RunConfig
 from megaslm.errors import CheckpointError
 from megaslm.files import require_absent
 from megaslm.model.export import save_hugging_face
 from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
-from megaslm.training.checkpoints.progress import read_progress
+from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
 
 
-def export(source: Path, output: Path) -> Path:
+class Exported(NamedTuple):
+    """What was exported."""
+
+    checkpoint: Path
+    steps: int
+    """Optimiser steps that its weights have learned in."""
+    total_steps: int
+    """Optimiser steps of the whole run."""
+
+
+def export(source: Path, output: Path) -> Exported:
     """Writes the weights of a checkpoint, in the precision that its run computed in, with configuration and tokenizer.
 
     The files are compared with their hashes first. The host's memory holds the model once, in that precision.
@@ -23,9 +37,6 @@ def export(source: Path, output: Path) -> Path:
         source: one of a run's checkpoints, or the run folder for its newest complete checkpoint.
         output: the folder to write; it must not exist.
 
-    Returns:
-        The checkpoint that was exported.
-
     Raises:
         CheckpointError: `source` is neither of these, or the checkpoint is incomplete or corrupt.
         ConfigError: `output` exists, or cannot be made.
@@ -33,17 +44,30 @@ def export(source: Path, output: Path) -> Path:
     require_absent(output)
     run, checkpoint = _run_and_checkpoint(source)
     check_whole(checkpoint, lambda name: name == LAYOUT or name.startswith(WEIGHTS))
-    save_hugging_face(StoredWeights(checkpoint), run.model_description, output, beside=_cost_at(run, checkpoint))
-    return checkpoint
+    # A run may have been lengthened since.
+    config, progress = load(RunConfig, checkpoint / CONFIG).value, read_progress(checkpoint)
+    beside = _cost_at(run, config, progress)
+    save_hugging_face(StoredWeights(checkpoint), run.model_description, output, beside=beside)
+    return Exported(checkpoint, progress.step, total_steps(config))
 
 
-def _cost_at(run: RunFolder, checkpoint: Path) -> dict[str, str]:
-    """cost.json, by its name, as it was when the checkpoint was saved; nothing where the run has none."""
+def _cost_at(run: RunFolder, config: RunConfig, progress: Progress) -> dict[str, str]:
+    """cost.json, by its name, as it was at `progress`; nothing where the run has none."""
     if not run.cost.is_file():
         return {}
     cost = json.loads(run.cost.read_text(encoding="utf-8"))
-    training, progress = cost["training"], read_progress(checkpoint)
-    tokens_seen = progress.step * run.config().train.global_batch_tokens
+    training = cost["training"] = {
+        "steps": progress.step,
+        "total_steps": total_steps(config),
+        **{name: value for name, value in cost["training"].items() if name not in ("steps", "total_steps")},
+    }
+    # Those of the newest save; an earlier build counted rows of later steps too.
+    cost["domains"] = {
+        name: _at(counts, progress.rows_read[name] * config.data.seq_len)
+        for name, counts in cost.get("domains", {}).items()
+        if name in progress.rows_read
+    }
+    tokens_seen = progress.step * config.train.global_batch_tokens
     if training["tokens_seen"] != tokens_seen:
         training |= {
             "tokens_seen": tokens_seen,
@@ -51,9 +75,15 @@ def _cost_at(run: RunFolder, checkpoint: Path) -> dict[str, str]:
             "seconds": progress.seconds,
             "gpu_hours": progress.rank_seconds / 3600 if training["gpu_hours"] else 0.0,
         }
-        # These are known of the newest save alone.
-        cost = {name: part for name, part in cost.items() if name not in ("shard_checks", "domains")}
+        # It is known of the newest save alone.
+        cost.pop("shard_checks", None)
     return {run.cost.name: json.dumps(cost, indent=1) + "\n"}
+
+
+def _at(counts: dict[str, Any], tokens_seen: int) -> dict[str, Any]:
+    """The counts of a domain when `tokens_seen` of its tokens had been read."""
+    share = tokens_seen / counts["tokens_seen"] if counts["tokens_seen"] else 0.0
+    return {"tokens_seen": tokens_seen, "passes": counts["passes"] * share}
 
 
 def newest_weights(run: RunFolder) -> Path:

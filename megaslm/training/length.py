@@ -1,16 +1,19 @@
 """The length of a run: epochs become tokens once the data is known, and the plan of the run is told in two lines."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
 from megaslm.observe.display import counted
-from megaslm.stream.mixture import Mixture
+
+if TYPE_CHECKING:
+    from megaslm.stream.mixture import Mixture
 
 
-def with_total_tokens(config: RunConfig, mixture: Mixture) -> RunConfig:
-    """The run with `train.total_tokens` in place of `train.epochs`: whole steps, rounded down.
+def with_total_tokens(config: RunConfig, rows: int) -> RunConfig:
+    """The run with `train.total_tokens` in place of `train.epochs` of `rows` training rows: whole steps, rounded down.
 
     Raises ConfigError where they are less than one step, or the schedule does not fit into them.
     """
@@ -18,11 +21,11 @@ def with_total_tokens(config: RunConfig, mixture: Mixture) -> RunConfig:
     if epochs is None:
         return config
     batch_rows = config.train.global_batch_tokens // config.data.seq_len
-    steps = int(epochs * (mixture.rows // batch_rows))
+    steps = int(epochs * (rows // batch_rows))
     if steps == 0:
         raise ConfigError(
-            f"train.epochs = {epochs}: is less than one step; an epoch of {mixture.rows} training rows has "
-            f"{mixture.rows // batch_rows} steps of {batch_rows} rows; raise it, lower train.global_batch_tokens or "
+            f"train.epochs = {epochs}: is less than one step; an epoch of {rows} training rows has "
+            f"{rows // batch_rows} steps of {batch_rows} rows; raise it, lower train.global_batch_tokens or "
             "prepare more text"
         )
     tokens = steps * config.train.global_batch_tokens
@@ -32,7 +35,7 @@ def with_total_tokens(config: RunConfig, mixture: Mixture) -> RunConfig:
     return config.model_copy(update={"train": train})
 
 
-def plan_lines(config: RunConfig, plan: BatchPlan, mixture: Mixture, *, after_step: int) -> Iterator[str]:
+def plan_lines(config: RunConfig, plan: BatchPlan, mixture: "Mixture", *, after_step: int) -> Iterator[str]:
     """The plan of the run, and what is to come after a step, for its user to read before the first step."""
     rows = plan.total_steps * plan.global_batch_rows
     epochs = rows / mixture.rows_per_epoch(plan.global_batch_rows)
@@ -55,7 +58,7 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: Mixture, *, after_st
     )
 
 
-def _most_read(mixture: Mixture, rows: int) -> str:
+def _most_read(mixture: "Mixture", rows: int) -> str:
     """The domain whose rows are read most often, where weights or repeats make domains differ."""
     passes = {
         name: rows * stream.proportion / stream.rows

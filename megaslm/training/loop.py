@@ -48,7 +48,7 @@ class Trainer:
             skipped_steps=self._before.skipped_steps,
             validation_is_due=self._before.validation_is_due,
         )
-        self._saver = make_saver(run, self._counts, resumed.corrupt, self._reporter.say)
+        self._saver = make_saver(run, resumed.corrupt, self._reporter.say)
         self._meter = PaceMeter(run.world)
         self._pace = PaceWatch(self._meter, run.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megaslm.config.plan import BatchPlan
 from megaslm.config.source import dump
 from megaslm.dataset.fit import reads_reference
 from megaslm.dataset.manifest import COST
@@ -25,6 +26,9 @@ Costs = dict[str, dict[str, float]]
 class Cost:
     """The cost of training alone; `gpu_hours` is 0 on CPUs."""
 
+    steps: int
+    total_steps: int
+    """Optimiser steps of the whole run."""
     tokens_seen: int
     tokens_selected: int
     seconds: float
@@ -35,14 +39,14 @@ class Cost:
 def write_cost(
     path: Path,
     progress: Progress,
-    tokens_seen: int,
+    plan: BatchPlan,
     world: World,
     *,
     domains: DomainCounts,
     checks: ShardChecks,
     scored: Sequence[TrainingDataset],
 ) -> None:
-    """Writes cost.json.
+    """Writes cost.json. `domains` are the counts at `progress`.
 
     `checks` is the cost of comparing shards with their checksums on the first host since the last start, in threads
     beside the training. `scored` adds the cost of scoring these datasets and of training their references. `scoring`
@@ -51,7 +55,9 @@ def write_cost(
     """
     gpu_seconds = progress.rank_seconds if world.device.type == "cuda" else 0.0
     cost = Cost(
-        tokens_seen=tokens_seen,
+        steps=progress.step,
+        total_steps=plan.total_steps,
+        tokens_seen=progress.step * plan.tokens_per_step,
         tokens_selected=progress.selected_tokens,
         seconds=progress.seconds,
         ranks=world.size,
@@ -90,12 +96,11 @@ def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part[name] for part in parts) for name in ("seconds", "gpu_hours")}
 
 
-def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...], say: Callable[[str], None]) -> Saver:
+def make_saver(run: TrainingRun, corrupt: tuple[int, ...], say: Callable[[str], None]) -> Saver:
     """The saver of a run; called on all ranks.
 
     Args:
         run: the run.
-        counts: the rows it has read of each domain.
         corrupt: steps whose checkpoints are known to be corrupt.
         say: prints a line, on the first rank.
     """
@@ -109,21 +114,22 @@ def make_saver(run: TrainingRun, counts: DomainCounts, corrupt: tuple[int, ...],
         max_failed=run.config.checkpoint.max_failed_saves,
         corrupt=corrupt,
         say=lambda line: say(f"{run.folder.path.name} · {line}"),
-        on_saved=lambda progress: _write_cost(run, counts, progress, say),
+        on_saved=lambda progress: _write_cost(run, progress, say),
         again="the smoke test again" if run.is_smoke_test else "again with --resume",
     )
 
 
-def _write_cost(run: TrainingRun, counts: DomainCounts, progress: Progress, say: Callable[[str], None]) -> None:
+def _write_cost(run: TrainingRun, progress: Progress, say: Callable[[str], None]) -> None:
     if not run.world.is_first:
         return
     try:
         write_cost(
             run.folder.cost,
             progress,
-            progress.step * run.plan.tokens_per_step,
+            run.plan,
             run.world,
-            domains=counts,
+            # A save ends while later steps are trained; their rows are not this checkpoint's.
+            domains=DomainCounts(run.data.mixture, run.plan.seq_len, progress.rows_read),
             checks=run.stream.checked(),
             scored=run.data.datasets if reads_reference(run.config) else (),
         )

@@ -15,6 +15,7 @@ from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.errors import ConfigError
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
+from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
@@ -71,6 +72,16 @@ def bos_warnings(data: TrainingData, pretrained: Path | None) -> Iterator[str]:
         first = data.first
         warning = bos_warning(pretrained, first.manifest, dataset=first.source.place)
         yield from [] if warning is None else [warning]
+
+
+def unfinished_warnings(pretrained: Path | None) -> Iterator[str]:
+    """A warning that the model that the run starts from was exported from an unfinished run."""
+    how_far = None if pretrained is None else unfinished_export(pretrained)
+    if how_far is not None:
+        yield (
+            f"{pretrained} was exported at {how_far}, and this run starts from its model halfway; to start from the "
+            "finished one, finish that run first and choose another run_dir"
+        )
 
 
 def start_engine(

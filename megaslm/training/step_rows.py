@@ -37,7 +37,7 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     """
     config = load(RunConfig, run / CONFIG if run.is_dir() else run, []).value
     data = open_training_data(config)
-    plan = plan_batches(with_total_tokens(config, data.mixture), world_size=1)
+    plan = plan_batches(with_total_tokens(config, data.mixture.rows), world_size=1)
     if not 1 <= step <= plan.total_steps:
         raise ConfigError(f"--order {step}: {run} has steps 1 to {plan.total_steps}")
     streams = data.mixture.streams

@@ -33,11 +33,18 @@ from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
 from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
+from megaslm.training.resumption import check_run
 from megaslm.training.run import TrainingRun
-from megaslm.training.run_folder import RunFolder, alone_in, check_run, record_run
+from megaslm.training.run_folder import RunFolder, alone_in, record_run
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
-from megaslm.training.start import bos_warnings, pretrained_folder, reference_warnings, start_engine
+from megaslm.training.start import (
+    bos_warnings,
+    pretrained_folder,
+    reference_warnings,
+    start_engine,
+    unfinished_warnings,
+)
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
@@ -95,9 +102,11 @@ def _train(
     say = _voice(world)
     with _run_folder(config, requirements_of(config), world, say):
         data = on_first_rank(lambda: open_training_data(config))
-        config = with_total_tokens(config, data.mixture)
+        config = with_total_tokens(config, data.mixture.rows)
         plan = plan_batches(config, world.size)
-        differences = on_first_rank(lambda: check_run(config, data, resume=may_resume, allow_changed=allow_changed))
+        differences = on_first_rank(
+            lambda: check_run(config, data.read, resume=may_resume, allow_changed=allow_changed)
+        )
         for line in differences:
             say(f"changed since the run began: {line}")
         _train_to_the_end(_prepare(config, plan, data, world, stop, say), say)
@@ -111,7 +120,7 @@ def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> Non
     with _run_folder(tried, requirements_of(tried, smoke_steps=steps), world, say):
         on_first_rank(lambda: start_over(folder))
         data = on_first_rank(lambda: open_training_data(tried))
-        tried = with_total_tokens(tried, data.mixture)
+        tried = with_total_tokens(tried, data.mixture.rows)
         run = _prepare(tried, plan_batches(tried, world.size), data, world, stop, say)
         _say_plan(run, config, say, after_step=0)
         smoke_test(run, config, steps, say)
@@ -182,7 +191,11 @@ def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *
 
 
 def _warnings(config: RunConfig, data: TrainingData, pretrained: Path | None) -> list[str]:
-    return [*bos_warnings(data, pretrained), *reference_warnings(config, data, pretrained)]
+    return [
+        *bos_warnings(data, pretrained),
+        *reference_warnings(config, data, pretrained),
+        *unfinished_warnings(pretrained),
+    ]
 
 
 def _prepare(

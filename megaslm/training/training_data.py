@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.dataset.fit import require_targets_of, training_domains
+from megaslm.dataset.fit import ReadDataset, require_targets_of, training_domains
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
@@ -135,6 +135,11 @@ class TrainingData:
 
     datasets: tuple[TrainingDataset, ...]
     mixture: Mixture
+
+    @property
+    def read(self) -> tuple[ReadDataset, ...]:
+        """The datasets as their manifests describe them."""
+        return tuple(ReadDataset(one.setting, one.manifest, one.domains) for one in self.datasets)
 
     @property
     def first(self) -> TrainingDataset:

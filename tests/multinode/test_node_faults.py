@@ -68,7 +68,7 @@ def test_a_port_that_is_taken_is_named_with_its_host(hosts: Hosts, tmp_path: Pat
     seconds = time.monotonic() - began
     hosts.first.send(taker, signal.SIGKILL)
     taker.wait()
-    assert f"node-1: MASTER_PORT = {port}: somebody listens there on node-1, 10.77.0.1; set another" in job.output
+    assert f"node-1: MASTER_PORT = {port}: somebody listens there on node-1, 10.77.0.1; set another," in job.output
     figures.record("nodes_unreachable", port_taken_seconds=seconds)
 
 

@@ -55,7 +55,7 @@ OWNERS = {
 LAUNCH_IMPORTS = (
     *("errors", "files", "config", "tasks", "storage", "tokenizer.tokenizer", "corpus"),
     *("dataset.fit", "dataset.kinds", "dataset.manifest"),
-    *("model.stated_config", "model.weight_files", "health.disk"),
+    *("model.finished", "model.stated_config", "model.weight_files", "health.disk"),
 )
 """What `launch` may import: nothing that imports torch."""
 HEAVY = ("torch", "deepspeed", "transformers", "streaming", "accelerate")

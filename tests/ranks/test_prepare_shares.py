@@ -72,7 +72,7 @@ def misspelled(recipe: Recipe) -> Recipe:
 
 def test_a_corrected_recipe_begins_anew_where_no_task_was_done(corpus: Path, dataset: Path, tmp_path: Path) -> None:
     recipe, output = recipe_of(corpus, tokenizer={"huggingface": str(dataset / "tokenizer")}), tmp_path / "dataset"
-    with pytest.raises(DataError, match="no field 'txet'"):
+    with pytest.raises(DataError, match=r"sources\.0\.text_field = txet: no such field in "):
         prepare_share(misspelled(recipe), output, Share(1, 2), workers=1)
     assert (output / "tokenizer").is_dir()
     for share in (Share(1, 2), Share(2, 2)):

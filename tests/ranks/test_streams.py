@@ -14,7 +14,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import read_manifest, write_manifest
 from megaslm.errors import ConfigError, DataError, ReferenceMismatch
 from megaslm.training.data_checks import check_scored
-from megaslm.training.run_folder import check_run
+from megaslm.training.resumption import check_run
 from megaslm.training.training_data import open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
@@ -207,7 +207,7 @@ def test_a_stream_of_another_tokenizer_is_refused(streams: Streams, tmp_path: Pa
 
 def test_other_weights_are_another_run(streams: Streams) -> None:
     def resume(config: RunConfig) -> list[str]:
-        return check_run(config, open_training_data(config), resume=True)
+        return check_run(config, open_training_data(config).read, resume=True)
 
     assert resume(streams.config(streams.run, code__domains=["python"])) == []
     with pytest.raises(ConfigError, match=r"differs in what makes it this run.*\n.*streams\.web\.weight: 1\.0 → 2\.0$"):
@@ -220,13 +220,15 @@ def test_other_data_are_another_run(streams: Streams, tmp_path: Path) -> None:
     config = streams.config(
         streams.run, web__domains=["a"], code__domains=["b"], code__dataset=str(streams.chain.scored)
     )
-    with pytest.raises(ConfigError, match=r"other training data so far\ndata\.streams\.code\.tokens_sha256: \w+ → \w+"):
-        check_run(config, open_training_data(config), resume=True)
+    with pytest.raises(
+        ConfigError, match=r"other training data so far; .*\n  data\.streams\.code\.tokens_sha256: \w+ → \w+"
+    ):
+        check_run(config, open_training_data(config).read, resume=True)
     one = run_config(streams.run, streams.chain.scored)
     with pytest.raises(ConfigError, match=r"read data\.streams\.web, data\.streams\.code so far, .* read data\.train:"):
-        check_run(one, open_training_data(one), resume=True)
+        check_run(one, open_training_data(one).read, resume=True)
     moved = Path(shutil.copytree(streams.code, tmp_path / "moved"))
     config = streams.config(streams.run, code__domains=["python"], code__dataset=str(moved))
-    assert check_run(config, open_training_data(config), resume=True) == [
+    assert check_run(config, open_training_data(config).read, resume=True) == [
         f"data.streams.code.dataset: {streams.code} → {moved}"
     ]

@@ -14,6 +14,7 @@ from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.loop import learning_rate
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
+from tests.messages import Says
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
 from tests.training import changed, run_training
 
@@ -132,6 +133,26 @@ def test_an_export_has_the_cost_of_its_checkpoint(chain: Chain, tmp_path: Path) 
     assert 0 < trained[0]["tokens_selected"] < trained[1]["tokens_selected"]
     assert 0 < trained[0]["seconds"] < trained[1]["seconds"]
     assert costs[0]["reference_training"] == costs[1]["reference_training"]
+    assert [(each["steps"], each["total_steps"]) for each in trained] == [(4, 8), (8, 8)]
+    for cost in costs:
+        assert sum(domain["tokens_seen"] for domain in cost["domains"].values()) == cost["training"]["tokens_seen"]
+
+
+def test_an_unfinished_reference_is_told(chain: Chain, tmp_path: Path, says: Says) -> None:
+    """By the export, by the scoring with it, and by a run that starts from it."""
+    half = tmp_path / "half"
+    exported = run_megaslm("export", chain.slm_run / "checkpoints" / "step-00000004", half)
+    says(_warnings(exported), "step-00000004", "step 4 of 8")
+    scored = run_megaslm("score", "--reference", half, chain.tokens, tmp_path / "scored")
+    says(_warnings(scored), str(half), "step 4 of 8")
+    run = run_config(tmp_path / "run", chain.tokens, model={"from_scratch": None, "from_pretrained": str(half)})
+    trained = run_megaslm("train", write_config(tmp_path / "run.yaml", run))
+    says(_warnings(trained), str(half), "step 4 of 8")
+    assert _warnings(run_megaslm("export", chain.slm_run, tmp_path / "whole")) == ""
+
+
+def _warnings(printed: str) -> str:
+    return "\n".join(line for line in printed.splitlines() if line.startswith("warning: "))
 
 
 def test_cost_counts_scoring_and_the_reference(chain: Chain) -> None:

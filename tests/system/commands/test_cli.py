@@ -9,6 +9,7 @@ import pytest
 
 from tests.launched import ROOT
 from tests.messages import Says
+from tests.toy import leave_run, make_dataset, run_config, write_config
 
 
 def megaslm(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -34,6 +35,7 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "  nowhere: "),
+        (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
         (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
     ],
@@ -106,3 +108,31 @@ def test_work_is_announced_once_for_all_ranks() -> None:
     )  # fmt: skip
     assert second.returncode == 2
     assert second.stdout == second.stderr == ""
+
+
+def test_a_resume_with_other_settings_is_refused_before_the_slow_imports(tmp_path: Path, says: Says) -> None:
+    """Also by a dry run of a launcher, and only where the run has learned with the settings that it had."""
+    manifest = make_dataset(tmp_path / "tokens", {("train", "a"): [12]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", train={"lr": 1e-3})
+    path, run = write_config(tmp_path / "run.yaml", config), leave_run(config, manifest)
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (tmp_path / "cluster.yaml").write_text("kind: local\n", encoding="utf-8")
+    asked = [str(path), "--resume", "--set", "train.lr=5e-4"]
+    dry_run = ["launch", "--cluster", str(tmp_path / "cluster.yaml"), "--dry-run", *asked]
+
+    assert without_torch("train", *asked, "--check").returncode == 0
+    (run / "checkpoints" / "step-00000001" / "COMPLETE").touch()
+    for arguments in (["train", *asked], ["train", *asked, "--check"], dry_run):
+        refused = without_torch(*arguments)
+        assert refused.returncode == 2
+        says(refused.stderr, f"run_dir = {run}", "--allow-changed train.lr", "    train.lr: 0.001 → 0.0005")
+    assert without_torch("train", *asked, "--check", "--allow-changed", "train.lr").returncode == 0
+    make_dataset(tmp_path / "other", {("train", "a"): [12]}, seed=1)
+    other = without_torch("train", str(path), "--resume", "--check", "--set", f"data.train={tmp_path / 'other'}")
+    assert other.returncode == 2
+    says(other.stderr, "data.train.tokens_sha256: ")
+
+
+def without_torch(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    probe = "import sys; sys.modules.update(torch=None)\nfrom megaslm.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", probe, *arguments], capture_output=True, text=True, cwd=ROOT)

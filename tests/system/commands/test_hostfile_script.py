@@ -317,7 +317,7 @@ def test_a_port_that_is_taken_is_named(address: str, says: Says) -> None:
         port = taken.getsockname()[1]
         ended = on_host("meeting", sys.executable, str(port), *NAMES, address)
     assert ended.returncode == 1
-    says(ended.stderr, "MASTER_PORT = ", address, PORT=port, HOST=socket.gethostname())
+    says(ended.stderr, "MASTER_PORT = ", address, PORT=port, NEXT=port + 1, HOST=socket.gethostname())
 
 
 def test_a_name_that_the_host_does_not_know_is_named() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megaslm.dataset.manifest import read_manifest
 from tests.launched import ROOT
 from tests.messages import Says
-from tests.toy import make_dataset, run_config, write_config
+from tests.toy import leave_run, make_dataset, run_config, write_config
 
 RUN = "configs/demo/slm.yaml"
 
@@ -153,8 +154,7 @@ def test_what_is_missing_is_told_before_torch_is_imported(run: Path, rank: int, 
 def test_a_dry_run_looks_whether_the_run_folder_is_free(
     run: Path, here: Path, words: tuple[str, ...], named: str | None, says: Says
 ) -> None:
-    (run.parent / "run").mkdir()
-    (run.parent / "run" / "config.yaml").touch()
+    leave_run(run_config(run.parent / "run", run.parent / "tokens"), read_manifest(run.parent / "tokens"))
     (run.parent / "run.smoke").touch()
     done = launch("--cluster", here, "--dry-run", run, *(word.replace("FILE", str(run)) for word in words))
     assert done.returncode == (0 if named is None else 2), done.stderr

@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -207,12 +208,34 @@ def test_gpus_are_chosen_without_a_word_of_deepspeed(workplace: Path) -> None:
 def test_a_port_that_is_taken_is_named_before_ranks_are_started(workplace: Path, says: Says) -> None:
     for cluster in ("", "my cluster.yaml"):
         with socket.create_server(("", 0)) as taken:
-            port = str(taken.getsockname()[1])
-            with start(workplace, "local.sh", "stay", MASTER_PORT=port, MEGASLM_CLUSTER=cluster) as job:
+            port = taken.getsockname()[1]
+            with start(workplace, "local.sh", "stay", MASTER_PORT=str(port), MEGASLM_CLUSTER=cluster) as job:
                 _, errors = job.communicate(timeout=60)
         assert job.returncode == 2
-        says(errors, "somebody listens there", PORT=port, HOST=socket.gethostname())
+        says(errors, "somebody listens there", PORT=port, NEXT=port + 1, HOST=socket.gethostname())
     assert not (workplace / "rank-0.json").exists()
+
+
+def test_jobs_that_start_at_once_without_a_port_take_different_free_ones(workplace: Path) -> None:
+    """The number of the script's process chooses a port; a taken one is passed over."""
+    telling = "import os, sys; print(os.environ['MASTER_PORT'], file=sys.stderr); sys.exit(2)"
+    (workplace / "megaslm" / "__main__.py").write_text(telling, encoding="utf-8")
+    jobs = [start(workplace, "local.sh", "train", "run.yaml", MASTER_PORT="") for _ in range(3)]
+    told = [job.communicate(timeout=60)[1].splitlines()[-1] for job in jobs]
+    assert len(set(told)) == len(jobs)
+
+    # The script inherits the socket, with the number of this process.
+    taking = (
+        "import os, socket, sys\n"
+        "taken = socket.create_server(('127.0.0.1', 20000 + os.getpid() % 10000))\n"
+        "taken.set_inheritable(True)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-c", taking, str(LAUNCHER / "local.sh"), "train", "run.yaml"]
+    environment = {**os.environ, "MASTER_PORT": "", "RANKS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert 20000 <= int(done.stderr.splitlines()[-1]) < 30000
 
 
 @pytest.mark.slow

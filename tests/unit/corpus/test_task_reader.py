@@ -69,6 +69,18 @@ def test_a_field_decides_the_domain(tmp_path: Path, says: Says) -> None:
     says(refused, "t.jsonl", "line 4", "'Spam'", "sources.0.domains")
 
 
+@pytest.mark.parametrize("key", ["text_field", "group_field"])
+def test_a_record_is_to_be_left_out_only_where_one_before_it_has_the_field(
+    tmp_path: Path, says: Says, key: str
+) -> None:
+    has, lacks = {"text": "a", "x": "b"}, {"text": "a"}
+    for records, place in (([lacks, has], "line 1"), ([has, lacks], "line 2")):
+        path = write(tmp_path / "t.jsonl", records)
+        with pytest.raises(DataError) as refused:
+            list(reader_of(path, **{key: "x"}).documents())
+        says(refused, f"sources.0.{key} = x", place)
+
+
 def test_what_was_read_is_recorded(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [{"text": "a"}])
     reader = reader_of(path)

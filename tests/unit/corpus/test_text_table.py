@@ -119,7 +119,7 @@ MEMBERS: list[tuple[str, str, str, bytes]] = [
 
 SAYS = (
     "line 1", "line 2", "record 1", "record 2", "record 3", "row 1", "row 2", "set reader: json", "gzip", "zstd",
-    "bzip2", "xz", "window", "corrupt", "first bytes", "UTF-8", "JSON", "nested", "surrogate", "no field",
+    "bzip2", "xz", "window", "corrupt", "first bytes", "UTF-8", "JSON", "nested", "surrogate", "no such field",
     "expected a string", "expected [", "comma", "in the middle of it", "the end of the file",
     "not a readable parquet file", "only .jsonl", "only .txt", "only .parquet", "only .json or", "*.json", "hidden",
 )  # fmt: skip

@@ -54,6 +54,18 @@ def test_what_is_no_dataset_is_named_for_what_it_is_and_not_called_damaged(
     says(refused, path)
 
 
+def test_of_another_folder_the_datasets_and_runs_in_it_are_named(tmp_path: Path, says: Says) -> None:
+    for name in ("runs/slm", "runs/clm", "other"):
+        make(tmp_path / "it" / name, *RUN)
+    for number in range(12):
+        make(tmp_path / "it" / "datasets" / f"{number:02}", "manifest.json", "tokenizer/tokenizer.json")
+    make(tmp_path / "it" / "models" / "reference", "config.json", "model.safetensors")
+    with pytest.raises(DataError) as refused:
+        read_manifest(tmp_path / "it")
+    says(refused, "it/runs/clm, ", "it/runs/slm", "it/other", "it/datasets/09, …")
+    assert "models" not in str(refused.value)
+
+
 def test_the_folders_of_a_dataset_are_no_datasets(tmp_path: Path) -> None:
     make_dataset(tmp_path / "it", {("train", "a"): [2], ("heldout", "a"): [1]})
     assert [kind_of(tmp_path / "it" / name) for name in ("train", "heldout", "tokenizer")] == [Kind.WITHIN] * 3

@@ -59,7 +59,9 @@ def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_this_host_every_rank_runs_the_verb(work: VerbCall) -> None:
     command = command_of(LOCAL, work)
     assert command.words == (f"{LAUNCHER}/local.sh", *work.words)
-    assert command.environment == {"RANKS": "4", "MASTER_PORT": "29500", "A": "x y"}
+    assert command.environment == {"RANKS": "4", "A": "x y"}
+    at_a_port = command_of(LOCAL.model_copy(update={"master_port": 29501}), work)
+    assert at_a_port.environment == {**command.environment, "MASTER_PORT": "29501"}
 
 
 @pytest.mark.parametrize("work", [FINISH, PREPARE, MASK])

@@ -1,17 +1,23 @@
 """What a dry run finds of a verb's inputs: all that is missing, at once, and what this host cannot see."""
 
+import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
+from megaslm.config.load import Loaded, load
 from megaslm.config.recipe import Recipe
 from megaslm.config.run_files import COMPLETE, COMPLETE_CHECKPOINTS, CONFIG
 from megaslm.config.schema import RunConfig
-from megaslm.errors import InputError
+from megaslm.corpus.tasks import TaskReader, plan_tasks
+from megaslm.errors import DataError, InputError
 from megaslm.health.disk import Disk
 from megaslm.launch.findings import Findings, Reach
 from megaslm.launch.inputs import (
     look_at_export,
+    look_at_fields,
     look_at_masking,
     look_at_output,
     look_at_run,
@@ -189,6 +195,19 @@ def test_the_inputs_of_score_mask_and_export(here: Findings, tokens: Path, says:
     says(told(here), "--reference", "megaslm score", "config.yaml", "exists already", "notes.txt is a file")
 
 
+def test_the_reference_of_an_unfinished_run_is_a_warning(here: Findings, tokens: Path, says: Says) -> None:
+    """A cost.json of an earlier build does not tell how far the run was."""
+    reference = tokens.parent / "reference"
+    make_model(reference)
+    asked = {"dataset": str(tokens), "reference": reference, "output": str(tokens.parent / "scored")}
+    for training in ({"seconds": 3.0}, {"steps": 267, "total_steps": 267}, {"steps": 110, "total_steps": 267}):
+        assert here.warnings == []
+        (reference / "cost.json").write_text(json.dumps({"training": training}))
+        look_at_scoring(here, asked)
+    here.require_none()
+    says("\n".join(here.warnings), str(reference), "step 110 of 267")
+
+
 def test_a_run_is_known_by_the_files_that_training_writes(here: Findings, tmp_path: Path, says: Says) -> None:
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
@@ -215,6 +234,47 @@ def test_the_texts_and_the_tokenizer_of_a_recipe(here: Findings, tmp_path: Path,
         "tokenizer": {"sentencepiece": str(tmp_path / "absent.model")},
         "sources": [{**source, "paths": [path]} for path in paths],
     }
-    look_at_text(here, Recipe.model_validate(recipe))
+    look_at_text(here, Loaded(Recipe.model_validate(recipe), {}))
     assert len(here.problems) == 2
     says(told(here), "sources.1.paths: ", "absent.model")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "text_field: body",
+        'template: "{text}\\n{answer}"',
+        "text_field: meta.body",
+        "messages_field: chat",
+        "group_field: book",
+        "domain_field: kind",
+    ],
+)
+def test_a_field_that_the_first_record_lacks_is_named_with_the_line_of_the_recipe(
+    here: Findings, tmp_path: Path, says: Says, named: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text('\n{"text": "a", "meta": {"url": "u"}}\n', encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "meta": [{"url": "u"}]}), tmp_path / "a.parquet")
+    for reader in ("jsonl", "parquet"):
+        domain = "domains: {k: web}" if named.startswith("domain_field") else "domain: web"
+        lines = [
+            "name: web", "licence: none", "seq_len: 16", f"tokenizer: {{huggingface: {tmp_path}}}", "sources:",
+            f"- reader: {reader}", f"  paths: [{tmp_path}/a.{reader}]", f"  {domain}", f"  {named}",
+        ]  # fmt: skip
+        (tmp_path / "recipe.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        recipe = load(Recipe, tmp_path / "recipe.yaml")
+        found = Findings(Reach.ALL, "")
+        look_at_fields(found, recipe)
+        says(told(found), f"sources.0.{named.partition(':')[0]} = ", f"({tmp_path}/recipe.yaml:9)", f"a.{reader}")
+        (task,) = plan_tasks(recipe.value)
+        with pytest.raises(DataError, match=rf"sources\.0\.{named.partition(':')[0]} = "):
+            list(TaskReader(task).documents())
+
+
+def test_files_that_are_not_there_are_left_to_the_verb(here: Findings, tmp_path: Path) -> None:
+    """A finished dataset needs them no more."""
+    source = {"domain": "a", "reader": "jsonl", "paths": [f"{tmp_path}/absent.jsonl"]}
+    tokenizer = {"huggingface": str(tmp_path)}
+    recipe = {"name": "web", "licence": "none", "seq_len": 16, "tokenizer": tokenizer, "sources": [source]}
+    look_at_fields(here, Loaded(Recipe.model_validate(recipe), {}))
+    here.require_none()

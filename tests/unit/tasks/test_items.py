@@ -96,7 +96,7 @@ def test_a_limit_takes_the_first_items(tmp_path: Path) -> None:
 
 def test_templates_take_numbers_lists_and_nested_fields() -> None:
     fields = {"a": 1.5, "b": ["x", "y"], "c": {"d": "z"}, "e.f": "w"}
-    assert filled("{a} {b} {c.d} {e.f} {{}}", fields, "here") == "1.5 x, y z w {}"
+    assert filled("{a} {b} {c.d} {e.f} {{}}", fields, "here", "question") == "1.5 x, y z w {}"
 
 
 @pytest.mark.parametrize(

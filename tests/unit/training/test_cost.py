@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import StreamSection
 from megaslm.dataset.manifest import Manifest, Reference
 from megaslm.dataset.remote import DatasetFolder
@@ -17,6 +18,10 @@ from megaslm.training.training_data import DomainCounts, TrainingDataset
 
 WORLD = World(0, 2, torch.device("cpu"))
 COUNTS = DomainCounts(Mixture((MixtureStream(Path("a"), None, 4, 0, None),), ("a",)), seq_len=8, rows_read={"a": 6})
+PLAN = BatchPlan(
+    world_size=2, seq_len=8, global_batch_rows=2, rows_per_rank=1, micro_batch_rows=1, micro_steps=1, total_steps=10,
+    canonical_nodes=2,
+)  # fmt: skip
 CHECKS = ShardChecks(files=2, bytes=100, seconds=0.5)
 
 
@@ -40,17 +45,21 @@ def scored_dataset(folder: Path, weights: str, *, seconds: float, trained_second
 def written(tmp_path: Path, scored: list[TrainingDataset]) -> dict[str, dict[str, object]]:
     path = tmp_path / "cost.json"
     progress = Progress(step=3, selected_tokens=30, seconds=12.0)
-    write_cost(path, progress, 48, WORLD, domains=COUNTS, checks=CHECKS, scored=scored)
+    write_cost(path, progress, PLAN, WORLD, domains=COUNTS, checks=CHECKS, scored=scored)
     content: dict[str, dict[str, object]] = json.loads(path.read_text())
     return content
 
 
 def test_a_run_without_a_reference_has_its_own_cost_alone(tmp_path: Path) -> None:
-    assert written(tmp_path, []) == {
-        "training": {"tokens_seen": 48, "tokens_selected": 30, "seconds": 12.0, "ranks": 2, "gpu_hours": 0.0},
+    expected = {
+        "training": {
+            "steps": 3, "total_steps": 10, "tokens_seen": 48, "tokens_selected": 30, "seconds": 12.0, "ranks": 2,
+            "gpu_hours": 0.0,
+        },
         "shard_checks": {"files": 2, "bytes": 100, "seconds": 0.5},
         "domains": {"a": {"tokens_seen": 48, "passes": 1.5}},
-    }
+    }  # fmt: skip
+    assert written(tmp_path, []) == expected
 
 
 def test_a_reference_that_scored_two_datasets_was_trained_once(tmp_path: Path) -> None:

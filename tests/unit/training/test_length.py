@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
-from megaslm.stream.mixture import Mixture, MixtureStream
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.training_data import open_training_data
 from tests.messages import Says
@@ -33,7 +32,7 @@ def of_epochs(folders: Path, epochs: str, *, train: dict[str, Any] | None = None
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    return with_total_tokens(config, open_training_data(config).mixture)
+    return with_total_tokens(config, open_training_data(config).mixture.rows)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +52,8 @@ def test_epochs_are_whole_steps(folders: Path, epochs: str, steps: int) -> None:
 
 def test_epochs_are_counted_as_decimals(folders: Path) -> None:
     """In floats, 0.29 · 100 is less than 29."""
-    stream = MixtureStream(folders, None, rows=100, domain=0, proportion=None)
     config = of_epochs(folders, "0.29", train={"global_batch_tokens": SEQ_LEN})
-    assert with_total_tokens(config, Mixture((stream,), ("a",))).train.total_tokens == 29 * SEQ_LEN
+    assert with_total_tokens(config, rows=100).train.total_tokens == 29 * SEQ_LEN
 
 
 def test_the_domains_and_streams_that_are_read_count(folders: Path) -> None:

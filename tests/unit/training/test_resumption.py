@@ -1,0 +1,90 @@
+"""Whether a run may go on in its folder, by the data and the settings that it had so far."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.schema import RunConfig
+from megaslm.config.source import dump
+from megaslm.dataset.manifest import read_manifest
+from megaslm.errors import ConfigError
+from megaslm.training.resumption import check_run
+from megaslm.training.training_data import open_training_data
+from tests.messages import Says
+from tests.toy import make_dataset, run_config
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Two datasets, `web` and `code`."""
+    make_dataset(tmp_path / "web", {("train", "a"): [12], ("train", "b"): [8]})
+    make_dataset(tmp_path / "code", {("train", "python"): [9]}, seed=1)
+    return tmp_path
+
+
+def streams_config(folders: Path, **weights: float) -> RunConfig:
+    streams = {name: {"dataset": str(folders / name), "weight": weight} for name, weight in weights.items()}
+    return run_config(folders / "run", folders / "web", data={"train": None, "streams": streams})
+
+
+def identity_of(dataset: Path) -> dict[str, str | None]:
+    manifest = read_manifest(dataset)
+    return {
+        "tokens_sha256": manifest.tokens_fingerprint(),
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "reference_weights_sha256": None,
+    }
+
+
+def leave_run(config: RunConfig, provenance: dict[str, object]) -> None:
+    """The run folder as an earlier attempt left it."""
+    run = Path(config.run_dir)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump(config))
+    (run / "manifest.json").write_text(json.dumps(provenance))
+
+
+def resume(config: RunConfig) -> list[str]:
+    return check_run(config, open_training_data(config).read, resume=True)
+
+
+@pytest.fixture
+def mixed(folders: Path) -> Path:
+    """The datasets, and a run that has read both, three times as much of `code`."""
+    datasets = {f"data.streams.{name}": identity_of(folders / name) for name in ("web", "code")}
+    leave_run(streams_config(folders, web=1.0, code=3.0), {"datasets": datasets})
+    return folders
+
+
+def test_a_run_of_version_0_1_0_goes_on(folders: Path, says: Says) -> None:
+    config = run_config(folders / "run", folders / "web")
+    leave_run(config, {"dataset": str(folders / "web"), "data": identity_of(folders / "web")})
+    assert resume(config) == []
+    other = run_config(folders / "run", folders / "code")
+    with pytest.raises(ConfigError) as refused:
+        resume(other)
+    says(refused, "data.train.tokens_sha256")
+
+
+def test_a_mixture_goes_on_as_it_was_alone(mixed: Path, says: Says) -> None:
+    assert resume(streams_config(mixed, web=1.0, code=3.0)) == []
+    with pytest.raises(ConfigError) as refused:
+        resume(streams_config(mixed, web=1.0, code=2.0))
+    says(refused, "data.streams.code.weight: 3.0 → 2.0")
+    for weights, found in (
+        ({"code": 3.0, "web": 1.0}, "data.streams.code, data.streams.web"),
+        ({"web": 1.0}, "data.streams.web"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            resume(streams_config(mixed, **weights))
+        says(refused, "data.streams.code", found)
+
+
+def test_datasets_may_move(mixed: Path) -> None:
+    (mixed / "code").rename(mixed / "moved")
+    config = streams_config(mixed, web=1.0, code=3.0).model_dump()
+    config["data"]["streams"]["code"]["dataset"] = str(mixed / "moved")
+    assert resume(RunConfig.model_validate(config)) == [
+        f"data.streams.code.dataset: {mixed / 'code'} → {mixed / 'moved'}"
+    ]
