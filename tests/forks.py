@@ -11,8 +11,8 @@ import weakref
 from collections.abc import Callable
 
 # What `deepspeed.initialize` imports, and a first save: no child is to read it again.
-import deepspeed.module_inject.auto_ep_layer  # noqa: F401
-import deepspeed.runtime.superoffload.superoffload_stage3  # noqa: F401
+import deepspeed.module_inject.auto_ep_layer
+import deepspeed.runtime.superoffload.superoffload_stage3
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds.
 import numpy.ma  # noqa: F401
 import torch

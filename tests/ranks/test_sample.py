@@ -117,7 +117,7 @@ def test_what_cannot_be_sampled_is_refused(
         given += ["--temperature", "0"]
     else:
         shutil.copytree(sampled / "output", output)
-        given += ["--seed", "1"]
+        given += ["--batch-rows", "3", "--seed", "1"]
     refused = call_megaslm(*given)
     assert refused.returncode == 2
     says(
