@@ -19,7 +19,7 @@ from megaslm.stream.order import Extent
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
 from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config
-from tests.training import changed, losses, run_training, start_training, with_steps
+from tests.training import changed, losses, run_training, start_training
 
 STEPS = 24
 ROWS_PER_STEP = 8
@@ -115,16 +115,6 @@ def test_a_run_goes_on_over_a_spike(
     assert said.count("reads from row") == 1
     assert len(losses(Path(config.run_dir))) == STEPS
     assert steps_saved(config)[-1] == STEPS
-
-
-def test_a_resumed_run_judges_by_the_losses_before(
-    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
-) -> None:
-    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
-    config = configured("warn")
-    run_training(with_steps(config, LAST_GOOD_CHECKPOINT))
-    run_training(config, resume=True)
-    assert capfd.readouterr().out.count(f"warning: {FOUND}") == 1
 
 
 def test_a_run_stops_at_a_spike(spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said) -> None:
