@@ -17,26 +17,26 @@ install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EX
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
 
-# Tests of units, of ranks and of single commands run side by side, each with one thread. Those of whole systems, which
-# start servers, kill and set limits, have all cores, one by one.
+# Most tests run side by side, each with one thread. Those that need this machine alone have all cores, one by one.
+# Files start in the given order. Those of ranks are first: they take longest, and ranks are forked more quickly from a
+# process that has done little. The many small files of units keep all cores busy to the end.
 UNIT := tests/unit tests/policy
 RANKS := tests/ranks
-COMMANDS := tests/system/commands
-SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
-ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(COMMANDS))
+SYSTEM := tests/system
+SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 \
+    --dist loadfile --no-loadscope-reorder
+ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(SYSTEM))
 
 test: $(WITH_TEST_TOOLS)  ## the quick tests of units and of ranks
-	$(SIDE_BY_SIDE) -m "not slow" $(UNIT)
-	$(SIDE_BY_SIDE) -m "not slow" $(RANKS)
+	$(SIDE_BY_SIDE) -m "not slow" $(RANKS) $(UNIT)
 
 test-system: $(WITH_TEST_TOOLS)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
-	$(SIDE_BY_SIDE) -m "not slow" $(COMMANDS)
+	$(SIDE_BY_SIDE) -m "not slow" $(SYSTEM)
 	$(ONE_BY_ONE) -m "not slow"
 
 test-all: $(WITH_TEST_TOOLS)  ## all tests, the slow ones too
-	$(SIDE_BY_SIDE) $(UNIT)
-	$(SIDE_BY_SIDE) $(RANKS)
-	$(SIDE_BY_SIDE) $(COMMANDS)
+	$(SIDE_BY_SIDE) $(RANKS) $(UNIT)
+	$(SIDE_BY_SIDE) $(SYSTEM)
 	$(ONE_BY_ONE)
 
 bench: $(WITH_TEST_TOOLS)  ## every benchmark, its numbers into runs/bench

@@ -10,9 +10,13 @@ import traceback
 import weakref
 from collections.abc import Callable
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds at every `deepspeed.initialize`.
+# What `deepspeed.initialize` imports, and a first save: no child is to read it again.
+import deepspeed.module_inject.auto_ep_layer
+import deepspeed.runtime.superoffload.superoffload_stage3
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds.
+import numpy.ma  # noqa: F401
 import torch
-import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's; no child is to read it again.
+import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's.
 
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError

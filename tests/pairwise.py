@@ -8,17 +8,18 @@ T = TypeVar("T")
 Pair = frozenset[tuple[str, Hashable]]
 
 
-def pairs_of(values: dict[str, Hashable]) -> set[Pair]:
-    """Every two of a case's values, each with the name of what it is a value of."""
-    return {frozenset(pair) for pair in combinations(values.items(), 2)}
+def pairs_of(values: dict[str, Hashable], together: int = 2) -> set[Pair]:
+    """Every two, or so many, of a case's values, each with the name of what it is a value of."""
+    return {frozenset(pair) for pair in combinations(values.items(), together)}
 
 
-def pairwise(cases: Sequence[T], values: Callable[[T], dict[str, Hashable]]) -> list[T]:
+def pairwise(cases: Sequence[T], values: Callable[[T], dict[str, Hashable]], *, together: int = 2) -> list[T]:
     """Cases in which every pair occurs that occurs in all of them; each in its turn adds the most new pairs.
 
-    Not the fewest there are, but near them. What cannot go together need not be told: it is in none of the cases.
+    With `together` = 1 every single value occurs. Not the fewest there are, but near them. What cannot go together need
+    not be told: it is in none of the cases.
     """
-    pairs = [pairs_of(values(case)) for case in cases]
+    pairs = [pairs_of(values(case), together) for case in cases]
     missing = set[Pair]().union(*pairs)
     chosen: list[int] = []
     while missing:

@@ -1,6 +1,7 @@
 """Gradient equality: ZeRO on 1 and 2 ranks against plain PyTorch in float64 over the whole batch."""
 
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 
@@ -9,8 +10,9 @@ from tests.rank_pool import RankPool
 from tests.ranks.gradient_worker import Case, Definition, every_case, gradients
 
 CASES = every_case()
-QUICK = pairwise(CASES, asdict)
-"""Any two values that meet in a case meet in one of these; the others are slow."""
+ON_RANKS = list(product(CASES, (1, 2)))
+QUICK = [(case, 2) for case in pairwise(CASES, asdict)] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]
+"""On two ranks any two values that meet in a case meet in one of these; on one rank each value is in one."""
 
 
 def id_of(case: Case) -> str:
@@ -26,10 +28,12 @@ def definition_of(case: Case) -> Definition:
     return _DEFINITIONS[case.data]
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=id_of(case), marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
+    ("case", "world_size"),
+    [
+        pytest.param(*one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in QUICK else pytest.mark.slow)
+        for one in ON_RANKS
+    ],
 )
 def test_every_parameter_gets_the_gradient_of_the_definition(
     ranks: RankPool, lone_rank: RankPool, case: Case, world_size: int
@@ -45,4 +49,4 @@ def test_every_parameter_gets_the_gradient_of_the_definition(
 
 def test_there_are_cases() -> None:
     assert len(CASES) > 150
-    assert 20 < len(QUICK) < 40
+    assert 20 < len(QUICK) < 50

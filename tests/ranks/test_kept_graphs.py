@@ -1,10 +1,12 @@
 """Kept graphs against a second forward pass: equal selections and equal weights, bit for bit."""
 
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 import torch
 
+from tests.pairwise import pairwise
 from tests.rank_pool import RankPool
 from tests.ranks.kept_graphs_worker import BAD_STEP, STEPS, Case, train_both_ways
 
@@ -19,14 +21,21 @@ CASES = [
     Case(stage=3, precision="bf16"),
     Case(stage=3, offload=True),
 ]
+ON_RANKS = list(product(CASES, (1, 2)))
+QUICK = [(case, 2) for case in CASES] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]
 
 
 def id_of(case: Case) -> str:
     return "-".join(f"{name}={value}" for name, value in asdict(case).items() if value)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("case", CASES, ids=id_of)
+@pytest.mark.parametrize(
+    ("case", "world_size"),
+    [
+        pytest.param(*one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in QUICK else pytest.mark.slow)
+        for one in ON_RANKS
+    ],
+)
 def test_both_ways_learn_the_same(ranks: RankPool, lone_rank: RankPool, case: Case, world_size: int) -> None:
     for kept, second in (lone_rank, ranks)[world_size - 1].run(train_both_ways, case):
         assert kept.skipped == second.skipped == [number == BAD_STEP for number in range(1, STEPS + 1)]

@@ -109,6 +109,16 @@ def test_a_task_that_ends_in_an_error_blames_nobody(tmp_path: Path) -> None:
     assert ledger.draw("a", lambda: By(process=1), RUN) is Drawn.DONE
 
 
+def test_a_task_that_another_host_ended_is_seen_to_be_done_under_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system shows a note of another host once the folder is opened again."""
+    ledger = ledger_in(tmp_path / "job")
+    monkeypatch.setattr(ledger, "look_again", lambda: ledger.note("a", By(process=1)))
+    assert ledger.draw("a", lambda: By(process=2), RUN) is Drawn.DONE
+    assert ledger.outcome("a") == By(process=1)
+
+
 class OfItsOwn(DataError):
     """Found in no list of errors."""
 

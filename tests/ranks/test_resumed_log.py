@@ -4,9 +4,11 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from megaslm.config.schema import RunConfig
+from megaslm.errors import NonFiniteLoss
 from megaslm.training.train import train
 from tests.events import points_in
 from tests.forks import fork_two_ranks, statuses_of
@@ -51,3 +53,18 @@ def test_each_step_and_validation_is_told_of_once(tmp_path: Path) -> None:
     assert shown["loss/selected"] == told["step"]
     assert shown["guard/skipped_steps"] == told["skipped"]
     assert shown["loss_validation/held/a"] == told["validation"]
+
+
+def test_steps_that_were_skipped_before_a_stop_count_in_the_row_after_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    config = run_config(
+        tmp_path / "run",
+        tmp_path / "tokens",
+        train={"total_tokens": 8 * STEP_TOKENS, "micro_batch_rows": 4},
+        guard={"max_skipped_steps": 3},
+    )
+    assert go_on(config, "nan@rank0:step4; term@rank1:step4; nan@rank0:step5") == [75, 75]
+    assert go_on(config, "nan@rank0:step6") == [NonFiniteLoss.exit_status] * 2
+    assert "step 6: skipped as the last of 3 in a row" in capfd.readouterr().err

@@ -1,6 +1,7 @@
 """`megaslm sample`: from a model's answers with programs to rows that fine-tuning trains on."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.messages import Says
 ITEMS = 5
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with completions_server() as running:
         yield running
@@ -53,9 +54,18 @@ def arguments(folder: Path, url: str, output: Path, *more: str) -> list[str]:
     ]
 
 
-def test_right_answers_with_programs_become_rows_whose_programs_are_trained(server: Server, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    run_megaslm(*arguments(tmp_path, server.url, first, "--batch-rows", "3"))
+@pytest.fixture(scope="module")
+def sampled(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task, and in `output` what one process sampled for it."""
+    folder = tmp_path_factory.mktemp("sampled")
+    run_megaslm(*arguments(folder, server.url, folder / "output", "--batch-rows", "3"))
+    return folder
+
+
+def test_right_answers_with_programs_become_rows_whose_programs_are_trained(
+    server: Server, sampled: Path, tmp_path: Path
+) -> None:
+    first, second = sampled / "output", tmp_path / "second"
     run_megaslm(*arguments(tmp_path, server.url, second, "--batch-rows", "16"), world_size=2)
     assert (first / MESSAGES).read_bytes() == (second / MESSAGES).read_bytes()
     summary = json.loads((first / SUMMARY).read_text())["tasks"]["sums"]
@@ -96,16 +106,18 @@ def test_right_answers_with_programs_become_rows_whose_programs_are_trained(serv
 
 
 @pytest.mark.parametrize("case", ["no interpreter", "greedy", "other settings"])
-def test_what_cannot_be_sampled_is_refused(case: str, server: Server, tmp_path: Path, says: Says) -> None:
+def test_what_cannot_be_sampled_is_refused(
+    case: str, server: Server, sampled: Path, tmp_path: Path, says: Says
+) -> None:
     output = tmp_path / "output"
-    given = arguments(tmp_path, server.url, output)
+    given = arguments(sampled, server.url, output)
     if case == "no interpreter":
         given += ["--set", "interpreter=false"]
     elif case == "greedy":
         given += ["--temperature", "0"]
     else:
-        run_megaslm(*given)
-        given += ["--seed", "1"]
+        shutil.copytree(sampled / "output", output)
+        given += ["--batch-rows", "3", "--seed", "1"]
     refused = call_megaslm(*given)
     assert refused.returncode == 2
     says(

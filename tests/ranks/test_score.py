@@ -21,14 +21,12 @@ PLACES = [("train", "a"), ("train", "b"), ("heldout", "a")]
 
 def predictions(lm: PreTrainedModel, row: np.ndarray) -> Iterator[tuple[int, torch.Tensor]]:
     """Each valid target's place in a row and the log-probabilities (V,) there, from its document's tokens alone."""
-    start = 0
-    for place in range(SEQ_LEN):
-        if row[place] == EOS_ID:
-            start = place + 1
-            continue
-        with torch.no_grad():
-            logits = lm(torch.tensor(row[None, start : place + 1].astype(np.int64))).logits[0, -1]
-        yield place, torch.log_softmax(logits, -1)
+    ends = np.flatnonzero(row[:SEQ_LEN] == EOS_ID).tolist()
+    for start, end in zip([0, *(place + 1 for place in ends)], [*ends, SEQ_LEN], strict=True):
+        if start < end:
+            with torch.no_grad():
+                logits = lm(torch.tensor(row[None, start:end].astype(np.int64))).logits[0]
+            yield from zip(range(start, end), torch.log_softmax(logits, -1), strict=True)
 
 
 def test_one_rank_writes_what_two_wrote(chain: Chain, tmp_path: Path) -> None:

@@ -69,17 +69,32 @@ def record(manifest: Manifest, **changes: object) -> Reference:
 def expected(
     text: Text, row: NDArray[np.integer], *, isolated: bool, window: int, stride: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The losses and entropies of a row's targets, 0 at invalid ones: one forward pass for each target."""
+    """The losses and entropies of a row's targets, 0 at invalid ones: one forward pass for each context."""
     key = row.tobytes(), isolated, window, stride
     if key not in text.expected:
-        text.expected[key] = by_single_targets(text, row, isolated=isolated, window=window, stride=stride)
+        text.expected[key] = by_contexts(text, row, isolated=isolated, window=window, stride=stride)
     return text.expected[key]
 
 
-def by_single_targets(
+def by_contexts(
     text: Text, row: NDArray[np.integer], *, isolated: bool, window: int, stride: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     losses, entropies = np.zeros(SEQ_LEN), np.zeros(SEQ_LEN)
+    for first, targets in targets_by_context(text, row, isolated=isolated, window=window, stride=stride).items():
+        with torch.no_grad():
+            logits = text.lm(torch.tensor(row[None, first : targets[-1] + 1].astype(np.int64))).logits[0]
+        for target in targets:
+            log_probabilities = torch.log_softmax(logits[target - first], -1)
+            losses[target] = -log_probabilities[int(row[target + 1])]
+            entropies[target] = -(log_probabilities.exp() * log_probabilities).sum()
+    return losses, entropies
+
+
+def targets_by_context(
+    text: Text, row: NDArray[np.integer], *, isolated: bool, window: int, stride: int
+) -> dict[int, list[int]]:
+    """The valid targets in rising order, by the first token that each of them is predicted from."""
+    found: dict[int, list[int]] = {}
     for target in range(SEQ_LEN):
         if row[target] == text.manifest.eos_id:
             continue
@@ -88,13 +103,8 @@ def by_single_targets(
         while target >= start + window:
             start = min(start + stride, SEQ_LEN - window)
         borders = [place + 1 for place in range(start, target) if row[place] == text.manifest.eos_id]
-        first = borders[-1] if isolated and borders else start
-        with torch.no_grad():
-            logits = text.lm(torch.tensor(row[None, first : target + 1].astype(np.int64))).logits[0, -1]
-        log_probabilities = torch.log_softmax(logits, -1)
-        losses[target] = -log_probabilities[int(row[target + 1])]
-        entropies[target] = -(log_probabilities.exp() * log_probabilities).sum()
-    return losses, entropies
+        found.setdefault(borders[-1] if isolated and borders else start, []).append(target)
+    return found
 
 
 def borders(text: Text) -> Iterator[tuple[Split, str, Part, int]]:

@@ -177,19 +177,21 @@ def test_a_run_gives_up_that_comes_back_to_one_checkpoint_again_and_again(
     assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
 
 
+@pytest.mark.parametrize("bad_steps", [1, 2])
 def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
-    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said, bad_steps: int
 ) -> None:
-    """Before it has saved anything since: its newest checkpoint knows nothing of the roll-back."""
-    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS, deadly=BEHIND_BAD_ROWS + ROWS_PER_STEP)
+    """Before it has saved anything since: its newest checkpoint knows nothing of the roll-back, nor of a second one."""
+    behind = FIRST_BAD_ROW + bad_steps * ROWS_PER_STEP
+    spoil(FIRST_BAD_ROW, behind, deadly=behind + ROWS_PER_STEP)
     config = configured("rollback")
     assert statuses_of(start_training(config)) == [-signal.SIGKILL]
     assert f"back from step {BAD_STEP} to step {LAST_GOOD_CHECKPOINT}" in capfd.readouterr().out
     assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
-    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    spoil(FIRST_BAD_ROW, behind)
     run_training(config, resume=True)
     said = capfd.readouterr().out
     assert f"resumes after step {LAST_GOOD_CHECKPOINT}" in said
-    assert f"reads from row {BEHIND_BAD_ROWS}\n" in said
+    assert f"reads from row {behind}\n" in said
     assert "above the mean of those before" not in said
     assert len(losses(Path(config.run_dir))) == STEPS

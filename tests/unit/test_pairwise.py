@@ -24,5 +24,11 @@ def test_every_pair_is_there_in_few_cases() -> None:
     assert few == [case for case in CASES if case in few]
 
 
+def test_every_value_is_there_in_fewer_cases() -> None:
+    fewest = pairwise(CASES, values, together=1)
+    assert {value for case in fewest for value in case} == {value for case in CASES for value in case}
+    assert len(fewest) == 6
+
+
 def test_equal_values_of_unlike_names_are_not_one() -> None:
     assert len(pairs_of({"one": 1, "other": 1, "third": 1})) == 3

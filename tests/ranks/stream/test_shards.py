@@ -65,6 +65,20 @@ def test_the_oldest_that_nobody_has_mapped_leaves(stream: MixtureStream) -> None
     other.read(0)
 
 
+def test_what_was_read_last_stays_also_if_it_came_first(stream: MixtureStream) -> None:
+    reader = Reader(stream, limited(stream, 4))
+    for shard in range(4):
+        reader.read(shard)
+    for kept in ((0, 1), (0,), ()):
+        reader.shards.keep_mapped(kept)
+        # The clock of file times has ticks of up to 10 ms.
+        time.sleep(0.02)
+    reader.read(4)
+    assert cached(stream) == {0, 1, 3, 4}
+    reader.read(5)
+    assert cached(stream) == {0, 1, 4, 5}
+
+
 def test_where_all_are_mapped_the_oldest_leaves_and_stays_readable_for_who_has_it(stream: MixtureStream) -> None:
     reader, other = (Reader(stream, limited(stream, 4)) for _ in range(2))
     for shard in range(4):

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow
 import pytest
 
-from megaslm.dataset.index import Shard, read_index
-from megaslm.dataset.rows import rows_in, unpacked
+from megaslm.dataset.index import CHECKSUM, Shard, read_index
+from megaslm.dataset.rows import RowReader, rows_in, unpacked
 from megaslm.errors import CorruptData
 from tests.messages import Says
-from tests.small_shards import FORMATS, tokens_of, write
+from tests.small_shards import FORMATS, make, tokens_of, write
 
 
 @pytest.fixture
@@ -54,3 +54,22 @@ def test_bytes_of_other_rows_are_refused(packed: tuple[Path, Shard], change: str
     with pytest.raises(CorruptData) as refused:
         rows_in(path, np.frombuffer(bytes(content), dtype=np.uint8), shard)
     says(refused, f"{shard.samples} rows", "28 bytes")
+
+
+def test_a_packed_shard_of_other_rows_is_found_by_its_checksum(tmp_path: Path) -> None:
+    """Also where it can be unpacked, and its rows are as many."""
+    make(tmp_path, FORMATS["compressed"])
+    folder = tmp_path / "train" / "a"
+    shard = read_index(folder).shards[0]
+    path = folder / shard.stored.basename
+    content = bytearray(pyarrow.decompress(path.read_bytes(), shard.raw_data.bytes, codec="zstd", asbytes=True))
+    content[-1] ^= 1
+    path.write_bytes(pyarrow.compress(bytes(content), codec="zstd", asbytes=True))
+
+    def read(*, checked: bool) -> None:
+        # Where shards may be fetched, their sizes are not looked at before.
+        RowReader(tmp_path, "train", "a", fetch=lambda *_: None, checked=checked).rows(0, 1)
+
+    read(checked=False)
+    with pytest.raises(CorruptData, match=CHECKSUM):
+        read(checked=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.cluster import (
+    SET_BY_LAUNCHERS,
     Cluster,
     HostfileCluster,
     LocalCluster,
@@ -13,7 +14,7 @@ from megaslm.config.cluster import (
     TorchrunCluster,
 )
 from megaslm.errors import ConfigError
-from megaslm.launch.command import PROJECT, VerbCall
+from megaslm.launch.command import CLUSTER_FILE, PROJECT, Command, VerbCall
 from megaslm.launch.start import command_of
 from tests.messages import Says
 
@@ -167,3 +168,11 @@ def test_the_tasks_of_an_array_are_told_their_part(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
         command_of(SLURM, VerbCall("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
     says(refused, "--part", "slurm")
+
+
+def test_what_another_launcher_left_in_the_shell_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MINE", *SET_BY_LAUNCHERS):
+        monkeypatch.setenv(name, "left over")
+    found = Command(("true",), {"A": "x y"}).environment_here(Path("cluster.yaml"))
+    assert (found["MINE"], found["A"]) == ("left over", "x y")
+    assert {name: found[name] for name in SET_BY_LAUNCHERS if name in found} == {CLUSTER_FILE: "cluster.yaml"}

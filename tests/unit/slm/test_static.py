@@ -20,13 +20,13 @@ RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"
 ROWS, LENGTH = 12, 21
 
 
-def drawn_targets(seed: int = 0) -> Targets:
+def drawn_targets(seed: int = 0, first_row: int = 0) -> Targets:
     """Rows with many equal values, a tenth of their targets invalid, one row without any target."""
     generator = torch.Generator().manual_seed(seed)
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
     valid[3] = False
     losses, entropies = torch.randint(0, 8, (2, ROWS, LENGTH), generator=generator) / 2
-    return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), losses, entropies)
+    return Targets(valid, target_keys(first_row + torch.arange(ROWS), 0, LENGTH), losses, entropies)
 
 
 def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) -> set[int]:
@@ -102,6 +102,19 @@ def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRanking, measure_r
     for by_mask, by_score in run_together(2, rank):
         assert_alike(by_mask, by_score)
         assert int(by_mask.denominator) == sum(int(mask.sum()) for mask in masks)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_all_ranks_divide_by_what_all_of_them_selected(ranking: StaticRanking) -> None:
+    micro_batches = [drawn_targets(number, number * ROWS) for number in range(4)]
+
+    def rank(number: int, all_reduce_sum: AllReduceSum) -> StepPlan:
+        rule = SelectionRule(KeepRatio(Decimal("0.6")), ranking, "batch")
+        return plan(rule, micro_batches[2 * number : 2 * number + 2], all_reduce_sum)
+
+    plans = run_together(2, rank)
+    selected = sum(int(choice.mask.sum()) for each in plans for choice in each.choices)  # type: ignore[union-attr]
+    assert [int(each.denominator) for each in plans] == [selected, selected]
 
 
 def test_a_mask_selects_no_invalid_target_and_has_no_say_in_other_scores() -> None:

@@ -256,6 +256,7 @@ def test_of_the_surplus_half_is_taken_back_in_the_next_step() -> None:
     assert int(corrected(count, valid, -surplus)) == 660
     assert int(corrected(count, valid, torch.tensor(-2.0))) == 1000
     assert float(recent.surplus_with(torch.tensor(10_000), count)) == 1.0
+    assert float(RecentThresholds(SelectionState(surplus=-0.9)).surplus_with(torch.tensor(0), count)) == -1.0
 
 
 def test_six_thresholds_are_stored_and_the_three_of_earlier_builds_are_read() -> None:

@@ -48,6 +48,7 @@ def test_a_majority_of_some_samples_is_near_the_mean_over_all_draws() -> None:
     exact = sum(majority_at_k([answers[i] for i in draw], [right[i] for i in draw], 3, key=0) for draw in draws)
     assert majority_at_k(answers, right, 3, key=0) == pytest.approx(exact / len(draws), abs=0.05)
     assert majority_at_k(answers, right, 3, key=0) == majority_at_k(answers, right, 3, key=0)
+    assert majority_at_k(answers, right, 3, key=0) != majority_at_k(answers, right, 3, key=1)
 
 
 def test_the_standard_error_and_the_interval_of_a_share() -> None:
