@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -90,6 +91,16 @@ def cluster() -> Iterator[Cluster]:
             cluster.stop()
 
 
+def processes_at_work(ledger: Path) -> list[int]:
+    """The processes that do a task now."""
+    found = []
+    for path in ledger.glob("task-*.tries"):
+        # A task that is done meanwhile has none any more.
+        with suppress(FileNotFoundError):
+            found.append(int(path.read_text().split()[-1]))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_ray
@@ -105,9 +116,15 @@ def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: 
     prepare(recipe, tmp_path / "expected", workers=2)
     job = cluster.run("prepare", tmp_path / "recipe.yaml", tmp_path / "dataset")
     ledger = tmp_path / "dataset" / ".prepare"
-    wait_until(lambda: bool(list(ledger.glob("task-*.json"))) or job.poll() is not None)
-    at_work = [path.read_text().split()[-1] for path in ledger.glob("task-*.tries")]
-    assert cluster.kill_the_node_of(int(at_work[0]))
+    at_work: list[int] = []
+
+    def is_half_way() -> bool:
+        at_work[:] = processes_at_work(ledger)
+        return bool(list(ledger.glob("task-*.json")) and at_work) or job.poll() is not None
+
+    wait_until(is_half_way)
+    assert at_work, job.communicate()
+    assert cluster.kill_the_node_of(at_work[0])
     killed_at = time.monotonic()
     said = job.communicate(timeout=300)
     ended_at = time.monotonic()

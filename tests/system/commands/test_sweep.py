@@ -29,8 +29,8 @@ def config(tmp_path: Path) -> Path:
     return write_config(tmp_path / "run.yaml", run)
 
 
-def command(config: Path, cluster: Path, *arguments: str) -> list[str]:
-    sweep = (sys.executable, "-m", "megaslm", "sweep", str(config), "--over", "seed=1,2,3")
+def command(config: Path, cluster: Path, *arguments: str, seeds: str = "1,2") -> list[str]:
+    sweep = (sys.executable, "-m", "megaslm", "sweep", str(config), "--over", f"seed={seeds}")
     return [*sweep, "--cluster", str(cluster), *arguments]
 
 
@@ -70,9 +70,9 @@ def test_it_is_stopped_and_resumed_and_goes_on_after_a_run_that_fails(config: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     runs = json.loads(result.read_text())
-    assert [(run["value"], run["is_finished"]) for run in runs] == [("1", True), ("2", True), ("3", True)]
+    assert [(run["value"], run["is_finished"]) for run in runs] == [("1", True), ("2", True)]
     losses = [run["losses"]["own/a"] for run in runs]
-    assert len(set(losses)) == 3
+    assert len(set(losses)) == 2
     begun = [line for line in done.stdout.splitlines() if " · step 2/" in line]
     assert len(begun) == 1, "runs that are finished are not trained again"
     last = json.loads((folder / "seed-1" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -90,7 +90,7 @@ def test_a_queue_gets_each_run_that_has_not_begun(config: Path, tmp_path: Path) 
     begun.mkdir(parents=True)
     (begun / "config.yaml").write_bytes(config.read_bytes())
     done = subprocess.run(
-        command(config, cluster),
+        command(config, cluster, seeds="1,2,3"),
         env=environment(PATH=f"{programs}:{os.environ['PATH']}"),
         cwd=ROOT,
         capture_output=True,
