@@ -1,0 +1,58 @@
+"""The memory that the head takes while it computes losses and gradients, in closed form."""
+
+from typing import Literal
+
+import torch
+
+from megaslm.slm.head_pass import chunk_count
+from megaslm.slm.token_loss import HeadMethod, cache_bytes
+
+HeadWay = HeadMethod | Literal["every"]
+"""How the head computes: `every` row's gradient at once, or by one of the methods for a choice by loss."""
+
+
+def head_bytes(
+    rows: int,
+    width: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    way: HeadWay,
+    *,
+    keep_ratio: float,
+    on_gpu: bool,
+) -> int:
+    """The most bytes at once in the head's forward pass, beside its input and its weight.
+
+    With T rows, D the width and V the vocabulary: the gradients in float32, 4·T·D and 4·V·D, are there from the start.
+    A chunk of n rows has n·V logits in float32. On a GPU, where the model is in bf16, it has their exponentials in
+    bf16 beside them, and until these are made those of the chunk before. A forecast of the choice copies the rows that
+    it takes. `cache` holds the exponentials of all rows. Numbers per row are left out.
+
+    Args:
+        rows: T, the targets of a micro-batch.
+        width: D.
+        vocab_size: V.
+        dtype: of the hidden states and the weight.
+        way: how the head computes.
+        keep_ratio: the share of rows that a choice by loss takes.
+        on_gpu: where it runs. A CPU multiplies in float32, and copies what is bf16.
+    """
+    copied = 0 if on_gpu or dtype == torch.float32 else 4 * (rows + vocab_size) * width
+    count = chunk_count(rows, vocab_size, torch.float32, on_gpu=on_gpu)
+    chunk = -(-rows // count)
+    element_bytes = dtype.itemsize if on_gpu else 4
+    shares_buffer = element_bytes == 4
+    logits = 4 * chunk * vocab_size
+    exponentials = 0 if shares_buffer else element_bytes * chunk * vocab_size
+    taken = element_bytes * chunk * vocab_size * keep_ratio if way == "bracket" else 0
+    # The product by the weight, then its multiple; or the rows of the hidden states, then theirs.
+    products = 8 * chunk * width
+    if way == "cache":
+        second = -(-round(keep_ratio * rows) // chunk_count(round(keep_ratio * rows), vocab_size, dtype, on_gpu=on_gpu))
+        work = cache_bytes(rows, vocab_size) + max(logits, second * (dtype.itemsize * vocab_size + 8 * width))
+    elif shares_buffer:
+        work = logits + taken + products
+    else:
+        before = exponentials if count > 1 else 0
+        work = max(logits + exponentials + before, exponentials + taken + products)
+    return int(copied + 4 * (rows + vocab_size) * width + work)
