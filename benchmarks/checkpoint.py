@@ -32,7 +32,7 @@ from megaslm.model.flops import device_name
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import Retention
+from megaslm.config.retention import Retention
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import resume
 

@@ -26,6 +26,7 @@ from megaslm.errors import MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
+from megaslm.plan_cli import plan
 
 if TYPE_CHECKING:
     from megaslm.launch.findings import Findings
@@ -110,6 +111,7 @@ def init(
 app.command()(prepare)
 app.command()(score)
 app.command()(mask)
+app.command()(plan)
 
 
 @app.command()

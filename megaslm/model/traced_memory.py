@@ -37,6 +37,10 @@ class TrunkMemory:
     backward_bytes: int
     """The most at once in the backward pass, what is still kept and the gradient of the head's input included."""
 
+    def times(self, rows: int) -> "TrunkMemory":
+        """That of so many times the rows."""
+        return TrunkMemory(*(rows * value for value in astuple(self)))
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of the tensors that operators make while it is entered, as long as they live."""
@@ -111,7 +115,8 @@ def trunk_memory(
         astuple(traced_layers(with_layers(config, layers), recompute, dtype, length=length)) for layers in (1, 2)
     )
     further = config.num_hidden_layers - 1
-    return TrunkMemory(*(rows * (of_one + further * (of_two - of_one)) for of_one, of_two in zip(one, two, strict=True)))
+    of_all = (of_one + further * (of_two - of_one) for of_one, of_two in zip(one, two, strict=True))
+    return TrunkMemory(*of_all).times(rows)
 
 
 def traced_layers(config: PretrainedConfig, recompute: Recompute, dtype: torch.dtype, *, length: int) -> TrunkMemory:

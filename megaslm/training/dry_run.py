@@ -15,7 +15,7 @@ from megaslm.files import UNFINISHED
 from megaslm.slm.rule import Moment
 from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import Retention
+from megaslm.config.retention import Retention
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import remove_folder, remove_unfinished
 from megaslm.training.run import TrainingRun, objective_of

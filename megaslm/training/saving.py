@@ -12,7 +12,7 @@ from megaslm.engine.distributed import World
 from megaslm.files import write_file
 from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import retention_of
+from megaslm.config.retention import retention_of
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset

@@ -23,7 +23,7 @@ from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.progress import BY_PASSES
-from megaslm.training.checkpoints.retention import retention_warnings
+from megaslm.config.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run

@@ -27,14 +27,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("generation",),
     ("health",),
     ("observe",),
-    ("scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch"),
+    ("scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch", "planning"),
     (
-        *("cli", "checkpoint_cli", "dataset_cli", "dynamics_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
+        *("cli", "checkpoint_cli", "dataset_cli", "dynamics_cli", "evaluate_cli", "jobs_cli", "launch_cli", "plan_cli"),
         *("cli_output", "demo", "__main__", "__init__"),
     ),
 )
 """From the bottom to the top: a layer imports itself and what is below it."""
-APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch"}
+APART = {"scaffold", "preparing", "scoring", "training", "evaluation", "dynamics", "inspect", "launch", "planning"}
 """The verbs, which do not import one another although they are of one height."""
 
 OWNERS = {

@@ -19,7 +19,7 @@ from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
 from megaslm.training.checkpoints.layout import Layout
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
-from megaslm.training.checkpoints.retention import Retention
+from megaslm.config.retention import Retention
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
     check_sizes,

@@ -16,7 +16,7 @@ from megaslm.errors import CheckpointError
 from megaslm.files import UNFINISHED
 from megaslm.training.checkpoints.file_list import Corruption, FileList, corruption_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
-from megaslm.training.checkpoints.retention import Retention
+from megaslm.config.retention import Retention
 from megaslm.training.checkpoints.state_files import load_state
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")
