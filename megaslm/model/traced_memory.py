@@ -1,6 +1,6 @@
 """The activations of a model, traced on fake tensors: operators give shapes and sizes, and allocate nothing.
 
-One and two layers are traced. All layers are alike, so each further one adds what the second one adds.
+Two layers are traced. All layers are alike, so each further one adds what the second one keeps.
 """
 
 import copy
@@ -21,6 +21,10 @@ from megaslm.config.schema import Recompute
 from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.selective_lm import CausalLM
+
+_TRACED_LAYERS = 2
+_traced: dict[tuple[str, Recompute, torch.dtype, int], tuple["TrunkMemory", int]] = {}
+"""What was traced in this process: `--fit` and a table of plans ask for the same again."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +115,23 @@ def trunk_memory(
         rows: in the micro-batch.
         length: targets per row.
     """
-    one, two = (
-        astuple(traced_layers(with_layers(config, layers), recompute, dtype, length=length)) for layers in (1, 2)
-    )
-    further = config.num_hidden_layers - 1
-    of_all = (of_one + further * (of_two - of_one) for of_one, of_two in zip(one, two, strict=True))
-    return TrunkMemory(*of_all).times(rows)
+    layers = min(_TRACED_LAYERS, config.num_hidden_layers)
+    few = with_layers(config, layers)
+    key = (few.to_json_string(use_diff=False), recompute, dtype, length)
+    if key not in _traced:
+        _traced[key] = traced_layers(few, recompute, dtype, length=length)
+    traced, of_layer = _traced[key]
+    further = of_layer * (config.num_hidden_layers - layers)
+    return TrunkMemory(*(value + further for value in astuple(traced))).times(rows)
 
 
-def traced_layers(config: PretrainedConfig, recompute: Recompute, dtype: torch.dtype, *, length: int) -> TrunkMemory:
-    """What one row of `length` targets takes in a model of all the layers of `config`. Nothing is allocated.
+def traced_layers(
+    config: PretrainedConfig, recompute: Recompute, dtype: torch.dtype, *, length: int
+) -> tuple[TrunkMemory, int]:
+    """What one row of `length` targets takes in a model of all the layers of `config`, and what its last layer keeps.
 
-    Each of its numbers is a maximum over moments that layers repeat. So each grows by the same for every layer.
+    The most that is held at once is held in the last layer, by either pass: so each further layer adds what one keeps.
+    Nothing is allocated.
     """
     with FakeTensorMode():
         lm = _built(config, dtype)
@@ -132,6 +141,10 @@ def traced_layers(config: PretrainedConfig, recompute: Recompute, dtype: torch.d
             # Where gradients are kept depends on ZeRO's stage; they are counted there.
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         with LiveBytes([*lm.parameters(), *lm.buffers()]) as live:
+            held: list[int] = []
+            last = lm.model.layers[-1]
+            last.register_forward_pre_hook(lambda *_: held.append(live.bytes))
+            last.register_forward_hook(lambda *_: held.append(live.bytes))
             documents = Documents.whole_rows(1, length, torch.device("cpu"))
             tokens = torch.zeros(1, length, dtype=torch.int64)
             hidden = lm.model(
@@ -141,7 +154,8 @@ def traced_layers(config: PretrainedConfig, recompute: Recompute, dtype: torch.d
             gradient = torch.empty_like(hidden)
             live.forget_peak()
             hidden.backward(gradient)
-            return TrunkMemory(kept, forward, live.peak_bytes)
+            before, after = held
+            return TrunkMemory(kept, forward, live.peak_bytes), after - before
 
 
 def _drop_gradient(parameter: Tensor) -> None:

@@ -68,7 +68,7 @@ def _run(plan: Plan) -> Iterator[tuple[str, str]]:
 def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "operations", f"{operations(plan.flops_per_token)} per token, of training"
     if plan.training is not None:
-        yield "time", f"{_time(plan.training)} at {plan.mfu:.0%} MFU"
+        yield "time", f"at {plan.mfu:.0%} MFU {_time(plan.training)}"
     elif plan.machine.peak_tflops is None or plan.precision != "bf16":
         yield "time", _UNKNOWN_PEAK
     scoring = plan.scoring
@@ -94,10 +94,8 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _time(work: Work) -> str:
-    money = "" if work.money is None else f", {work.money:,.0f} in the unit of the price"
-    return (
-        f"{work.hours:,.3g} h ({work.gpu_hours:,.4g} GPU-hours{money}), {work.tokens_per_second:,.0f} tokens/s"
-    )
+    money = "" if work.money is None else f", which cost {work.money:,.0f}"
+    return f"{work.hours:,.3g} h, {work.tokens_per_second:,.0f} tokens/s; {work.gpu_hours:,.4g} GPU-hours{money}"
 
 
 def _memory(plan: Plan) -> Table:

@@ -14,6 +14,7 @@ from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import CheckpointError
 from megaslm.health.findings import Requirements
+from megaslm.health.host_facts import resident_bytes
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
@@ -31,6 +32,7 @@ from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
+from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
 from megaslm.training.run import TrainingRun
@@ -215,6 +217,7 @@ def _prepare(
         eos_id=data.eos_id if config.model.document_isolation else None,
     )
     heartbeat("start", 0)
+    memory = MemoryCheck(resident_bytes("VmRSS"))
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
     way = exact_way(config, plan, engine, world)
@@ -225,7 +228,9 @@ def _prepare(
         context_tokens=engine.model.lm.config.max_position_embeddings,
     )
     probe = Probe(config, world, data)
-    return TrainingRun(config, plan, data, stream, validation, tasks, probe, run, engine, way, world, cpu_group, stop)
+    return TrainingRun(
+        config, plan, data, stream, validation, tasks, probe, run, engine, way, memory, world, cpu_group, stop
+    )
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:

@@ -1,0 +1,75 @@
+"""The memory that a run was predicted to need, and what its first steps took: one line, and memory.json."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import RunConfig
+from megaslm.engine.distributed import World, gather_objects
+from megaslm.engine.zero import ZeroEngine
+from megaslm.files import write_file
+from megaslm.health.host_facts import resident_bytes
+from megaslm.model.load import choose_precision
+from megaslm.model.memory import rank_memory
+from megaslm.observe.display import size
+
+MEMORY = "memory.json"
+"""The file in a run folder."""
+
+
+@dataclass
+class MemoryCheck:
+    """Compares once, after the first report of a run."""
+
+    before_bytes: int
+    """What this rank held before it had a model, on a CPU."""
+    is_done: bool = False
+
+    def compare(
+        self,
+        config: RunConfig,
+        plan: BatchPlan,
+        engine: ZeroEngine,
+        world: World,
+        *,
+        keeps_graphs: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        """Tells the prediction and the most that a rank took so far. Called on all ranks; the first time counts.
+
+        The first rank traces a step meanwhile, which takes about a second: before the first step it would delay the
+        start, and a thread beside DeepSpeed's start could meet its hooks.
+        """
+        if self.is_done:
+            return
+        self.is_done = True
+        measured_bytes = max(gather_objects(peak_bytes(world.device)))
+        if not world.is_first:
+            return
+        predicted = rank_memory(
+            config,
+            plan,
+            engine.model.lm.config,
+            choose_precision(config.model.precision, world.device),
+            on_gpu=world.device.type == "cuda",
+            process_bytes=self.before_bytes,
+            keeps_graphs=keeps_graphs,
+        )
+        ratio = measured_bytes / predicted.peak_bytes
+        say(f"memory: predicted {size(predicted.peak_bytes)} per rank, measured {size(measured_bytes)} ({ratio:.0%})")
+        facts = {
+            "predicted_bytes": predicted.peak_bytes,
+            "measured_bytes": measured_bytes,
+            "moment": predicted.peak_moment,
+            "parts": asdict(predicted),
+        }
+        write_file(Path(config.run_dir) / MEMORY, json.dumps(facts, indent=1) + "\n")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this rank held at once: what PyTorch allocated on its GPU or, without one, what was resident."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_bytes("VmHWM")
