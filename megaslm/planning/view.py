@@ -87,10 +87,15 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
         )
     if plan.batches.world_size > 1:
         network = plan.network
-        pace = "" if network.bytes_per_second is None else (
-            f"; it hides behind the computation above {8 * network.bytes_per_second / 1e9:,.3g} Gbit/s"
+        pace = (
+            ""
+            if network.bytes_per_second is None
+            else (f"; it hides behind the computation above {8 * network.bytes_per_second / 1e9:,.3g} Gbit/s")
         )
-        yield "network", f"a {'GPU' if plan.machine.on_gpu else 'rank'} receives {size(network.bytes_per_step)} a step{pace}"
+        yield (
+            "network",
+            f"a {'GPU' if plan.machine.on_gpu else 'rank'} receives {size(network.bytes_per_step)} a step{pace}",
+        )
 
 
 def _time(work: Work) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from megaslm.config.plan import BatchPlan
+from megaslm.config.run_files import MEMORY
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import World, gather_objects
 from megaslm.engine.zero import ZeroEngine
@@ -16,9 +17,6 @@ from megaslm.health.host_facts import resident_bytes
 from megaslm.model.load import choose_precision
 from megaslm.model.memory import rank_memory
 from megaslm.observe.display import size
-
-MEMORY = "memory.json"
-"""The file in a run folder."""
 
 
 @dataclass
@@ -65,6 +63,7 @@ class MemoryCheck:
             "predicted_bytes": predicted.peak_bytes,
             "measured_bytes": measured_bytes,
             "moment": predicted.peak_moment,
+            "moments": predicted.moments,
             "parts": asdict(predicted),
         }
         write_file(Path(config.run_dir) / MEMORY, json.dumps(facts, indent=1) + "\n")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megaslm.config.retention import retention_of
 from megaslm.config.source import dump
 from megaslm.dataset.fit import reads_reference
 from megaslm.dataset.manifest import COST
@@ -12,7 +13,6 @@ from megaslm.engine.distributed import World
 from megaslm.files import write_file
 from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.config.retention import retention_of
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset

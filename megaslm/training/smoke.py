@@ -16,6 +16,7 @@ import torch
 
 from megaslm.config.measuring import ValidationSection
 from megaslm.config.plan import BatchPlan
+from megaslm.config.retention import most_kept
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -24,7 +25,6 @@ from megaslm.observe.display import counted
 from megaslm.observe.records import StepRecord, ValidationRecord, read_step
 from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.config.retention import most_kept
 from megaslm.training.checkpoints.state_files import differing_parameters
 from megaslm.training.checkpoints.store import Checkpoint, Resumed, problem_of, step_folder
 from megaslm.training.dry_run import lack_of_memory_named

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megaslm.config.plan import BatchPlan, plan_batches
+from megaslm.config.retention import retention_warnings
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
@@ -24,7 +25,6 @@ from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.progress import BY_PASSES
-from megaslm.config.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run

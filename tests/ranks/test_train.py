@@ -166,3 +166,15 @@ def test_the_model_of_another_vocabulary_is_refused_by_name(chain: Chain, tmp_pa
     assert str(chain.reference) in said
     assert str(larger) in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_the_memory_that_was_predicted_and_measured(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [60]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens")
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2)
+    found = json.loads((tmp_path / "run" / "memory.json").read_text())
+    assert found["predicted_bytes"] == sum(found["parts"][name] for name in ("process", "weights", "gradients", "optimizer", "buffers")) + found["moments"][found["moment"]]  # fmt: skip
+    assert found["measured_bytes"] > found["parts"]["process"] > 0
+    # Once, however many reports follow.
+    (line,) = [line for line in said.splitlines() if line.startswith("memory: predicted ")]
+    assert f"({found['measured_bytes'] / found['predicted_bytes']:.0%})" in line

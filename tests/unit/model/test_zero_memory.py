@@ -30,9 +30,7 @@ def test_the_known_figures_of_16_bytes_a_parameter(stage: int, ranks: int, gib: 
     ("stage", "weights", "gradients", "optimizer"),
     [(1, 2 * P, 4 * P, 12 * P / 8), (2, 2 * P, 4 * P / 8, 12 * P / 8), (3, 2 * P / 8, 4 * P / 8, 12 * P / 8)],
 )
-def test_each_stage_divides_more_among_8_ranks(
-    stage: int, weights: float, gradients: float, optimizer: float
-) -> None:
+def test_each_stage_divides_more_among_8_ranks(stage: int, weights: float, gradients: float, optimizer: float) -> None:
     found = of(MISTRAL, 8, stage=stage)
     assert (found.weights, found.gradients, found.optimizer) == (weights, gradients, optimizer)
 

@@ -11,6 +11,7 @@ from megaslm.planning.plan import Plan, Request, make_plan, with_known_length
 from megaslm.planning.shapes import shape_of
 from tests.shipped import CONFIGS, EPOCH_TOKENS, NAMES
 
+
 def llama(vocabulary: int, width: int, feed_forward: int, layers: int, key_width: int, *, tied: bool = False) -> int:
     """Embedding and head; of each layer queries and output, keys and values, gate, up and down, two norms; the last
     norm."""
