@@ -16,9 +16,7 @@ def plan(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(
-            help="Their kind, such as h100-80g; others are named by a wrong one.", show_default="this machine's"
-        ),
+        typer.Option(help="Their kind, such as h100-80g; a wrong name lists all.", show_default="this machine's"),
     ] = None,
     mfu: Annotated[
         float | None,

@@ -76,10 +76,8 @@ def find_fit(path: Path, overrides: Sequence[str], request: Request) -> Fit:
         ).peak_bytes
 
     tried = {change: peak_bytes(change) for change in _in_order(before, config, machine.ranks)}
-    best = next(
-        (change for change, needed in tried.items() if needed <= machine.usable_bytes),
-        min(tried, key=tried.__getitem__),
-    )
+    fitting = (change for change, needed in tried.items() if needed <= machine.usable_bytes)
+    best = next(fitting, min(tried, key=tried.__getitem__))
     found = best.overrides(before)
     return Fit(tuple(found), make_plan(path, [*overrides, *found], request))
 

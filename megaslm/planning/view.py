@@ -86,16 +86,16 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
             f"{size(disk.checkpoints)}",
         )
     if plan.batches.world_size > 1:
-        network = plan.network
-        pace = (
-            ""
-            if network.bytes_per_second is None
-            else (f"; it hides behind the computation above {8 * network.bytes_per_second / 1e9:,.3g} Gbit/s")
-        )
-        yield (
-            "network",
-            f"a {'GPU' if plan.machine.on_gpu else 'rank'} receives {size(network.bytes_per_step)} a step{pace}",
-        )
+        yield "network", _network(plan)
+
+
+def _network(plan: Plan) -> str:
+    who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
+    line = f"a {who} receives {size(network.bytes_per_step)} a step"
+    if network.bytes_per_second is None:
+        return line
+    gigabits = 8 * network.bytes_per_second / 1e9
+    return f"{line}; above {gigabits:,.3g} Gbit/s this can hide behind the computation"
 
 
 def _time(work: Work) -> str:

@@ -13,7 +13,8 @@ RUN = CONFIGS / "rho-math-1b" / "slm.yaml"
 def test_a_plan_is_printed_and_written(tmp_path: Path, says: Says) -> None:
     file = tmp_path / "plan.json"
     options = ("--gpus", "8", "--gpu", "a100-80g", "--price", "1.5", "--json", file)
-    said = run_megaslm("plan", RUN, *options, "--reference-run", RUN.parent / "reference.yaml", "--epoch-tokens", "500000000")  # fmt: skip
+    reference = ("--reference-run", RUN.parent / "reference.yaml", "--epoch-tokens", "500000000")
+    said = run_megaslm("plan", RUN, *options, *reference)
     says(said.replace(str(CONFIGS), "CONFIGS"), "1,100,048,384", "14,305")
     found = json.loads(file.read_text(encoding="utf-8"))
     assert found["parameters"]["embedding"] == 65_536_000

@@ -173,7 +173,8 @@ def test_a_run_tells_the_memory_that_was_predicted_and_measured(tmp_path: Path) 
     config = run_config(tmp_path / "run", tmp_path / "tokens")
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2)
     found = json.loads((tmp_path / "run" / "memory.json").read_text())
-    assert found["predicted_bytes"] == sum(found["parts"][name] for name in ("process", "weights", "gradients", "optimizer", "buffers")) + found["moments"][found["moment"]]  # fmt: skip
+    states = sum(found["parts"][name] for name in ("process", "weights", "gradients", "optimizer", "buffers"))
+    assert found["predicted_bytes"] == states + found["moments"][found["moment"]]
     assert found["measured_bytes"] > found["parts"]["process"] > 0
     # Once, however many reports follow.
     (line,) = [line for line in said.splitlines() if line.startswith("memory: predicted ")]

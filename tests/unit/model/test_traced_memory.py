@@ -59,7 +59,8 @@ def test_what_is_kept_is_what_the_formula_says(dtype: torch.dtype, recompute: Re
 
 
 def test_recomputing_more_keeps_less_and_works_more() -> None:
-    by_level = [trunk_memory(CONFIGS["llama"], level, torch.bfloat16, rows=1, length=LENGTH) for level in ("none", "selective", "full")]  # fmt: skip
+    levels: tuple[Recompute, ...] = ("none", "selective", "full")
+    by_level = [trunk_memory(CONFIGS["llama"], level, torch.bfloat16, rows=1, length=LENGTH) for level in levels]
     kept = [found.kept_bytes for found in by_level]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == 3
