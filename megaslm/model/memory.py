@@ -9,7 +9,7 @@ from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 from megaslm.model.load import ChosenPrecision, dtype_of
 from megaslm.model.selective_lm import HeadSettings
-from megaslm.model.traced_memory import TrunkMemory, parameter_counts, trunk_memory
+from megaslm.model.traced_memory import parameter_counts, trunk_memory
 from megaslm.model.zero_memory import Weights, zero_memory
 from megaslm.slm.head_memory import HeadWay, head_bytes
 
@@ -78,7 +78,7 @@ def rank_memory(
     process_bytes: int = 0,
     keeps_graphs: bool = False,
 ) -> RankMemory:
-    """The memory of a rank in a step of the run. Takes about a second.
+    """The memory of a rank in a step of the run. Takes about half a second for a new shape.
 
     Args:
         config: of the run.
@@ -91,31 +91,6 @@ def rank_memory(
     """
     dtype = dtype_of(precision)
     trunk = trunk_memory(model, config.model.recompute, dtype, rows=plan.micro_batch_rows, length=plan.seq_len)
-    return assembled(
-        config,
-        plan,
-        model,
-        trunk,
-        precision,
-        on_gpu=on_gpu,
-        process_bytes=process_bytes,
-        keeps_graphs=keeps_graphs,
-    )
-
-
-def assembled(
-    config: RunConfig,
-    plan: BatchPlan,
-    model: PretrainedConfig,
-    trunk: TrunkMemory,
-    precision: ChosenPrecision,
-    *,
-    on_gpu: bool,
-    process_bytes: int,
-    keeps_graphs: bool,
-) -> RankMemory:
-    """As `rank_memory`, for activations that are traced already."""
-    dtype = dtype_of(precision)
     counts, layer = parameter_counts(model)
     weights = Weights(counts.total, layer, max(counts.embedding, layer), dtype.itemsize)
     states = zero_memory(config.zero, weights, plan.world_size, micro_steps=plan.micro_steps, on_gpu=on_gpu)

@@ -23,8 +23,10 @@ from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.selective_lm import CausalLM
 
 _TRACED_LAYERS = 2
-_traced: dict[tuple[str, Recompute, torch.dtype, int], tuple["TrunkMemory", int]] = {}
-"""What was traced in this process: `--fit` and a table of plans ask for the same again."""
+_Traced = tuple["TrunkMemory", int]
+_traced: dict[tuple[str, Recompute, torch.dtype, int], _Traced] = {}
+_counted: dict[str, tuple[ParameterCounts, int]] = {}
+"""What was traced and counted in this process: `--fit` asks for the same again and again."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,13 @@ def with_layers(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 def parameter_counts(config: PretrainedConfig) -> tuple[ParameterCounts, int]:
     """The exact number of parameters of a model, by part, and that of one decoder layer."""
+    key = config.to_json_string(use_diff=False)
+    if key not in _counted:
+        _counted[key] = _count_parameters(config)
+    return _counted[key]
+
+
+def _count_parameters(config: PretrainedConfig) -> tuple[ParameterCounts, int]:
     with torch.device("meta"):
         lm = _built(with_layers(config, 1), torch.float32)
     layer = _elements(lm.model.layers)

@@ -8,10 +8,7 @@ from typing import get_args
 from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import Recompute, RunConfig
-from megaslm.model.load import dtype_of
-from megaslm.model.memory import PROCESS_BYTES_ON_CPU, assembled
-from megaslm.model.traced_memory import trunk_memory
-from megaslm.planning.plan import Plan, Request, make_plan, planned_precision, with_known_length
+from megaslm.planning.plan import Plan, Request, foreseen_memory, make_plan, with_known_length
 from megaslm.planning.shapes import shape_of
 
 _LEVELS: tuple[Recompute, ...] = get_args(Recompute)
@@ -53,29 +50,13 @@ def find_fit(path: Path, overrides: Sequence[str], request: Request) -> Fit:
     """
     config = load(RunConfig, path, overrides).value
     config = with_known_length(config, request.epoch_tokens)
-    machine, model = request.machine, shape_of(config.model, request.model).config
-    precision = planned_precision(config, machine)
-    per_row = {
-        level: trunk_memory(model, level, dtype_of(precision), rows=1, length=config.data.seq_len)
-        for level in _LEVELS[_LEVELS.index(config.model.recompute) :]
-    }
+    machine, shape = request.machine, shape_of(config.model, request.model)
     rows = plan_batches(config, machine.ranks).micro_batch_rows
     before = Change(rows, config.model.recompute, config.zero.stage)
-
-    def peak_bytes(change: Change) -> int:
-        changed = _changed(config, change)
-        return assembled(
-            changed,
-            plan_batches(changed, machine.ranks),
-            model,
-            per_row[change.recompute].times(change.micro_batch_rows),
-            precision,
-            on_gpu=machine.on_gpu,
-            process_bytes=PROCESS_BYTES_ON_CPU,
-            keeps_graphs=False,
-        ).peak_bytes
-
-    tried = {change: peak_bytes(change) for change in _in_order(before, config, machine.ranks)}
+    tried = {
+        change: foreseen_memory(_changed(config, change), shape, machine).peak_bytes
+        for change in _in_order(before, config, machine.ranks)
+    }
     fitting = (change for change, needed in tried.items() if needed <= machine.usable_bytes)
     best = next(fitting, min(tried, key=tried.__getitem__))
     found = best.overrides(before)

@@ -122,15 +122,7 @@ def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
     batches = plan_batches(config, machine.ranks)
     precision = planned_precision(config, machine)
     counts, _ = parameter_counts(shape.config)
-    memory = rank_memory(
-        config,
-        batches,
-        shape.config,
-        precision,
-        on_gpu=machine.on_gpu,
-        process_bytes=PROCESS_BYTES_ON_CPU,
-        keeps_graphs=_keeps_graphs(config, batches),
-    )
+    memory = foreseen_memory(config, shape, machine)
     rate = None
     if machine.peak_tflops is not None and precision == "bf16":
         rate = Rate(machine.ranks, machine.peak_tflops * 1e12, request.mfu, request.price)
@@ -169,11 +161,20 @@ def with_known_length(config: RunConfig, epoch_tokens: int | None) -> RunConfig:
     return _with_length(config, epoch_tokens)[0]
 
 
-def _keeps_graphs(config: RunConfig, batches: BatchPlan) -> bool:
-    """Whether the graphs of all micro-steps are held. Where the run decides by the memory left, they are extra."""
-    slm = config.slm
+def foreseen_memory(config: RunConfig, shape: Shape, machine: Machine) -> RankMemory:
+    """The memory of a rank. Where the run decides by the memory left whether to keep graphs, it is without them."""
+    batches, slm = plan_batches(config, machine.ranks), config.slm
     waits = slm.criterion in ("excess", "loss") and slm.scope == "batch" and slm.mode == "exact"
-    return config.train.objective == "slm" and waits and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
+    keeps_graphs = waits and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
+    return rank_memory(
+        config,
+        batches,
+        shape.config,
+        planned_precision(config, machine),
+        on_gpu=machine.on_gpu,
+        process_bytes=PROCESS_BYTES_ON_CPU,
+        keeps_graphs=config.train.objective == "slm" and keeps_graphs,
+    )
 
 
 def _with_length(config: RunConfig, epoch_tokens: int | None) -> tuple[RunConfig, int | None]:
