@@ -151,9 +151,9 @@ def traced_layers(
             parameter.register_post_accumulate_grad_hook(_drop_gradient)
         with LiveBytes([*lm.parameters(), *lm.buffers()]) as live:
             held: list[int] = []
-            last = lm.model.layers[-1]
-            last.register_forward_pre_hook(lambda *_: held.append(live.bytes))
-            last.register_forward_hook(lambda *_: held.append(live.bytes))
+            # The last layer begins and ends: at both times the model holds one layer's result beside what is kept.
+            for module in (lm.model.layers[-1], lm.model.norm):
+                module.register_forward_pre_hook(lambda *_: held.append(live.bytes))
             documents = Documents.whole_rows(1, length, torch.device("cpu"))
             tokens = torch.zeros(1, length, dtype=torch.int64)
             hidden = lm.model(

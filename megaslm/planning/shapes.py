@@ -16,18 +16,30 @@ from megaslm.model.stated_config import CONFIG
 
 _NO_TOKEN = 0
 """In place of EOS, which no number of a plan depends on."""
-_LLAMA_7B = {"vocab_size": 32_000, "hidden_size": 4096, "num_layers": 32, "num_heads": 32}
-_MISTRAL = Architecture(
-    **_LLAMA_7B, family="mistral", intermediate_size=14_336, num_kv_heads=8, max_position_embeddings=32_768
-)
 _TINYLLAMA = Architecture(
-    vocab_size=32_000, hidden_size=2048, intermediate_size=5632, num_layers=22, num_heads=32, num_kv_heads=4,
+    vocab_size=32_000,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_layers=22,
+    num_heads=32,
+    num_kv_heads=4,
     max_position_embeddings=2048,
-)  # fmt: skip
+)
+_LLAMA_2 = Architecture(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008, num_layers=32, num_heads=32)
+_MISTRAL = Architecture(
+    family="mistral",
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=14_336,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    max_position_embeddings=32_768,
+)
 _PUBLISHED: Mapping[str, Architecture] = {
     "tinyllama-1.1b": _TINYLLAMA,
     "mistral-7b": _MISTRAL,
-    "llama-2-7b": Architecture(**_LLAMA_7B, intermediate_size=11_008),
+    "llama-2-7b": _LLAMA_2,
     "rho-math-1b": _TINYLLAMA,
     "rho-math-1b-clm": _TINYLLAMA,
     "rho-math-1b-reference": _TINYLLAMA,

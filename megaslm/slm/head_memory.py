@@ -44,15 +44,18 @@ def head_bytes(
     shares_buffer = element_bytes == 4
     logits = 4 * chunk * vocab_size
     exponentials = 0 if shares_buffer else element_bytes * chunk * vocab_size
-    taken = element_bytes * chunk * vocab_size * keep_ratio if way == "bracket" else 0
+    taken = int(element_bytes * chunk * vocab_size * keep_ratio) if way == "bracket" else 0
     # The product by the weight, then its multiple; or the rows of the hidden states, then theirs.
     products = 8 * chunk * width
     if way == "cache":
-        second = -(-round(keep_ratio * rows) // chunk_count(round(keep_ratio * rows), vocab_size, dtype, on_gpu=on_gpu))
-        work = cache_bytes(rows, vocab_size) + max(logits, second * (dtype.itemsize * vocab_size + 8 * width))
+        kept, work_dtype = round(keep_ratio * rows), torch.float32 if shares_buffer else dtype
+        second = -(-kept // chunk_count(kept, vocab_size, work_dtype, on_gpu=on_gpu))
+        again = second * (vocab_size * (2 + (4 if shares_buffer else 0)) + 8 * width)
+        # A CPU writes all logits into one buffer, which stays.
+        work = cache_bytes(rows, vocab_size) + (logits + again if shares_buffer else max(logits, again))
     elif shares_buffer:
         work = logits + taken + products
     else:
         before = exponentials if count > 1 else 0
         work = max(logits + exponentials + before, exponentials + taken + products)
-    return int(copied + 4 * (rows + vocab_size) * width + work)
+    return copied + 4 * (rows + vocab_size) * width + work
