@@ -25,6 +25,11 @@ def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
     return 2.0 * matrix_parameters(config) + attention
 
 
+def training_flops_per_token(config: PretrainedConfig, length: int) -> float:
+    """Operations of training per token: three forward passes' worth, whatever is recomputed or selected."""
+    return 3 * forward_flops_per_token(config, length)
+
+
 def matrix_parameters(config: PretrainedConfig) -> int:
     """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
 

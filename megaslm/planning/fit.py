@@ -8,8 +8,8 @@ from typing import get_args
 from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import Recompute, RunConfig
+from megaslm.model.shapes import shape_of
 from megaslm.planning.plan import Plan, Request, foreseen_memory, make_plan, with_known_length
-from megaslm.planning.shapes import shape_of
 
 _LEVELS: tuple[Recompute, ...] = get_args(Recompute)
 _LAST_STAGE = 3

@@ -12,12 +12,12 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
-from megaslm.model.flops import forward_flops_per_token
+from megaslm.model.flops import forward_flops_per_token, training_flops_per_token
 from megaslm.model.load import ChosenPrecision, choose_precision, dtype_of
 from megaslm.model.memory import PROCESS_BYTES_ON_CPU, RankMemory, rank_memory
+from megaslm.model.shapes import Shape, shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
-from megaslm.planning.shapes import Shape, shape_in, shape_of
-from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of, training_flops_per_token
+from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of
 from megaslm.storage.file_systems import is_remote
 
 USABLE_MEMORY = 0.9

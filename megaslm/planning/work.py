@@ -2,19 +2,14 @@
 
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
-
 from megaslm.config.operation import ZeroSection
 from megaslm.config.plan import BatchPlan, checkpoint_bytes
 from megaslm.config.retention import most_kept
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.shards import RowFormat
-from megaslm.model.flops import forward_flops_per_token
 
 DEFAULT_MFU = 0.3
 """Rho-1's hours on 32 H100 amount to 25% of the peak for 1.1B parameters and to 34% for 7B."""
-_PASSES_OF_TRAINING = 3
-"""In units of a forward pass: one forward, two for the gradients."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,6 @@ class Network:
     bytes_per_step: int
     bytes_per_second: float | None
     """At which it takes as long as the computation; beside which it can hide. None where the speed is not known."""
-
-
-def training_flops_per_token(model: PretrainedConfig, length: int) -> float:
-    """Operations of the forward and backward pass per token. What is recomputed or not selected is not looked at."""
-    return _PASSES_OF_TRAINING * forward_flops_per_token(model, length)
 
 
 def disk_of(config: RunConfig, plan: BatchPlan, parameters: int, vocab_size: int, tokens: int) -> Disk:

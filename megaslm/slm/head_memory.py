@@ -37,25 +37,24 @@ def head_bytes(
         keep_ratio: the share of rows that a choice by loss takes.
         on_gpu: where it runs. A CPU multiplies in float32, and copies what is bf16.
     """
-    copied = 0 if on_gpu or dtype == torch.float32 else 4 * (rows + vocab_size) * width
-    count = chunk_count(rows, vocab_size, torch.float32, on_gpu=on_gpu)
-    chunk = -(-rows // count)
-    element_bytes = dtype.itemsize if on_gpu else 4
-    shares_buffer = element_bytes == 4
+    in_bf16 = on_gpu and dtype == torch.bfloat16
+    gradients = 4 * (rows + vocab_size) * width
+    copied = 0 if on_gpu or dtype == torch.float32 else gradients
+    chunk = -(-rows // chunk_count(rows, vocab_size, torch.float32, on_gpu=on_gpu))
     logits = 4 * chunk * vocab_size
-    exponentials = 0 if shares_buffer else element_bytes * chunk * vocab_size
-    taken = int(element_bytes * chunk * vocab_size * keep_ratio) if way == "bracket" else 0
     # The product by the weight, then its multiple; or the rows of the hidden states, then theirs.
     products = 8 * chunk * width
     if way == "cache":
-        kept, work_dtype = round(keep_ratio * rows), torch.float32 if shares_buffer else dtype
-        second = -(-kept // chunk_count(kept, vocab_size, work_dtype, on_gpu=on_gpu))
-        again = second * (vocab_size * (2 + (4 if shares_buffer else 0)) + 8 * width)
-        # A CPU writes all logits into one buffer, which stays.
-        work = cache_bytes(rows, vocab_size) + (logits + again if shares_buffer else max(logits, again))
-    elif shares_buffer:
-        work = logits + taken + products
+        kept = round(keep_ratio * rows)
+        most = -(-kept // chunk_count(kept, vocab_size, dtype if in_bf16 else torch.float32, on_gpu=on_gpu))
+        again = most * (vocab_size * (2 if in_bf16 else 2 + 4) + 8 * width)
+        # Float32 logits are in one buffer, which stays.
+        work = cache_bytes(rows, vocab_size) + (max(logits, again) if in_bf16 else logits + again)
     else:
-        before = exponentials if count > 1 else 0
-        work = max(logits + exponentials + before, exponentials + taken + products)
-    return copied + 4 * (rows + vocab_size) * width + work
+        exponentials = logits // 2 if in_bf16 else logits
+        taken = int(keep_ratio * exponentials) if way == "bracket" else 0
+        work = exponentials + taken + products
+        if in_bf16:
+            before = exponentials if chunk < rows else 0
+            work = max(work, logits + exponentials + before)
+    return copied + gradients + work

@@ -7,10 +7,10 @@ import pytest
 from megaslm.config.load import load
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.errors import ConfigError, ModelError
+from megaslm.model.shapes import shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
 from megaslm.planning.machine import machine_of
 from megaslm.planning.plan import Request, make_plan
-from megaslm.planning.shapes import shape_in, shape_of
 from tests.messages import Says
 from tests.model_folders import make_model
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config

@@ -5,10 +5,10 @@ import pytest
 from megaslm.config.load import load
 from megaslm.config.plan import checkpoint_bytes, plan_batches
 from megaslm.config.schema import RunConfig
+from megaslm.model.shapes import shape_of
 from megaslm.model.traced_memory import parameter_counts
 from megaslm.planning.machine import machine_of
 from megaslm.planning.plan import Plan, Request, make_plan, with_known_length
-from megaslm.planning.shapes import shape_of
 from tests.shipped import CONFIGS, EPOCH_TOKENS, NAMES
 
 

@@ -1,4 +1,4 @@
-"""Where a plan has the model's shape from: the run's own, a config.json, or the published shape of a known model."""
+"""The shape of a model without its weights: a run's own, a config.json, or the published shape of a known model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
