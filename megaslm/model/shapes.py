@@ -80,10 +80,10 @@ def shape_of(model: ModelSection, named: Path | None) -> Shape:
     found = shape_in(Path(model.from_pretrained))
     if found is not None:
         return found
-    fetch = "" if model.hub is None else f", fetch the model with\n    {model.hub.command(model.from_pretrained)}\n"
+    fetch = "" if model.hub is None else f"; this fetches the model:\n    {model.hub.command(model.from_pretrained)}"
     raise ModelError(
-        f"model.from_pretrained = {model.from_pretrained}: is not on this machine, and no model of that name is known "
-        f"here{fetch or ';'} name a config.json of its shape with --model; a plan needs no weights"
+        f"model.from_pretrained = {model.from_pretrained}: is not on this machine, and no published shape is known by "
+        f"that name; name its config.json with --model, for a plan needs no weights{fetch}"
     )
 
 
@@ -115,5 +115,5 @@ def _of_run(run: Path) -> Shape:
     if (run / RUN_CONFIG).is_file():
         return shape_of(load(RunConfig, run / RUN_CONFIG).value.model, None)
     raise ModelError(
-        f"model.from_run = {run}: has no run yet; name its YAML file, or a config.json of its shape, with --model"
+        f"model.from_run = {run}: holds no run yet; name the YAML file of that run, or a config.json, with --model"
     )
