@@ -15,7 +15,6 @@ from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import CheckpointError
 from megaslm.health.findings import Requirements
-from megaslm.health.host_facts import resident_bytes
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
@@ -217,10 +216,10 @@ def _prepare(
         eos_id=data.eos_id if config.model.document_isolation else None,
     )
     heartbeat("start", 0)
-    memory = MemoryCheck(resident_bytes("VmRSS"))
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
     way = exact_way(config, plan, engine, world)
+    memory = MemoryCheck.before_the_first_step(engine)
     tasks = TaskValidation(
         config.validation,
         world,
