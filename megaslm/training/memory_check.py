@@ -18,7 +18,7 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.files import write_file
 from megaslm.health.host_facts import resident_bytes
 from megaslm.model.load import choose_precision
-from megaslm.model.memory import rank_memory
+from megaslm.model.memory import RankMemory, rank_memory
 from megaslm.observe.display import size
 
 
@@ -56,25 +56,39 @@ class MemoryCheck:
         measured_bytes = max(gather_objects(peak_bytes(world.device)))
         if not world.is_first:
             return
-        predicted = rank_memory(
-            config,
-            plan,
-            engine.model.lm.config,
-            choose_precision(config.model.precision, world.device),
-            on_gpu=world.device.type == "cuda",
-            process_bytes=self.process_bytes,
-            keeps_graphs=keeps_graphs,
-        )
-        ratio = measured_bytes / predicted.peak_bytes
-        say(f"memory: predicted {size(predicted.peak_bytes)} per rank, measured {size(measured_bytes)} ({ratio:.0%})")
-        facts = {
-            "predicted_bytes": predicted.peak_bytes,
-            "measured_bytes": measured_bytes,
-            "moment": predicted.peak_moment,
-            "moments": predicted.moments,
-            "parts": asdict(predicted),
-        }
-        write_file(Path(config.run_dir) / MEMORY, json.dumps(facts, indent=1) + "\n")
+        try:
+            predicted = rank_memory(
+                config,
+                plan,
+                engine.model.lm.config,
+                choose_precision(config.model.precision, world.device),
+                on_gpu=world.device.type == "cuda",
+                process_bytes=self.process_bytes,
+                keeps_graphs=keeps_graphs,
+            )
+            say(_line(predicted.peak_bytes, measured_bytes))
+            _write(Path(config.run_dir), predicted, measured_bytes)
+        except Exception as error:  # Whatever a release of torch, or a full disk, makes of it: it must not end a run.
+            say(
+                f"warning: memory: measured {size(measured_bytes)} per rank, but {MEMORY} cannot be made "
+                f"({type(error).__name__}: {error}); training goes on"
+            )
+
+
+def _line(predicted_bytes: int, measured_bytes: int) -> str:
+    ratio = measured_bytes / predicted_bytes
+    return f"memory: predicted {size(predicted_bytes)} per rank, measured {size(measured_bytes)} ({ratio:.0%})"
+
+
+def _write(run: Path, predicted: RankMemory, measured_bytes: int) -> None:
+    facts = {
+        "predicted_bytes": predicted.peak_bytes,
+        "measured_bytes": measured_bytes,
+        "moment": predicted.peak_moment,
+        "moments": predicted.moments,
+        "parts": asdict(predicted),
+    }
+    write_file(run / MEMORY, json.dumps(facts, indent=1) + "\n")
 
 
 def peak_bytes(device: torch.device) -> int:
