@@ -179,3 +179,11 @@ def test_a_run_tells_the_memory_that_was_predicted_and_measured(tmp_path: Path) 
     # Once, however many reports follow.
     (line,) = [line for line in said.splitlines() if line.startswith("memory: predicted ")]
     assert f"({found['measured_bytes'] / found['predicted_bytes']:.0%})" in line
+
+
+def test_a_memory_file_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [60]})
+    (tmp_path / "run" / "memory.json").mkdir(parents=True)
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens")))
+    assert any(line.startswith("warning:") and "memory.json" in line for line in said.splitlines())
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006" / "COMPLETE").is_file()
