@@ -13,9 +13,9 @@ from megaslm.model.traced_memory import parameter_counts, trunk_memory
 from megaslm.model.zero_memory import Weights, zero_memory
 from megaslm.slm.head_memory import HeadWay, head_bytes
 
-PROCESS_BYTES_ON_CPU = 600_000_000
-"""What a rank on a CPU holds before it has a model: Python, PyTorch, DeepSpeed and their libraries. Measured with
-torch 2.13 and DeepSpeed 0.19; it differs by a tenth between machines."""
+PROCESS_BYTES_ON_CPU = 530_000_000
+"""What a rank on a CPU holds beside its model: Python, PyTorch, DeepSpeed and their libraries. Taken from the demo's
+first steps with torch 2.13 and DeepSpeed 0.19; other releases differ. A run reads its own."""
 
 
 @dataclass(frozen=True)
