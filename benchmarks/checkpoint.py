@@ -22,6 +22,7 @@ from harness.timing import Times
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
+from megaslm.config.retention import Retention
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.engine.cpu_group import CpuGroup
@@ -32,7 +33,6 @@ from megaslm.model.flops import device_name
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import resume
 

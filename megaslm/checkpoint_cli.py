@@ -94,7 +94,7 @@ def prune_checkpoints(
 
     The newest checkpoint is verified first. Nothing is removed if it is corrupt.
     """
-    from megaslm.training.checkpoints.retention import Retention, retention_of
+    from megaslm.config.retention import Retention, retention_of
     from megaslm.training.checkpoints.store import check_whole, remove_checkpoint
     from megaslm.training.run_folder import RunFolder, take
 

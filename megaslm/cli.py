@@ -27,6 +27,7 @@ from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
+from megaslm.plan_cli import plan
 from megaslm.report_cli import report
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def init(
 app.command()(prepare)
 app.command()(score)
 app.command()(mask)
+app.command()(plan)
 
 
 @app.command()

@@ -82,6 +82,12 @@ class RowFormat:
             columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
         return columns
 
+    @property
+    def row_bytes(self) -> int:
+        """The size of a row's columns, uncompressed, without what MDS adds to each row."""
+        shapes = (encoding.removeprefix("ndarray:").split(":") for encoding in self.columns.values())
+        return sum(np.dtype(name).itemsize * int(length[0] if length else 1) for name, *length in shapes)
+
 
 class PartWriter:
     """Receives the rows of one part; see `part_writer`."""

@@ -193,6 +193,12 @@ class ZeroEngine:
         """Within the context the model is in evaluation mode."""
         return _EvaluationMode(self._engine)
 
+    def weight_bytes(self) -> int:
+        """What this rank holds of the weights in the precision of the passes, whole ones and parts."""
+        held = [getattr(parameter, "ds_tensor", parameter) for parameter in self._engine.module.parameters()]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in held}
+        return sum(storages.values())
+
     def state(self) -> TrainingState:
         """Weights and moments as this rank holds them."""
         return TrainingState(self._engine.module, self._engine.optimizer)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -32,6 +33,16 @@ def available_memory_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys
         groups: the root of control groups of version 2. Version 1 is not supported.
     """
     return min([_available_on_host(proc / "meminfo"), *_left_in_groups(proc / "self" / "cgroup", groups)])
+
+
+def resident_bytes(which: Literal["VmRSS", "VmHWM"]) -> int:
+    """Resident memory of this process: now (VmRSS), or the most so far (VmHWM).
+
+    Not `ru_maxrss`, which a process inherits from the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    (found,) = (line.split()[1] for line in lines if line.startswith(f"{which}:"))
+    return int(found) * _KIB
 
 
 def _available_on_host(meminfo: Path) -> int:

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+FORWARD_AND_BACKWARD = 3.0
+"""Operations of training divided by those of its forward pass, whatever is recomputed or selected."""
+
 
 class ModelShape(Protocol):
     """What of a model's configuration decides its matrix products. transformers' configurations have it."""

@@ -50,7 +50,7 @@ def build_from_shape(architecture: Architecture, *, eos_id: int, dtype: torch.dt
     Under `torch.device("meta")` nothing is allocated. Under an engine that divides parameters only this rank's part is.
     """
     return AutoModelForCausalLM.from_config(
-        _hugging_face_config(architecture, eos_id),
+        hugging_face_config(architecture, eos_id),
         dtype=dtype,
         attn_implementation=_ATTENTION,
         trust_remote_code=False,
@@ -127,7 +127,8 @@ def whole_size(parameter: Tensor) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
-def _hugging_face_config(architecture: Architecture, eos_id: int) -> PretrainedConfig:
+def hugging_face_config(architecture: Architecture, eos_id: int) -> PretrainedConfig:
+    """transformers' configuration of a model of the given shape."""
     family = FAMILIES[architecture.family]
     options = {"sliding_window": None} if architecture.family == "mistral" else {}
     return family(

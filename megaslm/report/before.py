@@ -7,12 +7,9 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.fit import reads_reference
 from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.errors import MegaSLMError
-from megaslm.model.forward_flops import forward_flops_per_token, stated_shape
+from megaslm.model.forward_flops import FORWARD_AND_BACKWARD, forward_flops_per_token, stated_shape
 from megaslm.model.stated_config import stated_config
 from megaslm.observe.cost_file import RunCost, StageCost, TrainingCost
-
-FORWARD_AND_BACKWARD = 3.0
-"""Operations of a training pass over those of its forward pass."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ConfigError
+from megaslm.model.forward_flops import FORWARD_AND_BACKWARD
 from megaslm.observe.cost_file import RunCost, read_cost
 from megaslm.observe.display import counted
-from megaslm.report.before import FORWARD_AND_BACKWARD, Before, before, forward_flops
+from megaslm.report.before import Before, before, forward_flops
 from megaslm.report.metrics import RunMetrics, read_metrics
 from megaslm.report.spent import Spent, spent
 

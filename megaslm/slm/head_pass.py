@@ -53,6 +53,16 @@ class Softmax(NamedTuple):
         return Softmax(self.exponentials.index_select(0, places), self.losses[places], self.norms[places], peaks)
 
 
+def chunk_count(rows: int, vocab_size: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
+    """Into how many chunks rows are divided, so that a chunk's logits of `dtype` fit into memory."""
+    row_bytes = vocab_size * dtype.itemsize
+    if on_gpu:
+        most_rows = max(_FEWEST_ROWS_ON_GPU, _LOGIT_BYTES_ON_GPU // row_bytes)
+    else:
+        most_rows = max(1, _LOGIT_BYTES_ON_CPU // row_bytes)
+    return max(1, -(-rows // most_rows))
+
+
 class HeadPass:
     """One call's inputs, in the dtype in which they are multiplied.
 
@@ -83,12 +93,7 @@ class HeadPass:
         return rows.tensor_split(self._chunk_count(len(rows), dtype))
 
     def _chunk_count(self, rows: int, dtype: torch.dtype) -> int:
-        row_bytes = self.weight.shape[0] * dtype.itemsize
-        if self.hidden.is_cuda:
-            most_rows = max(_FEWEST_ROWS_ON_GPU, _LOGIT_BYTES_ON_GPU // row_bytes)
-        else:
-            most_rows = max(1, _LOGIT_BYTES_ON_CPU // row_bytes)
-        return max(1, -(-rows // most_rows))
+        return chunk_count(rows, self.weight.shape[0], dtype, on_gpu=self.hidden.is_cuda)
 
     def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
         """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too."""

@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 
+from megaslm.config.retention import Retention
 from megaslm.config.source import dump
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -15,7 +16,6 @@ from megaslm.files import UNFINISHED
 from megaslm.slm.rule import Moment
 from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import remove_folder, remove_unfinished
 from megaslm.training.run import TrainingRun, objective_of

@@ -81,6 +81,8 @@ class Trainer:
             last = step == run.plan.total_steps
             if last or step % config.log.every_steps == 0:
                 self._flush()
+                if last or step > before.step + 1:
+                    self._compare_memory()
                 self._compare_ranks(step)
             validated = True
             if last or self._is_due(config.validation.every_tokens, step):
@@ -147,6 +149,20 @@ class Trainer:
             self._reporter.write([PaceRecord(step, found.slowest_rank, found.slowest_ratio)])
         for line in found.news:
             self._reporter.say(line)
+
+    def _compare_memory(self) -> None:
+        """The first step is too early: Adam makes its moments at its end."""
+        run = self._run
+        run.memory.compare(
+            run.config,
+            run.plan,
+            run.engine,
+            run.world,
+            keeps_graphs=run.exact_way.keeps_graphs,
+            say=self._reporter.say,
+        )
+        # The steps after it do not take the time of the comparison.
+        self._reporter.write([])
 
     def _validate(self, step: int) -> bool:
         """Whether the validation finished before a rank was told to stop."""

@@ -13,6 +13,7 @@ from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
 from megaslm.training.exact_way import ExactWay
+from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
@@ -52,6 +53,7 @@ class TrainingRun:
     folder: RunFolder
     engine: ZeroEngine
     exact_way: ExactWay
+    memory: MemoryCheck
     world: World
     cpu_group: CpuGroup
     stop: StopSignal

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megaslm.config.plan import BatchPlan
+from megaslm.config.retention import retention_of
 from megaslm.config.source import dump
 from megaslm.dataset.fit import reads_reference
 from megaslm.dataset.manifest import COST
@@ -13,7 +14,6 @@ from megaslm.engine.distributed import World
 from megaslm.files import write_file
 from megaslm.stream.shards import ShardChecks
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import retention_of
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.run import TrainingRun
 from megaslm.training.training_data import DomainCounts, TrainingDataset

@@ -16,6 +16,7 @@ import torch
 
 from megaslm.config.measuring import ValidationSection
 from megaslm.config.plan import BatchPlan
+from megaslm.config.retention import most_kept
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -24,7 +25,6 @@ from megaslm.observe.display import counted
 from megaslm.observe.records import StepRecord, ValidationRecord, read_step
 from megaslm.training.checkpoints.file_list import read_file_list
 from megaslm.training.checkpoints.progress import Progress
-from megaslm.training.checkpoints.retention import retention_of
 from megaslm.training.checkpoints.state_files import differing_parameters
 from megaslm.training.checkpoints.store import Checkpoint, Resumed, problem_of, step_folder
 from megaslm.training.dry_run import lack_of_memory_named
@@ -168,7 +168,7 @@ def _finish(
         total_steps=run.plan.total_steps,
         validations=validations,
         checkpoints=run.plan.times_due(tested.checkpoint.every_tokens),
-        checkpoints_kept=_most_kept(tested, run.plan),
+        checkpoints_kept=most_kept(tested, run.plan),
         losses=tuple(record.loss if record.all_loss is None else record.all_loss for record in steps),
         uniform_loss=math.log(run.data.first.manifest.vocab_size),
         skipped_steps=made.total_steps - len(steps),
@@ -184,11 +184,3 @@ def _finish(
     )
     write_result(run.folder.path, {"passed": True, **asdict(result), "peak_memory": memory._asdict()})
     return list(report(result))
-
-
-def _most_kept(tested: RunConfig, plan: BatchPlan) -> int:
-    """The most checkpoints that lie on the disk at once, the one that is being written included."""
-    written = plan.times_due(tested.checkpoint.every_tokens)
-    retention = retention_of(tested)
-    kept = 0 if retention.keep_every_steps is None else plan.total_steps // retention.keep_every_steps
-    return min(written, retention.keep_last + kept + 1)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megaslm.config.plan import BatchPlan, plan_batches
+from megaslm.config.retention import retention_warnings
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
@@ -23,7 +24,6 @@ from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.progress import BY_PASSES
-from megaslm.training.checkpoints.retention import retention_warnings
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
@@ -31,6 +31,7 @@ from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
 from megaslm.training.length import plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
+from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
 from megaslm.training.resumption import check_run
@@ -231,6 +232,7 @@ def _prepare(
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
     stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
     way = exact_way(config, plan, engine, world)
+    memory = MemoryCheck.before_the_first_step(engine)
     tasks = TaskValidation(
         config.validation,
         world,
@@ -238,7 +240,9 @@ def _prepare(
         context_tokens=engine.model.lm.config.max_position_embeddings,
     )
     probe = Probe(config, world, data)
-    return TrainingRun(config, plan, data, stream, validation, tasks, probe, run, engine, way, world, cpu_group, stop)
+    return TrainingRun(
+        config, plan, data, stream, validation, tasks, probe, run, engine, way, memory, world, cpu_group, stop
+    )
 
 
 def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:

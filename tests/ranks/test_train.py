@@ -187,3 +187,24 @@ def test_the_model_of_another_vocabulary_is_refused_by_name(chain: Chain, tmp_pa
     assert str(chain.reference) in said
     assert str(larger) in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_the_memory_that_was_predicted_and_measured(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [60]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens")
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2)
+    found = json.loads((tmp_path / "run" / "memory.json").read_text())
+    states = sum(found["parts"][name] for name in ("process", "weights", "gradients", "optimizer", "buffers"))
+    assert found["predicted_bytes"] == states + found["moments"][found["moment"]]
+    assert found["measured_bytes"] > found["parts"]["process"] > 0
+    # Once, however many reports follow.
+    (line,) = [line for line in said.splitlines() if line.startswith("memory: predicted ")]
+    assert f"({found['measured_bytes'] / found['predicted_bytes']:.0%})" in line
+
+
+def test_a_memory_file_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [60]})
+    (tmp_path / "run" / "memory.json").mkdir(parents=True)
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens")))
+    assert any(line.startswith("warning:") and "memory.json" in line for line in said.splitlines())
+    assert (tmp_path / "run" / "checkpoints" / "step-00000006" / "COMPLETE").is_file()

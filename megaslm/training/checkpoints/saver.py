@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from megaslm.config.retention import Retention
 from megaslm.config.run_files import CONFIG, LAYOUT
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
@@ -19,7 +20,6 @@ from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
 from megaslm.training.checkpoints.layout import Layout
 from megaslm.training.checkpoints.progress import PROGRESS, Progress
-from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
     check_sizes,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from megaslm.config.retention import Retention
 from megaslm.config.run_files import COMPLETE
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -16,7 +17,6 @@ from megaslm.errors import CheckpointError
 from megaslm.files import UNFINISHED
 from megaslm.training.checkpoints.file_list import Corruption, FileList, corruption_of, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
-from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.state_files import load_state
 
 _STEP_FOLDER = re.compile(r"step-(\d{8})")

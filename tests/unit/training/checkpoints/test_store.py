@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.retention import Retention
 from megaslm.config.run_files import COMPLETE
 from megaslm.errors import CheckpointError
 from megaslm.training.checkpoints.file_list import corruption_of, describe, read_file_list, write_file_list
-from megaslm.training.checkpoints.retention import Retention
 from megaslm.training.checkpoints.store import (
     check_whole,
     complete_checkpoints,

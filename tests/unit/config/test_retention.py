@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from megaslm.training.checkpoints.retention import retention_of, retention_warnings
+from megaslm.config.retention import retention_of, retention_warnings
 from tests.messages import Says
 from tests.toy import SEQ_LEN, run_config
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 
 
@@ -31,6 +32,14 @@ def retention_of(config: RunConfig) -> Retention:
         return Retention(section.keep_last, section.keep_every_steps)
     times = round(section.keep_every_tokens / (written * config.train.global_batch_tokens))
     return Retention(section.keep_last, written * max(1, times))
+
+
+def most_kept(config: RunConfig, plan: BatchPlan) -> int:
+    """The most checkpoints that lie on the disk at once, the one that is being written included."""
+    written = plan.times_due(config.checkpoint.every_tokens)
+    retention = retention_of(config)
+    kept = 0 if retention.keep_every_steps is None else plan.total_steps // retention.keep_every_steps
+    return min(written, retention.keep_last + kept + 1)
 
 
 def retention_warnings(config: RunConfig, total_steps: int) -> Iterator[str]:

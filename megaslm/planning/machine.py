@@ -1,0 +1,38 @@
+"""The machine that a plan is for: GPUs by name, or what this machine has."""
+
+import torch
+
+from megaslm.config.devices import GPUS, gpu_named
+from megaslm.errors import ConfigError
+from megaslm.health.host_facts import available_memory_bytes
+from megaslm.planning.plan import Machine
+
+GIB = 1 << 30
+GPUS_OF_A_HOST = 8
+_RANKS_ON_CPU = 2
+"""As many as launcher/local.sh starts."""
+
+
+def machine_of(gpu: str | None, gpus: int | None) -> Machine:
+    """The machine with `gpus` of the GPUs named `gpu`; without a name of the kind that this machine has, or its CPU.
+
+    Raises:
+        ConfigError: no GPU has this name.
+    """
+    if gpu is not None:
+        return _named(gpu, gpus or GPUS_OF_A_HOST)
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        known = gpu_named(device.name)
+        peak = None if known is None else known.bf16_tflops
+        return Machine(gpus or torch.cuda.device_count(), device.name, device.total_memory, peak)
+    ranks = gpus or _RANKS_ON_CPU
+    return Machine(ranks, "cpu", available_memory_bytes() // ranks, None)
+
+
+def _named(name: str, gpus: int) -> Machine:
+    for gpu in GPUS:
+        if name in gpu.memory_gib:
+            return Machine(gpus, name, gpu.memory_gib[name] * GIB, gpu.bf16_tflops)
+    known = ", ".join(name for gpu in GPUS for name in gpu.memory_gib)
+    raise ConfigError(f"--gpu {name}: is not known; expected one of {known}")

@@ -1,0 +1,235 @@
+"""The plan of a run on given GPUs: parameters, memory, steps, time, money, disk and network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from megaslm.config.load import load
+from megaslm.config.plan import BatchPlan, ParameterCounts, plan_batches
+from megaslm.config.schema import RunConfig
+from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.dataset.manifest import read_manifest
+from megaslm.errors import ConfigError
+from megaslm.model.forward_flops import FORWARD_AND_BACKWARD, forward_flops_per_token
+from megaslm.model.load import ChosenPrecision, choose_precision, dtype_of
+from megaslm.model.memory import PROCESS_BYTES_ON_CPU, RankMemory, rank_memory
+from megaslm.model.shapes import Shape, shape_in, shape_of
+from megaslm.model.traced_memory import parameter_counts
+from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of
+from megaslm.storage.file_systems import is_remote
+
+USABLE_MEMORY = 0.9
+"""The share of a GPU's memory that a plan fills. The rest is for CUDA's context, NCCL, the workspaces of kernels and
+fragmentation, which are not foreseen."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for."""
+
+    ranks: int
+    """One on each GPU or, without GPUs, the processes."""
+    device: str
+    """The GPU's name, or `cpu`."""
+    memory_bytes: int
+    """Of a GPU; on a CPU a rank's share of what is free."""
+    peak_tflops: float | None
+    """In bf16; None where it is not known."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it has GPUs."""
+        return self.device != "cpu"
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a rank may take."""
+        return int(USABLE_MEMORY * self.memory_bytes)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked beside the configuration."""
+
+    machine: Machine
+    mfu: float
+    price: float | None = None
+    model: Path | None = None
+    """Where the model's shape is, in place of the run's setting."""
+    epoch_tokens: int | None = None
+    """Targets of an epoch, where the dataset is not at hand."""
+    reference_run: Path | None = None
+    """The configuration of the run that trains the reference."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The reference's forward pass over the corpus."""
+
+    reference: str
+    """Where its shape is from."""
+    parameters: int
+    tokens: int
+    """As many as the run reads, or as its corpus has if that is known and less."""
+    work: Work | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs and costs."""
+
+    config: str
+    objective: str
+    machine: Machine
+    model_source: str
+    parameters: ParameterCounts
+    precision: ChosenPrecision
+    recompute: str
+    zero_stage: int
+    batches: BatchPlan
+    tokens: int | None
+    """Targets of the whole run; None where only the dataset tells."""
+    memory: RankMemory
+    flops_per_token: float
+    """Of training."""
+    mfu: float
+    training: Work | None
+    """None where the length or the machine's peak is not known."""
+    scoring: Scoring | None
+    reference_training: Work | None
+    disk: Disk | None
+    network: Network
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank's memory holds the run."""
+        return self.memory.peak_bytes <= self.machine.usable_bytes
+
+
+def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
+    """The plan of the run that a YAML file and overrides of its settings describe. Takes a few seconds.
+
+    Raises:
+        ConfigError: the configuration is not one, or its batches do not divide evenly.
+        ModelError: the model's shape is not to be found.
+    """
+    config = load(RunConfig, path, overrides).value
+    shape = shape_of(config.model, request.model)
+    machine = request.machine
+    config, tokens = _with_length(config, request.epoch_tokens)
+    batches = plan_batches(config, machine.ranks)
+    precision = planned_precision(config, machine)
+    counts, _ = parameter_counts(shape.config)
+    memory = foreseen_memory(config, shape, machine)
+    rate = None
+    if machine.peak_tflops is not None and precision == "bf16":
+        rate = Rate(machine.ranks, machine.peak_tflops * 1e12, request.mfu, request.price)
+    flops = FORWARD_AND_BACKWARD * forward_flops_per_token(shape.config, config.data.seq_len)
+    speed = None if rate is None else rate.work(tokens or batches.tokens_per_step, flops)
+    different = None if tokens is None else _different_tokens(config, tokens)
+    return Plan(
+        config=str(path),
+        objective=config.train.objective,
+        machine=machine,
+        model_source=shape.source,
+        parameters=counts,
+        precision=precision,
+        recompute=config.model.recompute,
+        zero_stage=config.zero.stage,
+        batches=batches,
+        tokens=tokens,
+        memory=memory,
+        flops_per_token=flops,
+        mfu=request.mfu,
+        training=None if tokens is None else speed,
+        scoring=None if different is None else _scoring(config, shape, different, rate),
+        reference_training=_reference_training(request, rate),
+        disk=None if different is None else disk_of(config, batches, counts.total, shape.config.vocab_size, different),
+        network=network_of(config.zero, batches, counts.total, dtype_of(precision).itemsize, speed),
+    )
+
+
+def planned_precision(config: RunConfig, machine: Machine) -> ChosenPrecision:
+    """The precision of the run's passes on a machine."""
+    return choose_precision(config.model.precision, torch.device("cuda" if machine.on_gpu else "cpu"))
+
+
+def with_known_length(config: RunConfig, epoch_tokens: int | None) -> RunConfig:
+    """The run with its length in tokens: one step where only the dataset tells it."""
+    return _with_length(config, epoch_tokens)[0]
+
+
+def foreseen_memory(config: RunConfig, shape: Shape, machine: Machine) -> RankMemory:
+    """The memory of a rank. Where the run decides by the memory left whether to keep graphs, it is without them."""
+    batches, slm = plan_batches(config, machine.ranks), config.slm
+    waits = slm.criterion in ("excess", "loss") and slm.scope == "batch" and slm.mode == "exact"
+    keeps_graphs = waits and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
+    return rank_memory(
+        config,
+        batches,
+        shape.config,
+        planned_precision(config, machine),
+        on_gpu=machine.on_gpu,
+        process_bytes=PROCESS_BYTES_ON_CPU,
+        keeps_graphs=config.train.objective == "slm" and keeps_graphs,
+    )
+
+
+def _with_length(config: RunConfig, epoch_tokens: int | None) -> tuple[RunConfig, int | None]:
+    """The run with `total_tokens`, and these; None where they are not known, and the run then has one step."""
+    train, epochs = config.train, config.train.epochs
+    batch = train.global_batch_tokens
+    if epochs is None:
+        return config, train.length_tokens // batch * batch
+    of_epoch = epoch_tokens or _corpus_tokens(config)
+    steps = 1 if of_epoch is None else int(epochs * (of_epoch // batch))
+    if steps == 0:
+        raise ConfigError(
+            f"train.epochs = {epochs}: is less than one step of train.global_batch_tokens = {batch} where an epoch has "
+            f"{of_epoch} targets; raise it, or lower train.global_batch_tokens"
+        )
+    known = train.model_copy(update={"total_tokens": steps * batch, "epochs": None})
+    return config.model_copy(update={"train": known}), None if of_epoch is None else steps * batch
+
+
+def _corpus_tokens(config: RunConfig) -> int | None:
+    """Targets of the training rows, by the dataset's manifest; None where it is not at hand or there are several."""
+    place = config.data.train
+    if place is None or is_remote(place) or kind_of(Path(place)) is not Kind.DATASET:
+        return None
+    found = read_manifest(Path(place)).splits.get("train", {})
+    domains = config.data.domains or tuple(found)
+    return sum(found[domain].rows for domain in domains if domain in found) * config.data.seq_len
+
+
+def _different_tokens(config: RunConfig, tokens: int) -> int:
+    return min(tokens, _corpus_tokens(config) or tokens)
+
+
+def _scoring(config: RunConfig, own: Shape, tokens: int, rate: Rate | None) -> Scoring | None:
+    slm = config.slm
+    if config.train.objective != "slm" or not (slm.needs_ref_loss or slm.needs_ref_entropy):
+        return None
+    named = [slm.reference, *(stream.reference for stream in config.data.streams.values())]
+    folder = next((Path(place) for place in named if place is not None), None)
+    shape = None if folder is None else shape_in(folder)
+    if shape is None:
+        what = "no reference is named" if folder is None else f"{folder} is not on this machine"
+        shape = replace(own, source=f"{what}: the model's own shape is taken")
+    work = None if rate is None else rate.work(tokens, forward_flops_per_token(shape.config, config.data.seq_len))
+    return Scoring(shape.source, parameter_counts(shape.config)[0].total, tokens, work)
+
+
+def _reference_training(request: Request, rate: Rate | None) -> Work | None:
+    if request.reference_run is None or rate is None:
+        return None
+    config, tokens = _with_length(load(RunConfig, request.reference_run).value, request.epoch_tokens)
+    if tokens is None:
+        raise ConfigError(
+            f"--reference-run {request.reference_run}: its length is train.epochs = {config.train.epochs}, and its "
+            "dataset is not on this machine; give the targets of an epoch with --epoch-tokens"
+        )
+    shape = shape_of(config.model, None)
+    return rate.work(tokens, FORWARD_AND_BACKWARD * forward_flops_per_token(shape.config, config.data.seq_len))

@@ -1,0 +1,150 @@
+"""The output of `megaslm plan`."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from megaslm.observe.display import counted, operations, size
+from megaslm.planning.fit import Fit
+from megaslm.planning.plan import USABLE_MEMORY, Plan
+from megaslm.planning.work import Work
+
+_GIB = 1 << 30
+_UNKNOWN_LENGTH = "only the dataset tells the length; give the targets of an epoch with --epoch-tokens"
+_UNKNOWN_PEAK = "the peak rate of this machine is not known; name a GPU with --gpu"
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Prints a plan: the run, its memory, then time, disk and network."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in (*_run(plan), *_cost(plan)):
+        grid.add_row(name, Text(value))
+    console.print(Panel(grid, title=f"plan · {plan.config}", title_align="left", border_style="dim"))
+    console.print(_memory(plan))
+
+
+def show_fit(console: Console, fit: Fit) -> None:
+    """Prints what makes a run fit."""
+    needed, room = _gib(fit.plan.memory.peak_bytes), _gib(fit.plan.machine.usable_bytes)
+    options = " ".join(f"--set {override}" for override in fit.overrides)
+    if not fit.plan.fits:
+        line = (
+            f"nothing tried fits: the least is {needed} with {options or 'the settings as they are'}, and {room} may "
+            "be used; plan with more GPUs, or with larger ones"
+        )
+    elif fit.overrides:
+        line = f"it fits with {options}: {needed} of the {room} that may be used"
+    else:
+        line = f"it fits as it is: {needed} of the {room} that may be used"
+    console.print(f"fit · {line}", soft_wrap=True)
+
+
+def _run(plan: Plan) -> Iterator[tuple[str, str]]:
+    counts, batches = plan.parameters, plan.batches
+    yield (
+        "model",
+        f"{counts.total:,} parameters: embedding {counts.embedding:,}, layers {counts.decoder:,}, head {counts.head:,}",
+    )
+    yield "", plan.model_source
+    kind = "rank" if plan.machine.device == "cpu" else "GPU"
+    yield (
+        "runs on",
+        f"{counted(batches.world_size, kind)} ({plan.machine.device}), {plan.precision}, ZeRO stage {plan.zero_stage}, "
+        f"recompute {plan.recompute}",
+    )
+    yield (
+        "step",
+        f"{batches.tokens_per_step:,} tokens: {counted(batches.world_size, 'rank')} × "
+        f"{counted(batches.micro_batch_rows, 'row')} × {counted(batches.micro_steps, 'micro-step')}",
+    )
+    yield "length", _UNKNOWN_LENGTH if plan.tokens is None else f"{batches.total_steps:,} steps, {plan.tokens:,} tokens"
+
+
+def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "operations", f"{operations(plan.flops_per_token)} per token, of training"
+    if plan.training is not None:
+        yield "time", f"at {plan.mfu:.0%} MFU {_time(plan.training)}"
+    elif plan.machine.peak_tflops is None or plan.precision != "bf16":
+        yield "time", _UNKNOWN_PEAK
+    scoring = plan.scoring
+    if scoring is not None:
+        time = "" if scoring.work is None else f": {_time(scoring.work)}"
+        yield "scoring", f"{scoring.tokens:,} tokens by {scoring.parameters:,} parameters{time}"
+        yield "", scoring.reference
+    if plan.reference_training is not None:
+        yield "reference", f"its training: {_time(plan.reference_training)}"
+    if plan.disk is not None:
+        disk = plan.disk
+        yield (
+            "disk",
+            f"shards {size(disk.shards)}; {counted(disk.kept, 'checkpoint')} of {size(disk.checkpoint)} at once, "
+            f"{size(disk.checkpoints)}",
+        )
+    if plan.batches.world_size > 1:
+        yield "network", _network(plan)
+
+
+def _network(plan: Plan) -> str:
+    who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
+    line = f"a {who} receives {size(network.bytes_per_step)} a step"
+    if network.bytes_per_second is None:
+        return line
+    gigabits = 8 * network.bytes_per_second / 1e9
+    return f"{line}; above {gigabits:,.3g} Gbit/s this can hide behind the computation"
+
+
+def _time(work: Work) -> str:
+    money = "" if work.money is None else f", which cost {work.money:,.0f}"
+    return f"{work.hours:,.3g} h, {work.tokens_per_second:,.0f} tokens/s; {work.gpu_hours:,.4g} GPU-hours{money}"
+
+
+def _memory(plan: Plan) -> Table:
+    memory, machine = plan.memory, plan.machine
+    table = Table(title=f"memory of a {'GPU' if machine.on_gpu else 'rank'}", title_justify="left", box=None)
+    table.add_column("part", no_wrap=True)
+    table.add_column("GiB", justify="right")
+    table.add_column("what it is")
+    states = {
+        "process": (memory.process, "Python, PyTorch, DeepSpeed and their libraries"),
+        "weights": (memory.weights, f"in {plan.precision}" + (", divided" if plan.zero_stage == 3 else ", whole")),
+        "gradients": (memory.gradients, "added up in float32"),
+        "optimiser": (memory.optimizer, "master weights and two moments, in float32"),
+        "buffers": (memory.buffers, "in which gradients are reduced"),
+    }
+    for name, (count_bytes, text) in states.items():
+        if count_bytes:
+            table.add_row(name, _plain_gib(count_bytes), text)
+    moments = {
+        "gathered": (memory.gathered, "whole weights of the layers at hand"),
+        "activations": (memory.activations, f"kept for the backward pass, recompute {plan.recompute}"),
+        "forward": (memory.forward, "beside them, in the layers' forward pass"),
+        "head": (memory.head, "or beside them, in the loss head"),
+        "backward": (memory.backward, "or beside them, in the layers' backward pass, gradients included"),
+        "update": (memory.update, "or, without gathered weights and activations, in the optimiser's step"),
+    }
+    for name, (count_bytes, text) in moments.items():
+        marked = Text(text + (" ← the peak" if name == memory.peak_moment else ""))
+        if count_bytes:
+            table.add_row(name, _plain_gib(count_bytes), marked)
+    table.add_section()
+    verdict = "fits" if plan.fits else "does not fit: --fit looks for settings that do"
+    table.add_row(
+        "peak",
+        _plain_gib(memory.peak_bytes),
+        f"{verdict}; {_gib(machine.usable_bytes)} may be used, {USABLE_MEMORY:.0%} of {_gib(machine.memory_bytes)}",
+        style="bold",
+    )
+    return table
+
+
+def _gib(count_bytes: int) -> str:
+    return f"{_plain_gib(count_bytes)} GiB"
+
+
+def _plain_gib(count_bytes: int) -> str:
+    return f"{count_bytes / _GIB:,.2f}"

@@ -1,0 +1,74 @@
+"""What a plan asks for, and what it says where something is missing."""
+
+from pathlib import Path
+
+import pytest
+
+from megaslm.config.load import load
+from megaslm.config.schema import ModelSection, RunConfig
+from megaslm.errors import ConfigError, ModelError
+from megaslm.model.shapes import shape_in, shape_of
+from megaslm.model.traced_memory import parameter_counts
+from megaslm.planning.machine import machine_of
+from megaslm.planning.plan import Request, make_plan
+from tests.messages import Says
+from tests.model_folders import make_model
+from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+
+def test_an_unknown_gpu_is_refused(says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
+        machine_of("h1000", 8)
+    says(refused.value, "--gpu h1000", "h100-80g")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelSection(from_pretrained="models/unheard-of"),
+        ModelSection(from_pretrained="models/unheard-of", hub={"repo": "some/model"}),
+        ModelSection(from_run="runs/none"),
+    ],
+    ids=["folder", "hub", "run"],
+)
+def test_a_shape_that_is_nowhere_is_asked_for(model: ModelSection, says: Says) -> None:
+    with pytest.raises(ModelError) as refused:
+        shape_of(model, None)
+    says(refused.value, "--model")
+
+
+def test_published_shapes_are_those_of_configs() -> None:
+    for name, file in (("tinyllama-1.1b", "tinyllama-1b"), ("mistral-7b", "mistral-7b")):
+        published = shape_in(Path("models") / name)
+        own = shape_of(load(RunConfig, CONFIGS / "shapes" / f"{file}.yaml").value.model, None)
+        assert published is not None
+        assert published.config.to_dict() == own.config.to_dict()
+
+
+def test_a_shape_is_read_without_weights(tmp_path: Path) -> None:
+    lm = make_model(tmp_path / "model")
+    for weights in (tmp_path / "model").glob("*.safetensors"):
+        weights.unlink()
+    for named in (tmp_path / "model", tmp_path / "model" / "config.json"):
+        shape = shape_of(ModelSection(from_pretrained="models/unheard-of"), named)
+        assert parameter_counts(shape.config)[0].total == sum(parameter.numel() for parameter in lm.parameters())
+
+
+def test_a_length_in_epochs_is_that_of_the_dataset(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", train={"total_tokens": None, "epochs": "2.5"})
+    file = write_config(tmp_path / "run.yaml", config)
+    request = Request(machine_of("h100-80g", 2), mfu=0.3)
+    plan = make_plan(file, (), request)
+    # An epoch has five steps of eight rows.
+    assert (plan.batches.total_steps, plan.tokens) == (12, 12 * 8 * SEQ_LEN)
+    elsewhere = make_plan(file, ["data.train=nowhere"], request)
+    assert (elsewhere.tokens, elsewhere.training, elsewhere.disk) == (None, None, None)
+
+
+def test_a_peak_that_is_not_known_gives_no_hours(tmp_path: Path) -> None:
+    file = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
+    plan = make_plan(file, ["model.precision=fp32"], Request(machine_of("h100-80g", 2), mfu=0.3))
+    assert plan.training is None
