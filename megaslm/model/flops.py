@@ -3,6 +3,7 @@
 import platform
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import PretrainedConfig
@@ -43,8 +44,26 @@ def forward_flops_per_token(config: PretrainedConfig, length: int) -> float:
     softmax, rotary embeddings and the embedding look-up, which cost little. Training takes three times as much: one
     part for the forward pass, two for the backward.
     """
-    attention = config.num_hidden_layers * 2 * 2 * _queries_width(config) * length / 2
-    return 2.0 * matrix_parameters(config) + attention
+    return forward_flops(config).attending(length / 2)
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of one forward pass per token: those of the weights, and those for each token that it attends to."""
+
+    weights: float
+    attended_token: float
+
+    def attending(self, tokens: float) -> float:
+        """The operations for a token that attends to so many, the mean over the tokens of a text."""
+        return self.weights + self.attended_token * tokens
+
+
+def forward_flops(config: PretrainedConfig) -> ForwardFlops:
+    """The operations of a model, counted as in `forward_flops_per_token`."""
+    return ForwardFlops(
+        weights=2.0 * matrix_parameters(config),
+        attended_token=float(config.num_hidden_layers * 2 * 2 * _queries_width(config)),
+    )
 
 
 def matrix_parameters(config: PretrainedConfig) -> int:
