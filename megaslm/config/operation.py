@@ -81,3 +81,8 @@ class LogSection(Section):
 
     every_steps: Positive = 10
     """Steps between two lines; each line reads the device once. metrics.jsonl gets every step."""
+    tracker: Literal["wandb", "trackio"] | None = None
+    """An experiment tracker that gets the scalars of TensorBoard, and alerts of spikes, skipped steps and stops. null
+    for none. The package must be installed."""
+    project: str = "megaslm"
+    """The tracker's project. The run has the name of its folder there."""

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from megaslm.dynamics.lines import CLASSES, FALLS, HIGH, LOW, RISES
 from megaslm.dynamics.trajectories import Trajectories
 from megaslm.observe.probe_files import ProbeRows
-from megaslm.tokenizer.token_text import pieces
+from megaslm.tokenizer.token_text import texts_of_row
 
 _CONTEXT_TOKENS = 12
 
@@ -34,32 +34,8 @@ class Example:
 
 
 def token_texts(tokenizer: Tokenizer, rows: ProbeRows) -> list[list[str]]:
-    """The text of each token of each row. Joined they are the text of the row.
-
-    Where several tokens make one character, the first of them has its text and the others have none. Bytes that make no
-    character are replacement characters. EOS is its name in the vocabulary.
-    """
-    return [row_texts(tokenizer, rows, row) for row in range(len(rows.tokens))]
-
-
-def row_texts(tokenizer: Tokenizer, rows: ProbeRows, row: int) -> list[str]:
-    """As `token_texts`, of one row."""
-    return list(_texts_of(tokenizer, rows.tokens[row].tolist(), rows.eos_id))
-
-
-def _texts_of(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[str]:
-    start = 0
-    while start < len(ids):
-        if ids[start] == eos_id:
-            yield str(tokenizer.id_to_token(eos_id))
-            start += 1
-            continue
-        stop = next((place for place in range(start, len(ids)) if ids[place] == eos_id), len(ids))
-        # The first token of a row may continue a text of the row before.
-        for piece in pieces(tokenizer, ids[start:stop], start, after=eos_id if start == 0 else None):
-            yield piece.text
-            yield from [""] * (piece.tokens - 1)
-        start = stop
+    """The text of each token of each row, see `texts_of_row`."""
+    return [list(texts_of_row(tokenizer, row.tolist(), rows.eos_id)) for row in rows.tokens]
 
 
 def examples_of(

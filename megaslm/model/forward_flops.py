@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 FORWARD_AND_BACKWARD = 3.0
 """Operations of training divided by those of its forward pass, whatever is recomputed or selected."""
@@ -28,8 +28,26 @@ def forward_flops_per_token(shape: ModelShape, length: int) -> float:
     softmax, rotary embeddings and the embedding look-up, which cost little. Training takes three times as much: one
     part for the forward pass, two for the backward.
     """
-    attention = shape.num_hidden_layers * 2 * 2 * _queries_width(shape) * length / 2
-    return 2.0 * matrix_parameters(shape) + attention
+    return forward_flops(shape).attending(length / 2)
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of one forward pass per token: those of the weights, and those for each token that it attends to."""
+
+    weights: float
+    attended_token: float
+
+    def attending(self, tokens: float) -> float:
+        """The operations for a token that attends to so many, the mean over the tokens of a text."""
+        return self.weights + self.attended_token * tokens
+
+
+def forward_flops(shape: ModelShape) -> ForwardFlops:
+    """The operations of a model, counted as in `forward_flops_per_token`."""
+    return ForwardFlops(
+        weights=2.0 * matrix_parameters(shape),
+        attended_token=float(shape.num_hidden_layers * 2 * 2 * _queries_width(shape)),
+    )
 
 
 def matrix_parameters(shape: ModelShape) -> int:

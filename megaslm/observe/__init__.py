@@ -1,1 +1,1 @@
-"""The outputs of a run: metrics.jsonl, TensorBoard and the terminal."""
+"""The outputs of a run: metrics.jsonl, TensorBoard, experiment trackers and the terminal."""

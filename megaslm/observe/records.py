@@ -1,72 +1,27 @@
-"""The records of a run as plain values, and metrics.jsonl, the file that keeps them.
-
-Log files grow by whole entries, even if the disk is full from time to time.
-"""
+"""The records of a run as plain values, and metrics.jsonl, the file that keeps them."""
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from megaslm.files import sync
+from megaslm.observe.log_file import LogFile
 
-_MOST_KEPT_BYTES = 16 << 20
+EXCESS_EDGES_NATS = tuple(quarter / 4 for quarter in range(-16, 17))
+"""The edges of the bins of `ReportRecord.excess_counts`. Excess losses beyond ±4 nats are in the outer bins."""
 
 
-class LogFile:
-    """A file of consecutive entries. Entries that cannot be written wait in memory."""
+class Sample(TypedDict):
+    """The beginning of a probe row, as text."""
 
-    def __init__(self, path: Path, *, end_bytes: int = 0) -> None:
-        """Continues after the file's first `end_bytes`. The rest of the file is cut off."""
-        self.path = path
-        self.lost_entries = 0
-        self._end_bytes = end_bytes
-        self._kept = bytearray()
-        if path.exists():
-            os.truncate(path, end_bytes)
-
-    def keep(self, entry: bytes) -> None:
-        """Keeps an entry for the next `flush`. If too many are waiting already, the entry is lost and counted."""
-        if len(self._kept) + len(entry) > _MOST_KEPT_BYTES:
-            self.lost_entries += 1
-        else:
-            self._kept += entry
-
-    def flush(self) -> None:
-        """Writes the kept entries.
-
-        Raises:
-            OSError: they could not be written; the file is unchanged, and the entries are kept.
-        """
-        # Opened and closed each time: a network file system may report a full disk only on closing.
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
-        try:
-            end_bytes = min(self._end_bytes, os.fstat(file).st_size)
-            self._write(file, end_bytes)
-        finally:
-            os.close(file)
-        self._end_bytes = end_bytes + len(self._kept)
-        self._kept.clear()
-
-    def sync(self) -> None:
-        """Writes the kept entries and waits until the whole file is on disk. Raises the errors of `flush`."""
-        self.flush()
-        sync(self.path)
-        sync(self.path.parent)
-
-    def _write(self, file: int, end_bytes: int) -> None:
-        written = 0
-        try:
-            while written < len(self._kept):
-                written += os.pwrite(file, memoryview(self._kept)[written:], end_bytes + written)
-        except OSError:
-            # Readers must not find half an entry.
-            os.ftruncate(file, end_bytes)
-            raise
+    domain: str
+    row: int
+    """Its number in the domain."""
+    stretches: list[str]
+    """Stretches of its text: by turns one whose tokens are not kept, maybe empty, and one whose tokens are kept."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +136,81 @@ class PaceRecord:
     """Its time for the same work as a multiple of the middle rank's time; 1 if all ranks are equally fast."""
 
 
-Record = StepRecord | SkippedRecord | ValidationRecord | TaskRecord | TaskLossRecord | PaceRecord
+@dataclass(frozen=True)
+class ReportRecord:
+    """The steps since the last report, read from the device together. Times and memory are those of the first rank."""
+
+    step: int
+    """The newest of the steps."""
+    tokens: int
+    steps: int
+    """How many steps these are, skipped ones included."""
+    selected_tokens: int
+    """Targets trained on so far, over all ranks."""
+    keep_ratio: float | None
+    """The share of targets that the newest step was to select. None if the objective selects nothing."""
+    position_ratio: list[float | None]
+    """Selected targets divided by valid ones, in equally long bands of the row, the first positions first. None for a
+    band without valid targets."""
+    excess_counts: list[int]
+    """Valid targets by their excess loss: the numbers between two neighbours of `EXCESS_EDGES_NATS`. Empty where the
+    excess loss is not known."""
+    phase_seconds: dict[str, float]
+    """Mean seconds per step of each phase. Together they are the step."""
+    mfu: float | None
+    """Model FLOPs utilisation where each token attends to its whole row. None if the device's peak is unknown."""
+    mfu_of_documents: float | None
+    """The same, where each token attends to its own document only."""
+    device_memory_bytes: int | None
+    """The most that tensors have taken on the GPU since the start. None on a CPU."""
+    host_memory_bytes: int
+    """The most physical memory that the process has taken since the start."""
+    begun_at: float
+    """When the run was first started, in seconds since 1970."""
+    seconds_in_steps: float
+    """Of all steps up to this one; steps that were lost and made again count once."""
+    effective_time_ratio: float
+    """`seconds_in_steps` divided by the time since the first start: the rest is checkpoints, validation, pauses, starts
+    and lost steps."""
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    """A checkpoint that was completed."""
+
+    step: int
+    """The step after which it was complete."""
+    saved_step: int
+    """The step that it holds."""
+    halted_seconds: float
+    """Seconds in which training stood still, while the state was copied."""
+    seconds: float
+    """Seconds from the begin of the save until the checkpoint was complete."""
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """What the run's selection keeps of the probe rows."""
+
+    step: int
+    tokens: int
+    churn: float | None
+    """Share of the kept targets that were not kept at the measurement before. None at the first measurement, or if the
+    run trains on all targets."""
+    samples: list[Sample]
+
+
+Record = (
+    StepRecord
+    | SkippedRecord
+    | ValidationRecord
+    | TaskRecord
+    | TaskLossRecord
+    | PaceRecord
+    | ReportRecord
+    | SaveRecord
+    | ProbeRecord
+)
 
 _KINDS: dict[type[Record], str] = {
     StepRecord: "step",
@@ -190,6 +219,9 @@ _KINDS: dict[type[Record], str] = {
     TaskRecord: "task",
     TaskLossRecord: "task_losses",
     PaceRecord: "pace",
+    ReportRecord: "report",
+    SaveRecord: "save",
+    ProbeRecord: "probe",
 }
 _TYPES = {kind: record for record, kind in _KINDS.items()}
 
@@ -252,6 +284,18 @@ def newest_records(path: Path) -> tuple[StepRecord | None, list[ValidationRecord
     return step, list(validations.values())
 
 
+def last_report(path: Path, last_step: int) -> ReportRecord | None:
+    """The last report of a metrics.jsonl up to a step. None where it has none, as older files."""
+    found = None
+    with path.open("rb") if path.exists() else BytesIO() as file:
+        for text in file:
+            if text.startswith(b'{"kind": "report"') and text.endswith(b"\n"):
+                record = _record(json.loads(text))
+                assert isinstance(record, ReportRecord)
+                found = record if record.step <= last_step else found
+    return found
+
+
 def read_step(path: Path, step: int) -> list[Record]:
     """All records of one step in a metrics.jsonl, in order."""
     return [_record(line) for line in _lines(path) if line["step"] == step]
@@ -264,8 +308,8 @@ def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _record(line: Mapping[str, Any]) -> Record:
     values = {key: value for key, value in line.items() if key != "kind"}
-    if line["kind"] not in ("step", "task_losses"):
-        # `_jsonable` writes NaN and infinity as null. In the other two, null may also mean "not measured".
+    if line["kind"] in ("skipped", "validation", "task", "pace"):
+        # `_jsonable` writes NaN and infinity as null. In other records, null may also mean "not measured".
         values = {key: math.nan if value is None else value for key, value in values.items()}
     return _TYPES[line["kind"]](**values)
 

@@ -9,64 +9,97 @@ import re
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, DATA_CLASS_TENSOR, Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.records import LogFile, PaceRecord, Record, SkippedRecord, StepRecord, TaskLossRecord, TaskRecord
+from megaslm.observe.charts import LAYOUT, Band, Lines
+from megaslm.observe.description import RunDescription
+from megaslm.observe.log_file import LogFile
+from megaslm.observe.markdown import code_block, sample_text
+from megaslm.observe.records import EXCESS_EDGES_NATS, ProbeRecord, Record, ReportRecord
+from megaslm.observe.scalars import Compared, against_tokens, meaning_of, scalars_of
 
+AGAINST_TOKENS = "tokens"
+"""The folder, within that of the events, of the events whose step is the number of tokens read."""
+CONFIG_TEXT = "config"
+EXCESS_HISTOGRAM = "selection/excess"
+SAMPLE_TEXT = "selected_text"
 _FILE_VERSION = "brain.Event:2"
 _BEGUN = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 # Other writers in the folder number files without leading zeros, or not at all.
 _OURS = re.compile(_BEGUN.pattern + r".+\.\d+\.\d{6}")
-_MEANINGS = {
-    "loss/selected": "Mean loss of the selected targets, in nats: the training loss. It does not compare with CLM's.",
-    "loss/all": "Mean loss of all valid targets, in nats. It compares SLM with CLM.",
-    "loss_validation": "Mean loss of all targets of held-out text, in nats.",
-    "accuracy": "Share of the task's items that the model in training answers right.",
-    "loss_task": "Mean loss per token of the task's written solutions, in nats.",
-    "bits_per_byte": "Loss of the task's written solutions in bits per byte.",
-    "choice_accuracy": "Share of the task's items whose right choice is the most likely one.",
-    "choice_accuracy_per_byte": "Share of the task's items whose right choice is the most likely one per byte.",
-    "perplexity": "Perplexity of held-out text: e to the power of its mean loss.",
-    "train/selected_ratio": "Selected targets divided by valid ones.",
-    "train/learning_rate": "Learning rate of the step.",
-    "train/gradient_norm": "Global norm of the gradient before clipping.",
-    "train/tokens": "Targets read so far, over all ranks.",
-    "speed/tokens_per_second": "Targets per second since the last report, all ranks together.",
-    "speed/slowest_rank_ratio": "Time of the slowest rank for the same work, divided by that of the middle rank.",
-    "selection/threshold": "Value of the criterion from which targets were selected.",
-    "selection": "Excess loss, in nats, that this percentage of all valid targets is below.",
-    "selection_ratio": "Selected targets of the domain divided by its valid ones.",
-    "tokens_of_domain": "Targets of the domain read so far, over all ranks.",
-    "passes_of_domain": "How often the rows of the domain were read so far, on average.",
-    "guard/skipped_steps": "Skipped steps of the run so far.",
-}
-"""The description of a tag or, where it has none of its own, of its group: the part before the first slash."""
 _HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
 _numbers = itertools.count()
+# What a running server reads once: it need not be removed, and every attempt writes it again.
+_WRITTEN_ONCE = {CONFIG_SUMMARY_TAG, SESSION_START_INFO_TAG}
+_TEXTS = (CONFIG_TEXT, SAMPLE_TEXT)
 
 
 class TensorBoard:
-    """Writes records as scalars, against the step."""
+    """Writes records as scalars, histograms and texts against the step, and some scalars against tokens, too."""
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
-        """Begins a new event file. Events of `first_step` and later, from an interrupted run, are removed.
+    def __init__(
+        self, folder: Path, *, first_step: int, tokens_per_step: int, description: RunDescription | None = None
+    ) -> None:
+        """Begins new event files. Events of `first_step` and later, from an interrupted run, are removed.
 
         Files of other writers in the folder are not changed.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         self.name = str(folder)
+        # Of their own: readers take a session's start for the number from which on all points of a folder are removed.
+        self._by_tokens = _Events(folder / AGAINST_TOKENS, first_step=first_step * tokens_per_step)
+        self._by_step = _Events(folder, first_step=first_step)
+        self._by_step.keep(0, [_layout()])
+        if description is not None:
+            self._by_step.keep(0, hparams_pb(description.settings).value)
+            self._by_step.keep(first_step, [_text(CONFIG_TEXT, code_block(description.text, "yaml"))])
+
+    @property
+    def lost_entries(self) -> int:
+        """Events for which there was no room, neither on the disk nor in memory."""
+        return self._by_step.lost_entries + self._by_tokens.lost_entries
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Adds the records and flushes.
+
+        Raises:
+            OSError: the events could not be written; they are kept for the next call.
+        """
+        for record in records:
+            self._by_step.keep(record.step, [*_scalars(scalars_of(record)), *_pictures(record)])
+            if isinstance(record, Compared):
+                self._by_tokens.keep(record.tokens, _scalars(against_tokens(record)))
+        self._by_step.flush()
+        self._by_tokens.flush()
+
+    def sync(self) -> None:
+        """Waits until the whole files are on disk. Raises OSError where that fails."""
+        self._by_step.sync()
+        self._by_tokens.sync()
+
+
+class _Events:
+    """The events of one folder, in the order of their steps."""
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self._described: set[str] = set()
         self._file = LogFile(_next_file(folder))
         self._keep(Event(file_version=_FILE_VERSION))
@@ -77,27 +110,23 @@ class TensorBoard:
 
     @property
     def lost_entries(self) -> int:
-        """Events for which there was no room, neither on the disk nor in memory."""
         return self._file.lost_entries
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Adds the records' scalars and flushes.
+    def keep(self, step: int, values: Iterable[Summary.Value]) -> None:
+        """Adds an event, which `flush` writes."""
+        values = list(values)
+        for value in values:
+            # Readers keep the first one of a tag. Where the value brings one, it holds more than a description.
+            if value.tag not in self._described and not value.HasField("metadata"):
+                value.metadata.CopyFrom(_metadata(value.tag))
+            self._described.add(value.tag)
+        if values:
+            self._keep(Event(step=step, summary=Summary(value=values)))
 
-        Raises:
-            OSError: the events could not be written; they are kept for the next call.
-        """
-        for record in records:
-            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in _scalars(record).items()]
-            for value in values:
-                # Readers keep the first one of a tag.
-                if value.tag not in self._described:
-                    value.metadata.CopyFrom(_metadata(value.tag))
-                    self._described.add(value.tag)
-            self._keep(Event(step=record.step, summary=Summary(value=values)))
+    def flush(self) -> None:
         self._file.flush()
 
     def sync(self) -> None:
-        """Waits until the whole file is on disk. Raises OSError where that fails."""
         self._file.sync()
 
     def _keep(self, event: Event) -> None:
@@ -116,7 +145,7 @@ def _next_file(folder: Path) -> Path:
 
 
 def _take_out(folder: Path, step: int) -> set[str]:
-    """Cuts our files off before that step's first scalar. Returns the tags that lose scalars."""
+    """Cuts our files off before that step's first value. Returns the tags that lose values."""
     tags: set[str] = set()
     for path in sorted((path for path in folder.iterdir() if _OURS.fullmatch(path.name)), reverse=True):
         end_bytes, its_tags, begun_at = _behind(path, step)
@@ -130,7 +159,7 @@ def _take_out(folder: Path, step: int) -> set[str]:
 
 
 def _behind(path: Path, step: int) -> tuple[int, set[str], int]:
-    """The offset of that step's first scalar in a file, the tags from there on, and the step that the file began with.
+    """The offset of that step's first value in a file, the tags from there on, and the step that the file began with.
 
     Steps never decrease in a file.
     """
@@ -164,61 +193,70 @@ def _without_points(tags: Iterable[str], step: int) -> Event:
     """Removes the tags' points from that step on in a running data server.
 
     The server ignores session logs. A value makes it drop its tag's points of the same and later steps, and it does not
-    show NaN. Other readers drop that value too, at the START that follows.
+    show a value of a kind that it cannot read: the second one, which takes the place of the first. Other readers pass
+    over that kind. They remove the first one, which they need to know the tag, at the START that follows.
     """
-    nothing = TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[b""])
-    values = [Summary.Value(tag=tag, metadata=_metadata(tag), tensor=nothing) for tag in sorted(tags)]
-    return Event(step=step, summary=Summary(value=values))
+    removed = sorted(set(tags) - _WRITTEN_ONCE)
+    known = [Summary.Value(tag=tag, metadata=_metadata(tag), tensor=_string(b"")) for tag in removed]
+    unreadable = [Summary.Value(tag=tag, obsolete_old_style_histogram=b"") for tag in removed]
+    return Event(step=step, summary=Summary(value=[*known, *unreadable]))
 
 
 def _metadata(tag: str) -> SummaryMetadata:
+    plugin = "histograms" if tag == EXCESS_HISTOGRAM else "text" if tag.startswith(_TEXTS) else "scalars"
     return SummaryMetadata(
-        plugin_data=SummaryMetadata.PluginData(plugin_name="scalars"),
-        data_class=DATA_CLASS_SCALAR,
-        summary_description=_MEANINGS.get(tag) or _MEANINGS.get(tag.partition("/")[0], ""),
+        plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
+        data_class=DATA_CLASS_SCALAR if plugin == "scalars" else DATA_CLASS_TENSOR,
+        summary_description=meaning_of(tag),
     )
 
 
-def _scalars(record: Record) -> dict[str, float]:
-    """Values by tag. TensorBoard sorts tags by the part before "/" and opens the first two: losses, alarms if any."""
-    match record:
-        case StepRecord():
-            return _step_scalars(record)
-        case SkippedRecord():
-            return {"guard/skipped_steps": record.skipped_steps}
-        case TaskRecord():
-            return {f"accuracy/{record.name}": record.accuracy}
-        case TaskLossRecord():
-            return _task_losses(record)
-        case PaceRecord():
-            return {"speed/slowest_rank_ratio": record.slowest_rank_ratio}
-        case _:
-            return {f"loss_validation/{record.place}": record.loss, f"perplexity/{record.place}": record.perplexity}
+def _scalars(values: Mapping[str, float]) -> list[Summary.Value]:
+    return [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
 
 
-def _task_losses(record: TaskLossRecord) -> dict[str, float]:
-    scalars = {
-        f"loss_task/{record.name}": record.nats_per_token,
-        f"bits_per_byte/{record.name}": record.bits_per_byte,
-        f"choice_accuracy/{record.name}": record.choice_accuracy,
-        f"choice_accuracy_per_byte/{record.name}": record.choice_accuracy_per_byte,
-    }
-    return {tag: value for tag, value in scalars.items() if value is not None}
+def _pictures(record: Record) -> Iterator[Summary.Value]:
+    """What is more than a number: the histogram of a report, the texts of a measurement of the probe rows."""
+    if isinstance(record, ReportRecord) and any(record.excess_counts):
+        yield _histogram(record.excess_counts)
+    if isinstance(record, ProbeRecord):
+        for number, sample in enumerate(record.samples, start=1):
+            yield _text(f"{SAMPLE_TEXT}/{number}", sample_text(sample))
 
 
-def _step_scalars(record: StepRecord) -> dict[str, float]:
-    scalars = {
-        "loss/selected": record.loss,
-        "loss/all": record.all_loss,
-        "train/selected_ratio": record.selected_ratio,
-        "train/learning_rate": record.learning_rate,
-        "train/gradient_norm": record.gradient_norm,
-        "train/tokens": record.tokens,
-        "speed/tokens_per_second": record.tokens_per_second,
-        "selection/threshold": record.threshold,
-        **{f"selection/excess_{name}": value for name, value in record.excess_quantiles.items()},
-        **{f"selection_ratio/{domain}": ratio for domain, ratio in record.domain_ratio.items()},
-        **{f"tokens_of_domain/{domain}": tokens for domain, tokens in record.domain_tokens.items()},
-        **{f"passes_of_domain/{domain}": passes for domain, passes in record.domain_passes.items()},
-    }
-    return {tag: value for tag, value in scalars.items() if value is not None}
+def _histogram(counts: Sequence[int]) -> Summary.Value:
+    """The bins from the first to the last one that holds something: left and right edge, and count."""
+    bins = [(left, right, count) for (left, right), count in zip(pairwise(EXCESS_EDGES_NATS), counts, strict=True)]
+    filled = [place for place, count in enumerate(counts) if count]
+    shown = np.array(bins[filled[0] : filled[-1] + 1], np.float64)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in shown.shape])
+    tensor = TensorProto(dtype=DT_DOUBLE, tensor_shape=shape, tensor_content=shown.tobytes())
+    return Summary.Value(tag=EXCESS_HISTOGRAM, tensor=tensor)
+
+
+def _text(tag: str, markdown: str) -> Summary.Value:
+    return Summary.Value(tag=tag, tensor=_string(markdown.encode()))
+
+
+def _string(content: bytes) -> TensorProto:
+    return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content])
+
+
+def _layout() -> Summary.Value:
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(title=title, chart=[_chart(chart) for chart in charts])
+            for title, charts in LAYOUT.items()
+        ]
+    )
+    metadata = SummaryMetadata(
+        plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"), data_class=DATA_CLASS_TENSOR
+    )
+    return Summary.Value(tag=CONFIG_SUMMARY_TAG, metadata=metadata, tensor=_string(layout.SerializeToString()))
+
+
+def _chart(chart: Lines | Band) -> layout_pb2.Chart:
+    if isinstance(chart, Lines):
+        return layout_pb2.Chart(title=chart.title, multiline=layout_pb2.MultilineChartContent(tag=chart.patterns))
+    series = layout_pb2.MarginChartContent.Series(value=chart.middle, lower=chart.lower, upper=chart.upper)
+    return layout_pb2.Chart(title=chart.title, margin=layout_pb2.MarginChartContent(series=[series]))

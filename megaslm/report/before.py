@@ -92,11 +92,11 @@ class _Operations:
         if scores is not None:
             return cls(scores.forward_flops_per_token, float(scores.targets))
         folder = config.slm.reference
-        forward = None if folder is None else forward_flops(started_in / folder, config.data.seq_len)
+        forward = None if folder is None else forward_flops_in(started_in / folder, config.data.seq_len)
         return None if forward is None else cls(forward, None)
 
 
-def forward_flops(model: Path, seq_len: int) -> float | None:
+def forward_flops_in(model: Path, seq_len: int) -> float | None:
     """Operations of the forward pass of the model in a folder, per token; None where its config.json does not tell."""
     try:
         shape = stated_shape(stated_config(model))

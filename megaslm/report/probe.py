@@ -9,9 +9,9 @@ from typing import overload
 from tokenizers import Tokenizer
 
 from megaslm.config.run_files import PROBE
-from megaslm.dynamics.examples import row_texts
 from megaslm.observe.probe_files import ProbeRows, measured_steps, read_rows
 from megaslm.report.runs import ReportedRun
+from megaslm.tokenizer.token_text import texts_of_row
 from megaslm.tokenizer.tokenizer import load_tokenizer
 
 
@@ -49,7 +49,7 @@ class RowTexts(Sequence[list[str]]):
         if isinstance(row, slice):
             return [self[one] for one in range(len(self))[row]]
         if row not in self._known:
-            self._known[row] = row_texts(self._tokenizer, self._rows, row)
+            self._known[row] = list(texts_of_row(self._tokenizer, self._rows.tokens[row].tolist(), self._rows.eos_id))
         return self._known[row]
 
 

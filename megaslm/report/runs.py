@@ -12,7 +12,7 @@ from megaslm.errors import ConfigError
 from megaslm.model.forward_flops import FORWARD_AND_BACKWARD
 from megaslm.observe.cost_file import RunCost, read_cost
 from megaslm.observe.display import counted
-from megaslm.report.before import Before, before, forward_flops
+from megaslm.report.before import Before, before, forward_flops_in
 from megaslm.report.metrics import RunMetrics, read_metrics
 from megaslm.report.spent import Spent, spent
 
@@ -128,7 +128,7 @@ def started_in(path: Path, run_dir: str) -> Path:
 def _read_run(path: Path, name: str) -> ReportedRun:
     config = load(RunConfig, path / CONFIG).value
     metrics, cost = read_metrics(path), read_cost(path)
-    forward = forward_flops(path / "model", config.data.seq_len)
+    forward = forward_flops_in(path / "model", config.data.seq_len)
     flops = None if forward is None else FORWARD_AND_BACKWARD * forward
     first = before(config, cost, started_in(path, config.run_dir))
     run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())

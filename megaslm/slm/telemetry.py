@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,8 +13,13 @@ from megaslm.slm.targets import Targets, excess_loss
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXCESS_LIMIT_NATS = 16.0
 _EXCESS_BINS = 1024
-_SUMS = 4
+_BINS_PER_NAT = _EXCESS_BINS / (2 * _EXCESS_LIMIT_NATS)
+_COARSE_NATS = 4.0
+_COARSE_BINS = 32
+_SUMS = 5
 _DOMAIN_SUMS = 3
+POSITION_BANDS = 8
+"""Equally long parts of a row, of which the selected ratio is known."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +29,11 @@ class SelectionSummary:
     `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured, or a loss is
     non-finite. `not_finite`: measured targets with a non-finite loss or excess loss. `excess_quantiles`: of the valid
     targets, to within 1/32 nat and clipped to ±16 nats; empty where no reference is known, unselected targets were not
-    measured, or some are non-finite. `domain_ratio`: selected / valid targets of each domain with any. `domain_rows`:
-    rows of each domain.
+    measured, or some are non-finite. `excess_counts`: the same targets in 32 bins of 1/4 nat around 0, of which the
+    outer two hold all beyond; empty as the quantiles. `domain_ratio`: selected / valid targets of each domain with
+    any. `domain_rows`: rows of each domain. `position_selected`, `position_valid`: targets in each of the
+    `POSITION_BANDS` of the rows. `attended`: pairs of a token and one that it attends to, half of each document's
+    square.
     """
 
     selected_loss: float
@@ -33,13 +42,18 @@ class SelectionSummary:
     valid: int
     not_finite: int
     excess_quantiles: dict[str, float]
+    excess_counts: tuple[int, ...]
     domain_ratio: dict[int, float]
     domain_rows: tuple[int, ...]
+    position_selected: tuple[int, ...]
+    position_valid: tuple[int, ...]
+    attended: float
 
 
 def sums_of_nothing(domain_count: int, device: torch.device) -> Tensor:
     """(n,) float64 zeros, to which the sums of `selection_sums` are added."""
-    return torch.zeros(_SUMS + _EXCESS_BINS + _DOMAIN_SUMS * domain_count, dtype=torch.float64, device=device)
+    size = _SUMS + _EXCESS_BINS + 2 * POSITION_BANDS + _DOMAIN_SUMS * domain_count
+    return torch.zeros(size, dtype=torch.float64, device=device)
 
 
 def selection_sums(
@@ -50,6 +64,7 @@ def selection_sums(
     targets: Targets,
     domain: Tensor,
     domain_count: int,
+    document_bounds: Tensor | None = None,
 ) -> Tensor:
     """The sums of one micro-batch. The host reads nothing.
 
@@ -61,6 +76,8 @@ def selection_sums(
         targets: the B·L targets.
         domain: (B,) int64, below `domain_count`.
         domain_count: domains of the run.
+        document_bounds: (documents + 1,) int32, the first token of each document of the B·L inputs, then B·L; None
+            where each row counts as one document.
     """
     measured = measured & targets.valid
     values = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
@@ -70,6 +87,7 @@ def selection_sums(
             losses.double().where(measured, 0.0).sum(),
             measured.sum().double(),
             (measured & ~torch.isfinite(values)).sum().double(),
+            _attended(losses, document_bounds),
         ]
     )
     histogram = torch.zeros(_EXCESS_BINS, dtype=torch.float64, device=losses.device)
@@ -78,30 +96,50 @@ def selection_sums(
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Sums of whole numbers do not depend on the order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
+    by_position = torch.stack([_by_position(selected), _by_position(targets.valid)])
     by_domain = torch.zeros(_DOMAIN_SUMS, domain_count, dtype=torch.float64, device=losses.device)
     by_domain[0].scatter_add_(0, domain, selected.sum(1).double())
     by_domain[1].scatter_add_(0, domain, targets.valid.sum(1).double())
     by_domain[2].scatter_add_(0, domain, torch.ones_like(domain, dtype=torch.float64))
-    return torch.cat([totals, histogram, by_domain.flatten()])
+    return torch.cat([totals, histogram, by_position.flatten(), by_domain.flatten()])
 
 
-def sums_of_unused(targets: Targets, domain: Tensor, domain_count: int) -> Tensor:
+def _attended(losses: Tensor, document_bounds: Tensor | None) -> Tensor:
+    rows, length = losses.shape
+    if document_bounds is None:
+        return torch.full((), rows * length**2 / 2, dtype=torch.float64, device=losses.device)
+    return document_bounds.diff().double().square().sum() / 2
+
+
+def _by_position(places: Tensor) -> Tensor:
+    """The number of true values of (B, L) in each band of the row, (bands,) float64."""
+    length = places.shape[1]
+    band = torch.arange(length, device=places.device) * POSITION_BANDS // length
+    counts = torch.zeros(POSITION_BANDS, dtype=torch.float64, device=places.device)
+    return counts.scatter_add_(0, band, places.sum(0).double())
+
+
+def sums_of_unused(
+    targets: Targets, domain: Tensor, domain_count: int, document_bounds: Tensor | None = None
+) -> Tensor:
     """The sums of a micro-batch without training, see `selection_sums`: its rows and valid targets."""
     none = torch.zeros_like(targets.valid)
     losses = torch.zeros_like(targets.valid, dtype=torch.float32)
-    return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count)
+    return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count, document_bounds)
 
 
 def summarise(sums: Sequence[float]) -> SelectionSummary:
     """Reads the sums of a step, on the host."""
-    selected_loss, all_loss, measured, not_finite = sums[:_SUMS]
-    histogram = sums[_SUMS : _SUMS + _EXCESS_BINS]
-    by_domain = sums[_SUMS + _EXCESS_BINS :]
+    selected_loss, all_loss, measured, not_finite, attended = sums[:_SUMS]
+    positions = _SUMS + _EXCESS_BINS
+    histogram, by_position = sums[_SUMS:positions], sums[positions : positions + 2 * POSITION_BANDS]
+    by_domain = sums[positions + 2 * POSITION_BANDS :]
     domain_count = len(by_domain) // _DOMAIN_SUMS
     selected, valid, rows = (
         by_domain[start : start + domain_count] for start in range(0, len(by_domain), domain_count)
     )
     complete = measured == sum(valid)
+    has_excess = complete and not not_finite and any(histogram)
     return SelectionSummary(
         selected_loss=selected_loss / max(1.0, sum(selected)),
         all_loss=all_loss / max(1.0, measured) if complete and math.isfinite(all_loss) else None,
@@ -109,11 +147,24 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
         valid=int(sum(valid)),
         not_finite=int(not_finite),
         excess_quantiles={f"p{round(100 * part):02d}": _quantile(histogram, part) for part in QUANTILES}
-        if complete and not not_finite and any(histogram)
+        if has_excess
         else {},
+        excess_counts=_coarse(histogram) if has_excess else (),
         domain_ratio={number: selected[number] / count for number, count in enumerate(valid) if count},
         domain_rows=tuple(int(count) for count in rows),
+        position_selected=tuple(int(count) for count in by_position[:POSITION_BANDS]),
+        position_valid=tuple(int(count) for count in by_position[POSITION_BANDS:]),
+        attended=attended,
     )
+
+
+def _coarse(histogram: Sequence[float]) -> tuple[int, ...]:
+    """Few bins of equal width around 0. The outer two hold all beyond."""
+    width = int(2 * _COARSE_NATS / _COARSE_BINS * _BINS_PER_NAT)
+    first = (_EXCESS_BINS - _COARSE_BINS * width) // 2
+    inner = range(first + width, first + (_COARSE_BINS - 1) * width, width)
+    edges = [0, *inner, first + (_COARSE_BINS - 1) * width, _EXCESS_BINS]
+    return tuple(int(sum(histogram[left:right])) for left, right in pairwise(edges))
 
 
 def _quantile(histogram: Sequence[float], part: float) -> float:

@@ -39,6 +39,26 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int |
         start += length
 
 
+def texts_of_row(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[str]:
+    """The text of each token of a row. Joined they are the text of the row.
+
+    Where several tokens make one character, the first of them has its text and the others have none. Bytes that make no
+    character are replacement characters. EOS is its name in the vocabulary.
+    """
+    start = 0
+    while start < len(ids):
+        if ids[start] == eos_id:
+            yield str(tokenizer.id_to_token(eos_id))
+            start += 1
+            continue
+        stop = next((place for place in range(start, len(ids)) if ids[place] == eos_id), len(ids))
+        # The first token of a row may continue a text of the row before.
+        for piece in pieces(tokenizer, ids[start:stop], start, after=eos_id if start == 0 else None):
+            yield piece.text
+            yield from [""] * (piece.tokens - 1)
+        start = stop
+
+
 def _shortest_whole(tokenizer: Tokenizer, before: list[int], ids: Sequence[int]) -> tuple[int, str]:
     """The number of `ids` that make whole characters, and their text. One id and its replacement if not UTF-8."""
     for length in range(1, len(ids) + 1):

@@ -10,17 +10,19 @@ import torch
 
 from megaslm.config.schema import TrainSection
 from megaslm.engine.heartbeat import heartbeat
-from megaslm.errors import LossSpike, NonFiniteLoss
+from megaslm.errors import LossSpike, NonFiniteLoss, SaveFailed, Stopped
 from megaslm.health.pace import PaceMeter
-from megaslm.observe.records import PaceRecord
+from megaslm.model.forward_flops import forward_flops
+from megaslm.observe.records import PaceRecord, SaveRecord
 from megaslm.slm.rule import Moment
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.store import Resumed
 from megaslm.training.guard import RollBack, SkipCount, Spike, SpikeWatch
+from megaslm.training.meters import RunMeters
 from megaslm.training.pace import PaceWatch
 from megaslm.training.reporting import Reporter
-from megaslm.training.run import TrainingRun, objective_of
+from megaslm.training.run import TrainingRun, description_of, objective_of
 from megaslm.training.saving import make_saver
 from megaslm.training.training_data import DomainCounts
 
@@ -36,7 +38,9 @@ class Trainer:
         self._spikes = SpikeWatch(guard.spike_sigmas, guard.spike_window_steps, self._before.recent_losses)
         self._spike: Spike | None = None
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
-        self._step = run.train_step(objective_of(run.config, self._before.selection))
+        meters = RunMeters(run.config, run.plan, run.world, forward_flops(run.engine.model.lm.config))
+        self._clock = meters.clock
+        self._step = run.train_step(objective_of(run.config, self._before.selection), ends=self._clock.end)
         self._counts = DomainCounts(run.data.mixture, run.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
             run.folder,
@@ -44,11 +48,17 @@ class Trainer:
             run.world,
             domains=run.data.mixture.domains,
             counts=self._counts,
+            meters=meters,
+            description=description_of(run.config),
+            log=run.config.log,
             last_step=self._before.step,
             skipped_steps=self._before.skipped_steps,
+            selected_tokens=self._before.selected_tokens,
             validation_is_due=self._before.validation_is_due,
         )
-        self._saver = make_saver(run, resumed.corrupt, self._reporter.say)
+        self._saver = make_saver(run, resumed.corrupt, self._reporter.say, on_saved=self._tell_save)
+        self._at_step = self._before.step
+        self._save_begun_at = self._save_halted_seconds = 0.0
         self._meter = PaceMeter(run.world)
         self._pace = PaceWatch(self._meter, run.world, slow_ratio=guard.slow_ratio, last_step=self._before.step)
         self._started = time.monotonic()
@@ -58,9 +68,13 @@ class Trainer:
         try:
             with closing(self._micro_batches()) as micro_batches:
                 return self._steps(self._meter.loading(micro_batches))
-        except (LossSpike, NonFiniteLoss):
+        except (LossSpike, NonFiniteLoss) as error:
             # All ranks raise together, and the save under way is worth keeping.
+            self._reporter.alert("stopped", str(error))
             self._saver.wait()
+            raise
+        except (SaveFailed, Stopped) as error:
+            self._reporter.alert("stopped", str(error))
             raise
         finally:
             self._meter.close()
@@ -100,7 +114,7 @@ class Trainer:
                 return RollBack(self._spike, step, self._rows_seen(step), self._before.extents)
             if saves:
                 self._reporter.sync()
-                self._saver.begin(self._progress(step, validated=validated))
+                self._begin_save(step, validated=validated)
             if last or told:
                 self._saver.wait(may_fail=False)
             if told and not (last and validated and probed):
@@ -110,12 +124,16 @@ class Trainer:
     def _train(self, step: int, micro_batches: Iterator[MicroBatch]) -> None:
         run = self._run
         heartbeat("data", step)
+        self._at_step = step
+        self._clock.begin()
         rows = list(islice(micro_batches, run.plan.micro_steps))
+        self._clock.end("data_wait")
         heartbeat("step", step)
         # The seed of dropout depends on the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((run.config.seed, step, run.world.rank)))
         moment = Moment(step, (step - 1) * run.plan.tokens_per_step)
         result = self._step(rows, moment, learning_rate(run.config.train, step * run.plan.tokens_per_step))
+        self._clock.end("other")
         self._meter.end_step()
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
@@ -132,6 +150,7 @@ class Trainer:
         for record in self._reporter.flush():
             spike = None if on_spike == "off" else self._spikes.add(record.step, record.loss)
             if spike is not None and self._spike is None:
+                self._reporter.alert("loss spike", str(spike))
                 if on_spike == "warn":
                     self._reporter.say(f"warning: {spike}")
                 if on_spike == "stop":
@@ -187,17 +206,35 @@ class Trainer:
     def _measure_probe(self, step: int) -> bool:
         """Whether the measurement finished before a rank was told to stop. If not, the resumed run makes it."""
         run = self._run
-        return run.probe.measure(
+        self._flush()
+        finished = run.probe.measure(
             run.engine,
             step=step,
             tokens=step * run.plan.tokens_per_step,
             is_to_stop=lambda: self._is_to_stop(step),
             say=self._reporter.say,
+            tell=lambda record: self._reporter.write([record]),
+            # What a validation that is made again takes back goes up to the end of the file.
+            tells_again=self._before.validation_is_due,
         )
+        # The time of the measurement is no time of steps.
+        self._reporter.write([])
+        return finished
 
     def _is_to_stop(self, step: int) -> bool:
         heartbeat("validate", step)
         return self._run.cpu_group.any(self._run.stop.told)
+
+    def _begin_save(self, step: int, *, validated: bool) -> None:
+        # The save before must be complete first: waiting for it would count as a halt for this one.
+        self._saver.wait()
+        self._save_begun_at = time.monotonic()
+        self._saver.begin(self._progress(step, validated=validated))
+        self._save_halted_seconds = time.monotonic() - self._save_begun_at
+
+    def _tell_save(self, saved_step: int) -> None:
+        seconds = time.monotonic() - self._save_begun_at
+        self._reporter.note(SaveRecord(self._at_step, saved_step, self._save_halted_seconds, seconds))
 
     def _rows_seen(self, step: int) -> int:
         return self._before.rows_seen + (step - self._before.step) * self._run.plan.global_batch_rows
@@ -207,7 +244,7 @@ class Trainer:
         return Progress(
             step=step,
             rows_seen=self._rows_seen(step),
-            selected_tokens=before.selected_tokens + self._reporter.selected_tokens,
+            selected_tokens=self._reporter.selected_tokens,
             seconds=before.seconds + seconds,
             rank_seconds=before.rank_seconds + seconds * self._run.world.size,
             skipped_steps=self._reporter.skipped_steps,

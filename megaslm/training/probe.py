@@ -10,9 +10,19 @@ from numpy.typing import NDArray
 
 from megaslm.config.run_files import PROBE
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, all_gather, on_first_rank
 from megaslm.engine.zero import ZeroEngine
-from megaslm.observe.probe_files import Measurement, ProbeRows, forget_after, measurement_file, write_measurement
+from megaslm.observe.probe_files import (
+    Measurement,
+    ProbeRows,
+    forget_after,
+    measurement_file,
+    read_measurement,
+    write_measurement,
+)
+from megaslm.observe.records import ProbeRecord
+from megaslm.training.probe_record import ProbeReport
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.probe_selection import ratio_at, would_keep
 from megaslm.training.training_data import TrainingData
@@ -30,7 +40,9 @@ class Probe:
         """
         self._config, self._world = config, world
         self._folder = Path(config.run_dir) / PROBE
+        self._tokenizer = data.first.source.path / TOKENIZER
         self._rows: ProbeRows | None = None
+        self._reports: ProbeReport | None = None
         if config.probe.every_tokens is not None:
             self._rows = on_first_rank(lambda: keep_or_choose_rows(self._folder, config, data))
 
@@ -39,31 +51,59 @@ class Probe:
         on_first_rank(lambda: forget_after(self._folder, step))
 
     def measure(
-        self, engine: ZeroEngine, *, step: int, tokens: int, is_to_stop: Callable[[], bool], say: Callable[[str], None]
+        self,
+        engine: ZeroEngine,
+        *,
+        step: int,
+        tokens: int,
+        is_to_stop: Callable[[], bool],
+        say: Callable[[str], None],
+        tell: Callable[[ProbeRecord], None],
+        tells_again: bool = False,
     ) -> bool:
         """Measures the rows after a step, unless that was done, and writes the file on the first rank.
 
         All ranks run equally many batches. `is_to_stop` is called before every eighth one and gives all ranks the same
-        answer. A file that cannot be written is told through `say`; training goes on.
+        answer. A file that cannot be written is told through `say`; training goes on. On the first rank `tell` gets
+        what is reported of the measurement; with `tells_again` also of one that was made before.
 
         Returns:
             Whether the measurement was not stopped.
         """
         rows = self._rows
-        if rows is None or on_first_rank(lambda: measurement_file(self._folder, step).is_file()):
+        if rows is None:
+            return True
+        if on_first_rank(lambda: measurement_file(self._folder, step).is_file()):
+            if tells_again and self._world.is_first:
+                self._report(rows, read_measurement(self._folder, step, rows), say, tell)
             return True
         losses = self._losses(engine, rows, is_to_stop)
         if losses is None:
             return False
         if self._world.is_first:
+            measurement = measurement_of(self._config, rows, losses, step=step, tokens=tokens)
+            self._report(rows, measurement, say, tell)
             try:
-                write_measurement(self._folder, measurement_of(self._config, rows, losses, step=step, tokens=tokens))
+                write_measurement(self._folder, measurement)
             except OSError as error:
                 say(
                     f"warning: {measurement_file(self._folder, step)}: cannot be written ({error}); training goes on; "
                     "`megaslm dynamics --checkpoints` measures the steps that have a checkpoint"
                 )
         return True
+
+    def _report(
+        self,
+        rows: ProbeRows,
+        measurement: Measurement,
+        say: Callable[[str], None],
+        tell: Callable[[ProbeRecord], None],
+    ) -> None:
+        if self._reports is None:
+            self._reports = ProbeReport(self._folder, rows, self._tokenizer)
+        record = self._reports.record(measurement, say)
+        if record is not None:
+            tell(record)
 
     def _losses(
         self, engine: ZeroEngine, rows: ProbeRows, is_to_stop: Callable[[], bool]

@@ -3,16 +3,21 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from megaslm.config.operation import LogSection
 from megaslm.config.plan import BatchPlan
 from megaslm.engine.distributed import World
 from megaslm.observe.console import RunConsole
-from megaslm.observe.records import Record, SkippedRecord, StepRecord
+from megaslm.observe.description import RunDescription
+from megaslm.observe.records import Record, SkippedRecord, StepRecord, last_report
 from megaslm.observe.run_log import RunLog
+from megaslm.observe.tracker import Tracker
 from megaslm.slm.telemetry import SelectionSummary, summarise
+from megaslm.training.meters import RunMeters
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
 from megaslm.training.training_data import DomainCounts
@@ -29,30 +34,47 @@ class Reporter:
         *,
         domains: tuple[str, ...],
         counts: DomainCounts,
+        meters: RunMeters,
+        description: RunDescription,
+        log: LogSection,
         last_step: int,
         skipped_steps: int,
+        selected_tokens: int,
         validation_is_due: bool,
     ) -> None:
-        """Continues after `last_step`; `skipped_steps` counts the skipped steps up to it.
+        """Continues after `last_step`; `skipped_steps` and `selected_tokens` are the counts up to it.
 
         The rows read of each domain are added to `counts`. If `validation_is_due`, that of `last_step` is made again.
         """
-        self.selected_tokens = 0
-        """Targets trained on since `last_step`, over all ranks."""
+        self.selected_tokens = selected_tokens
+        """Targets trained on in the whole run so far, over all ranks."""
         self.skipped_steps = skipped_steps
         """Skipped steps of the whole run so far."""
+        self._name = run.path.name
         self._plan = plan
         self._domains = domains
         self._counts = counts
+        self._meters = meters
         self._waiting: list[StepResult] = []
+        self._notes: list[Record] = []
         self._written: list[StepRecord] = []
         self._since = time.monotonic()
         self._has_warned = False
         self._log: RunLog | None = None
         if world.is_first:
             console = RunConsole(run.path.name, total_steps=plan.total_steps, done_steps=last_step)
+            meters.resume(last_report(run.metrics, last_step))
             self._log = RunLog(
-                console, run.metrics, run.tensorboard, last_step=last_step, validation_is_due=validation_is_due
+                console,
+                run.metrics,
+                run.tensorboard,
+                last_step=last_step,
+                validation_is_due=validation_is_due,
+                tokens_per_step=plan.tokens_per_step,
+                description=description,
+                open_tracker=None
+                if log.tracker is None
+                else partial(Tracker, log.tracker, project=log.project, run=run.path, description=description),
             )
 
     def say(self, line: str) -> None:
@@ -83,6 +105,15 @@ class Reporter:
             self._log.write(records)
         self._since = time.monotonic()
 
+    def alert(self, title: str, text: str) -> None:
+        """Sends an alert through the tracker of the run, if it has one."""
+        if self._log is not None:
+            self._log.alert(f"{self._name}: {title}", text)
+
+    def note(self, record: Record) -> None:
+        """Keeps a record of the current step for the next report, so that steps never decrease in the log."""
+        self._notes.append(record)
+
     def sync(self) -> None:
         """Waits until all records are on disk, so that none before a checkpoint is missing."""
         if self._log is not None:
@@ -91,15 +122,18 @@ class Reporter:
     def close(self) -> None:
         """Closes files and the progress bar."""
         if self._log is not None:
+            self._log.write(self._notes)
             self._log.close()
 
     def _write_waiting(self) -> None:
         numbers: list[list[float]] = torch.stack([_numbers(result) for result in self._waiting]).tolist()
         seconds = max(1e-9, time.monotonic() - self._since)
         tokens_per_second = len(self._waiting) * self._plan.tokens_per_step / seconds
-        records: list[StepRecord | SkippedRecord] = []
+        records: list[Record] = []
+        summaries: list[SelectionSummary] = []
         for result, (*sums, threshold, norm) in zip(self._waiting, numbers, strict=True):
             summary = summarise(sums)
+            summaries.append(summary)
             self.selected_tokens += summary.selected
             self._counts.add(summary.domain_rows)
             if result.skipped is None:
@@ -107,12 +141,19 @@ class Reporter:
                 records.append(self._record(result, summary, threshold, norm, tokens_per_second))
             else:
                 self.skipped_steps += 1
+                self.alert("skipped step", f"step {result.step}: {result.skipped}")
                 records.append(
                     SkippedRecord(result.step, self._tokens(result), result.skipped, skipped_steps=self.skipped_steps)
                 )
-        self._waiting = []
         self._written += [record for record in records if isinstance(record, StepRecord)]
-        self.write(records)
+        newest, self._waiting = self._waiting[-1].step, []
+        records.append(
+            self._meters.report(
+                newest, summaries, selected_tokens=self.selected_tokens, tokens_per_second=tokens_per_second
+            )
+        )
+        notes, self._notes = self._notes, []
+        self.write(sorted([*records, *notes], key=lambda record: record.step))
 
     def _tokens(self, result: StepResult) -> int:
         return result.step * self._plan.tokens_per_step

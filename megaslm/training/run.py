@@ -1,19 +1,26 @@
 """The parts of a run, made from its configuration, that stay the same while it trains, rolls back and trains again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
+from megaslm.config.load import settings_of
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import dotted_key, dump
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
+from megaslm.observe.description import RunDescription, Scalar
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
+from megaslm.training.changes import may_change
 from megaslm.training.exact_way import ExactWay
 from megaslm.training.memory_check import MemoryCheck
+from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
@@ -39,6 +46,16 @@ def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
     return SelectiveObjective(rule, selection)
 
 
+def description_of(config: RunConfig) -> RunDescription:
+    """What viewers are told of a run. Its settings are those that shape what is learned and have a plain value."""
+    shaping = {
+        dotted_key(path): float(value) if isinstance(value, Decimal) else value
+        for path, value in settings_of(config)
+        if may_change(dotted_key(path), config) != "free"
+    }
+    return RunDescription(dump(config), {key: value for key, value in shaping.items() if isinstance(value, Scalar)})
+
+
 @dataclass(frozen=True)
 class TrainingRun:
     """A run on its ranks, ready to train."""
@@ -60,8 +77,8 @@ class TrainingRun:
     is_smoke_test: bool = False
     """Whether nothing resumes from it."""
 
-    def train_step(self, objective: Objective) -> TrainStep:
-        """The optimiser step under an objective."""
+    def train_step(self, objective: Objective, *, ends: Callable[[Phase], None] = untimed) -> TrainStep:
+        """The optimiser step under an objective, which calls `ends` at the end of each phase."""
         mixture = self.data.mixture
         return TrainStep(
             self.engine,
@@ -72,4 +89,5 @@ class TrainingRun:
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
             keeps_graphs=self.exact_way.keeps_graphs,
+            ends=ends,
         )

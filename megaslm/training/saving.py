@@ -96,14 +96,22 @@ def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
     return {name: sum(part[name] for part in parts) for name in ("seconds", "gpu_hours")}
 
 
-def make_saver(run: TrainingRun, corrupt: tuple[int, ...], say: Callable[[str], None]) -> Saver:
+def make_saver(
+    run: TrainingRun, corrupt: tuple[int, ...], say: Callable[[str], None], on_saved: Callable[[int], None]
+) -> Saver:
     """The saver of a run; called on all ranks.
 
     Args:
         run: the run.
         corrupt: steps whose checkpoints are known to be corrupt.
         say: prints a line, on the first rank.
+        on_saved: called on all ranks with the step of each complete checkpoint.
     """
+
+    def saved(progress: Progress) -> None:
+        _write_cost(run, progress, say)
+        on_saved(progress.step)
+
     return Saver(
         run.folder.checkpoints,
         run.engine.state(),
@@ -114,7 +122,7 @@ def make_saver(run: TrainingRun, corrupt: tuple[int, ...], say: Callable[[str], 
         max_failed=run.config.checkpoint.max_failed_saves,
         corrupt=corrupt,
         say=lambda line: say(f"{run.folder.path.name} · {line}"),
-        on_saved=lambda progress: _write_cost(run, progress, say),
+        on_saved=saved,
         again="the smoke test again" if run.is_smoke_test else "again with --resume",
     )
 

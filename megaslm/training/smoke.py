@@ -47,7 +47,7 @@ def as_smoke_test(config: RunConfig) -> RunConfig:
             "run_dir": str(smoke_folder(config.run_dir)),
             "checkpoint": config.checkpoint.model_copy(update={"every_tokens": None}),
             "guard": config.guard.model_copy(update={"dry_run": False, "on_spike": "warn"}),
-            "log": config.log.model_copy(update={"every_steps": 1}),
+            "log": config.log.model_copy(update={"every_steps": 1, "tracker": None}),
         }
     )
 

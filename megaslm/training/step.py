@@ -20,6 +20,7 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.stream.loader import MicroBatch
+from megaslm.training.phases import Phase, untimed
 
 _MOST_ROWS_NAMED = 10
 
@@ -48,7 +49,8 @@ class TrainStep:
 
     If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages. Where the
     plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
-    forward pass, whose graph is kept until its backward pass; without it a second forward pass.
+    forward pass, whose graph is kept until its backward pass; without it a second forward pass. `ends` is called at the
+    end of each phase.
     """
 
     engine: ZeroEngine
@@ -59,6 +61,7 @@ class TrainStep:
     may_repeat_rows: bool
     row_name: Callable[[int], str] = str
     keeps_graphs: bool = False
+    ends: Callable[[Phase], None] = untimed
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
         """Trains on the selected targets of all ranks' micro-batches, equally many per rank.
@@ -77,18 +80,23 @@ class TrainStep:
         passed: dict[int, tuple[Deferred, HeadOutput]] = {}
 
         def measure(number: int) -> Tensor:
+            self.ends("selection")
             tokens, bounds = micro_batches[number].tokens, micro_batches[number].document_bounds
-            if not self.keeps_graphs:
-                return engine.measure(tokens, bounds)
-            deferred = Deferred()
-            passed[number] = deferred, engine.forward(tokens, deferred, bounds)
-            return passed[number][1].losses
+            if self.keeps_graphs:
+                deferred = Deferred()
+                passed[number] = deferred, engine.forward(tokens, deferred, bounds)
+                losses = passed[number][1].losses
+            else:
+                losses = engine.measure(tokens, bounds)
+            self.ends("forward")
+            return losses
 
         try:
             plan = self.objective.plan_step(targets, moment, measure, all_reduce_sum)
         except NonFiniteCriterion as error:  # Raised on all ranks, before any backward pass.
             passed.clear()
             return skipped(why_unrankable(targets, error.places, self.row_name))
+        self.ends("selection")
         # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
         scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
         sums = sums_of_nothing(self.domain_count, world.device)
@@ -101,12 +109,16 @@ class TrainStep:
                 output = output.decided(deferred, choice)
             else:
                 output = engine.forward(micro_batch.tokens, choice, micro_batch.document_bounds)
+            self.ends("forward")
             # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             engine.backward(output.total * (scale + 0 * output.total.detach()))
+            self.ends("backward")
             left_out = engine.step(learning_rate)
+            self.ends("optimizer")
             outputs.append(output._replace(total=output.total.detach()))
             sums += self._sums(plan, number, outputs[-1], micro_batch, targets[number])
+            self.ends("other")
         if left_out:
             return skipped(why_left_out(targets, plan.choices, outputs, self.row_name))
         threshold = self.objective.end_step(plan, outputs)
@@ -126,14 +138,21 @@ class TrainStep:
         if plan.losses is not None:
             losses, measured = plan.losses[number], targets.valid
         return selection_sums(
-            output.total, losses, measured, output.mask, targets, micro_batch.domain, self.domain_count
+            output.total,
+            losses,
+            measured,
+            output.mask,
+            targets,
+            micro_batch.domain,
+            self.domain_count,
+            micro_batch.document_bounds,
         )
 
     def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
         """The sums of a skipped step: only its rows and their valid targets."""
         sums = sums_of_nothing(self.domain_count, self.world.device)
         for part, micro_batch in zip(targets, micro_batches, strict=True):
-            sums += sums_of_unused(part, micro_batch.domain, self.domain_count)
+            sums += sums_of_unused(part, micro_batch.domain, self.domain_count, micro_batch.document_bounds)
         return all_reduce_sum(sums)
 
 

@@ -20,6 +20,7 @@ from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
 from megaslm.model.decoder_layers import why_not_compiled
 from megaslm.model.documents import kernel_name
+from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
@@ -84,6 +85,7 @@ def train(
             train(config, resume=resume, allow_changed=allow_changed, smoke_steps=smoke_steps, stop=stop)
         return
     check_allowed_keys(allow_changed, config)
+    check_tracker(config.log.tracker)
     guard = config.guard
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):

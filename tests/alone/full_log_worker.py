@@ -14,7 +14,9 @@ STEPS = 300
 
 def main(disk: Path, *, is_mended: bool) -> None:
     console = RunConsole("run", total_steps=STEPS, done_steps=0)
-    log = RunLog(console, disk / "metrics.jsonl", disk / "tensorboard", last_step=0, validation_is_due=False)
+    log = RunLog(
+        console, disk / "metrics.jsonl", disk / "tensorboard", last_step=0, validation_is_due=False, tokens_per_step=10
+    )
     for step in range(1, STEPS + 1):
         if step == STEPS and is_mended:
             subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)

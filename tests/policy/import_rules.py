@@ -48,7 +48,9 @@ OWNERS = {
     "tensorboard": "megaslm/observe/tensorboard.py",
     "tensorboardX": "megaslm/observe/tensorboard.py",
     "torch.utils.tensorboard": "megaslm/observe/tensorboard.py",
+    "trackio": "megaslm/observe/tracker.py",
     "triton": "megaslm/slm/triton_exponentials.py",
+    "wandb": "megaslm/observe/tracker.py",
 }
 """The one file that imports a library."""
 

@@ -13,11 +13,12 @@ from urllib.request import ProxyHandler, build_opener
 
 import pytest
 
-from megaslm.observe.records import PaceRecord, Record, SkippedRecord, StepRecord, ValidationRecord
+from megaslm.observe.records import PaceRecord, ProbeRecord, Record, SkippedRecord, StepRecord, ValidationRecord
 from megaslm.observe.tensorboard import TensorBoard
 from tests.forks import wait_until
 
 Steps = dict[str, list[int]]
+SAMPLE = "selected_text/1"
 TAGS = ("loss/selected", "loss_validation/held/a", "guard/skipped_steps", "speed/slowest_rank_ratio")
 open_url = build_opener(ProxyHandler({})).open
 
@@ -28,6 +29,10 @@ def step(number: int) -> StepRecord:
 
 def validation(number: int) -> ValidationRecord:
     return ValidationRecord(number, 10 * number, "held", "a", 2.0, 7.5, 50)
+
+
+def probe(number: int) -> ProbeRecord:
+    return ProbeRecord(number, 10 * number, None, [{"domain": "web", "row": 3, "stretches": ["one ", "two"]}])
 
 
 @contextmanager
@@ -55,9 +60,14 @@ def steps_shown(address: str, run: str) -> Steps:
         with open_url(f"{address}data/plugin/scalars/{what}?{urlencode(query)}", timeout=60) as answer:
             return json.load(answer)
 
+    def texts(tag: str) -> list[int]:
+        with open_url(f"{address}data/plugin/text/text?{urlencode({'tag': tag, 'run': run})}", timeout=60) as answer:
+            return [text["step"] for text in json.load(answer)]
+
     known = ask("tags").get(run, {})
     assert all(tag["description"] for tag in known.values())
     shown = {tag: [point[1] for point in ask("scalars", tag=tag, run=run)] for tag in TAGS if tag in known}
+    shown[SAMPLE] = texts(SAMPLE)
     return {tag: steps for tag, steps in shown.items() if steps}
 
 
@@ -70,21 +80,21 @@ def test_the_server_shows_nothing_that_was_taken_back(tmp_path: Path, options: t
         wait_until(lambda: steps_shown(address, name) == expected)
 
     cut_off: list[Record] = [
-        *(validation(0), step(1), PaceRecord(1, 0, 1.0), step(2), step(3), step(4), PaceRecord(4, 1, 1.5)),
-        *(validation(4), SkippedRecord(5, 50, "a loss is NaN", 1), step(6), step(7), validation(8)),
+        *(validation(0), probe(0), step(1), PaceRecord(1, 0, 1.0), step(2), step(3), step(4), PaceRecord(4, 1, 1.5)),
+        *(validation(4), probe(4), SkippedRecord(5, 50, "a loss is NaN", 1), step(6), step(7), validation(8)),
     ]
-    TensorBoard(run, first_step=0).write(cut_off)
+    TensorBoard(run, first_step=0, tokens_per_step=10).write(cut_off)
     with server(tmp_path, *options) as address:
         loss, validated, skipped, pace = TAGS
-        shows({loss: [1, 2, 3, 4, 6, 7], validated: [0, 4, 8], skipped: [5], pace: [1, 4]})
-        resumed = TensorBoard(run, first_step=4)
+        shows({loss: [1, 2, 3, 4, 6, 7], validated: [0, 4, 8], skipped: [5], pace: [1, 4], SAMPLE: [0, 4]})
+        resumed = TensorBoard(run, first_step=4, tokens_per_step=10)
         resumed.write([])
-        kept = {loss: [1, 2, 3], validated: [0], pace: [1]}
+        kept = {loss: [1, 2, 3], validated: [0], pace: [1], SAMPLE: [0]}
         shows(kept)
         shutil.copytree(run, tmp_path / "read-afterwards")
         shows(kept, "read-afterwards")
         resumed.write([step(4), step(5), SkippedRecord(6, 60, "a loss is NaN", 1)])
         shows({**kept, loss: [1, 2, 3, 4, 5], skipped: [6]})
         # Begun anew, as after it was killed before its first checkpoint.
-        TensorBoard(run, first_step=0).write([validation(0)])
+        TensorBoard(run, first_step=0, tokens_per_step=10).write([validation(0)])
         shows({validated: [0]})

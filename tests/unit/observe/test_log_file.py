@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.observe import records
-from megaslm.observe.records import LogFile
+from megaslm.observe import log_file
+from megaslm.observe.log_file import LogFile
 
 
 def test_entries_follow_what_is_kept_of_the_file(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_what_finds_no_room_is_written_later_and_nothing_of_it_by_halves(
         room_bytes[0] -= fits
         return write(descriptor, data[:fits], offset)
 
-    monkeypatch.setattr(records.os, "pwrite", write_into_the_room)
+    monkeypatch.setattr(log_file.os, "pwrite", write_into_the_room)
     for entry in (b"2222\n", b"3333\n"):
         file.keep(entry)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
@@ -61,7 +61,7 @@ def test_what_finds_no_room_is_written_later_and_nothing_of_it_by_halves(
 
 
 def test_what_waits_is_bounded_and_what_is_lost_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_MOST_KEPT_BYTES", 10)
+    monkeypatch.setattr(log_file, "_MOST_KEPT_BYTES", 10)
     file = LogFile(tmp_path / "missing" / "log")
     for entry in (b"1111\n", b"2222\n", b"3333\n"):
         file.keep(entry)

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from megaslm.observe.console import RunConsole
 from megaslm.observe.records import StepRecord, ValidationRecord
 from megaslm.observe.run_log import RunLog
+from megaslm.observe.tracker import Tracker
 from tests.events import points_in
 from tests.messages import Says
 
@@ -21,7 +23,13 @@ def validation(number: int, loss: float) -> ValidationRecord:
     return ValidationRecord(number, 10 * number, "held", "a", loss, 7.4, 50)
 
 
-def log_in(folder: Path, *, last_step: int = 0, validation_is_due: bool = False) -> RunLog:
+def log_in(
+    folder: Path,
+    *,
+    last_step: int = 0,
+    validation_is_due: bool = False,
+    open_tracker: Callable[[], Tracker] | None = None,
+) -> RunLog:
     console = RunConsole("run", total_steps=9, done_steps=last_step)
     return RunLog(
         console,
@@ -29,6 +37,8 @@ def log_in(folder: Path, *, last_step: int = 0, validation_is_due: bool = False)
         folder / "tensorboard",
         last_step=last_step,
         validation_is_due=validation_is_due,
+        tokens_per_step=10,
+        open_tracker=open_tracker,
     )
 
 
@@ -66,8 +76,10 @@ def test_a_sync_writes_what_waits_and_fails_as_a_write_does(
 
     monkeypatch.setattr(os, "fsync", note_and_fsync)
     log.sync()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert synced == {tmp_path, tmp_path / "metrics.jsonl", tmp_path / "tensorboard", events}
+    events = set((tmp_path / "tensorboard").glob("**/events*"))
+    assert len(events) == 2
+    folders = {tmp_path, tmp_path / "tensorboard", tmp_path / "tensorboard" / "tokens"}
+    assert synced == {tmp_path / "metrics.jsonl", *folders, *events}
     assert capsys.readouterr().err == ""
 
     def fail(descriptor: int) -> None:
@@ -127,4 +139,20 @@ def test_a_console_that_cannot_be_written_ends_nothing(
     assert steps_in(tmp_path) == [1]
     said = capsys.readouterr().err
     says(said, "[Errno 28]")
+    assert said.count("\n") == 1
+
+
+def test_a_tracker_that_cannot_be_opened_is_told_of_and_done_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], says: Says
+) -> None:
+    def fail() -> Tracker:
+        raise OSError("CommError: no network")
+
+    log = log_in(tmp_path, open_tracker=fail)
+    log.write([step(1)])
+    log.alert("run: loss spike", "step 1")
+    log.close()
+    assert steps_in(tmp_path) == [1]
+    said = capsys.readouterr().err
+    says(said, "log.tracker", "CommError: no network")
     assert said.count("\n") == 1

@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -6,10 +7,26 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
+from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from megaslm.observe.records import PaceRecord, SkippedRecord, StepRecord, ValidationRecord
-from megaslm.observe.tensorboard import TensorBoard
+from megaslm.observe.description import RunDescription
+from megaslm.observe.records import (
+    PaceRecord,
+    ProbeRecord,
+    ReportRecord,
+    SaveRecord,
+    SkippedRecord,
+    StepRecord,
+    TaskLossRecord,
+    TaskRecord,
+    ValidationRecord,
+)
+from megaslm.observe.tensorboard import AGAINST_TOKENS, TensorBoard
 from tests.events import Points, points_in
 
 LOSS, VALIDATION, SKIPPED, PACE = (
@@ -36,6 +53,10 @@ CUT_OFF = [
     *(validation(0), step(1), step(2), validation(2), PaceRecord(2, 0, 1.25)),
     *(step(3), skipped(4, 1), PaceRecord(4, 0, 1.5), validation(4), step(5)),
 ]
+
+
+def board(folder: Path, *, first_step: int, description: RunDescription | None = None) -> TensorBoard:
+    return TensorBoard(folder, first_step=first_step, tokens_per_step=10, description=description)
 
 
 def accumulated(events: EventAccumulator) -> Points:
@@ -68,7 +89,7 @@ def steps_of(points: Points, *tags: str) -> list[list[int]]:
 def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> None:
     selective = replace(step(1), threshold=0.25, excess_quantiles={"p50": 0.5}, domain_ratio={"a": 0.7, "b": 0.4})
     unmeasured = replace(step(2), all_loss=None, domain_tokens={"web/a": 48}, domain_passes={"web/a": 1.5})
-    TensorBoard(tmp_path, first_step=0).write([selective, unmeasured])
+    board(tmp_path, first_step=0).write([selective, unmeasured])
     tags = {tag: [number for number, _ in points] for tag, points in points_in(tmp_path).items()}
     assert tags["selection/threshold"] == tags["selection/excess_p50"] == [1]
     assert tags["selection_ratio/a"] == tags["selection_ratio/b"] == [1]
@@ -77,43 +98,163 @@ def test_a_step_tells_of_its_selection_where_there_was_one(tmp_path: Path) -> No
     assert tags["tokens_of_domain/web/a"] == tags["passes_of_domain/web/a"] == [2]
 
 
+REPORT = ReportRecord(
+    step=2,
+    tokens=20,
+    steps=2,
+    selected_tokens=12,
+    keep_ratio=0.6,
+    position_ratio=[0.5, None, 0.7],
+    excess_counts=[0] * 10 + [3, 0, 4] + [0] * 19,
+    phase_seconds={"data_wait": 0.25, "forward": 0.5},
+    mfu=0.4,
+    mfu_of_documents=0.3,
+    device_memory_bytes=1 << 31,
+    host_memory_bytes=1 << 30,
+    begun_at=1.8e9,
+    seconds_in_steps=30.0,
+    effective_time_ratio=0.75,
+)
+EVERYTHING = [
+    replace(
+        step(1),
+        threshold=0.25,
+        excess_quantiles={"p05": -1.0, "p25": 0.0, "p50": 0.5, "p75": 1.0, "p95": 2.0},
+        domain_ratio={"web": 0.7, "code": 0.4},
+        domain_tokens={"web": 48, "code": 12},
+        domain_passes={"web": 1.5, "code": 0.5},
+    ),
+    skipped(2, 1),
+    REPORT,
+    PaceRecord(2, 0, 1.0),
+    validation(2),
+    TaskRecord(2, 20, "gsm8k", 0.25, 8, 1),
+    TaskLossRecord(2, 20, "gsm8k", 8, 1.5, 0.5, 0.25, 0.5),
+    ProbeRecord(
+        2, 20, 0.125, [{"domain": "web", "row": 3, "stretches": ["if a*b < 2:\n", "  return", " `x` ", "now"]}]
+    ),
+    SaveRecord(3, 2, 0.5, 12.0),
+]
+PICTURES = ("selection/excess", "selected_text/1", "config")
+ABOUT = RunDescription("seed: 17\ntrain:\n  lr: 0.001\n", {"seed": 17, "train.lr": 0.001, "slm.criterion": "excess"})
+
+
+def described(folder: Path) -> EventMultiplexer:
+    board(folder, first_step=0, description=ABOUT).write(EVERYTHING)
+    runs = EventMultiplexer().AddRun(str(folder), "run").AddRun(str(folder / AGAINST_TOKENS), "tokens")
+    return runs.Reload()
+
+
+def text_in(events: EventMultiplexer, tag: str) -> list[tuple[int, str]]:
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors("run", tag)]
+
+
+def test_the_tags_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Dashboards and scripts name them. A tag that is added or renamed changes the list in the file."""
+    events = described(tmp_path)
+    found = sorted(
+        f"{plugin} {run} {tag}"
+        for run in ("run", "tokens")
+        for plugin in ("scalars", "histograms", "text", "custom_scalars", "hparams")
+        for tag in events.PluginRunToTagToContent(plugin).get(run, {})
+    )
+    assert "\n".join(found) + "\n" == (Path(__file__).parent / "tags.txt").read_text(encoding="utf-8")
+
+
+def test_every_line_of_the_layout_has_a_tag(tmp_path: Path) -> None:
+    events = described(tmp_path)
+    (stored,) = events.Tensors("run", CONFIG_SUMMARY_TAG)
+    layout = Layout.FromString(stored.tensor_proto.string_val[0])
+    tags = [tag for run in events.PluginRunToTagToContent("scalars").values() for tag in run]
+    charts = [chart for category in layout.category for chart in category.chart]
+    patterns = [pattern for chart in charts for pattern in chart.multiline.tag]
+    assert len(patterns) > 20
+    assert [pattern for pattern in patterns if not any(re.match(pattern, tag) for tag in tags)] == []
+    exact = [tag for chart in charts for one in chart.margin.series for tag in (one.value, one.lower, one.upper)]
+    assert len(exact) == 6
+    assert set(exact) <= set(tags)
+
+
+def test_losses_are_shown_against_tokens_too(tmp_path: Path) -> None:
+    board(tmp_path, first_step=0).write([step(1), step(2), validation(2), step(3)])
+    board(tmp_path, first_step=3).write([step(3, 9.0)])
+    shown = points_in(tmp_path / AGAINST_TOKENS)
+    assert shown["loss_vs_tokens/selected"] == [(10, 1.5), (20, 1.5), (30, 9.0)]
+    assert shown["loss_validation_vs_tokens/held/a"] == [(20, 2.0)]
+
+
+def test_the_loss_of_unselected_targets_is_what_is_left_of_the_mean(tmp_path: Path) -> None:
+    board(tmp_path, first_step=0).write([step(1), replace(step(2), selected_ratio=1.0, loss=2.5)])
+    ((number, loss),) = points_in(tmp_path)["loss/unselected"]
+    assert number == 1
+    assert 0.6 * 1.5 + 0.4 * loss == pytest.approx(2.5)
+
+
+def test_the_histogram_has_the_bins_that_hold_targets(tmp_path: Path) -> None:
+    (stored,) = described(tmp_path).Tensors("run", "selection/excess")
+    assert make_ndarray(stored.tensor_proto).tolist() == [[-1.5, -1.25, 3.0], [-1.25, -1.0, 0.0], [-1.0, -0.75, 4.0]]
+
+
+def test_the_configuration_is_text_and_settings_to_compare_runs_by(tmp_path: Path) -> None:
+    events = described(tmp_path)
+    assert text_in(events, "config") == [(0, "```yaml\nseed: 17\ntrain:\n  lr: 0.001\n\n```")]
+    content = HParamsPluginData.FromString(events.PluginRunToTagToContent("hparams")["run"][SESSION_START_INFO_TAG])
+    settings = content.session_start_info.hparams
+    assert settings["train.lr"].number_value == 0.001
+    assert settings["slm.criterion"].string_value == "excess"
+
+
+def test_a_sample_shows_what_is_kept_in_bold(tmp_path: Path) -> None:
+    ((number, markdown),) = text_in(described(tmp_path), "selected_text/1")
+    assert number == 2
+    assert markdown_to_safe_html(markdown) == (
+        "<p>web, row 3:</p>\n<p>if a*b &lt; 2:↵  <strong>return</strong> `x` <strong>now</strong></p>"
+    )
+
+
+@pytest.mark.parametrize("first_step", [0, 2])
+def test_texts_and_histograms_are_taken_back_too(tmp_path: Path, first_step: int) -> None:
+    before = described(tmp_path)
+    resumed = board(tmp_path, first_step=first_step, description=ABOUT)
+    resumed.write([])
+    for events in (before.Reload(), EventMultiplexer().AddRun(str(tmp_path), "run").Reload()):
+        known = events.Runs()["run"]["tensors"]
+        assert not any(events.Tensors("run", tag) for tag in ("selected_text/1", "selection/excess") if tag in known)
+        assert [number for number, _ in text_in(events, "config")] == ([0] if first_step == 0 else [0, first_step])
+        assert len(events.Tensors("run", CONFIG_SUMMARY_TAG)) >= 1
+
+
 def test_the_losses_are_what_tensorboard_opens_with(tmp_path: Path) -> None:
-    told = replace(step(1), threshold=0.25, domain_ratio={"a": 0.7}, domain_tokens={"a": 48}, domain_passes={"a": 1.5})
-    TensorBoard(tmp_path, first_step=0).write([told, validation(1), PaceRecord(1, 0, 1.0)])
-    groups = sorted({tag.partition("/")[0] for tag in points_in(tmp_path)})
+    told = [record for record in EVERYTHING if not isinstance(record, SkippedRecord | TaskRecord | TaskLossRecord)]
+    board(tmp_path, first_step=0).write(told)
+    shown = [*points_in(tmp_path), *points_in(tmp_path / AGAINST_TOKENS)]
+    groups = sorted({tag.partition("/")[0] for tag in shown})
     assert groups[:2] == ["loss", "loss_validation"]
 
 
 def test_every_tag_has_a_description(tmp_path: Path) -> None:
-    told = replace(
-        step(1),
-        threshold=0.25,
-        excess_quantiles={"p50": 0.5},
-        domain_ratio={"a": 0.7},
-        domain_tokens={"a": 48},
-        domain_passes={"a": 1.5},
-    )
-    TensorBoard(tmp_path, first_step=0).write([told, validation(1), skipped(2, 1), PaceRecord(2, 0, 1.0)])
-    events = EventAccumulator(str(tmp_path)).Reload()
-    described = {tag: events.SummaryMetadata(tag).summary_description for tag in points_in(tmp_path)}
-    assert len(described) == 16
-    assert [tag for tag, meaning in described.items() if not meaning] == []
+    board(tmp_path, first_step=0, description=ABOUT).write(EVERYTHING)
+    for folder in (tmp_path, tmp_path / AGAINST_TOKENS):
+        events = EventAccumulator(str(folder)).Reload()
+        described = {tag: events.SummaryMetadata(tag).summary_description for tag in points_in(folder)}
+        assert [tag for tag, meaning in described.items() if not meaning] == []
+    assert all(EventAccumulator(str(tmp_path)).Reload().SummaryMetadata(tag).summary_description for tag in PICTURES)
 
 
 def test_a_set_of_the_name_of_its_domain_is_named_once(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, first_step=0).write([replace(validation(1), name="a"), replace(validation(1), domain="b")])
+    board(tmp_path, first_step=0).write([replace(validation(1), name="a"), replace(validation(1), domain="b")])
     assert set(points_in(tmp_path)) == {
         f"{what}/{of}" for what in ("loss_validation", "perplexity") for of in ("a", "held/b")
     }
 
 
 def test_a_skipped_step_counts_those_before_it(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, first_step=0).write([step(1), skipped(2, 1), skipped(4, 2)])
+    board(tmp_path, first_step=0).write([step(1), skipped(2, 1), skipped(4, 2)])
     assert points_in(tmp_path)[SKIPPED] == [(2, 1.0), (4, 2.0)]
 
 
 def test_numbers_beyond_float32_are_infinite(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, first_step=0).write([replace(validation(1), perplexity=math.exp(700.0))])
+    board(tmp_path, first_step=0).write([replace(validation(1), perplexity=math.exp(700.0))])
     assert points_in(tmp_path)["perplexity/held/a"] == [(1, math.inf)]
 
 
@@ -131,11 +272,11 @@ def test_what_is_taken_back_is_in_no_file_and_leaves_every_reader(
     tmp_path: Path, first_step: int, kept: list[list[int]]
 ) -> None:
     """Those that have read it before, too."""
-    TensorBoard(tmp_path, first_step=0).write(CUT_OFF)
+    board(tmp_path, first_step=0).write(CUT_OFF)
     before = readers(tmp_path)
     for read in before:
         assert steps_of(read(), LOSS, VALIDATION) == [[1, 2, 3, 5], [0, 2, 4]]
-    resumed = TensorBoard(tmp_path, first_step=first_step)
+    resumed = board(tmp_path, first_step=first_step)
     resumed.write([])
     tags = LOSS, VALIDATION, SKIPPED, PACE
     assert steps_of(points_in(tmp_path), *tags) == kept
@@ -150,10 +291,10 @@ def test_what_is_taken_back_is_in_no_file_and_leaves_every_reader(
 
 def test_a_run_may_be_resumed_again_and_again(tmp_path: Path) -> None:
     """Further on, at the same step, before it, and where nothing was written since."""
-    TensorBoard(tmp_path, first_step=0).write([validation(0), step(1), step(2), step(3)])
+    board(tmp_path, first_step=0).write([validation(0), step(1), step(2), step(3)])
     before = readers(tmp_path)
     for attempt, (first, last) in enumerate([(3, 6), (5, 6), (5, 8), (2, 4), (2, 1), (4, 9)], start=2):
-        resumed = TensorBoard(tmp_path, first_step=first)
+        resumed = board(tmp_path, first_step=first)
         resumed.write([step(number, float(attempt)) for number in range(first, last + 1)])
         for read in before:
             assert steps_of(read(), VALIDATION) == [[0]]
@@ -174,12 +315,12 @@ def test_a_run_may_be_resumed_again_and_again(tmp_path: Path) -> None:
 )
 def test_files_of_others_stay_as_they_are(tmp_path: Path, name: str) -> None:
     run, others = tmp_path / "run", tmp_path / "others"
-    TensorBoard(others, first_step=0).write([validation(1), validation(9)])
-    (events,) = others.iterdir()
-    TensorBoard(run, first_step=0).write([step(1), step(2)])
+    board(others, first_step=0).write([validation(1), validation(9)])
+    (events,) = others.glob("events*")
+    board(run, first_step=0).write([step(1), step(2)])
     events.rename(run / name)
     content = (run / name).read_bytes()
-    TensorBoard(run, first_step=2)
+    board(run, first_step=2)
     assert (run / name).read_bytes() == content
     (run / name).unlink()
     assert points_in(run)[LOSS] == [(1, 1.5)]
@@ -188,16 +329,16 @@ def test_files_of_others_stay_as_they_are(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("tail", [b"", b"\x05", b"\0" * 4096, b"\xff" * 100, bytes(range(200))])
 def test_a_last_event_that_was_cut_off_or_lost_is_no_obstacle(tmp_path: Path, tail: bytes) -> None:
     """A killed process leaves a part of it, a host that lost its power zeros or anything."""
-    TensorBoard(tmp_path, first_step=0).write([step(1), step(2)])
-    (events,) = tmp_path.iterdir()
+    board(tmp_path, first_step=0).write([step(1), step(2)])
+    (events,) = tmp_path.glob("events*")
     whole = events.read_bytes()
     for kept_bytes in (len(whole), len(whole) - 1, len(whole) - 60):
         events.write_bytes(whole[:kept_bytes] + tail)
-        TensorBoard(tmp_path, first_step=3).write([])
+        board(tmp_path, first_step=3).write([])
         assert events.read_bytes() == whole[:kept_bytes] + tail
-        TensorBoard(tmp_path, first_step=2).write([step(2, 9.0)])
+        board(tmp_path, first_step=2).write([step(2, 9.0)])
         assert points_in(tmp_path)[LOSS] == [(1, 1.5), (2, 9.0)]
-        for path in tmp_path.iterdir():
+        for path in tmp_path.glob("events*"):
             if path != events:
                 path.unlink()
 
@@ -205,12 +346,12 @@ def test_a_last_event_that_was_cut_off_or_lost_is_no_obstacle(tmp_path: Path, ta
 def test_what_version_0_1_0_hid_is_taken_out(tmp_path: Path) -> None:
     """It left all files as they were, and relied on the session log."""
     for first, last in [(0, 6), (4, 8), (6, 7)]:
-        before = {path: path.read_bytes() for path in tmp_path.glob("*")}
-        TensorBoard(tmp_path, first_step=first).write([step(number, float(last)) for number in range(first, last + 1)])
+        before = {path: path.read_bytes() for path in tmp_path.glob("events*")}
+        board(tmp_path, first_step=first).write([step(number, float(last)) for number in range(first, last + 1)])
         for path, content in before.items():
             path.write_bytes(content)
     assert steps_of(points_in(tmp_path), LOSS) == [[*range(7), *range(4, 9), *range(6, 8)]]
-    TensorBoard(tmp_path, first_step=7)
+    board(tmp_path, first_step=7)
     assert points_in(tmp_path)[LOSS] == [*((n, 6.0) for n in range(4)), (4, 8.0), (5, 8.0), (6, 7.0)]
 
 
@@ -221,9 +362,9 @@ def test_files_are_read_in_the_order_in_which_they_were_begun(
     """Also within a second, and on a host whose clock is behind that of the one before."""
     monkeypatch.setattr("time.time", lambda: 1_800_000_000.5)
     monkeypatch.setattr("socket.gethostname", lambda: "node-9")
-    TensorBoard(tmp_path, first_step=0).write([step(1)])
+    board(tmp_path, first_step=0).write([step(1)])
     monkeypatch.setattr("time.time", lambda: clock)
     monkeypatch.setattr("socket.gethostname", lambda: "node-1.cluster.example")
     for number in range(2, 13):
-        TensorBoard(tmp_path, first_step=number).write([step(number)])
+        board(tmp_path, first_step=number).write([step(number)])
     assert [number for number, _ in points_in(tmp_path)[LOSS]] == list(range(1, 13))

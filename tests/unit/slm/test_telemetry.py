@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from megaslm.observe.records import EXCESS_EDGES_NATS
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
-from megaslm.slm.telemetry import SelectionSummary, selection_sums, summarise, sums_of_nothing
+from megaslm.slm.telemetry import POSITION_BANDS, SelectionSummary, selection_sums, summarise, sums_of_nothing
 
 ROWS, LENGTH, DOMAINS = 40, 50, 3
 
@@ -50,8 +52,22 @@ def test_micro_batches_add_up_to_the_step() -> None:
     }
     assert found.domain_rows == (60, 60, 0)
     excess = torch.cat(all_excess)
+    counted, _ = np.histogram(excess.clamp(-3.9, 3.9).numpy(), EXCESS_EDGES_NATS)
+    assert found.excess_counts == tuple(counted)
+    bands = torch.arange(LENGTH) * POSITION_BANDS // LENGTH
+    for name, mask in (("position_selected", selected), ("position_valid", valid)):
+        assert getattr(found, name) == tuple(int(mask[:, bands == band].sum()) for band in range(POSITION_BANDS))
+    assert found.attended == 3 * ROWS * LENGTH**2 / 2
     for name, part in (("p05", 0.05), ("p25", 0.25), ("p50", 0.5), ("p75", 0.75), ("p95", 0.95)):
         assert found.excess_quantiles[name] == pytest.approx(float(torch.quantile(excess, part)), abs=1 / 32)
+
+
+def test_a_token_attends_within_its_document() -> None:
+    targets, losses = targets_and_losses(0)
+    bounds = torch.tensor([0, 10, LENGTH, ROWS * LENGTH], dtype=torch.int32)
+    none = torch.zeros_like(targets.valid)
+    sums = selection_sums(losses.sum(), losses, none, none, targets, torch.zeros(ROWS, dtype=torch.int64), 1, bounds)
+    assert summarise(sums.tolist()).attended == sum(n**2 for n in (10, LENGTH - 10, (ROWS - 1) * LENGTH)) / 2
 
 
 def test_what_was_not_measured_is_not_reported() -> None:
@@ -93,6 +109,10 @@ def test_a_step_without_targets_is_all_zeros() -> None:
         valid=0,
         not_finite=0,
         excess_quantiles={},
+        excess_counts=(),
         domain_ratio={},
         domain_rows=(0, 0, 0),
+        position_selected=(0,) * POSITION_BANDS,
+        position_valid=(0,) * POSITION_BANDS,
+        attended=0.0,
     )
