@@ -22,7 +22,7 @@ from megaslm.tokenizer.tokenizer import FolderEncoder
 from megaslm.training.training_data import open_training_data
 from tests.forked_cli import run_megaslm
 from tests.messages import Says
-from tests.ranks.test_score_correctness import SEQ_LEN, VOCAB_SIZE, Text, by_single_targets, record
+from tests.ranks.test_score_correctness import SEQ_LEN, VOCAB_SIZE, Text, by_contexts, record
 from tests.scoring import make_reference
 from tests.toy import SHAPE, run_config, write_config
 
@@ -111,7 +111,7 @@ def test_losses_are_those_of_an_independent_loop(given: Prepared, window: int, s
     for number in (0, 1, len(reader) - 1):
         row = reader[number]["tokens"]
         found = model.measure(torch.from_numpy(row.astype(np.int64))[None]).losses[0].numpy()
-        losses, _ = by_single_targets(text, row, isolated=isolated, window=window, stride=stride)
+        losses, _ = by_contexts(text, row, isolated=isolated, window=window, stride=stride)
         valid = row[:-1] != EOS_ID
         np.testing.assert_allclose(found[valid], losses[valid], rtol=1e-4, atol=1e-4)
         assert not (valid & (row[1:] == BOS_ID)).any()

@@ -9,7 +9,7 @@ import torch
 
 from megaslm.config.plan import plan_batches
 from megaslm.engine.distributed import World
-from megaslm.model.flops import ForwardFlops
+from megaslm.model.forward_flops import ForwardFlops
 from megaslm.observe.records import SaveRecord
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, summarise, sums_of_unused
