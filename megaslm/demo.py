@@ -28,6 +28,7 @@ TARGET = "target"
 """The held-out set of the domain that the reference was trained on."""
 _MARKER = ".demo"
 _SUMMARY = "summary.json"
+_REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,9 @@ def _stages(runs: _Runs) -> Iterator[Stage]:
     yield train("clm", runs.clm)
     yield train("slm", runs.slm)
     yield export("export slm", runs.slm, slm_model)
+    page = str(runs.folder / _REPORT)
+    report = _alone("report", runs.clm.run_dir, runs.slm.run_dir, "--output", page)
+    yield Stage("report", report, Path(page), " ".join(report), appears_whole=True)
 
 
 def _as_set(settings: Section) -> str:
@@ -292,6 +296,7 @@ def _show(summary: Summary, runs: _Runs, console: Console) -> None:
     console.print(_cost(summary), soft_wrap=True)
     folder = runs.folder
     console.print(
+        f"report       {folder / _REPORT} (open it in a browser)\n"
         f"numbers      {folder / _SUMMARY}\n"
         f"curves       tensorboard --logdir {folder}\n"
         f"every step   {Path(runs.slm.run_dir) / 'metrics.jsonl'}\n"

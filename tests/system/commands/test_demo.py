@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.load import load
+from megaslm.config.schema import RunConfig
+from megaslm.config.source import dump
 from megaslm.demo import StageFailed, run_demo
 from megaslm.errors import ConfigError
 from tests.launched import ROOT
@@ -20,7 +23,7 @@ LAUNCHER = """#!/bin/bash
 echo "$@" >> launched.txt
 [[ ! -e broken ]] || exit 3
 mkdir -p runs/demo/slm
-cp runs/demo/clm/metrics.jsonl runs/demo/slm/metrics.jsonl
+cp runs/demo/clm/metrics.jsonl runs/demo/clm/config.yaml runs/demo/slm
 """
 
 
@@ -38,6 +41,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in OUTPUTS:
         (FOLDER / name).mkdir(parents=True)
         (FOLDER / name / "metrics.jsonl").write_text(json.dumps(validation) + "\n")
+    (FOLDER / "clm" / "config.yaml").write_text(dump(load(RunConfig, CONFIGS / "clm.yaml").value))
     record = {"stages": {name: {"seconds": 10.0, "done": True, "settings_sha256": None} for name in DONE}}
     (FOLDER / ".demo").write_text(json.dumps(record))
     return FOLDER
@@ -57,9 +61,9 @@ def test_only_what_is_missing_is_run_and_a_finished_demo_is_shown(
     assert (demo / "summary.json").read_text() == json.dumps(first, indent=1) + "\n"
     assert launched() == ["train configs/demo/slm.yaml --resume"]
     shown = capfd.readouterr().out
-    assert shown.count("done before") == 8
+    assert shown.count("done before") == 9
     assert "perplexity" in shown
-    assert {path.name for path in demo.iterdir()} == {*OUTPUTS, "slm", ".demo", "summary.json"}
+    assert {path.name for path in demo.iterdir()} == {*OUTPUTS, "slm", ".demo", "summary.json", "report.html"}
 
 
 def test_a_stage_that_failed_is_run_again_and_its_time_adds_up(demo: Path, says: Says) -> None:
