@@ -43,7 +43,6 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
-app.command(context_settings=TAKES_THE_REST)(launch)
 
 
 def main() -> None:
@@ -90,7 +89,10 @@ def init(
     ],
     json_file: JsonFile = None,
 ) -> None:
-    """Write recipes and runs for your own model and text, and print the commands from text to a model."""
+    """Write recipes and runs for your own model and text.
+
+    Prints the commands from text to a model.
+    """
     from dataclasses import asdict
 
     announce("init", f"looks at {model} and at the text → {folder}")
@@ -218,9 +220,9 @@ def sweep(
     json_file: JsonFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train one run for each value of a setting, then write their report. The same command resumes the sweep.
+    """Train one run for each value of a setting, and report on them.
 
-    The runs are in RUN_DIR.sweep, and share data, order of rows and seed.
+    The runs are in RUN_DIR.sweep, and share data, order of rows and seed. The same command resumes the sweep.
     """
     from megaslm.sweep import plan_sweep, run_sweep
 
@@ -269,6 +271,7 @@ def export(
     write_json(json_file, written | {"steps": exported.steps, "total_steps": exported.total_steps})
 
 
+app.command(context_settings=TAKES_THE_REST)(launch)
 app.command()(verify)
 app.command()(inspect)
 app.command()(evaluate)

@@ -34,7 +34,10 @@ def dynamics(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Classify the tokens of a run's probe rows by their losses over time: H→H, L→H, H→L and L→L of the Rho-1 paper."""
+    """Classify the tokens of a run by their losses over time.
+
+    The classes H→H, L→H, H→L and L→L are those of the Rho-1 paper. The tokens are those of the run's probe rows.
+    """
     from dataclasses import asdict
 
     from rich.console import Console

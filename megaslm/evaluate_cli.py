@@ -84,9 +84,9 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of --overlap; by default one per core.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Measure a model on tasks: accuracies with their uncertainty, or losses. Use a launcher for several ranks.
+    """Measure a model on tasks: accuracies or losses.
 
-    An interrupted evaluation resumes when the command is run again.
+    Use a launcher for several ranks. An interrupted evaluation resumes when the command is run again.
     """
     if compare is not None:
         _compare(*compare, json_file)
@@ -178,10 +178,11 @@ def sample(
     unsafe_exec: UnsafeExec = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Draw answers with programs to the problems of a train set, and keep the right ones to fine-tune on.
+    """Draw answers with programs; keep those that are right.
 
-    Writes messages.jsonl, which `prepare` reads with chat_format: tora, and summary.json. All answers stay in the
-    folder answers, an evaluation; an interrupted sampling resumes when the command is run again.
+    Reads the problems of a train set. Writes summary.json, and messages.jsonl, which `prepare` reads with
+    chat_format: tora. All answers stay in the folder answers, an evaluation. An interrupted sampling resumes when the
+    command is run again.
     """
     _require_temperature(samples, temperature)
     names = _names(tasks)

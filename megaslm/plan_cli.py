@@ -41,7 +41,9 @@ def plan(
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Tell what a run needs and costs: memory per GPU, steps, hours, disk, network. Neither data nor weights are read.
+    """Tell what a run needs and costs before it is started.
+
+    Memory per GPU, steps, hours, disk, network. Neither data nor weights are read.
 
     Status 0 also where the run does not fit.
     """

@@ -13,9 +13,10 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     json_file: JsonFile = None,
 ) -> None:
-    """Write runs as one page that works offline: curves, tokens to a loss, costs, and single tokens as a heat map.
+    """Write runs as one page that works offline.
 
-    Runs may still be training: write the report again to see how far they are.
+    It has curves, tokens to a loss, costs, and single tokens as a heat map. Runs may still be training: write
+    the report again to see how far they are.
     """
     from megaslm.observe.display import counted, size
 
