@@ -1,9 +1,11 @@
 // The tables: runs, targets, costs, domains, and a sweep of one setting.
 
-/** A run's name beside its line. */
-const named = (runs, name) => element("span", { class: "run" },
-  swatch(runs.findIndex((run) => run.name === name)),
-  element("span", { class: name.length > 24 ? null : "short" }, name));
+/** A run's name beside its line; without one where the run is not among those of the page. */
+function named(runs, name) {
+  const number = runs.findIndex((run) => run.name === name);
+  return element("span", { class: "run" }, number < 0 ? null : swatch(number),
+    element("span", { class: name.length > 24 ? null : "short" }, name));
+}
 
 function runsSection(runs) {
   const labels = [...new Set(runs.flatMap((run) => (run.facts ?? []).map(([label]) => label)))];

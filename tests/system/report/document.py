@@ -111,8 +111,8 @@ def losses_of(pieces: list[list[str]]) -> tuple[NDArray[np.float32], NDArray[np.
     end = ref_loss + generator.normal(0.4, 0.8, shape)
     share = np.linspace(0, 1, CHECKPOINTS)[:, None, None]
     losses = np.maximum(start * (1 - share) + end * share, 0.01).astype(np.float32)
-    # Equal values: the lower target is kept.
-    losses[-1].ravel()[10:60:2] = (ref_loss.ravel() + 0.5)[10:60:2]
+    # Half of the values are equal, so that ties decide: the lower target is kept.
+    losses[-1, :, ::2] = ref_loss[:, ::2] + 0.5
     valid = np.ones(shape, bool)
     valid[:, -7:] = False
     return losses, ref_loss, valid
