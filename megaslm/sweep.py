@@ -1,6 +1,7 @@
 """The `sweep` verb: one run for each value of a setting, in turns or as jobs of a cluster, and their report."""
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def run_sweep(sweep: Sweep, cluster: Path, say: Callable[[str], None]) -> list[d
         if has_queue and facts is not None:
             say(
                 f"{place} · {run.folder} has begun and is not submitted again; where no job trains it any more, submit "
-                f"it by `{' '.join(sweep.command(run, cluster)[1:]).removeprefix('-m ')}`"
+                f"it by `{shlex.join(sweep.command(run, cluster))}`"
             )
             continue
         say(f"{place} → {run.folder}")
@@ -129,23 +130,19 @@ def run_sweep(sweep: Sweep, cluster: Path, say: Callable[[str], None]) -> list[d
             raise Stopped(f"{run.folder}: was told to stop; the same sweep resumes with it")
         if status:
             failed.append(f"{sweep.key} = {run.value} ({run.folder}, status {status})")
-    _show(sweep)
+    states = [(run, run.facts()) for run in sweep.runs]
+    _show(sweep, states)
     if failed:
         say(f"{len(failed)} of {len(sweep.runs)} runs failed; the same sweep tries them again")
-    begun = [run for run in sweep.runs if run.facts() is not None]
-    if all(_is_finished(run) for run in sweep.runs) or (begun and not has_queue):
+    begun = [run for run, facts in states if facts is not None]
+    if all(facts is not None and facts.is_finished for _, facts in states) or (begun and not has_queue):
         if _call(_report(sweep, begun)):
             failed.append(f"the report of {sweep.folder}")
     elif has_queue:
         say("once all runs have finished, the same sweep writes their report")
     if failed:
         raise SweepFailed(f"{sweep.folder}: failed: {', '.join(failed)}; each has printed why")
-    return [_result(run) for run in sweep.runs]
-
-
-def _is_finished(run: SweptRun) -> bool:
-    facts = run.facts()
-    return facts is not None and facts.is_finished
+    return [_result(run, facts) for run, facts in states]
 
 
 def _report(sweep: Sweep, runs: Sequence[SweptRun]) -> tuple[str, ...]:
@@ -183,8 +180,7 @@ def _passing_signals() -> Iterator[list[subprocess.Popen[bytes]]]:
             signal.signal(number, handler)
 
 
-def _result(run: SweptRun) -> dict[str, object]:
-    facts = run.facts()
+def _result(run: SweptRun, facts: RunFacts | None) -> dict[str, object]:
     return {
         "value": run.value,
         "run": str(run.folder),
@@ -193,15 +189,14 @@ def _result(run: SweptRun) -> dict[str, object]:
     }
 
 
-def _show(sweep: Sweep) -> None:
+def _show(sweep: Sweep, states: Sequence[tuple[SweptRun, RunFacts | None]]) -> None:
     """Prints the runs with their newest losses on held-out text."""
-    all_facts = [(run, run.facts()) for run in sweep.runs]
-    places = list(dict.fromkeys(found.place for _, facts in all_facts if facts for found in facts.validations))
+    places = list(dict.fromkeys(found.place for _, facts in states if facts for found in facts.validations))
     table = Table(title=f"{sweep.config} over {sweep.key}", title_justify="left")
     table.add_column(sweep.key)
     for column in ("tokens", *(f"loss, {place}" for place in places)):
         table.add_column(column, justify="right", overflow="fold")
-    for run, facts in all_facts:
+    for run, facts in states:
         losses = {found.place: f"{found.loss:.4f}" for found in facts.validations} if facts else {}
         tokens = "not begun" if facts is None else f"{facts.last_step.tokens if facts.last_step else 0:,}"
         finished = "" if facts is None or facts.is_finished else f" of {facts.total_tokens:,}"
