@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.load import load
+from megaslm.config.plan import total_steps
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, METRICS
 from megaslm.config.schema import RunConfig
-from megaslm.observe.cost_file import read_cost
+from megaslm.dataset.cost_file import read_cost
 from megaslm.observe.records import StepRecord, ValidationRecord, newest_records
 from megaslm.observe.run_description import datasets_in_words, model_in_words, objective_in_words
 
@@ -35,6 +36,7 @@ class RunFacts:
     """What the run started from."""
     datasets: tuple[str, ...]
     total_tokens: int
+    total_steps: int
     global_batch_tokens: int
     last_step: StepRecord | None
     """None before the first report."""
@@ -46,11 +48,6 @@ class RunFacts:
     """Training time so far over all attempts; None before the run has written cost.json."""
     ranks: int | None
     gpu_hours: float | None
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run."""
-        return max(1, self.total_tokens // self.global_batch_tokens)
 
     @property
     def is_finished(self) -> bool:
@@ -69,6 +66,7 @@ def run_facts(run: Path) -> RunFacts:
         model=model_in_words(config),
         datasets=datasets_in_words(config),
         total_tokens=config.train.length_tokens,
+        total_steps=total_steps(config),
         global_batch_tokens=config.train.global_batch_tokens,
         last_step=last_step,
         validations=tuple(validations),

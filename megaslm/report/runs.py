@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaslm.config.load import load
+from megaslm.config.plan import total_steps
 from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.cost_file import RunCost, read_cost
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ConfigError
 from megaslm.model.forward_flops import FORWARD_AND_BACKWARD
-from megaslm.observe.cost_file import RunCost, read_cost
 from megaslm.observe.display import counted
 from megaslm.report.before import Before, before, forward_flops_in
 from megaslm.report.metrics import RunMetrics, read_metrics
@@ -46,8 +47,7 @@ class ReportedRun:
     @property
     def total_steps(self) -> int:
         """The steps that it is to make."""
-        train = self.config.train
-        return max(1, (train.total_tokens or 0) // train.global_batch_tokens)
+        return total_steps(self.config)
 
     @property
     def last_step(self) -> int:
@@ -57,7 +57,7 @@ class ReportedRun:
     @property
     def is_complete(self) -> bool:
         """Whether it has made all of its steps."""
-        return self.config.train.total_tokens is not None and self.last_step >= self.total_steps
+        return self.last_step >= self.total_steps
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
