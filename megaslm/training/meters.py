@@ -1,6 +1,5 @@
 """What a run measures of itself between two reports: times of phases, use of the device, memory."""
 
-import resource
 import time
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +9,7 @@ import torch
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import World
+from megaslm.health.host_facts import resident_bytes
 from megaslm.model.flops import device_name, peak_flops
 from megaslm.model.forward_flops import FORWARD_AND_BACKWARD, ForwardFlops
 from megaslm.model.load import choose_precision
@@ -59,8 +59,7 @@ class RunMeters:
             mfu=self._mfu(tokens_per_second, self._plan.seq_len / 2),
             mfu_of_documents=self._mfu(tokens_per_second, attended),
             device_memory_bytes=_device_memory_bytes(self._world.device),
-            # Linux counts in units of 1,024 bytes.
-            host_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            host_memory_bytes=resident_bytes("VmHWM"),
             begun_at=self._begun_at,
             seconds_in_steps=_short(self._seconds_in_steps),
             effective_time_ratio=_short(self._seconds_in_steps / max(1e-9, time.time() - self._begun_at)),

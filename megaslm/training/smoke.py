@@ -4,7 +4,6 @@ Model, data, batch, ranks and schedule are the run's. Only the loop ends early.
 """
 
 import math
-import resource
 import shutil
 import statistics
 import time
@@ -21,6 +20,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import NonFiniteLoss, SaveFailed, Stopped
+from megaslm.health.host_facts import resident_bytes
 from megaslm.observe.display import counted
 from megaslm.observe.records import StepRecord, ValidationRecord, read_step
 from megaslm.training.checkpoints.file_list import read_file_list
@@ -129,8 +129,7 @@ def _peak_memory(run: TrainingRun) -> PeakMemory:
     if device.type == "cuda":
         peak = PeakMemory(torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[1], rank)
     else:
-        # Linux counts it in KiB.
-        peak = PeakMemory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, None, rank)
+        peak = PeakMemory(resident_bytes("VmHWM"), None, rank)
     return max(gather_objects(peak), key=lambda one: one.peak_bytes)
 
 
