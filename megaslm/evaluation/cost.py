@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from megaslm.dataset.cost_file import read_cost
 from megaslm.evaluation.records import ModelCost
-from megaslm.observe.cost_file import read_cost
 
 
 def model_cost(folder: Path) -> ModelCost | None:

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
-from megaslm.dataset.manifest import COST
+from megaslm.dataset.cost_file import read_cost
 
 
 def unfinished(steps: int, total_steps: int) -> str | None:
@@ -20,12 +18,10 @@ def unfinished_export(folder: Path) -> str | None:
     None where it was finished, and where cost.json does not say: it is missing, of an earlier build or of another
     program.
     """
-    path = folder / COST
-    try:
-        training = _Cost.model_validate_json(path.read_bytes()).training if path.is_file() else None
-    except ValidationError:
+    cost = read_cost(folder)
+    if cost is None or cost.training.steps is None or cost.training.total_steps is None:
         return None
-    return None if training is None else unfinished(training.steps, training.total_steps)
+    return unfinished(cost.training.steps, cost.training.total_steps)
 
 
 def unfinished_reference(folder: Path) -> str | None:
@@ -37,12 +33,3 @@ def unfinished_reference(folder: Path) -> str | None:
         f"{folder} was exported at {how_far}, and all rows get the losses of a reference that is trained halfway; "
         "finish the run, export it again and score with that"
     )
-
-
-class _Training(BaseModel):
-    steps: int
-    total_steps: int
-
-
-class _Cost(BaseModel):
-    training: _Training

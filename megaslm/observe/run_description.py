@@ -1,6 +1,20 @@
-"""A run's configuration in words, for those who look at runs."""
+"""A run's configuration, as viewers and readers of a run are told of it."""
+
+from dataclasses import dataclass
 
 from megaslm.config.schema import RunConfig
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """The configuration of a run."""
+
+    text: str
+    """The resolved configuration, in YAML."""
+    settings: dict[str, Scalar]
+    """The settings that shape what is learned, by dotted key."""
 
 
 def objective_in_words(config: RunConfig) -> str:

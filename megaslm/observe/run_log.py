@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from megaslm.observe.console import RunConsole
-from megaslm.observe.description import RunDescription
 from megaslm.observe.records import MetricsFile, Record, read_step
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.tensorboard import TensorBoard
 from megaslm.observe.tracker import Tracker
 

@@ -29,10 +29,10 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megaslm.observe.charts import LAYOUT, Band, Lines
-from megaslm.observe.description import RunDescription
 from megaslm.observe.log_file import LogFile
 from megaslm.observe.markdown import code_block, sample_text
 from megaslm.observe.records import EXCESS_EDGES_NATS, ProbeRecord, Record, ReportRecord
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.scalars import Compared, against_tokens, meaning_of, scalars_of
 
 AGAINST_TOKENS = "tokens"

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from megaslm.errors import ConfigError
 from megaslm.files import write_file
-from megaslm.observe.description import RunDescription
 from megaslm.observe.records import Record
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.scalars import scalars_of
 
 Library = Literal["wandb", "trackio"]

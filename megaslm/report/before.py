@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.cost_file import RunCost, StageCost, TrainingCost
 from megaslm.dataset.fit import reads_reference
 from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.errors import MegaSLMError
 from megaslm.model.forward_flops import FORWARD_AND_BACKWARD, forward_flops_per_token, stated_shape
 from megaslm.model.stated_config import stated_config
-from megaslm.observe.cost_file import RunCost, StageCost, TrainingCost
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megaslm.observe.cost_file import RunCost
+from megaslm.dataset.cost_file import RunCost
 from megaslm.report.metrics import Numbers, RunMetrics
 
 AXES = ("tokens", "selected_tokens", "flops", "seconds", "gpu_hours")

@@ -12,8 +12,8 @@ from megaslm.config.operation import LogSection
 from megaslm.config.plan import BatchPlan
 from megaslm.engine.distributed import World
 from megaslm.observe.console import RunConsole
-from megaslm.observe.description import RunDescription
 from megaslm.observe.records import Record, SkippedRecord, StepRecord, last_report
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.run_log import RunLog
 from megaslm.observe.tracker import Tracker
 from megaslm.slm.telemetry import SelectionSummary, summarise

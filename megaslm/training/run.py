@@ -12,7 +12,7 @@ from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
-from megaslm.observe.description import RunDescription, Scalar
+from megaslm.observe.run_description import RunDescription, Scalar
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import SelectionState

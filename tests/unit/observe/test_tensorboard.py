@@ -14,7 +14,6 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
-from megaslm.observe.description import RunDescription
 from megaslm.observe.records import (
     PaceRecord,
     ProbeRecord,
@@ -26,6 +25,7 @@ from megaslm.observe.records import (
     TaskRecord,
     ValidationRecord,
 )
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.tensorboard import AGAINST_TOKENS, TensorBoard
 from tests.events import Points, points_in
 

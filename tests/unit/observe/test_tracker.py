@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from megaslm.errors import ConfigError
-from megaslm.observe.description import RunDescription
 from megaslm.observe.records import SkippedRecord, StepRecord, ValidationRecord
+from megaslm.observe.run_description import RunDescription
 from megaslm.observe.tracker import NUMBER, Library, Tracker, check_tracker
 from tests.messages import Says
 

@@ -20,6 +20,8 @@ class TrainingCost(StageCost):
     tokens_seen: int | None = None
     tokens_selected: int | None = None
     ranks: int | None = None
+    steps: int | None = None
+    total_steps: int | None = None
 
 
 class DatasetCost(BaseModel):
