@@ -211,6 +211,9 @@ class TrainSection(Section):
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
+    deterministic: bool = False
+    """On a GPU, sums gradients in a fixed order, so that a repeated or resumed run has equal weights, bit for bit. Costs
+    time there. On a CPU the order is always fixed."""
 
     @property
     def length_tokens(self) -> int:

@@ -11,6 +11,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.fixed_order import prepare_fixed_order
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import CheckpointError
@@ -87,6 +88,8 @@ def train(
     check_allowed_keys(allow_changed, config)
     check_tracker(config.log.tracker)
     guard = config.guard
+    if config.train.deterministic:
+        prepare_fixed_order()
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
         heartbeat("start", 0)
