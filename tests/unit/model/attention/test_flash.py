@@ -45,9 +45,7 @@ def test_torch_takes_the_arguments(window: int | None, tokens_before: int, is_ca
     query, key, value, bounds = tensors()
     with Calls() as calls:
         output, logsumexp = flash.forward(query, key, value, bounds, LONGEST, window, SCALE)
-        gradients = flash.backward(
-            output, query, key, value, output, logsumexp, bounds, LONGEST, window, SCALE
-        )
+        gradients = flash.backward(output, query, key, value, output, logsumexp, bounds, LONGEST, window, SCALE)
     assert list(calls.of) == ["_flash_attention_forward", "_flash_attention_backward"]
     for call in calls.of.values():
         assert call["cum_seq_q"] is call["cum_seq_k"] is bounds
