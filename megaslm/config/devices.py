@@ -36,8 +36,10 @@ GPUS = (
 )
 """The first entry whose words are contained in a name counts, so slower variants stand before their family.
 
-Peaks are those of NVIDIA's data sheets. They often state twice as much, for matrices half of which is zero. The peak is
-that of a card at its full power. A card with a lower power limit cannot reach it, and its name does not tell. CUDA
+Peaks are those of NVIDIA's data sheets. These sheets state twice as much where they count matrices half of which is
+zero: 1,979 for H100, H200, H800 and GH200, 1,671 for both NVL cards, 1,513 for H100 PCIe, 4,500 for B200, 242 for L4.
+They state the peak itself for A100 and A800 (312), L40S (362), A30 (165), A40 (149.7) and A10 (125). The peak is that
+of a card at its full power. A card with a lower power limit cannot reach it, and its name does not tell. CUDA
 reports less memory than a card has on its label, for instance 79.1 GiB of an H100 with 80 GB and 93.0 of one with 94.
 """
 

@@ -211,6 +211,9 @@ class TrainSection(Section):
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
+    deterministic: bool = False
+    """Sums gradients on a GPU in a fixed order, which costs time. A repeated or resumed run then has equal weights, bit
+    for bit. On a CPU the order is always fixed."""
 
     @property
     def length_tokens(self) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from megaslm.config.schema import TrainSection
+from megaslm.engine.fixed_order import fixed_order
 from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
 from megaslm.model.decoder_layers import decoder_layers
@@ -112,12 +113,20 @@ def adamw(model: nn.Module, settings: Mapping[str, Any], train: TrainSection) ->
 class ZeroEngine:
     """A model and its optimiser under DeepSpeed."""
 
-    def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        model: SelectiveLM,
+        settings: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step.
 
         Under stage 3 a decoder layer is gathered as a whole. So no hook runs inside of it, neither in compiled code nor
-        in a recomputation.
+        in a recomputation. With `deterministic` backward passes run within `fixed_order`.
         """
+        self._order = fixed_order if deterministic else nullcontext
         for layer in decoder_layers(model.lm):
             set_z3_leaf_module(layer, True)
         self.model = model
@@ -159,7 +168,8 @@ class ZeroEngine:
         Several forward passes may come before their backward passes, in the same order, with a `step` after each.
         """
         self._first_backward.repeat()
-        self._engine.backward(loss)
+        with self._order():
+            self._engine.backward(loss)
 
     def step(self, lr: float) -> bool:
         """Ends a micro-step. After the last one of an optimiser step, clips the gradient and updates the weights.

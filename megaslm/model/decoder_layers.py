@@ -41,7 +41,7 @@ def is_compiled(setting: Compile, device: torch.device, *, name: str) -> bool:
         ConfigError: the setting is `on`, and the machine lacks what compiling needs.
     """
     if setting == "auto":
-        return why_not_compiled(setting, device) is None
+        return _why_not_compiled(setting, device) is None
     lacking = lacking_for_gpu() if device.type == "cuda" else lacking_for_cpu()
     if setting == "on" and lacking is not None:
         raise ConfigError(
@@ -50,7 +50,15 @@ def is_compiled(setting: Compile, device: torch.device, *, name: str) -> bool:
     return setting == "on"
 
 
-def why_not_compiled(setting: Compile, device: torch.device) -> str | None:
+def compile_line(setting: Compile, device: torch.device, *, name: str) -> str | None:
+    """What a user is told of compiling: why `auto` does not, or that the first pass takes long. None with `off`."""
+    if is_compiled(setting, device, name=name):
+        return "the decoder layers are compiled in the first pass, which may take minutes"
+    why_not = _why_not_compiled(setting, device)
+    return None if why_not is None else f"the decoder layers are not compiled: {why_not} ({name} auto)"
+
+
+def _why_not_compiled(setting: Compile, device: torch.device) -> str | None:
     """Why `auto` does not compile layers on `device`; None where it does, or where the user decided."""
     if setting != "auto":
         return None
