@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any, NoReturn
 
 import numpy as np
@@ -110,7 +111,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied asynchronously."""
-        return MicroBatch(**self._with(lambda tensor: tensor.to(device, non_blocking=True)))
+        return MicroBatch(**self._with(methodcaller("to", device, non_blocking=True)))
 
     def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
         return {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
@@ -244,7 +245,8 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             yield self.numbers[start : start + self.batch_rows].tolist()
 
     def _batch(self, coming: deque[tuple[list[int], list[int]]], shards: TrainingShards) -> MicroBatch:
-        shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
+        if shards.are_evicted:
+            shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
         numbers, of_rows = coming.popleft()
         rows = [shards.row(number, shard) for number, shard in zip(numbers, of_rows, strict=True)]
         stored = rows[0].dtype.names or ()
@@ -256,9 +258,9 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)
         if self.eos_id is not None:
             columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
-        domains = np.array([shards.domain_of(shard) for shard in of_rows])
+        domain = shards.domains[of_rows]
         return _of_arrays(
-            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domains, "visit": self.epoch}
+            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domain, "visit": self.epoch}
         )
 
 
