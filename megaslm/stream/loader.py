@@ -178,17 +178,7 @@ class TrainingStream:
         while True:
             numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
-            loader: DataLoader[MicroBatch | DataError] = DataLoader(
-                _MicroBatches(self._open_shards, mine, self._plan.micro_batch_rows, epoch, self._eos_id),
-                batch_size=None,
-                num_workers=self._workers,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=partial(follow_rank, os.getpid()),
-            )
-            others = set(multiprocessing.active_children())
-            with without_signals():
-                items = iter(loader)
-            workers = set(multiprocessing.active_children()) - others
+            items, workers = self._start_reading(mine, epoch)
             try:
                 for item in items:
                     if isinstance(item, DataError):
@@ -199,6 +189,22 @@ class TrainingStream:
                 for worker in workers:
                     worker.terminate()
             epoch, rows_into_epoch = epoch + 1, 0
+
+    def _start_reading(
+        self, numbers: Numbers, epoch: int
+    ) -> tuple[Iterator[MicroBatch | DataError], set[multiprocessing.process.BaseProcess]]:
+        """The micro-batches of these rows, and the loader processes that were started for them."""
+        loader: DataLoader[MicroBatch | DataError] = DataLoader(
+            _MicroBatches(self._open_shards, numbers, self._plan.micro_batch_rows, epoch, self._eos_id),
+            batch_size=None,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(follow_rank, os.getpid()),
+        )
+        others = set(multiprocessing.active_children())
+        with without_signals():
+            items = iter(loader)
+        return items, set(multiprocessing.active_children()) - others
 
     def checked(self) -> ShardChecks:
         """The cost of checking shards on first use, over all processes of this host, so far."""
