@@ -320,8 +320,12 @@ def _add_around_threshold(
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
             margin, best = forecast.margin(softmax.losses, rows).topk(places, sorted=False)
             sure, taken = margin > 0, rows[best]
-            copied = Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best])
-            gradient.add(taken, copied, row_weight[taken] * sure)
+            # No name keeps the copy: its memory is free for the next chunk.
+            gradient.add(
+                taken,
+                Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
+                row_weight[taken] * sure,
+            )
             added[taken] = sure
     selected = select(losses)
     for rows in head.chunks_of(_read_rows(selected, selected.mask ^ added), head.loss_dtype):
