@@ -66,8 +66,7 @@ class Trainer:
     def run(self) -> RollBack | None:
         """Trains to the end of the run, or returns the roll-back that a spike requires."""
         try:
-            rows = self._run.stream.micro_batches(self._before.rows_seen, self._before.extents)
-            with closing(rows) as micro_batches:
+            with closing(self._run.stream.micro_batches(self._before.rows_seen, self._before.extents)) as micro_batches:
                 return self._steps(micro_batches)
         except (LossSpike, NonFiniteLoss) as error:
             # All ranks raise together, and the save under way is worth keeping.
