@@ -214,16 +214,10 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, grad_total: Tensor, *_others: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = ctx.saved_tensors
-        return (
-            None if hidden is None else _scaled(hidden, grad_total, ctx.hidden_dtype),
-            None if weight is None else _scaled(weight, grad_total, ctx.weight_dtype),
-            None if bias is None else _scaled(bias, grad_total, ctx.weight_dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        by_hidden = _scaled(hidden, grad_total, ctx.hidden_dtype)
+        by_weight = _scaled(weight, grad_total, ctx.weight_dtype)
+        by_bias = _scaled(bias, grad_total, ctx.weight_dtype)
+        return by_hidden, by_weight, by_bias, None, None, None, None, None
 
 
 class _DeferredHeadLoss(torch.autograd.Function):
@@ -254,26 +248,19 @@ class _DeferredHeadLoss(torch.autograd.Function):
         head = HeadPass(hidden.index_select(0, rows), weight, bias, targets[rows], ctx.logit_scale)
         gradient = HeadGradient(head, of_hidden=ctx.needs_input_grad[0], of_weight=any(ctx.needs_input_grad[1:3]))
         _add_every_row(head, gradient, torch.ones(rows.shape, dtype=torch.float32, device=rows.device))
-        by_hidden = None
-        if gradient.hidden is not None:
-            chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
-            by_hidden = torch.zeros_like(hidden).index_copy_(0, rows, chosen)
-        return (
-            by_hidden,
-            None if gradient.weight is None else _scaled(gradient.weight, grad_total, weight.dtype),
-            None if gradient.bias is None else _scaled(gradient.bias, grad_total, weight.dtype),
-            None,
-            None,
-            None,
-        )
+        chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
+        by_hidden = None if chosen is None else torch.zeros_like(hidden).index_copy_(0, rows, chosen)
+        by_weight = _scaled(gradient.weight, grad_total, weight.dtype)
+        by_bias = _scaled(gradient.bias, grad_total, weight.dtype)
+        return by_hidden, by_weight, by_bias, None, None, None
 
 
-def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times a scalar, rounded once.
+def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The gradient times a scalar, rounded once; None where none was asked for.
 
     In place, because these are the largest tensors of the pass. torch raises at a second backward pass.
     """
-    return gradient.mul_(factor).to(dtype)
+    return None if gradient is None else gradient.mul_(factor).to(dtype)
 
 
 def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -> Tensor:
