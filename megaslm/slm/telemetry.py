@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.targets import Targets, excess_loss
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -51,10 +52,8 @@ class SelectionSummary:
 
 
 def selection_sums(
-    selected_sum: Tensor,
-    losses: Tensor,
+    output: HeadOutput,
     measured: Tensor,
-    selected: Tensor,
     targets: Targets,
     domain: Tensor,
     domain_count: int,
@@ -63,17 +62,15 @@ def selection_sums(
     """The sums of one micro-batch, (n,) float64. Those of a step's micro-batches are added. The host reads nothing.
 
     Args:
-        selected_sum: float32 scalar, the sum of the selected losses.
-        losses: (B, L) float32.
-        measured: (B, L) bool, where `losses` holds a loss.
-        selected: (B, L) bool.
+        output: of the head, with a detached total; losses and mask are (B, L).
+        measured: (B, L) bool, where the losses are those of the model.
         targets: the B·L targets.
         domain: (B,) int64, below `domain_count`.
         domain_count: domains of the run.
         document_bounds: (documents + 1,) int32, the first token of each document of the B·L inputs, then B·L; None
             where each row counts as one document.
     """
-    rows, length = losses.shape
+    losses, (rows, length) = output.losses, output.losses.shape
     measured = measured & targets.valid
     values = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
     if document_bounds is None:
@@ -82,7 +79,7 @@ def selection_sums(
         attended = document_bounds.diff().double().square().sum() / 2
     totals = torch.stack(
         [
-            selected_sum.double(),
+            output.total.double(),
             losses.double().where(measured, 0.0).sum(),
             measured.sum().double(),
             (measured & ~torch.isfinite(values)).sum().double(),
@@ -95,7 +92,7 @@ def selection_sums(
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Sums of whole numbers do not depend on the order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
-    counted = torch.stack([selected, targets.valid])
+    counted = torch.stack([output.mask, targets.valid])
     band = torch.arange(length, device=losses.device) * POSITION_BANDS // length
     by_position = torch.zeros(2, POSITION_BANDS, dtype=torch.float64, device=losses.device)
     by_position.scatter_add_(1, band.expand(2, -1), counted.sum(1).double())
@@ -111,7 +108,8 @@ def sums_of_unused(
     """The sums of a micro-batch without training, see `selection_sums`: its rows and valid targets."""
     none = torch.zeros_like(targets.valid)
     losses = torch.zeros_like(targets.valid, dtype=torch.float32)
-    return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count, document_bounds)
+    output = HeadOutput(losses.sum(), losses, none, no_threshold(losses.device))
+    return selection_sums(output, none, targets, domain, domain_count, document_bounds)
 
 
 def summarise(sums: Sequence[float]) -> SelectionSummary:

@@ -150,20 +150,12 @@ class TrainStep:
     def _sums(
         self, plan: StepPlan, number: int, output: HeadOutput, micro_batch: MicroBatch, targets: Targets
     ) -> Tensor:
-        choice, losses = plan.choices[number], output.losses
-        measured = choice.measured.view_as(losses) if isinstance(choice, Known) else targets.valid
+        choice = plan.choices[number]
+        measured = choice.measured.view_as(output.mask) if isinstance(choice, Known) else targets.valid
         if plan.losses is not None:
-            losses, measured = plan.losses[number], targets.valid
-        return selection_sums(
-            output.total,
-            losses,
-            measured,
-            output.mask,
-            targets,
-            micro_batch.domain,
-            self.domain_count,
-            micro_batch.document_bounds,
-        )
+            output, measured = output._replace(losses=plan.losses[number]), targets.valid
+        bounds = micro_batch.document_bounds
+        return selection_sums(output, measured, targets, micro_batch.domain, self.domain_count, bounds)
 
     def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
         """The sums of a skipped step: only its rows and their valid targets."""

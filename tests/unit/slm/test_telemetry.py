@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from megaslm.observe.records import EXCESS_EDGES_NATS
+from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import POSITION_BANDS, SelectionSummary, selection_sums, summarise
@@ -23,7 +24,8 @@ def sums_of(targets: Targets, losses: Tensor, measured: Tensor | None = None) ->
     selected = targets.valid & (losses > 3.2)
     domain = torch.arange(ROWS) % 2  # The third domain has no row.
     measured = targets.valid if measured is None else measured
-    sums = selection_sums(losses[selected].sum(), losses, measured, selected, targets, domain, DOMAINS)
+    output = HeadOutput(losses[selected].sum(), losses, selected, no_threshold(losses.device))
+    sums = selection_sums(output, measured, targets, domain, DOMAINS)
     return sums, selected, domain
 
 
@@ -66,7 +68,8 @@ def test_a_token_attends_within_its_document() -> None:
     targets, losses = targets_and_losses(0)
     bounds = torch.tensor([0, 10, LENGTH, ROWS * LENGTH], dtype=torch.int32)
     none = torch.zeros_like(targets.valid)
-    sums = selection_sums(losses.sum(), losses, none, none, targets, torch.zeros(ROWS, dtype=torch.int64), 1, bounds)
+    output = HeadOutput(losses.sum(), losses, none, no_threshold(losses.device))
+    sums = selection_sums(output, none, targets, torch.zeros(ROWS, dtype=torch.int64), 1, bounds)
     assert summarise(sums.tolist()).attended == sum(n**2 for n in (10, LENGTH - 10, (ROWS - 1) * LENGTH)) / 2
 
 
