@@ -25,7 +25,6 @@ from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.model.flops import forward_flops
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
-from megaslm.slm.telemetry import sums_of_nothing
 from megaslm.stream.mixture import Mixture, MixtureStream
 from megaslm.training.meters import RunMeters
 from megaslm.training.phases import Phase
@@ -44,7 +43,7 @@ class SilentStep(TrainStep):
     """A step that adds up nothing of its selection."""
 
     def _sums(self, *_: object) -> Tensor:
-        return sums_of_nothing(self.domain_count, self.world.device)
+        return torch.zeros((), device=self.world.device)
 
 
 class TimedStep(TrainStep):
@@ -96,7 +95,7 @@ def main() -> None:
 
         def end(phase: Phase) -> None:
             with SPENT:
-                meters.clock.end(phase)
+                meters.clock.mark(phase)
 
         facts = {"domain_count": 1, "may_repeat_rows": False, "keeps_graphs": True}
         one, other = (SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.6")))) for _ in range(2))
@@ -106,7 +105,7 @@ def main() -> None:
         def with_all() -> None:
             before = SPENT.seconds
             with SPENT:
-                meters.clock.begin()
+                meters.clock.mark(None)
             train(telling, reporter.add)
             with redirect_stdout(nowhere), SPENT:
                 reporter.flush()

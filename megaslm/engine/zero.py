@@ -133,17 +133,16 @@ class ZeroEngine:
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
-        self._first_backward = _FirstBackward(self._engine)
-        self._divides_parameters = self._engine.zero_optimization_stage() == 3
-        self._trace = _Trace(self._engine)
+        self._deferral = _Deferral(self._engine)
+        self._is_deferred = False
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
     def forward(self, tokens: Tensor, choice: Choice | Deferred, document_bounds: Tensor | None = None) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
-        self._first_backward.forget()
-        if self._divides_parameters:
-            self._trace.before_forward(is_deferred=isinstance(choice, Deferred))
+        self._is_deferred = isinstance(choice, Deferred)
+        if self._is_deferred:
+            self._deferral.before_forward()
         return cast(HeadOutput, self._engine(tokens, choice, document_bounds))
 
     def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
@@ -167,7 +166,8 @@ class ZeroEngine:
 
         Several forward passes may come before their backward passes, in the same order, with a `step` after each.
         """
-        self._first_backward.repeat()
+        if self._is_deferred:
+            self._deferral.before_backward()
         with self._order():
             self._engine.backward(loss)
 
@@ -214,63 +214,50 @@ class ZeroEngine:
         return TrainingState(self._engine.module, self._engine.optimizer)
 
 
-class _FirstBackward:
-    """The state in which DeepSpeed's forward pass leaves its hooks, for backward passes that follow another one.
+class _Deferral:
+    """What DeepSpeed must be told where the forward passes of a step come before all of its backward passes.
 
-    DeepSpeed 0.19 prepares for one backward pass in each forward pass. Without that the gradient of a second backward
-    pass would replace the first one's under stage 3, and the layers' weights would stay gathered until its end.
+    DeepSpeed 0.19 prepares its hooks for one backward pass in each forward pass. The other backward passes need the
+    same state. Without it, under stage 3, the gradient of a second backward pass would replace the first one's, and the
+    layers' weights would stay gathered until its end.
+
+    Stage 3 gathers weights ahead of their use, by a record of the order of modules from one forward pass to the next.
+    It gathers nothing ahead in a pass that goes on beyond the record. Where it has no valid record it makes one in the
+    first forward pass, which would always be too short. So the record is begun anew before the last one: then it holds
+    all backward passes, and each forward pass is its beginning.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self._divides_parameters = engine.zero_optimization_stage() == 3
+        self._passes_per_step = engine.gradient_accumulation_steps()
+        self._passes = 0
+        self._is_too_short = False
         self._awaited: dict[Any, int] | None = None
 
-    def forget(self) -> None:
-        """To be called before each forward pass."""
+    def before_forward(self) -> None:
+        """To be called before each deferred forward pass."""
         self._awaited = None
+        if not self._divides_parameters:
+            return
+        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+        if self._passes == 0:
+            self._is_too_short = coordinator.is_invalid_trace()
+        self._passes = (self._passes + 1) % self._passes_per_step
+        if self._is_too_short and self._passes == 0 and not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
-    def repeat(self) -> None:
+    def before_backward(self) -> None:
         """To be called before each backward pass. Changes nothing if it is the first one after a forward pass."""
         if self._awaited is None:
-            self._awaited = {
-                module: module.ds_grads_remaining
-                for module in self._engine.module.modules()
-                if hasattr(module, "ds_grads_remaining")
-            }
+            modules = self._engine.module.modules()
+            self._awaited = {each: each.ds_grads_remaining for each in modules if hasattr(each, "ds_grads_remaining")}
             return
         optimizer = self._engine.optimizer
         if hasattr(optimizer, "clear_backward_seen_flag"):
             optimizer.clear_backward_seen_flag()
         for module, gradients in self._awaited.items():
             module.ds_grads_remaining = gradients
-
-
-class _Trace:
-    """The order of modules by which stage 3 gathers weights ahead of their use, where forward passes are deferred.
-
-    DeepSpeed 0.19 records from one forward pass to the next, and gathers nothing ahead in a pass that goes on beyond
-    the record. Where it has no valid record it makes one in the first forward pass, which would always be too short. So
-    the record is begun anew before the last one: then it holds all backward passes, and each forward pass is its
-    beginning.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._passes = 0
-        self._is_too_short = False
-
-    def before_forward(self, *, is_deferred: bool) -> None:
-        """To be called before each forward pass whose backward pass will come."""
-        if not is_deferred:
-            self._passes = 0
-            return
-        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
-        passes_per_step = self._engine.gradient_accumulation_steps()
-        if self._passes % passes_per_step == 0:
-            self._is_too_short = coordinator.is_invalid_trace()
-        self._passes += 1
-        if self._is_too_short and self._passes % passes_per_step == 0 and not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
 
 
 class _EvaluationMode(AbstractContextManager[None]):

@@ -68,10 +68,14 @@ def _why_not_compiled(setting: Compile, device: torch.device) -> str | None:
 def prepare_layers(lm: Any, *, recompute: Recompute, compiled: bool) -> None:
     """Replaces the `forward` of every decoder layer of a transformers model for causal language modeling.
 
+    Layers that are neither compiled nor recomputed stay as they are.
+
     Layers of one kind share their compiled code, one graph for each shape of their input. They are compiled only for
     the mode that the model is in now, training or evaluation: the held-out rows of a training run come in batches of
     many sizes, and each would be compiled anew.
     """
+    if recompute == "none" and not compiled:
+        return
     for layer in decoder_layers(lm):
         run = _recomputing(recompute, kept_products(layer))
         layer.forward = partial(_forward, layer, run, _compiled(run) if compiled else run, lm.training)
