@@ -150,7 +150,7 @@ def _notes(run: ReportedRun) -> list[str]:
         notes.append(f"no cost.json yet, so that its seconds {pace}")
     if run.spent.flops is not None and _hides_second_passes(run):
         notes.append(
-            "metrics of an earlier build: whether it made second forward passes is not known; its FLOPs do not count any"
+            "metrics of an earlier build: whether it made second forward passes is not known; its FLOPs count none"
         )
     if run.spent.flops is None:
         notes.append("its FLOPs are not known: model/config.json does not tell the model's shape")
