@@ -25,7 +25,7 @@ from torch import Tensor
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import World, join_world, leave_world
-from megaslm.model.flops import forward_flops
+from megaslm.model.forward_flops import forward_flops
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.telemetry import sums_of_nothing

@@ -18,21 +18,8 @@ def _training(run: ReportedRun, runs: Sequence[ReportedRun]) -> dict[str, object
     ends = {
         name: None if values is None or len(values) == 0 else float(values[-1]) for name, values in run.spent.items()
     }
-    served = [other.name for other in runs if is_reference(run, other)]
+    served = [other.name for other in runs if run.is_reference_of(other)]
     return {"run": run.name, "what": "training of the reference" if served else "training", **ends, "shared_by": served}
-
-
-def is_reference(run: ReportedRun, of: ReportedRun) -> bool:
-    """Whether a run trained the reference of another: cost.json of the latter has the cost of the former."""
-    stage, cost = of.before.reference_training, run.cost
-    if cost is None or not of.before.corpus or stage.tokens is None:
-        return False
-    found = cost.training
-    return (found.seconds, found.tokens_seen, found.tokens_selected) == (
-        stage.seconds,
-        stage.tokens,
-        stage.selected_tokens,
-    )
 
 
 def _preparations(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
@@ -49,7 +36,7 @@ def _preparations(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
         # A run that has just begun has no cost.json yet.
         first = next((run for run in readers if run.before.total("seconds") is not None), readers[0])
         stages = {"scoring": first.before.scoring}
-        if not any(is_reference(run, first) for run in runs):
+        if not any(run.is_reference_of(first) for run in runs):
             stages = {"reference training": first.before.reference_training, **stages}
         for what, stage in stages.items():
             rows.append({"run": first.name, "what": what, **_stage(stage), "shared_by": [run.name for run in readers]})

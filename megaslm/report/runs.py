@@ -60,6 +60,18 @@ class ReportedRun:
         """Whether it has made all of its steps."""
         return self.last_step >= self.total_steps
 
+    def is_reference_of(self, other: "ReportedRun") -> bool:
+        """Whether it trained the reference of another run, whose cost.json then has the cost of this one."""
+        stage = other.before.reference_training
+        if self.cost is None or stage.tokens is None or not other.before.corpus:
+            return False
+        own = self.cost.training
+        return (own.seconds, own.tokens_seen, own.tokens_selected) == (
+            stage.seconds,
+            stage.tokens,
+            stage.selected_tokens,
+        )
+
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
     """The runs in these folders, each once.

@@ -119,6 +119,21 @@ def test_a_reference_whose_own_run_is_reported_is_counted_once() -> None:
     assert balance["spent_once_seconds"] == 120.0
 
 
+def test_a_reference_is_no_point_of_a_sweep() -> None:
+    one, other = slm("slm-0.4", FAST, "0.4"), slm("slm-0.6", FAST, "0.6")
+    trained = json.loads((one / "cost.json").read_text())["reference_training"]
+    reference = write_run(Path("reference"), sections={"data": {"domains": ["a"]}}, cost={"training": trained})
+    found = sweep_of(runs(reference, clm(), one, other))
+    assert found is not None
+    assert found["key"] == "slm.keep_ratio"
+
+
+def test_a_setting_that_is_a_list_is_a_text_of_its_values() -> None:
+    found = sweep_of(runs(clm("one", sections={"data": {"domains": ["a", "b"]}}), clm("other")))
+    assert found is not None
+    assert {point["value"] for point in found["metrics"][0]["points"]} == {"a, b", None}
+
+
 def test_a_second_forward_pass_is_in_the_flops_where_it_is_known(says: Says) -> None:
     several = {"train": {"micro_batch_rows": 4}}
     told, silent = slm("told", FAST, sections=several), slm("silent", FAST, sections=several)
