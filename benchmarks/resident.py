@@ -22,7 +22,7 @@ from megaslm.slm.objective import CausalObjective
 ROOT = Path(__file__).parents[1]
 VARIABLE = "MALLOC_MMAP_THRESHOLD_"
 DEFAULT = "glibc's default"
-THRESHOLDS = (DEFAULT, "65536", "4194304")
+THRESHOLDS = (DEFAULT, "65536")
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     if arguments.rows is not None:
         measure(arguments.rows)
         return
-    rows, rounds = (8, 1) if arguments.quick else (32, 3)
+    rows, rounds = (8, 1) if arguments.quick else (32, 2)
     found: dict[str, list[dict[str, float]]] = {threshold: [] for threshold in THRESHOLDS}
     for _ in range(rounds):
         for threshold in THRESHOLDS:

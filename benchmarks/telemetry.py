@@ -110,8 +110,8 @@ def main() -> None:
         blocks = {WITH: small.with_all, WITHOUT: small.without, AGAIN: small.without}
         gc.collect()
         gc.disable()
-        whole_times = in_turns({WITHOUT: whole.without}, repetitions=2 if chosen.quick else 3)
-        times = in_turns(blocks, repetitions=4 if chosen.quick else 180)
+        whole_times = in_turns({WITHOUT: whole.without}, repetitions=2)
+        times = in_turns(blocks, repetitions=4 if chosen.quick else 80)
         whole.close()
         small.close()
         told = small.run.metrics.read_bytes().splitlines()

@@ -80,6 +80,7 @@ def _balance(run: ReportedRun, baseline: ReportedRun, place: str) -> dict[str, o
         "spent_once_seconds": run.before.total("seconds"),
         "spent_once_gpu_hours": run.before.total("gpu_hours"),
         "runs": count,
+        "is_known": own is None or (gain is not None and (gain <= 0 or once is not None)),
         "sentence": _sentence(run, baseline, place, reaches=own is not None, axis=axis, gain=gain, once=once),
     }
 

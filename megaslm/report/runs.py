@@ -12,6 +12,7 @@ from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.cost_file import RunCost, read_cost
 from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.dataset.manifest import COST
 from megaslm.errors import ConfigError
 from megaslm.observe.display import counted
 from megaslm.report.before import Before, before, forward_flops_in
@@ -159,7 +160,8 @@ def _notes(run: ReportedRun) -> list[str]:
         notes.append("metrics of an earlier build: without all_loss, the mean loss of all targets")
     if run.cost is None:
         pace = "follow from the reported targets per second" if run.spent.seconds is not None else "are not known"
-        notes.append(f"no cost.json yet, so that its seconds {pace}")
+        state = f"{COST} cannot be read" if (run.path / COST).is_file() else f"no {COST} yet"
+        notes.append(f"{state}, so that its seconds {pace}")
     if run.spent.flops is not None and _hides_second_passes(run):
         notes.append(
             "metrics of an earlier build: whether it made second forward passes is not known; its FLOPs count none"

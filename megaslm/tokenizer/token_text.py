@@ -67,7 +67,7 @@ def texts_of_row(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[
 
 
 def _number(unknown: int) -> str:
-    return f"⟨id {unknown}⟩"
+    return f"⟨id:{unknown}⟩"
 
 
 def _is_known(tokenizer: Tokenizer, number: int) -> bool:

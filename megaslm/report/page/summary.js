@@ -76,9 +76,10 @@ function timeFact(own, theirs) {
     `Until that loss: ${amount(own.seconds, "seconds")} of ${amount(theirs.seconds, "seconds")}.${counted}`];
 }
 
-function breakEvenFact({ runs, sentence }) {
+function breakEvenFact({ runs, sentence, is_known: isKnown }) {
   const count = isNumber(runs) ? Math.ceil(runs) : null;
-  return [count === null ? "no break-even" : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
+  const none = isKnown === false ? "break-even not known" : "no break-even";
+  return [count === null ? none : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
 }
 
 /** A run alone: its last losses, and what it took. */

@@ -81,6 +81,15 @@ def test_the_page_says_what_flops_and_a_reported_reference_count(open_page: Open
     assert "slm-0.4" in told.locator("#costs tbody tr").last.inner_text()
 
 
+def test_an_unknown_break_even_is_not_told_as_none(open_page: Open) -> None:
+    told = []
+    for is_known in (True, False):
+        changed = document()
+        changed["costs"]["break_even"][0] |= {"runs": None, "is_known": is_known}
+        told.append(open_page(changed).locator("#summary dt").last.inner_text())
+    assert told[0] != told[1]
+
+
 def test_the_own_ratio_keeps_what_the_run_keeps_and_the_slider_what_the_method_keeps(open_page: Open) -> None:
     page = open_page(document())
     assert (underlined(page) == expected(CHECKPOINTS - 1, str(KEEP_RATIO))).all()

@@ -98,7 +98,7 @@ def test_what_came_before_pays_for_itself_after_some_runs(says: Says) -> None:
     # FAST comes to 2.0 after 3 of 6 steps: 30 of 60 seconds are saved, of 120 spent once.
     assert (fast["saved_seconds_per_run"], fast["spent_once_seconds"]) == (pytest.approx(30.0), 120.0)
     assert fast["runs"] == pytest.approx(4.0)
-    assert slow["runs"] is None
+    assert (slow["runs"], slow["is_known"]) == (None, True)
     says(fast["sentence"], "4.0")
     says(slow["sentence"])
 
@@ -171,7 +171,7 @@ def test_costs_that_are_not_known_are_not_guessed(tmp_path: Path, says: Says) ->
     cost["reference_training"] = {"seconds": 0, "gpu_hours": 0}
     found = runs(clm(), slm("slm", FAST, cost=cost))
     (balance,) = costs_of(found)["break_even"]
-    assert (balance["runs"], balance["spent_once_seconds"]) == (None, None)
+    assert (balance["runs"], balance["spent_once_seconds"], balance["is_known"]) == (None, None, False)
     says(balance["sentence"])
     says("\n".join(found[1].notes).replace(str(tmp_path), "FOLDER"), "cost.json", "data/scored")
 
