@@ -66,6 +66,7 @@ class TensorBoard:
         # Of their own: readers take a session's start for the number from which on all points of a folder are removed.
         self._by_tokens = _Events(folder / AGAINST_TOKENS, first_step=first_step * tokens_per_step)
         self._by_step = _Events(folder, first_step=first_step)
+        self._laid_out: set[str] = set()
         self._layout: Layout = {}
         self._keep_layout(0)
         if description is not None:
@@ -94,10 +95,13 @@ class TensorBoard:
 
     def _keep_layout(self, step: int) -> None:
         """Adds the charts of all numbers so far, if these have changed. Viewers show the newest layout."""
-        layout = layout_of(self._by_step.numbers | self._by_tokens.numbers)
-        if layout != self._layout:
-            self._layout = layout
-            self._by_step.keep(step, [_layout_value(layout)])
+        numbers = self._by_step.numbers | self._by_tokens.numbers
+        if numbers == self._laid_out:
+            return
+        self._laid_out, before = numbers, self._layout
+        self._layout = layout_of(numbers)
+        if self._layout != before:
+            self._by_step.keep(step, [_layout_value(self._layout)])
 
     def sync(self) -> None:
         """Waits until the whole files are on disk. Raises OSError where that fails."""

@@ -35,8 +35,8 @@ class Probe:
 
 
 class RowTexts(Sequence[list[str]]):
-    """The text of each token of each probe row, found when it is asked for, long ones
-    shortened: most rows are not shown."""
+    """The text of each token of each probe row, long ones shortened. It is found when asked for: most rows are not
+    shown."""
 
     def __init__(self, tokenizer: Tokenizer, rows: ProbeRows) -> None:
         self._tokenizer, self._rows = tokenizer, rows
