@@ -228,7 +228,8 @@ def sweep(
 
     if (over is None) == (keep_ratio is None):
         raise ConfigError("sweep: needs one of --over and --keep-ratio")
-    plan = plan_sweep(config, over or f"slm.keep_ratio={keep_ratio}", overrides or [])
+    setting, option = (over, "--over") if over is not None else (f"slm.keep_ratio={keep_ratio}", "--keep-ratio")
+    plan = plan_sweep(config, setting, overrides or [], option=option)
     announce("sweep", f"{len(plan.runs)} runs of {config} over {plan.key} → {plan.folder}")
     if dry_run:
         for run in plan.runs:

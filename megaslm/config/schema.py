@@ -299,6 +299,11 @@ class SlmSection(Section):
         """Whether the dataset must hold the entropies of the reference's predictions."""
         return self.criterion in ("entropy", "reference_and_entropy")
 
+    @property
+    def needs_all_losses(self) -> bool:
+        """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
+        return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
+
     @model_validator(mode="after")
     def _mode_fits(self) -> "SlmSection":
         if self.mode == "running" and (self.scope != "batch" or self.criterion not in ("excess", "loss")):

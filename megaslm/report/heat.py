@@ -112,5 +112,5 @@ def _note(rows: int, all_rows: int, steps: int, all_steps: int) -> str | None:
         return None
     return (
         f"{rows:,} of {counted(all_rows, 'probe row')} and {steps:,} of {counted(all_steps, 'measurement')} are shown, "
-        "evenly spread, so that the page stays small"
+        "evenly spread, so that the page stays small."
     )

@@ -33,7 +33,8 @@ class StepResult:
     `sums`: see `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the value of the criterion from
     which targets were selected; NaN where all or none were selected. `gradient_norm`: float32 scalar, before clipping.
     `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. For a skipped step
-    `sums` hold only the rows read and their valid targets, and the two scalars are NaN.
+    `sums` hold only the rows read and their valid targets, and the two scalars are NaN. `second_pass_ratio`: of the
+    micro-batches, those that had a forward pass without gradients before the one that trains.
     """
 
     step: int
@@ -42,6 +43,7 @@ class StepResult:
     threshold: Tensor
     gradient_norm: Tensor
     skipped: str | None = None
+    second_pass_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,14 @@ class TrainStep:
         engine, world = self.engine, self.world
         targets = self._targets(micro_batches)
 
+        passed_twice: set[int] = set()
+
+        def second_pass_ratio() -> float:
+            return len(passed_twice) / len(micro_batches)
+
         def skipped(reason: str) -> StepResult:
             sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
-            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason)
+            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, second_pass_ratio())
 
         passed: dict[int, tuple[Deferred, HeadOutput]] = {}
 
@@ -88,6 +95,7 @@ class TrainStep:
                 losses = passed[number][1].losses
             else:
                 losses = engine.measure(tokens, bounds)
+                passed_twice.add(number)
             self.ends("forward")
             return losses
 
@@ -128,6 +136,7 @@ class TrainStep:
             sums=all_reduce_sum(reduce(torch.add, sums)),
             threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
             gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
+            second_pass_ratio=second_pass_ratio(),
         )
 
     def _targets(self, micro_batches: Sequence[MicroBatch]) -> list[Targets]:
