@@ -143,8 +143,8 @@ def main() -> None:
     }
     report(
         f"What does it cost to report? SLM, {rows} rows of 128, a report every {demo.log.every_steps} steps, "
-        f"{len(times[WITH].seconds)} blocks of so many steps in turns, one CPU thread, processor time; a step of the demo's "
-        f"model (1.26M parameters) without takes {demo_seconds:.3f} s; "
+        f"{len(times[WITH].seconds)} blocks of so many steps in turns, one CPU thread, processor time; a step "
+        f"of the demo's model (1.26M parameters) without takes {demo_seconds:.3f} s; "
         + "; ".join(f"{name}: {size:.0f}" for name, size in files.items()),
         found,
         [
