@@ -40,6 +40,8 @@ ROOT = Path(__file__).parents[1]
 MOST_RATIO = 1.005
 THIN = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_layers": 1}
 """The layers and the head of the thin model, in place of those of the demo's model."""
+MEASURED_SECONDS = 100
+"""Of the blocks together, about."""
 WITH, WITHOUT, AGAIN = "with all that is reported", "without", "without, once more"
 
 
@@ -109,8 +111,9 @@ def main() -> None:
         blocks = {WITH: small.with_all, WITHOUT: small.without, AGAIN: small.without}
         gc.collect()
         gc.disable()
-        whole_times = in_turns({WITHOUT: whole.without}, repetitions=2)
-        times = in_turns(blocks, repetitions=4 if chosen.quick else 80)
+        whole_times = in_turns({WITHOUT: whole.without}, repetitions=1)
+        round_seconds = sum(taken.median for taken in in_turns(blocks, repetitions=1).values())
+        times = in_turns(blocks, repetitions=4 if chosen.quick else max(4, int(MEASURED_SECONDS / round_seconds)))
         whole.close()
         small.close()
         told = small.run.metrics.read_bytes().splitlines()
@@ -138,8 +141,9 @@ def main() -> None:
         "TensorBoard, bytes per step": events / made,
     }
     report(
-        f"What does it cost to report? SLM, {rows} rows of 128, a report every {demo.log.every_steps} steps, one CPU "
-        f"thread, processor time; a step of the demo's model (1.26M parameters) without takes {demo_seconds:.3f} s; "
+        f"What does it cost to report? SLM, {rows} rows of 128, a report every {demo.log.every_steps} steps, "
+        f"{len(times[WITH].seconds)} blocks of so many steps in turns, one CPU thread, processor time; a step "
+        f"of the demo's model (1.26M parameters) without takes {demo_seconds:.3f} s; "
         + "; ".join(f"{name}: {size:.0f}" for name, size in files.items()),
         found,
         [

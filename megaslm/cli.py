@@ -228,8 +228,10 @@ def sweep(
 
     if (over is None) == (keep_ratio is None):
         raise ConfigError("sweep: needs one of --over and --keep-ratio")
-    setting, option = (over, "--over") if over is not None else (f"slm.keep_ratio={keep_ratio}", "--keep-ratio")
-    plan = plan_sweep(config, setting, overrides or [], option=option)
+    if over is not None:
+        plan = plan_sweep(config, over, overrides or [])
+    else:
+        plan = plan_sweep(config, f"slm.keep_ratio={keep_ratio}", overrides or [], option="--keep-ratio")
     announce("sweep", f"{len(plan.runs)} runs of {config} over {plan.key} → {plan.folder}")
     if dry_run:
         for run in plan.runs:

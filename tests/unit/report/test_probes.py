@@ -168,3 +168,10 @@ def test_a_long_token_takes_little_room(tmp_path: Path) -> None:
     assert "WWW" in piece
     assert "10,0" in piece
     assert len(piece) < 200
+
+
+def test_no_document_begins_in_padding(tmp_path: Path) -> None:
+    rows = probe_rows(rows=1)
+    rows.tokens[0, [2, 5, 6, 7, 8]] = rows.eos_id
+    (shown,) = heat_of(write_probed(tmp_path / "run", rows, random_losses(rows)))["rows"]
+    assert shown["new_document"] == [2]
