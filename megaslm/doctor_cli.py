@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from megaslm.cli_output import LOADS, JsonFile, Overrides, announce, write_json
+from megaslm.errors import ConfigError
 from megaslm.launch_cli import look_at_training
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def doctor(
     """
     from megaslm.doctor.check import Diagnosis
 
+    if config is None and (steps or overrides):
+        raise ConfigError(f"{'--steps' if steps else '--set'}: needs a run; name its configuration, a YAML file")
     announce("doctor", "looks at this machine" + ("" if config is None else f", and at what {config} needs"))
     diagnosis = Diagnosis(typer.echo)
     _look_without_torch(diagnosis)
@@ -144,6 +147,7 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
     from megaslm.doctor.check import Check
     from megaslm.doctor.devices import usual_ranks
     from megaslm.doctor.two_steps import DryRun, make
+    from megaslm.observe.display import counted
     from megaslm.training.smoke_folder import smoke_folder
 
     config, stores, count = asked.config, run.Stores(), ranks or usual_ranks()
@@ -163,7 +167,7 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
         )
         diagnosis.look("dry run", lambda: [left_out])
     else:
-        announce("doctor", f"makes two steps, a validation and a save on {count} rank(s), by {asked.file}")
+        announce("doctor", f"makes two steps, a validation and a save on {counted(count, 'rank')}, by {asked.file}")
         aside = f"{config.run_dir.rstrip('/')}{_ENDING}"
         dry_run = DryRun(asked.file, asked.overrides, aside, smoke_folder(aside), count)
         diagnosis.look("dry run", lambda: make(dry_run), otherwise="problem")
@@ -172,9 +176,10 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
 def _inputs(config: "RunConfig", stores: "Stores", ranks: int) -> "Iterator[Check]":
     from megaslm.doctor.run import inputs
     from megaslm.launch.findings import Findings, Reach
+    from megaslm.observe.display import counted
 
     findings = Findings(Reach.ALL, "", read_remote=stores.read)
-    told = f"{ranks} ranks (one for each GPU; --ranks sets another number)"
+    told = f"{counted(ranks, 'rank')} (--ranks sets another number)"
     # A run that has begun is looked at as its next start would.
     look_at_training(findings, config, ranks=ranks, ranks_in_words=told, resume=True)
     return inputs(findings.problems, findings.warnings, findings.unseen, ranks)

@@ -15,6 +15,7 @@ from megaslm.model.decoder_layers import is_compiled
 from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.shapes import shape_of
+from megaslm.observe.display import counted
 from megaslm.observe.tracker import check_tracker
 from megaslm.storage.file_systems import is_remote
 from megaslm.storage.retries import RemoteSettings
@@ -55,7 +56,7 @@ def inputs(
     for reason, things in unseen.items():
         yield Check("inputs", "ok", f"not looked at: {', '.join(things)}: {reason}")
     if not problems:
-        yield Check("inputs", "ok", f"all that train --check looks at is there and fits {ranks} rank(s)")
+        yield Check("inputs", "ok", f"all that train --check looks at is there and fits {counted(ranks, 'rank')}")
 
 
 def run_folder(run_dir: Path) -> Iterator[Check]:

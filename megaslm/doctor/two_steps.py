@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megaslm.config.run_files import SMOKE
 from megaslm.doctor.check import Check
+from megaslm.observe.display import counted
 
 STEPS = 2
 """The second step shows whether the first one left room: the optimiser's states are allocated in the first."""
@@ -41,11 +42,10 @@ class DryRun:
 
 def make(dry_run: DryRun) -> Iterator[Check]:
     """Makes the steps. The folder is removed where they worked, and named where they did not."""
+    ranks = counted(dry_run.ranks, "rank")
     status, lines = _run(dry_run.command())
     if status != 0:
-        told = "\n".join(
-            [f"{STEPS} steps on {dry_run.ranks} rank(s) ended with status {status}:", *lines[-_LINES_TOLD:]]
-        )
+        told = "\n".join([f"{STEPS} steps on {ranks} ended with status {status}:", *lines[-_LINES_TOLD:]])
         remedy = f"do what its last lines say; {dry_run.folder} keeps what it left"
         yield Check("dry run", "problem", told, remedy, {"command": dry_run.command(), "output": lines})
         return
@@ -56,7 +56,7 @@ def make(dry_run: DryRun) -> Iterator[Check]:
     shutil.rmtree(dry_run.folder)
     first, last = result["losses"][0], result["losses"][-1]
     found = (
-        f"{result['steps']} steps on {result['ranks']} rank(s): loss {first:.4f} → {last:.4f}, "
+        f"{counted(result['steps'], 'step')} on {ranks}: loss {first:.4f} → {last:.4f}, "
         f"{result['step_seconds']:.3g} s a step, at most {result['peak_memory']['peak_bytes'] / _GIB:.2f} GiB a rank; "
         "a checkpoint was written, read back and removed"
     )

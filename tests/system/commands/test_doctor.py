@@ -103,7 +103,8 @@ def test_steps_that_fail_are_told_with_their_last_lines(config: Path, tmp_path: 
     kept.write_text("mine", encoding="utf-8")
     done = call_megaslm("doctor", config, "--steps")
     assert done.returncode == 2
-    assert "ConfigError: " in done.stdout
+    assert "InputError: " in done.stdout
+    assert str(kept.parent) in done.stdout
     assert kept.read_text(encoding="utf-8") == "mine"
 
 
@@ -127,6 +128,13 @@ def test_a_dataset_on_object_storage_is_asked_for(config: Path, s3: Bucket, tmp_
     done = call_megaslm("doctor", config, "--set", f"data.train={missing}", "--json", report)
     assert done.returncode == 2
     assert f"data.train: {missing}" in done.stdout
+
+
+@pytest.mark.parametrize("option", [("--steps",), ("--set", "train.lr=1")])
+def test_what_only_a_run_has_needs_one(option: tuple[str, ...], says: Says) -> None:
+    done = call_megaslm("doctor", *option)
+    assert done.returncode == 2
+    says(done.stderr, option[0])
 
 
 def test_few_open_files_are_told(tmp_path: Path, says: Says) -> None:
