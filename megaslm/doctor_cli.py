@@ -158,7 +158,7 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
     if is_there:
         diagnosis.look("model", lambda: run.model_and_data(config, stores))
         diagnosis.look("plan", lambda: _plan(asked, count))
-    again = asked.command("doctor", "--steps")
+    again = asked.command("doctor", "--steps", *([] if ranks is None else ["--ranks", str(ranks)]))
     if not with_steps:
         diagnosis.look("dry run", lambda: [Check("dry run", "ok", f"not made; `{again}` makes two steps")])
     elif diagnosis.count("problem"):

@@ -30,10 +30,8 @@ class Check:
 
     def lines(self) -> str:
         """The finding for a terminal; the lines of a longer message are indented."""
-        first, *others = without_credentials(self.found).splitlines() or [""]
-        told = "\n".join([first, *(f"    {line.strip()}" for line in others)])
-        remedy = f" · {self.to_do}" if self.to_do else ""
-        return f"{self.status:7} · {self.topic:{_LONGEST_TOPIC}} · {told}{remedy}"
+        told = without_credentials(f"{self.found} · {self.to_do}" if self.to_do else self.found)
+        return f"{self.status:7} · {self.topic:{_LONGEST_TOPIC}} · {_indented(told, 4)}"
 
 
 class Diagnosis:
@@ -82,8 +80,7 @@ class Diagnosis:
             return
         self._say(f"doctor · problems: {self.count('problem')}, warnings: {self.count('warning')}; what to do:")
         for number, task in enumerate(tasks, start=1):
-            first, *others = task.splitlines()
-            self._say("\n".join([f"  {number}. {first}", *(f"       {line.strip()}" for line in others)]))
+            self._say(f"  {number}. {_indented(task, 7)}")
 
     def as_json(self, config: Path | None) -> dict[str, object]:
         """All findings with their facts. No URL in it holds credentials."""
@@ -106,6 +103,12 @@ class Diagnosis:
             "to_do": self.to_do(),
         }
         return {name: _clean(value) for name, value in result.items()}
+
+
+def _indented(text: str, columns: int) -> str:
+    """A text whose lines after the first begin at a column."""
+    first, *others = text.splitlines() or [""]
+    return "\n".join([first, *(f"{'':{columns}}{line.strip()}" for line in others)])
 
 
 def _clean(value: object) -> object:

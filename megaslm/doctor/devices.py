@@ -195,7 +195,7 @@ def arithmetic() -> Iterator[Check]:
     precision = torch.get_float32_matmul_precision()
     found = (
         f"deterministic algorithms are {'on' if is_set else 'off'} (torch's default is off), float32 products are of "
-        f"{precision} precision; on a GPU the gradient of attention is summed in no fixed order"
+        f"{precision} precision; on a GPU the gradient of attention is summed in {'a' if is_set else 'no'} fixed order"
     )
     facts = {"deterministic": is_set, "float32_matmul_precision": precision, "threads": torch.get_num_threads()}
     yield Check("arithmetic", "ok", found, facts=facts)
