@@ -75,7 +75,7 @@ def required(needed: Sequence[Requirement], versions: Mapping[str, str | None]) 
         yield Check(
             "libraries",
             "warning" if versions[each.name] else "problem",
-            f"{each.name} {versions[each.name] or 'is not installed'}; MegaSLM needs {each.name}{each.specifier}",
+            f"{each.name} {_told(versions[each.name])}; MegaSLM needs {each.name}{each.specifier}",
             "make install",
             {"library": each.name, "installed": versions[each.name], "needed": str(each.specifier)},
         )
@@ -145,6 +145,10 @@ def _installed(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _told(installed: str | None) -> str:
+    return "is not installed" if installed is None else f"{installed} is installed"
 
 
 def _fits(requirement: Requirement, versions: Mapping[str, str | None]) -> bool:
