@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed
+from torch.cuda import nccl
 
 from megaslm.config.devices import gpu_named
 from megaslm.doctor.check import Check
@@ -79,7 +80,7 @@ def gpus(facts: RankFacts) -> Iterator[Check]:
             memory_bytes=tuple(gpu.total_memory for gpu in seen),
             driver=facts.driver,
             cuda=torch.version.cuda,
-            nccl=".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
+            nccl=".".join(map(str, nccl.version())) if has_nccl else None,
             torch_says=tuple(str(warning.message) for warning in told),
             visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
         )

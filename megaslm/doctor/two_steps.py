@@ -1,6 +1,7 @@
 """The dry run: the smoke test of a run in processes of its own, so that nothing that ends them ends the doctor."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ _LINES_TOLD = 12
 _WARNING = "warning: "
 _PATIENCE_SECONDS = 60
 _GIB = 1 << 30
+_OF_TORCHRUN = re.compile(r"[IWE]\d{4} .*torch/distributed/")
+_REPORT = re.compile(r"E\d{4} .*torch/distributed/elastic/")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def make(dry_run: DryRun) -> Iterator[Check]:
     ranks = counted(dry_run.ranks, "rank")
     status, lines = _run(dry_run.command())
     if status != 0:
-        told = "\n".join([f"{STEPS} steps on {ranks} ended with status {status}:", *lines[-_LINES_TOLD:]])
+        told = "\n".join([f"{STEPS} steps on {ranks} ended with status {status}:", *of_ranks(lines)[-_LINES_TOLD:]])
         remedy = f"do what its last lines say; {dry_run.folder} keeps what it left"
         yield Check("dry run", "problem", told, remedy, {"command": dry_run.command(), "output": lines})
         return
@@ -61,6 +64,12 @@ def make(dry_run: DryRun) -> Iterator[Check]:
         "a checkpoint was written, read back and removed"
     )
     yield Check("dry run", "ok", found, facts={"command": dry_run.command(), "result": result, "output": lines})
+
+
+def of_ranks(lines: Sequence[str]) -> list[str]:
+    """The lines that ranks printed. torchrun ends with a report of its own, which hides their last words."""
+    end = next((number for number, line in enumerate(lines) if _REPORT.match(line)), len(lines))
+    return [line for line in lines[:end] if not _OF_TORCHRUN.match(line)]
 
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
