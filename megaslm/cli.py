@@ -22,6 +22,7 @@ from megaslm.cli_output import (
     write_json,
 )
 from megaslm.dataset_cli import inspect, verify
+from megaslm.doctor_cli import doctor
 from megaslm.dynamics_cli import dynamics
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
@@ -281,6 +282,7 @@ app.command()(evaluate)
 app.command()(sample)
 app.command()(dynamics)
 app.command()(report)
+app.command()(doctor)
 
 
 @app.command()
