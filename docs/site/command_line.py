@@ -9,8 +9,8 @@ from megaslm.cli import app
 
 _LEAD = """# Command line
 
-Every verb, as `megaslm VERB --help` prints it. Exit status 0 is success, 2 a mistake in what was given, 75 a run that was
-told to stop and has saved, 1 a fault. [Operations](../operations.md#exit-statuses) says what to do after each.
+Every verb, as `megaslm VERB --help` prints it. Exit status 0 is success, 2 a mistake in what was given, 75 a run that
+was told to stop and has saved, 1 a fault. [Operations](../operations.md#exit-statuses) says what to do after each.
 """
 
 

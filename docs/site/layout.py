@@ -13,7 +13,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 _MARKER = re.compile(r" {0,3}(?:[-*+]|\d+[.)]) +")
-_COMMANDS = re.compile(r"(?:#[^\n]*\n|[A-Z_]+=\S+ )*(?:megaslm|make|git|hf|ray|sbatch|tensorboard|torchrun|launcher/\S+|\.ci/\S+)[ \n]")
+_COMMANDS = re.compile(
+    r"(?:#[^\n]*\n|[A-Z_]+=\S+ )*"  # comments and variables before the first command
+    r"(?:megaslm|make|git|hf|ray|sbatch|tensorboard|torchrun|launcher/\S+|\.ci/\S+)[ \n]"
+)
 _PYTHON = re.compile(r"(?:from|import) \w")
 _INDENT = "    "
 _APART = ("table_open", "bullet_list_open", "ordered_list_open", "fence", "code_block", "heading_open", "hr")

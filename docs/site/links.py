@@ -14,7 +14,11 @@ SHOWN_FILES = {".yaml": "yaml", ".sh": "bash", ".sbatch": "bash"}
 """Files that pages link to or name, and that become pages: ending to language."""
 PICTURES = (".png", ".svg")
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-_NAMED = re.compile(r"(?<![\w/\[`.])(`?)((?:docs|data|configs|launcher)/[\w./-]*\w|(?:README|CHANGELOG|CONTRIBUTING|STYLE)\.md)\1(?![\w/\]`*])")
+_NAMED = re.compile(
+    r"(?<![\w/\[`.])(`?)"
+    r"((?:docs|data|configs|launcher)/[\w./-]*\w|(?:README|CHANGELOG|CONTRIBUTING|STYLE)\.md)"
+    r"\1(?![\w/\]`*])"
+)
 
 
 @dataclass

@@ -46,7 +46,8 @@ REFERENCES = {
     "reference/cluster.md": Reference(
         "Settings of a cluster",
         "A cluster's file says where and how a job is started. `megaslm launch` and `sweep` read it with `--cluster`. "
-        "`kind` decides which other settings there are. The folder `launcher/` of the repository has a file of each kind.",
+        "`kind` decides which other settings there are. The folder `launcher/` of the repository has a file of each "
+        "kind.",
         {
             "`kind: local`": LocalCluster,
             "`kind: hostfile`": HostfileCluster,
@@ -79,8 +80,7 @@ def _section(schema: type[BaseModel], prefix: str, level: int) -> Iterator[str]:
     """The table of a section, then those of the sections in it. `prefix` is its dotted key, with a dot at its end."""
     if prefix:
         yield from (f"{'#' * level} `{prefix[:-1]}`", "")
-    if schema.__doc__ and not schema.__name__.startswith("_"):
-        yield from (one_line(schema.__doc__), "")
+        yield from (one_line(schema.__doc__ or ""), "")
     yield from ("| setting | value | default | meaning |", "|---|---|---|---|")
     for name, field in schema.model_fields.items():
         yield f"| {' | '.join(_cells(prefix + name, field))} |"

@@ -22,11 +22,14 @@ _SHARES = "tests/ranks/test_documented_commands.py::test_shares_are_prepared_and
 _EVALUATE = "tests/ranks/test_evaluate.py::test_results_do_not_depend_on_batches_or_ranks"
 _OVERLAP = "tests/system/evaluation/test_overlap.py::test_the_command_names_how_many"
 _RESUME = "tests/ranks/test_train.py::test_a_resumed_and_extended_run_repeats_the_undisturbed_one"
+_REFUSAL = "test_what_a_rank_would_refuse_is_told_before_deepspeed_starts"
+_RESTART = "test_a_killed_rank_is_started_again_with_the_others"
+_SERVER = "test_the_server_shows_nothing_that_was_taken_back"
 _PRUNE = "tests/ranks/test_checkpoint_cli.py::test_prune_removes_what_is_not_to_be_kept"
 RUN_BY = {
-    "launcher/local.sh": "tests/system/commands/test_local.py::test_what_a_rank_would_refuse_is_told_before_deepspeed_starts",
-    "launcher/torchrun.sh": "tests/system/commands/test_torchrun.py::test_a_killed_rank_is_started_again_with_the_others",
-    "tensorboard --logdir": "tests/system/test_tensorboard_server.py::test_the_server_shows_nothing_that_was_taken_back",
+    "launcher/local.sh": f"tests/system/commands/test_local.py::{_REFUSAL}",
+    "launcher/torchrun.sh": f"tests/system/commands/test_torchrun.py::{_RESTART}",
+    "tensorboard --logdir": f"tests/system/test_tensorboard_server.py::{_SERVER}",
     "prepare": _SHARES,
     "prepare --part": _SHARES,
     "prepare --finish": _SHARES,
@@ -95,7 +98,7 @@ def test_runs_of_billions_of_parameters_are_marked() -> None:
     starts = [
         command
         for command in COMMANDS
-        if (words := verb_words(command.words)) and words[0] in ("train", "sweep") or "launch" in command.words
+        if {*(verb_words(command.words) or ())[:1]} & {"train", "sweep", "launch"}
         if "--dry-run" not in command.words and any(f"configs/{name}" in " ".join(command.words) for name in large)
     ]
     assert starts
@@ -107,7 +110,8 @@ def test_what_is_wrong_with_a_command_is_found(tmp_path: Path) -> None:
     page.write_text(
         "    megaslm score --refrence R IN OUT\n    megaslm skore\n    megaslm train configs/none.yaml --set a=b\n"
         "    launcher/local.sh train RUN.yaml --smoke-steps many\n    make nothing\n"
-        "    megaslm launch --cluster C.yaml score IN\n    sbatch --nodes=2 launcher/slurm/train.sbatch RUN.yaml --slow\n",
+        "    megaslm launch --cluster C.yaml score IN\n"
+        "    sbatch --nodes=2 launcher/slurm/train.sbatch RUN.yaml --slow\n",
         encoding="utf-8",
     )
     (tmp_path / "Makefile").write_text("\ntest:\n", encoding="utf-8")
@@ -126,7 +130,8 @@ def test_what_is_wrong_with_a_command_is_found(tmp_path: Path) -> None:
 def test_a_mark_holds_for_its_command_or_up_to_an_empty_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "    # needs GPUs\n    megaslm export A B\n    megaslm export \\\n        C D\n\n    megaslm export E F    # twice\n"
+        "    # needs GPUs\n    megaslm export A B\n    megaslm export \\\n        C D\n\n"
+        "    megaslm export E F    # twice\n"
         "    RANKS=4 launcher/local.sh train R.yaml    # needs a cluster: or four GPUs\n",
         encoding="utf-8",
     )

@@ -1,4 +1,4 @@
-"""The site of docs/: Python-Markdown finds in its pages what GitHub finds in the files, and the references are whole."""
+"""The site of docs/: Python-Markdown finds in a page what GitHub finds in its file, and the references are whole."""
 
 import re
 from collections import Counter
@@ -51,11 +51,12 @@ def test_a_page_has_the_blocks_of_its_file(source: str) -> None:
 
 def test_lists_code_and_tables_keep_their_places() -> None:
     text = (
-        "Lead:\n- a\n  goes on\n\n      megaslm report RUN\n\n  1. inner\n     more\n  2. last\n- b\n"
+        "Lead:\n- a\n  goes on\n\n      megaslm report RUN\n\n  1. inner\n     more\n  2. last\n- b\n\n"
         "| x | y |\n|---|---|\n| 1 | 2 |\n\n    ```python\n    1\n    ```\n"
     )
     assert laid_out(text) == (
-        "Lead:\n\n- a\n    goes on\n\n    ```sh\n    megaslm report RUN\n    ```\n\n    1. inner\n        more\n    2. last\n\n- b\n\n"
+        "Lead:\n\n- a\n    goes on\n\n    ```sh\n    megaslm report RUN\n    ```\n\n"
+        "    1. inner\n        more\n    2. last\n\n- b\n\n"
         "| x | y |\n|---|---|\n| 1 | 2 |\n\n````text\n```python\n1\n```\n````\n"
     )
 
@@ -78,12 +79,17 @@ def test_the_command_line_has_every_verb_and_option() -> None:
             part = made.partition(f"\n## `{words}`\n")[2].partition("\n## ")[0]
             assert part, words
             for parameter in command.params:
-                assert parameter.name == "help" or f"`{parameter.opts[0]}" in part, (words, parameter.opts)
+                is_argument = parameter.param_type_name == "argument"
+                name = parameter.metavar if is_argument and parameter.metavar else parameter.opts[0]
+                assert parameter.name == "help" or f"`{name}" in part, (words, name)
 
 
 def test_links_lead_to_pages_and_shown_files() -> None:
     links = Links(ROOT, {"docs/a.md": ("a.md", "A"), "docs/b.md": ("deep/b.md", "B")})
-    text = "[two\nlines](b.md#x), `docs/b.md`, [b.md](b.md), `data/tora.yaml`, `x docs/b.md`, (docs/b.md).\n\n    docs/b.md\n"
+    text = (
+        "[two\nlines](b.md#x), `docs/b.md`, [b.md](b.md), "
+        "`data/tora.yaml`, `x docs/b.md`, (docs/b.md).\n\n    docs/b.md\n"
+    )
     assert links.rewritten("docs/a.md", text) == (
         "[two\nlines](deep/b.md#x), [B](deep/b.md), [B](deep/b.md), "
         "[`data/tora.yaml`](files/data/tora.yaml.md), `x docs/b.md`, ([B](deep/b.md)).\n\n    docs/b.md\n"
