@@ -44,7 +44,11 @@ def prose_lines(text: str) -> list[bool]:
 
 
 def laid_out(text: str) -> str:
-    """The page, for Python-Markdown. Comments are left out."""
+    """The page, for Python-Markdown. Comments are left out.
+
+    Raises:
+        ValueError: the page has a quotation, or HTML that is no comment.
+    """
     lines = text.split("\n")
     made: list[str] = []
     _Layout(lines, made).write(blocks(text))
@@ -82,9 +86,11 @@ class _Layout:
             elif token.type in ("fence", "code_block"):
                 self._write(_fenced(token))
                 end = _lines(token)[1]
+            elif token.type == "blockquote_open" or (token.type == "html_block" and token.content[:4] != "<!--"):
+                raise ValueError(f"line {start + 1}: a page has no quotation and no HTML but comments")
             elif token.type == "html_block":
                 end = token.map[1]
-            elif token.type in ("paragraph_open", "heading_open", "table_open", "hr", "blockquote_open"):
+            elif token.type in ("paragraph_open", "heading_open", "table_open", "hr"):
                 self._write(self._inner(line) for line in self._lines[start : token.map[1]])
                 end = token.map[1]
 
@@ -138,7 +144,7 @@ def _lines(code: Token) -> tuple[int, int]:
 
 def _fenced(code: Token) -> Iterator[str]:
     content = code.content.rstrip("\n")
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`{3,}", content)), 3)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`{3,}", content))])
     yield fence + (code.info or _language(code))
     yield from content.split("\n")
     yield fence
