@@ -5,7 +5,7 @@ WITH_TEST_TOOLS := .venv/.installed-with-test-tools
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-system test-all bench faults soak multinode lint clean
+.PHONY: help install demo test test-system test-all bench faults soak multinode docs lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
@@ -57,6 +57,9 @@ multinode: $(WITH_TEST_TOOLS)  ## runs over two hosts and a Slurm made on this o
 	rm -f runs/nodes.json
 	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m pytest tests/multinode
 	MEGASLM_FAULTS_JSON=runs/nodes.json .venv/bin/python -m tests.faults.report nodes
+
+docs: $(WITH_TEST_TOOLS)  ## the pages of docs/ as a site, into build/docs/site; a dead link fails
+	.venv/bin/python -m docs.site
 
 lint: $(WITH_TEST_TOOLS)  ## style, format and types
 	.venv/bin/ruff check

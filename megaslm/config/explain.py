@@ -44,6 +44,11 @@ def render(settings: Sequence[ExplainedSetting]) -> Group:
     return Group(*lines)
 
 
+def one_line(docstring: str) -> str:
+    """A docstring without its line breaks."""
+    return " ".join(docstring.split())
+
+
 def _meaning(section: BaseModel, path: KeyPath) -> str:
     """The docstring, on one line, of the innermost field on the way to `path` that has one."""
     meaning = ""
@@ -54,4 +59,4 @@ def _meaning(section: BaseModel, path: KeyPath) -> str:
             current = getattr(current, str(part))
         elif isinstance(current, dict | list | tuple):
             current = current[part]  # type: ignore[index]
-    return " ".join(meaning.split())
+    return one_line(meaning)

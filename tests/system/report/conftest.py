@@ -1,6 +1,5 @@
-"""A headless Chromium for the pages of this folder, one for all tests."""
+"""Opens pages of reports in the browser of all tests."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,24 +9,8 @@ import pytest
 from megaslm.report.page import render
 from tests.system.report.document import Document
 
-OPTIONS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
 Open = Callable[..., Any]
 """Opens the page of a document. Further arguments are those of playwright's `new_page`."""
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(OPTIONS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
