@@ -20,6 +20,11 @@ import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's.
 
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
+from megaslm.model import traced_memory
+from tests.shared_results import SharedResults
+
+# The first rank of every run traces its model, which takes as long as some small runs. A session traces each model once.
+traced_memory._traced, traced_memory._counted = SharedResults(), SharedResults()
 
 # A little before pytest gives up: where a child hangs, its stacks say at what.
 _STACKS_AFTER_SECONDS = 280
