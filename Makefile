@@ -19,25 +19,28 @@ demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 
 # Most tests run side by side, each with one thread. Those that need this machine alone have all cores, one by one.
 # Files start in the given order. Those of ranks are first: they take longest, and ranks are forked more quickly from a
-# process that has done little. The many small files of units keep all cores busy to the end.
+# process that has done little. The many small files of units keep all cores busy to the end. Of systems the faults are
+# first: one worker has them all.
 UNIT := tests/unit tests/policy
 RANKS := tests/ranks
+FAULTS := tests/multinode tests/faults
 SYSTEM := tests/system
+ALONE := tests/alone tests/gpu
 SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 \
     --dist loadfile --no-loadscope-reorder
-ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(SYSTEM))
+ONE_BY_ONE := .venv/bin/python -m pytest
 
 test: $(WITH_TEST_TOOLS)  ## the quick tests of units and of ranks
 	$(SIDE_BY_SIDE) -m "not slow" $(RANKS) $(UNIT)
 
 test-system: $(WITH_TEST_TOOLS)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
-	$(SIDE_BY_SIDE) -m "not slow" $(SYSTEM)
-	$(ONE_BY_ONE) -m "not slow"
+	$(SIDE_BY_SIDE) -m "not slow" $(FAULTS) $(SYSTEM)
+	$(ONE_BY_ONE) -m "not slow" $(ALONE)
 
 test-all: $(WITH_TEST_TOOLS)  ## all tests, the slow ones too
 	$(SIDE_BY_SIDE) $(RANKS) $(UNIT)
 	$(SIDE_BY_SIDE) $(SYSTEM)
-	$(ONE_BY_ONE)
+	$(ONE_BY_ONE) $(FAULTS) $(ALONE)
 
 bench: $(WITH_TEST_TOOLS)  ## every benchmark, its numbers into runs/bench
 	@mkdir -p runs/bench

@@ -1,6 +1,6 @@
 """Programs that models could write, and what the sandbox makes of them.
 
-`python -m tests.alone.sandbox_outcomes TIER FOLDER MEMORY_BYTES` runs them, each followed by a harmless one, and
+`python -m tests.system.sandbox.sandbox_outcomes TIER FOLDER MEMORY_BYTES` runs them, each followed by a harmless one, and
 prints the results as JSON.
 """
 
