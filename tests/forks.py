@@ -23,7 +23,7 @@ from megaslm.errors import MegaSLMError
 from megaslm.model import traced_memory
 from tests.shared_results import SharedResults
 
-# The first rank of every run traces its model, which takes as long as some small runs. A session traces each model once.
+# The first rank of every run traces its model, which takes as long as a small run. A session traces each model once.
 traced_memory._traced, traced_memory._counted = SharedResults(), SharedResults()
 
 # A little before pytest gives up: where a child hangs, its stacks say at what.

@@ -19,10 +19,10 @@ from megaslm.errors import SandboxError
 from megaslm.sandbox.result import Ending, ProgramResult
 from megaslm.sandbox.sandbox import Sandbox
 from megaslm.sandbox.tiers import Tier
-from tests.system.sandbox.sandbox_outcomes import NEXT_PRINTS, OUTCOMES
 from tests.forks import wait_until
 from tests.launched import ROOT
 from tests.messages import Says
+from tests.system.sandbox.sandbox_outcomes import NEXT_PRINTS, OUTCOMES
 
 TIERS = ("bubblewrap", "landlock")
 NOBODY = 65534
