@@ -53,8 +53,8 @@ def test_epochs_are_the_run_of_as_many_tokens(config: RunConfig, tmp_path: Path)
         rows_of_step(path, 7)
 
 
-def test_the_same_epochs_are_no_change(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
-    run_training(config, resume=True, allow_changed=())
+def test_the_same_epochs_are_no_change(finished: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    run_training(finished, resume=True, allow_changed=())
     assert "changed since" not in capfd.readouterr().out
 
 
