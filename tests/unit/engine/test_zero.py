@@ -22,5 +22,4 @@ def test_matrices_decay_and_gains_do_not() -> None:
 def test_torch_is_not_made_to_compile_an_optimiser_that_never_runs() -> None:
     """It would import Inductor in every rank."""
     muon = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    assert not hasattr(muon.muon_update, "_torchdynamo_orig_callable")
-    assert hasattr(torch.compile(torch.relu), "_torchdynamo_orig_callable")
+    assert muon.muon_update.__code__.co_filename == muon.__file__
