@@ -73,8 +73,8 @@ clean:  ## remove caches and build outputs; .venv and runs stay
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamps come last, so that an interrupted installation is taken up again. Bytecode is written here once: where Python
-# may not write any (PYTHONDONTWRITEBYTECODE), every process of every rank would compile torch and MegaSLM anew. uv reads
-# the overrides of pyproject.toml only in this folder, and looks for local wheels where pip does.
+# may not write any (PYTHONDONTWRITEBYTECODE), every process of every rank would compile torch anew. uv reads the overrides
+# of pyproject.toml only in this folder, and looks for local wheels where pip does.
 pip_install = env $${PIP_FIND_LINKS:+UV_FIND_LINKS="$$PIP_FIND_LINKS"} \
     .venv/bin/uv pip install --compile-bytecode --python .venv -c constraints.txt -e '$(1)'
 
@@ -84,7 +84,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	.venv/bin/python -m pip install --quiet uv
 	@echo 'Installs PyTorch and the other packages and compiles their bytecode: two minutes or more, the last of them silent'
 	$(call pip_install,.)
-	.venv/bin/python -m compileall -q megaslm
 	@touch $@
 
 $(WITH_TEST_TOOLS): $(INSTALLED)
