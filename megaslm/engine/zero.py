@@ -20,6 +20,7 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
@@ -37,6 +38,9 @@ from megaslm.slm.choice import Choice, Deferred, HeadOutput
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, which needs a compiler, and leave segments
 # behind. gloo does the same work.
 compatible_ops["deepspeed_shm_comm"] = False
+# DeepSpeed imports its optimiser Muon whatever the optimiser is, and has torch compile its kernels. That alone imports
+# Inductor, for more than a second in each rank, though they never run here.
+compiler.compile = lambda: compiler.dummy_decorator
 # torch 2.13 warns at each of DeepSpeed's collectives about a renamed function.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
