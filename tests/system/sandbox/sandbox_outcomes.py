@@ -41,6 +41,10 @@ OUTCOMES = {
     "an early exit": done("print(1)\nexit()\nprint(2)", "1\n"),
     "an exit with a status": fails("print(1)\nimport sys\nsys.exit(3)", "SystemExit: 3", stdout="1\n"),
     "an exit past Python": done("import os\nprint(1, flush=True)\nos._exit(0)", "1\n"),
+    "the descriptors it has": done(
+        "import os\nfor each in range(256):\n    try: os.fstat(each)\n    except OSError: pass\n    else: print(each)",
+        "0\n1\n2\n",
+    ),
     "an exception": fails("print(1)\n[][3]", "IndexError: list index out of range", stdout="1\n"),
     "an exception of two lines": fails("raise ValueError('one\\ntwo')", "two"),
     "no Python": fails("The answer is 4.", "SyntaxError: invalid syntax"),

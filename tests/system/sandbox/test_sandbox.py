@@ -179,6 +179,16 @@ def test_a_worker_that_is_killed_is_replaced_and_its_program_tried_again(tier: s
         assert sandbox.run([program]) == [ProgramResult(Ending.DONE, "1\n", None)]
 
 
+def test_a_program_ends_with_its_worker(tier: str) -> None:
+    with Sandbox(workers=1, seconds=200, memory_gib=MEMORY_BYTES / 2**30, tier=tier) as sandbox:  # type: ignore[arg-type]
+        (worker,) = sandbox._workers
+        idle = len(processes_of_this_session())
+        worker.send(0, "import time\ntime.sleep(100)")
+        wait_until(lambda: len(processes_of_this_session()) > idle)
+        os.killpg(worker._process.pid, signal.SIGKILL)
+        wait_until(lambda: not processes_of_this_session())
+
+
 def test_landlock_takes_the_place_of_bubblewrap_where_no_namespace_can_be_made() -> None:
     if problem := problem_of("landlock"):
         pytest.skip(problem)
