@@ -115,7 +115,9 @@ def test_what_is_wrong_with_a_command_is_found(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "Makefile").write_text("\ntest:\n", encoding="utf-8")
-    found = Counter(" ".join(command.words[:3]) for command in commands_of(page, tmp_path) for _ in problems(command, tmp_path))
+    found = Counter(
+        " ".join(command.words[:3]) for command in commands_of(page, tmp_path) for _ in problems(command, tmp_path)
+    )
     assert found == {
         "megaslm score --refrence": 1,
         "megaslm skore": 1,
