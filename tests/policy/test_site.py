@@ -81,7 +81,8 @@ def test_the_command_line_has_every_verb_and_option() -> None:
             for parameter in command.params:
                 is_argument = parameter.param_type_name == "argument"
                 name = parameter.metavar if is_argument and parameter.metavar else parameter.opts[0]
-                assert parameter.name == "help" or re.search(rf"^\| `(?:-\w, )?{name}\b", part, re.MULTILINE), (words, name)
+                row = rf"^\| `(?:-\w, )?{re.escape(name)}(?=[ `])"
+                assert parameter.name == "help" or re.search(row, part, re.MULTILINE), (words, name)
 
 
 def test_links_lead_to_pages_and_shown_files() -> None:
