@@ -81,7 +81,7 @@ def test_the_command_line_has_every_verb_and_option() -> None:
             for parameter in command.params:
                 is_argument = parameter.param_type_name == "argument"
                 name = parameter.metavar if is_argument and parameter.metavar else parameter.opts[0]
-                row = rf"^\| `(?:-\w, )?{re.escape(name)}(?=[ `])"
+                row = rf"^\| `(?:-\w, )?{re.escape(name)}(?=[ ,`])"
                 assert parameter.name == "help" or re.search(row, part, re.MULTILINE), (words, name)
 
 
