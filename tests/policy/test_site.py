@@ -9,7 +9,7 @@ import typer
 from markdown import markdown
 
 from docs.site.command_line import command_line_page, verbs
-from docs.site.layout import blocks, laid_out
+from docs.site.layout import blocks, cell, laid_out
 from docs.site.links import Links
 from docs.site.pages import sources, titles, write_pages
 from docs.site.settings import REFERENCES, reference_page
@@ -47,6 +47,14 @@ def found_by_python_markdown(text: str) -> Counter[str]:
 def test_a_page_has_the_blocks_of_its_file(source: str) -> None:
     text = (ROOT / source).read_text(encoding="utf-8")
     assert found_by_python_markdown(laid_out(text)) == found_by_commonmark(text)
+
+
+def test_a_pipe_in_code_is_no_end_of_a_cell() -> None:
+    text = laid_out("| a | b |\n|---|---|\n| `x\\|y` | 1 \\| 2 |\n")
+    html = markdown(text, extensions=["tables"])
+    assert "<td><code>x|y</code></td>" in html
+    assert "<td>1 | 2</td>" in html
+    assert cell("`x|y` 1 | 2") == "`x|y` 1 \\| 2"
 
 
 def test_lists_code_and_tables_keep_their_places() -> None:
