@@ -57,7 +57,7 @@ def laid_out(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """The text on one line, for a cell of a table. A pipe in code is not escaped: Python-Markdown would show the escape."""
+    """The text on one line, for a cell of a table. A pipe in code has no escape: Python-Markdown would show it."""
     pieces = " ".join(text.split()).split("`")
     return "`".join(piece if place % 2 else piece.replace("|", r"\|") for place, piece in enumerate(pieces))
 
