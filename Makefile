@@ -17,27 +17,31 @@ install: $(INSTALLED)  ## MegaSLM into .venv, without the tools of the tests; EX
 demo: $(INSTALLED)  ## the whole way on a small corpus, into runs/demo
 	.venv/bin/megaslm demo
 
-# Most tests run side by side, each with one thread. Those that need this machine alone have all cores, one by one.
+# Most tests run side by side, each with one thread. All others have this machine alone, with all cores, one by one.
 # Files start in the given order. Those of ranks are first: they take longest, and ranks are forked more quickly from a
-# process that has done little. The many small files of units keep all cores busy to the end.
+# process that has done little. The many small files of units keep all cores busy to the end. Of systems the faults are
+# first: one worker has them all.
 UNIT := tests/unit tests/policy
 RANKS := tests/ranks
+FAULTS := tests/multinode tests/faults
 SYSTEM := tests/system
-SIDE_BY_SIDE := env OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses logical --maxprocesses 4 \
+# Python may write bytecode, or every worker and command would compile the same files anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest
+SIDE_BY_SIDE := env OMP_NUM_THREADS=1 $(PYTEST) --numprocesses logical --maxprocesses 4 \
     --dist loadfile --no-loadscope-reorder
-ONE_BY_ONE := .venv/bin/python -m pytest $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(SYSTEM))
+ONE_BY_ONE = $(PYTEST) $(patsubst %,--ignore %,$(UNIT) $(RANKS) $(SYSTEM) $(1))
 
 test: $(WITH_TEST_TOOLS)  ## the quick tests of units and of ranks
 	$(SIDE_BY_SIDE) -m "not slow" $(RANKS) $(UNIT)
 
 test-system: $(WITH_TEST_TOOLS)  ## the quick tests of whole systems: commands, object storage, kills, limits, hosts
-	$(SIDE_BY_SIDE) -m "not slow" $(SYSTEM)
-	$(ONE_BY_ONE) -m "not slow"
+	$(SIDE_BY_SIDE) -m "not slow" $(FAULTS) $(SYSTEM)
+	$(call ONE_BY_ONE,$(FAULTS)) -m "not slow"
 
 test-all: $(WITH_TEST_TOOLS)  ## all tests, the slow ones too
 	$(SIDE_BY_SIDE) $(RANKS) $(UNIT)
 	$(SIDE_BY_SIDE) $(SYSTEM)
-	$(ONE_BY_ONE)
+	$(call ONE_BY_ONE)
 
 bench: $(WITH_TEST_TOOLS)  ## every benchmark, its numbers into runs/bench
 	@mkdir -p runs/bench

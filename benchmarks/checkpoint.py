@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from harness.corpora import texts, train_tokenizer
 from harness.gpu import DEVICE, clock
 from harness.memory import peak_bytes
 from harness.references import llama
@@ -37,6 +38,8 @@ from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import resume
 
 EOS_ID = 2
+# An export has a tokenizer beside the weights.
+_TOKENIZER_BYTES, _PIECES = 500_000, 1_000
 MOST_PAUSE = 0.1
 PAUSE, WAITED_FOR = "the pause", "a save that is waited for"
 COPY, COMMIT = "of it, the copy on the host", "of it, listing and naming what was written"
@@ -76,6 +79,7 @@ class Saves:
         lm = build_from_shape(architecture, eos_id=EOS_ID, dtype=dtype)
         lm.config.dtype = dtype
         lm.config.save_pretrained(folder / "model")
+        train_tokenizer(folder / "model", texts(_TOKENIZER_BYTES), _PIECES)
         write_file(folder / "config.yaml", dump(config))
         draw_weights(lm, seed=0, standard_deviation=architecture.initializer_range, sharding=sharding)
         model = SelectiveLM(lm.train(), eos_id=EOS_ID, document_isolation=True)

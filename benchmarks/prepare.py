@@ -1,6 +1,7 @@
 """What prepare costs over tokenising alone: reading, splitting, packing, hashing and writing beside raw encoders."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from megaslm.tokenizer.word_encoder import fastest_encoder
 FULL_BYTES, QUICK_BYTES = 34_000_000, 1_500_000
 FULL_VOCABULARY, QUICK_VOCABULARY = 32_000, 2_000
 DOCUMENTS_AT_ONCE = 100
+SPECIAL = re.compile("</?s>|<unk>")
 
 
 def main() -> None:
     chosen = options(__doc__)
-    documents = texts(QUICK_BYTES if chosen.quick else FULL_BYTES)
+    # SentencePiece reads `<s>` in a text as characters, tokenizers as the special token.
+    documents = [text for text in texts(QUICK_BYTES if chosen.quick else FULL_BYTES) if not SPECIAL.search(text)]
     batches = [documents[start : start + DOCUMENTS_AT_ONCE] for start in range(0, len(documents), DOCUMENTS_AT_ONCE)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

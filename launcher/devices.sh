@@ -3,22 +3,27 @@
 # on CPUs need in their environment.
 # shellcheck shell=bash disable=SC2034
 
-if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
-    gpus="$CUDA_VISIBLE_DEVICES"
-elif ! command -v nvidia-smi >/dev/null; then
-    gpus=""
-elif listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>&1)"; then
-    gpus="$(paste -sd, <<<"$listed")"
-else
-    # Its complaint goes to either output. Ranks that train on CPUs instead would be found out after hours.
-    printf 'nvidia-smi: %s; mend the driver, or set CUDA_VISIBLE_DEVICES= to compute on CPUs\n' "$listed" >&2
-    exit 2
+present=""
+if [[ "${CUDA_VISIBLE_DEVICES-unset}" != "" ]] && command -v nvidia-smi >/dev/null; then
+    if ! listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>&1)"; then
+        # Its complaint goes to either output. Ranks that train on CPUs instead would be found out after hours.
+        printf 'nvidia-smi: %s; mend the driver, or set CUDA_VISIBLE_DEVICES= to compute on CPUs\n' "$listed" >&2
+        exit 2
+    fi
+    present="$(paste -sd, <<<"$listed")"
 fi
+gpus="${CUDA_VISIBLE_DEVICES-$present}"
 if [[ -n "$gpus" ]]; then
     if [[ ! "$gpus" =~ ^[0-9]+(,[0-9]+)*$ ]]; then
         printf 'CUDA_VISIBLE_DEVICES = %q: must be numbers of GPUs with commas between\n' "$gpus" >&2
         exit 2
     fi
+    for gpu in ${gpus//,/ }; do
+        if [[ -n "$present" && ",$present," != *",$gpu,"* ]]; then
+            echo "CUDA_VISIBLE_DEVICES = $gpus: this host has no GPU $gpu; it has $present" >&2
+            exit 2
+        fi
+    done
     found="$(tr ',' '\n' <<<"$gpus" | wc -l)"
     ranks="${1:-$found}"
     if ((ranks > found)); then

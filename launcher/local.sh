@@ -43,12 +43,12 @@ fi
 source "$project/launcher/stopping.sh"
 source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
-    placement=(--include "localhost:$(cut -d, -f "1-$ranks" <<<"$gpus")")
-    # Each rank gets it from DeepSpeed, which would print that it ignores this one.
-    unset CUDA_VISIBLE_DEVICES
+    devices="$(cut -d, -f "1-$ranks" <<<"$gpus")"
 else
-    placement=(--num_gpus "$ranks")
+    devices="$(seq -s, 0 $((ranks - 1)))"
 fi
+# As DeepSpeed's launcher of one host reads it: the ranks' devices by host, in base64 for URLs.
+world="$(printf '{"localhost": [%s]}' "$devices" | base64 --wrap 0 | tr '+/' '-_')"
 
 require_program deepspeed
 say_start "$(counted "$ranks" rank) on this host${gpus:+, GPUs $gpus}" "$@"
@@ -76,21 +76,15 @@ if [[ "$1" == train ]]; then
     fi
 fi
 
-# A hostfile in DeepSpeed's default place would take the job to other hosts; /dev/null is none.
+# DeepSpeed's launcher of one host. The program `deepspeed` would import DeepSpeed only to start it.
 # setsid: signals from the terminal come to this script alone, which hands them on in order.
 # critical: its only error is the status of a rank, and the last line should be the rank's own. This script says the rest.
-setsid deepspeed --log_level critical --hostfile /dev/null "${placement[@]}" --master_port "$port" \
-    --no_local_rank --module megaslm "$@" &
+setsid python -u -m deepspeed.launcher.launch --log_level critical --world_info "$world" \
+    --master_addr 127.0.0.1 --master_port "$port" --no_local_rank --module megaslm "$@" &
 job=$!
 
 # The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
-tell() {
-    local node_launcher told=no
-    for node_launcher in $(pgrep -P "$job"); do
-        if pkill -TERM -P "$node_launcher"; then told=yes; fi
-    done
-    if [[ "$told" == no ]]; then kill -TERM -- "-$job" 2>/dev/null || true; fi
-}
+tell() { pkill -TERM -P "$job" -f -- '-m megaslm' || kill -TERM -- "-$job" 2>/dev/null || true; }
 end_at_once() { kill -KILL -- "-$job" 2>/dev/null || true; }
 trap stop TERM INT HUP USR1
 

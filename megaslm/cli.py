@@ -22,6 +22,7 @@ from megaslm.cli_output import (
     write_json,
 )
 from megaslm.dataset_cli import inspect, verify
+from megaslm.doctor_cli import doctor
 from megaslm.dynamics_cli import dynamics
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
@@ -228,7 +229,10 @@ def sweep(
 
     if (over is None) == (keep_ratio is None):
         raise ConfigError("sweep: needs one of --over and --keep-ratio")
-    plan = plan_sweep(config, over or f"slm.keep_ratio={keep_ratio}", overrides or [])
+    if over is not None:
+        plan = plan_sweep(config, over, overrides or [])
+    else:
+        plan = plan_sweep(config, f"slm.keep_ratio={keep_ratio}", overrides or [], option="--keep-ratio")
     announce("sweep", f"{len(plan.runs)} runs of {config} over {plan.key} → {plan.folder}")
     if dry_run:
         for run in plan.runs:
@@ -278,6 +282,7 @@ app.command()(evaluate)
 app.command()(sample)
 app.command()(dynamics)
 app.command()(report)
+app.command()(doctor)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,7 @@ _ENDING = ".sweep"
 _QUEUES = ("slurm", "kubernetes")
 _STOPPED = 75
 _UNFIT = re.compile(r"[^\w.+-]")
+Option = Literal["--over", "--keep-ratio"]
 
 
 class SweepFailed(MegaSLMError):
@@ -65,15 +67,19 @@ class Sweep:
         return (*launch, "train", str(self.config), "--resume", *settings)
 
 
-def plan_sweep(config: Path, setting: str, overrides: Sequence[str]) -> Sweep:
+def plan_sweep(config: Path, setting: str, overrides: Sequence[str], *, option: Option = "--over") -> Sweep:
     """The runs of a sweep; nothing is written.
 
-    `setting` is `KEY=VALUE,VALUE,...`. Raises ConfigError where a run's configuration is wrong, or two are the same.
+    `setting` is `KEY=VALUE,VALUE,...`. `option` gave it; `--keep-ratio` has the values alone.
+
+    Raises ConfigError where a run's configuration is wrong, or two are the same.
     """
     key, _, text = setting.partition("=")
     values = [value.strip() for value in text.split(",")]
+    given, form = (setting, "KEY=VALUE,VALUE") if option == "--over" else (text, "VALUE,VALUE")
+    asked = f"{option} {given}"
     if not key or len(values) < 2 or not all(values):
-        raise ConfigError(f"--over {setting}: must be KEY=VALUE,VALUE with two values or more")
+        raise ConfigError(f"{asked}: must be {form} with two values or more")
     if key == "run_dir":
         raise ConfigError("--over run_dir: every run of a sweep has a folder of its own; name another setting")
     folder = Path(load(RunConfig, config, overrides).value.run_dir + _ENDING)
@@ -83,15 +89,11 @@ def plan_sweep(config: Path, setting: str, overrides: Sequence[str]) -> Sweep:
         changed = (*overrides, f"{key}={value}")
         settings = dump(load(RunConfig, config, changed).value)
         if settings in seen:
-            raise ConfigError(
-                f"--over {setting}: {seen[settings]} and {value} give the same run; leave one of them out"
-            )
+            raise ConfigError(f"{asked}: {seen[settings]} and {value} give the same run; leave one of them out")
         seen[settings] = value
         place = folder / f"{key.rpartition('.')[2]}-{_UNFIT.sub('_', value)}"
         if place in (run.folder for run in runs):
-            raise ConfigError(
-                f"--over {setting}: two runs would have the folder {place}; leave one out, and train it by itself"
-            )
+            raise ConfigError(f"{asked}: two runs would have the folder {place}; leave one out, and train it by itself")
         runs.append(SweptRun(value, place, (*changed, f"run_dir={place}")))
     return Sweep(config, key, folder, tuple(runs))
 

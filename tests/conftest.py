@@ -14,6 +14,8 @@ from tests.messages import Messages, says
 from tests.s3 import Bucket, FaultyProxy, FaultyS3, can_serve_s3, s3_environment, s3_server
 
 if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
     from tests.chain import Chain
 
 # How long an example takes says something of the machine alone.
@@ -36,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling:
+    """Tests run in parallel, each file on one worker."""
+    from tests.scheduling import OneWorkerForAFile
+
+    return OneWorkerForAFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,21 @@ from collections.abc import Callable
 # What `deepspeed.initialize` imports, and a first save: no child is to read it again.
 import deepspeed.module_inject.auto_ep_layer
 import deepspeed.runtime.superoffload.superoffload_stage3
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # Takes seconds.
 import numpy.ma  # noqa: F401
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's.
 
+import megaslm.engine.zero  # noqa: F401  # Before DeepSpeed's Muon, as in every run.
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
+from megaslm.model import traced_memory
+from tests.shared_results import SharedResults
+
+# isort: split
+import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+
+# The first rank of every run traces its model, which takes as long as a small run. A session traces each model once.
+traced_memory._traced, traced_memory._counted = SharedResults(), SharedResults()
 
 # A little before pytest gives up: where a child hangs, its stacks say at what.
 _STACKS_AFTER_SECONDS = 280

@@ -47,9 +47,9 @@ def make_model(folder: Path, *, bos: bool = True, positions: int = 256) -> Path:
     return folder
 
 
-def write_corpus(path: Path) -> Path:
+def write_corpus(path: Path, documents: int = DOCUMENTS) -> Path:
     """Documents with an address, one per line."""
-    return _write(path, [{"url": f"u{seed}", "text": text(seed)} for seed in range(DOCUMENTS)])
+    return _write(path, [{"url": f"u{seed}", "text": text(seed)} for seed in range(documents)])
 
 
 def write_problems(path: Path) -> Path:

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from megaslm.files import write_file
 from megaslm.model.flops import device_name
 
 
@@ -89,7 +90,8 @@ def write_report(
         "rows": [dict(row) for row in rows],
         "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
     }
-    chosen.json_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    # Whole at any time: a benchmark that is killed leaves what it wrote before.
+    write_file(chosen.json_file, json.dumps(content, indent=1) + "\n")
 
 
 def _shown(value: str | float | int) -> str:

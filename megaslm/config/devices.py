@@ -24,7 +24,6 @@ GPUS = (
     Gpu("H100", 989.0, {"h100-80g": 79}),
     Gpu("H200", 989.0, {"h200": 139}),
     Gpu("GH200", 989.0, {"gh200": 94}),
-    Gpu("H800", 989.0, {"h800": 79}),
     Gpu("B200", 2250.0, {"b200": 178}),
     Gpu("A100", 312.0, {"a100-40g": 39, "a100-80g": 79}),
     Gpu("A800", 312.0, {"a800": 79}),
@@ -36,9 +35,15 @@ GPUS = (
 )
 """The first entry whose words are contained in a name counts, so slower variants stand before their family.
 
-Peaks are those of NVIDIA's data sheets. They often state twice as much, for matrices half of which is zero. The peak is
-that of a card at its full power. A card with a lower power limit cannot reach it, and its name does not tell. CUDA
-reports less memory than a card has on its label, for instance 79.1 GiB of an H100 with 80 GB and 93.0 of one with 94.
+Peaks are those of NVIDIA's data sheets: "H100 Tensor Core GPU" (SXM and NVL; its edition of 2022 has the PCIe card),
+"H200 Tensor Core GPU" (SXM and NVL), "GH200 Grace Hopper Superchip", "HGX B200", "A100 Tensor Core GPU", "A800 40GB
+Active", "L40S", "L4", "A10", "A40" and "A30". They often state twice as much, for matrices half of which is zero. The
+peak is that of a card at its full power. A card with a lower power limit cannot reach it, and its name does not tell.
+The H800 is not in the table: its PCIe card has a lower peak, and its name need not tell it from the SXM module.
+
+CUDA reports less memory than a card has on its label. The numbers are those of PyTorch's messages of exhausted memory,
+for instance 79.1 GiB of an H100 with 80 GB, 93.1 of one with 94, 139.8 of an H200, 94.9 of a GH200 with 96 and 178.4 of
+a B200.
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from megaslm.config.schema import Architecture, RunConfig
 from megaslm.errors import ConfigError
@@ -34,7 +35,7 @@ class BatchPlan:
     canonical_nodes: int
     """Parts into which the order of rows is divided; independent of the number of nodes."""
 
-    @property
+    @cached_property
     def tokens_per_step(self) -> int:
         """Targets per optimiser step."""
         return self.global_batch_rows * self.seq_len

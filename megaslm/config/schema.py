@@ -211,6 +211,9 @@ class TrainSection(Section):
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are scaled down to this global norm; 0 switches clipping off."""
+    deterministic: bool = False
+    """Sums gradients on a GPU in a fixed order, which costs time. A repeated or resumed run then has equal weights, bit
+    for bit. On a CPU the order is always fixed."""
 
     @property
     def length_tokens(self) -> int:
@@ -295,6 +298,11 @@ class SlmSection(Section):
     def needs_ref_entropy(self) -> bool:
         """Whether the dataset must hold the entropies of the reference's predictions."""
         return self.criterion in ("entropy", "reference_and_entropy")
+
+    @property
+    def needs_all_losses(self) -> bool:
+        """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
+        return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
 
     @model_validator(mode="after")
     def _mode_fits(self) -> "SlmSection":

@@ -14,7 +14,8 @@ from megaslm.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
 
-_GLOO, _NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+GLOO_INTERFACE, NCCL_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+"""The environment variables that name the interfaces of collectives."""
 # A port for route look-ups; nothing is sent to it.
 _ANY_PORT = 9
 
@@ -31,14 +32,14 @@ def keep_to_interface_towards(host: str) -> str:
     Raises:
         ConfigError: there is no route to the host.
     """
-    if not (_GLOO in os.environ and _NCCL in os.environ):
+    if not (GLOO_INTERFACE in os.environ and NCCL_INTERFACE in os.environ):
         interface = _interface_of(own_address_towards(host))
-        os.environ.setdefault(_GLOO, interface)
+        os.environ.setdefault(GLOO_INTERFACE, interface)
         # Without the sign NCCL would take every interface whose name begins with this one.
-        os.environ.setdefault(_NCCL, f"={interface}")
+        os.environ.setdefault(NCCL_INTERFACE, f"={interface}")
     # NCCL is silent by default. At this level it names the peer and the interface of an error.
     os.environ.setdefault("NCCL_DEBUG", "WARN")
-    return os.environ[_GLOO]
+    return os.environ[GLOO_INTERFACE]
 
 
 def own_address_towards(host: str) -> str:
@@ -74,20 +75,23 @@ def is_loopback(host: str) -> bool:
 def loopback_interfaces() -> set[str]:
     """The names of the loopback interfaces."""
     return {
-        name for name, addresses in _addresses().items() if any(ipaddress.ip_address(a).is_loopback for a in addresses)
+        name
+        for name, addresses in addresses_by_interface().items()
+        if any(ipaddress.ip_address(a).is_loopback for a in addresses)
     }
 
 
 def _interface_of(address: str) -> str:
-    for name, addresses in _addresses().items():
+    for name, addresses in addresses_by_interface().items():
         if address in addresses:
             return name
     raise ConfigError(
-        f"no interface of {socket.gethostname()} has its address {address}; set {_GLOO} and {_NCCL} to one"
+        f"no interface of {socket.gethostname()} has its address {address}; set {GLOO_INTERFACE} and {NCCL_INTERFACE} "
+        "to one"
     )
 
 
-def _addresses() -> dict[str, list[str]]:
+def addresses_by_interface() -> dict[str, list[str]]:
     """The IP addresses of each interface, without their zones."""
     families = (socket.AF_INET, socket.AF_INET6)
     return {

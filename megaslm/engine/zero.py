@@ -20,11 +20,13 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__ as compatible_ops
+from deepspeed.runtime import compiler
 from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from megaslm.config.schema import TrainSection
+from megaslm.engine.fixed_order import fixed_order
 from megaslm.engine.training_state import TrainingState
 from megaslm.errors import ModelError
 from megaslm.model.decoder_layers import decoder_layers
@@ -36,6 +38,9 @@ from megaslm.slm.choice import Choice, Deferred, HeadOutput
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, which needs a compiler, and leave segments
 # behind. gloo does the same work.
 compatible_ops["deepspeed_shm_comm"] = False
+# DeepSpeed imports its optimiser Muon whatever the optimiser is, and has torch compile its kernels. That alone imports
+# Inductor, for more than a second in each rank, though they never run here.
+compiler.compile = lambda: compiler.dummy_decorator
 # torch 2.13 warns at each of DeepSpeed's collectives about a renamed function.
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
@@ -112,29 +117,36 @@ def adamw(model: nn.Module, settings: Mapping[str, Any], train: TrainSection) ->
 class ZeroEngine:
     """A model and its optimiser under DeepSpeed."""
 
-    def __init__(self, model: SelectiveLM, settings: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        model: SelectiveLM,
+        settings: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         """Hands the model and its optimiser over to DeepSpeed. The learning rate is set at each step.
 
         Under stage 3 a decoder layer is gathered as a whole. So no hook runs inside of it, neither in compiled code nor
-        in a recomputation.
+        in a recomputation. With `deterministic` backward passes run within `fixed_order`.
         """
+        self._order = fixed_order if deterministic else nullcontext
         for layer in decoder_layers(model.lm):
             set_z3_leaf_module(layer, True)
         self.model = model
         self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(settings))
         self._divides_nothing = self._engine.zero_optimization_stage() == 0
         self._undivided_norm: Tensor | float = 0.0
-        self._first_backward = _FirstBackward(self._engine)
-        self._divides_parameters = self._engine.zero_optimization_stage() == 3
-        self._trace = _Trace(self._engine)
+        self._deferral = _Deferral(self._engine)
+        self._is_deferred = False
         if self._divides_nothing:
             optimizer.register_step_pre_hook(_pass_over_overflow)
 
     def forward(self, tokens: Tensor, choice: Choice | Deferred, document_bounds: Tensor | None = None) -> HeadOutput:
         """The chosen losses of (B, L+1) tokens, for (B, L) targets; see `SelectiveLM.forward`."""
-        self._first_backward.forget()
-        if self._divides_parameters:
-            self._trace.before_forward(is_deferred=isinstance(choice, Deferred))
+        self._is_deferred = isinstance(choice, Deferred)
+        if self._is_deferred:
+            self._deferral.before_forward()
         return cast(HeadOutput, self._engine(tokens, choice, document_bounds))
 
     def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
@@ -158,8 +170,10 @@ class ZeroEngine:
 
         Several forward passes may come before their backward passes, in the same order, with a `step` after each.
         """
-        self._first_backward.repeat()
-        self._engine.backward(loss)
+        if self._is_deferred:
+            self._deferral.before_backward()
+        with self._order():
+            self._engine.backward(loss)
 
     def step(self, lr: float) -> bool:
         """Ends a micro-step. After the last one of an optimiser step, clips the gradient and updates the weights.
@@ -204,63 +218,50 @@ class ZeroEngine:
         return TrainingState(self._engine.module, self._engine.optimizer)
 
 
-class _FirstBackward:
-    """The state in which DeepSpeed's forward pass leaves its hooks, for backward passes that follow another one.
+class _Deferral:
+    """What DeepSpeed must be told where the forward passes of a step come before all of its backward passes.
 
-    DeepSpeed 0.19 prepares for one backward pass in each forward pass. Without that the gradient of a second backward
-    pass would replace the first one's under stage 3, and the layers' weights would stay gathered until its end.
+    DeepSpeed 0.19 prepares its hooks for one backward pass in each forward pass. The other backward passes need the
+    same state. Without it, under stage 3, the gradient of a second backward pass would replace the first one's, and the
+    layers' weights would stay gathered until its end.
+
+    Stage 3 gathers weights ahead of their use, by a record of the order of modules from one forward pass to the next.
+    It gathers nothing ahead in a pass that goes on beyond the record. Where it has no valid record it makes one in the
+    first forward pass, which would always be too short. So the record is begun anew before the last one: then it holds
+    all backward passes, and each forward pass is its beginning.
     """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
+        self._divides_parameters = engine.zero_optimization_stage() == 3
+        self._passes_per_step = engine.gradient_accumulation_steps()
+        self._passes = 0
+        self._is_too_short = False
         self._awaited: dict[Any, int] | None = None
 
-    def forget(self) -> None:
-        """To be called before each forward pass."""
+    def before_forward(self) -> None:
+        """To be called before each deferred forward pass."""
         self._awaited = None
+        if not self._divides_parameters:
+            return
+        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
+        if self._passes == 0:
+            self._is_too_short = coordinator.is_invalid_trace()
+        self._passes = (self._passes + 1) % self._passes_per_step
+        if self._is_too_short and self._passes == 0 and not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
-    def repeat(self) -> None:
+    def before_backward(self) -> None:
         """To be called before each backward pass. Changes nothing if it is the first one after a forward pass."""
         if self._awaited is None:
-            self._awaited = {
-                module: module.ds_grads_remaining
-                for module in self._engine.module.modules()
-                if hasattr(module, "ds_grads_remaining")
-            }
+            modules = self._engine.module.modules()
+            self._awaited = {each: each.ds_grads_remaining for each in modules if hasattr(each, "ds_grads_remaining")}
             return
         optimizer = self._engine.optimizer
         if hasattr(optimizer, "clear_backward_seen_flag"):
             optimizer.clear_backward_seen_flag()
         for module, gradients in self._awaited.items():
             module.ds_grads_remaining = gradients
-
-
-class _Trace:
-    """The order of modules by which stage 3 gathers weights ahead of their use, where forward passes are deferred.
-
-    DeepSpeed 0.19 records from one forward pass to the next, and gathers nothing ahead in a pass that goes on beyond
-    the record. Where it has no valid record it makes one in the first forward pass, which would always be too short. So
-    the record is begun anew before the last one: then it holds all backward passes, and each forward pass is its
-    beginning.
-    """
-
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        self._passes = 0
-        self._is_too_short = False
-
-    def before_forward(self, *, is_deferred: bool) -> None:
-        """To be called before each forward pass whose backward pass will come."""
-        if not is_deferred:
-            self._passes = 0
-            return
-        coordinator = self._engine.optimizer.parameter_offload.get_param_coordinator()
-        passes_per_step = self._engine.gradient_accumulation_steps()
-        if self._passes % passes_per_step == 0:
-            self._is_too_short = coordinator.is_invalid_trace()
-        self._passes += 1
-        if self._is_too_short and self._passes % passes_per_step == 0 and not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
 
 
 class _EvaluationMode(AbstractContextManager[None]):

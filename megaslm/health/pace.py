@@ -5,9 +5,8 @@ Time in which it waits for another rank does not count.
 
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ from megaslm.engine.distributed import World, all_gather
 _BEAT_SECONDS = 0.02
 # The interpreter's lock and the scheduler delay every thread a little.
 _TOLERATED_SECONDS = 0.02
-T = TypeVar("T")
-
 _PRODUCTS = 8
 
 
@@ -87,26 +84,12 @@ class PaceMeter:
         self._steps = 0
         self._loading_seconds = 0.0
         self._step_seconds = 0.0
-        self._step_begun_at: float | None = None
 
-    def loading(self, micro_batches: Iterator[T]) -> Iterator[T]:
-        """The same micro-batches, timed. A step begins with its first one."""
-        while True:
-            asked_at = time.perf_counter()
-            if self._step_begun_at is None:
-                self._step_begun_at = asked_at
-            micro_batch = next(micro_batches, None)
-            self._loading_seconds += time.perf_counter() - asked_at
-            if micro_batch is None:
-                return
-            yield micro_batch
-
-    def end_step(self) -> None:
-        """Ends an optimiser step; reads nothing from the device."""
+    def add_step(self, *, loading_seconds: float, step_seconds: float) -> None:
+        """Adds an optimiser step by the host's clock: the wait for its rows, and all of it with this wait."""
         self._steps += 1
-        if self._step_begun_at is not None:
-            self._step_seconds += time.perf_counter() - self._step_begun_at
-            self._step_begun_at = None
+        self._loading_seconds += loading_seconds
+        self._step_seconds += step_seconds
 
     def share(self) -> list[Pace]:
         """The paces of all ranks since the last call, in rank order. Called on all ranks; waits for the device."""

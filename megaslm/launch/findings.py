@@ -8,6 +8,7 @@ from textwrap import indent
 from typing import TypeVar
 
 from megaslm.config.section import refuse_credentials, without_credentials
+from megaslm.dataset.manifest import Manifest
 from megaslm.errors import InputError, UserMistake
 from megaslm.storage.file_systems import connect, is_remote
 from megaslm.storage.retries import RemoteSettings
@@ -36,6 +37,8 @@ class Findings:
     """What may keep it from starting."""
     unseen: dict[str, list[str]] = field(default_factory=dict)
     """What was not looked at, by the reason."""
+    read_remote: Callable[[str], Manifest] | None = None
+    """Reads the manifest of a remote dataset; None where only the ranks read object storage."""
 
     def ask(self, check: Callable[[], T], *, prefix: str = "") -> T | None:
         """The result of `check`; None where it raises UserMistake or OSError, whose message is then a problem."""

@@ -193,6 +193,8 @@ def _training_dataset(
 
 
 def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:
+    if findings.read_remote is not None and is_remote(place):
+        return findings.ask(partial(findings.read_remote, place), prefix=f"{setting}: ")
     folder = findings.local(setting, place)
     return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=f"{setting}: ")
 

@@ -41,7 +41,7 @@ def is_compiled(setting: Compile, device: torch.device, *, name: str) -> bool:
         ConfigError: the setting is `on`, and the machine lacks what compiling needs.
     """
     if setting == "auto":
-        return why_not_compiled(setting, device) is None
+        return _why_not_compiled(setting, device) is None
     lacking = lacking_for_gpu() if device.type == "cuda" else lacking_for_cpu()
     if setting == "on" and lacking is not None:
         raise ConfigError(
@@ -50,7 +50,15 @@ def is_compiled(setting: Compile, device: torch.device, *, name: str) -> bool:
     return setting == "on"
 
 
-def why_not_compiled(setting: Compile, device: torch.device) -> str | None:
+def compile_line(setting: Compile, device: torch.device, *, name: str) -> str | None:
+    """What a user is told of compiling: why `auto` does not, or that the first pass takes long. None with `off`."""
+    if is_compiled(setting, device, name=name):
+        return "the decoder layers are compiled in the first pass, which may take minutes"
+    why_not = _why_not_compiled(setting, device)
+    return None if why_not is None else f"the decoder layers are not compiled: {why_not} ({name} auto)"
+
+
+def _why_not_compiled(setting: Compile, device: torch.device) -> str | None:
     """Why `auto` does not compile layers on `device`; None where it does, or where the user decided."""
     if setting != "auto":
         return None
@@ -60,10 +68,14 @@ def why_not_compiled(setting: Compile, device: torch.device) -> str | None:
 def prepare_layers(lm: Any, *, recompute: Recompute, compiled: bool) -> None:
     """Replaces the `forward` of every decoder layer of a transformers model for causal language modeling.
 
+    Layers that are neither compiled nor recomputed stay as they are.
+
     Layers of one kind share their compiled code, one graph for each shape of their input. They are compiled only for
     the mode that the model is in now, training or evaluation: the held-out rows of a training run come in batches of
     many sizes, and each would be compiled anew.
     """
+    if recompute == "none" and not compiled:
+        return
     for layer in decoder_layers(lm):
         run = _recomputing(recompute, kept_products(layer))
         layer.forward = partial(_forward, layer, run, _compiled(run) if compiled else run, lm.training)

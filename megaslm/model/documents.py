@@ -120,7 +120,9 @@ def attend(
         mask = documents.mask(sliding_window, query.dtype)
         return sdpa_attention_forward(layer, query, key, value, mask, dropout=dropout, scaling=scaling)
     attended, _ = document_attention(
-        *(tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)),
+        query.transpose(1, 2).flatten(0, 1),
+        key.transpose(1, 2).flatten(0, 1),
+        value.transpose(1, 2).flatten(0, 1),
         documents.bounds,
         documents.max_length,
         sliding_window,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megaslm.model.decoding import DecodingStep, context_tokens, next_logits
 from megaslm.model.load import load_pretrained
-from megaslm.model.selective_lm import CausalLM, logit_transform
+from megaslm.model.selective_lm import CausalLM, logit_scale
 from megaslm.slm.token_loss import token_losses_and_greedy
 
 
@@ -46,5 +46,5 @@ class PlainLM:
             hidden = self._lm.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             head = self._lm.lm_head
             return token_losses_and_greedy(
-                hidden[wanted], head.weight, tokens[:, 1:][wanted], head.bias, logit_transform(self._lm.config)
+                hidden[wanted], head.weight, tokens[:, 1:][wanted], head.bias, logit_scale(self._lm.config)
             )

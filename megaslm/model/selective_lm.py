@@ -16,7 +16,6 @@ from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
-from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
@@ -48,8 +47,8 @@ class HeadSettings:
         """The method for (T, D) hidden states."""
         if self.method != "auto":
             return self.method
-        fits = cache_bytes(len(hidden), vocab_size) <= self.cache_bytes
-        return "cache" if fits and hidden.dtype == torch.bfloat16 else "bracket"
+        fits = hidden.dtype == torch.bfloat16 and cache_bytes(len(hidden), vocab_size) <= self.cache_bytes
+        return "cache" if fits else "bracket"
 
 
 AUTO_HEAD = HeadSettings()
@@ -61,12 +60,12 @@ class SelectiveHead(nn.Linear):
     Under ZeRO-3 the weight is whole inside `forward` only, and gathered once for it.
     """
 
-    transform = PLAIN_LOGITS
+    logit_scale = 1.0
     settings = AUTO_HEAD
 
     @classmethod
     def taking_over(cls, lm: Any, settings: HeadSettings) -> "SelectiveHead":
-        """A head that owns the very parameters of `lm.lm_head`, and transforms logits as `lm` does.
+        """A head that owns the very parameters of `lm.lm_head`, and scales logits as `lm` does.
 
         Raises:
             ModelError: the model's head is not a linear layer.
@@ -79,7 +78,7 @@ class SelectiveHead(nn.Linear):
         head.weight = lm.lm_head.weight
         head.bias = lm.lm_head.bias
         head.settings = settings
-        head.transform = logit_transform(lm.config)
+        head.logit_scale = logit_scale(lm.config)
         return head
 
     def forward(  # type: ignore[override]
@@ -98,17 +97,17 @@ class SelectiveHead(nn.Linear):
         if targets is None:
             return super().forward(hidden)
         if entropies:
-            return token_losses_and_entropies(hidden, self.weight, targets, self.bias, self.transform)
+            return token_losses_and_entropies(hidden, self.weight, targets, self.bias, self.logit_scale)
         match choice:
             case None:
-                return token_losses(hidden, self.weight, targets, self.bias, self.transform)
+                return token_losses(hidden, self.weight, targets, self.bias, self.logit_scale)
             case Every(mask):
-                chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.transform)
+                chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.logit_scale)
                 return HeadOutput(*chosen, mask, no_threshold(hidden.device))
             case Known():
                 return self._known(hidden, targets, choice)
             case Deferred():
-                measured = deferred_loss(hidden, self.weight, targets, choice, self.bias, self.transform)
+                measured = deferred_loss(hidden, self.weight, targets, choice, self.bias, self.logit_scale)
                 nothing = torch.zeros_like(targets, dtype=torch.bool)
                 return HeadOutput(*measured, nothing, no_threshold(hidden.device))
             case _:
@@ -119,7 +118,7 @@ class SelectiveHead(nn.Linear):
         method = self.settings.method_for(hidden, self.weight.shape[0])
         try:
             return selective_loss(
-                hidden, self.weight, targets, ones, choice, self.bias, method=method, transform=self.transform
+                hidden, self.weight, targets, ones, choice, self.bias, method=method, logit_scale=self.logit_scale
             )
         except NonFiniteCriterion:
             # DeepSpeed cannot recover from an error that leaves a module, and waits for the backward pass of every
@@ -133,19 +132,19 @@ class SelectiveHead(nn.Linear):
         """Runs over the known rows only; the losses of the others are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
         total, chosen = weighted_loss(
-            hidden.index_select(0, known.rows), self.weight, targets[known.rows], ones, self.bias, self.transform
+            hidden.index_select(0, known.rows), self.weight, targets[known.rows], ones, self.bias, self.logit_scale
         )
         losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
         losses[known.rows] = chosen
         losses[known.rest] = token_losses(
-            hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.transform
+            hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.logit_scale
         )
         return HeadOutput(total, losses, known.mask, no_threshold(hidden.device))
 
 
-def logit_transform(config: PretrainedConfig) -> LogitTransform:
-    """The family's own transform of the head's product. Other families' keys in config.json are ignored."""
-    return LogitTransform(scale=1.0 / float(config.logits_scaling)) if config.model_type == "granite" else PLAIN_LOGITS
+def logit_scale(config: PretrainedConfig) -> float:
+    """The family's own factor of the head's product. Other families' keys in config.json are ignored."""
+    return 1.0 / float(config.logits_scaling) if config.model_type == "granite" else 1.0
 
 
 class SelectiveLM(nn.Module):

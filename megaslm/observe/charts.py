@@ -1,5 +1,7 @@
 """The charts of TensorBoard's Custom Scalars, by the tags of `megaslm.observe.scalars`."""
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -9,6 +11,10 @@ class Lines:
 
     title: str
     patterns: tuple[str, ...]
+
+    def has_any_of(self, tags: Collection[str]) -> bool:
+        """Whether it shows one of the tags."""
+        return any(re.match(pattern, tag) for pattern in self.patterns for tag in tags)
 
 
 @dataclass(frozen=True)
@@ -20,8 +26,15 @@ class Band:
     lower: str
     upper: str
 
+    def has_any_of(self, tags: Collection[str]) -> bool:
+        """Whether its line and its area are among the tags."""
+        return {self.middle, self.lower, self.upper} <= set(tags)
 
-LAYOUT: dict[str, tuple[Lines | Band, ...]] = {
+
+Layout = dict[str, tuple[Lines | Band, ...]]
+"""The charts of each category."""
+
+LAYOUT: Layout = {
     "Loss": (
         Lines("training loss: selected, unselected, all targets", (r"loss/",)),
         Lines("loss on held-out text", (r"loss_validation/",)),
@@ -58,4 +71,10 @@ LAYOUT: dict[str, tuple[Lines | Band, ...]] = {
         Lines("peak memory, GiB", (r"memory_gib/",)),
     ),
 }
-"""The charts of each category. A chart whose tags a run lacks is empty."""
+"""All charts there are."""
+
+
+def layout_of(tags: Collection[str]) -> Layout:
+    """The charts that show something of a run with these tags, and the categories that have any."""
+    found = {title: tuple(chart for chart in charts if chart.has_any_of(tags)) for title, charts in LAYOUT.items()}
+    return {title: charts for title, charts in found.items() if charts}

@@ -172,6 +172,9 @@ class ReportRecord:
     effective_time_ratio: float
     """`seconds_in_steps` divided by the time since the first start: the rest is checkpoints, validation, pauses, starts
     and lost steps."""
+    second_pass_ratio: float | None = None
+    """Targets with a forward pass without gradients before the one that trains, divided by all targets of the steps.
+    Earlier builds did not tell."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megaslm.observe.charts import LAYOUT, Band, Lines
+from megaslm.observe.charts import Band, Layout, Lines, layout_of
 from megaslm.observe.log_file import LogFile
 from megaslm.observe.markdown import code_block, sample_text
 from megaslm.observe.records import EXCESS_EDGES_NATS, ProbeRecord, Record, ReportRecord
@@ -66,7 +66,9 @@ class TensorBoard:
         # Of their own: readers take a session's start for the number from which on all points of a folder are removed.
         self._by_tokens = _Events(folder / AGAINST_TOKENS, first_step=first_step * tokens_per_step)
         self._by_step = _Events(folder, first_step=first_step)
-        self._by_step.keep(0, [_layout()])
+        self._laid_out: set[str] = set()
+        self._layout: Layout = {}
+        self._keep_layout(0)
         if description is not None:
             self._by_step.keep(0, hparams_pb(description.settings).value)
             self._by_step.keep(first_step, [_text(CONFIG_TEXT, code_block(description.text, "yaml"))])
@@ -86,8 +88,20 @@ class TensorBoard:
             self._by_step.keep(record.step, [*_scalars(scalars_of(record)), *_pictures(record)])
             if isinstance(record, Compared):
                 self._by_tokens.keep(record.tokens, _scalars(against_tokens(record)))
+        if records:
+            self._keep_layout(records[-1].step)
         self._by_step.flush()
         self._by_tokens.flush()
+
+    def _keep_layout(self, step: int) -> None:
+        """Adds the charts of all numbers so far, if these have changed. Viewers show the newest layout."""
+        numbers = self._by_step.numbers | self._by_tokens.numbers
+        if numbers == self._laid_out:
+            return
+        self._laid_out, before = numbers, self._layout
+        self._layout = layout_of(numbers)
+        if self._layout != before:
+            self._by_step.keep(step, [_layout_value(self._layout)])
 
     def sync(self) -> None:
         """Waits until the whole files are on disk. Raises OSError where that fails."""
@@ -103,9 +117,11 @@ class _Events:
         self._described: set[str] = set()
         self._file = LogFile(_next_file(folder))
         self._keep(Event(file_version=_FILE_VERSION))
-        if tags := _take_out(folder, first_step):
+        # The tags of all numbers, those of earlier attempts included.
+        removed, self.numbers = _take_out(folder, first_step)
+        if removed:
             # For servers that have already read the removed events.
-            self._keep(_without_points(tags, first_step))
+            self._keep(_without_points(removed, first_step))
         self._keep(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     @property
@@ -120,6 +136,7 @@ class _Events:
             if value.tag not in self._described and not value.HasField("metadata"):
                 value.metadata.CopyFrom(_metadata(value.tag))
             self._described.add(value.tag)
+        self.numbers |= _numbers_in(values)
         if values:
             self._keep(Event(step=step, summary=Summary(value=values)))
 
@@ -144,33 +161,43 @@ def _next_file(folder: Path) -> Path:
     return folder / f"events.out.tfevents.{seconds:010}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06}"
 
 
-def _take_out(folder: Path, step: int) -> set[str]:
-    """Cuts our files off before that step's first value. Returns the tags that lose values."""
-    tags: set[str] = set()
+def _take_out(folder: Path, step: int) -> tuple[set[str], set[str]]:
+    """Cuts our files off before that step's first value. Returns the tags that lose values, and those of the numbers
+    that are left."""
+    tags, left = set[str](), set[str]()
     for path in sorted((path for path in folder.iterdir() if _OURS.fullmatch(path.name)), reverse=True):
-        end_bytes, its_tags, begun_at = _behind(path, step)
+        end_bytes, its_tags, its_left, begun_at = _behind(path, step)
         if its_tags:
             # In place: no process writes into it any more, and a reader beyond the new end finds nothing more there.
             os.truncate(path, end_bytes)
         tags |= its_tags
+        left |= its_left
         # Version 0.1.0 left discarded events in the earlier files.
         step = min(step, begun_at)
-    return tags
+    return tags, left
 
 
-def _behind(path: Path, step: int) -> tuple[int, set[str], int]:
-    """The offset of that step's first value in a file, the tags from there on, and the step that the file began with.
+def _behind(path: Path, step: int) -> tuple[int, set[str], set[str], int]:
+    """The offset of that step's first value in a file, the tags from there on, those of the numbers before it, and the
+    step that the file began with.
 
-    Steps never decrease in a file.
+    Steps never decrease in a file, but for what is written once.
     """
-    end_bytes, tags, begun_at = 0, set[str](), step
+    end_bytes, tags, left, begun_at = 0, set[str](), set[str](), step
     for begin, event in _events(path):
         if event.session_log.status == SessionLog.START:
             begun_at = event.step
         if event.step >= step and event.HasField("summary"):
             end_bytes = end_bytes if tags else begin
             tags.update(value.tag for value in event.summary.value)
-    return end_bytes, tags, begun_at
+        elif not tags:
+            left |= _numbers_in(event.summary.value)
+    return end_bytes, tags, left, begun_at
+
+
+def _numbers_in(values: Iterable[Summary.Value]) -> set[str]:
+    """The tags of those that are numbers."""
+    return {value.tag for value in values if value.HasField("simple_value")}
 
 
 def _events(path: Path) -> Iterator[tuple[int, Event]]:
@@ -242,17 +269,17 @@ def _string(content: bytes) -> TensorProto:
     return TensorProto(dtype=DT_STRING, tensor_shape=TensorShapeProto(), string_val=[content])
 
 
-def _layout() -> Summary.Value:
-    layout = layout_pb2.Layout(
+def _layout_value(layout: Layout) -> Summary.Value:
+    content = layout_pb2.Layout(
         category=[
             layout_pb2.Category(title=title, chart=[_chart(chart) for chart in charts])
-            for title, charts in LAYOUT.items()
+            for title, charts in layout.items()
         ]
     )
     metadata = SummaryMetadata(
         plugin_data=SummaryMetadata.PluginData(plugin_name="custom_scalars"), data_class=DATA_CLASS_TENSOR
     )
-    return Summary.Value(tag=CONFIG_SUMMARY_TAG, metadata=metadata, tensor=_string(layout.SerializeToString()))
+    return Summary.Value(tag=CONFIG_SUMMARY_TAG, metadata=metadata, tensor=_string(content.SerializeToString()))
 
 
 def _chart(chart: Lines | Band) -> layout_pb2.Chart:

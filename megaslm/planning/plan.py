@@ -164,8 +164,7 @@ def with_known_length(config: RunConfig, epoch_tokens: int | None) -> RunConfig:
 def foreseen_memory(config: RunConfig, shape: Shape, machine: Machine) -> RankMemory:
     """The memory of a rank. Where the run decides by the memory left whether to keep graphs, it is without them."""
     batches, slm = plan_batches(config, machine.ranks), config.slm
-    waits = slm.criterion in ("excess", "loss") and slm.scope == "batch" and slm.mode == "exact"
-    keeps_graphs = waits and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
+    keeps_graphs = slm.needs_all_losses and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
     return rank_memory(
         config,
         batches,

@@ -11,18 +11,22 @@ from megaslm.report.targets import baseline_of, final_loss, reached, shared_plac
 
 def costs_of(runs: Sequence[ReportedRun]) -> dict[str, object]:
     """The ledger of all runs, and a balance of each selective run that has a baseline."""
-    return {"rows": [*_preparations(runs), *(_training(run) for run in runs)], "break_even": _balances(runs)}
+    return {"rows": [*_preparations(runs), *(_training(run, runs) for run in runs)], "break_even": _balances(runs)}
 
 
-def _training(run: ReportedRun) -> dict[str, object]:
+def _training(run: ReportedRun, runs: Sequence[ReportedRun]) -> dict[str, object]:
     ends = {
         name: None if values is None or len(values) == 0 else float(values[-1]) for name, values in run.spent.items()
     }
-    return {"run": run.name, "what": "training", **ends, "shared_by": []}
+    served = [other.name for other in runs if run.is_reference_of(other)]
+    return {"run": run.name, "what": "training of the reference" if served else "training", **ends, "shared_by": served}
 
 
 def _preparations(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
-    """The training of the reference and the scoring, once for each scored corpus."""
+    """The training of the reference and the scoring, once for each scored corpus.
+
+    A reference whose own run is among the runs is left to the row of that run.
+    """
     rows = []
     corpora: dict[tuple[str, ...], list[ReportedRun]] = {}
     for run in runs:
@@ -31,7 +35,10 @@ def _preparations(runs: Sequence[ReportedRun]) -> list[dict[str, object]]:
     for readers in corpora.values():
         # A run that has just begun has no cost.json yet.
         first = next((run for run in readers if run.before.total("seconds") is not None), readers[0])
-        for what, stage in (("reference training", first.before.reference_training), ("scoring", first.before.scoring)):
+        stages = {"scoring": first.before.scoring}
+        if not any(run.is_reference_of(first) for run in runs):
+            stages = {"reference training": first.before.reference_training, **stages}
+        for what, stage in stages.items():
             rows.append({"run": first.name, "what": what, **_stage(stage), "shared_by": [run.name for run in readers]})
     return rows
 
@@ -73,6 +80,7 @@ def _balance(run: ReportedRun, baseline: ReportedRun, place: str) -> dict[str, o
         "spent_once_seconds": run.before.total("seconds"),
         "spent_once_gpu_hours": run.before.total("gpu_hours"),
         "runs": count,
+        "is_known": own is None or (gain is not None and (gain <= 0 or once is not None)),
         "sentence": _sentence(run, baseline, place, reaches=own is not None, axis=axis, gain=gain, once=once),
     }
 

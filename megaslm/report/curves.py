@@ -109,6 +109,10 @@ def _facts(run: ReportedRun) -> Iterator[tuple[str, str]]:
         total = "" if train.total_tokens is None else f" of {train.total_tokens:,}"
         yield "tokens seen", f"{run.metrics.tokens[-1]:,.0f}{total}"
         yield "tokens selected", f"{run.spent.selected_tokens[-1]:,.0f}"
+        passes = run.metrics.second_pass_ratio
+        told = passes[np.isfinite(passes)]
+        if told.any():
+            yield "second forward pass", f"over {told.mean():.0%} of the tokens; it is in the FLOPs"
     yield "batch", f"{train.global_batch_tokens:,} tokens of rows of {run.config.data.seq_len:,}"
     yield "learning rate", f"{train.lr:g}, {train.schedule}"
     if run.cost is not None:

@@ -97,13 +97,15 @@ def _shares(sizes: Sequence[int], most: int) -> list[int]:
 
 def _row(probe: Probe, row: int) -> Entry:
     rows, texts = probe.rows, probe.texts[row]
+    # A row may be padded with EOS, where no document begins.
+    ends = rows.tokens[row] == rows.eos_id
     return {
         "domain": int(rows.domain[row]),
         "row": int(rows.row[row]),
         "first": texts[0],
         "pieces": texts[1:],
         "valid": packed_bits(rows.valid[row]),
-        "new_document": np.flatnonzero(rows.tokens[row, :-1] == rows.eos_id).tolist(),
+        "new_document": np.flatnonzero(ends[:-1] & ~ends[1:]).tolist(),
     }
 
 
@@ -112,5 +114,5 @@ def _note(rows: int, all_rows: int, steps: int, all_steps: int) -> str | None:
         return None
     return (
         f"{rows:,} of {counted(all_rows, 'probe row')} and {steps:,} of {counted(all_steps, 'measurement')} are shown, "
-        "evenly spread, so that the page stays small"
+        "evenly spread, so that the page stays small."
     )

@@ -58,6 +58,8 @@ class RunMetrics:
     """(n,) targets read by then."""
     columns: dict[str, Numbers]
     """(n,) each of `MEASURED`; NaN where it was not measured."""
+    second_pass_ratio: Numbers
+    """(n,) the share of the targets with a second forward pass; NaN where the build did not tell."""
     keys: frozenset[str]
     """The keys that any step has."""
     validations: dict[str, Measured]
@@ -74,6 +76,8 @@ class RunMetrics:
 @dataclass
 class _Collected:
     steps: list[dict[str, Any]] = field(default_factory=list)
+    second_passes: dict[int, float] = field(default_factory=dict)
+    """The share of targets with a second forward pass, by the last step of a report."""
     validations: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)
     validated_domain: dict[str, str] = field(default_factory=dict)
     tasks: dict[tuple[str, str], dict[int, tuple[float, float]]] = field(default_factory=dict)
@@ -88,6 +92,8 @@ class _Collected:
             while self.steps and self.steps[-1]["step"] >= step:
                 self.steps.pop()
             self.steps.append(line)
+        elif kind == "report":
+            self.second_passes[step] = number(line.get("second_pass_ratio"))
         elif kind == "validation":
             place = place_of(line["name"], line["domain"])
             self.validated_domain[place] = line["domain"]
@@ -116,6 +122,7 @@ def read_metrics(run: Path) -> RunMetrics:
         step=_column(steps, "step"),
         tokens=_column(steps, "tokens"),
         columns={name: _column(steps, name) for name in MEASURED},
+        second_pass_ratio=_of_reports(collected.second_passes, _column(steps, "step")),
         keys=frozenset().union(*steps),
         validations={place: _measured(found) for place, found in collected.validations.items()},
         validated_domain=collected.validated_domain,
@@ -133,6 +140,13 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
 
 def _column(steps: list[dict[str, Any]], name: str) -> Numbers:
     return np.array([number(step.get(name)) for step in steps], dtype=np.float64)
+
+
+def _of_reports(found: dict[int, float], steps: Numbers) -> Numbers:
+    """(n,) for each step the value of the report on it: of the first report that ends with it, or after it."""
+    ends = sorted(found)
+    values = np.array([found[end] for end in ends] + [math.nan])
+    return values[np.searchsorted(np.array(ends, dtype=np.float64), steps)]
 
 
 def _measured(found: dict[int, tuple[float, float]]) -> Measured:

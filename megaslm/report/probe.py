@@ -14,6 +14,9 @@ from megaslm.report.runs import ReportedRun
 from megaslm.tokenizer.token_text import texts_of_row
 from megaslm.tokenizer.tokenizer import load_tokenizer
 
+MOST_LETTERS = 100
+"""Of the text of a token. Longer tokens are rare: mostly runs of one character."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -32,7 +35,8 @@ class Probe:
 
 
 class RowTexts(Sequence[list[str]]):
-    """The text of each token of each probe row, found when it is asked for: most rows are not shown."""
+    """The text of each token of each probe row, long ones shortened. It is found when asked for: most rows are not
+    shown."""
 
     def __init__(self, tokenizer: Tokenizer, rows: ProbeRows) -> None:
         self._tokenizer, self._rows = tokenizer, rows
@@ -49,8 +53,14 @@ class RowTexts(Sequence[list[str]]):
         if isinstance(row, slice):
             return [self[one] for one in range(len(self))[row]]
         if row not in self._known:
-            self._known[row] = list(texts_of_row(self._tokenizer, self._rows.tokens[row].tolist(), self._rows.eos_id))
+            texts = texts_of_row(self._tokenizer, self._rows.tokens[row].tolist(), self._rows.eos_id)
+            self._known[row] = [shortened(text) for text in texts]
         return self._known[row]
+
+
+def shortened(text: str) -> str:
+    """The text of a token, so short that many of them fit into a page."""
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}… ({len(text):,} characters)"
 
 
 def probe_of(run: ReportedRun) -> Probe | None:

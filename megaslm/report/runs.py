@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from megaslm.config.load import load
 from megaslm.config.plan import total_steps
 from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.cost_file import RunCost, read_cost
 from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.dataset.manifest import COST
 from megaslm.errors import ConfigError
-from megaslm.model.forward_flops import FORWARD_AND_BACKWARD
 from megaslm.observe.display import counted
 from megaslm.report.before import Before, before, forward_flops_in
 from megaslm.report.metrics import RunMetrics, read_metrics
@@ -58,6 +60,18 @@ class ReportedRun:
     def is_complete(self) -> bool:
         """Whether it has made all of its steps."""
         return self.last_step >= self.total_steps
+
+    def is_reference_of(self, other: "ReportedRun") -> bool:
+        """Whether it trained the reference of another run, whose cost.json then has the cost of this one."""
+        stage = other.before.reference_training
+        if self.cost is None or stage.tokens is None or not other.before.corpus:
+            return False
+        own = self.cost.training
+        return (own.seconds, own.tokens_seen, own.tokens_selected) == (
+            stage.seconds,
+            stage.tokens,
+            stage.selected_tokens,
+        )
 
 
 def read_runs(paths: Sequence[Path]) -> list[ReportedRun]:
@@ -129,9 +143,8 @@ def _read_run(path: Path, name: str) -> ReportedRun:
     config = load(RunConfig, path / CONFIG).value
     metrics, cost = read_metrics(path), read_cost(path)
     forward = forward_flops_in(path / "model", config.data.seq_len)
-    flops = None if forward is None else FORWARD_AND_BACKWARD * forward
     first = before(config, cost, started_in(path, config.run_dir))
-    run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, flops), first, ())
+    run = ReportedRun(name, path, config, metrics, cost, spent(metrics, cost, forward), first, ())
     return replace(run, notes=(*_notes(run), *first.notes))
 
 
@@ -147,7 +160,22 @@ def _notes(run: ReportedRun) -> list[str]:
         notes.append("metrics of an earlier build: without all_loss, the mean loss of all targets")
     if run.cost is None:
         pace = "follow from the reported targets per second" if run.spent.seconds is not None else "are not known"
-        notes.append(f"no cost.json yet, so that its seconds {pace}")
+        state = f"{COST} cannot be read" if (run.path / COST).is_file() else f"no {COST} yet"
+        notes.append(f"{state}, so that its seconds {pace}")
+    if run.spent.flops is not None and _hides_second_passes(run):
+        notes.append(
+            "metrics of an earlier build: whether it made second forward passes is not known; its FLOPs count none"
+        )
     if run.spent.flops is None:
         notes.append("its FLOPs are not known: model/config.json does not tell the model's shape")
     return notes
+
+
+def _hides_second_passes(run: ReportedRun) -> bool:
+    """Whether it may have made second forward passes of which its metrics do not tell."""
+    config, train = run.config, run.config.train
+    # Fewer ranks have more micro-steps.
+    ranks = 1 if run.cost is None or run.cost.training.ranks is None else run.cost.training.ranks
+    has_micro_steps = train.global_batch_tokens > ranks * train.micro_batch_rows * config.data.seq_len
+    may = run.is_selective and config.slm.needs_all_losses and has_micro_steps
+    return may and bool(np.isnan(run.metrics.second_pass_ratio).any())

@@ -9,7 +9,14 @@ from megaslm.config.source import dotted_key
 _CARRIED_OUT = (
     *("run_dir", "zero.*", "checkpoint.*", "guard.*", "log.*", "validation.*", "probe.*"),
     *("model.compile", "model.recompute", "model.hub", "model.hub.*", "data.fetch.*", "data.loader_workers"),
-    *("train.micro_batch_rows", "train.epochs", "slm.exact_by", "slm.measure_unselected", "slm.head"),
+    *(
+        "train.micro_batch_rows",
+        "train.epochs",
+        "train.deterministic",
+        "slm.exact_by",
+        "slm.measure_unselected",
+        "slm.head",
+    ),
     *("slm.head_cache_gib", "slm.verify_rows", "slm.reference", "data.streams.*.reference"),
 )
 _SELECTION = ("train.objective", "slm.*", "data.train", "data.streams.*.dataset")

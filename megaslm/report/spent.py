@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megaslm.dataset.cost_file import RunCost
+from megaslm.model.forward_flops import FORWARD_AND_BACKWARD
 from megaslm.report.metrics import Numbers, RunMetrics
 
 AXES = ("tokens", "selected_tokens", "flops", "seconds", "gpu_hours")
@@ -19,6 +20,7 @@ class Spent:
     """Targets read."""
     selected_tokens: Numbers
     flops: Numbers | None
+    """Operations of matrix products; without recomputation."""
     seconds: Numbers | None
     gpu_hours: Numbers | None
     """None on CPUs."""
@@ -50,11 +52,12 @@ class Spent:
         )
 
 
-def spent(metrics: RunMetrics, cost: RunCost | None, flops_per_token: float | None) -> Spent:
+def spent(metrics: RunMetrics, cost: RunCost | None, forward_flops: float | None) -> Spent:
     """What was spent after each step of the metrics.
 
     A step's seconds are its targets by the targets per second of its report. Where cost.json has the true sums, of all
-    attempts, seconds and selected targets are scaled to them.
+    attempts, seconds and selected targets are scaled to them. `forward_flops` are the operations of a forward pass per
+    target. A second forward pass counts where the reports tell of it.
     """
     tokens = metrics.tokens
     read = np.diff(tokens, prepend=0.0)
@@ -72,7 +75,11 @@ def spent(metrics: RunMetrics, cost: RunCost | None, flops_per_token: float | No
         selected = _scaled(tokens, selected, training.tokens_seen, training.tokens_selected)
         if training.gpu_hours and training.seconds > 0:
             gpu_hours = seconds * (training.gpu_hours / training.seconds)
-    return Spent(tokens, selected, None if flops_per_token is None else tokens * flops_per_token, seconds, gpu_hours)
+    flops = None
+    if forward_flops is not None:
+        passes = FORWARD_AND_BACKWARD + np.nan_to_num(metrics.second_pass_ratio)
+        flops = np.cumsum(read * passes) * forward_flops
+    return Spent(tokens, selected, flops, seconds, gpu_hours)
 
 
 def _filled(values: Numbers, otherwise: float) -> Numbers:

@@ -16,8 +16,11 @@ Point = tuple[ReportedRun, object]
 
 
 def sweep_of(runs: Sequence[ReportedRun]) -> dict[str, object] | None:
-    """The largest group of runs that differ in one setting only; None where no two do."""
-    found = _largest(runs)
+    """The largest group of runs that differ in one setting only; None where no two do.
+
+    A run that trained the reference of another one is no point of it.
+    """
+    found = _largest([run for run in runs if not any(run.is_reference_of(other) for other in runs)])
     if found is None:
         return None
     key, group = found
@@ -80,6 +83,8 @@ def _plain(value: object) -> object:
     """The value as JSON has it."""
     if isinstance(value, Decimal):
         return float(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

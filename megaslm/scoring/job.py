@@ -25,7 +25,7 @@ from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
-from megaslm.model.decoder_layers import is_compiled, why_not_compiled
+from megaslm.model.decoder_layers import compile_line, is_compiled
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
@@ -263,9 +263,9 @@ class _ScoreJob:
         run_id = on_first_rank(new_run_id)
         reference = cast(Reference, self._described.reference)
         self._watcher.say(f"attention: {reference.attention}")
-        why_not = why_not_compiled(self._task.settings.compile, self._world.device)
-        if why_not is not None:
-            self._watcher.say(f"the decoder layers are not compiled: {why_not} ({_COMPILE} auto)")
+        compiling = compile_line(self._task.settings.compile, self._world.device, name=_COMPILE)
+        if compiling is not None:
+            self._watcher.say(compiling)
         try:
             with keeping_what_is_done(self._task.output), self._unless_finished():
                 self._process(run_id, stop).run(share)

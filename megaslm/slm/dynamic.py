@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Selected, no_threshold
-from megaslm.slm.targets import LossCriterion, Targets, excess_loss, loss_values
+from megaslm.slm.targets import LossCriterion, Targets, excess_loss
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, select_top
 
@@ -21,7 +21,8 @@ class RankedTargets:
 
     def values(self, losses: Tensor) -> Tensor:
         """(G, n) float32 values from losses of the same number."""
-        return loss_values(self.criterion, losses, self.targets)
+        losses = losses.view_as(self.eligible)
+        return losses if self.criterion == "loss" else excess_loss(losses, self.targets.needed_ref_loss())
 
     def unrankable(self, values: Tensor) -> Tensor:
         """(G, n) bool: eligible targets whose value is NaN or infinite."""
@@ -47,63 +48,56 @@ class ThresholdForecast:
         return (values - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
+@dataclass(frozen=True, eq=False)
 class TopOfGroups:
     """The `count` largest values of each group, over the ranks that share the group.
 
-    `rank_sum` sums over those ranks. `all_reduce_sum` sums over all ranks, because all ranks have to stop together.
+    `count`: (G,) int64, equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum`
+    sums over all ranks, because all ranks have to stop together.
     """
 
-    def __init__(
-        self,
-        ranked: RankedTargets,
-        count: Tensor,
-        rank_sum: AllReduceSum,
-        all_reduce_sum: AllReduceSum,
-        forecast: ThresholdForecast | None,
-    ) -> None:
-        """Takes (G,) int64 counts, equal on every rank that shares the group."""
-        self.forecast = forecast
-        self._ranked = ranked
-        self._count = count
-        self._rank_sum = rank_sum
-        self._all_reduce_sum = all_reduce_sum
+    ranked: RankedTargets
+    count: Tensor
+    rank_sum: AllReduceSum
+    all_reduce_sum: AllReduceSum
+    forecast: ThresholdForecast | None
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        ranked = self._ranked
+        ranked = self.ranked
         values = ranked.values(losses)
-        top = select_top(values, ranked.targets.keys, ranked.eligible, self._count, self._rank_sum)
+        top = select_top(values, ranked.targets.keys, ranked.eligible, self.count, self.rank_sum)
         non_finite = ranked.unrankable(values).flatten()
-        return Selected(top.mask.flatten(), top.threshold, non_finite, self._all_reduce_sum(non_finite.sum()))
+        return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self._ranked.unrankable(self._ranked.values(losses)).flatten()
+        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
 
 
+@dataclass(frozen=True, eq=False)
 class AboveThreshold:
-    """The eligible targets whose (value, hash of key) is at or above a sort key."""
+    """The eligible targets whose (value, hash of key) is at or above a sort key.
 
-    def __init__(
-        self, ranked: RankedTargets, threshold: Tensor, all_reduce_sum: AllReduceSum, forecast: ThresholdForecast | None
-    ) -> None:
-        """Takes the threshold as an int64 scalar, the same on every rank."""
-        self.forecast = forecast
-        self._ranked = ranked
-        self._threshold = threshold
-        self._all_reduce_sum = all_reduce_sum
+    `threshold`: int64 scalar, the same on every rank.
+    """
+
+    ranked: RankedTargets
+    threshold: Tensor
+    all_reduce_sum: AllReduceSum
+    forecast: ThresholdForecast | None
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
-        ranked = self._ranked
+        ranked = self.ranked
         values = ranked.values(losses)
-        mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self._threshold)).flatten()
+        mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self.threshold)).flatten()
         non_finite = ranked.unrankable(values).flatten()
-        return Selected(mask, no_threshold(mask.device), non_finite, self._all_reduce_sum(non_finite.sum()))
+        return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self._ranked.unrankable(self._ranked.values(losses)).flatten()
+        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
 
 
 def forecast_from(

@@ -9,7 +9,6 @@ cache from the product to the sum of its exponentials, and its part of the weigh
 once for many rows. A GPU has a kernel over whole rows.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -24,33 +23,15 @@ _ROWS = 1024
 _COLUMNS = 1024
 
 
-@dataclass(frozen=True)
-class LogitTransform:
-    """What an architecture applies to the matrix product: z = softcap · tanh(scale · product / softcap)."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-
-PLAIN_LOGITS = LogitTransform()
-
-
 class Softmax(NamedTuple):
     """The softmax of n rows before its division by the norms.
 
     `exponentials`: (n, V), exp(z − max z). `losses`, `norms`: (n,) float32; norms are the sums of the exponentials.
-    `peaks`: (n,) float32, max z, where logits are capped.
     """
 
     exponentials: Tensor
     losses: Tensor
     norms: Tensor
-    peaks: Tensor | None
-
-    def take(self, places: Tensor) -> "Softmax":
-        """A copy of some of the rows, given by (m,) int64 indices."""
-        peaks = None if self.peaks is None else self.peaks[places]
-        return Softmax(self.exponentials.index_select(0, places), self.losses[places], self.norms[places], peaks)
 
 
 def chunk_count(rows: int, vocab_size: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
@@ -70,11 +51,11 @@ class HeadPass:
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, transform: LogitTransform
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, logit_scale: float
     ) -> None:
         """Takes (T, D) hidden states, the (V, D) weight, the (V,) bias and (T,) int64 targets."""
         self.targets = targets
-        self.transform = transform
+        self.logit_scale = logit_scale
         self.loss_dtype = torch.promote_types(hidden.dtype, torch.float32)
         dtype = hidden.dtype if hidden.is_cuda else self.loss_dtype
         self.hidden = hidden.to(dtype)
@@ -85,43 +66,35 @@ class HeadPass:
     def chunks(self) -> list[Tensor]:
         """All rows in chunks, (n,) int64 each. Each of c chunks takes every c-th row, which makes it a fair sample."""
         total = len(self.targets)
-        count = self._chunk_count(total, self.loss_dtype)
+        count = chunk_count(total, self.weight.shape[0], self.loss_dtype, on_gpu=self.hidden.is_cuda)
         return [torch.arange(start, total, count, device=self.hidden.device) for start in range(count)]
 
     def chunks_of(self, rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """The given rows in chunks sized so that (n, V) elements of `dtype` fit into memory."""
-        return rows.tensor_split(self._chunk_count(len(rows), dtype))
-
-    def _chunk_count(self, rows: int, dtype: torch.dtype) -> int:
-        return chunk_count(rows, self.weight.shape[0], dtype, on_gpu=self.hidden.is_cuda)
+        return rows.tensor_split(chunk_count(len(rows), self.weight.shape[0], dtype, on_gpu=self.hidden.is_cuda))
 
     def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
         """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too."""
         logits = self.logits(rows)
         if out is None:
             out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
-        peaks = None if self.transform.softcap is None else logits.amax(1)
-        return Softmax(out, *exponentials(logits, self.targets[rows], out), peaks)
+        return Softmax(out, *exponentials(logits, self.targets[rows], out))
 
     def logits(self, rows: Tensor | slice, columns: slice = slice(None)) -> Tensor:
         """(n, V) float32 logits, or only the given columns. The next call may overwrite them."""
         hidden, weight = self.hidden[rows], self.weight[columns]
         if hidden.dtype == self.loss_dtype:
-            logits = torch.mm(hidden, weight.t(), out=self._buffer(len(hidden), len(weight)))
+            size = len(hidden) * len(weight)
+            if self._logits.numel() < size:
+                self._logits = self._logits.new_empty(size)
+            logits = torch.mm(hidden, weight.t(), out=self._logits[:size].view(len(hidden), len(weight)))
         else:
             logits = _product(hidden, weight.t())
         if self.bias is not None:
             logits += self.bias[columns]
-        if self.transform.scale != 1.0:
-            logits *= self.transform.scale
-        if self.transform.softcap is not None:
-            logits.div_(self.transform.softcap).tanh_().mul_(self.transform.softcap)
+        if self.logit_scale != 1.0:
+            logits *= self.logit_scale
         return logits
-
-    def _buffer(self, rows: int, columns: int) -> Tensor:
-        if self._logits.numel() < rows * columns:
-            self._logits = self._logits.new_empty(rows * columns)
-        return self._logits[: rows * columns].view(rows, columns)
 
 
 class HeadGradient:
@@ -144,8 +117,11 @@ class HeadGradient:
             keep: (n,) bool, rows whose hidden-state gradient is kept; None keeps all.
         """
         head = self._head
-        derivative = self._by_product(rows, softmax)
-        coefficient = (row_weight.to(head.loss_dtype) * head.transform.scale / softmax.norms)[:, None]
+        # The derivative of each loss by the matrix product, times norm / scale, takes the place of the exponentials.
+        derivative = softmax.exponentials.to(head.hidden.dtype)
+        at_target = (softmax.norms * torch.expm1(-softmax.losses))[:, None].to(derivative.dtype)
+        derivative.scatter_(1, head.targets[rows][:, None], at_target)
+        coefficient = (row_weight.to(head.loss_dtype) * head.logit_scale / softmax.norms)[:, None]
         if self.hidden is not None:
             by_hidden = _product(derivative, head.weight) * coefficient
             if keep is not None:
@@ -156,21 +132,6 @@ class HeadGradient:
             _accumulate_product(self.weight, derivative.t(), scaled)
         if self.bias is not None:
             self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
-
-    def _by_product(self, rows: Tensor, softmax: Softmax) -> Tensor:
-        """(n, V) in place of the exponentials: the losses' derivative by the matrix product, times norm / scale."""
-        derivative = softmax.exponentials.to(self._head.hidden.dtype)
-        targets = self._head.targets[rows][:, None]
-        at_target = (softmax.norms * torch.expm1(-softmax.losses))[:, None].to(derivative.dtype)
-        softcap = self._head.transform.softcap
-        if softcap is None or softmax.peaks is None:
-            return derivative.scatter_(1, targets, at_target)
-        # d tanh is 1 - tanh². The capped logits are recovered from their exponentials, the target's from its loss.
-        smallest = torch.finfo(torch.float32).tiny
-        capped = softmax.exponentials.to(softmax.norms.dtype).clamp(min=smallest).log_().add_(softmax.peaks[:, None])
-        target_logit = softmax.norms.log() + softmax.peaks - softmax.losses
-        slope = capped.scatter_(1, targets, target_logit[:, None]).div_(softcap).square_().neg_().add_(1.0)
-        return derivative.scatter_(1, targets, at_target).mul_(slope)
 
 
 def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:

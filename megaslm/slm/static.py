@@ -59,6 +59,6 @@ def select_static(
         return StaticSelection(mask, by_loss.unrankable | by_entropy.unrankable, all_reduce_sum(mask.sum(1)), None)
     values = static_values(criterion, groups, seed=seed, step=step)
     eligible = groups.eligible(max_ref_loss)
-    count = kept(groups, ratio, max_ref_loss, all_reduce_sum)
+    count = kept(groups.valid, eligible, ratio, all_reduce_sum)
     top = select_top(values, groups.keys, eligible, count, all_reduce_sum)
     return StaticSelection(top.mask, eligible & ~torch.isfinite(values), count, top.threshold)

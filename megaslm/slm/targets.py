@@ -90,9 +90,3 @@ def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, st
         case "random":
             # float32 holds 24 bits; keys break the resulting ties.
             return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
-
-
-def loss_values(criterion: LossCriterion, losses: Tensor, targets: Targets) -> Tensor:
-    """The values that depend on the model's losses; float32, of the targets' shape."""
-    losses = losses.view_as(targets.valid)
-    return losses if criterion == "loss" else excess_loss(losses, targets.needed_ref_loss())

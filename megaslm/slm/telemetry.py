@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.targets import Targets, excess_loss
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,44 +51,39 @@ class SelectionSummary:
     attended: float
 
 
-def sums_of_nothing(domain_count: int, device: torch.device) -> Tensor:
-    """(n,) float64 zeros, to which the sums of `selection_sums` are added."""
-    size = _SUMS + _EXCESS_BINS + 2 * POSITION_BANDS + _DOMAIN_SUMS * domain_count
-    return torch.zeros(size, dtype=torch.float64, device=device)
-
-
 def selection_sums(
-    selected_sum: Tensor,
-    losses: Tensor,
+    output: HeadOutput,
     measured: Tensor,
-    selected: Tensor,
     targets: Targets,
     domain: Tensor,
     domain_count: int,
     document_bounds: Tensor | None = None,
 ) -> Tensor:
-    """The sums of one micro-batch. The host reads nothing.
+    """The sums of one micro-batch, (n,) float64. Those of a step's micro-batches are added. The host reads nothing.
 
     Args:
-        selected_sum: float32 scalar, the sum of the selected losses.
-        losses: (B, L) float32.
-        measured: (B, L) bool, where `losses` holds a loss.
-        selected: (B, L) bool.
+        output: of the head, with a detached total; losses and mask are (B, L).
+        measured: (B, L) bool, where the losses are those of the model.
         targets: the B·L targets.
         domain: (B,) int64, below `domain_count`.
         domain_count: domains of the run.
         document_bounds: (documents + 1,) int32, the first token of each document of the B·L inputs, then B·L; None
             where each row counts as one document.
     """
+    losses, (rows, length) = output.losses, output.losses.shape
     measured = measured & targets.valid
     values = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
+    if document_bounds is None:
+        attended = torch.full((), rows * length**2 / 2, dtype=torch.float64, device=losses.device)
+    else:
+        attended = document_bounds.diff().double().square().sum() / 2
     totals = torch.stack(
         [
-            selected_sum.double(),
+            output.total.double(),
             losses.double().where(measured, 0.0).sum(),
             measured.sum().double(),
             (measured & ~torch.isfinite(values)).sum().double(),
-            _attended(losses, document_bounds),
+            attended,
         ]
     )
     histogram = torch.zeros(_EXCESS_BINS, dtype=torch.float64, device=losses.device)
@@ -96,27 +92,14 @@ def selection_sums(
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Sums of whole numbers do not depend on the order, also on a GPU.
         histogram.scatter_add_(0, place.flatten(), measured.flatten().double())
-    by_position = torch.stack([_by_position(selected), _by_position(targets.valid)])
+    counted = torch.stack([output.mask, targets.valid])
+    band = torch.arange(length, device=losses.device) * POSITION_BANDS // length
+    by_position = torch.zeros(2, POSITION_BANDS, dtype=torch.float64, device=losses.device)
+    by_position.scatter_add_(1, band.expand(2, -1), counted.sum(1).double())
+    of_rows = torch.cat([counted.sum(2), torch.ones_like(domain)[None]]).double()
     by_domain = torch.zeros(_DOMAIN_SUMS, domain_count, dtype=torch.float64, device=losses.device)
-    by_domain[0].scatter_add_(0, domain, selected.sum(1).double())
-    by_domain[1].scatter_add_(0, domain, targets.valid.sum(1).double())
-    by_domain[2].scatter_add_(0, domain, torch.ones_like(domain, dtype=torch.float64))
+    by_domain.scatter_add_(1, domain.expand(_DOMAIN_SUMS, -1), of_rows)
     return torch.cat([totals, histogram, by_position.flatten(), by_domain.flatten()])
-
-
-def _attended(losses: Tensor, document_bounds: Tensor | None) -> Tensor:
-    rows, length = losses.shape
-    if document_bounds is None:
-        return torch.full((), rows * length**2 / 2, dtype=torch.float64, device=losses.device)
-    return document_bounds.diff().double().square().sum() / 2
-
-
-def _by_position(places: Tensor) -> Tensor:
-    """The number of true values of (B, L) in each band of the row, (bands,) float64."""
-    length = places.shape[1]
-    band = torch.arange(length, device=places.device) * POSITION_BANDS // length
-    counts = torch.zeros(POSITION_BANDS, dtype=torch.float64, device=places.device)
-    return counts.scatter_add_(0, band, places.sum(0).double())
 
 
 def sums_of_unused(
@@ -125,7 +108,8 @@ def sums_of_unused(
     """The sums of a micro-batch without training, see `selection_sums`: its rows and valid targets."""
     none = torch.zeros_like(targets.valid)
     losses = torch.zeros_like(targets.valid, dtype=torch.float32)
-    return selection_sums(losses.sum(), losses, none, none, targets, domain, domain_count, document_bounds)
+    output = HeadOutput(losses.sum(), losses, none, no_threshold(losses.device))
+    return selection_sums(output, none, targets, domain, domain_count, document_bounds)
 
 
 def summarise(sums: Sequence[float]) -> SelectionSummary:

@@ -15,6 +15,7 @@ EXACT_STEPS = 3
 """Steps that `running` selects exactly before it forecasts. The first updates change the losses the most."""
 _WINDOW = 6
 _MEDIAN_OF = 3
+"""Of two thresholds, `Tensor.median` is the lower."""
 # In units of a usual change from step to step. Trainings on real text stay below; a step of garbage does not.
 _LARGEST_DISTANCE = 4.0
 _STEPS_TO_BALANCE = 2
@@ -69,7 +70,7 @@ class RecentThresholds:
 
         A step without a threshold repeats the one before it. With none before it, it takes the next one.
         """
-        steps = torch.cat([self._on(threshold.device), threshold[None]])[-_WINDOW:]
+        steps = torch.cat([self._thresholds.to(threshold.device, non_blocking=True), threshold[None]])[-_WINDOW:]
         missing = steps == NO_THRESHOLD
         nearest = steps[-2:].where(~missing[-2:], steps[-2:].amax())
         self._thresholds = torch.cat([steps[:-2].where(~missing[:-2], nearest[-1]), nearest])
@@ -87,33 +88,23 @@ class RecentThresholds:
         It is the last threshold. Where that lies further from the median of the last three than four times the usual
         change from one threshold to the next, it is this median.
         """
-        thresholds = self._on(device)
+        thresholds = self._thresholds.to(device, non_blocking=True)
         values = value_of_sort_key(thresholds)
         changes = values.diff().abs().sort().values
         if len(changes) == 0:
             return thresholds[-1]
-        median = _median_of_last(thresholds)
+        median = thresholds[-_MEDIAN_OF:].median()
         is_outlier = (values[-1] - value_of_sort_key(median)).abs() > _LARGEST_DISTANCE * changes[len(changes) // 2]
         return median.where(is_outlier, thresholds[-1])
 
     def spread(self, device: torch.device) -> Tensor:
         """Mean distance of the last three thresholds' values from their median; a float32 scalar."""
-        values = value_of_sort_key(self._on(device))[-_MEDIAN_OF:]
-        return (values - _median_of_last(values)).abs().mean()
+        values = value_of_sort_key(self._thresholds[-_MEDIAN_OF:].to(device, non_blocking=True))
+        return (values - values.median()).abs().mean()
 
     def state(self) -> SelectionState:
         """The argument of `__init__`; waits for the device."""
         return SelectionState(tuple(self._thresholds.tolist()), float(self._surplus))
-
-    def _on(self, device: torch.device) -> Tensor:
-        self._thresholds = self._thresholds.to(device, non_blocking=True)
-        return self._thresholds
-
-
-def _median_of_last(thresholds: Tensor) -> Tensor:
-    """The median of the last three; of two, the lower."""
-    last = thresholds[-_MEDIAN_OF:].sort().values
-    return last[(len(last) - 1) // 2]
 
 
 def corrected(count: Tensor, valid: Tensor, surplus: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import ByLoss, Deferred, Forecast, HeadOutput, Selected, no_threshold
 from megaslm.slm.exponentials import exponentials, exponentials_and_entropy
-from megaslm.slm.head_pass import PLAIN_LOGITS, HeadGradient, HeadPass, LogitTransform, Softmax, losses_alone
+from megaslm.slm.head_pass import HeadGradient, HeadPass, Softmax, losses_alone
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
 
@@ -40,7 +40,7 @@ def token_losses(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> Tensor:
     """-ln p(target) of every row, in nats (Rho-1, equations 1 and 2). No gradient flows.
 
@@ -49,13 +49,13 @@ def token_losses(
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
         bias: (V,) or None.
-        transform: of the logits.
+        logit_scale: factor of the logits.
 
     Returns:
         (T,) float32.
     """
     with torch.no_grad():
-        return losses_alone(HeadPass(hidden, weight, bias, targets, transform))
+        return losses_alone(HeadPass(hidden, weight, bias, targets, logit_scale))
 
 
 def token_losses_and_entropies(
@@ -63,11 +63,11 @@ def token_losses_and_entropies(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The losses of `token_losses`, and the entropy of every row's distribution; (T,) float32 each, in nats."""
     with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, transform)
+        head = HeadPass(hidden, weight, bias, targets, logit_scale)
         losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
         entropies = torch.empty_like(losses)
         for rows in head.chunks():
@@ -80,11 +80,11 @@ def token_losses_and_greedy(
     weight: Tensor,
     targets: Tensor,
     bias: Tensor | None = None,
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The losses of `token_losses`, (T,) float32, and whether each target is the most likely token, (T,) bool."""
     with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, transform)
+        head = HeadPass(hidden, weight, bias, targets, logit_scale)
         losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
         is_greedy = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device)
         for rows in head.chunks():
@@ -100,7 +100,7 @@ def weighted_loss(
     targets: Tensor,
     row_weight: Tensor,
     bias: Tensor | None = None,
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of all losses, for rows that are known to be valid: 6·T·D·V operations, no T×V memory.
 
@@ -111,12 +111,12 @@ def weighted_loss(
         row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, unless its hidden state is
             non-finite.
         bias: (V,) or None.
-        transform: of the logits.
+        logit_scale: factor of the logits.
 
     Returns:
         A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
     """
-    total, losses, *_ = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", transform)
+    total, losses, *_ = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", logit_scale)
     return total, losses
 
 
@@ -129,7 +129,7 @@ def selective_loss(
     bias: Tensor | None = None,
     *,
     method: HeadMethod = "bracket",
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> HeadOutput:
     """The weighted sum of the selected losses (the numerator of Rho-1's equation 4), all losses, and the selection.
 
@@ -143,7 +143,7 @@ def selective_loss(
         select: chooses the rows.
         bias: (V,) or None.
         method: how the gradient is computed. The result is the same, with `cache` up to the rounding of bf16.
-        transform: of the logits.
+        logit_scale: factor of the logits.
 
     Returns:
         The head's output; its total is differentiable once in hidden, weight and bias.
@@ -151,7 +151,7 @@ def selective_loss(
     Raises:
         NonFiniteCriterion: a row cannot be ranked.
     """
-    return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, transform))
+    return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, logit_scale))
 
 
 def deferred_loss(
@@ -160,7 +160,7 @@ def deferred_loss(
     targets: Tensor,
     deferred: Deferred,
     bias: Tensor | None = None,
-    transform: LogitTransform = PLAIN_LOGITS,
+    logit_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """All losses now, and the gradient of the selected ones' sum in the backward pass: 2 and 6k·T·D·V operations.
 
@@ -170,13 +170,13 @@ def deferred_loss(
         targets: (T,) int64.
         deferred: holds the selected rows when the backward pass begins.
         bias: (V,) or None.
-        transform: of the logits.
+        logit_scale: factor of the logits.
 
     Returns:
         A scalar of value 0 with the gradient of the selected losses' sum, differentiable once in hidden, weight and
         bias; and the losses, (T,) float32, detached.
     """
-    return _DeferredHeadLoss.apply(hidden, weight, bias, targets, deferred, transform)
+    return _DeferredHeadLoss.apply(hidden, weight, bias, targets, deferred, logit_scale)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -190,9 +190,9 @@ class _HeadLoss(torch.autograd.Function):
         row_weight: Tensor,
         select: ByLoss | None,
         method: HeadMethod,
-        transform: LogitTransform,
+        logit_scale: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        head = HeadPass(hidden, weight, bias, targets, transform)
+        head = HeadPass(hidden, weight, bias, targets, logit_scale)
         of_hidden, of_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         gradient = HeadGradient(head, of_hidden=of_hidden, of_weight=of_weight)
         if select is None:
@@ -214,16 +214,10 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, grad_total: Tensor, *_others: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias = ctx.saved_tensors
-        return (
-            None if hidden is None else _scaled(hidden, grad_total, ctx.hidden_dtype),
-            None if weight is None else _scaled(weight, grad_total, ctx.weight_dtype),
-            None if bias is None else _scaled(bias, grad_total, ctx.weight_dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        by_hidden = _scaled(hidden, grad_total, ctx.hidden_dtype)
+        by_weight = _scaled(weight, grad_total, ctx.weight_dtype)
+        by_bias = _scaled(bias, grad_total, ctx.weight_dtype)
+        return by_hidden, by_weight, by_bias, None, None, None, None, None
 
 
 class _DeferredHeadLoss(torch.autograd.Function):
@@ -235,11 +229,11 @@ class _DeferredHeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         deferred: Deferred,
-        transform: LogitTransform,
+        logit_scale: float,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.deferred, ctx.transform = deferred, transform
-        losses = token_losses(hidden, weight, targets, bias, transform)
+        ctx.deferred, ctx.logit_scale = deferred, logit_scale
+        losses = token_losses(hidden, weight, targets, bias, logit_scale)
         ctx.mark_non_differentiable(losses)
         return losses.new_zeros(()), losses
 
@@ -251,29 +245,22 @@ class _DeferredHeadLoss(torch.autograd.Function):
         hidden, weight, bias, targets = ctx.saved_tensors
         assert ctx.deferred.known is not None, "the rows are decided before the backward pass"
         rows = ctx.deferred.known.rows
-        head = HeadPass(hidden.index_select(0, rows), weight, bias, targets[rows], ctx.transform)
+        head = HeadPass(hidden.index_select(0, rows), weight, bias, targets[rows], ctx.logit_scale)
         gradient = HeadGradient(head, of_hidden=ctx.needs_input_grad[0], of_weight=any(ctx.needs_input_grad[1:3]))
         _add_every_row(head, gradient, torch.ones(rows.shape, dtype=torch.float32, device=rows.device))
-        by_hidden = None
-        if gradient.hidden is not None:
-            chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
-            by_hidden = torch.zeros_like(hidden).index_copy_(0, rows, chosen)
-        return (
-            by_hidden,
-            None if gradient.weight is None else _scaled(gradient.weight, grad_total, weight.dtype),
-            None if gradient.bias is None else _scaled(gradient.bias, grad_total, weight.dtype),
-            None,
-            None,
-            None,
-        )
+        chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
+        by_hidden = None if chosen is None else torch.zeros_like(hidden).index_copy_(0, rows, chosen)
+        by_weight = _scaled(gradient.weight, grad_total, weight.dtype)
+        by_bias = _scaled(gradient.bias, grad_total, weight.dtype)
+        return by_hidden, by_weight, by_bias, None, None, None
 
 
-def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient times a scalar, rounded once.
+def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """The gradient times a scalar, rounded once; None where none was asked for.
 
     In place, because these are the largest tensors of the pass. torch raises at a second backward pass.
     """
-    return gradient.mul_(factor).to(dtype)
+    return None if gradient is None else gradient.mul_(factor).to(dtype)
 
 
 def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -> Tensor:
@@ -290,7 +277,7 @@ def _add_from_cache(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
-    losses, norms, peaks = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
+    losses, norms = torch.empty(2, shape[0], dtype=head.loss_dtype, device=device)
     chunks = head.chunks()
     first = 0
     for rows in chunks:
@@ -298,13 +285,11 @@ def _add_from_cache(
         softmax = head.softmax(rows, out=cached[first : first + len(rows)])
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
-        if softmax.peaks is not None:
-            peaks[rows] = softmax.peaks
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
     selected = select(losses)
     for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
-        kept = Softmax(cached[place[rows]], losses[rows], norms[rows], peaks[rows])
+        kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
         gradient.add(rows, kept, row_weight[rows])
     return losses, selected.mask, selected.threshold
 
@@ -321,9 +306,14 @@ def _add_around_threshold(
             # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
             margin, best = forecast.margin(softmax.losses, rows).topk(places, sorted=False)
-            sure = margin > 0
-            gradient.add(rows[best], softmax.take(best), row_weight[rows[best]] * sure)
-            added[rows[best]] = sure
+            sure, taken = margin > 0, rows[best]
+            # No name keeps the copy: its memory is free for the next chunk.
+            gradient.add(
+                taken,
+                Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
+                row_weight[taken] * sure,
+            )
+            added[taken] = sure
     selected = select(losses)
     for rows in head.chunks_of(_read_rows(selected, selected.mask ^ added), head.loss_dtype):
         missing = selected.mask[rows]

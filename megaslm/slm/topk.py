@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import KEY_BITS
-from megaslm.slm.targets import Targets
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; every rank gets the sum."""
@@ -53,18 +52,17 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
     return (2 * numerator * target_count + denominator) // (2 * denominator)
 
 
-def population(groups: Targets, max_ref_loss: float | None, all_reduce_sum: AllReduceSum) -> Tensor:
-    """The number of valid and of eligible targets in each group of (G, n) targets; (2, G) int64.
+def kept(valid: Tensor, eligible: Tensor, ratio: Decimal, all_reduce_sum: AllReduceSum) -> Tensor:
+    """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller; (G,) int64.
 
-    `all_reduce_sum` sums over the ranks that share a group.
+    Args:
+        valid: (G, n) bool.
+        eligible: (G, n) bool.
+        ratio: k.
+        all_reduce_sum: sums over the ranks that share a group.
     """
-    return all_reduce_sum(torch.stack([groups.valid.sum(1), groups.eligible(max_ref_loss).sum(1)]))
-
-
-def kept(groups: Targets, ratio: Decimal, max_ref_loss: float | None, all_reduce_sum: AllReduceSum) -> Tensor:
-    """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller; (G,) int64."""
-    valid, eligible = population(groups, max_ref_loss, all_reduce_sum)
-    return keep_count(valid, ratio).minimum(eligible)
+    valid_count, eligible_count = all_reduce_sum(torch.stack([valid.sum(1), eligible.sum(1)]))
+    return keep_count(valid_count, ratio).minimum(eligible_count)
 
 
 def select_top(

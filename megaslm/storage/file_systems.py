@@ -20,7 +20,7 @@ WEB = ("http", "https")
 _LOCAL = ("file", "local")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _S3 = ("s3", "s3a")
-_ENDPOINT_VARIABLES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+ENDPOINT_VARIABLES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 Info = Mapping[str, object]
 """A driver's description of a file."""
@@ -85,7 +85,7 @@ def time_limit(files: FileSystem, settings: RemoteSettings, moved_bytes: int) ->
 
 def connect(url: str, settings: RemoteSettings, inner_attempts: int = 1) -> FileSystem:
     """The file system of a URL. `inner_attempts`: the driver's own attempts, where one call makes many requests."""
-    endpoint = next((value for name in _ENDPOINT_VARIABLES if (value := os.environ.get(name))), None)
+    endpoint = next((value for name in ENDPOINT_VARIABLES if (value := os.environ.get(name))), None)
     return _file_system(protocol_of(url), endpoint, settings.timeout_seconds, inner_attempts, os.getpid())
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from typing import Any, NoReturn
 
 import numpy as np
@@ -110,7 +111,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied asynchronously."""
-        return MicroBatch(**self._with(lambda tensor: tensor.to(device, non_blocking=True)))
+        return MicroBatch(**self._with(methodcaller("to", device, non_blocking=True)))
 
     def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
         return {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
@@ -177,17 +178,7 @@ class TrainingStream:
         while True:
             numbers = self._host.order_of(order, epoch)
             mine = numbers[rows_into_epoch + self._first_place :: self._plan.world_size]
-            loader: DataLoader[MicroBatch | DataError] = DataLoader(
-                _MicroBatches(self._open_shards, mine, self._plan.micro_batch_rows, epoch, self._eos_id),
-                batch_size=None,
-                num_workers=self._workers,
-                pin_memory=torch.cuda.is_available(),
-                worker_init_fn=partial(follow_rank, os.getpid()),
-            )
-            others = set(multiprocessing.active_children())
-            with without_signals():
-                items = iter(loader)
-            workers = set(multiprocessing.active_children()) - others
+            items, workers = self._start_reading(mine, epoch)
             try:
                 for item in items:
                     if isinstance(item, DataError):
@@ -198,6 +189,22 @@ class TrainingStream:
                 for worker in workers:
                     worker.terminate()
             epoch, rows_into_epoch = epoch + 1, 0
+
+    def _start_reading(
+        self, numbers: Numbers, epoch: int
+    ) -> tuple[Iterator[MicroBatch | DataError], set[multiprocessing.process.BaseProcess]]:
+        """The micro-batches of these rows, and the loader processes that were started for them."""
+        loader: DataLoader[MicroBatch | DataError] = DataLoader(
+            _MicroBatches(self._open_shards, numbers, self._plan.micro_batch_rows, epoch, self._eos_id),
+            batch_size=None,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(follow_rank, os.getpid()),
+        )
+        others = set(multiprocessing.active_children())
+        with without_signals():
+            items = iter(loader)
+        return items, set(multiprocessing.active_children()) - others
 
     def checked(self) -> ShardChecks:
         """The cost of checking shards on first use, over all processes of this host, so far."""
@@ -244,7 +251,8 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             yield self.numbers[start : start + self.batch_rows].tolist()
 
     def _batch(self, coming: deque[tuple[list[int], list[int]]], shards: TrainingShards) -> MicroBatch:
-        shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
+        if shards.are_evicted:
+            shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
         numbers, of_rows = coming.popleft()
         rows = [shards.row(number, shard) for number, shard in zip(numbers, of_rows, strict=True)]
         stored = rows[0].dtype.names or ()
@@ -256,9 +264,9 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)
         if self.eos_id is not None:
             columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
-        domains = np.array([shards.domain_of(shard) for shard in of_rows])
+        domain = shards.domains[of_rows]
         return _of_arrays(
-            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domains, "visit": self.epoch}
+            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domain, "visit": self.epoch}
         )
 
 

@@ -83,9 +83,13 @@ class TrainingShards:
     def __init__(self, shards: Sequence[ShardFiles], host: HostFolder, fetch: FetchSection) -> None:
         self._files, self._host, self._fetch = shards, host, fetch
         self._ends = list(accumulate(files.shard.samples for files in shards))
+        self.domains = np.array([files.domain for files in shards])
+        """The number of each shard's domain in the run."""
         self._notes = host.path / "ready"
         self._notes.mkdir(exist_ok=True)
         self._limit_bytes = _limit_bytes(fetch)
+        self.are_evicted = self._limit_bytes is not None
+        """Whether the cache has a limit. A shard that this process has mapped is not evicted."""
         self._maps: OrderedDict[int, NDArray[np.void]] = OrderedDict()
         self._requests: dict[int, Future[None]] = {}
         self._supply = ThreadPoolExecutor(1, thread_name_prefix="shard supply")
@@ -103,10 +107,6 @@ class TrainingShards:
     def shard_of(self, number: int) -> int:
         """The shard of a row."""
         return bisect_right(self._ends, number)
-
-    def domain_of(self, shard: int) -> int:
-        """The number of a shard's domain in the run."""
-        return self._files[shard].domain
 
     def is_ready(self, shard: int) -> bool:
         """Whether rows of the shard may be read. If the cache has a limit, the shard may be evicted at any moment."""
@@ -139,10 +139,9 @@ class TrainingShards:
         return row
 
     def keep_mapped(self, shards: Container[int]) -> None:
-        """Unmaps all other shards if the cache has a limit."""
-        if self._limit_bytes is not None:
-            for shard in [shard for shard in self._maps if shard not in shards]:
-                self._forget(shard)
+        """Unmaps all other shards, so that they may be evicted."""
+        for shard in [shard for shard in self._maps if shard not in shards]:
+            self._forget(shard)
 
     def make_ready(self, shard: int) -> None:
         """Fetches, checks and unpacks a shard, unless it is ready, the cache is full, or another process is at it.

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 
 from tokenizers import Tokenizer
 
@@ -26,12 +28,17 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], first: int, *, after: int |
     """The text of `ids`, which are in their row from index `first` on, piece by piece. Joined they are the whole text.
 
     A tokenizer decodes the first token of a text differently (a word's space belongs to the word). `after` is the token
-    that comes before `ids`; None if a text begins with them.
+    that comes before `ids`; None if a text begins with them. An id that the tokenizer lacks is its number.
     """
     before = [] if after is None else [after]
     start = 0
     while start < len(ids):
-        length, text = _shortest_whole(tokenizer, before, ids[start : start + _MOST_TOKENS])
+        known = list(takewhile(partial(_is_known, tokenizer), ids[start : start + _MOST_TOKENS]))
+        if not known:
+            yield TokenText(_number(ids[start]), first + start, 1)
+            start += 1
+            continue
+        length, text = _shortest_whole(tokenizer, before, known)
         yield TokenText(text, first + start, length)
         # After a stray byte, a decoder would take the bytes of the next character for stray bytes too.
         if _NO_CHARACTER not in text:
@@ -48,7 +55,7 @@ def texts_of_row(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[
     start = 0
     while start < len(ids):
         if ids[start] == eos_id:
-            yield str(tokenizer.id_to_token(eos_id))
+            yield tokenizer.id_to_token(eos_id) or _number(eos_id)
             start += 1
             continue
         stop = next((place for place in range(start, len(ids)) if ids[place] == eos_id), len(ids))
@@ -57,6 +64,14 @@ def texts_of_row(tokenizer: Tokenizer, ids: list[int], eos_id: int) -> Iterator[
             yield piece.text
             yield from [""] * (piece.tokens - 1)
         start = stop
+
+
+def _number(unknown: int) -> str:
+    return f"⟨id:{unknown}⟩"
+
+
+def _is_known(tokenizer: Tokenizer, number: int) -> bool:
+    return tokenizer.id_to_token(number) is not None
 
 
 def _shortest_whole(tokenizer: Tokenizer, before: list[int], ids: Sequence[int]) -> tuple[int, str]:

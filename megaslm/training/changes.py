@@ -61,6 +61,7 @@ FREE = (
     "data.streams.*.reference",
     "data.loader_workers",
     "data.fetch.*",
+    "train.deterministic",
     "train.epochs",
     "train.micro_batch_rows",
     "slm.exact_by",

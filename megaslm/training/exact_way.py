@@ -36,8 +36,7 @@ def exact_way(config: RunConfig, plan: BatchPlan, engine: ZeroEngine, world: Wor
         ConfigError: kept graphs are asked for under a DeepSpeed for which they are not known to be right.
     """
     slm = config.slm
-    waits = slm.criterion in ("excess", "loss") and slm.scope == "batch" and slm.mode == "exact"
-    if config.train.objective != "slm" or not waits or plan.micro_steps == 1:
+    if config.train.objective != "slm" or not slm.needs_all_losses or plan.micro_steps == 1:
         return ExactWay(keeps_graphs=False)
     return chosen_way(
         slm,

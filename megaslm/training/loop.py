@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
 
@@ -40,7 +40,7 @@ class Trainer:
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
         meters = RunMeters(run.config, run.plan, run.world, forward_flops(run.engine.model.lm.config))
         self._clock = meters.clock
-        self._step = run.train_step(objective_of(run.config, self._before.selection), ends=self._clock.end)
+        self._step = run.train_step(objective_of(run.config, self._before.selection), ends=self._clock.mark)
         self._counts = DomainCounts(run.data.mixture, run.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
             run.folder,
@@ -66,8 +66,8 @@ class Trainer:
     def run(self) -> RollBack | None:
         """Trains to the end of the run, or returns the roll-back that a spike requires."""
         try:
-            with closing(self._micro_batches()) as micro_batches:
-                return self._steps(self._meter.loading(micro_batches))
+            with closing(self._run.stream.micro_batches(self._before.rows_seen, self._before.extents)) as micro_batches:
+                return self._steps(micro_batches)
         except (LossSpike, NonFiniteLoss) as error:
             # All ranks raise together, and the save under way is worth keeping.
             self._reporter.alert("stopped", str(error))
@@ -125,22 +125,20 @@ class Trainer:
         run = self._run
         heartbeat("data", step)
         self._at_step = step
-        self._clock.begin()
-        rows = list(islice(micro_batches, run.plan.micro_steps))
-        self._clock.end("data_wait")
+        self._clock.mark(None)
+        begun_at = time.perf_counter()
+        rows = [micro_batch.to(run.world.device) for micro_batch in islice(micro_batches, run.plan.micro_steps)]
+        loading_seconds = time.perf_counter() - begun_at
+        self._clock.mark("data_wait")
         heartbeat("step", step)
         # The seed of dropout depends on the step: a resumed run needs no generator's state.
         torch.manual_seed(hash((run.config.seed, step, run.world.rank)))
         moment = Moment(step, (step - 1) * run.plan.tokens_per_step)
         result = self._step(rows, moment, learning_rate(run.config.train, step * run.plan.tokens_per_step))
-        self._clock.end("other")
-        self._meter.end_step()
+        self._clock.mark("other")
+        self._meter.add_step(loading_seconds=loading_seconds, step_seconds=time.perf_counter() - begun_at)
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
-
-    def _micro_batches(self) -> Generator[MicroBatch]:
-        for micro_batch in self._run.stream.micro_batches(self._before.rows_seen, self._before.extents):
-            yield micro_batch.to(self._run.world.device)
 
     def _is_due(self, every_tokens: int | None, step: int) -> bool:
         return every_tokens is not None and step % self._run.plan.steps_of(every_tokens) == 0
@@ -265,19 +263,17 @@ def learning_rate(train: TrainSection, tokens: int) -> float:
     """The learning rate of the step that ends when `tokens` targets have been read.
 
     Rises linearly to `lr` over `warmup_tokens`, then follows `schedule` down to `lr · min_lr_ratio` at `total_tokens`.
+    `constant` stays at `lr`.
     """
     if tokens < train.warmup_tokens:
         return train.lr * tokens / train.warmup_tokens
-    floor = train.lr * train.min_lr_ratio
-    return floor + (train.lr - floor) * _height(train, tokens)
-
-
-def _height(train: TrainSection, tokens: int) -> float:
-    """The share of `lr` above the floor: 1 after the warm-up, 0 at the end. `constant` stays at 1."""
-    if train.schedule == "constant":
-        return 1.0
-    remaining_tokens = max(0, train.length_tokens - tokens)
+    floor, length_tokens = train.lr * train.min_lr_ratio, train.length_tokens
+    remaining_tokens = max(0, length_tokens - tokens)
+    # The share of the way from the floor to the peak.
+    height = 1.0
     if train.schedule == "wsd":
-        return min(1.0, remaining_tokens / train.decay_tokens)
-    progress = 1.0 - remaining_tokens / (train.length_tokens - train.warmup_tokens)
-    return 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+        height = min(1.0, remaining_tokens / train.decay_tokens)
+    elif train.schedule != "constant":
+        progress = 1.0 - remaining_tokens / (length_tokens - train.warmup_tokens)
+        height = 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return floor + (train.lr - floor) * height

@@ -37,7 +37,13 @@ class RunMeters:
             self._begun_at, self._seconds_in_steps = before.begun_at, before.seconds_in_steps
 
     def report(
-        self, step: int, summaries: Sequence[SelectionSummary], *, selected_tokens: int, tokens_per_second: float
+        self,
+        step: int,
+        summaries: Sequence[SelectionSummary],
+        *,
+        selected_tokens: int,
+        tokens_per_second: float,
+        second_pass_ratio: float,
     ) -> ReportRecord:
         """The report on the steps up to `step`, one summary each. Waits for the device."""
         seconds = self.clock.read()
@@ -63,6 +69,7 @@ class RunMeters:
             begun_at=self._begun_at,
             seconds_in_steps=_short(self._seconds_in_steps),
             effective_time_ratio=_short(self._seconds_in_steps / max(1e-9, time.time() - self._begun_at)),
+            second_pass_ratio=_short(second_pass_ratio),
         )
 
     def _mfu(self, tokens_per_second: float, attended: float) -> float | None:

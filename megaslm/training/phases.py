@@ -19,17 +19,18 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Measures nothing before `begin`."""
+        """Measures nothing before the first mark."""
         self._on_gpu = device.type == "cuda"
         self._marks: list[tuple[Phase | None, float | torch.cuda.Event]] = []
 
-    def begin(self) -> None:
-        """Begins a step. The time since the step before belongs to no phase."""
-        self._mark(None)
-
-    def end(self, phase: Phase) -> None:
-        """Ends a phase: the time since the last mark belongs to it."""
-        self._mark(phase)
+    def mark(self, phase: Phase | None) -> None:
+        """Ends a phase: the time since the last mark belongs to it. None at the beginning of a step: to no phase."""
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((phase, event))
+        else:
+            self._marks.append((phase, time.perf_counter()))
 
     def read(self) -> dict[str, float]:
         """Seconds of each phase since the last call. Waits for the device."""
@@ -41,14 +42,6 @@ class PhaseClock:
                 seconds[phase] = seconds.get(phase, 0.0) + _seconds_between(begun, ended)
         self._marks.clear()
         return seconds
-
-    def _mark(self, phase: Phase | None) -> None:
-        if not self._on_gpu:
-            self._marks.append((phase, time.perf_counter()))
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append((phase, event))
 
 
 def untimed(phase: Phase) -> None:

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
+from megaslm.slm.dynamic import RankedTargets
 from megaslm.slm.rule import KeepRatio
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import Targets, joined, loss_values
+from megaslm.slm.targets import Targets, joined
 from megaslm.slm.topk import kept, on_this_rank_alone, select_top
 
 
@@ -39,10 +40,10 @@ def would_keep(
     ratio = KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens).at(tokens_seen)
     groups = _targets(rows) if slm.scope == "sequence" else joined([_targets(rows)])
     if slm.criterion == "excess" or slm.criterion == "loss":
-        values = loss_values(slm.criterion, torch.from_numpy(losses), groups)
-        eligible = groups.eligible(slm.max_ref_loss) & torch.isfinite(values)
-        count = kept(groups, ratio, slm.max_ref_loss, on_this_rank_alone)
-        mask = select_top(values, groups.keys, eligible, count).mask
+        ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion)
+        values = ranked.values(torch.from_numpy(losses))
+        count = kept(groups.valid, ranked.eligible, ratio, on_this_rank_alone)
+        mask = select_top(values, groups.keys, ranked.eligible & torch.isfinite(values), count).mask
     else:
         mask = select_static(slm.criterion, groups, ratio, slm.max_ref_loss, seed=config.seed, step=step).mask
     return mask.view(rows.valid.shape).numpy()

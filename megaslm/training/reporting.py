@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -146,12 +147,16 @@ class Reporter:
                     SkippedRecord(result.step, self._tokens(result), result.skipped, skipped_steps=self.skipped_steps)
                 )
         self._written += [record for record in records if isinstance(record, StepRecord)]
-        newest, self._waiting = self._waiting[-1].step, []
         records.append(
             self._meters.report(
-                newest, summaries, selected_tokens=self.selected_tokens, tokens_per_second=tokens_per_second
+                self._waiting[-1].step,
+                summaries,
+                selected_tokens=self.selected_tokens,
+                tokens_per_second=tokens_per_second,
+                second_pass_ratio=fmean(result.second_pass_ratio for result in self._waiting),
             )
         )
+        self._waiting = []
         notes, self._notes = self._notes, []
         self.write(sorted([*records, *notes], key=lambda record: record.step))
 

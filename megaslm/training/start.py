@@ -119,7 +119,7 @@ def under_engine(
     prepare_layers(lm.train(), recompute=config.model.recompute, compiled=compiled)
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
     model = SelectiveLM(lm, eos_id=eos_id, document_isolation=config.model.document_isolation, head=head)
-    return ZeroEngine(model, settings, adamw(model, settings, config.train))
+    return ZeroEngine(model, settings, adamw(model, settings, config.train), deterministic=config.train.deterministic)
 
 
 def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> None:

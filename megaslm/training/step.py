@@ -5,6 +5,7 @@ A skipped step names its cause and the rows of the targets concerned.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import Moment, StepPlan
 from megaslm.slm.targets import Targets
-from megaslm.slm.telemetry import selection_sums, sums_of_nothing, sums_of_unused
+from megaslm.slm.telemetry import selection_sums, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.phases import Phase, untimed
@@ -32,7 +33,8 @@ class StepResult:
     `sums`: see `megaslm.slm.telemetry`, over all ranks. `threshold`: float32 scalar, the value of the criterion from
     which targets were selected; NaN where all or none were selected. `gradient_norm`: float32 scalar, before clipping.
     `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. For a skipped step
-    `sums` hold only the rows read and their valid targets, and the two scalars are NaN.
+    `sums` hold only the rows read and their valid targets, and the two scalars are NaN. `second_pass_ratio`: of the
+    micro-batches, those that had a forward pass without gradients before the one that trains.
     """
 
     step: int
@@ -41,6 +43,7 @@ class StepResult:
     threshold: Tensor
     gradient_norm: Tensor
     skipped: str | None = None
+    second_pass_ratio: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,16 @@ class TrainStep:
         optimiser and the memory of the objective stay unchanged.
         """
         engine, world = self.engine, self.world
-        visits = _visits(micro_batches, world, may_repeat_rows=self.may_repeat_rows)
-        targets = [_targets(*visited, self.eos_id) for visited in zip(micro_batches, visits, strict=True)]
+        targets = self._targets(micro_batches)
+
+        passed_twice: set[int] = set()
+
+        def second_pass_ratio() -> float:
+            return len(passed_twice) / len(micro_batches)
 
         def skipped(reason: str) -> StepResult:
             sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
-            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason)
+            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, second_pass_ratio())
 
         passed: dict[int, tuple[Deferred, HeadOutput]] = {}
 
@@ -88,6 +95,7 @@ class TrainStep:
                 losses = passed[number][1].losses
             else:
                 losses = engine.measure(tokens, bounds)
+                passed_twice.add(number)
             self.ends("forward")
             return losses
 
@@ -99,7 +107,7 @@ class TrainStep:
         self.ends("selection")
         # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
         scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
-        sums = sums_of_nothing(self.domain_count, world.device)
+        sums: list[Tensor] = []
         outputs: list[HeadOutput] = []
         left_out = False
         for number, micro_batch in enumerate(micro_batches):
@@ -117,7 +125,7 @@ class TrainStep:
             left_out = engine.step(learning_rate)
             self.ends("optimizer")
             outputs.append(output._replace(total=output.total.detach()))
-            sums += self._sums(plan, number, outputs[-1], micro_batch, targets[number])
+            sums.append(self._sums(plan, number, outputs[-1], micro_batch, targets[number]))
             self.ends("other")
         if left_out:
             return skipped(why_left_out(targets, plan.choices, outputs, self.row_name))
@@ -125,55 +133,46 @@ class TrainStep:
         return StepResult(
             step=moment.step,
             learning_rate=learning_rate,
-            sums=all_reduce_sum(sums),
+            sums=all_reduce_sum(reduce(torch.add, sums)),
             threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
             gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
+            second_pass_ratio=second_pass_ratio(),
         )
+
+    def _targets(self, micro_batches: Sequence[MicroBatch]) -> list[Targets]:
+        """The targets of each micro-batch. Keys count how often a row was read: in earlier epochs, and in this step."""
+        copies: Sequence[Tensor | int] = [0] * len(micro_batches)
+        if self.may_repeat_rows:
+            rows = [micro_batch.rows for micro_batch in micro_batches]
+            copies = earlier_copies(torch.cat(rows), self.world.rank, all_gather).split([len(part) for part in rows])
+        return [
+            Targets(
+                valid=valid_targets(part.tokens, self.eos_id, part.target_mask),
+                keys=target_keys(part.rows, part.visit + earlier, part.tokens.shape[1] - 1),
+                ref_loss=part.ref_loss,
+                ref_entropy=part.ref_entropy,
+                selected=part.selected,
+            )
+            for part, earlier in zip(micro_batches, copies, strict=True)
+        ]
 
     def _sums(
         self, plan: StepPlan, number: int, output: HeadOutput, micro_batch: MicroBatch, targets: Targets
     ) -> Tensor:
-        choice, losses = plan.choices[number], output.losses
-        measured = choice.measured.view_as(losses) if isinstance(choice, Known) else targets.valid
+        choice = plan.choices[number]
+        measured = choice.measured.view_as(output.mask) if isinstance(choice, Known) else targets.valid
         if plan.losses is not None:
-            losses, measured = plan.losses[number], targets.valid
-        return selection_sums(
-            output.total,
-            losses,
-            measured,
-            output.mask,
-            targets,
-            micro_batch.domain,
-            self.domain_count,
-            micro_batch.document_bounds,
-        )
+            output, measured = output._replace(losses=plan.losses[number]), targets.valid
+        bounds = micro_batch.document_bounds
+        return selection_sums(output, measured, targets, micro_batch.domain, self.domain_count, bounds)
 
     def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
         """The sums of a skipped step: only its rows and their valid targets."""
-        sums = sums_of_nothing(self.domain_count, self.world.device)
-        for part, micro_batch in zip(targets, micro_batches, strict=True):
-            sums += sums_of_unused(part, micro_batch.domain, self.domain_count, micro_batch.document_bounds)
-        return all_reduce_sum(sums)
-
-
-def _visits(micro_batches: Sequence[MicroBatch], world: World, *, may_repeat_rows: bool) -> Sequence[Tensor | int]:
-    """How often the rows of each micro-batch were read before: in earlier epochs, and earlier in this step."""
-    epochs = [micro_batch.visit for micro_batch in micro_batches]
-    if not may_repeat_rows:
-        return epochs
-    rows = [micro_batch.rows for micro_batch in micro_batches]
-    copies = earlier_copies(torch.cat(rows), world.rank, all_gather).split([len(part) for part in rows])
-    return [epoch + earlier for epoch, earlier in zip(epochs, copies, strict=True)]
-
-
-def _targets(micro_batch: MicroBatch, visits: Tensor | int, eos_id: int) -> Targets:
-    return Targets(
-        valid=valid_targets(micro_batch.tokens, eos_id, micro_batch.target_mask),
-        keys=target_keys(micro_batch.rows, visits, micro_batch.tokens.shape[1] - 1),
-        ref_loss=micro_batch.ref_loss,
-        ref_entropy=micro_batch.ref_entropy,
-        selected=micro_batch.selected,
-    )
+        sums = [
+            sums_of_unused(part, micro_batch.domain, self.domain_count, micro_batch.document_bounds)
+            for part, micro_batch in zip(targets, micro_batches, strict=True)
+        ]
+        return all_reduce_sum(reduce(torch.add, sums))
 
 
 def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: Callable[[int], str]) -> str:

@@ -11,6 +11,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.fixed_order import prepare_fixed_order
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import CheckpointError
@@ -18,7 +19,7 @@ from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
-from megaslm.model.decoder_layers import why_not_compiled
+from megaslm.model.decoder_layers import compile_line
 from megaslm.model.documents import kernel_name
 from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
@@ -87,6 +88,8 @@ def train(
     check_allowed_keys(allow_changed, config)
     check_tracker(config.log.tracker)
     guard = config.guard
+    if config.train.deterministic:
+        prepare_fixed_order()
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
         heartbeat("start", 0)
@@ -180,11 +183,10 @@ def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *
         say(line)
     lm = run.engine.model.lm
     say(f"attention: {kernel_name(lm.config, run.world.device, lm.dtype)}")
-    why_not = why_not_compiled(config.model.compile, run.world.device)
-    if why_not is not None:
-        say(f"the decoder layers are not compiled: {why_not} (model.compile = auto)")
-    if run.exact_way.line is not None:
-        say(run.exact_way.line)
+    compiling = compile_line(config.model.compile, run.world.device, name="model.compile =")
+    for told in (compiling, run.exact_way.line):
+        if told is not None:
+            say(told)
     for line in retention_warnings(config, run.plan.total_steps):
         say(f"warning: {line}")
     if after_step == 0:

@@ -85,9 +85,9 @@ def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], 
         output = head(hidden, weight, labels, choice).view_as(targets.valid)
         (output.total / plan.denominator.clamp(min=1)).backward()
         domain = torch.zeros(len(targets.valid), dtype=torch.int64, device="cuda")
-        sums = selection_sums(output.total.detach(), output.losses, output.mask, output.mask, targets, domain, 1)
+        outputs.append(output._replace(total=output.total.detach()))
+        sums = selection_sums(outputs[-1], output.mask, targets, domain, 1)
         total = total + sums.sum()
-        outputs.append(output)
     objective.end_step(plan, outputs)
     return total
 

@@ -27,7 +27,7 @@ def test_the_whole_way_on_one_gpu(tmp_path: Path) -> None:
     assert reference.precision == "bf16"
 
     start = {"from_scratch": None, "from_run": str(tmp_path / "clm")}
-    slm = config_file("slm", tmp_path, "slm", model=start)
+    slm = config_file("slm", tmp_path, "slm", model=start, train={"deterministic": True})
     run_megaslm("train", slm)
     undisturbed = losses(tmp_path / "slm")
     shutil.rmtree(tmp_path / "slm" / "checkpoints" / "step-00000008")

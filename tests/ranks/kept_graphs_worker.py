@@ -54,6 +54,7 @@ class Run:
     sums: list[Tensor] = field(default_factory=list)
     thresholds: list[Tensor] = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
+    second_pass_ratios: list[float] = field(default_factory=list)
     gathered: list[int] = field(default_factory=list)
     """Of each backward pass: the most parameters of decoder layers that were whole after that of a layer."""
     gathers_ahead: list[bool] = field(default_factory=list)
@@ -147,6 +148,7 @@ def train(world: World, case: Case, keeps_graphs: bool) -> Run:
         run.sums.append(result.sums)
         run.thresholds.append(result.threshold)
         run.norms.append(result.gradient_norm)
+        run.second_pass_ratios.append(result.second_pass_ratio)
     run.gathered.extend(engine.gathered)
     run.weights.update(
         (name, (parameter.detach() if case.stage == 0 else safe_get_full_fp32_param(parameter)).clone())

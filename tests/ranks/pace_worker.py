@@ -76,12 +76,15 @@ def train(training: Training, world: World) -> list[Report]:
     objective = SelectiveObjective(training.rule)
     train_step = TrainStep(engine, objective, world, EOS_ID, domain_count=1, may_repeat_rows=False)
     arm(training.faults)
-    batches = meter.loading(_micro_batches(training, world))
+    batches = _micro_batches(training, world)
     reports = []
     for step in range(1, training.steps + 1):
         inject("step", step)
-        train_step(list(islice(batches, training.micro_steps)), Moment(step, 0), learning_rate=1e-3)
-        meter.end_step()
+        begun_at = time.perf_counter()
+        rows = list(islice(batches, training.micro_steps))
+        loading_seconds = time.perf_counter() - begun_at
+        train_step(rows, Moment(step, 0), learning_rate=1e-3)
+        meter.add_step(loading_seconds=loading_seconds, step_seconds=time.perf_counter() - begun_at)
         if step % training.steps_per_report == 0:
             found = watch.report(step)
             reports.append(Report(step, found.slowest_rank, found.slowest_ratio, list(found.news)))

@@ -1,5 +1,6 @@
 """A run that is resumed with other settings or data: what must be allowed, and what a refusal leaves as it was."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,31 @@ STEP_TOKENS = 8 * SEQ_LEN
 SHORT, LONG = [17, 13], [17, 13, 20, 4]
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    """Two epochs of 30 rows: six steps. `long` begins with the rows of `short`, and has 54."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the datasets: `long` begins with the rows of `short`, 30, and has 54."""
+    folder = tmp_path_factory.mktemp("data")
     for name, parts in (("short", SHORT), ("long", LONG)):
-        make_dataset(tmp_path / name, {("train", "a"): parts})
-    return run_config(tmp_path / "run", tmp_path / "short", train={"total_tokens": None, "epochs": "2"})
+        make_dataset(folder / name, {("train", "a"): parts})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run of two epochs of `short`: six steps."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    config = run_config(run, data / "short", train={"total_tokens": None, "epochs": "2"})
+    run_training(config)
+    return config
+
+
+@pytest.fixture
+def config(finished: RunConfig, tmp_path: Path) -> RunConfig:
+    """That of a copy of the finished run."""
+    return finished.model_copy(update={"run_dir": shutil.copytree(finished.run_dir, str(tmp_path / "run"))})
 
 
 def test_epochs_are_the_run_of_as_many_tokens(config: RunConfig, tmp_path: Path) -> None:
-    run_training(config)
     recorded = RunFolder(tmp_path / "run").config().train
     assert (recorded.total_tokens, recorded.epochs) == (6 * STEP_TOKENS, None)
     in_tokens = with_steps(config, 6).model_copy(update={"run_dir": str(tmp_path / "in-tokens")})
@@ -37,17 +53,15 @@ def test_epochs_are_the_run_of_as_many_tokens(config: RunConfig, tmp_path: Path)
         rows_of_step(path, 7)
 
 
-def test_the_same_epochs_are_no_change(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
-    run_training(config)
-    run_training(config, resume=True, allow_changed=())
+def test_the_same_epochs_are_no_change(finished: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+    run_training(finished, resume=True, allow_changed=())
     assert "changed since" not in capfd.readouterr().out
 
 
 def test_epochs_of_longer_data_are_a_longer_run(
-    config: RunConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_training(config)
-    longer = changed(config, data={"train": str(tmp_path / "long")})
+    longer = changed(config, data={"train": str(data / "long")})
     run_training(longer, resume=True, allow_changed=(), expect_status=ConfigError.exit_status)
     refused = capfd.readouterr().err
     assert "train/a 2 → 4 parts" in refused
@@ -61,12 +75,11 @@ def test_epochs_of_longer_data_are_a_longer_run(
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(
-    config: RunConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What it asked for would else be taken for what the run has learned with."""
-    run_training(config)
     record = {name: (tmp_path / "run" / name).read_bytes() for name in ("config.yaml", "manifest.json")}
-    shorter = changed(with_steps(config, 4), data={"train": str(tmp_path / "long")})
+    shorter = changed(with_steps(config, 4), data={"train": str(data / "long")})
     run_training(shorter, resume=True, allow_changed=LENGTHENED, expect_status=2)
     assert "has made 6 steps" in capfd.readouterr().err
     assert {name: (tmp_path / "run" / name).read_bytes() for name in record} == record
@@ -76,7 +89,6 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
 def test_a_run_that_has_learned_nothing_takes_other_settings(config: RunConfig, tmp_path: Path) -> None:
     """A first start that failed is repeated with --resume by launchers."""
     folder = RunFolder(tmp_path / "run")
-    run_training(config)
     for checkpoint in folder.checkpoints.iterdir():
         checkpoint.rename(tmp_path / checkpoint.name)
     run_training(changed(config, train={"lr": 1e-3}), resume=True, allow_changed=())

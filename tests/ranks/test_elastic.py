@@ -1,5 +1,6 @@
 """A run that was saved on some ranks goes on on others, under any ZeRO stage, as if nothing had happened."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,9 +120,9 @@ def test_micro_batches_and_loader_workers_may_change(undisturbed: Path, dataset:
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused(
-    dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    undisturbed: Path, dataset: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copytree(undisturbed, tmp_path / "run")
     config = eight_steps(tmp_path / "run", dataset)
-    run_training(with_steps(config, 4))
     run_training(config, world_size=3, resume=True, expect_status=2)
     assert "use 1, 2, 4, 8 ranks" in capfd.readouterr().err

@@ -44,6 +44,7 @@ def test_both_ways_learn_the_same(ranks: RankPool, lone_rank: RankPool, case: Ca
                 assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1)), (name, one, other)
         assert {name for name in second.weights if not torch.equal(kept.weights[name], second.weights[name])} == set()
         assert kept.gathered == second.gathered
+        assert (kept.second_pass_ratios, second.second_pass_ratios) == ([0.0] * STEPS, [1.0] * STEPS)
         assert kept.graphs == [0] * STEPS
         assert kept.gathers_ahead == second.gathers_ahead == ([True] * STEPS if case.stage == 3 else [])
         if case.stage == 3 and not case.persistent_parameters:

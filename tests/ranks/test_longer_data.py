@@ -1,5 +1,6 @@
 """A run whose dataset has become longer goes on: the epoch ends as it would have ended, then come the new rows too."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,30 +17,47 @@ BATCH_ROWS = 8
 SHORT, LONG = [17, 13], [17, 13, 20, 4]
 
 
-@pytest.fixture(params=["even", "weights"])
-def config(tmp_path: Path, request: pytest.FixtureRequest) -> RunConfig:
-    """Both streams have 41 rows at first, an epoch five steps; a checkpoint after every third one."""
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the datasets: `long` begins with `short`, `other` and `wider` do not."""
+    folder = tmp_path_factory.mktemp("data")
     for name, parts in (("short", SHORT), ("long", LONG)):
-        make_dataset(tmp_path / name, {("train", "a"): parts})
-    make_dataset(tmp_path / "code", {("train", "b"): [11]}, seed=1)
+        make_dataset(folder / name, {("train", "a"): parts})
+    make_dataset(folder / "code", {("train", "b"): [11]}, seed=1)
+    make_dataset(folder / "other", {("train", "a"): LONG}, seed=7)
+    make_dataset(folder / "wider", {("train", "a"): SHORT, ("train", "c"): [30]})
+    return folder
+
+
+@pytest.fixture(scope="module", params=["even", "weights"])
+def begun(data: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> RunConfig:
+    """A run of three steps. Its streams have 41 rows, an epoch five steps; a checkpoint after every third one."""
     streams = {
-        name: {"dataset": str(tmp_path / folder), "weight": 1.0 if request.param == "weights" else None}
+        name: {"dataset": str(data / folder), "weight": 1.0 if request.param == "weights" else None}
         for name, folder in (("web", "short"), ("code", "code"))
     }
     config = run_config(
-        tmp_path / "run",
-        tmp_path / "short",
+        tmp_path_factory.mktemp("begun") / "run",
+        data / "short",
         train={"global_batch_tokens": BATCH_ROWS * SEQ_LEN, "schedule": "constant"},
         checkpoint={"every_tokens": 3 * BATCH_ROWS * SEQ_LEN, "keep_last": 9},
         log={"every_steps": 1},
     )
-    return with_steps(changed(config, data={"train": None, "streams": streams}), 3)
+    config = with_steps(changed(config, data={"train": None, "streams": streams}), 3)
+    run_training(config)
+    return config
+
+
+@pytest.fixture
+def config(begun: RunConfig, tmp_path: Path) -> RunConfig:
+    """That of a copy of the run that has begun."""
+    return begun.model_copy(update={"run_dir": shutil.copytree(begun.run_dir, str(tmp_path / "run"))})
 
 
 def with_web(config: RunConfig, folder: str) -> RunConfig:
     """The same run with another folder as its first stream."""
     streams = config.model_dump()["data"]["streams"]
-    streams["web"]["dataset"] = str(Path(config.run_dir).parent / folder)
+    streams["web"]["dataset"] = str(Path(streams["web"]["dataset"]).parent / folder)
     return changed(config, data={"streams": streams})
 
 
@@ -52,7 +70,6 @@ def test_the_epoch_ends_and_the_next_one_has_the_new_rows(
 ) -> None:
     before = write_config(tmp_path / "before.yaml", with_steps(config, 12))
     told_before = [rows_of_step(before, step) for step in range(1, 6)]
-    run_training(config)
     longer = with_steps(with_web(config, "long"), 12)
     run_training(longer, world_size=2, resume=True)
     said = capfd.readouterr().out
@@ -68,8 +85,7 @@ def test_the_epoch_ends_and_the_next_one_has_the_new_rows(
     assert rows_read(config) == {name: sum(row.startswith(f"{name}:") for row in rows) for name in ("web", "code")}
 
 
-def test_where_it_was_cut_off_does_not_matter(config: RunConfig, tmp_path: Path) -> None:
-    run_training(config)
+def test_where_it_was_cut_off_does_not_matter(config: RunConfig) -> None:
     longer = with_steps(with_web(config, "long"), 9)
     run_training(longer, resume=True)
     weights = last_weights(Path(config.run_dir))
@@ -83,11 +99,8 @@ def test_where_it_was_cut_off_does_not_matter(config: RunConfig, tmp_path: Path)
 
 
 def test_a_dataset_that_does_not_begin_with_the_one_before_is_refused(
-    config: RunConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make_dataset(tmp_path / "other", {("train", "a"): LONG}, seed=7)
-    make_dataset(tmp_path / "wider", {("train", "a"): SHORT, ("train", "c"): [30]})
-    run_training(config)
     for folder in ("other", "wider"):
         run_training(with_web(config, folder), resume=True, expect_status=ConfigError.exit_status)
         assert "data.streams.web.tokens_sha256" in capfd.readouterr().err
@@ -99,7 +112,6 @@ def test_a_dataset_that_does_not_begin_with_the_one_before_is_refused(
 def test_a_checkpoint_that_does_not_say_how_long_the_data_was_is_refused(
     config: RunConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run_training(config)
     (checkpoint,) = complete_checkpoints(Path(config.run_dir) / "checkpoints")
     forget_in_progress(checkpoint.folder, "extents")
     run_training(with_web(config, "long"), resume=True, expect_status=CheckpointError.exit_status)

@@ -1,7 +1,6 @@
 """The reports of whole runs: in metrics.jsonl, and as TensorBoard shows them."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,11 @@ from tests.chain import Chain
 from tests.events import points_in
 from tests.forks import fork_two_ranks, statuses_of
 from tests.injection import faults
+from tests.noted_tracker import NotedTracker
 from tests.toy import SEQ_LEN, make_dataset, run_config
 from tests.training import changed, run_training, with_steps
 
 STEP_TOKENS = 8 * SEQ_LEN
-TRACKER = """
-import enum, json
-from functools import partial
-
-AlertLevel = enum.Enum("AlertLevel", "WARN")
-
-def _noted(call, /, *args, level=None, **kwargs):
-    with open({calls!r}, "a") as file:
-        file.write(json.dumps([call, args, kwargs]) + "\\n")
-
-init, log, alert, finish = (partial(_noted, call) for call in ("init", "log", "alert", "finish"))
-"""
 
 
 def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
@@ -47,7 +35,7 @@ def test_a_run_in_two_attempts_reports_as_one(chain: Chain, tmp_path: Path) -> N
 
     reports, steps = lines_of(run, "report"), lines_of(run, "step")
     assert sum(report["steps"] for report in reports) == len(steps) == 8
-    assert {report["keep_ratio"] for report in reports} == {0.6}
+    assert {(report["keep_ratio"], report["second_pass_ratio"]) for report in reports} == {(0.6, 0.0)}
     assert len({report["begun_at"] for report in reports}) == 1
     seconds = [report["seconds_in_steps"] for report in reports]
     assert seconds == sorted(seconds)
@@ -75,11 +63,12 @@ def test_a_run_in_two_attempts_reports_as_one(chain: Chain, tmp_path: Path) -> N
     assert by_tokens == [(step["tokens"], pytest.approx(step["loss"])) for step in steps]
 
 
-def test_a_tracker_gets_the_steps_and_is_alerted_of_what_is_wrong(tmp_path: Path) -> None:
+def test_a_tracker_gets_the_steps_and_is_alerted_of_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A skipped step, a step told to stop; on the first rank alone."""
-    modules, calls = tmp_path / "modules", tmp_path / "calls"
-    modules.mkdir()
-    (modules / "trackio.py").write_text(TRACKER.format(calls=str(calls)))
+    tracker = NotedTracker.in_folder(tmp_path / "tracker")
+    monkeypatch.syspath_prepend(tracker.folder)
     make_dataset(tmp_path / "tokens", {("train", "a"): [40], ("heldout", "a"): [5]})
     config = run_config(
         tmp_path / "run",
@@ -90,16 +79,15 @@ def test_a_tracker_gets_the_steps_and_is_alerted_of_what_is_wrong(tmp_path: Path
     )
 
     def rank() -> None:
-        sys.path.insert(0, str(modules))
         torch.set_num_threads(1)
         faults.arm("nan@rank0:step2; term@rank1:step4:validate")
         train(config)
 
     assert statuses_of(fork_two_ranks(rank)) == [75, 75]
-    made = [json.loads(line) for line in calls.read_text().splitlines()]
+    made = tracker.calls
     assert [call for call, _, _ in made if call != "log"] == ["init", "alert", "alert", "finish"]
     assert made[0][2]["project"] == "rho"
-    assert [facts["title"] for call, _, facts in made if call == "alert"] == ["run: skipped step", "run: stopped"]
+    assert [alert["title"] for alert in tracker.alerts] == ["run: skipped step", "run: stopped"]
     logged: dict[int, dict[str, float]] = {}
     for call, args, facts in made:
         if call == "log":

@@ -93,7 +93,7 @@ def test_right_answers_with_programs_become_rows_whose_programs_are_trained(
         "heldout_fraction": 0,
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run_megaslm("prepare", tmp_path / "recipe.yaml", tmp_path / "rows")
+    run_megaslm("prepare", "--workers", "1", tmp_path / "recipe.yaml", tmp_path / "rows")
     tokenizer = load_tokenizer(tmp_path / "rows" / TOKENIZER)
     reader = RowReader(tmp_path / "rows", "train", "tora")
     rows = reader.rows(0, len(reader))

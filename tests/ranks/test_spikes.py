@@ -18,6 +18,7 @@ from megaslm.stream.loader import MicroBatch, TrainingStream
 from megaslm.stream.order import Extent
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
 from tests.forks import statuses_of
+from tests.noted_tracker import NotedTracker
 from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config
 from tests.training import changed, losses, run_training, start_training
 
@@ -126,6 +127,35 @@ def test_a_run_stops_at_a_spike(spoil: Callable[..., None], configured: Callable
     assert "guard.on_spike = stop: look at the rows" in said
     assert len(losses(Path(config.run_dir))) == BAD_STEP
     assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("on_spike", "status", "alerts"),
+    [
+        ("off", 0, []),
+        ("warn", 0, ["loss spike"]),
+        ("rollback", 0, ["loss spike"]),
+        ("stop", 1, ["loss spike", "stopped"]),
+    ],
+)
+def test_a_tracker_is_alerted_of_a_spike(
+    on_spike: str,
+    status: int,
+    alerts: list[str],
+    spoil: Callable[..., None],
+    configured: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker = NotedTracker.in_folder(tmp_path / "tracker")
+    monkeypatch.syspath_prepend(tracker.folder)
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    run_training(changed(configured(on_spike), log={"tracker": "trackio"}), expect_status=status)
+    assert [alert["title"] for alert in tracker.alerts] == [f"run: {title}" for title in alerts]
+    assert all(FOUND in alert["text"] for alert in tracker.alerts)
+    # A roll-back opens the tracker's run once more, and every opened one is ended.
+    made = [call for call, _, _ in tracker.calls if call in ("init", "finish")]
+    assert made == ["init", "finish"] * (2 if on_spike == "rollback" else 1)
 
 
 def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(

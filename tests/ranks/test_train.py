@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.dataset.rows import RowReader
+from megaslm.model import traced_memory
 from megaslm.observe.records import read_validations
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.loop import learning_rate
@@ -189,7 +190,12 @@ def test_the_model_of_another_vocabulary_is_refused_by_name(chain: Chain, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_tells_the_memory_that_was_predicted_and_measured(tmp_path: Path) -> None:
+def test_a_run_tells_the_memory_that_was_predicted_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It traces the model itself, beside DeepSpeed's hooks, whatever another run has traced.
+    for results in ("_traced", "_counted"):
+        monkeypatch.setattr(traced_memory, results, {})
     make_dataset(tmp_path / "tokens", {("train", "a"): [60]})
     config = run_config(tmp_path / "run", tmp_path / "tokens")
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), world_size=2)

@@ -54,3 +54,11 @@ def test_what_is_no_sweep_is_refused(config: Path, setting: str, named: str, say
     with pytest.raises(ConfigError) as refused:
         plan_sweep(config, setting, [])
     says(refused, named)
+
+
+@pytest.mark.parametrize("values", ["0.4", "0.5,0.50"])
+def test_a_refused_sweep_of_ratios_is_named_as_it_was_asked_for(config: Path, values: str, says: Says) -> None:
+    slm = ["train.objective=slm"]
+    with pytest.raises(ConfigError) as refused:
+        plan_sweep(config, f"slm.keep_ratio={values}", slm, option="--keep-ratio")
+    says(refused, f"--keep-ratio {values}: ")

@@ -27,8 +27,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """See `megaslm.model.attention.operator.document_attention`."""
     output = query.new_empty(query.shape)
-    sums = query.new_empty((*query.shape[:2], 1), dtype=_accumulated(query.dtype))
-    for part in _parts(bounds, window, query.dtype):
+    sums = query.new_empty((*query.shape[:2], 1), dtype=torch.promote_types(query.dtype, torch.float32))
+    for part in _parts(tuple(bounds.tolist()), window, query.dtype):
         attended, sum_of_each = _flash(
             part.queries(query),
             part.keys(key),
@@ -59,7 +59,7 @@ def backward(
     of_query = query.new_empty(query.shape)
     of_key, of_value = key.new_zeros(key.shape), value.new_zeros(value.shape)
     sums = logsumexp.T.contiguous()[..., None]
-    for part in _parts(bounds, window, query.dtype):
+    for part in _parts(tuple(bounds.tolist()), window, query.dtype):
         parts_of_query, parts_of_key, parts_of_value = _flash_backward(
             part.gradients(gradient),
             part.queries(query),
@@ -76,10 +76,6 @@ def backward(
         part.add_keys(of_key, parts_of_key)
         part.add_keys(of_value, parts_of_value)
     return of_query, of_key, of_value
-
-
-def _accumulated(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class _Part(Protocol):
@@ -162,12 +158,8 @@ class _Padded:
         return tokens.unflatten(0, (-1, self._length)).transpose(1, 2)
 
 
-def _parts(bounds: Tensor, window: int | None, dtype: torch.dtype) -> tuple[_Part, ...]:
-    return _parts_of(tuple(bounds.tolist()), window, dtype)
-
-
 @lru_cache(maxsize=8)
-def _parts_of(bounds: tuple[int, ...], window: int | None, dtype: torch.dtype) -> tuple[_Part, ...]:
+def _parts(bounds: tuple[int, ...], window: int | None, dtype: torch.dtype) -> tuple[_Part, ...]:
     """The parts of a micro-batch, made once for all its layers of one window."""
     # A first call may come in inference mode, and later ones in training.
     with torch.inference_mode(mode=False):

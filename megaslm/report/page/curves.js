@@ -19,6 +19,7 @@ class Curves {
     this.axes = Object.keys(QUANTITIES).filter((axis) => this.allSeries().some((series) => series[axis]));
     this.view = { axis: this.axes[0] ?? "tokens", counted: false, from: 0, hidden: new Set() };
     this.charts = [];
+    this.counted = element("p", { class: "note" }, COUNTED_FLOPS);
   }
 
   allSeries() {
@@ -37,7 +38,7 @@ class Curves {
     });
     if (!this.charts.length) return null;
     this.draw();
-    return section("curves", "Curves", this.controls(), element("div", { class: "charts" }, validations, tasks),
+    return section("curves", "Curves", this.controls(), this.counted, element("div", { class: "charts" }, validations, tasks),
       steps.length ? element("h3", {}, "What every step reported") : null, element("div", { class: "charts" }, steps));
   }
 
@@ -62,6 +63,7 @@ class Curves {
 
   draw() {
     const { axis } = this.view;
+    this.counted.hidden = axis !== "flops";
     for (const { chart, curves, marked } of this.charts) {
       const lines = [];
       const without = [];

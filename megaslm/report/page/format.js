@@ -15,6 +15,9 @@ const QUANTITIES = {
   gpu_hours: { name: "GPU-hours", units: GPU_HOURS, suffix: "" },
 };
 
+const COUNTED_FLOPS = "FLOPs are those of matrix products: three forward passes per token read, and one more where " +
+  "the selection made a second forward pass. Recomputation is not counted.";
+
 /** The largest unit in which a number is at least 1, or the smallest one. */
 function unitFor(units, largest) {
   return units.findLast(([size]) => largest >= size) ?? units[0];

@@ -20,12 +20,12 @@ function summarySection({ runs, targets: [targets], costs, notes = [] }) {
 }
 
 /**
- * The run of lowest final loss at the place of the targets, the baseline apart; null where there is none. A run that
- * read as many tokens as the baseline comes before one that read more or fewer.
+ * The selective run of lowest final loss at the place of the targets; null where there is none. A run that read as
+ * many tokens as the baseline comes before one that read more or fewer.
  */
 function bestRun(runs, { place, baseline }) {
   const base = lastAt(runs.find((run) => run.name === baseline), place);
-  const others = runs.filter((run) => run.name !== baseline && isNumber(lastAt(run, place).loss));
+  const others = runs.filter((run) => run.objective === "slm" && isNumber(lastAt(run, place).loss));
   const unequal = (run) => Number(!isEqual(lastAt(run, place).tokens, base.tokens));
   return others.sort((a, b) => unequal(a) - unequal(b) || lastAt(a, place).loss - lastAt(b, place).loss)[0] ?? null;
 }
@@ -76,9 +76,10 @@ function timeFact(own, theirs) {
     `Until that loss: ${amount(own.seconds, "seconds")} of ${amount(theirs.seconds, "seconds")}.${counted}`];
 }
 
-function breakEvenFact({ runs, sentence }) {
+function breakEvenFact({ runs, sentence, is_known: isKnown }) {
   const count = isNumber(runs) ? Math.ceil(runs) : null;
-  return [count === null ? "no break-even" : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
+  const none = isKnown === false ? "break-even not known" : "no break-even";
+  return [count === null ? none : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
 }
 
 /** A run alone: its last losses, and what it took. */

@@ -47,6 +47,9 @@ function targetsTable(runs, targets) {
   ];
 }
 
+const OWN_REFERENCE = "training of the reference";
+const REFERENCE_ONCE = "The run that trained the reference is on this page. Its cost is in one row, that of its own training.";
+
 function costsSection({ runs, costs }) {
   if (!costs || !costs.rows.length) return null;
   const heads = ["run", "what", "serves also", ...REACHED.map((key) => QUANTITIES[key].name)];
@@ -55,6 +58,8 @@ function costsSection({ runs, costs }) {
     [named(runs, row.run), row.what, others(row), ...REACHED.map((key) => amount(row[key], key))]);
   return section("costs", "What it cost",
     (costs.break_even ?? []).map(({ sentence }) => element("p", {}, sentence)),
+    costs.rows.some((row) => row.what === OWN_REFERENCE) ? element("p", {}, REFERENCE_ONCE) : null,
+    element("p", { class: "note" }, COUNTED_FLOPS),
     table("What each run spent", heads, rows, [1, 2]));
 }
 

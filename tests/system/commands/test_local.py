@@ -156,6 +156,18 @@ def test_a_driver_that_fails_makes_no_run_on_cpus(workplace: Path, says: Says) -
     says(done.stderr, "nvidia-smi: NVIDIA-SMI has failed", "CUDA_VISIBLE_DEVICES=")
 
 
+def test_a_gpu_that_is_not_there_is_named(workplace: Path, says: Says) -> None:
+    """Its rank would find no GPU, and train on a CPU."""
+    driver = workplace / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 0\necho 1\n", encoding="utf-8")
+    driver.chmod(0o755)
+    path = f"{workplace}:{os.environ['PATH']}"
+    with start(workplace, "local.sh", "exit", "0", CUDA_VISIBLE_DEVICES="1,7", RANKS="1", PATH=path) as job:
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 2
+    says(errors, "CUDA_VISIBLE_DEVICES = 1,7", "GPU 7", "0,1")
+
+
 @pytest.mark.slow
 def test_every_rank_gets_the_arguments_unchanged(workplace: Path) -> None:
     hostile = [

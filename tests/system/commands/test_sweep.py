@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.load import load
+from megaslm.config.schema import RunConfig
+from megaslm.sweep import plan_sweep
 from tests.launched import ROOT
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
+from tests.training import run_training
 
 STEPS = 60
 
@@ -59,11 +63,15 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
     assert not (folder / "report.html").exists()
 
     blocked.unlink()
+    # As the same sweep would train it, in a process that starts in a moment.
+    (first, _) = plan_sweep(config, "seed=1,2", []).runs
+    run_training(load(RunConfig, config, first.overrides).value)
     result = tmp_path / "result.json"
     done = subprocess.run(
         command(config, here, "--json", str(result)), env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{first.folder} is finished" in done.stdout
     runs = json.loads(result.read_text())
     assert [(run["value"], run["is_finished"]) for run in runs] == [("1", True), ("2", True)]
     assert runs[0]["losses"]["own/a"] != runs[1]["losses"]["own/a"]

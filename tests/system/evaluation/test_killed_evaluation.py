@@ -37,11 +37,18 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["evaluate", str(model), "--tasks", str(folder / "sums.yaml"), "--data", str(folder), *sampled]
 
 
+@pytest.fixture(scope="module")
+def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of one that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole") / "output"
+    run_megaslm(*command, "-o", output)
+    return output
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_it_answers_only_what_was_under_way_again(
-    ranks: int, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ranks: int, command: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_megaslm(*command, "-o", tmp_path / "whole")
     begun = tmp_path / "begun"
 
     def written_down(task: Any, items: Sequence[tuple[Any, int]], *positional: Any, **named: Any) -> Any:
@@ -63,8 +70,8 @@ def test_killed_it_answers_only_what_was_under_way_again(
     times = Counter(begun.read_text().split("\n")[:-1])
     assert len(times) == 2 * ITEMS
     assert sum(times.values()) - len(times) <= KILLS * ranks * BATCH_ROWS
-    assert (output / "sums.jsonl").read_bytes() == (tmp_path / "whole" / "sums.jsonl").read_bytes()
-    assert _results(output) == _results(tmp_path / "whole")
+    assert (output / "sums.jsonl").read_bytes() == (whole / "sums.jsonl").read_bytes()
+    assert _results(output) == _results(whole)
     assert {path.name for path in output.iterdir()} == {"results.json", "sums.jsonl"}
 
 

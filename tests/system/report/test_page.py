@@ -60,6 +60,36 @@ def test_the_first_screen_compares_at_equal_tokens_if_it_can(open_page: Open) ->
     assert "1.64M" in page.locator("#summary").inner_text()
 
 
+def test_the_first_screen_is_of_a_selective_run(open_page: Open) -> None:
+    changed = document()
+    # Such as the run of the reference, whose loss on its own domain is lower than that of any other.
+    changed["runs"][1]["objective"] = "clm"
+    assert "slm-0.6" not in open_page(changed).locator("#summary h2").inner_text()
+
+
+def test_the_page_says_what_flops_and_a_reported_reference_count(open_page: Open) -> None:
+    changed = document()
+    page = open_page(changed)
+    said = page.locator("#curves > .note")
+    assert not said.is_visible()
+    page.get_by_label("FLOPs", exact=True).check()
+    assert said.is_visible()
+    assert said.inner_text() in page.locator("#costs").inner_text()
+    changed["costs"]["rows"][-1] |= {"what": "training of the reference", "shared_by": ["slm-0.4"]}
+    told = open_page(changed)
+    assert told.locator("#costs > p").count() == page.locator("#costs > p").count() + 1
+    assert "slm-0.4" in told.locator("#costs tbody tr").last.inner_text()
+
+
+def test_an_unknown_break_even_is_not_told_as_none(open_page: Open) -> None:
+    told = []
+    for is_known in (True, False):
+        changed = document()
+        changed["costs"]["break_even"][0] |= {"runs": None, "is_known": is_known}
+        told.append(open_page(changed).locator("#summary dt").last.inner_text())
+    assert told[0] != told[1]
+
+
 def test_the_own_ratio_keeps_what_the_run_keeps_and_the_slider_what_the_method_keeps(open_page: Open) -> None:
     page = open_page(document())
     assert (underlined(page) == expected(CHECKPOINTS - 1, str(KEEP_RATIO))).all()

@@ -1,4 +1,6 @@
-"""What AdamW decays."""
+"""What AdamW decays, and what of DeepSpeed is left out."""
+
+import importlib
 
 import torch
 
@@ -15,3 +17,9 @@ def test_matrices_decay_and_gains_do_not() -> None:
     assert len(gains) == 2 * SHAPE["num_layers"] + 1
     assert {id(parameter) for parameter in groups.undecayed} == {id(parameter) for parameter in gains}
     assert len(groups.decayed) + len(gains) == len(list(model.parameters()))
+
+
+def test_torch_is_not_made_to_compile_an_optimiser_that_never_runs() -> None:
+    """It would import Inductor in every rank."""
+    muon = importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    assert muon.muon_update.__code__.co_filename == muon.__file__

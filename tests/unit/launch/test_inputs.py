@@ -12,6 +12,7 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.run_files import COMPLETE, COMPLETE_CHECKPOINTS, CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.corpus.tasks import TaskReader, plan_tasks
+from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import DataError, InputError
 from megaslm.health.disk import Disk
 from megaslm.launch.findings import Findings, Reach
@@ -68,6 +69,16 @@ def test_a_length_in_epochs_is_no_problem(tokens: Path, here: Findings) -> None:
     config = run_config(tokens.parent / "run", tokens, train={"total_tokens": None, "epochs": 2})
     look_at_run(here, config, ranks=2)
     assert here.problems == []
+
+
+def test_a_remote_dataset_is_looked_at_where_its_manifest_can_be_read(tokens: Path) -> None:
+    findings = Findings(Reach.ALL, "", read_remote=lambda url: read_manifest(tokens))
+    config = run_config(tokens.parent / "run", tokens, data={"train": "s3://bucket/tokens", "seq_len": 32})
+    look_at_run(findings, config, ranks=1)
+    (problem,) = findings.problems
+    assert "s3://bucket/tokens" in problem
+    assert "data.seq_len = 32" in problem
+    assert findings.unseen == {}
 
 
 def test_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:

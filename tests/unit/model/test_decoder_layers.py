@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.config.schema import Compile, Recompute
 from megaslm.errors import ConfigError
-from megaslm.model.decoder_layers import is_compiled, kept_products, prepare_layers, why_not_compiled
+from megaslm.model.decoder_layers import compile_line, is_compiled, kept_products, prepare_layers
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, HeadOutput
 from tests.messages import Says
@@ -192,8 +192,8 @@ def test_compiling_without_a_compiler_is_refused(says: Says) -> None:
     assert not is_compiled("auto", CPU, name="model.compile =")
 
 
-def test_auto_says_why_it_does_not_compile(says: Says) -> None:
-    reason = why_not_compiled("auto", CPU)
-    assert reason is not None
-    says(reason, "GPU")
-    assert why_not_compiled("off", CPU) is None
+def test_a_user_is_told_why_layers_are_not_compiled_or_that_it_takes_long(says: Says) -> None:
+    settings: dict[Compile, str] = {"auto": "GPU", "on": "compiled"}
+    for setting, named in settings.items():
+        says(str(compile_line(setting, CPU, name="model.compile =")), named)
+    assert compile_line("off", CPU, name="model.compile =") is None

@@ -14,7 +14,6 @@ from megaslm.model.attention.operator import document_attention
 from megaslm.model.load import load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.model.self_check import require_library_losses
-from megaslm.slm.head_pass import LogitTransform
 from tests.messages import Says
 from tests.model_folders import REMOVED, edit_config, make_model, plain_losses, rows, store_head
 from tests.toy import EOS_ID
@@ -67,7 +66,7 @@ EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     "granite": {"none": {}, "multipliers": {"logits_scaling": 4.0, "residual_multiplier": 0.5}},
 }
 FAMILIES = tuple(WINDOWS)
-HALVED = LogitTransform(scale=0.5)
+HALVED = 0.5
 TIES = (("untied", "both"), ("untied", "equal"), ("tied", "both"), ("tied", "equal"), ("tied", "embedding"))
 
 
@@ -135,7 +134,7 @@ def test_the_check_at_load_sees_what_a_layer_does(family: str, monkeypatch: pyte
         with pytest.raises(ModelError, match=r"config\.json"):
             require_library_losses(config, model="model")
     with monkeypatch.context() as patched:
-        patched.setattr("megaslm.model.selective_lm.logit_transform", lambda config: HALVED)
+        patched.setattr("megaslm.model.selective_lm.logit_scale", lambda config: HALVED)
         with pytest.raises(ModelError, match=r"config\.json"):
             require_library_losses(config, model="model")
 

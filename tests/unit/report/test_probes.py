@@ -152,3 +152,26 @@ def test_the_tokens_of_a_few_runs_are_shown(tmp_path: Path, says: Says) -> None:
     (note,) = document["notes"]
     says(note, f"run{MOST_PROBES}")
     json.dumps(document, allow_nan=False)
+
+
+def test_a_long_token_takes_little_room(tmp_path: Path) -> None:
+    rows = probe_rows(rows=2, scored=False)
+    folder = write_probed(tmp_path / "run", rows, random_losses(rows))
+    number = int(rows.tokens[0, 1])
+    tokenizer = folder / "model" / "tokenizer.json"
+    stored = json.loads(tokenizer.read_text())
+    words = stored["model"]["vocab"]
+    del words[next(word for word, found in words.items() if found == number)]
+    words["W" * 10_000] = number
+    tokenizer.write_text(json.dumps(stored))
+    piece = heat_of(folder)["rows"][0]["pieces"][0]
+    assert "WWW" in piece
+    assert "10,0" in piece
+    assert len(piece) < 200
+
+
+def test_no_document_begins_in_padding(tmp_path: Path) -> None:
+    rows = probe_rows(rows=1)
+    rows.tokens[0, [2, 5, 6, 7, 8]] = rows.eos_id
+    (shown,) = heat_of(write_probed(tmp_path / "run", rows, random_losses(rows)))["rows"]
+    assert shown["new_document"] == [2]

@@ -65,6 +65,14 @@ def test_a_run_of_an_earlier_build_is_read_as_far_as_it_tells(says: Says) -> Non
     says("\n".join(run.notes), "all_loss", "cost.json", "config.json")
 
 
+def test_a_cost_that_cannot_be_read_is_no_missing_one(says: Says) -> None:
+    folder = write_run(Path("run"))
+    (folder / "cost.json").write_text("{")
+    (run,) = read_runs([folder])
+    assert run.spent.seconds is not None
+    says("\n".join(run.notes), "cost.json")
+
+
 def test_lines_that_cannot_be_read_are_counted_and_left_out(says: Says) -> None:
     folder = write_run(Path("run"), cost=cost_of(seconds=60.0))
     whole = (folder / "metrics.jsonl").read_bytes()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from megaslm.report.costs import costs_of
+from megaslm.report.curves import run_entries
 from megaslm.report.runs import ReportedRun, read_runs
 from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import baseline_of, targets_of
@@ -97,9 +98,57 @@ def test_what_came_before_pays_for_itself_after_some_runs(says: Says) -> None:
     # FAST comes to 2.0 after 3 of 6 steps: 30 of 60 seconds are saved, of 120 spent once.
     assert (fast["saved_seconds_per_run"], fast["spent_once_seconds"]) == (pytest.approx(30.0), 120.0)
     assert fast["runs"] == pytest.approx(4.0)
-    assert slow["runs"] is None
+    assert (slow["runs"], slow["is_known"]) == (None, True)
     says(fast["sentence"], "4.0")
     says(slow["sentence"])
+
+
+def test_a_reference_whose_own_run_is_reported_is_counted_once() -> None:
+    selective = slm("slm", FAST)
+    trained = json.loads((selective / "cost.json").read_text())["reference_training"]
+    reference = write_run(Path("reference"), cost={"training": trained})
+    costs = costs_of(runs(clm(), selective, reference))
+    assert [(row["run"], row["what"], row["shared_by"]) for row in costs["rows"]] == [
+        ("slm", "scoring", ["slm"]),
+        ("clm", "training", []),
+        ("slm", "training", []),
+        ("reference", "training of the reference", ["slm"]),
+    ]
+    assert sum(row["seconds"] for row in costs["rows"]) == pytest.approx(20.0 + 60.0 + 60.0 + 100.0)
+    (balance,) = costs["break_even"]
+    assert balance["spent_once_seconds"] == 120.0
+
+
+def test_a_reference_is_no_point_of_a_sweep() -> None:
+    one, other = slm("slm-0.4", FAST, "0.4"), slm("slm-0.6", FAST, "0.6")
+    trained = json.loads((one / "cost.json").read_text())["reference_training"]
+    reference = write_run(Path("reference"), sections={"data": {"domains": ["a"]}}, cost={"training": trained})
+    found = sweep_of(runs(reference, clm(), one, other))
+    assert found is not None
+    assert found["key"] == "slm.keep_ratio"
+
+
+def test_a_setting_that_is_a_list_is_a_text_of_its_values() -> None:
+    found = sweep_of(runs(clm("one", sections={"data": {"domains": ["a", "b"]}}), clm("other")))
+    assert found is not None
+    assert {point["value"] for point in found["metrics"][0]["points"]} == {"a, b", None}
+
+
+def test_a_second_forward_pass_is_in_the_flops_where_it_is_known(says: Says) -> None:
+    several = {"train": {"micro_batch_rows": 4}}
+    told, silent = slm("told", FAST, sections=several), slm("silent", FAST, sections=several)
+    reports = [{"kind": "report", "step": step, "second_pass_ratio": ratio} for step, ratio in ((2, 0.0), (STEPS, 1.0))]
+    with (told / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(report) + "\n" for report in reports)
+    known, unknown, single = runs(told, silent, slm("single", FAST))
+    assert known.spent.flops is not None
+    passes = [3, 3, 4, 4, 4, 4]
+    assert known.spent.flops[-1] == pytest.approx(sum(passes) * STEP_TOKENS * FORWARD_FLOPS)
+    assert any("67%" in value for _, value in run_entries([known])[0]["facts"])
+    assert unknown.spent.flops is not None
+    assert unknown.spent.flops[-1] == pytest.approx(3 * STEPS * STEP_TOKENS * FORWARD_FLOPS)
+    assert known.notes == single.notes
+    says("\n".join(note for note in unknown.notes if note not in single.notes))
 
 
 def test_on_gpus_the_balance_is_in_gpu_hours(says: Says) -> None:
@@ -122,7 +171,7 @@ def test_costs_that_are_not_known_are_not_guessed(tmp_path: Path, says: Says) ->
     cost["reference_training"] = {"seconds": 0, "gpu_hours": 0}
     found = runs(clm(), slm("slm", FAST, cost=cost))
     (balance,) = costs_of(found)["break_even"]
-    assert (balance["runs"], balance["spent_once_seconds"]) == (None, None)
+    assert (balance["runs"], balance["spent_once_seconds"], balance["is_known"]) == (None, None, False)
     says(balance["sentence"])
     says("\n".join(found[1].notes).replace(str(tmp_path), "FOLDER"), "cost.json", "data/scored")
 

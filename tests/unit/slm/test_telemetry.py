@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from megaslm.observe.records import EXCESS_EDGES_NATS
+from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
-from megaslm.slm.telemetry import POSITION_BANDS, SelectionSummary, selection_sums, summarise, sums_of_nothing
+from megaslm.slm.telemetry import POSITION_BANDS, SelectionSummary, selection_sums, summarise
 
 ROWS, LENGTH, DOMAINS = 40, 50, 3
 
@@ -23,17 +24,18 @@ def sums_of(targets: Targets, losses: Tensor, measured: Tensor | None = None) ->
     selected = targets.valid & (losses > 3.2)
     domain = torch.arange(ROWS) % 2  # The third domain has no row.
     measured = targets.valid if measured is None else measured
-    sums = selection_sums(losses[selected].sum(), losses, measured, selected, targets, domain, DOMAINS)
+    output = HeadOutput(losses[selected].sum(), losses, selected, no_threshold(losses.device))
+    sums = selection_sums(output, measured, targets, domain, DOMAINS)
     return sums, selected, domain
 
 
 def test_micro_batches_add_up_to_the_step() -> None:
-    total = sums_of_nothing(DOMAINS, torch.device("cpu"))
+    parts: list[Tensor] = []
     all_losses, all_selected, all_valid, all_excess, all_domains = [], [], [], [], []
     for seed in range(3):
         targets, losses = targets_and_losses(seed)
         sums, selected, domain = sums_of(targets, losses)
-        total += sums
+        parts.append(sums)
         assert targets.ref_loss is not None
         all_losses.append(losses)
         all_selected.append(selected)
@@ -41,7 +43,7 @@ def test_micro_batches_add_up_to_the_step() -> None:
         all_excess.append((losses - targets.ref_loss)[targets.valid])
         all_domains.append(domain[:, None].expand_as(losses))
     losses, selected, valid, domain = map(torch.cat, (all_losses, all_selected, all_valid, all_domains))
-    found = summarise(total.tolist())
+    found = summarise(torch.stack(parts).sum(0).tolist())
 
     assert (found.selected, found.valid, found.not_finite) == (int(selected.sum()), int(valid.sum()), 0)
     assert found.selected_loss == pytest.approx(float(losses[selected].double().mean()), rel=1e-6)
@@ -66,7 +68,8 @@ def test_a_token_attends_within_its_document() -> None:
     targets, losses = targets_and_losses(0)
     bounds = torch.tensor([0, 10, LENGTH, ROWS * LENGTH], dtype=torch.int32)
     none = torch.zeros_like(targets.valid)
-    sums = selection_sums(losses.sum(), losses, none, none, targets, torch.zeros(ROWS, dtype=torch.int64), 1, bounds)
+    output = HeadOutput(losses.sum(), losses, none, no_threshold(losses.device))
+    sums = selection_sums(output, none, targets, torch.zeros(ROWS, dtype=torch.int64), 1, bounds)
     assert summarise(sums.tolist()).attended == sum(n**2 for n in (10, LENGTH - 10, (ROWS - 1) * LENGTH)) / 2
 
 
@@ -102,7 +105,8 @@ def test_losses_that_are_not_finite_are_counted_where_they_matter(value: float) 
 
 
 def test_a_step_without_targets_is_all_zeros() -> None:
-    assert summarise(sums_of_nothing(DOMAINS, torch.device("cpu")).tolist()) == SelectionSummary(
+    sums, *_ = sums_of(*targets_and_losses(0))
+    assert summarise([0.0] * len(sums)) == SelectionSummary(
         selected_loss=0.0,
         all_loss=0.0,
         selected=0,

@@ -12,7 +12,6 @@ from torch import Tensor
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm import head_pass
 from megaslm.slm.choice import Selected
-from megaslm.slm.head_pass import PLAIN_LOGITS, LogitTransform
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
@@ -25,10 +24,10 @@ from tests.chosen import selected
 from tests.pairwise import pairwise
 
 ROWS, WIDTH, VOCAB = 37, 24, 50
-TRANSFORMS = [LogitTransform(), LogitTransform(scale=0.25), LogitTransform(scale=2.0, softcap=3.0)]
+LOGIT_SCALES = [1.0, 0.25, 2.0]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
-Case = tuple[int, LogitTransform, HeadMethod, torch.dtype, bool]
-CASES: list[Case] = list(product((1, 8, 1000), TRANSFORMS, METHODS, (torch.float32, torch.bfloat16), (False, True)))
+Case = tuple[int, float, HeadMethod, torch.dtype, bool]
+CASES: list[Case] = list(product((1, 8, 1000), LOGIT_SCALES, METHODS, (torch.float32, torch.bfloat16), (False, True)))
 EVERY_PAIR = pairwise(CASES, lambda case: {str(place): value for place, value in enumerate(case)})
 
 
@@ -87,13 +86,9 @@ def inputs(
     return hidden, weight, targets, offset, row_weight
 
 
-def exact(
-    hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, transform: LogitTransform = PLAIN_LOGITS
-) -> Tensor:
+def exact(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, logit_scale: float = 1.0) -> Tensor:
     logits = hidden.double() @ weight.double().t()
-    logits = (logits if bias is None else logits + bias.double()) * transform.scale
-    if transform.softcap is not None:
-        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    logits = (logits if bias is None else logits + bias.double()) * logit_scale
     return F.cross_entropy(logits, targets, reduction="none")
 
 
@@ -103,15 +98,15 @@ def assert_parity(
     *,
     dtype: torch.dtype,
     bias: bool,
-    transform: LogitTransform,
+    logit_scale: float,
     tolerance: float,
 ) -> None:
     """Losses, weighted sum and gradients against float64, under non-uniform weights and an upstream factor."""
     hidden, weight, targets, offset, row_weight = inputs(dtype, bias)
     parameters = [tensor for tensor in (hidden, weight, offset) if tensor is not None]
-    total, losses, *_ = loss(hidden, weight, targets, row_weight, offset, transform)
+    total, losses, *_ = loss(hidden, weight, targets, row_weight, offset, logit_scale)
     found = torch.autograd.grad(total * 3.0, parameters)
-    expected_losses = exact(hidden, weight, targets, offset, transform)
+    expected_losses = exact(hidden, weight, targets, offset, logit_scale)
     mask = mask_of(losses)
     expected_total = (expected_losses * row_weight)[mask].sum()
     expected = torch.autograd.grad(expected_total * 3.0, parameters)
@@ -133,44 +128,46 @@ def tolerance_of(dtype: torch.dtype, method: HeadMethod | None = None) -> float:
 
 
 @pytest.mark.parametrize(
-    ("chunk_rows", "transform", "method", "dtype", "bias"), EVERY_PAIR, indirect=["chunk_rows"], ids=str
+    ("chunk_rows", "logit_scale", "method", "dtype", "bias"), EVERY_PAIR, indirect=["chunk_rows"], ids=str
 )
 @pytest.mark.usefixtures("chunk_rows")
 def test_every_method_gives_the_gradients_of_float64(
-    transform: LogitTransform, method: HeadMethod, dtype: torch.dtype, bias: bool
+    logit_scale: float, method: HeadMethod, dtype: torch.dtype, bias: bool
 ) -> None:
-    cut = 1.5 if transform.softcap is None and transform.scale < 1 else 4.0
+    cut = 1.5 if logit_scale < 1 else 4.0
 
     def loss(
-        hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor, offset: Tensor | None, _: LogitTransform
+        hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor, offset: Tensor | None, _: float
     ) -> tuple[Tensor, Tensor]:
         select = Larger(cut, LossesAbove(cut + 0.5, 0.5))
-        return selective_loss(hidden, weight, targets, row_weight, select, offset, method=method, transform=transform)
+        return selective_loss(
+            hidden, weight, targets, row_weight, select, offset, method=method, logit_scale=logit_scale
+        )
 
     assert_parity(
         loss,
         lambda losses: losses > cut,
         dtype=dtype,
         bias=bias,
-        transform=transform,
+        logit_scale=logit_scale,
         tolerance=tolerance_of(dtype, method),
     )
 
 
 @pytest.mark.parametrize(
-    ("chunk_rows", "transform", "dtype"),
+    ("chunk_rows", "logit_scale", "dtype"),
     [(*case[:2], case[3]) for case in EVERY_PAIR],
     indirect=["chunk_rows"],
     ids=str,
 )
 @pytest.mark.usefixtures("chunk_rows")
-def test_every_row_gives_the_gradients_of_float64(transform: LogitTransform, dtype: torch.dtype) -> None:
+def test_every_row_gives_the_gradients_of_float64(logit_scale: float, dtype: torch.dtype) -> None:
     assert_parity(
         weighted_loss,
         lambda losses: torch.ones_like(losses, dtype=torch.bool),
         dtype=dtype,
         bias=True,
-        transform=transform,
+        logit_scale=logit_scale,
         tolerance=tolerance_of(dtype),
     )
 
@@ -179,13 +176,13 @@ def test_every_row_gives_the_gradients_of_float64(transform: LogitTransform, dty
 @pytest.mark.parametrize("forecast", FORECASTS.values(), ids=FORECASTS)
 def test_a_bracket_is_exact_whatever_was_forecast(forecast: LossesAbove | None) -> None:
     assert_parity(
-        lambda hidden, weight, targets, row_weight, offset, transform: selective_loss(
+        lambda hidden, weight, targets, row_weight, offset, logit_scale: selective_loss(
             hidden, weight, targets, row_weight, Larger(5.0, forecast), offset, method="bracket"
         ),
         lambda losses: losses > 5.0,
         dtype=torch.float32,
         bias=True,
-        transform=LogitTransform(),
+        logit_scale=1.0,
         tolerance=1e-5,
     )
 
@@ -193,9 +190,9 @@ def test_a_bracket_is_exact_whatever_was_forecast(forecast: LossesAbove | None) 
 def test_float64_agrees_with_float64_to_its_last_digits() -> None:
     hidden, weight, targets, offset, row_weight = inputs(torch.float64)
     assert offset is not None
-    for transform in TRANSFORMS:
-        total, losses = weighted_loss(hidden, weight, targets, row_weight.double(), offset, transform)
-        expected = exact(hidden, weight, targets, offset, transform)
+    for logit_scale in LOGIT_SCALES:
+        total, losses = weighted_loss(hidden, weight, targets, row_weight.double(), offset, logit_scale)
+        expected = exact(hidden, weight, targets, offset, logit_scale)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=1e-13)
         found = torch.autograd.grad(total, [hidden, weight, offset])
         theirs = torch.autograd.grad((expected * row_weight.double()).sum(), [hidden, weight, offset])

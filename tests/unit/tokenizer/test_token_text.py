@@ -82,3 +82,12 @@ def test_bytes_of_half_a_character_hide_nothing_else(tokenizer: Tokenizer) -> No
     last = list(pieces(tokenizer, ids_of(tokenizer, "x𝄞")[:-1], 0, after=None))[-1]
     assert last.tokens == 1
     assert last.text in ("\N{REPLACEMENT CHARACTER}", "")
+
+
+def test_an_id_that_the_tokenizer_lacks_is_shown_as_its_number(tokenizer: Tokenizer) -> None:
+    unknown = tokenizer.get_vocab_size() + 7
+    ids = ids_of(tokenizer, "a é")
+    texts = list(pieces(tokenizer, [*ids[:-1], unknown, ids[-1], unknown], 0, after=EOS))
+    assert [text.tokens for text in texts if str(unknown) in text.text] == [1, 1]
+    assert sum(text.tokens for text in texts) == len(ids) + 2
+    assert all(text.text for text in texts)

@@ -4,6 +4,7 @@ Counted on the CPU, by what would wait for a GPU there. A copy to the host by `t
 here; tests/gpu/test_host_reads_gpu.py sees it.
 """
 
+import sys
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def waits(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def line_of_megaslm() -> str:
     """The innermost line of MegaSLM that is being run."""
-    for frame, line in traceback.walk_stack(None):
+    for frame, line in traceback.walk_stack(sys._getframe()):
         module = frame.f_globals.get("__name__", "")
         if module.startswith("megaslm."):
             return f"{module}:{line}"

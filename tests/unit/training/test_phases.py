@@ -18,20 +18,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> PhaseClock:
 
 def test_a_phase_is_the_time_since_the_last_mark(clock: PhaseClock) -> None:
     for _ in range(2):
-        clock.begin()
-        clock.end("data_wait")
-        clock.end("forward")
-        clock.end("backward")
-        clock.end("forward")
+        clock.mark(None)
+        clock.mark("data_wait")
+        clock.mark("forward")
+        clock.mark("backward")
+        clock.mark("forward")
     # Marks 1, 2, 4, 8, 16 and 32, 64, 128, 256, 512.
     assert clock.read() == {"data_wait": 1 + 32, "forward": 2 + 8 + 64 + 256, "backward": 4 + 128}
 
 
 def test_what_was_read_is_not_read_again(clock: PhaseClock) -> None:
-    clock.begin()
-    clock.end("forward")
+    clock.mark(None)
+    clock.mark("forward")
     assert clock.read() == {"forward": 1.0}
     assert clock.read() == {}
-    clock.begin()
-    clock.end("backward")
+    clock.mark(None)
+    clock.mark("backward")
     assert clock.read() == {"backward": 4.0}

@@ -11,6 +11,7 @@ from megaslm.config.plan import plan_batches
 from megaslm.engine.distributed import World
 from megaslm.model.forward_flops import ForwardFlops
 from megaslm.observe.records import SaveRecord
+from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, summarise, sums_of_unused
 from megaslm.stream.mixture import Mixture, MixtureStream
@@ -35,8 +36,8 @@ def made(step: int, *, not_finite: int = 0) -> StepResult:
     losses = torch.full((ROWS, SEQ_LEN), 2.0)
     places = (~SELECTED).nonzero()[:not_finite]
     losses[places[:, 0], places[:, 1]] = torch.nan
-    total = losses.where(SELECTED, 0.0).sum()
-    sums = selection_sums(total, losses, TARGETS.valid, SELECTED, TARGETS, DOMAIN, 2)
+    output = HeadOutput(losses.where(SELECTED, 0.0).sum(), losses, SELECTED, no_threshold(losses.device))
+    sums = selection_sums(output, TARGETS.valid, TARGETS, DOMAIN, 2)
     return StepResult(step, 1e-3, sums, NO_NUMBER, torch.tensor(0.5))
 
 
@@ -185,6 +186,6 @@ def test_mfu_counts_what_tokens_attend_to(tmp_path: Path, monkeypatch: pytest.Mo
     meters = RunMeters(config, plan_batches(config, 2), world, ForwardFlops(weights=2e6, attended_token=1e3))
     summary = summarise(made(1).sums.tolist())
     halved = replace(summary, attended=summary.attended / 2)
-    report = meters.report(1, [halved], selected_tokens=0, tokens_per_second=5e6)
+    report = meters.report(1, [halved], selected_tokens=0, tokens_per_second=5e6, second_pass_ratio=0.0)
     assert report.mfu == pytest.approx(3 * (2e6 + 1e3 * SEQ_LEN / 2) * 5e6 / (2 * 989e12))
     assert report.mfu_of_documents == pytest.approx(3 * (2e6 + 1e3 * SEQ_LEN / 4) * 5e6 / (2 * 989e12))

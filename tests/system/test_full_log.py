@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.alone import full_log_worker
-from tests.alone.full_log_worker import STEPS
 from tests.launched import ROOT
+from tests.system import full_log_worker
+from tests.system.full_log_worker import STEPS
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 SMALL_DISK = """

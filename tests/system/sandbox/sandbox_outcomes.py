@@ -1,7 +1,7 @@
 """Programs that models could write, and what the sandbox makes of them.
 
-`python -m tests.alone.sandbox_outcomes TIER FOLDER MEMORY_BYTES` runs them, each followed by a harmless one, and
-prints the results as JSON.
+`python -m tests.system.sandbox.sandbox_outcomes TIER FOLDER MEMORY_BYTES` runs them, each followed by a harmless one,
+and prints the results as JSON.
 """
 
 import json

@@ -19,10 +19,10 @@ from megaslm.errors import SandboxError
 from megaslm.sandbox.result import Ending, ProgramResult
 from megaslm.sandbox.sandbox import Sandbox
 from megaslm.sandbox.tiers import Tier
-from tests.alone.sandbox_outcomes import NEXT_PRINTS, OUTCOMES
 from tests.forks import wait_until
 from tests.launched import ROOT
 from tests.messages import Says
+from tests.system.sandbox.sandbox_outcomes import NEXT_PRINTS, OUTCOMES
 
 TIERS = ("bubblewrap", "landlock")
 NOBODY = 65534
@@ -103,7 +103,7 @@ def test_whatever_a_program_does_the_next_is_right_and_nothing_is_left(
     tier: str, user: list[str], folder: Path
 ) -> None:
     ran = subprocess.run(
-        [*user, sys.executable, "-m", "tests.alone.sandbox_outcomes", tier, str(folder), str(MEMORY_BYTES)],
+        [*user, sys.executable, "-m", "tests.system.sandbox.sandbox_outcomes", tier, str(folder), str(MEMORY_BYTES)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "SECRET": "a", "USER": "b"},
         capture_output=True,
