@@ -5,6 +5,7 @@ from typing import Any
 
 import typer
 
+from docs.site.layout import cell
 from megaslm.cli import app
 
 _LEAD = """# Command line
@@ -54,7 +55,7 @@ def _table(heading: str, kind: str, command: Any, context: Any) -> Iterator[str]
     if records:
         yield from (f"| {heading} | meaning |", "|---|---|")
         for name, meaning in records:
-            yield f"| `{_cell(name)}` | {_cell(_prose(meaning))} |"
+            yield f"| {cell(f'`{name}`')} | {cell(_prose(meaning))} |"
         yield ""
 
 
@@ -65,7 +66,3 @@ def _prose(text: str) -> str:
         for mark in "\\*_[]<":
             pieces[place] = pieces[place].replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
     return "`".join(pieces)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")

@@ -17,6 +17,7 @@ _COMMANDS = re.compile(
     r"(?:#[^\n]*\n|[A-Z_]+=\S+ )*"  # comments and variables before the first command
     r"(?:megaslm|make|git|hf|ray|sbatch|tensorboard|torchrun|launcher/\S+|\.ci/\S+)[ \n]"
 )
+_CODE = re.compile(r"`[^`]*`")
 _PYTHON = re.compile(r"(?:from|import) \w")
 _INDENT = "    "
 _APART = ("table_open", "bullet_list_open", "ordered_list_open", "fence", "code_block", "heading_open", "hr")
@@ -55,6 +56,12 @@ def laid_out(text: str) -> str:
     return "\n".join(made).strip("\n") + "\n"
 
 
+def cell(text: str) -> str:
+    """The text on one line, for a cell of a table. A pipe in code has no escape: Python-Markdown would show it."""
+    pieces = " ".join(text.split()).split("`")
+    return "`".join(piece if place % 2 else piece.replace("|", r"\|") for place, piece in enumerate(pieces))
+
+
 class _Layout:
     """Writes a page's blocks one after the other."""
 
@@ -90,7 +97,11 @@ class _Layout:
                 raise ValueError(f"line {start + 1}: a page has no quotation and no HTML but comments")
             elif token.type == "html_block":
                 end = token.map[1]
-            elif token.type in ("paragraph_open", "heading_open", "table_open", "hr"):
+            elif token.type == "table_open":
+                rows = (self._inner(line) for line in self._lines[start : token.map[1]])
+                self._write(_CODE.sub(lambda code: code[0].replace(r"\|", "|"), row) for row in rows)
+                end = token.map[1]
+            elif token.type in ("paragraph_open", "heading_open", "hr"):
                 self._write(self._inner(line) for line in self._lines[start : token.map[1]])
                 end = token.map[1]
 

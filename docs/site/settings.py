@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from docs.site.layout import cell
 from megaslm.config.cluster import HostfileCluster, KubernetesCluster, LocalCluster, SlurmCluster, TorchrunCluster
 from megaslm.config.explain import one_line
 from megaslm.config.problems import SchemaNode, allowed, show
@@ -94,9 +95,9 @@ def _cells(key: str, field: FieldInfo) -> Iterator[str]:
     yield f"`{key}`"
     node = SchemaNode(field.annotation, tuple(field.metadata))
     inner = [f"[settings below](#{_anchor(inner)})" for inner, _ in _inner_sections(key, node)]
-    yield " or ".join(dict.fromkeys(inner)) or _cell(allowed(node).removeprefix("must be "))
+    yield " or ".join(dict.fromkeys(inner)) or cell(allowed(node).removeprefix("must be "))
     yield _default(field)
-    yield _cell(one_line(field.description or ""))
+    yield cell(field.description or "")
 
 
 def _default(field: FieldInfo) -> str:
@@ -105,7 +106,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if value is PydanticUndefined:
         raise ValueError(f"{field} has no default that can be shown")
-    return "" if isinstance(value, BaseModel) else f"`{_cell(show(value))}`"
+    return "" if isinstance(value, BaseModel) else f"`{show(value)}`"
 
 
 def _inner_sections(key: str, node: SchemaNode) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -124,7 +125,3 @@ def _inner_sections(key: str, node: SchemaNode) -> Iterator[tuple[str, type[Base
 def _anchor(key: str) -> str:
     """The anchor that Python-Markdown gives the heading of a section."""
     return re.sub(r"[^\w-]", "", key).lower()
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
