@@ -136,10 +136,7 @@ def test_rows_of_a_large_vocabulary_are_wide(corpus: Path, dataset: Path, tmp_pa
     vocabulary = state["model"]["vocab"]
     vocabulary |= {f"unused {number}": number for number in range(len(vocabulary), 70_000)}
     (tokenizer / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
-    # Every task reads the large tokenizer: one domain has a third of them.
-    source = {"domain": "clean", "reader": "jsonl", "group_field": "book", "paths": [str(corpus / "clean")]}
-    recipe = recipe_of(corpus, sources=[source], tokenizer={"huggingface": str(tokenizer)})
-    prepare(recipe, tmp_path / "wide", workers=1)
+    prepare(recipe_of(corpus, tokenizer={"huggingface": str(tokenizer)}), tmp_path / "wide", workers=1)
     wide, narrow = (RowReader(folder, "train", "clean") for folder in (tmp_path / "wide", dataset))
     assert wide[0]["tokens"].dtype == np.uint32
     assert np.array_equal(wide.rows(0, len(wide))["tokens"], narrow.rows(0, len(narrow))["tokens"])
