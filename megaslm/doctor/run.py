@@ -117,8 +117,10 @@ def memory(needed_bytes: int, usable_bytes: int, device: str, fit_command: str) 
     """Whether a rank's memory holds the run, by its plan. A prediction: the run is not kept from starting."""
     facts = {"needed_bytes": needed_bytes, "usable_bytes": usable_bytes, "device": device}
     gib = 1 << 30
-    found = f"a rank needs {needed_bytes / gib:,.2f} GiB; {usable_bytes / gib:,.2f} GiB of {device} may be used"
-    if needed_bytes <= usable_bytes:
+    fits = needed_bytes <= usable_bytes
+    usable = f"the {usable_bytes / gib:,.2f} GiB of {device} that may be used"
+    found = f"a rank is predicted to take {needed_bytes / gib:,.2f} GiB, {'of' if fits else 'more than'} {usable}"
+    if fits:
         yield Check("plan", "ok", found, facts=facts)
     else:
         yield Check("plan", "warning", found, fit_command, facts)
