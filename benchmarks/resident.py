@@ -77,7 +77,7 @@ def measure(rows: int) -> None:
     held_bytes = resident_bytes("VmRSS")
     steps.step(CausalObjective())
     seconds = []
-    for _ in range(8):
+    for _ in range(5):
         begun = time.process_time()
         steps.step(CausalObjective())
         seconds.append(time.process_time() - begun)
