@@ -3,13 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.utils.deterministic
+from torch.utils import deterministic
 
-# torch puts an object with properties in the place of this module.
-_deterministic = cast(Any, torch.utils.deterministic)
+_memory: Any = deterministic
+"""The types of torch lack the module's one setting."""
 
 
 def prepare_fixed_order() -> None:
@@ -23,12 +23,12 @@ def fixed_order() -> Iterator[None]:
 
     Operators that cannot raise RuntimeError. Meant for backward passes, in which MegaSLM has no such operator.
     """
-    fills_memory = _deterministic.fill_uninitialized_memory
+    fills_memory = _memory.fill_uninitialized_memory
     # It would write NaN into every new tensor.
-    _deterministic.fill_uninitialized_memory = False
+    _memory.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
-        _deterministic.fill_uninitialized_memory = fills_memory
+        _memory.fill_uninitialized_memory = fills_memory
