@@ -111,7 +111,8 @@ class StopSignal:
             self._told = signal.Signals(number)
 
     def _listen(self) -> None:
-        pressed_at = act_at = None
+        pressed_at: float | None = None
+        act_at: float | None = None
         while True:
             left = None if act_at is None else max(0.0, act_at - time.monotonic())
             if not select.select([self._numbers], [], [], left)[0]:

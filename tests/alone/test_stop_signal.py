@@ -112,7 +112,7 @@ def test_a_second_signal_ends_a_process_that_is_stuck_in_a_collective(
         statuses_of([other])
 
 
-def test_ctrl_c_is_named_and_saves(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
+def test_ctrl_c_is_named_and_saves(dataset: Path, tmp_path: Path, says: Says) -> None:
     config = with_steps(run_config(tmp_path / "run", dataset, log={"every_steps": 1}), MANY_STEPS)
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = fork(lambda: told_apart(["train", str(write_config(tmp_path / "run.yaml", config))], tmp_path / "said"))
@@ -121,7 +121,7 @@ def test_ctrl_c_is_named_and_saves(dataset: Path, tmp_path: Path, monkeypatch: p
     assert statuses_of([process]) == [75]
     made = len(losses(tmp_path / "run"))
     assert [one.step for one in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [made]
-    says((tmp_path / "said").read_text().splitlines()[-1], f"step {made}")
+    says((tmp_path / "said").read_text().splitlines()[-1], STEPS=made)
 
 
 def told_apart(arguments: list[str], said: Path) -> None:
