@@ -224,9 +224,6 @@ if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true
-if [[ -n "$pressed_again" ]]; then
-    status=130
-elif [[ "$remote_shell" == pdsh ]]; then
-    say_end "$status"
-fi
+leave_if_pressed_again
+if [[ "$remote_shell" == pdsh ]]; then say_end "$status"; fi
 exit "$status"

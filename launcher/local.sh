@@ -118,7 +118,7 @@ answer_signals
 
 status=0
 wait_for "$job" || status=$?
-if [[ -n "$pressed_again" ]]; then exit 130; fi
+leave_if_pressed_again
 # Before there are ranks, or while they do not listen yet, nothing is lost, and nobody but this script can say that the job
 # was told to stop. 241 is DeepSpeed's word for a rank that SIGTERM has ended.
 if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then

@@ -30,9 +30,6 @@ stop() {
     if [[ "${1:-}" == INT && -n "$pressed_at" ]] && ((now - pressed_at > one_press_microseconds)); then
         pressed_again=yes
         end_at_once INT
-        # A progress bar of a rank has hidden the cursor, and leaves it on its line.
-        if [[ -t 2 ]]; then printf '\n\e[?25h' >&2; fi
-        echo "launch: ended by the second Ctrl-C; what was saved before is kept" >&2
         return 0
     fi
     if [[ "${1:-}" == INT ]]; then pressed_at="${pressed_at:-$now}"; fi
@@ -60,6 +57,14 @@ say_pressed() {
     if [[ "$1" == INT ]]; then
         echo "launch: Ctrl-C: tells the ranks by SIGTERM to save and end; Ctrl-C again ends them at once" >&2
     fi
+}
+
+# After the job, whose death bash tells of. A progress bar of a rank has hidden the cursor.
+leave_if_pressed_again() {
+    if [[ -z "$pressed_again" ]]; then return 0; fi
+    if [[ -t 2 ]]; then printf '\n\e[?25h' >&2; fi
+    echo "launch: ended by the second Ctrl-C; what was saved before is kept" >&2
+    exit 130
 }
 
 # Waits until a process of this script has ended, and gives its status.
