@@ -23,10 +23,10 @@ VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest 
   EXPORT        the names of variables that the ranks get from here, with commas between; no other one reaches them
 
 SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status
-75). One that comes more than ten seconds later ends it at once. A host that does not answer for a minute is given up,
-and where the ranks of one have failed, those of the others are ended after a minute if they have not ended by
-themselves. However this script ends, nothing of the job stays on a host that ssh still reaches: what sees to that has a
-process group of its own, and outlives a SIGKILL of this one's.
+75). One that comes more than ten seconds later ends it at once, and so does a second Ctrl-C (130). A host that does not
+answer for a minute is given up, and where the ranks of one have failed, those of the others are ended after a minute if
+they have not ended by themselves. However this script ends, nothing of the job stays on a host that ssh still reaches:
+what sees to that has a process group of its own, and outlives a SIGKILL of this one's.
 
 Each rank finds in MEGASLM_HOSTS which hosts the job has, with their slots, in the order of the ranks: node-1:8,node-2:8
 HELP
@@ -149,7 +149,7 @@ end_after_a_failure() {
     fi
 }
 
-tell() { tell_ranks & }
+tell() { say_pressed "$1"; tell_ranks & }
 end_at_once() { on_every_host "$on_host" kill "$job" & }
 
 # Where there are none on any host nothing is lost.
@@ -184,7 +184,7 @@ if [[ "$checks_only" == yes ]]; then exit "$unfit"; fi
 
 # From here on it is not enough to end.
 scratch="$(mktemp -d)"
-trap stop TERM INT HUP USR1
+answer_signals
 keep_from_cleaners "$scratch"
 mkfifo "$scratch/alive"
 # Reads until this script has ended, be it by SIGKILL, as the other end of the pipe is closed then.
@@ -224,5 +224,6 @@ if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true
+leave_if_pressed_again
 if [[ "$remote_shell" == pdsh ]]; then say_end "$status"; fi
 exit "$status"

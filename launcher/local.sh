@@ -16,8 +16,9 @@ Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and
   MASTER_PORT           the port at which the ranks meet; default: a free one
   OMP_NUM_THREADS       threads a rank; default without a GPU: the cores, shared out
 
-SIGTERM, SIGINT, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75).
-One that comes more than ten seconds later ends it at once.
+SIGTERM, SIGHUP or SIGUSR1 reaches every rank as SIGTERM, so that the job can save and stop by itself (status 75). One that
+comes more than ten seconds later ends it at once. Ctrl-C does the same, and a second Ctrl-C ends the job at once (status
+130).
 HELP
 }
 
@@ -41,6 +42,8 @@ if [[ -n "$port" ]] && { [[ ! "$port" =~ ^[1-9][0-9]{0,4}$ ]] || ((port > 65535)
 fi
 
 source "$project/launcher/stopping.sh"
+# Until there are ranks nothing is lost.
+trap 'echo "launch: told to stop before the ranks were started; nothing is lost" >&2; exit 75' TERM INT HUP USR1
 source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
     devices="$(cut -d, -f "1-$ranks" <<<"$gpus")"
@@ -83,15 +86,41 @@ setsid python -u -m deepspeed.launcher.launch --log_level critical --world_info 
     --master_addr 127.0.0.1 --master_port "$port" --no_local_rank --module megaslm "$@" &
 job=$!
 
-# The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them.
-tell() { pkill -TERM -P "$job" -f -- '-m megaslm' || kill -TERM -- "-$job" 2>/dev/null || true; }
-end_at_once() { kill -KILL -- "-$job" 2>/dev/null || true; }
-trap stop TERM INT HUP USR1
+# The launcher answers SIGTERM by killing its ranks, so the ranks themselves are told; it then waits for them. After Ctrl-C
+# they get SIGINT first, and name it. SIGTERM ends those that do not listen yet.
+tell() {
+    local rank ranks
+    readarray -t ranks < <(ranks_here)
+    if ((${#ranks[@]} == 0)); then
+        kill -TERM -- "-$job" 2>/dev/null || true
+        return
+    fi
+    # One rank after the other, so that no time passes between its two signals.
+    for rank in "${ranks[@]}"; do
+        if [[ "$1" == INT ]]; then kill -INT -- "$rank" 2>/dev/null || true; fi
+        kill -TERM -- "$rank" 2>/dev/null || true
+    done
+}
+end_at_once() {
+    local rank
+    if [[ "${1:-}" == INT ]]; then
+        # A rank that can still answer ends in order.
+        for rank in $(ranks_here); do kill -INT "$rank" 2>/dev/null || true; done
+        sleep 0.5
+    fi
+    kill -KILL -- "-$job" 2>/dev/null || true
+}
+ranks_here() { pgrep -P "$job" -f -- '-m megaslm' || true; }
+answer_signals
 
 status=0
 wait_for "$job" || status=$?
+leave_if_pressed_again
 # Before there are ranks, or while they do not listen yet, nothing is lost, and nobody but this script can say that the job
 # was told to stop. 241 is DeepSpeed's word for a rank that SIGTERM has ended.
-if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then status=75; fi
+if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then
+    echo "launch: told to stop${pressed_at:+ by Ctrl-C} before the ranks listened; nothing is lost" >&2
+    status=75
+fi
 say_end "$status"
 exit "$status"

@@ -27,8 +27,9 @@ Runs `python -m megaslm VERB ...` once a rank. When a rank has failed, those of 
 A host knows itself by the address from which it reaches RENDEZVOUS. Its name has ten minutes to be found, and the hosts
 ten to come.
 
-SIGTERM, SIGINT, SIGHUP or SIGUSR1 on one host reaches its ranks as SIGTERM, so that the job can save and stop by itself on
-all hosts (status 75). One that comes more than ten seconds later ends it at once.
+SIGTERM, SIGINT, SIGHUP or SIGUSR1 on one host reaches its ranks as SIGTERM, so that the job can save and stop by itself
+on all hosts (status 75). One that comes more than ten seconds later ends it at once, and so does a second Ctrl-C
+(status 130).
 HELP
 }
 
@@ -125,6 +126,7 @@ was_before_ranks=no
 
 # The ranks themselves are told: torchrun, told to stop, would leave the other hosts waiting for this one.
 tell() {
+    say_pressed "$1"
     if ! signal_ranks TERM; then end_torchrun; fi
 }
 end_at_once() {
@@ -146,7 +148,7 @@ end_torchrun() {
     was_before_ranks=yes
     kill -TERM "$job" 2>/dev/null || true
 }
-trap stop TERM INT HUP USR1
+answer_signals
 
 status=0
 wait_for "$job" || status=$?
@@ -158,5 +160,6 @@ elif [[ "$was_before_ranks" == yes ]] && ((status != 0)); then
     # Nothing is lost, and the same command starts again.
     status=75
 fi
+leave_if_pressed_again
 say_end "$status"
 exit "$status"

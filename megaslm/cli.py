@@ -11,12 +11,14 @@ import typer
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
 from megaslm.cli_output import (
-    LOADS,
     JsonFile,
     Overrides,
     announce,
     complain,
+    end_library_output,
     leave_out_needless_lines,
+    loading,
+    say_interrupted,
     say_warnings,
     take_seat,
     write_json,
@@ -24,7 +26,7 @@ from megaslm.cli_output import (
 from megaslm.dataset_cli import inspect, verify
 from megaslm.doctor_cli import doctor
 from megaslm.dynamics_cli import dynamics
-from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
+from megaslm.errors import INTERRUPTED, ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
@@ -47,13 +49,19 @@ app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def main() -> None:
-    """Runs a verb: exit status 0 on success, 2 on the user's mistake, 75 when told to stop, 1 on a fault."""
+    """Runs a verb.
+
+    The exit status is 0 on success, 2 on the user's mistake, 75 when told to stop, 130 on Ctrl-C where there is nothing
+    to resume, 1 on a fault.
+    """
     leave_out_needless_lines()
     try:
         app()
         status = 0
     except SystemExit as leaving:
         status = int(leaving.code or 0)
+        if status == INTERRUPTED:
+            say_interrupted()
     except PeerFailed as error:
         status = error.exit_status
     except MegaSLMError as error:
@@ -63,6 +71,7 @@ def main() -> None:
         # Printed here because the interpreter's exit takes a second, during which the other ranks would wait.
         traceback.print_exception(error)
         status = 1
+    end_library_output(status)
     if "megaslm.engine.distributed" in sys.modules:
         from megaslm.engine.distributed import end_process
 
@@ -105,10 +114,9 @@ def init(
     require_absent(folder)
     require_model(model)
 
-    announce("init", LOADS)
-
-    from megaslm.scaffold.init import init as write_project
-    from megaslm.scaffold.view import show_project
+    with loading("init"):
+        from megaslm.scaffold.init import init as write_project
+        from megaslm.scaffold.view import show_project
 
     announce("init", "reads the first records of the text, and tokenises a sample to estimate its tokens")
     project = write_project(model, corpus, curated, folder)
@@ -159,7 +167,7 @@ def train(
 
     # Listens until the process ends. The imports below take seconds, and a scheduler that stops the job meanwhile must
     # get its answer too. After the last save there is nothing to lose.
-    stop = StopSignal()
+    stop = StopSignal(before_work="no step was made since the start: start again with --resume")
     stop.listen()
     seat = take_seat()
 
@@ -187,11 +195,10 @@ def train(
         resumes = ", from its newest checkpoint" if resume else ""
         announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
     refuse_early(look, seat)
-    announce("train", LOADS)
-
-    from megaslm.engine.distributed import leave_world
-    from megaslm.training.smoke import STEPS
-    from megaslm.training.train import train as train_model
+    with loading("train"):
+        from megaslm.engine.distributed import leave_world
+        from megaslm.training.smoke import STEPS
+        from megaslm.training.train import train as train_model
 
     train_model(
         run,
@@ -254,10 +261,9 @@ def export(
 
     refuse_early(lambda findings: look_at_export(findings, {"source": source, "output": output}))
 
-    announce("export", LOADS)
-
-    from megaslm.model.finished import unfinished
-    from megaslm.training.export import export as export_checkpoint
+    with loading("export"):
+        from megaslm.model.finished import unfinished
+        from megaslm.training.export import export as export_checkpoint
 
     announce("export", "compares the checkpoint with its hashes, writes the model and opens it with transformers")
     exported = export_checkpoint(source, output)

@@ -3,8 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,6 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given several times.")
 ]
 
-LOADS = "loads PyTorch and DeepSpeed, which takes up to a minute"
-"""The line of a verb before the imports that take seconds."""
 _NEEDLESS = "Setting accelerator to CPU"
 _seat = ALONE
 """This process's seat. Verbs that run on many ranks take it. Other verbs run as one process under any environment."""
@@ -65,11 +64,36 @@ def announce(verb: str, work: str) -> None:
             print(f"{verb} · {work}", flush=True)
 
 
+@contextmanager
+def loading(verb: str, *, before: str = "") -> Iterator[None]:
+    """Announces the imports within the context, which take seconds. What libraries print goes to a log from now on."""
+    announce(verb, f"{before}loads PyTorch and DeepSpeed, which takes up to a minute")
+
+    from megaslm.observe.library_output import diverted
+
+    with diverted(verb):
+        yield
+
+
+def end_library_output(status: int) -> None:
+    """Called before the process ends. After a fault, names the log of what libraries printed."""
+    library_output = sys.modules.get("megaslm.observe.library_output")
+    log = None if library_output is None else library_output.end(status)
+    if log is not None and is_first_rank():
+        typer.echo(f"what PyTorch and DeepSpeed printed: {log}", err=True)
+
+
 def say_warnings(lines: Sequence[str]) -> None:
     """Prints warnings, once for all ranks."""
     if is_first_rank():
         for line in lines:
             typer.echo(f"warning: {line}", err=True)
+
+
+def say_interrupted() -> None:
+    """Prints what ended a verb that has nothing to resume, once for all ranks."""
+    if is_first_rank():
+        typer.echo("ended by Ctrl-C", err=True)
 
 
 def complain(error: MegaSLMError) -> None:

@@ -20,6 +20,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.config.section import Section
 from megaslm.errors import ConfigError, MegaSLMError
 from megaslm.files import read_back, write_file
+from megaslm.observe.display import duration
 from megaslm.observe.records import ValidationRecord, read_validations
 
 LAUNCHER = Path("launcher/local.sh")
@@ -240,7 +241,7 @@ def _run(stage: Stage, place: str, folder: Path, record: _Record, console: Conso
     console.rule(f"[bold]{place} {stage.name}[/bold]", align="left")
     begun = record.stages.get(stage.name)
     if begun is not None and begun.done and stage.output.exists():
-        console.print(f"{stage.output}: done before, in {begun.seconds:.1f} s", soft_wrap=True)
+        console.print(f"{stage.output}: done before, in {duration(begun.seconds)}", soft_wrap=True)
         return
     console.print(shown.replace("megaslm -m megaslm", "megaslm"), style="dim", soft_wrap=True)
     started, before = time.monotonic(), 0.0 if begun is None else begun.seconds
@@ -337,8 +338,8 @@ def _cost(summary: Summary) -> str:
     seconds = {stage.name: stage.seconds for stage in summary.stages}
     whole = seconds["reference"] + seconds["export reference"] + seconds["score"] + seconds["slm"]
     return (
-        f"CLM took {seconds['clm']:.0f} s; SLM took {seconds['slm']:.0f} s, or {whole:.0f} s including its reference "
-        f"and the scoring."
+        f"CLM took {duration(seconds['clm'])}; SLM took {duration(seconds['slm'])}, or {duration(whole)} including its "
+        "reference and the scoring."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megaslm.cli_output import LOADS, JsonFile, announce, write_json
+from megaslm.cli_output import JsonFile, announce, loading, write_json
 
 
 def dynamics(
@@ -52,10 +52,9 @@ def dynamics(
     from megaslm.observe.probe_files import measured_steps
 
     if checkpoints or own_rows or not measured_steps(measurements):
-        announce("dynamics", f"measures checkpoints; {LOADS}")
-
-        from megaslm.training.probe_checkpoints import measure_checkpoints
-        from megaslm.training.run_folder import RunFolder
+        with loading("dynamics", before="measures checkpoints; "):
+            from megaslm.training.probe_checkpoints import measure_checkpoints
+            from megaslm.training.run_folder import RunFolder
 
         measure_checkpoints(RunFolder(run), measurements, typer.echo, dataset=dataset, rows=rows)
 

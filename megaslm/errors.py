@@ -7,6 +7,8 @@ others are faults (exit status 1).
 
 from pathlib import Path
 
+INTERRUPTED = 130
+"""The exit status of a process that Ctrl-C ended at once, as of any program that SIGINT ends."""
 PREPARE_AGAIN = "remove the dataset and prepare (or score) it again"
 
 

@@ -116,10 +116,13 @@ def evaluate(
         raise ConfigError("lm-eval runs in one process; start evaluate without a launcher for its tasks")
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
 
-    from megaslm.evaluation.request import EvaluationRequest
-    from megaslm.evaluation.view import show_results, wide_console
-    from megaslm.observe.console import JobConsole
-    from megaslm.tasks.task_files import load_tasks
+    from megaslm.observe.library_output import diverted
+
+    with diverted("evaluate"):
+        from megaslm.evaluation.request import EvaluationRequest
+        from megaslm.evaluation.view import show_results, wide_console
+        from megaslm.observe.console import JobConsole
+        from megaslm.tasks.task_files import load_tasks
 
     request = EvaluationRequest(
         model=model,
@@ -189,14 +192,17 @@ def sample(
     take_seat()
     announce("sample", f"{model} on {', '.join(names)} → {output}")
 
-    from megaslm.engine.distributed import on_first_rank
-    from megaslm.evaluation.job import evaluate as evaluate_model
-    from megaslm.evaluation.request import EvaluationRequest
-    from megaslm.evaluation.trajectories import keep_trajectories, sharing_words
-    from megaslm.evaluation.view import show_sampled, wide_console
-    from megaslm.observe.console import JobConsole
-    from megaslm.tasks.items import items_of
-    from megaslm.tasks.task_files import load_tasks
+    from megaslm.observe.library_output import diverted
+
+    with diverted("sample"):
+        from megaslm.engine.distributed import on_first_rank
+        from megaslm.evaluation.job import evaluate as evaluate_model
+        from megaslm.evaluation.request import EvaluationRequest
+        from megaslm.evaluation.trajectories import keep_trajectories, sharing_words
+        from megaslm.evaluation.view import show_sampled, wide_console
+        from megaslm.observe.console import JobConsole
+        from megaslm.tasks.items import items_of
+        from megaslm.tasks.task_files import load_tasks
 
     loaded = load_tasks(names, overrides or [])
     without = [name for name, task in loaded.items() if not task.interpreter]

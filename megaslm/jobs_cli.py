@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import LOADS, JsonFile, Overrides, announce, is_first_rank, take_seat, write_json
+from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, loading, take_seat, write_json
 from megaslm.errors import ConfigError
 from megaslm.launch_cli import refuse_early
 
@@ -158,10 +158,9 @@ def score(
 
     given = {"dataset": dataset, "reference": reference, "output": output}
     refuse_early(lambda findings: look_at_scoring(findings, given), seat)
-    announce("score", LOADS)
-
-    from megaslm.scoring import job
-    from megaslm.scoring.request import ScoreRequest, ScoreSettings
+    with loading("score"):
+        from megaslm.scoring import job
+        from megaslm.scoring.request import ScoreRequest, ScoreSettings
 
     settings = ScoreSettings(
         precision=precision,

@@ -1,9 +1,11 @@
 """Tasks' items whose words stand in a dataset: 13 words in a row, as for GPT-3 (arXiv 2005.14165, appendix C)."""
 
 import re
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -72,7 +74,9 @@ def overlaps(
         for part in share.parts
     ]
     seen: set[str] = set()
-    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+    # Ctrl-C reaches all of these processes. The first one ends the others.
+    quiet = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver"), initializer=quiet) as pool:
         for number, found in enumerate(pool.map(_seen_in, parts), start=1):
             seen |= found
             watcher.say(f"{number} of {len(parts)} parts read")

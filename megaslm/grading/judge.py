@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,9 +74,14 @@ class Judge:
     def _start(self) -> subprocess.Popen[str]:
         # -P: a user's folder may have a file named json.py.
         command = [sys.executable, "-P", "-m", "megaslm.grading.judge", self.grader]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        # The process inherits the mask. Ctrl-C would end it in the midst of an answer, which would be ungradable then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if _line(self._process, _START_SECONDS) != _READY:
             said = self._end()
             raise GradingError(f"the grader {self.grader} does not start: {said or 'it ended without a word'}")

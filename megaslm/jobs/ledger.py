@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from megaslm import errors
-from megaslm.errors import MegaSLMError, PeerFailed
+from megaslm.errors import MegaSLMError, PeerFailed, Stopped
 from megaslm.files import Busy, locked, read_back, write_file
 from megaslm.jobs.progress import PROGRESS, Tally
 
@@ -250,9 +250,14 @@ def _take_some(busy: list[T], take: Callable[[T], bool], most: int) -> bool:
 
 @contextmanager
 def keeping_what_is_done(place: str | Path) -> Iterator[None]:
-    """Adds to a full disk's and other system errors that finished work is kept."""
+    """Adds to a full disk's and other system errors that finished work is kept, and to Ctrl-C.
+
+    Raises MegaSLMError in place of an OSError, and Stopped in place of a KeyboardInterrupt.
+    """
     try:
         yield
+    except KeyboardInterrupt as interrupt:
+        raise Stopped("told to stop by Ctrl-C; what is done is kept; start it again for the rest") from interrupt
     except OSError as error:
         raise MegaSLMError(
             f"{error.filename or place}: {error.strerror or error}; what is done is kept: mend this and run it again"

@@ -1,32 +1,35 @@
 """Progress of runs and long jobs: a progress bar on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 
 from megaslm.jobs.progress import JobProgress
-from megaslm.observe.display import duration
-from megaslm.observe.records import Record, SkippedRecord, StepRecord, TaskLossRecord, TaskRecord, ValidationRecord
+from megaslm.observe.display import duration, short_count
+from megaslm.observe.records import (
+    Record,
+    ReportRecord,
+    SkippedRecord,
+    StepRecord,
+    TaskLossRecord,
+    TaskRecord,
+    ValidationRecord,
+)
 
 # A job of minutes prints a line every few seconds, a job of hours a line a minute.
 _LINE_SECONDS, _LONGEST_LINE_SECONDS = 5.0, 60.0
 _LINE_SHARE = 0.01
 _QUIET_SECONDS = 30.0
+# A drawing takes two milliseconds, in which the thread that trains waits.
+_DRAWING_SECONDS = 3.0
 _COUNTED = {
     "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
     "documents": (1, "{:,.0f} documents", "{:,.0f} documents/s"),
@@ -35,6 +38,47 @@ _COUNTED = {
     "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
 }
 """The quantities that jobs count, in printed order: the unit, and the formats of the quantity and its rate."""
+
+
+class _Block(Progress):
+    """Two lines at the bottom of a terminal: a progress bar with the time left, and the numbers that matter."""
+
+    def __init__(self, name: str, console: Console) -> None:
+        """Draws only on a terminal that can move its cursor, and neither under CI nor with NO_COLOR."""
+        self.is_live = (
+            console.is_interactive and not console.quiet and not console.no_color and not os.environ.get("CI")
+        )
+        self._name = name
+        self._numbers = ""
+        self._drawn_at = -math.inf
+        # Rich would draw from a thread of its own, ten times per second.
+        super().__init__(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[place]}"),
+            console=console,
+            disable=not self.is_live,
+            auto_refresh=False,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The lines of the block."""
+        yield self.make_tasks_table(self.tasks)
+        if self._numbers:
+            yield Text(f"  {self._numbers}", no_wrap=True, overflow="ellipsis")
+
+    def show(self, done: int, total: int, place: str, numbers: str | None = None, *, at_once: bool = False) -> None:
+        """Draws the block, every three seconds unless `at_once`. The numbers stay until there are others."""
+        if not self.is_live:
+            return
+        if not self.tasks:
+            self.add_task(self._name, total=total, place=place)
+        self.update(self.tasks[0].id, completed=done, place=place)
+        self._numbers = self._numbers if numbers is None else numbers
+        now = time.monotonic()
+        if at_once or now - self._drawn_at >= _DRAWING_SECONDS:
+            self._drawn_at = now
+            self.refresh()
 
 
 class RunConsole:
@@ -47,35 +91,31 @@ class RunConsole:
         self._total_steps = total_steps
         self._done_before = done_steps
         self._started = time.monotonic()
-        # A terminal of 80 columns holds all of it; the bar says the least and stands last.
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}", table_column=Column(no_wrap=True)),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[numbers]}"),
-            BarColumn(bar_width=12),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._progress.add_task(name, total=total_steps, completed=done_steps, numbers="")
-        self._progress.start()
+        self._block = _Block(name, self._console)
+        self._block.start()
+        self.at_step(done_steps)
 
     def say(self, line: str) -> None:
         """Prints a line, above the bar if there is one.
 
         Raises OSError where the line could not be printed, for example because the disk of a log file is full.
         """
-        if self._console.is_terminal:
+        if self._block.is_live:
             self._console.print(line, markup=False, soft_wrap=True)
         else:
             # Rich would keep everything that it could not print, and print it again with every line.
             print(line, flush=True)
 
+    def at_step(self, step: int) -> None:
+        """Moves the progress bar. Needs nothing of what the step has computed."""
+        self._block.show(step, self._total_steps, self._place(step))
+
     def show(self, records: Sequence[Record]) -> None:
         """Shows the newest step, every skipped step and every validation. Raises the errors of `say`."""
         steps = [record for record in records if isinstance(record, StepRecord)]
         if steps:
-            self._show_step(steps[-1])
+            reports = [record for record in records if isinstance(record, ReportRecord)]
+            self._show_step(steps[-1], reports[-1].mfu if reports else None)
         for record in records:
             if isinstance(record, SkippedRecord):
                 self.say(f"{self._name} · step {record.step}/{self._total_steps} · skipped: {record.reason}")
@@ -95,20 +135,33 @@ class RunConsole:
 
     def close(self) -> None:
         """Ends the bar."""
-        self._progress.stop()
+        self._block.stop()
 
-    def _show_step(self, record: StepRecord) -> None:
-        pace = f"{record.tokens_per_second:,.0f} tokens/s"
-        if self._console.is_terminal:
-            self._progress.update(self._task, completed=record.step, numbers=f"{_short_loss_of(record)} · {pace}")
+    def _show_step(self, record: StepRecord, mfu: float | None) -> None:
+        pace = f"{record.tokens_per_second:,.0f} tokens/s" + ("" if mfu is None else f" · MFU {mfu:.0%}")
+        if self._block.is_live:
+            numbers = f"{_short_loss_of(record)} · {short_count(record.tokens)} tokens · {pace}"
+            is_last = record.step == self._total_steps
+            self._block.show(record.step, self._total_steps, self._place(record.step), numbers, at_once=is_last)
             return
-        numbers = f"{loss_of(record)} · {pace}"
-        seconds_per_step = (time.monotonic() - self._started) / (record.step - self._done_before)
-        remaining_seconds = seconds_per_step * (self._total_steps - record.step)
         self.say(
-            f"{self._name} · step {record.step}/{self._total_steps} · {numbers} · "
-            f"lr {record.learning_rate:.2e} · {remaining_seconds:.0f} s left"
+            f"{self._name} · step {record.step}/{self._total_steps} · {loss_of(record)} · {pace} · "
+            f"lr {record.learning_rate:.2e}{_left(self._seconds_left(record.step))}"
         )
+
+    def _place(self, step: int) -> str:
+        return f"step {step:,}/{self._total_steps:,}{_left(self._seconds_left(step))}"
+
+    def _seconds_left(self, step: int) -> float | None:
+        """At the pace of this attempt; None before its first step and after its last."""
+        made = step - self._done_before
+        if made <= 0 or step >= self._total_steps:
+            return None
+        return (time.monotonic() - self._started) / made * (self._total_steps - step)
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f" · {duration(seconds)} left"
 
 
 def losses_on(record: TaskLossRecord) -> str:
@@ -162,13 +215,10 @@ class JobState:
         return 100 if self.is_complete else min(99, math.floor(100 * self.done / max(1, self.total)))
 
     def time_left(self) -> str:
-        """The time left at the pace of this run, for a log file. A terminal's bar has its own column."""
+        """The time left at the pace of this run."""
         made = self.done - self.before
-        if not made or self.done >= self.total:
-            return ""
-        minutes, seconds = divmod(round((self.total - self.done) / made * self.seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f" · {hours}:{minutes:02}:{seconds:02} left"
+        is_known = made and self.done < self.total
+        return _left((self.total - self.done) / made * self.seconds if is_known else None)
 
 
 def state_of(progress: JobProgress) -> JobState:
@@ -202,7 +252,7 @@ def show_job(console: Console, progress: JobProgress) -> None:
     work, age = state_of(progress), (datetime.now(UTC) - progress.written).total_seconds()
     ended = f" ({_QUIET_SECONDS:.0f} s and more: it has ended or waits)" if age > _QUIET_SECONDS else ""
     console.print(
-        f"{progress.job} · {work.percent:3}% · {work.numbers}{work.time_left()} · written {age:,.0f} s ago{ended}",
+        f"{progress.job} · {work.percent:3}% · {work.numbers}{work.time_left()} · written {duration(age)} ago{ended}",
         soft_wrap=True,
     )
 
@@ -214,29 +264,20 @@ class JobConsole:
         """Draws nothing before the first `show`, and nothing at all if `quiet`, as on all ranks but the first."""
         self._verb = verb
         self._console = Console(highlight=False, quiet=quiet)
-        self._bar = Progress(
-            TextColumn(verb),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=quiet or not self._console.is_terminal,
-            speed_estimate_period=120,
-        )
-        self._task: TaskID | None = None
+        self._block = _Block(verb, self._console)
         self._began_at = self._said_at = time.monotonic()
         self._said_numbers = ""
         self._state: JobState | None = None
 
     def __enter__(self) -> "JobConsole":
         """Starts the progress bar if the output is a terminal."""
-        self._bar.start()
+        self._block.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Says that all is done, unless an error ends the job."""
-        self._bar.stop()
+        """Says that all is done, unless an error ends the job. This line takes the place of the bar."""
+        self._block.live.transient = error is None
+        self._block.stop()
         if error is None:
             state = self._state
             done = "" if state is None else f"{state.percent}% · {state.numbers} · "
@@ -246,7 +287,7 @@ class JobConsole:
         """Prints a line, above the bar if there is one."""
         # A full disk under the output must not end the job.
         with suppress(OSError):
-            if self._console.is_terminal:
+            if self._block.is_live:
                 self._console.print(f"{self._verb} · {line}", markup=False, soft_wrap=True)
             elif not self._console.quiet:
                 # Rich would keep everything that it could not print, and print it again with every line.
@@ -255,13 +296,12 @@ class JobConsole:
     def show(self, progress: JobProgress) -> None:
         """Shows the job's progress."""
         state = self._state = state_of(progress)
-        if self._task is None:
-            self._task = self._bar.add_task("", total=state.total, completed=state.before, numbers=state.numbers)
-        self._bar.update(self._task, completed=state.done, numbers=state.numbers)
+        place = f"{state.percent}%{state.time_left()}"
+        self._block.show(state.done, state.total, place, state.numbers, at_once=state.is_complete)
         now = time.monotonic()
         between = min(_LONGEST_LINE_SECONDS, max(_LINE_SECONDS, _LINE_SHARE * (now - self._began_at)))
         is_due = now - self._said_at >= between and state.numbers != self._said_numbers
         # A job's last line comes at its end.
-        if not self._console.is_terminal and is_due and not state.is_complete:
+        if not self._block.is_live and is_due and not state.is_complete:
             self._said_at, self._said_numbers = now, state.numbers
             self.say(f"{state.percent:3}% · {state.numbers}{state.time_left()}")

@@ -18,6 +18,13 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes} bytes"
 
 
+def short_count(number: int) -> str:
+    """A large number on little room, such as `15.30B`, `6.1M` or `7,680`."""
+    if number >= 1e9:
+        return f"{number / 1e9:,.2f}B"
+    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
+
+
 def counted(number: int, noun: str) -> str:
     """A number of things, such as `1 task` or `1,200 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
@@ -32,12 +39,14 @@ def operations(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time, such as `4.2 s`, `3:05 min` or `27:14:09 h`."""
-    if seconds < 60:
+    """A time, such as `4.2 s`, `3 min 05 s` or `27 h 14 min`."""
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes:02} min"
 
 
 def visible(text: str) -> str:

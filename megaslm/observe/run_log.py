@@ -63,6 +63,10 @@ class RunLog:
         if records:
             self._attempt("the console", lambda: self._console.show(records))
 
+    def at_step(self, step: int) -> None:
+        """Moves the progress bar to a step that is not read from the device yet."""
+        self._attempt("the console", lambda: self._console.at_step(step))
+
     def alert(self, title: str, text: str) -> None:
         """Sends an alert through the tracker, if there is one. Console and files tell of it anyway."""
         if self._tracker is not None:

@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.observe.display import counted, operations, size
+from megaslm.observe.display import counted, duration, operations, size
 from megaslm.planning.fit import Fit
 from megaslm.planning.plan import USABLE_MEMORY, Plan
 from megaslm.planning.work import Work
@@ -100,7 +100,9 @@ def _network(plan: Plan) -> str:
 
 def _time(work: Work) -> str:
     money = "" if work.money is None else f", which cost {work.money:,.0f}"
-    return f"{work.hours:,.3g} h, {work.tokens_per_second:,.0f} tokens/s; {work.gpu_hours:,.4g} GPU-hours{money}"
+    return (
+        f"{duration(3600 * work.hours)}, {work.tokens_per_second:,.0f} tokens/s; {work.gpu_hours:,.4g} GPU-hours{money}"
+    )
 
 
 def _memory(plan: Plan) -> Table:

@@ -50,7 +50,7 @@ def prepare(
     that calls this needs the usual `if __name__ == "__main__":`.
 
     Raises DataError, naming file and line, for unusable text, tokenizers and folders; MegaSLMError where the disk is
-    full or a worker dies repeatedly.
+    full or a worker dies repeatedly; Stopped on Ctrl-C, after which finished tasks are kept.
     """
     work = _PrepareJob(recipe, output, working, watcher)
     if (manifest := work.finished()) is not None:

@@ -36,7 +36,7 @@ from megaslm.stream.order import Extent, Numbers, first_place
 from megaslm.stream.shard_files import files_of
 from megaslm.stream.shards import ShardChecks, TrainingShards, claim_caches
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
 _FETCH = FetchSection()
 # The columns of a dataset's rows that a micro-batch has, as it has them. A mask is unpacked after this.
@@ -53,7 +53,7 @@ _BATCHES_AHEAD = 8
 
 @contextmanager
 def without_signals() -> Iterator[None]:
-    """Blocks SIGTERM and SIGUSR1 in this thread, and in the processes that it starts, within the context.
+    """Blocks SIGINT, SIGTERM and SIGUSR1 in this thread, and in the processes that it starts, within the context.
 
     This process loses no signal: another thread gets it, or this one at the context's end.
     """

@@ -88,6 +88,7 @@ class Trainer:
         if self._probe_is_due(before.step):
             self._measure_probe(before.step)
         run.stop.raise_if_told_anywhere(run.cpu_group, _kept(before.step))
+        run.stop.begin_work()
         for step in range(before.step + 1, run.plan.total_steps + 1):
             # Asked before the step, so that no rank waits for the answer after it.
             answer = run.cpu_group.ask(int(run.stop.told), *self._saver.running_and_failed)

@@ -86,6 +86,8 @@ class Reporter:
     def add(self, result: StepResult) -> None:
         """Keeps a step for the next flush. A skipped step may be the last one, so it is written at once."""
         self._waiting.append(result)
+        if self._log is not None:
+            self._log.at_step(result.step)
         if result.skipped is not None:
             self._write_waiting()
 

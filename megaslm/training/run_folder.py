@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / METRICS
 
     @property
+    def logs(self) -> Path:
+        """What libraries print, one file per rank."""
+        return self.path / "logs"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard's events."""
         return self.path / "tensorboard"

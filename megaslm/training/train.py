@@ -21,6 +21,7 @@ from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
 from megaslm.model.decoder_layers import compile_line
 from megaslm.model.documents import kernel_name
+from megaslm.observe.library_output import keep_in
 from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
@@ -115,7 +116,11 @@ def _train(
         )
         for line in differences:
             say(f"changed since the run began: {line}")
-        _train_to_the_end(_prepare(config, plan, data, world, stop, say), say)
+        run = _prepare(config, plan, data, world, stop, say)
+        # A smoke test empties its folder at its end.
+        if keep_in(run.folder.logs / f"rank-{world.rank}.log"):
+            say(f"messages of PyTorch and DeepSpeed go to {run.folder.logs}")
+        _train_to_the_end(run, say)
 
 
 def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> None:

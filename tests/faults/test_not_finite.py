@@ -61,7 +61,7 @@ def test_a_run_that_has_made_no_update_yet_is_saved_and_goes_on(
     config = material.config(tmp_path / "run", checkpoint={"every_tokens": tokens_of(1)})
     assert run_ranks(config, injected=f"{ill}; term@rank1:step1") == [75, 75]
     said = capfd.readouterr()
-    assert "step 1 · saved" in said.out
+    assert "saved step 1: " in said.out
     assert "step 2 is saved" in said.err
     assert run_ranks(config) == [0, 0]
     assert steps_made(capfd.readouterr().out) == list(range(3, STEPS + 1))

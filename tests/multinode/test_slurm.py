@@ -146,7 +146,7 @@ def test_a_job_that_has_lost_a_node_comes_back_by_itself(
     cluster: SlurmCluster, hosts: Hosts, material: Material, tmp_path: Path
 ) -> None:
     job, run = endless(cluster, material, tmp_path)
-    job.wait_until_it_says(" · step 4 · saved")
+    job.wait_until_it_says(" · saved step 4: ")
     hosts.second.lose()
     job.wait_until_it_waits(seconds=120)
     hosts.second.boot()

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from megaslm.engine.distributed import join_world
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.training.checkpoints.store import complete_checkpoints
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
+from tests.messages import Says
 from tests.toy import make_dataset, run_config, write_config
 from tests.training import losses, run_training, start_training, with_steps
 
@@ -108,6 +110,65 @@ def test_a_second_signal_ends_a_process_that_is_stuck_in_a_collective(
     finally:
         os.kill(other, signal.SIGKILL)
         statuses_of([other])
+
+
+def test_ctrl_c_is_named_and_saves(dataset: Path, tmp_path: Path, says: Says) -> None:
+    config = with_steps(run_config(tmp_path / "run", dataset, log={"every_steps": 1}), MANY_STEPS)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = fork(lambda: told_apart(["train", str(write_config(tmp_path / "run.yaml", config))], tmp_path / "said"))
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 8)
+    os.kill(process, signal.SIGINT)
+    assert statuses_of([process]) == [75]
+    made = len(losses(tmp_path / "run"))
+    assert [one.step for one in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [made]
+    says((tmp_path / "said").read_text().splitlines()[-1], STEPS=made)
+
+
+def told_apart(arguments: list[str], said: Path) -> None:
+    """`megaslm ARGUMENTS` with its standard error in a file."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.argv = ["megaslm", *arguments]
+    cli.main()
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_ctrl_c_ends_at_once_before_the_work_and_pressed_twice(
+    has_begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    """From a thread, as the main one may be stuck; Ctrl-C that comes twice at once was pressed once."""
+    monkeypatch.setattr(stop_signal, "_ONE_PRESS_SECONDS", ONE_TELLING_SECONDS)
+    said = tmp_path / "said"
+
+    def work() -> None:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        stop = StopSignal(before_work="nothing is lost")
+        stop.listen()
+        if has_begun:
+            stop.begin_work()
+        (tmp_path / "listens").touch()
+        with stuck():
+            time.sleep(600)
+
+    process = fork(work)
+    wait_until((tmp_path / "listens").exists)
+    os.kill(process, signal.SIGINT)
+    if has_begun:
+        wait_until(lambda: said.exists() and "\n" in said.read_text())
+        os.kill(process, signal.SIGINT)
+        time.sleep(1.5 * ONE_TELLING_SECONDS)
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
+        os.kill(process, signal.SIGINT)
+    assert statuses_of([process]) == [130 if has_begun else 75]
+    says(said.read_text())
+
+
+@contextmanager
+def stuck() -> Iterator[None]:
+    """Keeps Python's handlers from being run in the main thread, as a collective does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
 
 
 def test_after_its_context_signals_do_what_they_did() -> None:

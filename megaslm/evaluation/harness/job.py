@@ -137,6 +137,8 @@ def _process(order: Order, folder: Path, log: IO[bytes]) -> Iterator[subprocess.
         stdout=log,
         stderr=subprocess.STDOUT,
         env={**os.environ, **offline, **unsafe, "TOKENIZERS_PARALLELISM": "false"},
+        # Ctrl-C reaches this process alone, which then ends the other one.
+        start_new_session=True,
     )
     try:
         yield process

@@ -210,7 +210,7 @@ class Saver:
             return
         self._failed_in_a_row = 0
         self._corrupt.discard(write.progress.step)
-        self._say(f"step {write.progress.step} · saved {folder}")
+        self._say(f"saved step {write.progress.step}: {folder}")
         self._on_saved(write.progress)
         if self._world.is_first:
             self._prune(write.progress.step)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -24,7 +25,8 @@ import json, os, pathlib, signal, sys, time
 rank, verb = os.environ["RANK"], sys.argv[1]
 told = []
 if verb in ("stop", "stay"):
-    signal.signal(signal.SIGTERM, lambda *_: told.append(rank))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: told.append(signal.Signals(number).name))
 pathlib.Path(f"rank-{rank}.json").write_text(json.dumps([sys.argv[1:], os.environ["WORLD_SIZE"]]))
 if verb == "exit":
     if rank == "1" and sys.argv[2] != "0":
@@ -37,7 +39,7 @@ while time.monotonic() < deadline:
     time.sleep(0.05)
     if told and verb == "stop":
         time.sleep(1)
-        pathlib.Path(f"saved-{rank}").touch()
+        pathlib.Path(f"saved-{rank}").write_text(told[0])
         sys.exit(75)
 """
 
@@ -258,16 +260,51 @@ def test_a_signal_lets_every_rank_save(workplace: Path, told: signal.Signals) ->
         job.send_signal(told)
         job.communicate(timeout=60)
     assert job.returncode == 75
-    assert sorted(path.name for path in workplace.glob("saved-*")) == ["saved-0", "saved-1"]
+    named = "SIGINT" if told == signal.SIGINT else "SIGTERM"
+    assert [(workplace / f"saved-{rank}").read_text() for rank in (0, 1)] == [named, named]
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_listen_yet_have_nothing_to_save(workplace: Path) -> None:
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_ranks_that_do_not_listen_yet_have_nothing_to_save(workplace: Path, told: signal.Signals) -> None:
     with start(workplace, "local.sh", "import") as job:
         _wait_for_ranks(workplace)
-        job.send_signal(signal.SIGTERM)
-        job.communicate(timeout=60)
+        job.send_signal(told)
+        _, errors = job.communicate(timeout=60)
     assert job.returncode == 75
+    assert ("Ctrl-C" in errors.splitlines()[-1]) == (told == signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_the_key_on_a_terminal_lets_every_rank_save(workplace: Path) -> None:
+    """The terminal tells its foreground processes, to which the ranks do not belong."""
+    environment = {**os.environ, "RANKS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    job, terminal = pty.fork()
+    if job == 0:
+        os.chdir(workplace)
+        os.execve(LAUNCHER / "local.sh", ["local.sh", "stop"], environment)
+    _wait_for_ranks(workplace)
+    os.write(terminal, b"\x03")
+    with suppress(OSError):
+        while os.read(terminal, 1 << 16):
+            pass
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) == 75
+    assert [(workplace / f"saved-{rank}").read_text() for rank in (0, 1)] == ["SIGINT", "SIGINT"]
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_job_at_once(workplace: Path) -> None:
+    """One that follows at once is the same: a program that wraps the script has passed it on."""
+    with start(workplace, "local.sh", "stay") as job:
+        _wait_for_ranks(workplace)
+        for seconds in (0, 0.2, 1):
+            time.sleep(seconds)
+            assert job.poll() is None
+            job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=20)
+    assert job.returncode == 130
+    assert "Ctrl-C" in errors.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,17 @@ def test_an_answer_that_takes_too_long_is_ungradable_and_the_next_one_is_right()
         assert judge.verdict(TAKES_LONG, "5") == "ungradable"
         assert judge.verdict("5", "5") == "right"
     assert children() == before
+
+
+def test_ctrl_c_on_the_terminal_leaves_it_at_work() -> None:
+    """The terminal tells it too, and the answer at which it is would be ungradable for ever."""
+    before = children()
+    with Judge("strict") as judge:
+        assert judge.verdict("5", "5") == "right"
+        (process,) = children() - before
+        os.kill(process, signal.SIGINT)
+        assert judge.verdict("5", "5") == "right"
+        assert children() - before == {process}
 
 
 @pytest.mark.parametrize("grader", GRADERS)

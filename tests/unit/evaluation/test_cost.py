@@ -99,7 +99,7 @@ def test_the_table_has_tokens_and_cost_beside_the_published_ones() -> None:
         (None, "25.0 ? ? ?"),
         (
             ModelCost(tokens_seen=512, tokens_selected=300, seconds=75, gpu_hours=0, is_complete=True),
-            "512 300 1:15 min on CPUs",
+            "512 300 1 min 15 s on CPUs",
         ),
         (
             ModelCost(tokens_seen=5_120_000, tokens_selected=3_000, seconds=75, gpu_hours=1.25, is_complete=False),

@@ -54,7 +54,7 @@ def test_a_run_tells_its_last_step_and_the_newest_loss_of_each_set(run: Path, sa
     assert facts.last_step is not None
     assert (facts.last_step.step, [record.loss for record in facts.validations]) == (3, [2.0])
     assert [checkpoint.folder for checkpoint in facts.checkpoints] == [str(folder)]
-    says(shown(run), "clm", "3 of 6", "50%", "2.2500", "2.0000", "1:30 min on 2 ranks", "step-00000003")
+    says(shown(run), "clm", "3 of 6", "50%", "2.2500", "2.0000", "1 min 30 s on 2 ranks", "step-00000003")
 
 
 def test_a_run_that_has_just_begun(run: Path, says: Says) -> None:

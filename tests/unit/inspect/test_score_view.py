@@ -88,7 +88,17 @@ def test_operations(count: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (185.2, "3:05 min"), (98_049, "27:14:09 h")]
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (59.96, "1 min 00 s"),
+        (185.2, "3 min 05 s"),
+        (3_599.7, "1 h 00 min"),
+        (3_720, "1 h 02 min"),
+        (98_049, "27 h 14 min"),
+        (4_000_000, "1,111 h 07 min"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -27,9 +27,9 @@ def progress(
     ("given", "left"),
     [
         (work(0), ""),
-        (work(100), " · 0:01:30 left"),
-        (work(500, before=400), " · 0:00:50 left"),
-        (work(1, seconds=36.0), " · 9:59:24 left"),
+        (work(100), " · 1 min 30 s left"),
+        (work(500, before=400), " · 50.0 s left"),
+        (work(1, seconds=36.0), " · 9 h 59 min left"),
         (work(1000), ""),
     ],
 )
@@ -49,11 +49,11 @@ def test_into_a_file_it_prints_a_line_every_few_seconds_and_one_once_all_is_done
         shown.say("joins the parts")
         now = 90.0
     assert capsys.readouterr().out.splitlines() == [
-        "score ·  20% · 200 rows · 20.0 rows/s · 1 of 4 tasks · 2 processes · 0:00:40 left",
+        "score ·  20% · 200 rows · 20.0 rows/s · 1 of 4 tasks · 2 processes · 40.0 s left",
         # All rows are read, but the last task is not done.
         "score ·  99% · 1,000 rows · 100.0 rows/s · 1 of 4 tasks · 2 processes",
         "score · joins the parts",
-        "score · 100% · 1,000 rows · 100.0 rows/s · 4 of 4 tasks · 2 processes · done in 1:30 min",
+        "score · 100% · 1,000 rows · 100.0 rows/s · 4 of 4 tasks · 2 processes · done in 1 min 30 s",
     ]
 
 

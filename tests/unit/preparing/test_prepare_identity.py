@@ -11,7 +11,7 @@ import pytest
 from megaslm.config.recipe import Recipe
 from megaslm.dataset import output as output_module
 from megaslm.dataset.manifest import read_manifest
-from megaslm.errors import DataError
+from megaslm.errors import DataError, Stopped
 from megaslm.inspect.verify import verify
 from megaslm.preparing import inputs
 from megaslm.preparing.prepare import prepare
@@ -110,7 +110,7 @@ def interrupted(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A dataset all of whose tasks are done, and nothing else."""
     with monkeypatch.context() as patched:
         patched.setattr(output_module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="Ctrl-C"):
             prepare(recipe, tmp_path / "dataset", workers=1)
     return tmp_path / "dataset"
 

@@ -11,7 +11,7 @@ from megaslm.config.cluster import Share
 from megaslm.config.recipe import Recipe
 from megaslm.dataset import output as output_module
 from megaslm.dataset.manifest import Manifest, read_manifest
-from megaslm.errors import DataError
+from megaslm.errors import DataError, Stopped
 from megaslm.preparing.prepare import prepare, prepare_share
 from tests.corpus import content, recipe_of
 from tests.messages import Says
@@ -47,7 +47,7 @@ def test_files_that_change_during_an_interruption_begin_it_anew(
     recipe = recipe_of(tmp_path / "corpus")
     with monkeypatch.context() as patched:
         patched.setattr(output_module, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Stopped, match="Ctrl-C"):
             prepare(recipe, tmp_path / "dataset", workers=1)
     path = tmp_path / "corpus" / "noisy" / "2.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("noisy", "nasty"), encoding="utf-8")

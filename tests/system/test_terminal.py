@@ -1,0 +1,73 @@
+"""The progress of a run on a real terminal of 80 columns, and where there is none."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+
+import pytest
+
+from tests.launched import ROOT
+
+COLUMNS = 80
+JOB = """
+from megaslm.observe.console import RunConsole
+from megaslm.observe.records import StepRecord
+console = RunConsole("slm", total_steps=14305, done_steps=0)
+console.at_step(1)
+console.show([StepRecord(1000, 1_048_576_000, 1.5, 2.5, 0.6, 1e-3, 0.7, 372_088.0)])
+console.say("slm · a line that stays")
+console.show([StepRecord(14305, 14305 * 1_048_576, 1.25, 2.25, 0.6, 1e-3, 0.7, 372_088.0)])
+console.close()
+"""
+
+
+def shown(**variables: str) -> str:
+    """What the job writes to a terminal, with its control sequences."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "COLUMNS")}
+    terminal, standard = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOB],
+        stdin=standard,
+        stdout=standard,
+        stderr=standard,
+        env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables},
+    )
+    os.close(standard)
+    written = b""
+    # Linux reports the end of a terminal as an error.
+    with suppress(OSError):
+        while piece := os.read(terminal, 1 << 16):
+            written += piece
+    os.close(terminal)
+    assert process.wait() == 0
+    return written.decode()
+
+
+def test_a_terminal_has_two_lines_that_move_and_lines_that_stay() -> None:
+    written = shown()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", written)]
+    assert max(map(len, lines)) <= COLUMNS
+    assert "slm · a line that stays" in lines
+    *_, bar, numbers = [line.strip() for line in lines if line.strip()]
+    assert re.fullmatch(r"slm ━+ step 14,305/14,305", bar)
+    assert numbers == "loss 1.2500 (60%) · all 2.2500 · 15.00B tokens · 372,088 tokens/s"
+    # The cursor is hidden while the lines move, and shown at the end.
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"CI": "true"}], ids=str)
+def test_elsewhere_a_line_follows_the_other(variable: dict[str, str]) -> None:
+    written = shown(**variable)
+    assert "\x1b" not in written
+    assert [line.split(" · ")[1] for line in written.splitlines()] == [
+        "step 1000/14305",
+        "a line that stays",
+        "step 14305/14305",
+    ]
