@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from megaslm.cli_output import LOADS, JsonFile, Overrides, announce, write_json
+from megaslm.cli_output import JsonFile, Overrides, announce, loading, write_json
 from megaslm.errors import ConfigError
 from megaslm.launch_cli import look_at_training
 
@@ -55,9 +55,8 @@ def doctor(
     diagnosis = Diagnosis(typer.echo)
     _look_without_torch(diagnosis)
     asked = None if config is None else _read(diagnosis, config, overrides or [])
-    announce("doctor", LOADS)
-
-    from megaslm.doctor.software import imports
+    with loading("doctor"):
+        from megaslm.doctor.software import imports
 
     if diagnosis.look("imports", imports, otherwise="problem"):
         _look_at_devices(diagnosis, asked, ranks)

@@ -117,9 +117,9 @@ class StopSignal:
             left = None if act_at is None else max(0.0, act_at - time.monotonic())
             if not select.select([self._numbers], [], [], left)[0]:
                 act_at = None
-                for number in _FROM_SCHEDULERS:
+                for each in _FROM_SCHEDULERS:
                     # Python can set handlers only in the main thread. From now on the kernel acts on the signal.
-                    _LIBC.signal(number, signal.SIG_DFL.value)
+                    _LIBC.signal(each, signal.SIG_DFL.value)
                 continue
             (number,) = os.read(self._numbers, 1)
             if number == _NO_SIGNAL:

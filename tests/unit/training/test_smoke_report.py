@@ -33,7 +33,7 @@ RESULT = SmokeResult(
 
 def test_a_run_that_will_work(says: Says) -> None:
     lines = list(report(RESULT))
-    says("\n".join(lines), "2.4110 → 2.3987", "112,629 tokens/s", "260.7 GB", "37:09:51", "rank 3")
+    says("\n".join(lines), "2.4110 → 2.3987", "112,629 tokens/s", "260.7 GB", "37 h 10 min", "rank 3")
     assert not [line for line in lines if line.startswith("warning")]
 
 
