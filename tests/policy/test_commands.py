@@ -26,6 +26,7 @@ _REFUSAL = "test_what_a_rank_would_refuse_is_told_before_deepspeed_starts"
 _RESTART = "test_a_killed_rank_is_started_again_with_the_others"
 _TWO_STEPS = "tests/system/commands/test_doctor.py::test_two_steps_of_a_run_are_made_and_removed"
 _SERVER = "test_the_server_shows_nothing_that_was_taken_back"
+_DOCTOR = "tests/system/commands/test_doctor.py::test_two_steps_of_a_run_are_made_and_removed"
 _PRUNE = "tests/ranks/test_checkpoint_cli.py::test_prune_removes_what_is_not_to_be_kept"
 RUN_BY = {
     "launcher/local.sh": f"tests/system/commands/test_local.py::{_REFUSAL}",
@@ -46,6 +47,9 @@ RUN_BY = {
     "train --resume": _RESUME,
     "train --allow-changed": _RESUME,
     "train --smoke": "tests/ranks/test_smoke.py::test_it_makes_the_first_steps_of_the_run_and_does_not_touch_it",
+    "doctor": _DOCTOR,
+    "doctor --steps": _DOCTOR,
+    "doctor --json": _DOCTOR,
     "export": "tests/ranks/test_train.py::test_an_export_has_the_cost_of_its_checkpoint",
     "evaluate": _EVALUATE,
     "evaluate --tasks": _EVALUATE,
