@@ -93,7 +93,7 @@ tell() {
     readarray -t ranks < <(ranks_here)
     if ((${#ranks[@]} == 0)); then
         kill -TERM -- "-$job" 2>/dev/null || true
-        return
+        return 0
     fi
     # One rank after the other, so that no time passes between its two signals.
     for rank in "${ranks[@]}"; do

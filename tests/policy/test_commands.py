@@ -24,7 +24,6 @@ _OVERLAP = "tests/system/evaluation/test_overlap.py::test_the_command_names_how_
 _RESUME = "tests/ranks/test_train.py::test_a_resumed_and_extended_run_repeats_the_undisturbed_one"
 _REFUSAL = "test_what_a_rank_would_refuse_is_told_before_deepspeed_starts"
 _RESTART = "test_a_killed_rank_is_started_again_with_the_others"
-_TWO_STEPS = "tests/system/commands/test_doctor.py::test_two_steps_of_a_run_are_made_and_removed"
 _SERVER = "test_the_server_shows_nothing_that_was_taken_back"
 _DOCTOR = "tests/system/commands/test_doctor.py::test_two_steps_of_a_run_are_made_and_removed"
 _PRUNE = "tests/ranks/test_checkpoint_cli.py::test_prune_removes_what_is_not_to_be_kept"
@@ -60,9 +59,6 @@ RUN_BY = {
     "dynamics": "tests/ranks/test_probe.py::test_checkpoints_measure_what_the_run_measured",
     "report": "tests/ranks/test_report.py::test_trained_runs_are_reported_with_their_tokens_costs_and_curves",
     "report -o": "tests/ranks/test_report.py::test_trained_runs_are_reported_with_their_tokens_costs_and_curves",
-    "doctor": _TWO_STEPS,
-    "doctor --steps": _TWO_STEPS,
-    "doctor --json": _TWO_STEPS,
     "checkpoint ls": "tests/ranks/test_checkpoint_cli.py::test_ls_lists_what_is_complete_oldest_first",
     "checkpoint verify": "tests/ranks/test_checkpoint_cli.py::test_verify_finds_nothing_in_what_is_as_it_was_written",
     "checkpoint prune": _PRUNE,
