@@ -40,7 +40,7 @@ def main() -> None:
         library = load_tokenizer(folder / "tokenizer")
 
         def prepare() -> int:
-            return run_task(job, lambda *_: None).tokens
+            return run_task(job, lambda **_: None).tokens
 
         def stretches() -> int:
             encoder = fastest_encoder(folder / "tokenizer")
