@@ -12,7 +12,9 @@ def require_table(document: str, name: str, header: Sequence[str], rows: Sequenc
     """Compares a table of docs/`document` with what was found; writes it instead where MEGASLM_WRITE_TABLES is set."""
     path = _DOCS / document
     content = path.read_text(encoding="utf-8")
-    place = re.compile(rf"(<!-- table: {re.escape(name)}, made by [^\n]+ -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+    place = re.compile(
+        rf"(<!-- table: {re.escape(name)}, made by [^\n]+ -->\n\n)(.*?)(\n<!-- end of table -->)", re.DOTALL
+    )
     found = place.search(content)
     assert found is not None, f"docs/{document} has no place for the table {name}"
     lines = [_line(header), _line(["---"] * len(header)), *map(_line, rows)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from docs.site.layout import cell
+from docs.site.blocks import cell
 from megaslm.cli import app
 
 _LEAD = """# Command line

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 
-from docs.site.layout import prose_lines
+from docs.site.blocks import prose_lines
 
 SHOWN_FILES = {".yaml": "yaml", ".sh": "bash", ".sbatch": "bash"}
 """Files that pages link to or name, and that become pages: ending to language."""

@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from docs.site.command_line import command_line_page
-from docs.site.layout import laid_out
 from docs.site.links import SHOWN_FILES, Links, picture_place, shown_place
 from docs.site.settings import REFERENCES, reference_page
 
@@ -50,7 +49,7 @@ def write_pages(root: Path, folder: Path) -> None:
     links = Links(root, {source: (page, named[page]) for source, page in of_files.items()})
     for source, page in of_files.items():
         text = (root / source).read_text(encoding="utf-8")
-        made[page] = laid_out(links.rewritten(source, text))
+        made[page] = links.rewritten(source, text)
     for shown in links.shown:
         made[shown_place(shown)] = _shown(root, shown)
     for page, text in made.items():

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from docs.site.layout import cell
+from docs.site.blocks import cell
 from megaslm.config.cluster import HostfileCluster, KubernetesCluster, LocalCluster, SlurmCluster, TorchrunCluster
 from megaslm.config.explain import one_line
 from megaslm.config.problems import SchemaNode, allowed, show

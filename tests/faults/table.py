@@ -58,7 +58,7 @@ class Table:
         _, end, after = rest.partition(self.end)
         assert begin, f"the page holds no {self.begin}"
         assert end, f"the page holds no {self.end}"
-        return f"{before}{begin}\n{self.text(measured)}\n{end}{after}"
+        return f"{before}{begin}\n\n{self.text(measured)}\n\n{end}{after}"
 
     def measured_rows(self, measured: Measured) -> int:
         """How many rows have all their figures."""

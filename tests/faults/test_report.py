@@ -28,7 +28,7 @@ def test_figures_stand_in_their_rows_and_missing_ones_are_said_to_be() -> None:
 @pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
 def test_only_what_is_between_the_marks_changes(table: Table) -> None:
     page = table.put_into(f"before\n{table.begin}\nold\n{table.end}\nafter\n", MEASURED)
-    assert page == f"before\n{table.begin}\n{table.text(MEASURED)}\n{table.end}\nafter\n"
+    assert page == f"before\n{table.begin}\n\n{table.text(MEASURED)}\n\n{table.end}\nafter\n"
     with pytest.raises(AssertionError, match="holds no"):
         table.put_into("no marks", MEASURED)
 

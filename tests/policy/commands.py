@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from docs.site.layout import blocks, is_commands
+from docs.site.blocks import blocks, is_commands
 from megaslm.cli import app
 
 MARK = re.compile(r"needs (GPUs|a cluster|the network|the run)\b")
@@ -41,7 +41,7 @@ class Command:
 def commands_of(page: Path, root: Path) -> Iterator[Command]:
     """Every command in the blocks of code of a page."""
     for block in blocks(page.read_text(encoding="utf-8")):
-        if block.type in ("fence", "code_block") and is_commands(block):
+        if is_commands(block):
             for words, needs in _commands(block.content):
                 yield Command(str(page.relative_to(root)), words, needs)
 

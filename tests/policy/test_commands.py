@@ -112,10 +112,10 @@ def test_runs_of_billions_of_parameters_are_marked() -> None:
 def test_what_is_wrong_with_a_command_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "    megaslm score --refrence R IN OUT\n    megaslm skore\n    megaslm train configs/none.yaml --set a=b\n"
-        "    launcher/local.sh train RUN.yaml --smoke-steps many\n    make nothing\n"
-        "    megaslm launch --cluster C.yaml score IN\n"
-        "    sbatch --nodes=2 launcher/slurm/train.sbatch RUN.yaml --slow\n",
+        "```sh\nmegaslm score --refrence R IN OUT\nmegaslm skore\nmegaslm train configs/none.yaml --set a=b\n"
+        "launcher/local.sh train RUN.yaml --smoke-steps many\nmake nothing\n"
+        "megaslm launch --cluster C.yaml score IN\n"
+        "sbatch --nodes=2 launcher/slurm/train.sbatch RUN.yaml --slow\n```\n",
         encoding="utf-8",
     )
     (tmp_path / "Makefile").write_text("\ntest:\n", encoding="utf-8")
@@ -136,9 +136,9 @@ def test_what_is_wrong_with_a_command_is_found(tmp_path: Path) -> None:
 def test_a_mark_holds_for_its_command_or_up_to_an_empty_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "    # needs GPUs\n    megaslm export A B\n    megaslm export \\\n        C D\n\n"
-        "    megaslm export E F    # twice\n"
-        "    RANKS=4 launcher/local.sh train R.yaml    # needs a cluster: or four GPUs\n",
+        "```sh\n# needs GPUs\nmegaslm export A B\nmegaslm export \\\n    C D\n\n"
+        "megaslm export E F    # twice\n"
+        "RANKS=4 launcher/local.sh train R.yaml    # needs a cluster: or four GPUs\n```\n",
         encoding="utf-8",
     )
     assert [(command.words[-1], command.needs) for command in commands_of(page, tmp_path)] == [

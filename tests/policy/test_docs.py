@@ -42,15 +42,6 @@ def unnamed_places(architecture: Path, root: Path) -> Iterator[str]:
             yield str(file)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/training.md", "data/README.md"])
-def test_commands_name_recipes_and_configurations_that_are_there(name: str) -> None:
-    named = re.findall(
-        r"^ {4,}(?:\S*megaslm|launcher/local\.sh) .*?(\S+\.yaml)", (ROOT / name).read_text(), re.MULTILINE
-    )
-    assert named
-    assert [file for file in named if not (ROOT / file).is_file()] == []
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_files_that_are_there(document: Path) -> None:
     assert list(missing_files(document, ROOT)) == []

@@ -12,7 +12,11 @@ from tests.forked_cli import run_megaslm
 from tests.own_text import make_model, write_corpus, write_problems
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
-COMMANDS = re.findall(r"^    (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+COMMANDS = [
+    line
+    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
 LAUNCHER, VERB, BOARD = "launcher/local.sh", "megaslm", "tensorboard"
 
 
