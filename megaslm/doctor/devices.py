@@ -191,14 +191,13 @@ def judge_compiler(on_gpu: bool, lacking: str | None) -> Iterator[Check]:
 
 
 def arithmetic() -> Iterator[Check]:
-    """How exactly torch repeats its results, and how it multiplies in float32."""
-    is_set = torch.are_deterministic_algorithms_enabled()
+    """How torch multiplies in float32, and whether it repeats its results."""
     precision = torch.get_float32_matmul_precision()
     found = (
-        f"deterministic algorithms are {'on' if is_set else 'off'} (torch's default is off), float32 products are of "
-        f"{precision} precision; on a GPU the gradient of attention is summed in {'a' if is_set else 'no'} fixed order"
+        f"float32 products are of {precision} precision; on a GPU only train.deterministic sums the gradient of "
+        "attention in a fixed order"
     )
-    facts = {"deterministic": is_set, "float32_matmul_precision": precision, "threads": torch.get_num_threads()}
+    facts = {"float32_matmul_precision": precision, "threads": torch.get_num_threads()}
     yield Check("arithmetic", "ok", found, facts=facts)
 
 

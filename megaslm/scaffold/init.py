@@ -106,6 +106,7 @@ def _commands(folder: Path) -> tuple[str, ...]:
         "launcher/local.sh train {0}/slm.yaml",
         f"megaslm inspect {runs}/clm",
         f"megaslm inspect {runs}/slm",
+        f"megaslm report {runs}/clm {runs}/slm -o {runs}/report.html",
         f"tensorboard --logdir {runs}",
         f"megaslm export {runs}/slm {models}/slm",
     )
