@@ -49,7 +49,7 @@ def memory_task(architecture: Architecture, rows: int, seq_len: int, name: str) 
 def main() -> None:
     chosen = options(__doc__)
     torch.set_num_threads(1)
-    architecture, rows, seq_len = (llama(500, 128, 2), 2, 64) if chosen.quick else (llama(500, 512, 4), 4, 256)
+    architecture, rows, seq_len = (llama(500, 128, 2), 16, 256) if chosen.quick else (llama(500, 512, 4), 4, 256)
     steps = {way: step_of(architecture, rows, seq_len, way) for way in WAYS}
     times = in_turns(steps, repetitions=3 if chosen.quick else 5, clock=time.process_time)
     task = partial(memory_task, architecture, rows, seq_len)
