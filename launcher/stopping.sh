@@ -67,9 +67,9 @@ leave_if_pressed_again() {
     exit 130
 }
 
-# Waits until a process of this script has ended, and gives its status.
+# Waits until a process of this script has ended, and gives its status. Bash would tell of one that was killed.
 wait_for() {
     # `wait` returns early, with more than 128, when a signal was handled.
-    while kill -0 "$1" 2>/dev/null; do wait "$1" || true; done
-    wait "$1"
+    while kill -0 "$1" 2>/dev/null; do wait "$1" 2>/dev/null || true; done
+    wait "$1" 2>/dev/null
 }

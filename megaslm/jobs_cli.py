@@ -86,8 +86,8 @@ def prepare(
             manifest = preparing.finish(of_recipe, output, working=work, watcher=console)
         else:
             manifest = preparing.prepare(of_recipe, output, working=work, workers=workers, watcher=console, ray=ray)
-        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
-        _say_passed_over(manifest.passed_over)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    _say_passed_over(manifest.passed_over)
 
 
 def score(
@@ -184,8 +184,8 @@ def score(
             manifest = job.score_on_ray(task, ray, console)
         else:
             manifest = job.finish(task, console) if finish else job.score(task, console)
-        if is_first_rank():
-            _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    if is_first_rank():
+        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
 def mask(
@@ -232,7 +232,7 @@ def mask(
     task = MaskRequest(dataset, output, rule, workers=workers, working=work, cache=cache)
     with console:
         manifest = mask_dataset(task, console)
-        _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
 def _begin(verb: str, work: str) -> "JobConsole":

@@ -106,8 +106,9 @@ class StopSignal:
         self._record(number)
 
     def _record(self, number: int) -> None:
-        # Of one telling by several signals, the first is what the user did.
-        if self._told is None:
+        # Ctrl-C is what the user did, though a launcher tells by SIGTERM too: of two signals that come at once, the
+        # kernel runs the handler of the higher number first.
+        if self._told is None or number == signal.SIGINT:
             self._told = signal.Signals(number)
 
     def _listen(self) -> None:

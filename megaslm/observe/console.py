@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleDimensions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
@@ -38,6 +38,19 @@ _COUNTED = {
     "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
 }
 """The quantities that jobs count, in printed order: the unit, and the formats of the quantity and its rate."""
+
+
+class _Terminal(Console):
+    """The console of `sys.stdout`. Libraries write into the usual descriptors, of which rich would ask the width."""
+
+    @property  # type: ignore[misc]  # Rich can also be given a size.
+    def size(self) -> ConsoleDimensions:
+        """Columns and lines; those of rich where the output is no terminal, or where COLUMNS sets them."""
+        try:
+            columns, lines = os.get_terminal_size(self.file.fileno())
+        except (OSError, ValueError):
+            return super().size
+        return super().size if "COLUMNS" in os.environ or not columns else ConsoleDimensions(columns, lines)
 
 
 class _Block(Progress):
@@ -86,7 +99,7 @@ class RunConsole:
 
     def __init__(self, name: str, *, total_steps: int, done_steps: int) -> None:
         """Starts the progress bar if the output is a terminal."""
-        self._console = Console(highlight=False)
+        self._console = _Terminal(highlight=False)
         self._name = name
         self._total_steps = total_steps
         self._done_before = done_steps
@@ -263,7 +276,7 @@ class JobConsole:
     def __init__(self, verb: str, *, quiet: bool = False) -> None:
         """Draws nothing before the first `show`, and nothing at all if `quiet`, as on all ranks but the first."""
         self._verb = verb
-        self._console = Console(highlight=False, quiet=quiet)
+        self._console = _Terminal(highlight=False, quiet=quiet)
         self._block = _Block(verb, self._console)
         self._began_at = self._said_at = time.monotonic()
         self._said_numbers = ""

@@ -159,7 +159,7 @@ train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}                    # as in the paper
   global_batch_tokens: {run.batch_tokens}   # 1M as in the paper; less for a short text: some hundred steps
-  micro_batch_rows: {sizes.micro_batch_rows}          # most rows per GPU at once; lower it if memory runs out
+  micro_batch_rows: {sizes.micro_batch_rows}          # most rows per GPU at once; docs/tutorial.md: when to lower it
   lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
   warmup_tokens: {run.warmup_tokens}       # 1%
 zero:

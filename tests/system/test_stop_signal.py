@@ -113,11 +113,13 @@ def test_a_second_signal_ends_a_process_that_is_stuck_in_a_collective(
 
 
 def test_ctrl_c_is_named_and_saves(dataset: Path, tmp_path: Path, says: Says) -> None:
+    """`launcher/local.sh` sends SIGINT and SIGTERM. To a process that has both the kernel gives SIGTERM first."""
     config = with_steps(run_config(tmp_path / "run", dataset, log={"every_steps": 1}), MANY_STEPS)
     metrics = tmp_path / "run" / "metrics.jsonl"
     process = fork(lambda: told_apart(["train", str(write_config(tmp_path / "run.yaml", config))], tmp_path / "said"))
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 8)
-    os.kill(process, signal.SIGINT)
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        os.kill(process, number)
     assert statuses_of([process]) == [75]
     made = len(losses(tmp_path / "run"))
     assert [one.step for one in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [made]

@@ -1,4 +1,4 @@
-"""The progress of a run on a real terminal of 80 columns, and where there is none."""
+"""The progress of a run and of a job on a real terminal, and where there is none."""
 
 import fcntl
 import os
@@ -8,14 +8,21 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.launched import ROOT
+from tests.own_text import make_tokenizer, write_corpus
 
 COLUMNS = 80
-JOB = """
+RUN = """
+from megaslm.observe.library_output import diverted
+with diverted("train"):
+    pass
 from megaslm.observe.console import RunConsole
 from megaslm.observe.records import StepRecord
 console = RunConsole("slm", total_steps=14305, done_steps=0)
@@ -27,14 +34,14 @@ console.close()
 """
 
 
-def shown(**variables: str) -> str:
-    """What the job writes to a terminal, with its control sequences."""
+def shown(command: Sequence[str | Path] = ("-c", RUN), columns: int = COLUMNS, **variables: str) -> str:
+    """What Python writes to a terminal, with its control sequences. As under a launcher, its input is no terminal."""
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "COLUMNS")}
     terminal, standard = pty.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-c", JOB],
-        stdin=standard,
+        [sys.executable, *command],
+        stdin=subprocess.DEVNULL,
         stdout=standard,
         stderr=standard,
         env={**kept, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **variables},
@@ -60,6 +67,30 @@ def test_a_terminal_has_two_lines_that_move_and_lines_that_stay() -> None:
     assert numbers == "loss 1.2500 (60%) · all 2.2500 · 15.00B tokens · 372,088 tokens/s"
     # The cursor is hidden while the lines move, and shown at the end.
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
+
+
+def test_a_narrow_terminal_cuts_the_numbers() -> None:
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", shown(columns=60))]
+    assert max(len(line) for line in lines if "a line that stays" not in line) == 60
+    assert lines[-2].endswith("…") or lines[-1].endswith("…")
+
+
+def test_what_a_job_has_made_is_told_below_its_bar(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer")
+    recipe = {
+        "name": "own",
+        "licence": "own",
+        "seq_len": 32,
+        "tokenizer": {"huggingface": str(tmp_path / "tokenizer")},
+        "heldout_fraction": 0.2,
+        "sources": [{"domain": "web", "reader": "jsonl", "paths": [str(write_corpus(tmp_path / "web.jsonl"))]}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    written = shown(
+        ["-m", "megaslm", "prepare", tmp_path / "recipe.yaml", tmp_path / "made", "--workers", "1"], columns=200
+    )
+    told = written[written.rindex("\x1b[") :].splitlines()
+    assert [line.split(" · ")[1].split(":")[0] for line in told[-2:]] == ["train/web", "heldout/web"]
 
 
 @pytest.mark.parametrize("variable", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"CI": "true"}], ids=str)

@@ -305,6 +305,8 @@ def test_a_second_ctrl_c_ends_a_job_at_once(workplace: Path) -> None:
         _, errors = job.communicate(timeout=20)
     assert job.returncode == 130
     assert "Ctrl-C" in errors.splitlines()[-1]
+    # Bash tells of a job that was killed.
+    assert "stopping.sh" not in errors
 
 
 @pytest.mark.slow
