@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
+from time import sleep
 from typing import Any, NoReturn
 
 import numpy as np
@@ -38,6 +39,9 @@ from megaslm.stream.shards import ShardChecks, TrainingShards, claim_caches
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _LOOK_SECONDS = 1.0
+# For a loader process that is told to end. It shares a lock with its rank, which would wait for ever for one that ends
+# while it holds the lock.
+_LEAVING_SECONDS = 1.0
 _FETCH = FetchSection()
 # The columns of a dataset's rows that a micro-batch has, as it has them. A mask is unpacked after this.
 _COLUMNS: dict[str, type[np.generic]] = {
@@ -70,10 +74,14 @@ def follow_rank(rank_pid: int, worker: int) -> None:
 
 
 def _follow(rank_pid: int) -> NoReturn:
-    """Ends this process with the rank's process or on its SIGTERM, even if the main thread is stuck."""
+    """Ends this process with the rank's process, or soon after its SIGTERM, even if the main thread is stuck.
+
+    A main thread that is not stuck leaves by itself meanwhile, because torch tells it to.
+    """
     while os.getppid() == rank_pid:
         told = signal.sigtimedwait(_SIGNALS, _LOOK_SECONDS)
         if told is not None and told.si_signo == signal.SIGTERM and told.si_pid == rank_pid:
+            sleep(_LEAVING_SECONDS)
             break
     os._exit(0)
 
@@ -185,9 +193,10 @@ class TrainingStream:
                         raise item
                     yield item
             finally:
-                # End the workers directly: torch would wait 5 s for each that waits for a shard.
+                # torch alone would wait 5 s for each that waits for a shard.
                 for worker in workers:
                     worker.terminate()
+                del items
             epoch, rows_into_epoch = epoch + 1, 0
 
     def _start_reading(

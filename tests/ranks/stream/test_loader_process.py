@@ -60,6 +60,26 @@ def test_its_rank_ends_it_also_where_it_is_stuck(tmp_path: Path) -> None:
         assert process.exitcode == 0
 
 
+def test_it_lets_go_of_what_it_shares_with_its_rank(tmp_path: Path) -> None:
+    """The rank would wait for ever for a lock of torch that a process took with it."""
+    lock, ready = multiprocessing.get_context("fork").Lock(), tmp_path / "ready"
+
+    def work(rank_pid: int) -> None:
+        follow_rank(rank_pid, 0)
+        with lock:
+            ready.touch()
+            time.sleep(OTHERS_SIGNAL_SECONDS)
+
+    with without_signals():
+        process = multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),), daemon=True)
+        process.start()
+    wait_until(ready.exists)
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
+    assert lock.acquire(timeout=10)
+
+
 def test_it_ends_with_its_rank(tmp_path: Path) -> None:
     noted = tmp_path / "loader"
 
