@@ -142,7 +142,7 @@ def test_programs_run_side_by_side_and_results_are_in_their_order(tier: str) -> 
     with Sandbox(workers=3, tier=tier) as sandbox:  # type: ignore[arg-type]
         assert sandbox.run([]) == []
         results = sandbox.run([f"import time\ntime.sleep({(7 - n) % 3 / 10})\nprint({n})" for n in range(20)])
-        words = sandbox.run(["print(*map(str, {*'abcdefghijkl'}))"] * 6)
+        words = sandbox.run(["import time\ntime.sleep(0.2)\nprint(*{*'abcdefghijkl'})"] * 6)
     assert [result.stdout for result in results] == [f"{n}\n" for n in range(20)]
     assert len(set(words)) == 1, "each worker orders a set in its own way"
 
