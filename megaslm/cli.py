@@ -15,7 +15,7 @@ from megaslm.cli_output import (
     Overrides,
     announce,
     complain,
-    end_library_output,
+    end_third_party_output,
     leave_out_needless_lines,
     loading,
     say_interrupted,
@@ -71,7 +71,7 @@ def main() -> None:
         # Printed here because the interpreter's exit takes a second, during which the other ranks would wait.
         traceback.print_exception(error)
         status = 1
-    end_library_output(status)
+    end_third_party_output(status)
     if "megaslm.engine.distributed" in sys.modules:
         from megaslm.engine.distributed import end_process
 

@@ -69,16 +69,16 @@ def loading(verb: str, *, before: str = "") -> Iterator[None]:
     """Announces the imports within the context, which take seconds. What libraries print goes to a log from now on."""
     announce(verb, f"{before}loads PyTorch and DeepSpeed, which takes up to a minute")
 
-    from megaslm.observe.library_output import diverted
+    from megaslm.observe.third_party_output import diverted
 
     with diverted(verb):
         yield
 
 
-def end_library_output(status: int) -> None:
+def end_third_party_output(status: int) -> None:
     """Called before the process ends. After a fault, names the log of what libraries printed."""
-    library_output = sys.modules.get("megaslm.observe.library_output")
-    log = None if library_output is None else library_output.end(status)
+    third_party_output = sys.modules.get("megaslm.observe.third_party_output")
+    log = None if third_party_output is None else third_party_output.end(status)
     if log is not None and is_first_rank():
         typer.echo(f"what PyTorch and DeepSpeed printed: {log}", err=True)
 

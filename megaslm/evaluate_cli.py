@@ -116,7 +116,7 @@ def evaluate(
         raise ConfigError("lm-eval runs in one process; start evaluate without a launcher for its tasks")
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
 
-    from megaslm.observe.library_output import diverted
+    from megaslm.observe.third_party_output import diverted
 
     with diverted("evaluate"):
         from megaslm.evaluation.request import EvaluationRequest
@@ -192,7 +192,7 @@ def sample(
     take_seat()
     announce("sample", f"{model} on {', '.join(names)} → {output}")
 
-    from megaslm.observe.library_output import diverted
+    from megaslm.observe.third_party_output import diverted
 
     with diverted("sample"):
         from megaslm.engine.distributed import on_first_rank

@@ -21,7 +21,7 @@ from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
 from megaslm.model.decoder_layers import compile_line
 from megaslm.model.documents import kernel_name
-from megaslm.observe.library_output import keep_in
+from megaslm.observe.third_party_output import keep_in
 from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened

@@ -20,7 +20,7 @@ from tests.own_text import make_tokenizer, write_corpus
 
 COLUMNS = 80
 RUN = """
-from megaslm.observe.library_output import diverted
+from megaslm.observe.third_party_output import diverted
 with diverted("train"):
     pass
 from megaslm.observe.console import RunConsole

@@ -12,8 +12,8 @@ from tests.launched import ROOT
 JOB = """
 import ctypes, logging, os, sys, warnings
 from pathlib import Path
-from megaslm.cli_output import end_library_output
-from megaslm.observe.library_output import diverted, keep_in
+from megaslm.cli_output import end_third_party_output
+from megaslm.observe.third_party_output import diverted, keep_in
 how, run = sys.argv[1], Path(sys.argv[2])
 print("ours before")
 with diverted("train"):
@@ -33,7 +33,7 @@ if how == "crash":
     ctypes.string_at(0)
 if how == "uncaught":
     raise KeyError("why")
-end_library_output({"done": 0, "fault": 1, "refused": 2}[how])
+end_third_party_output({"done": 0, "fault": 1, "refused": 2}[how])
 """
 
 
