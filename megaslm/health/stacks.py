@@ -18,7 +18,6 @@ _OF_ONE_RANK = ("/torch/distributed/checkpoint/",)
 _DEEPSPEED = "/deepspeed/"
 _GPU_ANSWERS_WITHIN_SECONDS = 0.2
 _REPORT_SECONDS = 1.0
-_STDERR = 2
 
 
 class MainThread:
@@ -113,5 +112,7 @@ def _report(rank: int, verdict: Verdict) -> None:
 
 
 def _write(text: bytes) -> None:
+    # The descriptor 2 of a command is the log of its libraries.
+    errors = sys.stderr.fileno()
     while text:
-        text = text[os.write(_STDERR, text) :]
+        text = text[os.write(errors, text) :]

@@ -91,6 +91,10 @@ def diverted(verb: str) -> Iterator[None]:
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(handler)
     logging.lastResort = handler
+    # Waits for object storage and servers are ours to tell.
+    ours = logging.getLogger("megaslm")
+    ours.addHandler(logging.StreamHandler(terminal[1]))
+    ours.propagate = False
     try:
         yield
     finally:

@@ -42,7 +42,6 @@ SPOILING_POINTS = ("data", "step")
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "usr1": signal.SIGUSR1}
 ACTIONS = (*_SIGNALS, "raise", "hang", "slow", "nan")
-_STDERR = 2
 _FORM = re.compile(r"(\w+)@rank(\d+):step(\d+)(?::([a-z]+))?(?::attempt(\d+))?")
 
 # What stops and continues a slow rank. It is a program of its own and no fork, which would keep the rank's sockets and
@@ -207,8 +206,9 @@ def spoiled(point: str, step: int, value: "Tensor") -> "Tensor":
 def _announce(fault: Fault) -> None:
     """Strikes the fault off the list and says when it happened, in seconds of the system's clock."""
     _coming.remove(fault)
-    # Nothing may be left in a buffer, as the next thing may be the process's end.
-    os.write(_STDERR, f"injected fault {fault} at {time.time():.3f}\n".encode())
+    # Nothing may be left in a buffer, as the next thing may be the process's end. The descriptor 2 of a command is the log
+    # of its libraries.
+    os.write(sys.stderr.fileno(), f"injected fault {fault} at {time.time():.3f}\n".encode())
 
 
 def _act(fault: Fault) -> None:

@@ -29,11 +29,15 @@ os.write(1, b"noise of C++\\n")
 os.write(2, b"noise of C++\\n")
 print("ours after")
 print("our error", file=sys.stderr)
+logging.getLogger("megaslm.storage.retries").warning("our wait")
+if how == "watchdog":
+    from megaslm.health.stacks import say
+    say(0, "our finding")
 if how == "crash":
     ctypes.string_at(0)
 if how == "uncaught":
     raise KeyError("why")
-end_third_party_output({"done": 0, "fault": 1, "refused": 2}[how])
+end_third_party_output({"fault": 1, "refused": 2}.get(how, 0))
 """
 
 
@@ -47,13 +51,14 @@ def run(how: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("how", ["done", "fault", "refused"])
+@pytest.mark.parametrize("how", ["done", "fault", "refused", "watchdog"])
 def test_the_terminal_has_our_lines_alone(how: str, tmp_path: Path) -> None:
     job = run(how, tmp_path)
     log = tmp_path / "run" / "logs" / "rank-0.log"
     named = [f"what PyTorch and DeepSpeed printed: {log}"] if how == "fault" else []
     assert job.stdout.splitlines() == ["ours before", "ours after"]
-    assert job.stderr.splitlines() == ["our error", *named]
+    found = ["rank 0: our finding"] if how == "watchdog" else []
+    assert job.stderr.splitlines() == ["our error", "our wait", *found, *named]
     assert list(tmp_path.glob("*.log")) == []
     if how != "refused":
         noises = ["an import", "a logger", "a logger without a handler", "a warning", "C++", "C++"]
