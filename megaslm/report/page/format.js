@@ -23,9 +23,10 @@ function unitFor(units, largest) {
   return units.findLast(([size]) => largest >= size) ?? units[0];
 }
 
-/** A number with three digits, and more only before the point. */
+/** A number with three digits, and some more only before the point. */
 function digits(number) {
   const size = Math.abs(number);
+  if (size >= 1e7) return scientific(number);
   if (size >= 1000) return Math.round(number).toLocaleString("en");
   if (size < 1e-3 && size > 0) return scientific(number);
   return String(Number(number.toPrecision(3))).replace("-", "−");

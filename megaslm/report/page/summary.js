@@ -1,19 +1,21 @@
 // The first screen: what SLM bought, in numbers.
 
-const NOTHING_COMPARED = "Nothing is compared here: no CLM run shares a validation set with another run, " +
-  "or its last loss is not finite.";
+const NOTHING_COMPARED = "Nothing is compared here. A comparison needs a CLM run with a finite last loss, and a " +
+  "selective run that shares a validation set with it.";
 const REACHED = ["tokens", "selected_tokens", "flops", "seconds", "gpu_hours"];
 
 /** What the runs came to, as a few large numbers with a sentence each. */
-function summarySection({ runs, targets: [targets], costs, notes = [] }) {
+function summarySection({ runs, targets: [targets], costs, sweep, notes = [] }) {
   const best = targets ? bestRun(runs, targets) : null;
-  const facts = best ? comparisonFacts(best, runs, targets, costs) : runs.slice(0, 4).flatMap(runFacts);
+  const swept = best ? [] : sweepFacts(sweep);
+  const isAlone = !best && !swept.length;
+  const facts = best ? comparisonFacts(best, runs, targets, costs) : isAlone ? runs.slice(0, 4).flatMap(runFacts) : swept;
   const list = element("dl", { class: "facts" }, facts.map(([number, sentence]) =>
     element("div", {}, element("dt", {}, number), element("dd", {}, sentence))));
   const sentences = [
     ...notes,
-    !best && runs.length > 1 ? NOTHING_COMPARED : null,
-    !best && runs.length > 4 ? `The first 4 of ${runs.length} runs are shown here.` : null,
+    isAlone && runs.length > 1 ? NOTHING_COMPARED : null,
+    isAlone && runs.length > 4 ? `The first 4 of ${runs.length} runs are shown here.` : null,
   ].filter(Boolean).map((text) => element("p", {}, text));
   return section("summary", best ? `${best.name} against ${targets.baseline}` : "In short",
     facts.length ? list : null, sentences, stateNotes(runs));
@@ -80,6 +82,16 @@ function breakEvenFact({ runs, sentence, is_known: isKnown }) {
   const count = isNumber(runs) ? Math.ceil(runs) : null;
   const none = isKnown === false ? "break-even not known" : "no break-even";
   return [count === null ? none : `${whole(count)} ${count === 1 ? "run" : "runs"}`, sentence];
+}
+
+/** The value of a swept setting whose run ended with the lowest loss. */
+function sweepFacts(sweep) {
+  const { place, points = [] } = sweep?.metrics.find(({ measure }) => measure.startsWith("loss")) ?? {};
+  const ends = points.filter(({ loss }) => isNumber(loss)).sort((a, b) => a.loss - b.loss);
+  if (ends.length < 2) return [];
+  const [{ run, value, loss }] = ends;
+  return [[`${nats(loss)} nats`,
+    `Lowest loss on ${place} at the end, of ${ends.length} values of ${sweep.key}: ${value} (${run}).`]];
 }
 
 /** A run alone: its last losses, and what it took. */

@@ -67,6 +67,12 @@ def test_the_first_screen_is_of_a_selective_run(open_page: Open) -> None:
     assert "slm-0.6" not in open_page(changed).locator("#summary h2").inner_text()
 
 
+def test_the_first_screen_of_a_sweep_without_a_baseline_names_the_best_value(open_page: Open) -> None:
+    page = open_page({**document(), "targets": []})
+    assert page.locator("#summary dt").all_text_contents() == ["4.040 nats"]
+    assert "slm-0.6" in page.locator("#summary dd").inner_text()
+
+
 def test_the_page_says_what_flops_and_a_reported_reference_count(open_page: Open) -> None:
     changed = document()
     page = open_page(changed)
