@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 from harness.corpora import corpus_name, recipe_of, texts, train_tokenizer, write_jsonl
+from harness.memory import family_bytes
 from harness.report import Bar, options, report
 
 FULL_BYTES, QUICK_BYTES = 30_000_000, 300_000
@@ -74,7 +75,7 @@ def _peak_bytes(folder: Path, path: Path, workers: int) -> int:
     def watch() -> None:
         nonlocal peak
         while not over.wait(LOOK_SECONDS):
-            peak = max(peak, sum(map(_proportional_bytes, _family(process.pid))))
+            peak = max(peak, family_bytes(process.pid))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -84,23 +85,6 @@ def _peak_bytes(folder: Path, path: Path, workers: int) -> int:
     if status:
         raise SystemExit(f"prepare ended with {status}: nothing was measured")
     return peak
-
-
-def _family(pid: int) -> list[int]:
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [pid, *(each for child in children for each in _family(int(child)))]
-
-
-def _proportional_bytes(pid: int) -> int:
-    """Memory of a process; what several share counts for each in part."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 if __name__ == "__main__":

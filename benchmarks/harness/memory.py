@@ -1,4 +1,4 @@
-"""The peak of a process's resident memory over what it held before, as Linux counts it."""
+"""The memory of processes, as Linux counts it: a peak over what was held before, and that of a whole family."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -23,6 +23,28 @@ def bytes_beyond(task: Callable[[], object]) -> int:
     before = _peak_of_this_process()
     task()
     return _peak_of_this_process() - before
+
+
+def family_bytes(pid: int) -> int:
+    """The memory of a process and its descendants; what several of them share counts once."""
+    return sum(map(_proportional_bytes, family(pid)))
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(each for child in children for each in family(int(child)))]
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _peak(task: Callable[[str], None], name: str) -> int:
