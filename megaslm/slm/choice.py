@@ -1,5 +1,6 @@
 """Which rows of one call to the head are trained on, in four variants; and what the head returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,11 +29,6 @@ class Known:
     mask: Tensor
     rows: Tensor
     rest: Tensor
-
-    @property
-    def measured(self) -> Tensor:
-        """(T,) bool: the rows whose loss is computed."""
-        return self.mask.index_fill(0, self.rest, True)
 
 
 @dataclass
@@ -109,6 +105,12 @@ class HeadOutput(NamedTuple):
     def view_as(self, targets: Tensor) -> "HeadOutput":
         """The same, with `losses` and `mask` reshaped from (T,) to the targets' (B, L)."""
         return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
+
+    @classmethod
+    def of_step(cls, outputs: Sequence["HeadOutput"]) -> "HeadOutput":
+        """The output for all micro-batches of a step, one after the other. Its total is float64."""
+        totals, losses, masks, thresholds = zip(*outputs, strict=True)
+        return cls(torch.stack(totals).double().sum(), torch.cat(losses), torch.cat(masks), torch.cat(thresholds))
 
     def decided(self, deferred: Deferred, known: Known) -> "HeadOutput":
         """The output of a pass under a `Deferred` choice, once its rows are known. Its backward pass may then run."""
