@@ -133,19 +133,18 @@ class _Padded:
         place = first + torch.arange(length)
         # Padding repeats the document's own last token: another document's NaN must not reach it.
         self._tokens = place.minimum(stop - 1).flatten()
-        is_padding = (place >= stop).flatten()
-        self._padding = is_padding.nonzero().squeeze(1)
-        self._real = (~is_padding).nonzero().squeeze(1)
+        self._is_padding = (place >= stop)[:, None, :, None]
+        self._real = (place < stop).flatten().nonzero().squeeze(1)
         self._real_tokens = self._tokens[self._real]
         self._length = length
 
     def queries(self, tokens: Tensor) -> Tensor:
-        return self._in_documents(tokens.index_select(0, self._tokens))
+        return tokens.index_select(0, self._tokens).unflatten(0, (-1, self._length)).transpose(1, 2)
 
     keys = queries
 
     def gradients(self, tokens: Tensor) -> Tensor:
-        return self._in_documents(tokens.index_select(0, self._tokens).index_fill_(0, self._padding, 0.0))
+        return self.queries(tokens).masked_fill_(self._is_padding, 0.0)
 
     def put_queries(self, tokens: Tensor, values: Tensor) -> None:
         flat = values.transpose(1, 2).flatten(0, 1)
@@ -153,9 +152,6 @@ class _Padded:
 
     # No other part has the keys of these documents.
     add_keys = put_queries
-
-    def _in_documents(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, (-1, self._length)).transpose(1, 2)
 
 
 @lru_cache(maxsize=8)
