@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import Choice, Every, HeadOutput, Known
-from megaslm.slm.dynamic import AboveThreshold, RankedTargets, TopOfGroups, forecast_from
+from megaslm.slm.choice import AboveThreshold, Choice, Every, HeadOutput, Known, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
 from megaslm.slm.static import StaticRanking, select_static
-from megaslm.slm.targets import LossCriterion, Targets
+from megaslm.slm.targets import LossCriterion, RankedTargets, Targets
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,

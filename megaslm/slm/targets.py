@@ -73,6 +73,24 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
     return losses - ref_loss
 
 
+@dataclass(frozen=True)
+class RankedTargets:
+    """Targets in groups, (G, n), and the criterion that ranks them. `eligible`: (G, n) bool."""
+
+    targets: Targets
+    eligible: Tensor
+    criterion: LossCriterion
+
+    def values(self, losses: Tensor) -> Tensor:
+        """(G, n) float32 values from losses of the same number."""
+        losses = losses.view_as(self.eligible)
+        return losses if self.criterion == "loss" else excess_loss(losses, self.targets.needed_ref_loss())
+
+    def unrankable(self, values: Tensor) -> Tensor:
+        """(G, n) bool: eligible targets whose value is NaN or infinite."""
+        return self.eligible & ~torch.isfinite(values)
+
+
 def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, step: int) -> Tensor:
     """Values that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference) or a hash of the key.
 

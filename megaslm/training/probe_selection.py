@@ -7,10 +7,9 @@ from torch import Tensor
 
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
-from megaslm.slm.dynamic import RankedTargets
 from megaslm.slm.rule import KeepRatio
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import Targets
+from megaslm.slm.targets import RankedTargets, Targets
 from megaslm.slm.topk import kept, on_this_rank_alone, select_top
 
 

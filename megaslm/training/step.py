@@ -74,7 +74,8 @@ class TrainStep:
 
         def skipped(reason: str) -> StepResult:
             sums = all_reduce_sum(sums_of_unused(targets, batch.domain, self.domain_count, batch.document_bounds))
-            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, passes.repeated_ratio())
+            repeated_ratio = passes.repeated / len(micro_batches)
+            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, repeated_ratio)
 
         try:
             plan = self.objective.plan_step(targets, len(micro_batches), moment, passes.measure, all_reduce_sum)
@@ -86,9 +87,14 @@ class TrainStep:
             return skipped(why_left_out(targets, plan.choices, output, self.row_name))
         threshold = self.objective.end_step(plan, output)
         sums = all_reduce_sum(self._sums(plan, output, targets, batch))
-        norm = torch.as_tensor(self.engine.gradient_norm(), dtype=torch.float32, device=self.world.device)
-        threshold = nothing if threshold is None else threshold
-        return StepResult(moment.step, learning_rate, sums, threshold, norm, None, passes.repeated_ratio())
+        return StepResult(
+            step=moment.step,
+            learning_rate=learning_rate,
+            sums=sums,
+            threshold=nothing if threshold is None else threshold,
+            gradient_norm=torch.as_tensor(self.engine.gradient_norm(), dtype=torch.float32, device=self.world.device),
+            second_pass_ratio=passes.repeated / len(micro_batches),
+        )
 
     def _targets(self, batch: MicroBatch) -> Targets:
         """The targets of the step's rows. Keys count how often a row was read: in earlier epochs, and in this step."""
@@ -136,15 +142,15 @@ class TrainStep:
 @dataclass(eq=False)
 class ForwardPasses:
     """The forward passes of a step: first those that measure losses for its plan, if it needs them; then those that
-    train. `keeps_graphs`, `ends`: see `TrainStep`.
+    train. `keeps_graphs`, `ends`: see `TrainStep`. `repeated`: micro-batches with a pass of either kind.
     """
 
     engine: ZeroEngine
     micro_batches: Sequence[MicroBatch]
     keeps_graphs: bool
     ends: Callable[[Phase], None]
+    repeated: int = 0
     _kept: dict[int, tuple[Deferred, HeadOutput]] = field(default_factory=dict)
-    _repeated: int = 0
 
     def measure(self, number: int) -> Tensor:
         """See `MeasureLosses`."""
@@ -157,7 +163,7 @@ class ForwardPasses:
             losses = output.losses
         else:
             losses = self.engine.measure(micro_batch.tokens, micro_batch.document_bounds)
-            self._repeated += 1
+            self.repeated += 1
         self.ends("forward")
         return losses
 
@@ -168,7 +174,3 @@ class ForwardPasses:
             return output.decided(deferred, choice)
         micro_batch = self.micro_batches[number]
         return self.engine.forward(micro_batch.tokens, choice, micro_batch.document_bounds)
-
-    def repeated_ratio(self) -> float:
-        """Of the micro-batches, those that have a second forward pass."""
-        return self._repeated / len(self.micro_batches)

@@ -16,8 +16,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.dynamic import AboveThreshold
+from megaslm.slm.choice import AboveThreshold, Choice, HeadOutput
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
