@@ -105,11 +105,11 @@ class StepPlanner:
             forecast = forecast_from(recent, ranked, float(self.ratio), surely=False)
             choices.append(TopOfGroups(ranked, count, on_this_rank_alone, self.all_reduce_sum, forecast))
             counts.append(count)
-        count = torch.cat(counts)
+        of_groups = torch.cat(counts)
         return StepPlan(
             tuple(choices),
-            self.all_reduce_sum(count.sum()),
-            threshold_of=lambda output: self._mean_threshold(output.threshold, count),
+            self.all_reduce_sum(of_groups.sum()),
+            threshold_of=lambda output: self._mean_threshold(output.threshold, of_groups),
         )
 
     def by_static_criterion(self) -> StepPlan:
