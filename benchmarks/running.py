@@ -97,7 +97,7 @@ def train(
     """Makes the steps with AdamW; gives the losses of each, (B, L)."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     for step, (tokens, targets) in enumerate(steps, start=1):
-        plan = objective.plan_step([targets], Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
+        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
         output = model(tokens, plan.choices[0])
         (output.total / plan.denominator).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,7 +105,7 @@ def train(
             group["lr"] = rate_at(step)
         optimizer.step()
         optimizer.zero_grad()
-        objective.end_step(plan, [output._replace(total=output.total.detach())])
+        objective.end_step(plan, output._replace(total=output.total.detach()))
         yield output.losses
 
 
@@ -146,11 +146,11 @@ def running(steps: list[Tensor], keep_ratio: str) -> list[float]:
         targets = Targets(
             torch.ones(1, len(values), dtype=torch.bool), target_keys(torch.tensor([step]), 0, len(values))
         )
-        plan = objective.plan_step([targets], Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
+        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
         choice = plan.choices[0]
         mask = choice(values).mask  # type: ignore[operator]
         output = HeadOutput(values[mask].sum(), values[None], mask[None], no_threshold(values.device))
-        objective.end_step(plan, [output])
+        objective.end_step(plan, output)
         ratios.append(float(mask.double().mean()))
     return ratios
 

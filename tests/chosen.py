@@ -1,12 +1,21 @@
 """What the head gives for a choice, where the losses are made up and nothing is trained."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_threshold
 from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import EXACT_STEPS, SelectionState
 from megaslm.slm.topk import ordered_image
+
+
+def joined(micro_batches: Sequence[Targets]) -> Targets:
+    """The targets of a step."""
+    columns = {name: [getattr(part, name) for part in micro_batches] for name in vars(micro_batches[0])}
+    return Targets(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
 
 
 def output_of(choice: Choice, losses: Tensor) -> HeadOutput:

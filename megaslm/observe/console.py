@@ -105,6 +105,8 @@ class RunConsole:
         self._done_before = done_steps
         self._started = time.monotonic()
         self._block = _Block(name, self._console)
+        self.is_live = self._block.is_live
+        """Whether there is a bar to move."""
         self._block.start()
         self.at_step(done_steps)
 

@@ -64,8 +64,9 @@ class RunLog:
             self._attempt("the console", lambda: self._console.show(records))
 
     def at_step(self, step: int) -> None:
-        """Moves the progress bar to a step that is not read from the device yet."""
-        self._attempt("the console", lambda: self._console.at_step(step))
+        """Moves the progress bar, where there is one, to a step that is not read from the device yet."""
+        if self._console.is_live:
+            self._attempt("the console", lambda: self._console.at_step(step))
 
     def alert(self, title: str, text: str) -> None:
         """Sends an alert through the tracker, if there is one. Console and files tell of it anyway."""

@@ -1,10 +1,16 @@
-"""Which rows of one call to the head are trained on, in four variants; and what the head returns."""
+"""Which rows of one call to the head are trained on: choices made before the losses are known, and by the losses. And
+what the head returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from megaslm.slm.targets import RankedTargets, excess_loss
+from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
+from megaslm.slm.topk import AllReduceSum, select_top
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,6 @@ class Known:
     mask: Tensor
     rows: Tensor
     rest: Tensor
-
-    @property
-    def measured(self) -> Tensor:
-        """(T,) bool: the rows whose loss is computed."""
-        return self.mask.index_fill(0, self.rest, True)
 
 
 @dataclass
@@ -110,6 +111,12 @@ class HeadOutput(NamedTuple):
         """The same, with `losses` and `mask` reshaped from (T,) to the targets' (B, L)."""
         return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
 
+    @classmethod
+    def of_step(cls, outputs: Sequence["HeadOutput"]) -> "HeadOutput":
+        """The output for all micro-batches of a step, one after the other. Its total is float64."""
+        totals, losses, masks, thresholds = zip(*outputs, strict=True)
+        return cls(torch.stack(totals).double().sum(), torch.cat(losses), torch.cat(masks), torch.cat(thresholds))
+
     def decided(self, deferred: Deferred, known: Known) -> "HeadOutput":
         """The output of a pass under a `Deferred` choice, once its rows are known. Its backward pass may then run."""
         deferred.known = known
@@ -120,3 +127,92 @@ class HeadOutput(NamedTuple):
 def no_threshold(device: torch.device) -> Tensor:
     """(0,) int64, in place of the groups' thresholds for choices that have none."""
     return torch.empty(0, dtype=torch.int64, device=device)
+
+
+@dataclass(frozen=True)
+class ThresholdForecast:
+    """Forecasts that a row is chosen where it lies above the recent thresholds by more than their spread.
+
+    `threshold`: float32 scalar, the value above which a row is surely chosen.
+    """
+
+    ranked: RankedTargets
+    share: float
+    threshold: Tensor
+
+    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+        """See `Forecast`."""
+        values = losses
+        if self.ranked.criterion == "excess":
+            values = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
+        return (values - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+
+
+@dataclass(frozen=True, eq=False)
+class TopOfGroups:
+    """The `count` largest values of each group, over the ranks that share the group.
+
+    `count`: (G,) int64, equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum`
+    sums over all ranks, because all ranks have to stop together.
+    """
+
+    ranked: RankedTargets
+    count: Tensor
+    rank_sum: AllReduceSum
+    all_reduce_sum: AllReduceSum
+    forecast: ThresholdForecast | None
+
+    def __call__(self, losses: Tensor) -> Selected:
+        """See `ByLoss`."""
+        ranked = self.ranked
+        values = ranked.values(losses)
+        top = select_top(values, ranked.targets.keys, ranked.eligible, self.count, self.rank_sum)
+        non_finite = ranked.unrankable(values).flatten()
+        return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        """See `ByLoss`."""
+        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+
+
+@dataclass(frozen=True, eq=False)
+class AboveThreshold:
+    """The eligible targets whose (value, hash of key) is at or above a sort key.
+
+    `threshold`: int64 scalar, the same on every rank.
+    """
+
+    ranked: RankedTargets
+    threshold: Tensor
+    all_reduce_sum: AllReduceSum
+    forecast: ThresholdForecast | None
+
+    def __call__(self, losses: Tensor) -> Selected:
+        """See `ByLoss`."""
+        ranked = self.ranked
+        values = ranked.values(losses)
+        mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self.threshold)).flatten()
+        non_finite = ranked.unrankable(values).flatten()
+        return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
+
+    def unrankable(self, losses: Tensor) -> Tensor:
+        """See `ByLoss`."""
+        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+
+
+def forecast_from(
+    recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
+) -> ThresholdForecast | None:
+    """The forecast for this step from the steps before; None before the first step.
+
+    Args:
+        recent: thresholds of the steps before.
+        ranked: the targets to choose among.
+        share: the share of them that is to be chosen.
+        surely: whether the steps before set the threshold of this step, in place of forecasting it.
+    """
+    if not recent:
+        return None
+    device = ranked.eligible.device
+    threshold = value_of_sort_key(recent.forecast(device))
+    return ThresholdForecast(ranked, share, threshold if surely else threshold + recent.spread(device))

@@ -1,6 +1,6 @@
 """The rule that selects targets, and the inputs and results of planning a step by it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
@@ -43,17 +43,18 @@ class StepPlan:
     """The choice for each micro-batch, and the denominator of the loss.
 
     `choices`: one per micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or its stand-in.
-    `losses`: (B, L) float32 per micro-batch, where they were measured beforehand.
-    `known_threshold`: int64 scalar, the sort key from which targets are selected, where it is known beforehand.
-    `threshold_of`: computes the step's threshold from the head's outputs for the micro-batches; contains collectives.
-    None where the step has no threshold.
+    `losses`: (R, L) float32, where they were measured beforehand. `measures_rest`: whether the losses of all valid
+    targets are computed, not only those of the selected ones. `known_threshold`: int64 scalar, the sort key from which
+    targets are selected, where it is known beforehand. `threshold_of`: computes the step's threshold from the step's
+    `HeadOutput`; contains collectives. None where the step has no threshold.
     """
 
     choices: tuple[Choice, ...]
     denominator: Tensor
-    losses: tuple[Tensor, ...] | None = None
+    losses: Tensor | None = None
+    measures_rest: bool = True
     known_threshold: Tensor | None = None
-    threshold_of: Callable[[Sequence[HeadOutput]], Threshold] | None = None
+    threshold_of: Callable[[HeadOutput], Threshold] | None = None
 
 
 @dataclass(frozen=True)

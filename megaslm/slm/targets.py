@@ -1,4 +1,4 @@
-"""The targets of a micro-batch: which are valid, what the dataset stores for them, and the values that rank them."""
+"""The targets of a step: which are valid, what the dataset stores for them, and the values that rank them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,10 +15,10 @@ LossCriterion = Literal["excess", "loss"]
 
 @dataclass(frozen=True)
 class Targets:
-    """The targets of one micro-batch of B rows, or of several groups of n.
+    """The targets of R rows, those of a step or of a micro-batch; or the same targets in groups of n.
 
-    `valid`: (B, L) bool. `keys`: (B, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (B, L) float32 in
-    nats, or None where the dataset has none. `selected`: (B, L) bool, the selection of a mask that was made of both
+    `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
+    nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
     before the run, or None.
     """
 
@@ -28,8 +28,20 @@ class Targets:
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
 
+    def in_groups(self, count: int) -> "Targets":
+        """Views of the same targets as (count, n)."""
+        return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+
+    def micro_batches(self, count: int) -> list["Targets"]:
+        """Views of `count` micro-batches, of equally many rows each."""
+        size = len(self.valid) // count
+        return [self[first : first + size] for first in range(0, len(self.valid), size)]
+
+    def __getitem__(self, rows: slice) -> "Targets":
+        return Targets(**{name: part[rows] for name, part in vars(self).items() if part is not None})
+
     def eligible(self, max_ref_loss: float | None) -> Tensor:
-        """(B, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
+        """(R, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
 
         A NaN reference loss stays eligible, so that ranking reports it.
         """
@@ -61,19 +73,22 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
     return losses - ref_loss
 
 
-def joined(micro_batches: list[Targets]) -> Targets:
-    """The targets of all micro-batches as one group, (1, n)."""
+@dataclass(frozen=True)
+class RankedTargets:
+    """Targets in groups, (G, n), and the criterion that ranks them. `eligible`: (G, n) bool."""
 
-    def one_group(parts: list[Tensor | None]) -> Tensor | None:
-        present = [part.flatten() for part in parts if part is not None]
-        return torch.cat(present)[None] if len(present) == len(parts) else None
+    targets: Targets
+    eligible: Tensor
+    criterion: LossCriterion
 
-    return Targets(
-        valid=torch.cat([targets.valid.flatten() for targets in micro_batches])[None],
-        keys=torch.cat([targets.keys.flatten() for targets in micro_batches])[None],
-        ref_loss=one_group([targets.ref_loss for targets in micro_batches]),
-        ref_entropy=one_group([targets.ref_entropy for targets in micro_batches]),
-    )
+    def values(self, losses: Tensor) -> Tensor:
+        """(G, n) float32 values from losses of the same number."""
+        losses = losses.view_as(self.eligible)
+        return losses if self.criterion == "loss" else excess_loss(losses, self.targets.needed_ref_loss())
+
+    def unrankable(self, values: Tensor) -> Tensor:
+        """(G, n) bool: eligible targets whose value is NaN or infinite."""
+        return self.eligible & ~torch.isfinite(values)
 
 
 def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, step: int) -> Tensor:

@@ -109,6 +109,19 @@ class MicroBatch:
     target_mask: Tensor | None = None
     document_bounds: Tensor | None = None
 
+    @classmethod
+    def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
+        """The rows of one epoch's micro-batches as one. An empty document stands between two of them."""
+        fields = dict(vars(parts[0]))
+        for name, first in vars(parts[0]).items():
+            if isinstance(first, Tensor):
+                columns = [vars(part)[name] for part in parts]
+                if name == "document_bounds":
+                    size = parts[0].tokens[:, 1:].numel()
+                    columns = [bounds + number * size for number, bounds in enumerate(columns)]
+                fields[name] = torch.cat(columns)
+        return cls(**fields)
+
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
         """Pickles as bytes, not as tensors: a killed process would leave tensors' files in shared memory."""
         return _of_arrays, (self._with(Tensor.numpy),)

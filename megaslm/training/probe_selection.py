@@ -7,10 +7,9 @@ from torch import Tensor
 
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
-from megaslm.slm.dynamic import RankedTargets
 from megaslm.slm.rule import KeepRatio
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import Targets, joined
+from megaslm.slm.targets import RankedTargets, Targets
 from megaslm.slm.topk import kept, on_this_rank_alone, select_top
 
 
@@ -38,7 +37,7 @@ def would_keep(
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None
     ratio = KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens).at(tokens_seen)
-    groups = _targets(rows) if slm.scope == "sequence" else joined([_targets(rows)])
+    groups = _targets(rows) if slm.scope == "sequence" else _targets(rows).in_groups(1)
     if slm.criterion == "excess" or slm.criterion == "loss":
         ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion)
         values = ranked.values(torch.from_numpy(losses))

@@ -1,20 +1,16 @@
-"""One optimiser step: choose, forward, backward, update. The host reads the device at most once per micro-step.
-
-A skipped step names its cause and the rows of the targets concerned.
-"""
+"""One optimiser step: choose, forward, backward, update. The host reads the device at most once per micro-step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from megaslm.engine.distributed import World, all_gather, all_reduce_sum, gather_objects
+from megaslm.engine.distributed import World, all_gather, all_reduce_sum
 from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import Choice, Deferred, Every, HeadOutput, Known
-from megaslm.slm.keys import earlier_copies, row_of, target_keys
+from megaslm.slm.choice import Choice, Deferred, HeadOutput, Known
+from megaslm.slm.keys import earlier_copies, target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import Moment, StepPlan
 from megaslm.slm.targets import Targets
@@ -22,8 +18,7 @@ from megaslm.slm.telemetry import selection_sums, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.phases import Phase, untimed
-
-_MOST_ROWS_NAMED = 10
+from megaslm.training.skipped_step import why_left_out, why_unrankable
 
 
 @dataclass(frozen=True)
@@ -67,167 +62,115 @@ class TrainStep:
     ends: Callable[[Phase], None] = untimed
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
-        """Trains on the selected targets of all ranks' micro-batches, equally many per rank.
+        """Trains on the selected targets of all ranks' micro-batches, equally many per rank and of equally many rows.
 
         If a criterion, a loss or the gradient is NaN or infinite on any rank, all ranks skip the step: weights,
         optimiser and the memory of the objective stay unchanged.
         """
-        engine, world = self.engine, self.world
-        targets = self._targets(micro_batches)
-
-        passed_twice: set[int] = set()
-
-        def second_pass_ratio() -> float:
-            return len(passed_twice) / len(micro_batches)
+        batch = MicroBatch.joined(micro_batches)
+        targets = self._targets(batch)
+        passes = ForwardPasses(self.engine, micro_batches, self.keeps_graphs, self.ends)
+        nothing = torch.full((), torch.nan, device=self.world.device)
 
         def skipped(reason: str) -> StepResult:
-            sums, nothing = self._sums_of_unused(micro_batches, targets), torch.full((), torch.nan, device=world.device)
-            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, second_pass_ratio())
-
-        passed: dict[int, tuple[Deferred, HeadOutput]] = {}
-
-        def measure(number: int) -> Tensor:
-            self.ends("selection")
-            tokens, bounds = micro_batches[number].tokens, micro_batches[number].document_bounds
-            if self.keeps_graphs:
-                deferred = Deferred()
-                passed[number] = deferred, engine.forward(tokens, deferred, bounds)
-                losses = passed[number][1].losses
-            else:
-                losses = engine.measure(tokens, bounds)
-                passed_twice.add(number)
-            self.ends("forward")
-            return losses
+            sums = all_reduce_sum(sums_of_unused(targets, batch.domain, self.domain_count, batch.document_bounds))
+            repeated_ratio = passes.repeated / len(micro_batches)
+            return StepResult(moment.step, learning_rate, sums, nothing, nothing, reason, repeated_ratio)
 
         try:
-            plan = self.objective.plan_step(targets, moment, measure, all_reduce_sum)
+            plan = self.objective.plan_step(targets, len(micro_batches), moment, passes.measure, all_reduce_sum)
         except NonFiniteCriterion as error:  # Raised on all ranks, before any backward pass.
-            passed.clear()
             return skipped(why_unrankable(targets, error.places, self.row_name))
         self.ends("selection")
-        # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
-        scale = world.size * len(micro_batches) / plan.denominator.clamp(min=1)
-        sums: list[Tensor] = []
-        outputs: list[HeadOutput] = []
-        left_out = False
-        for number, micro_batch in enumerate(micro_batches):
-            choice = plan.choices[number]
-            if number in passed and isinstance(choice, Known):
-                deferred, output = passed.pop(number)
-                output = output.decided(deferred, choice)
-            else:
-                output = engine.forward(micro_batch.tokens, choice, micro_batch.document_bounds)
-            self.ends("forward")
-            # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
-            # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
-            engine.backward(output.total * (scale + 0 * output.total.detach()))
-            self.ends("backward")
-            left_out = engine.step(learning_rate)
-            self.ends("optimizer")
-            outputs.append(output._replace(total=output.total.detach()))
-            sums.append(self._sums(plan, number, outputs[-1], micro_batch, targets[number]))
-            self.ends("other")
-        if left_out:
-            return skipped(why_left_out(targets, plan.choices, outputs, self.row_name))
-        threshold = self.objective.end_step(plan, outputs)
+        output, is_left_out = self._update(plan, passes, learning_rate)
+        if is_left_out:
+            return skipped(why_left_out(targets, plan.choices, output, self.row_name))
+        threshold = self.objective.end_step(plan, output)
+        sums = all_reduce_sum(self._sums(plan, output, targets, batch))
         return StepResult(
             step=moment.step,
             learning_rate=learning_rate,
-            sums=all_reduce_sum(reduce(torch.add, sums)),
-            threshold=torch.full((), torch.nan, device=world.device) if threshold is None else threshold,
-            gradient_norm=torch.as_tensor(engine.gradient_norm(), dtype=torch.float32, device=world.device),
-            second_pass_ratio=second_pass_ratio(),
+            sums=sums,
+            threshold=nothing if threshold is None else threshold,
+            gradient_norm=torch.as_tensor(self.engine.gradient_norm(), dtype=torch.float32, device=self.world.device),
+            second_pass_ratio=passes.repeated / len(micro_batches),
         )
 
-    def _targets(self, micro_batches: Sequence[MicroBatch]) -> list[Targets]:
-        """The targets of each micro-batch. Keys count how often a row was read: in earlier epochs, and in this step."""
-        copies: Sequence[Tensor | int] = [0] * len(micro_batches)
+    def _targets(self, batch: MicroBatch) -> Targets:
+        """The targets of the step's rows. Keys count how often a row was read: in earlier epochs, and in this step."""
+        visits: Tensor | int = batch.visit
         if self.may_repeat_rows:
-            rows = [micro_batch.rows for micro_batch in micro_batches]
-            copies = earlier_copies(torch.cat(rows), self.world.rank, all_gather).split([len(part) for part in rows])
-        return [
-            Targets(
-                valid=valid_targets(part.tokens, self.eos_id, part.target_mask),
-                keys=target_keys(part.rows, part.visit + earlier, part.tokens.shape[1] - 1),
-                ref_loss=part.ref_loss,
-                ref_entropy=part.ref_entropy,
-                selected=part.selected,
-            )
-            for part, earlier in zip(micro_batches, copies, strict=True)
-        ]
+            visits = visits + earlier_copies(batch.rows, self.world.rank, all_gather)
+        return Targets(
+            valid=valid_targets(batch.tokens, self.eos_id, batch.target_mask),
+            keys=target_keys(batch.rows, visits, batch.tokens.shape[1] - 1),
+            ref_loss=batch.ref_loss,
+            ref_entropy=batch.ref_entropy,
+            selected=batch.selected,
+        )
 
-    def _sums(
-        self, plan: StepPlan, number: int, output: HeadOutput, micro_batch: MicroBatch, targets: Targets
-    ) -> Tensor:
-        choice = plan.choices[number]
-        measured = choice.measured.view_as(output.mask) if isinstance(choice, Known) else targets.valid
+    def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:
+        """Makes the passes that train and updates the weights.
+
+        Returns:
+            The head's output for the step, and whether the update was left out, see `ZeroEngine.step`.
+        """
+        # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
+        scale = self.world.size * len(plan.choices) / plan.denominator.clamp(min=1)
+        outputs: list[HeadOutput] = []
+        is_left_out = False
+        for number, choice in enumerate(plan.choices):
+            output = passes.train(number, choice)
+            self.ends("forward")
+            # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
+            # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
+            self.engine.backward(output.total * (scale + 0 * output.total.detach()))
+            self.ends("backward")
+            is_left_out = self.engine.step(learning_rate)
+            self.ends("optimizer")
+            outputs.append(output._replace(total=output.total.detach()))
+        return HeadOutput.of_step(outputs), is_left_out
+
+    def _sums(self, plan: StepPlan, output: HeadOutput, targets: Targets, batch: MicroBatch) -> Tensor:
+        """The sums that this rank's rows add to those of the step."""
         if plan.losses is not None:
-            output, measured = output._replace(losses=plan.losses[number]), targets.valid
-        bounds = micro_batch.document_bounds
-        return selection_sums(output, measured, targets, micro_batch.domain, self.domain_count, bounds)
-
-    def _sums_of_unused(self, micro_batches: Sequence[MicroBatch], targets: Sequence[Targets]) -> Tensor:
-        """The sums of a skipped step: only its rows and their valid targets."""
-        sums = [
-            sums_of_unused(part, micro_batch.domain, self.domain_count, micro_batch.document_bounds)
-            for part, micro_batch in zip(targets, micro_batches, strict=True)
-        ]
-        return all_reduce_sum(reduce(torch.add, sums))
+            output = output._replace(losses=plan.losses)
+        measured = targets.valid if plan.measures_rest else output.mask
+        return selection_sums(output, measured, targets, batch.domain, self.domain_count, batch.document_bounds)
 
 
-def why_unrankable(targets: Sequence[Targets], places: Sequence[int], row_name: Callable[[int], str]) -> str:
-    """Why targets cannot be ranked, in one sentence, the same on all ranks. Contains collectives.
-
-    Args:
-        targets: of this rank's micro-batches.
-        places: indices of the targets that cannot be ranked, counted through all micro-batches.
-        row_name: the name of a row in messages.
+@dataclass(eq=False)
+class ForwardPasses:
+    """The forward passes of a step: first those that measure losses for its plan, if it needs them; then those that
+    train. `keeps_graphs`, `ends`: see `TrainStep`. `repeated`: micro-batches with a pass of either kind.
     """
-    keys = _keys(targets)
-    return _sentence(unrankable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
 
+    engine: ZeroEngine
+    micro_batches: Sequence[MicroBatch]
+    keeps_graphs: bool
+    ends: Callable[[Phase], None]
+    repeated: int = 0
+    _kept: dict[int, tuple[Deferred, HeadOutput]] = field(default_factory=dict)
 
-def why_left_out(
-    targets: Sequence[Targets], choices: Sequence[Choice], outputs: Sequence[HeadOutput], row_name: Callable[[int], str]
-) -> str:
-    """Why the update was left out after the passes, in one sentence, the same on all ranks. Contains collectives.
+    def measure(self, number: int) -> Tensor:
+        """See `MeasureLosses`."""
+        self.ends("selection")
+        micro_batch = self.micro_batches[number]
+        if self.keeps_graphs:
+            deferred = Deferred()
+            output = self.engine.forward(micro_batch.tokens, deferred, micro_batch.document_bounds)
+            self._kept[number] = deferred, output
+            losses = output.losses
+        else:
+            losses = self.engine.measure(micro_batch.tokens, micro_batch.document_bounds)
+            self.repeated += 1
+        self.ends("forward")
+        return losses
 
-    Args:
-        targets: of this rank's micro-batches.
-        choices: the choice of each micro-batch.
-        outputs: the head's output of each micro-batch.
-        row_name: the name of a row in messages.
-    """
-    keys = _keys(targets)
-    chosen = torch.cat([output.mask.flatten() for output in outputs])
-    finite = torch.isfinite(torch.cat([output.losses.flatten() for output in outputs]))
-    unrankable = torch.cat([_unrankable(*pair) for pair in zip(choices, outputs, strict=True)])
-    return _sentence(unrankable=keys[unrankable], without_loss=keys[chosen & ~finite], row_name=row_name)
-
-
-def _keys(targets: Sequence[Targets]) -> Tensor:
-    return torch.cat([part.keys.flatten() for part in targets])
-
-
-def _unrankable(choice: Choice, output: HeadOutput) -> Tensor:
-    """(T,) bool. All false for a choice that was made before the passes, or that takes every target."""
-    if isinstance(choice, Every | Known):
-        return torch.zeros_like(choice.mask)
-    return choice.unrankable(output.losses.flatten())
-
-
-def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
-    causes = ("{:,} targets cannot be ranked, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
-    of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
-    for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
-        targets = sum(count for count, _ in found)
-        if targets:
-            rows = sorted({row for _, first_rows in found for row in first_rows})
-            named = ", ".join(map(row_name, rows[:_MOST_ROWS_NAMED])) + (", …" if len(rows) > _MOST_ROWS_NAMED else "")
-            return f"{cause.format(targets)}, in the rows {named}"
-    return "the gradient is NaN or infinite although every loss is a number"
-
-
-def _counted(keys: Tensor) -> tuple[int, list[int]]:
-    """The number of targets, and their first rows: one more than are named."""
-    return len(keys), row_of(keys).unique()[: _MOST_ROWS_NAMED + 1].tolist()
+    def train(self, number: int, choice: Choice) -> HeadOutput:
+        """The output for a choice, with the graph that `measure` kept or that of another pass."""
+        if number in self._kept and isinstance(choice, Known):
+            deferred, output = self._kept.pop(number)
+            return output.decided(deferred, choice)
+        micro_batch = self.micro_batches[number]
+        return self.engine.forward(micro_batch.tokens, choice, micro_batch.document_bounds)

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm import head_pass, token_loss
-from megaslm.slm.choice import Selected
-from megaslm.slm.dynamic import RankedTargets, TopOfGroups, forecast_from
+from megaslm.slm.choice import Selected, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.targets import Targets
+from megaslm.slm.targets import RankedTargets, Targets
 from megaslm.slm.threshold import RecentThresholds
 from megaslm.slm.token_loss import (
     HeadMethod,

@@ -17,6 +17,7 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import on_this_rank_alone
+from tests.chosen import joined
 from tests.waits import when_the_host_waits
 
 pytestmark = [
@@ -78,18 +79,17 @@ def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], 
     def measure(number: int) -> Tensor:
         return token_loss.token_losses(parts[number][1], weight.detach(), parts[number][2]).view(-1, LENGTH)
 
-    plan = objective.plan_step([part[0] for part in parts], Moment(step, 0), measure, on_this_rank_alone)
-    total = torch.zeros((), device="cuda")
+    targets = joined([part[0] for part in parts])
+    plan = objective.plan_step(targets, len(parts), Moment(step, 0), measure, on_this_rank_alone)
     outputs = []
-    for (targets, hidden, labels), choice in zip(parts, plan.choices, strict=True):
-        output = head(hidden, weight, labels, choice).view_as(targets.valid)
+    for (part, hidden, labels), choice in zip(parts, plan.choices, strict=True):
+        output = head(hidden, weight, labels, choice).view_as(part.valid)
         (output.total / plan.denominator.clamp(min=1)).backward()
-        domain = torch.zeros(len(targets.valid), dtype=torch.int64, device="cuda")
         outputs.append(output._replace(total=output.total.detach()))
-        sums = selection_sums(outputs[-1], output.mask, targets, domain, 1)
-        total = total + sums.sum()
-    objective.end_step(plan, outputs)
-    return total
+    whole = HeadOutput.of_step(outputs)
+    objective.end_step(plan, whole)
+    domain = torch.zeros(len(targets.valid), dtype=torch.int64, device="cuda")
+    return selection_sums(whole, whole.mask, targets, domain, 1).sum()
 
 
 def head(hidden: Tensor, weight: Tensor, labels: Tensor, choice: Choice) -> HeadOutput:

@@ -16,8 +16,7 @@ from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
-from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.dynamic import AboveThreshold
+from megaslm.slm.choice import AboveThreshold, Choice, HeadOutput
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
 from megaslm.slm.targets import Targets, excess_loss
@@ -62,38 +61,34 @@ class RecordingObjective(SelectiveObjective):
 
     def plan_step(
         self,
-        micro_batches: Sequence[Targets],
+        targets: Targets,
+        micro_steps: int,
         moment: Moment,
         measure_losses: MeasureLosses,
         all_reduce_sum: AllReduceSum,
     ) -> StepPlan:
-        self._targets = list(micro_batches)
+        self._targets = targets
         self._threshold = value_of_sort_key(self._recent.forecast(torch.device("cpu"))) if len(self._recent) else None
-        return super().plan_step(micro_batches, moment, measure_losses, all_reduce_sum)
+        return super().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
 
-    def end_step(self, plan: StepPlan, outputs: Sequence[HeadOutput]) -> Tensor | None:
-        step_cut = super().end_step(plan, outputs)
-        parts = []
-        for number, (output, targets) in enumerate(zip(outputs, self._targets, strict=True)):
-            losses = output.losses if plan.losses is None else plan.losses[number]
-            values = excess_loss(losses, targets.needed_ref_loss())
-            cuts = self._cuts_of(plan.choices[number], output, step_cut)
-            valid = targets.valid
-            parts.append(
-                {
-                    "keys": targets.keys[valid],
-                    "values": values.view_as(valid)[valid],
-                    "thresholds": cuts.expand(values.shape).reshape(valid.shape)[valid],
-                    "selected": output.mask[valid],
-                }
-            )
-        self.steps.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    def end_step(self, plan: StepPlan, output: HeadOutput) -> Tensor | None:
+        step_cut = super().end_step(plan, output)
+        losses = output.losses if plan.losses is None else plan.losses
+        values, valid = excess_loss(losses, self._targets.needed_ref_loss()), self._targets.valid
+        self.steps.append(
+            {
+                "keys": self._targets.keys[valid],
+                "values": values[valid],
+                "thresholds": self._cuts_of(plan.choices[0], output, step_cut).expand_as(values)[valid],
+                "selected": output.mask[valid],
+            }
+        )
         return step_cut
 
     def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
-        """Scores at which the choice was cut, in a shape that expands to that of its values."""
-        if len(output.threshold):
-            return value_of_image(output.threshold)[:, None]
+        """The value at which each row of the step was cut, in a shape that expands to that of the values."""
+        if groups := len(output.threshold):
+            return value_of_image(output.threshold).repeat_interleave(len(output.losses) // groups)[:, None]
         cut = self._threshold if isinstance(choice, AboveThreshold) else step_cut
         assert cut is not None
         return cut

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Protocol
 
 import torch
@@ -128,24 +128,23 @@ class _Padded:
 
     mask = None
 
-    def __init__(self, documents: list[tuple[int, int]], length: int) -> None:
+    def __init__(self, length: int, documents: list[tuple[int, int]]) -> None:
         first, stop = torch.tensor(documents).T[..., None]
         place = first + torch.arange(length)
         # Padding repeats the document's own last token: another document's NaN must not reach it.
         self._tokens = place.minimum(stop - 1).flatten()
-        is_padding = (place >= stop).flatten()
-        self._padding = is_padding.nonzero().squeeze(1)
-        self._real = (~is_padding).nonzero().squeeze(1)
+        self._is_padding = (place >= stop)[:, None, :, None]
+        self._real = (place < stop).flatten().nonzero().squeeze(1)
         self._real_tokens = self._tokens[self._real]
         self._length = length
 
     def queries(self, tokens: Tensor) -> Tensor:
-        return self._in_documents(tokens.index_select(0, self._tokens))
+        return tokens.index_select(0, self._tokens).unflatten(0, (-1, self._length)).transpose(1, 2)
 
     keys = queries
 
     def gradients(self, tokens: Tensor) -> Tensor:
-        return self._in_documents(tokens.index_select(0, self._tokens).index_fill_(0, self._padding, 0.0))
+        return self.queries(tokens).masked_fill_(self._is_padding, 0.0)
 
     def put_queries(self, tokens: Tensor, values: Tensor) -> None:
         flat = values.transpose(1, 2).flatten(0, 1)
@@ -154,30 +153,24 @@ class _Padded:
     # No other part has the keys of these documents.
     add_keys = put_queries
 
-    def _in_documents(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(0, (-1, self._length)).transpose(1, 2)
-
 
 @lru_cache(maxsize=8)
 def _parts(bounds: tuple[int, ...], window: int | None, dtype: torch.dtype) -> tuple[_Part, ...]:
     """The parts of a micro-batch, made once for all its layers of one window."""
+    parts: list[_Part] = []
+    short: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     # A first call may come in inference mode, and later ones in training.
     with torch.inference_mode(mode=False):
-        return tuple(_divide(bounds, window, dtype))
-
-
-def _divide(bounds: tuple[int, ...], window: int | None, dtype: torch.dtype) -> Iterator[_Part]:
-    short: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for start, stop in pairwise(bounds):
-        length = stop - start
-        if window is not None and length > window:
-            yield from _blocks(start, stop, window, dtype)
-        elif length > _LONGEST_PADDED_TOKENS:
-            yield _Stretch(start, stop, first_key=start)
-        elif length:
-            short[1 << (length - 1).bit_length()].append((start, stop))
-    for padded_length, documents in short.items():
-        yield _Padded(documents, padded_length)
+        for start, stop in pairwise(bounds):
+            length = stop - start
+            if window is not None and length > window:
+                parts += _blocks(start, stop, window, dtype)
+            elif length > _LONGEST_PADDED_TOKENS:
+                parts.append(_Stretch(start, stop, first_key=start))
+            elif length:
+                short[1 << (length - 1).bit_length()].append((start, stop))
+        parts += starmap(_Padded, short.items())
+    return tuple(parts)
 
 
 def _blocks(start: int, stop: int, window: int, dtype: torch.dtype) -> Iterator[_Stretch]:

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import Every, Known
+from megaslm.slm.choice import Every, HeadOutput, Known
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
-from tests.chosen import output_of
+from tests.chosen import joined, output_of
 from tests.threads import run_together
 
 EOS = 2
@@ -43,10 +43,7 @@ class Rows:
         return cls(Targets(valid_targets(tokens, EOS), keys, nats[0], nats[1]), nats[2])
 
     def __getitem__(self, rows: slice) -> "Rows":
-        parts = self.targets
-        assert parts.ref_loss is not None
-        entropy = None if parts.ref_entropy is None else parts.ref_entropy[rows]
-        return Rows(Targets(parts.valid[rows], parts.keys[rows], parts.ref_loss[rows], entropy), self.losses[rows])
+        return Rows(self.targets[rows], self.losses[rows])
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -69,10 +66,14 @@ def choose(
 ) -> tuple[StepPlan, list[Tensor]]:
     """Plans and ends a step; gives the plan and the (B, L) masks of its micro-batches."""
     plan = objective.plan_step(
-        [part.targets for part in micro_batches], moment, lambda number: micro_batches[number].losses, all_reduce_sum
+        joined([part.targets for part in micro_batches]),
+        len(micro_batches),
+        moment,
+        lambda number: micro_batches[number].losses,
+        all_reduce_sum,
     )
     outputs = [output_of(choice, part.losses) for part, choice in zip(micro_batches, plan.choices, strict=True)]
-    objective.end_step(plan, outputs)
+    objective.end_step(plan, HeadOutput.of_step(outputs))
     return plan, [output.mask for output in outputs]
 
 
@@ -186,9 +187,8 @@ def test_what_cannot_be_ranked_stops_every_rank_and_is_named(
         choose(objective, parts_of(sound), all_reduce_sum)
         parts = parts_of(rows)
         try:
-            plan = objective.plan_step(
-                [part.targets for part in parts], START, lambda number: parts[number].losses, all_reduce_sum
-            )
+            targets = joined([part.targets for part in parts])
+            plan = objective.plan_step(targets, micro_steps, START, lambda number: parts[number].losses, all_reduce_sum)
         except NonFiniteCriterion as error:
             keys = torch.cat([part.targets.keys.flatten() for part in parts])
             return row_of(keys[error.places]).tolist()
@@ -240,7 +240,7 @@ def test_static_scores_are_known_before_the_forward_pass(scope: Scope) -> None:
     masks = {}
     for criterion, values in (("reference", -ref_loss), ("entropy", -ref_entropy)):
         objective = SelectiveObjective(SelectionRule(K60, criterion, scope))
-        plan = objective.plan_step([rows.targets], START, never_measured, on_this_rank_alone)
+        plan = objective.plan_step(rows.targets, 1, START, never_measured, on_this_rank_alone)
         (choice,) = plan.choices
         assert isinstance(choice, Known)
         masks[criterion] = choice.mask.view_as(valid)
@@ -252,7 +252,7 @@ def test_static_scores_are_known_before_the_forward_pass(scope: Scope) -> None:
             assert values[group][chosen].min() >= values[group][left].max()
         assert int(plan.denominator) == int(choice.mask.sum())
     objective = SelectiveObjective(SelectionRule(K60, "reference_and_entropy", scope, measure_rest=False))
-    plan = objective.plan_step([rows.targets], START, never_measured, on_this_rank_alone)
+    plan = objective.plan_step(rows.targets, 1, START, never_measured, on_this_rank_alone)
     (choice,) = plan.choices
     assert isinstance(choice, Known)
     assert torch.equal(choice.mask.view_as(valid), masks["reference"] & masks["entropy"])

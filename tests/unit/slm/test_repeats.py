@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import AllReduceSum
-from tests.chosen import output_of
+from tests.chosen import joined, output_of
 from tests.threads import run_together
 
 ROWS = 16
@@ -81,13 +82,13 @@ def select_on_rank(
         Targets(torch.ones(len(part), LENGTH).bool(), target_keys(part, epoch + earlier, LENGTH), *nats)
         for (part, earlier), *nats in zip(parts, ref_loss, entropy, strict=True)
     ]
-    plan = objective.plan_step(targets, moment, lambda number: losses[number], all_reduce_sum)
+    plan = objective.plan_step(joined(targets), len(targets), moment, lambda number: losses[number], all_reduce_sum)
     selected: list[tuple[int, int]] = []
     outputs = [output_of(choice, loss) for choice, loss in zip(plan.choices, losses, strict=True)]
     for output, target in zip(outputs, targets, strict=True):
         rows = row_of(target.keys[output.mask]).tolist()
         selected += zip(rows, output.mask.nonzero()[:, 1].tolist(), strict=True)
-    objective.end_step(plan, outputs)
+    objective.end_step(plan, HeadOutput.of_step(outputs))
     return selected
 
 

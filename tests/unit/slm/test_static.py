@@ -14,6 +14,7 @@ from megaslm.slm.rule import KeepRatio, Moment, SelectionRule, StepPlan
 from megaslm.slm.static import StaticRanking, select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
+from tests.chosen import joined
 from tests.threads import run_together
 
 RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"]
@@ -72,7 +73,7 @@ def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduc
     def never(number: int) -> Tensor:
         raise AssertionError("a static criterion needs no losses")
 
-    return SelectiveObjective(rule).plan_step(parts, Moment(1, 0), never, all_reduce_sum)
+    return SelectiveObjective(rule).plan_step(joined(parts), len(parts), Moment(1, 0), never, all_reduce_sum)
 
 
 def assert_alike(one: StepPlan, other: StepPlan) -> None:

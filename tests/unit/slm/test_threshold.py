@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
@@ -64,11 +65,11 @@ def one_step(
 ) -> list[Tensor]:
     """The masks of a step in which every target is valid."""
     keys = target_keys(torch.arange(len(losses)) + first_row + step * ROWS, 0, losses.shape[1])
-    parts = list(zip(losses.chunk(micro_steps), keys.chunk(micro_steps), strict=True))
-    targets = [Targets(torch.ones_like(part, dtype=torch.bool), key) for part, key in parts]
-    plan = objective.plan_step(targets, Moment(step, 0), lambda number: parts[number][0], all_reduce_sum)
-    outputs = [output_of(choice, part) for (part, _), choice in zip(parts, plan.choices, strict=True)]
-    objective.end_step(plan, outputs)
+    parts = losses.chunk(micro_steps)
+    targets = Targets(torch.ones_like(losses, dtype=torch.bool), keys)
+    plan = objective.plan_step(targets, micro_steps, Moment(step, 0), lambda number: parts[number], all_reduce_sum)
+    outputs = [output_of(choice, part) for part, choice in zip(parts, plan.choices, strict=True)]
+    objective.end_step(plan, HeadOutput.of_step(outputs))
     return [output.mask for output in outputs]
 
 
@@ -80,9 +81,9 @@ def test_the_reported_threshold_is_the_one_that_chose() -> None:
     losses = normal(generator)
     keys = target_keys(torch.arange(ROWS), 0, LENGTH)
     targets = Targets(torch.ones_like(losses, dtype=torch.bool), keys)
-    plan = objective.plan_step([targets], Moment(EXACT_STEPS + 1, 0), never_measured, on_this_rank_alone)
+    plan = objective.plan_step(targets, 1, Moment(EXACT_STEPS + 1, 0), never_measured, on_this_rank_alone)
     output = output_of(plan.choices[0], losses)
-    threshold = objective.end_step(plan, [output])
+    threshold = objective.end_step(plan, output)
     assert threshold is not None
     assert losses[output.mask].min() >= threshold >= losses[~output.mask].max()
 
@@ -122,7 +123,7 @@ def test_the_first_steps_are_exact_and_the_denominator_is_k_n() -> None:
         (mask,) = one_step(objective, normal(generator) - step, step)
         assert int(mask.sum()) == round(0.6 * ROWS * LENGTH)
     targets = Targets(torch.ones(2, 7, dtype=torch.bool), target_keys(torch.arange(2), 0, 7))
-    plan = objective.plan_step([targets], Moment(EXACT_STEPS + 1, 0), never_measured, on_this_rank_alone)
+    plan = objective.plan_step(targets, 1, Moment(EXACT_STEPS + 1, 0), never_measured, on_this_rank_alone)
     assert float(plan.denominator) == pytest.approx(0.6 * 14, rel=1e-12)
 
 
@@ -286,8 +287,8 @@ def test_a_step_without_targets_leaves_the_next_one_sound(empty_step: int) -> No
     ratios = []
     for step in range(1, 12):
         if step == empty_step:
-            plan = objective.plan_step([empty], Moment(step, 0), lambda number: torch.zeros(2, 8), on_this_rank_alone)
-            threshold = objective.end_step(plan, [output_of(plan.choices[0], torch.zeros(2, 8))])
+            plan = objective.plan_step(empty, 1, Moment(step, 0), lambda number: torch.zeros(2, 8), on_this_rank_alone)
+            threshold = objective.end_step(plan, output_of(plan.choices[0], torch.zeros(2, 8)))
             assert threshold is not None
             assert threshold.isnan() == (empty_step == 1)
         else:

@@ -123,3 +123,22 @@ def test_between_processes_it_travels_as_bytes(tmp_path: Path) -> None:
         assert torch.equal(there, value) if isinstance(value, torch.Tensor) else there == value
     assert arrived.tokens.dtype == torch.int64
     arrived.tokens.add_(1)
+
+
+def test_joined_micro_batches_keep_their_rows_and_documents_in_order() -> None:
+    tokens = torch.from_numpy(TOKENS.astype(np.int64))
+    bounds = [[0, 3, 8], [0, 4, 5, 8]]
+    parts = [
+        MicroBatch(
+            tokens[rows], rows, rows % 3, None, visit=2, document_bounds=torch.tensor(bounds[number], dtype=torch.int32)
+        )
+        for number, rows in enumerate(torch.tensor([[7, 2], [0, 9]]))
+    ]
+    whole = MicroBatch.joined(parts)
+    assert whole.rows.tolist() == [7, 2, 0, 9]
+    assert whole.domain.tolist() == [1, 2, 0, 0]
+    assert torch.equal(whole.tokens, tokens[whole.rows])
+    assert (whole.ref_loss, whole.target_mask, whole.visit) == (None, None, 2)
+    assert whole.document_bounds is not None
+    assert whole.document_bounds.tolist() == [0, 3, 8, 8, 12, 13, 16]
+    assert whole.document_bounds.dtype == torch.int32

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import megaslm.slm.dynamic
+import megaslm.slm.choice
 import megaslm.slm.head_pass
 import megaslm.training.step
 from megaslm.dataset.packing import document_bounds
@@ -300,7 +300,7 @@ def test_rows_without_document_isolation_read_no_more(
     ("owner", "name", "calls"),
     [
         (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
-        (megaslm.slm.dynamic, "select_top", 1),
+        (megaslm.slm.choice, "select_top", 1),
         (megaslm.training.step, "selection_sums", 1),
         (SelectiveObjective, "end_step", 1),
     ],

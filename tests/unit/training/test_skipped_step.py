@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megaslm.slm.choice import Every
+from megaslm.slm.choice import Every, HeadOutput
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
-from megaslm.training.step import why_left_out, why_unrankable
+from megaslm.training.skipped_step import why_left_out, why_unrankable
 from tests.chosen import output_of
 from tests.messages import Says
 
@@ -33,7 +33,7 @@ def row_name(row: int) -> str:
 
 
 def test_ten_rows_are_named_in_order_and_of_more_that_there_are(says: Says) -> None:
-    targets = [targets_of(torch.arange(ROWS))]
+    targets = targets_of(torch.arange(ROWS))
     ten, eleven = (range(0, rows * SEQ_LEN, SEQ_LEN) for rows in (10, 11))
     named = ", ".join(f"web:{row}" for row in range(10))
     says(why_unrankable(targets, ten, row_name), named)
@@ -41,17 +41,17 @@ def test_ten_rows_are_named_in_order_and_of_more_that_there_are(says: Says) -> N
     says(said, "11", named)
 
 
-def test_places_are_counted_through_the_micro_batches(says: Says) -> None:
-    targets = [targets_of(torch.tensor([3, 8])), targets_of(torch.tensor([5]))]
+def test_places_are_counted_through_the_step(says: Says) -> None:
+    targets = targets_of(torch.tensor([3, 8, 5]))
     says(why_unrankable(targets, [5, 6, 11], row_name), "web:5", "web:8")
 
 
 def test_losses_of_targets_that_were_not_chosen_are_not_to_blame(says: Says) -> None:
-    targets = [targets_of(torch.tensor([3])), targets_of(torch.tensor([8]))]
+    targets = targets_of(torch.tensor([3, 8]))
     losses = [torch.tensor([[1.0, torch.inf, torch.nan, 1.0]]), torch.tensor([[1.0, 1.0, torch.inf, 1.0]])]
     chosen = [Every(torch.tensor([True, False, False, True])), Every(torch.tensor([True, True, True, False]))]
-    outputs = [output_of(*pair) for pair in zip(chosen, losses, strict=True)]
-    says(why_left_out(targets, chosen, outputs, row_name), "web:8")
+    output = HeadOutput.of_step([output_of(*pair) for pair in zip(chosen, losses, strict=True)])
+    says(why_left_out(targets, chosen, output, row_name), "web:8")
     of_none = [Every(torch.zeros(SEQ_LEN, dtype=torch.bool))] * 2
-    outputs = [output_of(*pair) for pair in zip(of_none, losses, strict=True)]
-    says(why_left_out(targets, of_none, outputs, row_name))
+    output = HeadOutput.of_step([output_of(*pair) for pair in zip(of_none, losses, strict=True)])
+    says(why_left_out(targets, of_none, output, row_name))
