@@ -28,8 +28,8 @@ from tests.chosen import state_at
 from tests.injection.faults import arm
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
-STEPS = 4
-BAD_STEP = 3
+STEPS = 3
+BAD_STEP = 2
 GLOBAL_ROWS = 8
 BAD_ROW = GLOBAL_ROWS * BAD_STEP + GLOBAL_ROWS - 1
 """The last row of the step: it is in the last micro-batch of the second rank."""
