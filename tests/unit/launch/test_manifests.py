@@ -77,7 +77,7 @@ def expanded(text: str, variables: dict[str, str]) -> str:
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(some.text(MARKS | some.characters(codec="utf-8", exclude_characters="\0")))
 def test_a_value_arrives_as_it_is(value: str) -> None:
     values = {f"V{number}": each for number, each in enumerate((value, *HOSTILE))}
