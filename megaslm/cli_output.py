@@ -1,5 +1,6 @@
 """What the verbs have in common: options of several of them, and what they print, once for all ranks."""
 
+import gc
 import json
 import logging
 import os
@@ -71,8 +72,19 @@ def loading(verb: str, *, before: str = "") -> Iterator[None]:
 
     from megaslm.observe.third_party_output import diverted
 
-    with diverted(verb):
+    with diverted(verb), lasting():
         yield
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """What is made within the context stays to the end: no garbage collection looks through it, then or later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def end_third_party_output(status: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from hypothesis import settings
 
 from tests.messages import Messages, says
 from tests.s3 import Bucket, FaultyProxy, FaultyS3, can_serve_s3, s3_environment, s3_server
+from tests.shared_results import made_once
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
@@ -38,6 +40,17 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts background jobs with SIGINT ignored, which processes of tests would inherit.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What the modules of tests import stays: no collection of garbage looks through it, here or in forked ranks."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -98,10 +111,10 @@ def dataset(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """Made once: tokens, a reference, scored tokens, an SLM run."""
-    from tests.chain import make_chain
+    """Made once for all workers: tokens, a reference, scored tokens, an SLM run."""
+    from tests.chain import Chain, make_chain
 
-    return make_chain(tmp_path_factory.mktemp("chain"))
+    return Chain(made_once(tmp_path_factory, "chain", make_chain))
 
 
 def _set_environment(monkeypatch: pytest.MonkeyPatch, endpoint_url: str) -> None:

@@ -52,10 +52,10 @@ def write_corpus(path: Path, documents: int = DOCUMENTS) -> Path:
     return _write(path, [{"url": f"u{seed}", "text": text(seed)} for seed in range(documents)])
 
 
-def write_problems(path: Path) -> Path:
+def write_problems(path: Path, problems: int = PROBLEMS) -> Path:
     """Questions and answers, one pair per line."""
     random = np.random.default_rng(0)
-    numbers = random.integers(0, 100, size=(PROBLEMS, 2)).tolist()
+    numbers = random.integers(0, 100, size=(problems, 2)).tolist()
     return _write(
         path,
         [

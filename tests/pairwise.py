@@ -16,8 +16,8 @@ def pairs_of(values: dict[str, Hashable], together: int = 2) -> set[Pair]:
 def pairwise(cases: Sequence[T], values: Callable[[T], dict[str, Hashable]], *, together: int = 2) -> list[T]:
     """Cases in which every pair occurs that occurs in all of them; each in its turn adds the most new pairs.
 
-    With `together` = 1 every single value occurs. Not the fewest there are, but near them. What cannot go together need
-    not be told: it is in none of the cases.
+    With `together` = 1 every single value occurs. Not the fewest there are, but near them: none can be left out. What
+    cannot go together need not be told: it is in none of the cases.
     """
     pairs = [pairs_of(values(case), together) for case in cases]
     missing = set[Pair]().union(*pairs)
@@ -25,4 +25,9 @@ def pairwise(cases: Sequence[T], values: Callable[[T], dict[str, Hashable]], *, 
     while missing:
         chosen.append(max(range(len(cases)), key=lambda number: len(pairs[number] & missing)))
         missing -= pairs[chosen[-1]]
+    for number in list(chosen):
+        # What an early case added may since be in later ones.
+        others = set[Pair]().union(*(pairs[other] for other in chosen if other != number))
+        if pairs[number] <= others:
+            chosen.remove(number)
     return [cases[number] for number in sorted(chosen)]

@@ -1,14 +1,34 @@
-"""What one of a session's processes has computed and noted, the processes that were forked with it need not compute."""
+"""What one of a session's processes has made or computed, the others need not make or compute again."""
 
 import os
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TypeVar
 
+import pytest
+from filelock import FileLock
+
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` has filled, for all workers of a session; no test writes into it."""
+    session = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The folder in which each worker has its own.
+        session = session.parent
+    noted = session / f"{name}.made"
+    with FileLock(session / f"{name}.lock"):
+        if not noted.exists():
+            folder = factory.mktemp(name)
+            make(folder)
+            noted.write_text(str(folder), encoding="utf-8")
+        return Path(noted.read_text(encoding="utf-8"))
 
 
 class SharedResults(dict[K, V]):

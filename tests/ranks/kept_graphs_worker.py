@@ -26,7 +26,7 @@ from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
-STEPS = 4
+STEPS = 3
 BAD_STEP = 2
 """No target of the last micro-batch of the last rank can be ranked in it: the step is skipped."""
 

@@ -22,7 +22,7 @@ CASES = [
     Case(stage=3, offload=True),
 ]
 ON_RANKS = list(product(CASES, (1, 2)))
-QUICK = [(case, 2) for case in CASES] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]
+QUICK = [(case, 2) for case in pairwise(CASES, asdict)] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]
 
 
 def id_of(case: Case) -> str:

@@ -131,7 +131,7 @@ KEEPS, PASSES_TWICE = "keeps their graphs", "makes a second forward pass"
 
 
 @pytest.mark.parametrize(
-    ("stage", "ranks_before", "ranks_after"), [(3, (MUCH, MUCH), (MUCH, LITTLE)), (2, (LITTLE, MUCH), (MUCH, MUCH))]
+    ("stage", "ranks_before", "ranks_after"), [(3, (MUCH, MUCH), (MUCH, LITTLE)), (0, (LITTLE, MUCH), (MUCH, MUCH))]
 )
 def test_auto_takes_another_way_where_the_memory_has_changed(
     uninterrupted: Uninterrupted,

@@ -1,20 +1,24 @@
 """`train CONFIG --smoke` works for every file of configs/, on small data of the kind that it reads.
 
-The quick test has tiny models. The slow one has a single layer of the real width, with few words.
+The quick test has tiny models, and not every file: each folder and each choice of a setting is in one of them. The slow
+one has a single layer of the real width, with few words.
 """
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from megaslm.config.load import load
+from megaslm.config.load import load, settings_of
 from megaslm.config.schema import RunConfig
+from megaslm.config.source import dotted_key
 from tests.forked_cli import run_megaslm
+from tests.pairwise import pairwise
 from tests.scoring import make_reference, run_job, task_of
 from tests.toy import EOS_ID, SEQ_LEN, VOCAB_SIZE, make_dataset
 
@@ -24,6 +28,7 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if "eval" not in path.parts  # It has tasks, no runs.
 )
+NAMED = re.compile(r"^(data\.streams|validation\.sets|validation\.tasks)\.[^.]+")
 BATCH_ROWS, STEPS = 4, 2
 ONE_LAYER = {
     "num_hidden_layers": 1,
@@ -102,7 +107,21 @@ def smoke(name: str, settings: list[str], run_dir: Path) -> None:
     assert not run_dir.exists()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def choices_of(name: str) -> dict[str, Hashable]:
+    """The folder of a configuration, and what its settings decide: a choice, or whether there is something."""
+    choices: dict[str, Hashable] = {"folder": Path(name).parent}
+    for path, value in settings_of(load(RunConfig, ROOT / "configs" / name).value):
+        is_choice = isinstance(value, bool) or (isinstance(value, str) and "/" not in value)
+        choices[NAMED.sub(r"\1", dotted_key(path))] = value if is_choice else bool(value)
+    return choices
+
+
+QUICK = pairwise(CONFIGS, choices_of, together=1)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in CONFIGS]
+)
 def test_a_smoke_test_passes(name: str, look_alikes: LookAlikes, tmp_path: Path) -> None:
     settings = list(settings_for(name, look_alikes, look_alikes.model, tmp_path / "run"))
     if load(RunConfig, ROOT / "configs" / name).value.model.from_scratch is not None:

@@ -104,13 +104,38 @@ Said = pytest.CaptureFixture[str]
 FOUND = f"step {BAD_STEP}: the loss of "
 
 
+@pytest.fixture
+def tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NotedTracker:
+    """Gets the calls of the runs of `tracked`."""
+    tracker = NotedTracker.in_folder(tmp_path / "tracker")
+    monkeypatch.syspath_prepend(tracker.folder)
+    return tracker
+
+
+def tracked(config: RunConfig) -> RunConfig:
+    return changed(config, log={"tracker": "trackio"})
+
+
+def require_alerts(tracker: NotedTracker, *titles: str, attempts: int = 1) -> None:
+    assert [alert["title"] for alert in tracker.alerts] == [f"run: {title}" for title in titles]
+    assert all(FOUND in alert["text"] for alert in tracker.alerts)
+    made = [call for call, _, _ in tracker.calls if call in ("init", "finish")]
+    assert made == ["init", "finish"] * attempts
+
+
 @pytest.mark.parametrize(("on_spike", "warnings"), [("warn", 1), ("off", 0)])
 def test_a_run_goes_on_over_a_spike(
-    on_spike: str, warnings: int, spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said
+    on_spike: str,
+    warnings: int,
+    spoil: Callable[..., None],
+    configured: Callable[..., RunConfig],
+    tracker: NotedTracker,
+    capfd: Said,
 ) -> None:
     spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
-    config = configured(on_spike)
+    config = tracked(configured(on_spike))
     run_training(config)
+    require_alerts(tracker, *["loss spike"] * warnings)
     said = capfd.readouterr().out
     assert said.count(f"warning: {FOUND}") == said.count("above the mean of those before") == warnings
     assert said.count("reads from row") == 1
@@ -118,10 +143,13 @@ def test_a_run_goes_on_over_a_spike(
     assert steps_saved(config)[-1] == STEPS
 
 
-def test_a_run_stops_at_a_spike(spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said) -> None:
+def test_a_run_stops_at_a_spike(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], tracker: NotedTracker, capfd: Said
+) -> None:
     spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
-    config = configured("stop")
+    config = tracked(configured("stop"))
     run_training(config, expect_status=1)
+    require_alerts(tracker, "loss spike", "stopped")
     said = capfd.readouterr().err
     assert FOUND in said
     assert "guard.on_spike = stop: look at the rows" in said
@@ -129,33 +157,12 @@ def test_a_run_stops_at_a_spike(spoil: Callable[..., None], configured: Callable
     assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
 
 
-@pytest.mark.parametrize(
-    ("on_spike", "status", "alerts"),
-    [
-        ("off", 0, []),
-        ("warn", 0, ["loss spike"]),
-        ("rollback", 0, ["loss spike"]),
-        ("stop", 1, ["loss spike", "stopped"]),
-    ],
-)
-def test_a_tracker_is_alerted_of_a_spike(
-    on_spike: str,
-    status: int,
-    alerts: list[str],
-    spoil: Callable[..., None],
-    configured: Callable[..., RunConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_roll_back_opens_the_run_of_the_tracker_once_more(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], tracker: NotedTracker
 ) -> None:
-    tracker = NotedTracker.in_folder(tmp_path / "tracker")
-    monkeypatch.syspath_prepend(tracker.folder)
     spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
-    run_training(changed(configured(on_spike), log={"tracker": "trackio"}), expect_status=status)
-    assert [alert["title"] for alert in tracker.alerts] == [f"run: {title}" for title in alerts]
-    assert all(FOUND in alert["text"] for alert in tracker.alerts)
-    # A roll-back opens the tracker's run once more, and every opened one is ended.
-    made = [call for call, _, _ in tracker.calls if call in ("init", "finish")]
-    assert made == ["init", "finish"] * (2 if on_spike == "rollback" else 1)
+    run_training(tracked(configured("rollback")))
+    require_alerts(tracker, "loss spike", attempts=2)
 
 
 def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(

@@ -27,8 +27,8 @@ def test_the_page_has_the_commands_that_init_prints() -> None:
 def test_its_commands_lead_from_text_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_model(Path("models/my-llama"))
-    write_corpus(Path("corpora/web.jsonl"), documents=120)
-    write_problems(Path("corpora/good.jsonl"))
+    write_corpus(Path("corpora/web.jsonl"), documents=60)
+    write_problems(Path("corpora/good.jsonl"), problems=60)
     printed = ""
     for command in COMMANDS:
         program, *arguments = shlex.split(command)

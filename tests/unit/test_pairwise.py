@@ -30,5 +30,11 @@ def test_every_value_is_there_in_fewer_cases() -> None:
     assert len(fewest) == 6
 
 
+def test_no_case_is_left_that_the_others_stand_for() -> None:
+    # The first one adds the most at first; in the end each other one has a value of its own, and together all of its.
+    cases = [(1, 1, 1, 1), (1, 1, 2, 2), (2, 2, 1, 1), (3, 3, 1, 2)]
+    assert pairwise(cases, lambda case: dict(enumerate(case)), together=1) == cases[1:]
+
+
 def test_equal_values_of_unlike_names_are_not_one() -> None:
     assert len(pairs_of({"one": 1, "other": 1, "third": 1})) == 3

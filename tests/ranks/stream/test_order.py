@@ -18,6 +18,7 @@ from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
 from megaslm.stream.order import RowOrder, first_place
 from tests.forks import fork_ranks, statuses_of
+from tests.pairwise import pairwise
 from tests.toy import SEQ_LEN, make_dataset
 
 SEED = 3
@@ -180,9 +181,13 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mixture]:
     }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("name", ["even", "weights"])
+LAYOUTS = pairwise(
+    list(itertools.product(["even", "weights"], [1, 2, 4], [0, 2])),
+    lambda case: dict(zip(("name", "world_size", "workers"), case, strict=True)),
+)
+
+
+@pytest.mark.parametrize(("name", "world_size", "workers"), LAYOUTS)
 def test_a_step_reads_the_same_rows_on_any_ranks(
     mixtures: dict[str, Mixture], tmp_path: Path, name: str, world_size: int, workers: int
 ) -> None:

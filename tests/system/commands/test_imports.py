@@ -49,16 +49,31 @@ def run(code: str, *arguments: str, path: Path | None = None) -> subprocess.Comp
     )
 
 
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_stand_ins_are_gone_afterwards() -> None:
-    result = run(
+@pytest.fixture(scope="module")
+def loaded() -> "subprocess.CompletedProcess[str]":
+    """An interpreter that has imported the large libraries, the one that needs stand-ins before all others."""
+    return run(
         "import sys\n"
+        "from megaslm.cli_output import leave_out_needless_lines\n"
+        "leave_out_needless_lines()\n"
         "from megaslm.dataset.mosaic import MDSWriter, get_shuffle\n"
         "from streaming import StreamingDataset\n"
-        "from transformers.utils import is_torchvision_available\n"
+        "from transformers.utils import is_torchvision_available, logging\n"
         "print([name for name in sys.modules if name.startswith('torchvision')], is_torchvision_available())\n"
+        "import megaslm.model.export\n"
+        "from deepspeed.accelerator import get_accelerator\n"
+        "get_accelerator()\n"
+        "print(logging.is_progress_bar_enabled())\n"
     )
-    assert result.stdout.splitlines() == ["[] False"], result.stderr
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_stand_ins_are_gone_afterwards(loaded: "subprocess.CompletedProcess[str]") -> None:
+    assert loaded.stdout.splitlines()[0] == "[] False", loaded.stderr
+
+
+def test_libraries_print_no_lines_between_ours(loaded: "subprocess.CompletedProcess[str]") -> None:
+    assert (loaded.stdout.splitlines()[1:], loaded.stderr) == (["False"], "")
 
 
 def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, says: Says) -> None:
@@ -72,19 +87,6 @@ def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, says: Says) ->
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     says(last, "DataError", "torchvision 0.1", "operator torchvision::nms does not exist", TORCH=version("torch"))
-
-
-def test_libraries_print_no_lines_between_ours() -> None:
-    result = run(
-        "from megaslm.cli_output import leave_out_needless_lines\n"
-        "leave_out_needless_lines()\n"
-        "import megaslm.model.export\n"
-        "from deepspeed.accelerator import get_accelerator\n"
-        "from transformers.utils import logging\n"
-        "get_accelerator()\n"
-        "print(logging.is_progress_bar_enabled())\n"
-    )
-    assert (result.stdout, result.stderr) == ("False\n", "")
 
 
 def test_all_configurations_resolve_for_1_8_and_64_ranks_without_torch() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ import pytest
 
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.manifest import read_manifest
 from megaslm.sweep import plan_sweep
 from tests.launched import ROOT
-from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
-from tests.training import run_training
+from tests.toy import SEQ_LEN, leave_run, make_dataset, run_config, write_config
+from tests.training import changed, run_training
 
 STEPS = 60
 
@@ -48,8 +50,12 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
     here.write_text("kind: local\nranks: 1\n")
     folder = tmp_path / "run.sweep"
     folder.mkdir()
-    blocked = folder / "seed-1"
-    blocked.write_text("not a folder\n")
+    (first, _) = plan_sweep(config, "seed=1,2", []).runs
+    settings = load(RunConfig, config, first.overrides).value
+    # It has learned with another rate: the launch that would resume it is refused.
+    other = leave_run(changed(settings, train={"lr": 1.0}), read_manifest(tmp_path / "tokens"))
+    (other / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (other / "checkpoints" / "step-00000001" / "COMPLETE").touch()
     stopped = subprocess.Popen(
         command(config, here), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -60,12 +66,12 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
         if " · step 2/" in line:
             stopped.send_signal(signal.SIGTERM)
     assert stopped.wait() == 75, "".join(lines)
+    assert any("--allow-changed train.lr" in line for line in lines)
     assert not (folder / "report.html").exists()
 
-    blocked.unlink()
+    shutil.rmtree(other)
     # As the same sweep would train it, in a process that starts in a moment.
-    (first, _) = plan_sweep(config, "seed=1,2", []).runs
-    run_training(load(RunConfig, config, first.overrides).value)
+    run_training(settings)
     result = tmp_path / "result.json"
     done = subprocess.run(
         command(config, here, "--json", str(result)), env=environment(), capture_output=True, text=True, check=False
