@@ -206,8 +206,8 @@ def spoiled(point: str, step: int, value: "Tensor") -> "Tensor":
 def _announce(fault: Fault) -> None:
     """Strikes the fault off the list and says when it happened, in seconds of the system's clock."""
     _coming.remove(fault)
-    # Nothing may be left in a buffer, as the next thing may be the process's end. The descriptor 2 of a command is the log
-    # of its libraries.
+    # Nothing may be left in a buffer, as the next thing may be the process's end. In a command the descriptor 2 is the
+    # log of its libraries.
     os.write(sys.stderr.fileno(), f"injected fault {fault} at {time.time():.3f}\n".encode())
 
 
