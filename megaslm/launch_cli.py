@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megaslm.launch.command import Command, Verb, VerbCall
     from megaslm.launch.findings import Findings
 
+T = TypeVar("T")
 # All options after the first word belong to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
 
@@ -148,10 +149,13 @@ def look_at_training(
     resume: bool,
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
-) -> None:
+) -> "RunConfig | None":
     """Looks at all that `train` reads, and whether it may start or resume in its folder.
 
     The arguments are those of the command.
+
+    Returns:
+        The run with its length in tokens; None where its folder is not looked at, or its data cannot be read here.
     """
     from megaslm.config.run_files import require_folder
     from megaslm.launch.findings import Reach
@@ -168,34 +172,39 @@ def look_at_training(
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
     datasets = look_at_run(findings, run, ranks, ranks_in_words)
     if smoke or findings.reach is Reach.NONE:
-        return
+        return None
     sized: RunConfig | None = run
     if datasets is not None:
         sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
     if sized is not None:
         findings.ask(partial(check_run, sized, datasets, resume=resume, allow_changed=allow_changed))
+    return None if datasets is None else sized
 
 
-def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:
+def refuse_early(look: Callable[["Findings"], T], seat: Seat = ALONE) -> T | None:
     """Looks at a verb's inputs on each of its ranks, before the imports that take seconds.
 
     It is also before the ranks meet, so that none waits for one that has refused. On several hosts nothing is done:
     the preflight compares all of them, and tells which one lacks something.
+
+    Returns:
+        What `look` returns; None where it is not asked.
 
     Raises:
         InputError: something is missing; on the first rank.
         PeerFailed: the same, on the other ranks.
     """
     if seat.may_span_hosts:
-        return
+        return None
 
     from megaslm.launch.findings import Findings, Reach
 
     findings = Findings(Reach.ALL, "")
-    look(findings)
+    found = look(findings)
     try:
         findings.require_none()
     except InputError as error:
         if seat.local_rank == 0:
             raise
         raise PeerFailed(str(error), error.exit_status) from error
+    return found
