@@ -185,7 +185,9 @@ def train(
 
     def look(findings: "Findings") -> RunConfig | None:
         allowed = allow_changed or ()
-        return look_at_training(findings, run, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke)
+        return look_at_training(
+            findings, loaded, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke
+        )
 
     if check:
         refuse_early(look, seat)

@@ -50,12 +50,13 @@ def launch(
 
     place = load_cluster(cluster)
     work, given = _work(context, words)
-    read = _read_file(work.verb, given)
+    # Their mistakes show here rather than on every node.
+    run, recipe = _read_run(work.verb, given), _read_recipe(work.verb, given)
     command = command_of(place, work)
     if dry_run:
         typer.echo(command)
         typer.echo(where_output_goes(place, work), err=True)
-        _look(place, work, command, cluster, read, given)
+        _look(place, work, command, cluster, run, recipe, given)
     else:
         # Elsewhere it goes to this terminal.
         if place.kind in ("slurm", "kubernetes"):
@@ -81,20 +82,25 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     return call, given
 
 
-def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Loaded[Recipe] | None":
-    """The verb's file. Its mistakes show here rather than on every node."""
+def _read_run(verb: "Verb", given: Mapping[str, Any]) -> "Loaded[RunConfig] | None":
+    """The configuration of `train`."""
     from megaslm.config.load import load
-    from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
     from megaslm.training.changes import check_allowed_keys
 
-    if verb == "train":
-        run = load(RunConfig, given["config"], given["overrides"] or []).value
-        check_allowed_keys(given["allow_changed"] or (), run)
-        return run
-    if verb == "prepare":
-        return load(Recipe, given["recipe"], given["overrides"] or [])
-    return None
+    if verb != "train":
+        return None
+    loaded = load(RunConfig, given["config"], given["overrides"] or [])
+    check_allowed_keys(given["allow_changed"] or (), loaded.value)
+    return loaded
+
+
+def _read_recipe(verb: "Verb", given: Mapping[str, Any]) -> "Loaded[Recipe] | None":
+    """The recipe of `prepare`."""
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+
+    return load(Recipe, given["recipe"], given["overrides"] or []) if verb == "prepare" else None
 
 
 def _look(
@@ -102,26 +108,26 @@ def _look(
     work: "VerbCall",
     command: "Command",
     cluster: Path,
-    read: "RunConfig | Loaded[Recipe] | None",
+    run: "Loaded[RunConfig] | None",
+    recipe: "Loaded[Recipe] | None",
     given: Mapping[str, Any],
 ) -> None:
     """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
-    from megaslm.config.load import Loaded
     from megaslm.launch import inputs
     from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
-    if isinstance(read, Loaded):
-        inputs.look_at_text(findings, read)
+    if recipe is not None:
+        inputs.look_at_text(findings, recipe)
         inputs.look_at_output(findings, given["output"])
-    elif read is not None:
+    elif run is not None:
         # The others add --resume.
         resume = given["resume"] or place.kind not in ("local", "hostfile")
         smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
         look_at_training(
             findings,
-            read,
+            run,
             ranks=ranks_of(place),
             ranks_in_words=told,
             resume=resume,
@@ -142,7 +148,7 @@ def _look(
 
 def look_at_training(
     findings: "Findings",
-    run: "RunConfig",
+    loaded: "Loaded[RunConfig]",
     *,
     ranks: int | None,
     ranks_in_words: str = "",
@@ -165,6 +171,7 @@ def look_at_training(
     from megaslm.training.resumption import check_run
     from megaslm.training.smoke_folder import check_replaceable, smoke_folder
 
+    run, findings.origins = loaded.value, loaded.provenance
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
     if findings.reach is not Reach.NONE:
         findings.ask(lambda: require_folder(Path(run.run_dir)))

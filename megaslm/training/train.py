@@ -10,7 +10,7 @@ from megaslm.config.retention import retention_warnings
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
-from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.distributed import World, gather_objects, join_world, on_first_rank, wait_for_all
 from megaslm.engine.fixed_order import prepare_fixed_order
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
@@ -116,8 +116,8 @@ def _train(
             say(f"changed since the run began: {line}")
         run = _prepare(config, plan, data, world, stop, say)
         # A smoke test empties its folder at its end.
-        if keep_in(run.folder.logs / f"rank-{world.rank}.log"):
-            say(f"messages of PyTorch and DeepSpeed go to {run.folder.logs}")
+        if any(gather_objects(keep_in(run.folder.logs / f"rank-{world.rank}.log"))):
+            say(f"what PyTorch and DeepSpeed printed is in {run.folder.logs}")
         _train_to_the_end(run, say)
 
 
