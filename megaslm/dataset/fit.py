@@ -43,7 +43,8 @@ def training_domains(
         raise DataError(f"{place} has no training rows; prepare it again with more text")
     if missing:
         raise DataError(
-            f"{place} has no training rows of {', '.join(missing)}; it has {', '.join(present) or 'none'}; change {setting}"
+            f"{place} has no training rows of {', '.join(missing)}; it has {', '.join(present) or 'none'}; change "
+            f"{setting}"
         )
     return domains
 
