@@ -217,12 +217,8 @@ def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | No
 
 def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:
     if model.from_run is not None:
-        run = findings.local("model.from_run", model.from_run)
-        return (
-            None
-            if run is None
-            else findings.ask(lambda: _size_of_newest(run), prefix=f"{findings.named('model.from_run')}: ")
-        )
+        run, named = findings.local("model.from_run", model.from_run), f"{findings.named('model.from_run')}: "
+        return None if run is None else findings.ask(lambda: _size_of_newest(run), prefix=named)
     if model.from_pretrained is not None:
         parameters = _parameters(findings, "model.from_pretrained", model.from_pretrained, model.hub)
     else:
