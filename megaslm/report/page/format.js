@@ -46,13 +46,13 @@ function inUnits(number, units) {
   return digits(number / size) + unit;
 }
 
-/** A time as the commands tell it, such as `4.2 s`, `3 min 05 s` or `27 h 14 min`. */
+/** A time as the commands tell it, such as `4.2 s`, `3 min 05 s` or `27 h 14 min`. No unit begins a line. */
 function duration(seconds) {
-  if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
-  const [size, units] = seconds < 3599.5 ? [60, [" min ", " s"]] : [3600, [" h ", " min"]];
+  if (seconds < 59.95) return `${seconds.toFixed(1)}\u00a0s`;
+  const [size, unit, smaller] = seconds < 3599.5 ? [60, "min", "s"] : [3600, "h", "min"];
   const parts = Math.round(seconds / (size / 60));
   const rest = String(parts % 60).padStart(2, "0");
-  return Math.floor(parts / 60).toLocaleString("en") + units[0] + rest + units[1];
+  return `${Math.floor(parts / 60).toLocaleString("en")}\u00a0${unit} ${rest}\u00a0${smaller}`;
 }
 
 /** An amount of a quantity, such as `tokens` or `seconds`. */
