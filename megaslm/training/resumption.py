@@ -70,12 +70,18 @@ def no_step_made(run_dir: str) -> str:
 def is_finished(config: RunConfig) -> bool:
     """Whether nothing is left to do for a run whose length is in tokens: its last step is saved, and all is measured.
 
-    The files of this checkpoint are looked at by their sizes only. Where one is not as written, the run resumes from an
-    earlier checkpoint.
+    False where a setting has changed, which the ranks judge. The files of the newest checkpoint are looked at by their
+    sizes only. Where one is not as written, the run resumes from an earlier checkpoint.
     """
     run, steps = Path(config.run_dir), total_steps(config)
     newest = max((complete.parent for complete in run.glob(COMPLETE_CHECKPOINTS)), default=None)
-    if newest is None or (config.probe.every_tokens is not None and not measurement_file(run / PROBE, steps).is_file()):
+    if newest is None or not (run / CONFIG).is_file():
+        return False
+    before = load(RunConfig, run / CONFIG).value
+    # A run folder may move.
+    if before.model_copy(update={"run_dir": config.run_dir}) != config:
+        return False
+    if config.probe.every_tokens is not None and not measurement_file(run / PROBE, steps).is_file():
         return False
     try:
         progress = json.loads((newest / PROGRESS).read_text(encoding="utf-8"))
@@ -83,7 +89,7 @@ def is_finished(config: RunConfig) -> bool:
     except (OSError, ValueError, CheckpointError):
         # The ranks tell what is wrong with it.
         return False
-    return is_whole and progress["step"] == steps and not progress.get("validation_is_due")
+    return is_whole and progress.get("step") == steps and not progress.get("validation_is_due")
 
 
 def identity(manifest: Manifest) -> dict[str, str | None]:

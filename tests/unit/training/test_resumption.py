@@ -108,6 +108,8 @@ def test_a_run_is_finished_once_its_last_step_is_saved_and_measured(tmp_path: Pa
     assert not is_finished(config)
     save_progress(run, Progress(step=5))
     assert not is_finished(config)
+    (run / "config.yaml").write_text(dump(config))
+    assert not is_finished(config)
     save_progress(run, Progress(step=6, validation_is_due=True))
     assert not is_finished(config)
     last = save_progress(run, Progress(step=6))
@@ -117,12 +119,16 @@ def test_a_run_is_finished_once_its_last_step_is_saved_and_measured(tmp_path: Pa
 
     probing = changed(config, probe={"every_tokens": 1000})
     assert not is_finished(probing)
+    (run / "config.yaml").write_text(dump(probing))
+    assert not is_finished(probing)
     (run / "probe").mkdir()
     (run / "probe" / "step-00000006.safetensors").touch()
     assert is_finished(probing)
+    assert is_finished(probing.model_copy(update={"run_dir": str(run.rename(tmp_path / "moved"))}))
+    (tmp_path / "moved").rename(run)
 
     # The ranks resume from the checkpoint before it.
     (last / PROGRESS).write_text("{}")
-    assert not is_finished(config)
+    assert not is_finished(probing)
     (last / PROGRESS).unlink()
-    assert not is_finished(config)
+    assert not is_finished(probing)
