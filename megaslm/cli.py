@@ -18,6 +18,7 @@ from megaslm.cli_output import (
     end_third_party_output,
     leave_out_needless_lines,
     loading,
+    say,
     say_interrupted,
     say_warnings,
     take_seat,
@@ -167,21 +168,26 @@ def train(
 
     # Listens until the process ends. The imports below take seconds, and a scheduler that stops the job meanwhile must
     # get its answer too. After the last save there is nothing to lose.
-    stop = StopSignal(before_work="no step was made since the start: start again with --resume")
+    stop = StopSignal(before_work="no step was made since the start: start again")
     stop.listen()
     seat = take_seat()
 
     from megaslm.config.load import load
+    from megaslm.config.run_files import COMPLETE_CHECKPOINTS
     from megaslm.config.schema import RunConfig
+    from megaslm.training.length import end_line
+    from megaslm.training.resumption import is_finished, no_step_made
 
     smoke = smoke or smoke_steps is not None
     loaded = load(RunConfig, config, overrides or [])
     say_warnings(loaded.warnings)
     run = loaded.value
 
-    def look(findings: "Findings") -> None:
+    def look(findings: "Findings") -> RunConfig | None:
         allowed = allow_changed or ()
-        look_at_training(findings, run, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke)
+        return look_at_training(
+            findings, loaded, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke
+        )
 
     if check:
         refuse_early(look, seat)
@@ -192,9 +198,16 @@ def train(
 
         announce("train", f"a smoke test of {run.train.objective} by {config} → {smoke_folder(run.run_dir)}")
     else:
-        resumes = ", from its newest checkpoint" if resume else ""
-        announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
-    refuse_early(look, seat)
+        stop.before_work = no_step_made(run.run_dir)
+        begins = ""
+        if resume:
+            has_checkpoint = any(Path(run.run_dir).glob(COMPLETE_CHECKPOINTS))
+            begins = ", from its newest checkpoint" if has_checkpoint else ", from the beginning: it has no checkpoint"
+        announce("train", f"{run.train.objective} by {config} → {run.run_dir}{begins}")
+    sized = refuse_early(look, seat)
+    if sized is not None and resume and is_finished(sized):
+        say(end_line(sized))
+        return
     with loading("train"):
         from megaslm.engine.distributed import leave_world
         from megaslm.training.smoke import STEPS

@@ -209,11 +209,11 @@ def test_the_axis_and_the_counted_reference_move_a_curve(open_page: Open) -> Non
     assert page.locator("#counted").is_disabled()
     assert "81.9k" in first_stop()
     page.get_by_label("time", exact=True).check()
-    assert "12.6 s" in first_stop()
+    assert "12.6\u00a0s" in first_stop()
     shape = "(plot) => [...plot.querySelectorAll('path.line')].map((path) => path.getAttribute('d')).join()"
     before = plot.evaluate(shape)
     page.locator("#counted").check()
-    assert "1.28 min" in first_stop()
+    assert "1\u00a0min 17\u00a0s" in first_stop()
     # All lines move by the same time, so the shape stays, and the labels below it change.
     assert plot.evaluate(shape) == before
     page.locator("#curves .runs").get_by_label("clm", exact=True).check()
