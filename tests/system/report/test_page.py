@@ -260,6 +260,17 @@ def test_a_table_tells_each_chart_and_row_without_its_sight(open_page: Open) -> 
     assert page.locator("input, select").evaluate_all("(nodes) => nodes.every((node) => node.labels.length)")
 
 
+def test_the_runs_stand_below_each_loss_that_they_reach(open_page: Open) -> None:
+    (targets,) = document()["targets"]
+    page = open_page(document())
+    bodies = page.locator("#targets tbody")
+    assert bodies.count() == len(targets["rows"])
+    for body, row in zip(bodies.all(), targets["rows"], strict=True):
+        heads = body.locator("th").all_inner_texts()
+        assert f"{row['loss']:.3f}" in heads[0]
+        assert heads[1:] == [reached["run"] for reached in row["reached"]]
+
+
 def test_a_sweep_has_a_point_for_each_run(open_page: Open) -> None:
     page = open_page(document())
     assert page.locator("#sweep path.marker").count() >= 3
