@@ -4,22 +4,29 @@ Every stage is a command of MegaSLM that any user could give. The same command r
 """
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.selection_suite.measures import TARGET_PLACE, measures_of
 from benchmarks.selection_suite.pairs import Sizes, Texts, pairs
 from benchmarks.selection_suite.plan import PairPlan, Run, Stage, in_order, with_needs
 from benchmarks.selection_suite.results import write_results
 from benchmarks.selection_suite.runner import Outcome, Runner
-from benchmarks.selection_suite.settings import HERE, Suite, Training, read_arms, read_models, read_suite
+from benchmarks.selection_suite.settings import HERE, Training, read_arms, read_models, read_suite
 from benchmarks.selection_suite.truth import write_documents
 from megaslm.errors import ConfigError, MegaSLMError
 from megaslm.files import new_folder
 from megaslm.observe.records import read_validations
 
+Entry = TypeVar("Entry")
 _STOPPED = 75
+_ORIGIN = "origin.json"
+"""The file beside the texts of a pair that says what they were made of."""
 
 
 def main() -> int:
@@ -37,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.selection_suite", description=__doc__)
     parser.add_argument("--folder", type=Path, help="where everything is written; by default runs/evidence")
     parser.add_argument("--quick", action="store_true", help="small models, the headline arms and two seeds")
-    parser.add_argument("--data", type=Path, help="folder with problems/ and text/; by default $MEGASLM_SHARED_DATA")
+    parser.add_argument("--data", help="folder with problems/ and text/; by default $MEGASLM_SHARED_DATA")
     parser.add_argument("--budget", type=float, metavar="HOURS", help="begin no stage that would end later")
     parser.add_argument("--cores", type=int, default=1, help="runs side by side, each with one thread (default 1)")
     parser.add_argument("--pairs", type=_names, help="only these pairs of target and corpus, as A,B")
@@ -57,13 +64,10 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     suite = read_suite(quick=arguments.quick)
     arms = _chosen(read_arms(arguments.arms_folder), arguments.arms, "--arms")
-    makers = _chosen(pairs(shared), arguments.pairs, "--pairs")
+    makers = _chosen(pairs(Path(shared) if shared else None), arguments.pairs, "--pairs")
     plans: dict[str, PairPlan] = {}
     for pair, make in makers.items():
-        if not (folder / pair / "texts").exists():
-            print(f"{pair}: writes the texts", flush=True)
-            (folder / pair).mkdir(parents=True, exist_ok=True)
-            _write(folder / pair / "texts", make(Sizes(suite.corpus_bytes, suite.heldout_bytes)))
+        _write_texts(folder / pair, make, Sizes(suite.corpus_bytes, suite.heldout_bytes), shared)
         plans[pair] = PairPlan(folder / pair, suite, read_models(), arms)
     stages = with_needs(plans[run.pair].stage_of(run) for run in in_order(arms, plans, suite))
     runner = Runner(
@@ -78,19 +82,33 @@ def _run(arguments: argparse.Namespace) -> int:
     return _STOPPED if outcome.stopped else 1 if outcome.failed else 0
 
 
-def _chosen(known: dict[str, object], names: list[str] | None, option: str) -> dict[str, object]:
+def _chosen(known: dict[str, Entry], names: list[str] | None, option: str) -> dict[str, Entry]:
+    """The named entries. Raises ConfigError for a name that there is not."""
     unknown = sorted(set(names or ()) - set(known))
     if unknown:
         raise ConfigError(f"{option} {','.join(names or ())}: no {', '.join(unknown)}; there are {', '.join(known)}")
     return {name: value for name, value in known.items() if names is None or name in names}
 
 
-def _write(folder: Path, texts: Texts) -> None:
-    """The texts of a pair, all files or none."""
+def _write_texts(pair: Path, make: Callable[[Sizes], Texts], sizes: Sizes, shared: str | None) -> None:
+    """The texts of a pair, all files or none. Raises ConfigError where others were written before."""
+    folder = pair / "texts"
+    origin = json.dumps({"data": shared and str(Path(shared).absolute()), **asdict(sizes)}, indent=1)
+    if folder.exists():
+        found = (folder / _ORIGIN).read_text(encoding="utf-8")
+        if found != origin:
+            raise ConfigError(
+                f"{folder}: was written with {found}; now the settings are {origin}; undo the change, or name another "
+                "--folder"
+            )
+        return
+    print(f"{pair.name}: writes the texts", flush=True)
+    pair.mkdir(parents=True, exist_ok=True)
     with new_folder(folder) as unfinished:
-        for name, documents in vars(texts).items():
+        for name, documents in vars(make(sizes)).items():
             if documents:
                 write_documents(unfinished / f"{name}.jsonl", documents)
+        (unfinished / _ORIGIN).write_text(origin, encoding="utf-8")
 
 
 def _last_loss(stage: Stage) -> str:

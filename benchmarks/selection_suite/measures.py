@@ -51,7 +51,7 @@ class Measures:
     before: dict[str, float | None]
     """FLOPs and seconds of the training of its reference and of the scoring, once for all runs that use them."""
     shared_by: int
-    """Runs that read the same scores."""
+    """Runs that read the same scores; 1 where there are none."""
     times_cheaper: dict[str, float | None]
     """How many times more the baseline of the same seed had spent when it came to its last loss of the target than this
     run had spent at that loss. By axis; AXIS_with_reference counts reference and scoring in whole, and AXIS_shared
@@ -69,6 +69,7 @@ def measures_of(folders: Mapping[Run, Path], probe: Path, probe_texts: Path) -> 
     measured = []
     for run, reported in found.items():
         baseline = found.get(Run(run.pair, BASELINE, run.seed))
+        shared_by = readers[reported.before.corpus] if reported.before.corpus else 1
         measured.append(
             Measures(
                 **asdict(run),
@@ -76,21 +77,23 @@ def measures_of(folders: Mapping[Run, Path], probe: Path, probe_texts: Path) -> 
                 curve=_curve(reported),
                 spent={axis: _last(values) for axis, values in reported.spent.items() if axis in AXES},
                 before={axis: reported.before.total(axis) for axis in ("flops", "seconds")},
-                shared_by=readers[reported.before.corpus],
-                times_cheaper=times_cheaper(reported, baseline, readers[reported.before.corpus]),
+                shared_by=shared_by,
+                times_cheaper=times_cheaper(reported, baseline, shared_by),
                 kept=_kept(folders[run], labels, kinds),
             )
         )
     return measured
 
 
-def times_cheaper(run: ReportedRun, baseline: ReportedRun | None, shared_by: int) -> dict[str, float | None]:
+def times_cheaper(
+    run: ReportedRun, baseline: ReportedRun | None, shared_by: int, place: str = TARGET_PLACE
+) -> dict[str, float | None]:
     """See `Measures.times_cheaper`. All None without a baseline."""
     names = [*AXES, *(f"{axis}_{way}" for axis in AXES[1:] for way in ("with_reference", "shared"))]
     if baseline is None:
         return dict.fromkeys(names)
-    loss = final_loss(baseline, TARGET_PLACE)
-    own, others = reached(run, TARGET_PLACE, loss), reached(baseline, TARGET_PLACE, loss)
+    loss = final_loss(baseline, place)
+    own, others = reached(run, place, loss), reached(baseline, place, loss)
     result: dict[str, float | None] = {}
     for axis in AXES:
         spent, by_baseline = (None if amounts is None else amounts[axis] for amounts in (own, others))

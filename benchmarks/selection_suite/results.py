@@ -24,7 +24,8 @@ def write_results(folder: Path, measured: Sequence[Measures], headline: Sequence
     facts = {"commit": commit(), "date": now, "machine": machine()}
     text = as_markdown(results)
     write_file(folder / "results.json", json.dumps({**facts, **as_json(measured, results)}, indent=1) + "\n")
-    title = f"# Token selection\n\nCommit {facts['commit']}, {now}, {facts['machine']}.\n\n"
+    on = ", ".join(f"{name} {value}" for name, value in machine().items())
+    title = f"# Token selection\n\nCommit {facts['commit']}, {now}; {on}.\n\n"
     write_file(folder / "results.md", title + text + "\n")
     for name, figure in figures(measured, results, headline).items():
         write_file(folder / name, figure)

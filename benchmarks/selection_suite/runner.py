@@ -74,9 +74,9 @@ class Runner:
     """A word about what a finished stage found."""
     command: tuple[str, ...] = (sys.executable, "-m", "megaslm")
     """What the arguments of a stage are given to."""
-    _record: Record = field(default_factory=Record)
-    _durations: list[tuple[Stage, float]] = field(default_factory=list)
-    _stopped: bool = False
+    _record: Record = field(default_factory=Record, init=False)
+    _durations: list[tuple[Stage, float]] = field(default_factory=list, init=False)
+    _stopped: bool = field(default=False, init=False)
 
     def carry_out(self, stages: Sequence[Stage]) -> Outcome:
         """Carries out every stage that is not done yet, in this order, as soon as what it needs is done.

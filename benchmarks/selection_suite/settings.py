@@ -62,7 +62,7 @@ class Training(Section):
     """The model whose losses on the corpus it selects by."""
     length: Annotated[float, Field(gt=0)] = 1.0
     """Its tokens, relative to `run.train.total_tokens` of the suite."""
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
     """Its settings over those of the suite."""
 
 
