@@ -59,9 +59,7 @@ def _names(text: str) -> list[str]:
 
 def _run(arguments: argparse.Namespace) -> int:
     folder = (arguments.folder or Path("runs") / ("evidence-quick" if arguments.quick else "evidence")).absolute()
-    shared = arguments.data or (
-        Path(os.environ["MEGASLM_SHARED_DATA"]) if "MEGASLM_SHARED_DATA" in os.environ else None
-    )
+    shared: str | None = arguments.data or (None if arguments.quick else os.environ.get("MEGASLM_SHARED_DATA"))
     suite = read_suite(quick=arguments.quick)
     arms = _chosen(read_arms(arguments.arms_folder), arguments.arms, "--arms")
     makers = _chosen(pairs(Path(shared) if shared else None), arguments.pairs, "--pairs")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ import yaml
 
 from benchmarks.selection_suite.settings import Suite, Training, merged
 
-TEXTS = ("corpus", "probe", "curated")
+SCORED = ("corpus", "probe")
+"""The texts whose losses selection reads."""
 HELD_OUT = ("target", "near")
 
 
@@ -108,38 +109,33 @@ class PairPlan:
         if training.starts_from is not None:
             needs.append(self._training(training.starts_from, seed))
         if training.scored_by is not None:
-            needs += [self._scored(text, training.scored_by) for text in ("corpus", "probe")]
+            needs += [self._scored(text, training.scored_by) for text in SCORED]
         config = self._config(training, seed, output, is_arm=run is not None)
         return self._stage(label, "train", ("--resume",), output, needs, config, run)
 
     def _config(self, training: Training, seed: int, output: Path, *, is_arm: bool) -> dict[str, Any]:
         config = merged(self._suite.run, training.run)
-        train, model = config["train"], dict(config["model"])
-        batch = train["global_batch_tokens"]
-        origin = training.starts_from
-        if origin is not None:
-            del model["from_scratch"]
-            model["from_run"] = str(self._folder / "models" / origin / f"seed-{seed}")
-        datasets = {text: str(self._tokens(text, training.scored_by)) for text in training.reads}
-        streams = {text: {"dataset": dataset} for text, dataset in datasets.items()}
-        rows = self._suite.validation_rows
+        model, train, rows = config.pop("model"), config["train"], self._suite.validation_rows
+        if training.starts_from is not None:
+            origin = str(self._folder / "models" / training.starts_from / f"seed-{seed}")
+            model = {key: value for key, value in model.items() if key != "from_scratch"} | {"from_run": origin}
+        steps = round(training.length * train["total_tokens"] / train["global_batch_tokens"])
+        datasets = [(text, str(self._tokens(text, training.scored_by))) for text in training.reads]
+        alone = len(datasets) == 1
+        named = {"train": datasets[0][1]} if alone else {"streams": {text: {"dataset": at} for text, at in datasets}}
         sets = {name: self._held_out("heldout", name, getattr(rows, name)) for name in self._held_out_texts}
         changes: dict[str, Any] = {
             "run_dir": str(output),
             "seed": seed,
             "model": model,
-            "train": {"total_tokens": max(1, round(train["total_tokens"] * training.length / batch)) * batch},
-            "data": {"shuffle_seed": seed, **({"train": datasets.popitem()[1]} if len(streams) == 1 else {})},
+            "data": {"shuffle_seed": seed, **named},
+            "train": {"total_tokens": max(1, steps) * train["global_batch_tokens"]},
             "validation": {"sets": {**sets, "corpus": self._held_out("probe", "corpus", rows.corpus)}},
             "probe": {"dataset": str(self._tokens("probe", training.scored_by))},
         }
-        if len(streams) > 1:
-            changes["data"]["streams"] = streams
-        if not is_arm:
-            # What is measured of shared models is measured at their ends.
-            changes["validation"]["every_tokens"] = None
-            changes["probe"] = {"every_tokens": None}
-        return merged({**config, "model": {}}, changes)
+        # Models that arms share are measured at their ends alone.
+        at_ends = {"validation": {"every_tokens": None}, "probe": {"every_tokens": None, "dataset": None}}
+        return merged(config, changes, {} if is_arm else at_ends)
 
     def _held_out(self, dataset: str, domain: str, rows: int) -> dict[str, Any]:
         return {"dataset": str(self._tokens(dataset)), "split": "train", "domains": [domain], "max_rows": rows}
@@ -149,7 +145,7 @@ class PairPlan:
         return [name for name in HELD_OUT if (self._folder / "texts" / f"{name}.jsonl").is_file()]
 
     def _tokens(self, text: str, scored_by: str | None = None) -> Path:
-        is_scored = scored_by is not None and text in ("corpus", "probe")
+        is_scored = scored_by is not None and text in SCORED
         return self._folder / "scored" / f"{scored_by}" / text if is_scored else self._folder / "tokens" / text
 
     def _prepared(self, text: str) -> Stage:
@@ -209,10 +205,3 @@ class PairPlan:
             stage = Stage(name, verb, (verb, str(path), *arguments), output, tuple(needs), path, content, tokens, run)
         self._made[label] = stage
         return stage
-
-
-def runs_of(stages: Iterable[Stage]) -> Iterator[tuple[Run, Stage]]:
-    """The trainings of arms."""
-    for stage in stages:
-        if stage.run is not None:
-            yield stage.run, stage
