@@ -60,10 +60,10 @@ class Stage:
 def in_order(arms: Mapping[str, Training], pairs: Iterable[str], suite: Suite) -> list[Run]:
     """All runs. The headline arms come first, with one seed after the other; of a seed the pairs in their order."""
     runs = [
-        (not arm.headline, seed, place, Run(pair, name, seed))
+        (arm.headline is None, seed, place, Run(pair, name, seed))
         for place, pair in enumerate(pairs)
         for name, arm in arms.items()
-        for seed in range(1, (suite.seeds.headline if arm.headline else suite.seeds.other) + 1)
+        for seed in range(1, (suite.seeds.headline if arm.headline is not None else suite.seeds.other) + 1)
     ]
     return [run for *_, run in sorted(runs, key=lambda entry: entry[:3])]
 

@@ -52,8 +52,8 @@ class Suite(Section):
 class Training(Section):
     """An arm, or a model that arms need."""
 
-    headline: bool = False
-    """Whether it belongs to the headline table: it has more seeds and is trained first."""
+    headline: Positive | None = None
+    """Its place among the headline arms, which have more seeds and are trained first; null for the other arms."""
     starts_from: str | None = "base"
     """The model whose weights it begins with; null for random weights."""
     reads: Annotated[tuple[Literal["corpus", "curated"], ...], Field(min_length=1)] = ("corpus",)
@@ -75,7 +75,7 @@ def read_models() -> dict[str, Training]:
 
 
 def read_arms(folder: Path = HERE / "arms") -> dict[str, Training]:
-    """The arms by their names, which are those of their files, the headline first.
+    """The arms by their names, which are those of their files, the headline arms first, by their places.
 
     Raises ConfigError where a file is wrong, or names a model that there is not.
     """
@@ -85,7 +85,7 @@ def read_arms(folder: Path = HERE / "arms") -> dict[str, Training]:
             model = getattr(arm, key)
             if model is not None and model not in models:
                 raise ConfigError(f"{folder / name}.yaml: {key} = {model}: must be one of {', '.join(models)}")
-    return dict(sorted(arms.items(), key=lambda item: not item[1].headline))
+    return dict(sorted(arms.items(), key=lambda item: item[1].headline or len(arms) + 1))
 
 
 def merged(base: dict[str, Any], *changes: dict[str, Any]) -> dict[str, Any]:
