@@ -97,11 +97,10 @@ class Runner:
     def expected_seconds(self, stage: Stage) -> float | None:
         """What a stage will take, by the stages of its verb that are done; trainings by their tokens. None before
         one is done."""
-        paces = [
-            seconds / (other.tokens or 1)
-            for other, seconds in self._durations
-            if other.verb == stage.verb and (other.run is None) == (stage.run is None)
-        ]
+        alike = [(other, seconds) for other, seconds in self._durations if other.verb == stage.verb]
+        # Arms measure more than the models that they need.
+        closest = [entry for entry in alike if (entry[0].run is None) == (stage.run is None)] or alike
+        paces = [seconds / (other.tokens or 1) for other, seconds in closest]
         return statistics.mean(paces) * (stage.tokens or 1) if paces else None
 
     def _carry_out(self, stages: Sequence[Stage]) -> Outcome:
