@@ -217,7 +217,9 @@ class Runner:
         def stop(number: int, frame: FrameType | None) -> None:
             self._stopped = True
 
-        before = {number: signal.signal(number, stop) for number in _SIGNALS}
+        # What nohup ignores stays ignored.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:
