@@ -9,7 +9,7 @@ import ast
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def _solved(record: dict[str, str]) -> Document:
     return Document(f"{record['question']}\n{_ANNOTATION.sub('', record['answer'])}", TARGET)
 
 
-def _svamp(record: dict[str, object]) -> Document:
+def _svamp(record: Mapping[str, object]) -> Document:
     return Document(f"{record['Body']} {record['Question']}\n#### {record['Answer']:g}", "near")
 
 
