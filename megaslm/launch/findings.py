@@ -76,8 +76,17 @@ class Findings:
         for reason, things in self.unseen.items():
             yield f"not looked at: {', '.join(things)}: {reason}"
 
-    def require_none(self) -> None:
-        """Raises InputError, which names all problems, where there are any."""
+    def require_none(self, otherwise: str = "") -> None:
+        """Raises InputError, which names all problems, where there are any. `otherwise` says how to start all the same."""
         if self.problems:
-            count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-            raise InputError(f"{count} before the start\n" + indent("\n".join(self.problems), "  "))
+            raise InputError(f"{self._problems()}{otherwise}")
+
+    def accept(self) -> None:
+        """Makes a warning of all problems."""
+        if self.problems:
+            self.warnings.append(self._problems())
+            self.problems.clear()
+
+    def _problems(self) -> str:
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        return f"{count} before the start\n" + indent("\n".join(self.problems), "  ")

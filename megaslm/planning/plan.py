@@ -20,6 +20,7 @@ from megaslm.planning.machine import Machine
 from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of
 from megaslm.storage.file_systems import is_remote
 
+
 @dataclass(frozen=True)
 class Request:
     """What is asked beside the configuration."""
@@ -154,7 +155,9 @@ def _one_micro_step(config: RunConfig, shape: Shape, machine: Machine, speed: Wo
         return None
     element_bytes = dtype_of(planned_precision(config, machine)).itemsize
     total, batches = parameter_counts(shape.config)[0].total, plan_batches(changed, machine.ranks)
-    return OneMicroStep(batches.rows_per_rank, peak_bytes, network_of(config.zero, batches, total, element_bytes, speed))
+    return OneMicroStep(
+        batches.rows_per_rank, peak_bytes, network_of(config.zero, batches, total, element_bytes, speed)
+    )
 
 
 def with_known_length(config: RunConfig, epoch_tokens: int | None) -> RunConfig:

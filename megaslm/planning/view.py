@@ -124,7 +124,9 @@ def _total(plan: Plan) -> Iterator[tuple[str, str]]:
     known = {name: work for name, work in parts.items() if work is not None}
     if plan.training is None or len(known) == 1:
         return
-    hours, gpu_hours = (sum(values) for values in zip(*((work.hours, work.gpu_hours) for work in known.values()), strict=True))
+    hours, gpu_hours = (
+        sum(values) for values in zip(*((work.hours, work.gpu_hours) for work in known.values()), strict=True)
+    )
     prices = [work.money for work in known.values() if work.money is not None]
     money = f", which cost {sum(prices):,.0f}" if prices else ""
     missing = "" if "reference" in known else "; --reference-run adds the reference's training"
