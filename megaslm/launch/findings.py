@@ -77,7 +77,7 @@ class Findings:
             yield f"not looked at: {', '.join(things)}: {reason}"
 
     def require_none(self, otherwise: str = "") -> None:
-        """Raises InputError, which names all problems, where there are any. `otherwise` says how to start all the same."""
+        """Raises InputError, which names all problems, where there are any. `otherwise` ends its message."""
         if self.problems:
             raise InputError(f"{self._problems()}{otherwise}")
 

@@ -69,10 +69,9 @@ def look_at_run(
         manifest = _manifest(findings, setting, held_out.dataset, making_command(held_out.dataset, config.data.seq_len))
         if manifest is not None and training is not None:
             findings.ask(partial(list, heldout_domains(name, held_out, manifest, training)))
-    if config.probe.every_tokens is not None and config.probe.dataset is not None:
-        _manifest(
-            findings, "probe.dataset", config.probe.dataset, making_command(config.probe.dataset, config.data.seq_len)
-        )
+    probed = config.probe.dataset
+    if config.probe.every_tokens is not None and probed is not None:
+        _manifest(findings, "probe.dataset", probed, making_command(probed, config.data.seq_len))
     for name, asked in config.validation.tasks.items():
         findings.ask(partial(_read_task, asked), prefix=f"validation.tasks.{name}: ")
     if reads_reference(config):

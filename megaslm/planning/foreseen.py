@@ -1,4 +1,4 @@
-"""The memory of a rank as a plan foresees it, and the way in which an exact selection gets the losses of all micro-steps."""
+"""The memory of a rank as a plan foresees it, and how an exact selection then gets the losses of all micro-steps."""
 
 from dataclasses import dataclass
 

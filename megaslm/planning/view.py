@@ -31,8 +31,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     better = plan.one_micro_step
     if better is not None:
         line = (
-            f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {_gib(better.peak_bytes)} of the "
-            f"{_gib(plan.machine.usable_bytes)} that may be used"
+            f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {_gib(better.peak_bytes)} of "
+            f"the {_gib(plan.machine.usable_bytes)} that may be used"
         )
         if better.network.bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
