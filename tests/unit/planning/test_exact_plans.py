@@ -11,7 +11,7 @@ from megaslm.planning.plan import Plan, Request, make_plan
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "rho-math-1b" / "slm.yaml"
 MACHINE = machine_of("h100-80g", 32)
 EXACT, RECOMPUTED = "slm.mode=exact", "model.recompute=full"
-# 8 rows of 2,048 tokens: the inputs of 22 layers in bf16; of the last norm its input in float32, and two results in bf16.
+# 8 rows of 2,048 tokens: 22 layers' inputs in bf16; of the last norm the input in float32, and two results in bf16.
 RECOMPUTED_GRAPH_BYTES = 8 * 2048 * (22 * 2 + 8) * 2048
 
 
