@@ -72,8 +72,9 @@ def prepare(
 
     def look(findings: "Findings") -> None:
         look_at_output(findings, output)
+        places = [output, *(path for source in loaded.value.sources for path in source.paths)]
         # A finished dataset is accepted although its text is gone.
-        if finish or is_remote(output) or kind_of(Path(output)) is Kind.DATASET:
+        if finish or any(map(is_remote, places)) or kind_of(Path(output)) is Kind.DATASET:
             look_at_fields(findings, loaded)
         else:
             look_at_text(findings, loaded)
