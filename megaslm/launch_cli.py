@@ -75,7 +75,7 @@ def launch(
     findings = _look(place, work, command, cluster, read, given)
     accepted = bool(findings.problems) and (anyway or bool(after))
     if accepted:
-        findings.accept()
+        findings.accept("--after" if after else "--anyway")
     for line in findings.lines():
         typer.echo(line, err=True)
     if dry_run:

@@ -81,10 +81,10 @@ class Findings:
         if self.problems:
             raise InputError(f"{self._problems()}{otherwise}")
 
-    def accept(self) -> None:
-        """Makes a warning of all problems."""
+    def accept(self, option: str) -> None:
+        """Makes a warning of all problems, which `option` accepts."""
         if self.problems:
-            self.warnings.append(self._problems())
+            self.warnings.append(f"accepted by {option}: {self._problems()}")
             self.problems.clear()
 
     def _problems(self) -> str:

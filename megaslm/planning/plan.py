@@ -55,7 +55,10 @@ class OneMicroStep:
     rows: int
     """`train.micro_batch_rows`."""
     peak_bytes: int
-    network: Network
+    network_bytes_per_step: int
+    """What a GPU receives."""
+    makes_exact_free: bool
+    """Whether `slm.mode: exact` costs something in the run as it is, or would cost it."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
         tokens=tokens,
         memory=foreseen.memory,
         exact=foreseen.exact,
-        one_micro_step=_one_micro_step(config, shape, machine, speed),
+        one_micro_step=_one_micro_step(config, shape, machine),
         flops_per_token=flops,
         mfu=request.mfu,
         training=None if tokens is None else speed,
@@ -145,7 +148,7 @@ def with_rows(config: RunConfig, micro_batch_rows: int) -> RunConfig:
     return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_rows": micro_batch_rows})})
 
 
-def _one_micro_step(config: RunConfig, shape: Shape, machine: Machine, speed: Work | None) -> OneMicroStep | None:
+def _one_micro_step(config: RunConfig, shape: Shape, machine: Machine) -> OneMicroStep | None:
     batches = plan_batches(config, machine.ranks)
     if batches.micro_steps == 1:
         return None
@@ -154,9 +157,14 @@ def _one_micro_step(config: RunConfig, shape: Shape, machine: Machine, speed: Wo
     if peak_bytes > machine.usable_bytes:
         return None
     element_bytes = dtype_of(planned_precision(config, machine)).itemsize
-    total, batches = parameter_counts(shape.config)[0].total, plan_batches(changed, machine.ranks)
+    total = parameter_counts(shape.config)[0].total
+    network = network_of(config.zero, plan_batches(changed, machine.ranks), total, element_bytes, None)
+    slm = config.slm
     return OneMicroStep(
-        batches.rows_per_rank, peak_bytes, network_of(config.zero, batches, total, element_bytes, speed)
+        rows=batches.rows_per_rank,
+        peak_bytes=peak_bytes,
+        network_bytes_per_step=network.bytes_per_step,
+        makes_exact_free=config.train.objective == "slm" and (slm.needs_all_losses or slm.mode == "running"),
     )
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from megaslm.observe.display import counted, duration, operations, size
 from megaslm.planning.fit import Fit
 from megaslm.planning.foreseen import ExactWay
-from megaslm.planning.machine import USABLE_MEMORY
+from megaslm.planning.machine import GPUS_OF_A_HOST, USABLE_MEMORY
 from megaslm.planning.plan import Plan
 from megaslm.planning.work import Work
 
@@ -34,10 +34,10 @@ def show_plan(console: Console, plan: Plan) -> None:
             f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {_gib(better.peak_bytes)} of "
             f"the {_gib(plan.machine.usable_bytes)} that may be used"
         )
-        if better.network.bytes_per_step < plan.network.bytes_per_step:
+        if better.network_bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
-            line += f"; a {who} then receives {size(better.network.bytes_per_step)} a step"
-        if plan.objective == "slm":
+            line += f"; a {who} then receives {size(better.network_bytes_per_step)} a step"
+        if better.makes_exact_free:
             line += "; slm.mode = exact then needs neither kept graphs nor a second forward pass"
         console.print(f"rows · {line}", soft_wrap=True)
 
@@ -139,7 +139,8 @@ def _network(plan: Plan) -> str:
     if network.bytes_per_second is None:
         return line
     gigabits = 8 * network.bytes_per_second / 1e9
-    return f"{line}: {gigabits:,.3g} Gbit/s into each node, above which this can hide behind the computation"
+    place = "node" if plan.batches.world_size > GPUS_OF_A_HOST else who
+    return f"{line}: {gigabits:,.3g} Gbit/s into each {place}, above which this can hide behind the computation"
 
 
 def _time(work: Work) -> str:

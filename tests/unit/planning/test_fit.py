@@ -37,7 +37,7 @@ def test_one_micro_step_is_told_where_it_fits() -> None:
     assert one is not None
     changed = make_plan(CONFIG, [f"train.micro_batch_rows={one.rows}"], request(79, MANY))
     assert (changed.batches.micro_steps, changed.one_micro_step) == (1, None)
-    assert (one.peak_bytes, one.network.bytes_per_step) == (changed.memory.peak_bytes, changed.network.bytes_per_step)
+    assert (one.peak_bytes, one.network_bytes_per_step) == (changed.memory.peak_bytes, changed.network.bytes_per_step)
     smaller = make_plan(CONFIG, (), request(one.peak_bytes / GIB / 0.95, MANY))
     assert smaller.fits
     assert smaller.one_micro_step is None
