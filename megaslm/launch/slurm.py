@@ -31,7 +31,7 @@ def _number(job: str) -> str:
     return number
 
 
-def _words(cluster: SlurmCluster, work: VerbCall, waits: Mapping[str, str]) -> tuple[str, ...]:
+def _words(cluster: SlurmCluster, work: VerbCall, waits: dict[str, str]) -> tuple[str, ...]:
     account = {"account": cluster.account}
     place = {"partition": cluster.partition, **account, "time": cluster.time, **cluster.options, **waits}
     if work.verb == "train":
@@ -46,7 +46,8 @@ def _words(cluster: SlurmCluster, work: VerbCall, waits: Mapping[str, str]) -> t
     own = cluster.one_process
     place |= {"partition": own.partition or cluster.partition, "time": own.time or cluster.time}
     if own.options is not None:
-        place = {name: place[name] for name in ("partition", "account", "time")} | own.options | waits
+        place = {name: place[name] for name in ("partition", "account", "time")}
+        place |= {**own.options, **waits}
     return *_options({"nodes": 1, "ntasks": 1, **place}), script("slurm/one_process.sbatch"), *work.words
 
 
