@@ -60,7 +60,8 @@ def look_at_run(
         The datasets that it trains on; None where one of them does not fit or cannot be read here.
     """
     if ranks is not None:
-        findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
+        named = f"{ranks_in_words}: " if ranks_in_words else ""
+        findings.ask(lambda: divided_rows(config, ranks), prefix=named, is_setting=True)
     found = [_training_dataset(findings, config, *dataset) for dataset in _datasets(config)]
     datasets = [dataset for dataset in found if dataset is not None]
     training = datasets[0].manifest if datasets else None
