@@ -76,7 +76,7 @@ def launch(
     accepted = bool(findings.problems) and (anyway or bool(after))
     if accepted:
         findings.accept("--after" if after else "--anyway")
-    for line in findings.lines():
+    for line in findings.lines(with_unseen=dry_run):
         typer.echo(line, err=True)
     if dry_run:
         findings.require_none()

@@ -74,11 +74,11 @@ class Findings:
         self.ask(lambda: connect(place, RemoteSettings()), prefix=f"{named}: ")
         return None
 
-    def lines(self) -> Iterator[str]:
-        """The warnings and what was not looked at, a line each."""
+    def lines(self, *, with_unseen: bool = True) -> Iterator[str]:
+        """The warnings and, if asked for, what was not looked at, a line each."""
         for warning in self.warnings:
             yield f"warning: {warning}"
-        for reason, things in self.unseen.items():
+        for reason, things in self.unseen.items() if with_unseen else ():
             yield f"not looked at: {', '.join(things)}: {reason}"
 
     def require_none(self, otherwise: str = "") -> None:
