@@ -120,8 +120,10 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
     tokenizer = recipe.tokenizer
     if tokenizer.huggingface is not None:
         folder = findings.local("tokenizer.huggingface", tokenizer.huggingface)
-        if folder is not None and findings.ask(lambda: require_tokenizer_folder(folder) or folder) is not None:
-            findings.ask(lambda: tokenizer_facts(folder), prefix="tokenizer.huggingface: ")
+        if folder is not None:
+            findings.ask(lambda: require_tokenizer_folder(folder))
+            if folder.is_dir():
+                findings.ask(lambda: tokenizer_facts(folder), prefix="tokenizer.huggingface: ")
     if tokenizer.sentencepiece is not None:
         file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
         if file is not None and not file.is_file():
