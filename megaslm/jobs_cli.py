@@ -66,11 +66,18 @@ def prepare(
     of_share = "" if part is None else f", share {part}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
 
-    from megaslm.launch.inputs import look_at_fields, look_at_output
+    from megaslm.dataset.kinds import Kind, kind_of
+    from megaslm.launch.inputs import look_at_fields, look_at_output, look_at_text
+    from megaslm.storage.file_systems import is_remote
 
     def look(findings: "Findings") -> None:
         look_at_output(findings, output)
-        look_at_fields(findings, loaded)
+        places = [output, *(path for source in loaded.value.sources for path in source.paths)]
+        # A finished dataset is accepted although its text is gone.
+        if finish or any(map(is_remote, places)) or kind_of(Path(output)) is Kind.DATASET:
+            look_at_fields(findings, loaded)
+        else:
+            look_at_text(findings, loaded)
 
     refuse_early(look)
 

@@ -37,31 +37,65 @@ def launch(
         typer.Option(
             "--dry-run",
             help="Print the command, or the manifests, and what is missing on this host; start nothing. Status 2 where "
-            "something is missing.",
+            "something is missing. It may also stand behind the verb.",
         ),
+    ] = False,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--after",
+            metavar="JOB",
+            help="Slurm: start when the job of this number has succeeded, and accept that its output is still missing; "
+            "may be given several times.",
+        ),
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Queue the job although something is missing on this host.")
     ] = False,
 ) -> None:
     """Start a verb on one host, many hosts, Slurm or Kubernetes. The cluster's configuration says which.
 
-    The verb's command replaces this one: it receives its signals, and sets its exit status.
+    With a queue, the checks of a dry run come first. Otherwise the verb's command replaces this one: it receives its
+    signals, and sets its exit status.
     """
     from megaslm.launch.places import where_output_goes
     from megaslm.launch.start import command_of, load_cluster
 
     place = load_cluster(cluster)
-    work, given = _work(context, words)
+    # No verb that is launched has an option of this name.
+    dry_run = dry_run or "--dry-run" in words
+    work, given = _work(context, [word for word in words if word != "--dry-run"])
     # Their mistakes show here rather than on every node.
     run, recipe = _read_run(work.verb, given), _read_recipe(work.verb, given)
-    command = command_of(place, work)
+    command = command_of(place, work, after or ())
+    if not dry_run and not command.is_submission:
+        # The launcher, or the verb itself, makes the same checks, and tells them on this terminal.
+        command.take_over(cluster)
     if dry_run:
         typer.echo(command)
         typer.echo(where_output_goes(place, work), err=True)
-        _look(place, work, command, cluster, run, recipe, given)
-    else:
-        # Elsewhere it goes to this terminal.
-        if place.kind in ("slurm", "kubernetes"):
-            typer.echo(where_output_goes(place, work), err=True)
-        command.take_over(cluster)
+    findings = _look(place, work, command, cluster, run, recipe, given)
+    accepted = bool(findings.problems) and (anyway or bool(after))
+    if accepted:
+        findings.accept("--after" if after else "--anyway")
+    for line in findings.lines(with_unseen=dry_run):
+        typer.echo(line, err=True)
+    if dry_run:
+        findings.require_none()
+        missing = "something is missing, which is accepted" if accepted else "nothing is missing"
+        typer.echo(f"dry run: {missing}" + (", as far as this host sees" if findings.unseen else ""), err=True)
+        return
+    findings.require_none("\n--anyway queues the job all the same, where only the nodes see what is missing")
+
+    def tell(line: str) -> None:
+        typer.echo(line)
+        if place.kind == "slurm":
+            typer.echo(where_output_goes(place, work, line.partition(";")[0]), err=True)
+
+    status = command.submit(cluster, tell)
+    if status == 0 and place.kind != "slurm":
+        typer.echo(where_output_goes(place, work), err=True)
+    raise typer.Exit(status)
 
 
 def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[str, Any]]":
@@ -111,8 +145,8 @@ def _look(
     run: "Loaded[RunConfig] | None",
     recipe: "Loaded[Recipe] | None",
     given: Mapping[str, Any],
-) -> None:
-    """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
+) -> "Findings":
+    """Looks at all that the verb would need."""
     from megaslm.launch import inputs
     from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
@@ -140,10 +174,7 @@ def _look(
         inputs.look_at_masking(findings, given)
     else:
         inputs.look_at_export(findings, given)
-    for line in findings.lines():
-        typer.echo(line, err=True)
-    findings.require_none()
-    typer.echo("dry run: nothing is missing" + (", as far as this host sees" if findings.unseen else ""), err=True)
+    return findings
 
 
 def look_at_training(

@@ -9,6 +9,17 @@ import typer
 from megaslm.cli_output import JsonFile, Overrides, announce, lasting, say_warnings, write_json
 
 
+def token_count(text: str) -> int:
+    """Reads a number of tokens as the settings do, 500_000_000 and 0.5e9 alike."""
+    try:
+        count = float(text)
+    except ValueError:
+        count = 0.0
+    if count < 1 or not count.is_integer():
+        raise typer.BadParameter(f"{text!r}: must be a whole number above 0, such as 500_000_000 or 0.5e9")
+    return int(count)
+
+
 def plan(
     config: Annotated[Path, typer.Argument(help="The run's configuration, a YAML file.")],
     gpus: Annotated[
@@ -30,7 +41,12 @@ def plan(
         ),
     ] = None,
     epoch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Targets of an epoch, where the dataset is not on this machine.")
+        int | None,
+        typer.Option(
+            parser=token_count,
+            metavar="TOKENS",
+            help="Targets of an epoch, such as 0.5e9, where the dataset is not on this machine.",
+        ),
     ] = None,
     reference_run: Annotated[
         Path | None, typer.Option(help="The configuration that trains the reference; its time is told too.")

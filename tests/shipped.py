@@ -10,8 +10,9 @@ NAMES = sorted(
     if "eval" not in path.parts
 )
 EPOCH_TOKENS = {
-    "rho-math-1b/reference.yaml": 500_000_000,
-    "rho-math-7b/reference.yaml": 500_000_000,
+    # data/math-curated.yaml, by the estimate of docs/recipes.md.
+    "rho-math-1b/reference.yaml": 150_000_000,
+    "rho-math-7b/reference.yaml": 150_000_000,
     "rho-general-1b/reference.yaml": 1_900_000_000,
     # 69k trajectories of about 300 tokens.
     "tora/1b.yaml": 20_700_000,

@@ -155,6 +155,20 @@ class _Scheduled(_Cluster):
         return self.gpus_per_node or self.ranks_per_node or 1
 
 
+SbatchOptions = dict[str, str | StrictInt | Literal[True]]
+
+
+class OneProcess(Section):
+    """The job of a verb that runs in one process and uses no GPU: export, mask, and --finish of prepare and score."""
+
+    time: SlurmTime | None = None
+    """Time limit, as for the cluster; null is the cluster's."""
+    partition: SlurmName | None = None
+    """The partition; null is the cluster's."""
+    options: SbatchOptions | None = None
+    """Further long options of sbatch, instead of the cluster's; null takes the cluster's."""
+
+
 class SlurmCluster(_Scheduled):
     """Slurm, by the files in launcher/slurm. A job that is told to stop goes back into the queue."""
 
@@ -165,8 +179,10 @@ class SlurmCluster(_Scheduled):
     """The partition; null is the cluster's default."""
     account: SlurmName | None = None
     """The account that is charged."""
-    options: dict[str, str | StrictInt | Literal[True]] = Field(default_factory=dict)
+    options: SbatchOptions = Field(default_factory=dict)
     """Further long options of sbatch: `{qos: high, cpus-per-task: 12, exclusive: true}`."""
+    one_process: OneProcess = OneProcess()
+    """What is different for a verb that runs in one process."""
 
     @model_validator(mode="after")
     def _options_are_not_set_twice(self) -> "SlurmCluster":
@@ -183,13 +199,15 @@ class SlurmCluster(_Scheduled):
             "time": "time",
             "wrap": "the command",
         }
-        for name, value in self.options.items():
-            if not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", name):
-                raise ValueError(f"options.{name}: must be a long option of sbatch without its dashes, such as qos")
-            if name in settled:
-                raise ValueError(f"options.{name}: is set by {settled[name]}; remove it")
-            if re.search(r"[\0\n]", str(value)):
-                raise ValueError(f"options.{name}: must be on one line")
+        for section, options in (("", self.options), ("one_process.", self.one_process.options or {})):
+            for name, value in options.items():
+                setting = f"{section}options.{name}"
+                if not re.fullmatch(r"[a-z]+(?:-[a-z]+)*", name):
+                    raise ValueError(f"{setting}: must be a long option of sbatch without its dashes, such as qos")
+                if name in settled:
+                    raise ValueError(f"{setting}: is set by {settled[name]}; remove it")
+                if re.search(r"[\0\n]", str(value)):
+                    raise ValueError(f"{setting}: must be on one line")
         return self
 
 

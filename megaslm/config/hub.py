@@ -67,9 +67,21 @@ def download_command(
     return shlex.join([*command, "--local-dir", folder])
 
 
+PUBLISHED = {
+    "tinyllama-1.1b": HubModel(
+        repo="TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", revision="036fa4651240b9a1487f709833b9e4b96b4c1574"
+    ),
+    "mistral-7b": HubModel(repo="mistralai/Mistral-7B-v0.1", revision="26bca36bde8333b5d7f72e9ed20ccda6a618af24"),
+    "llama-2-7b": HubModel(repo="meta-llama/Llama-2-7b-hf", revision="01c7f73d771dfac7d292323805ebc428287df4f9"),
+}
+"""The models of configs/ and data/, by the names of their folders."""
+
+
 def hub_hint(place: str | Path, kind: HubKind) -> str:
-    """The end of a message that there is no folder `place`: what to do where it is a name on the hub, else empty."""
+    """The end of a message that there is no folder `place`: how it is fetched from the hub, else empty."""
     name = str(place)
+    if kind != "dataset" and Path(place).parent.name == "models" and Path(place).name in PUBLISHED:
+        return f"; fetch the model with\n    {PUBLISHED[Path(place).name].command(name)}"
     owner, _, last = name.partition("/")
     if not re.fullmatch(HUB_NAME_PATTERN, name) or owner in _USUAL_FOLDERS or Path(owner).exists():
         return ""

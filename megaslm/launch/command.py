@@ -3,9 +3,10 @@
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -63,6 +64,8 @@ class Command:
     """Variables added to those of this process. This process's own launcher variables are removed."""
     standard_input: str | None = None
     """The program's input; None: this process's input."""
+    is_submission: bool = False
+    """Whether the program puts a job into a queue and ends."""
 
     def __str__(self) -> str:
         """The command in shell syntax or, for a program that reads manifests, the manifests."""
@@ -82,19 +85,35 @@ class Command:
 
         Raises ConfigError where there is no such program.
         """
+        program = self._program()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(program, self.words, self.environment_here(cluster_file))
+
+    def submit(self, cluster_file: Path, tell: Callable[[str], None]) -> int:
+        """Runs the program and returns its exit status. `tell` gets each line that it prints, at once.
+
+        Raises ConfigError where there is no such program.
+        """
+        program = self._program()
+        with tempfile.TemporaryFile() as file:
+            file.write((self.standard_input or "").encode())
+            file.seek(0)
+            environment = self.environment_here(cluster_file)
+            with subprocess.Popen(
+                self.words, executable=program, env=environment, stdin=file, stdout=subprocess.PIPE, text=True
+            ) as running:
+                for line in running.stdout or ():
+                    tell(line.rstrip("\n"))
+        return running.returncode
+
+    def _program(self) -> str:
         program = shutil.which(self.words[0])
         if program is None:
             raise ConfigError(
                 f"{self.words[0]}: no such program on this host; install it, or run this on a host that has it"
             )
-        if self.standard_input is not None:
-            with tempfile.TemporaryFile() as file:
-                file.write(self.standard_input.encode())
-                file.seek(0)
-                os.dup2(file.fileno(), sys.stdin.fileno())
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(program, self.words, self.environment_here(cluster_file))
+        return program
 
 
 def script(name: str) -> str:

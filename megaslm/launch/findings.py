@@ -1,6 +1,6 @@
 """What a dry run found: problems, warnings, and what cannot be seen from this host."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -33,7 +33,9 @@ class Findings:
     why_unseen: str
     """Why an input that this host does not see is no problem."""
     problems: list[str] = field(default_factory=list)
-    """What keeps the job from starting."""
+    """What keeps the job from starting, and another job or another host may mend."""
+    mistakes: list[str] = field(default_factory=list)
+    """What keeps the job from starting anywhere."""
     warnings: list[str] = field(default_factory=list)
     """What may keep it from starting."""
     unseen: dict[str, list[str]] = field(default_factory=dict)
@@ -43,12 +45,15 @@ class Findings:
     read_remote: Callable[[str], Manifest] | None = None
     """Reads the manifest of a remote dataset; None where only the ranks read object storage."""
 
-    def ask(self, check: Callable[[], T], *, prefix: str = "") -> T | None:
-        """The result of `check`; None where it raises UserMistake or OSError, whose message is then a problem."""
+    def ask(self, check: Callable[[], T], *, prefix: str = "", is_setting: bool = False) -> T | None:
+        """The result of `check`; None where it raises UserMistake or OSError, whose message is then a problem.
+
+        `is_setting`: it looks at the settings alone, and what it finds is a mistake.
+        """
         try:
             return check()
         except (UserMistake, OSError) as error:
-            self.problems.append(f"{prefix}{error}")
+            (self.mistakes if is_setting else self.problems).append(f"{prefix}{error}")
             return None
 
     def named(self, setting: str) -> str:
@@ -77,15 +82,25 @@ class Findings:
         self.ask(lambda: connect(place, RemoteSettings()), prefix=f"{named}: ")
         return None
 
-    def lines(self) -> Iterator[str]:
-        """The warnings and what was not looked at, a line each."""
+    def lines(self, *, with_unseen: bool = True) -> Iterator[str]:
+        """The warnings and, if asked for, what was not looked at, a line each."""
         for warning in self.warnings:
             yield f"warning: {warning}"
-        for reason, things in self.unseen.items():
+        for reason, things in self.unseen.items() if with_unseen else ():
             yield f"not looked at: {', '.join(things)}: {reason}"
 
-    def require_none(self) -> None:
-        """Raises InputError, which names all problems, where there are any."""
+    def require_none(self, otherwise: str = "") -> None:
+        """Raises InputError, which names all problems, where there are any. `otherwise` ends its message."""
+        if self.mistakes or self.problems:
+            raise InputError(_told([*self.mistakes, *self.problems]) + ("" if self.mistakes else otherwise))
+
+    def accept(self, option: str) -> None:
+        """Makes a warning of all problems, which `option` accepts."""
         if self.problems:
-            count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-            raise InputError(f"{count} before the start\n" + indent("\n".join(self.problems), "  "))
+            self.warnings.append(f"accepted by {option}: {_told(self.problems)}")
+            self.problems.clear()
+
+
+def _told(problems: Sequence[str]) -> str:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return f"{count} before the start\n" + indent("\n".join(problems), "  ")

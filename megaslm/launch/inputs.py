@@ -33,19 +33,20 @@ from megaslm.dataset.fit import (
     require_targets_of,
     training_domains,
 )
-from megaslm.dataset.kinds import require_output
+from megaslm.dataset.kinds import Kind, kind_of, require_output
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.errors import CheckpointError, DataError
 from megaslm.files import require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
+from megaslm.launch.making import making_command
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
 from megaslm.tasks.items import items_of
 from megaslm.tasks.task_files import load_tasks
-from megaslm.tokenizer.tokenizer import tokenizer_facts
+from megaslm.tokenizer.tokenizer import require_tokenizer_folder, tokenizer_facts
 
 
 def look_at_run(
@@ -59,17 +60,19 @@ def look_at_run(
         The datasets that it trains on; None where one of them does not fit or cannot be read here.
     """
     if ranks is not None:
-        findings.ask(lambda: divided_rows(config, ranks), prefix=f"{ranks_in_words}: " if ranks_in_words else "")
+        named = f"{ranks_in_words}: " if ranks_in_words else ""
+        findings.ask(lambda: divided_rows(config, ranks), prefix=named, is_setting=True)
     found = [_training_dataset(findings, config, *dataset) for dataset in _datasets(config)]
     datasets = [dataset for dataset in found if dataset is not None]
     training = datasets[0].manifest if datasets else None
     for name, held_out in config.validation.sets.items():
         setting = f"validation.sets.{name}"
-        manifest = _manifest(findings, setting, held_out.dataset)
+        manifest = _manifest(findings, setting, held_out.dataset, making_command(held_out.dataset, config.data.seq_len))
         if manifest is not None and training is not None:
             findings.ask(partial(list, heldout_domains(name, held_out, manifest, training)))
-    if config.probe.every_tokens is not None and config.probe.dataset is not None:
-        _manifest(findings, "probe.dataset", config.probe.dataset)
+    probed = config.probe.dataset
+    if config.probe.every_tokens is not None and probed is not None:
+        _manifest(findings, "probe.dataset", probed, making_command(probed, config.data.seq_len))
     for name, asked in config.validation.tasks.items():
         findings.ask(partial(_read_task, asked), prefix=f"validation.tasks.{name}: ")
     if reads_reference(config):
@@ -118,7 +121,9 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
     if tokenizer.huggingface is not None:
         folder = findings.local("tokenizer.huggingface", tokenizer.huggingface)
         if folder is not None:
-            findings.ask(lambda: tokenizer_facts(folder), prefix="tokenizer.huggingface: ")
+            findings.ask(lambda: require_tokenizer_folder(folder))
+            if folder.is_dir():
+                findings.ask(lambda: tokenizer_facts(folder), prefix="tokenizer.huggingface: ")
     if tokenizer.sentencepiece is not None:
         file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
         if file is not None and not file.is_file():
@@ -176,10 +181,10 @@ def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
 def _training_dataset(
     findings: Findings, config: RunConfig, setting: str, section: StreamSection
 ) -> ReadDataset | None:
-    manifest = _manifest(findings, setting, section.dataset)
+    place, seq_len = section.dataset, config.data.seq_len
+    manifest = _manifest(findings, setting, place, making_command(place, seq_len, section.reference))
     if manifest is None:
         return None
-    place, seq_len = section.dataset, config.data.seq_len
     key = "data.domains" if setting == "data.train" else f"{setting}.domains"
     named = f"{findings.named(setting)}: "
     domains = findings.ask(
@@ -195,11 +200,15 @@ def _training_dataset(
     return ReadDataset(setting, manifest, domains or ())
 
 
-def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:
+def _manifest(findings: Findings, setting: str, place: str, command: str | None = None) -> Manifest | None:
+    """The manifest of a dataset; None where it cannot be read here. `command` makes the dataset."""
     named = f"{findings.named(setting)}: "
     if findings.read_remote is not None and is_remote(place):
         return findings.ask(partial(findings.read_remote, place), prefix=named)
     folder = findings.local(setting, place)
+    if folder is not None and command is not None and kind_of(folder) is Kind.MISSING:
+        findings.problems.append(f"{named}{folder} does not exist; make it with\n    {command}")
+        return None
     return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=named)
 
 

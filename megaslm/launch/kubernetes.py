@@ -99,7 +99,7 @@ def kubernetes_command(cluster: KubernetesCluster, work: VerbCall) -> Command:
     Raises ConfigError where a file of launcher/k8s lacks an object, or an object lacks a field that must be set.
     """
     manifests = _training(cluster, work) if work.verb == "train" else _parts(cluster, work)
-    return Command(("kubectl", "create", "-f", "-"), standard_input=to_yaml(manifests))
+    return Command(("kubectl", "create", "-f", "-"), standard_input=to_yaml(manifests), is_submission=True)
 
 
 def _training(cluster: KubernetesCluster, work: VerbCall) -> list[KubernetesObject]:

@@ -82,11 +82,11 @@ def ranks_in_words(cluster: Cluster, file: Path) -> str:
     return f"{ranks_of(cluster)} ranks ({told} in {file})"
 
 
-def where_output_goes(cluster: Cluster, work: VerbCall) -> str:
-    """Where a job's output is found, as a line."""
+def where_output_goes(cluster: Cluster, work: VerbCall, job: str | None = None) -> str:
+    """Where the output is found of a Slurm job of that number, or of another cluster's, as a line."""
     match cluster:
-        case SlurmCluster() if work.verb == "train" or work.can_be_shared:
-            return _slurm_output(cluster, is_array=work.verb != "train")
+        case SlurmCluster():
+            return _slurm_output(cluster, work, job)
         case KubernetesCluster():
             name = f"batch.kubernetes.io/job-name={job_name(cluster, work)}"
             return (
@@ -101,16 +101,19 @@ def where_output_goes(cluster: Cluster, work: VerbCall) -> str:
             return "output: on this terminal"
 
 
-def _slurm_output(cluster: SlurmCluster, *, is_array: bool) -> str:
+def _slurm_output(cluster: SlurmCluster, work: VerbCall, job: str | None) -> str:
     """In `options` a user may choose another file; the default is sbatch's own."""
-    if "output" in cluster.options:
-        return f"output: {Path.cwd() / str(cluster.options['output'])}, as options.output has it"
-    name, meaning = (
-        ("slurm-%A_%a.out", "%A is the number that sbatch prints, %a that of the task")
-        if is_array
-        else ("slurm-%j.out", "%j is the number that sbatch prints")
-    )
-    return f"output: {Path.cwd() / name} ({meaning})"
+    is_array = work.can_be_shared
+    is_small = work.verb != "train" and not is_array
+    options = cluster.one_process.options if is_small else None
+    chosen = (cluster.options if options is None else options).get("output")
+    if chosen is not None:
+        return f"output: {Path.cwd() / str(chosen)}, as options.output has it"
+    number = "%A" if is_array else "%j"
+    meanings = [f"{number} is the number that sbatch prints"] if job is None else []
+    meanings += ["%a is that of the task"] if is_array else []
+    name = f"slurm-{job or number}{'_%a' if is_array else ''}.out"
+    return f"output: {Path.cwd() / name}" + (f" ({', '.join(meanings)})" if meanings else "")
 
 
 def _look_at_port(findings: Findings, port: int) -> None:

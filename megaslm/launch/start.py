@@ -1,6 +1,6 @@
 """Builds the command that starts a verb on a cluster, from the cluster's file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -72,15 +72,23 @@ def _launcher(cluster: Hosts, work: VerbCall) -> tuple[tuple[str, ...], _Setting
             }
 
 
-def command_of(cluster: Cluster, work: VerbCall) -> Command:
-    """The command that starts `work` on `cluster`. Raises ConfigError where the cluster cannot start it."""
+def command_of(cluster: Cluster, work: VerbCall, after: Sequence[str] = ()) -> Command:
+    """The command that starts `work` on `cluster`, when the Slurm jobs `after` have succeeded.
+
+    Raises ConfigError where the cluster cannot start it.
+    """
+    if after and not isinstance(cluster, SlurmCluster):
+        raise ConfigError(
+            f"--after {after[0]}: only Slurm's jobs wait for others, and the cluster is of kind {cluster.kind}; start "
+            "this when the other job has ended"
+        )
     if work.is_share and isinstance(cluster, SlurmCluster | KubernetesCluster):
         raise ConfigError(
             f"--part: on a cluster of kind {cluster.kind} every job of `{work.verb}` gets its own part; leave it out"
         )
     match cluster:
         case SlurmCluster():
-            return slurm_command(cluster, work)
+            return slurm_command(cluster, work, after)
         case KubernetesCluster():
             return kubernetes_command(cluster, work)
         case _:

@@ -1,11 +1,14 @@
-"""The bytes that a forward pass keeps for its backward pass, by a model's configuration."""
+"""The bytes that forward passes keep for their backward passes, by a model's configuration, and whether they fit."""
 
 from transformers import PretrainedConfig
 
+from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import Recompute
 from megaslm.model.forward_flops import head_size
 
 _FLOAT32_BYTES = 4
+_SHARE = 2
+"""Kept graphs may take one part in so many of the memory left. The rest is for what is not foreseen here."""
 
 
 def kept_bytes_per_token(config: PretrainedConfig, element_bytes: int, recompute: Recompute) -> int:
@@ -40,3 +43,17 @@ def kept_bytes_per_token(config: PretrainedConfig, element_bytes: int, recompute
         case "none":
             layer = 2 * norm + element_bytes * (2 * heads + 4 * config.intermediate_size)
     return int(config.num_hidden_layers * layer + norm)
+
+
+def kept_graph_bytes(config: PretrainedConfig, element_bytes: int, recompute: Recompute, plan: BatchPlan) -> int:
+    """Bytes per rank of all graphs of a step but one, which a step without kept graphs holds too.
+
+    The arguments before `plan` are those of `kept_bytes_per_token`.
+    """
+    per_token = kept_bytes_per_token(config, element_bytes, recompute)
+    return (plan.micro_steps - 1) * plan.micro_batch_rows * plan.seq_len * per_token
+
+
+def kept_graphs_may_take_bytes(left_bytes: int) -> int:
+    """What kept graphs may take of the memory that a rank has left beside its weights and optimiser states."""
+    return max(0, left_bytes // _SHARE)

@@ -9,7 +9,8 @@ from megaslm.config.load import load
 from megaslm.config.plan import plan_batches
 from megaslm.config.schema import Recompute, RunConfig
 from megaslm.model.shapes import shape_of
-from megaslm.planning.plan import Plan, Request, foreseen_memory, make_plan, with_known_length
+from megaslm.planning.foreseen import foresee
+from megaslm.planning.plan import Plan, Request, make_plan, with_known_length, with_rows
 
 _LEVELS: tuple[Recompute, ...] = get_args(Recompute)
 _LAST_STAGE = 3
@@ -54,7 +55,7 @@ def find_fit(path: Path, overrides: Sequence[str], request: Request) -> Fit:
     rows = plan_batches(config, machine.ranks).micro_batch_rows
     before = Change(rows, config.model.recompute, config.zero.stage)
     tried = {
-        change: foreseen_memory(_changed(config, change), shape, machine).peak_bytes
+        change: foresee(_changed(config, change), shape, machine).memory.peak_bytes
         for change in _in_order(before, config, machine.ranks)
     }
     fitting = (change for change, needed in tried.items() if needed <= machine.usable_bytes)
@@ -87,9 +88,8 @@ def _changes(before: Change, config: RunConfig, ranks: int) -> Iterator[Change]:
 
 
 def _changed(config: RunConfig, change: Change) -> RunConfig:
-    return config.model_copy(
+    return with_rows(config, change.micro_batch_rows).model_copy(
         update={
-            "train": config.train.model_copy(update={"micro_batch_rows": change.micro_batch_rows}),
             "model": config.model.model_copy(update={"recompute": change.recompute}),
             "zero": config.zero.model_copy(update={"stage": change.stage}),
         }

@@ -1,16 +1,44 @@
 """The machine that a plan is for: GPUs by name, or what this machine has."""
 
+from dataclasses import dataclass
+
 import torch
 
 from megaslm.config.devices import GPUS, gpu_named
 from megaslm.errors import ConfigError
 from megaslm.health.host_facts import available_memory_bytes
-from megaslm.planning.plan import Machine
 
 GIB = 1 << 30
 GPUS_OF_A_HOST = 8
 _RANKS_ON_CPU = 2
 """As many as launcher/local.sh starts."""
+USABLE_MEMORY = 0.9
+"""The share of a GPU's memory that a plan fills. The rest is for CUDA's context, NCCL, the workspaces of kernels and
+fragmentation, which are not foreseen."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run is planned for."""
+
+    ranks: int
+    """One on each GPU or, without GPUs, the processes."""
+    device: str
+    """The GPU's name, or `cpu`."""
+    memory_bytes: int
+    """Of a GPU; on a CPU a rank's share of what is free."""
+    peak_tflops: float | None
+    """In bf16; None where it is not known."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it has GPUs."""
+        return self.device != "cpu"
+
+    @property
+    def usable_bytes(self) -> int:
+        """What a rank may take."""
+        return int(USABLE_MEMORY * self.memory_bytes)
 
 
 def machine_of(gpu: str | None, gpus: int | None) -> Machine:

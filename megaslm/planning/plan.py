@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from megaslm.config.load import load
 from megaslm.config.plan import BatchPlan, ParameterCounts, plan_batches
 from megaslm.config.schema import RunConfig
@@ -13,40 +11,14 @@ from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
 from megaslm.model.forward_flops import FORWARD_AND_BACKWARD, forward_flops_per_token
-from megaslm.model.load import ChosenPrecision, choose_precision, dtype_of
-from megaslm.model.memory import PROCESS_BYTES_ON_CPU, RankMemory, rank_memory
+from megaslm.model.load import ChosenPrecision, dtype_of
+from megaslm.model.memory import RankMemory
 from megaslm.model.shapes import Shape, shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
+from megaslm.planning.foreseen import ExactWay, foresee, planned_precision
+from megaslm.planning.machine import Machine
 from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of
 from megaslm.storage.file_systems import is_remote
-
-USABLE_MEMORY = 0.9
-"""The share of a GPU's memory that a plan fills. The rest is for CUDA's context, NCCL, the workspaces of kernels and
-fragmentation, which are not foreseen."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run is planned for."""
-
-    ranks: int
-    """One on each GPU or, without GPUs, the processes."""
-    device: str
-    """The GPU's name, or `cpu`."""
-    memory_bytes: int
-    """Of a GPU; on a CPU a rank's share of what is free."""
-    peak_tflops: float | None
-    """In bf16; None where it is not known."""
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether it has GPUs."""
-        return self.device != "cpu"
-
-    @property
-    def usable_bytes(self) -> int:
-        """What a rank may take."""
-        return int(USABLE_MEMORY * self.memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -77,6 +49,19 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class OneMicroStep:
+    """The same run with all rows of a rank's step in one micro-batch, where that fits."""
+
+    rows: int
+    """`train.micro_batch_rows`."""
+    peak_bytes: int
+    network_bytes_per_step: int
+    """What a GPU receives."""
+    makes_exact_free: bool
+    """Whether `slm.mode: exact` costs something in the run as it is, or would cost it."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run needs and costs."""
 
@@ -92,8 +77,12 @@ class Plan:
     tokens: int | None
     """Targets of the whole run; None where only the dataset tells."""
     memory: RankMemory
+    exact: ExactWay | None
+    """None where no selection waits for the losses of several micro-steps."""
+    one_micro_step: OneMicroStep | None
+    """None where the run has one already, or it does not fit."""
     flops_per_token: float
-    """Of training."""
+    """Of training, a second forward pass included."""
     mfu: float
     training: Work | None
     """None where the length or the machine's peak is not known."""
@@ -122,11 +111,12 @@ def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
     batches = plan_batches(config, machine.ranks)
     precision = planned_precision(config, machine)
     counts, _ = parameter_counts(shape.config)
-    memory = foreseen_memory(config, shape, machine)
+    foreseen = foresee(config, shape, machine)
     rate = None
     if machine.peak_tflops is not None and precision == "bf16":
         rate = Rate(machine.ranks, machine.peak_tflops * 1e12, request.mfu, request.price)
-    flops = FORWARD_AND_BACKWARD * forward_flops_per_token(shape.config, config.data.seq_len)
+    forward_passes = FORWARD_AND_BACKWARD + foreseen.makes_second_pass
+    flops = forward_passes * forward_flops_per_token(shape.config, config.data.seq_len)
     speed = None if rate is None else rate.work(tokens or batches.tokens_per_step, flops)
     different = None if tokens is None else _different_tokens(config, tokens)
     return Plan(
@@ -140,7 +130,9 @@ def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
         zero_stage=config.zero.stage,
         batches=batches,
         tokens=tokens,
-        memory=memory,
+        memory=foreseen.memory,
+        exact=foreseen.exact,
+        one_micro_step=_one_micro_step(config, shape, machine),
         flops_per_token=flops,
         mfu=request.mfu,
         training=None if tokens is None else speed,
@@ -151,29 +143,34 @@ def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
     )
 
 
-def planned_precision(config: RunConfig, machine: Machine) -> ChosenPrecision:
-    """The precision of the run's passes on a machine."""
-    return choose_precision(config.model.precision, torch.device("cuda" if machine.on_gpu else "cpu"))
+def with_rows(config: RunConfig, micro_batch_rows: int) -> RunConfig:
+    """The run with other micro-batches."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_rows": micro_batch_rows})})
+
+
+def _one_micro_step(config: RunConfig, shape: Shape, machine: Machine) -> OneMicroStep | None:
+    batches = plan_batches(config, machine.ranks)
+    if batches.micro_steps == 1:
+        return None
+    changed = with_rows(config, batches.rows_per_rank)
+    peak_bytes = foresee(changed, shape, machine).memory.peak_bytes
+    if peak_bytes > machine.usable_bytes:
+        return None
+    element_bytes = dtype_of(planned_precision(config, machine)).itemsize
+    total = parameter_counts(shape.config)[0].total
+    network = network_of(config.zero, plan_batches(changed, machine.ranks), total, element_bytes, None)
+    slm = config.slm
+    return OneMicroStep(
+        rows=batches.rows_per_rank,
+        peak_bytes=peak_bytes,
+        network_bytes_per_step=network.bytes_per_step,
+        makes_exact_free=config.train.objective == "slm" and (slm.needs_all_losses or slm.mode == "running"),
+    )
 
 
 def with_known_length(config: RunConfig, epoch_tokens: int | None) -> RunConfig:
     """The run with its length in tokens: one step where only the dataset tells it."""
     return _with_length(config, epoch_tokens)[0]
-
-
-def foreseen_memory(config: RunConfig, shape: Shape, machine: Machine) -> RankMemory:
-    """The memory of a rank. Where the run decides by the memory left whether to keep graphs, it is without them."""
-    batches, slm = plan_batches(config, machine.ranks), config.slm
-    keeps_graphs = slm.needs_all_losses and batches.micro_steps > 1 and slm.exact_by == "kept_graphs"
-    return rank_memory(
-        config,
-        batches,
-        shape.config,
-        planned_precision(config, machine),
-        on_gpu=machine.on_gpu,
-        process_bytes=PROCESS_BYTES_ON_CPU,
-        keeps_graphs=config.train.objective == "slm" and keeps_graphs,
-    )
 
 
 def _with_length(config: RunConfig, epoch_tokens: int | None) -> tuple[RunConfig, int | None]:

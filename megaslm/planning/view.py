@@ -9,7 +9,9 @@ from rich.text import Text
 
 from megaslm.observe.display import counted, duration, operations, size
 from megaslm.planning.fit import Fit
-from megaslm.planning.plan import USABLE_MEMORY, Plan
+from megaslm.planning.foreseen import ExactWay
+from megaslm.planning.machine import GPUS_OF_A_HOST, USABLE_MEMORY
+from megaslm.planning.plan import Plan
 from megaslm.planning.work import Work
 
 _GIB = 1 << 30
@@ -26,6 +28,18 @@ def show_plan(console: Console, plan: Plan) -> None:
         grid.add_row(name, Text(value))
     console.print(Panel(grid, title=f"plan · {plan.config}", title_align="left", border_style="dim"))
     console.print(_memory(plan))
+    better = plan.one_micro_step
+    if better is not None:
+        line = (
+            f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {_gib(better.peak_bytes)} of "
+            f"the {_gib(plan.machine.usable_bytes)} that may be used"
+        )
+        if better.network_bytes_per_step < plan.network.bytes_per_step:
+            who = "GPU" if plan.machine.on_gpu else "rank"
+            line += f"; a {who} then receives {size(better.network_bytes_per_step)} a step"
+        if better.makes_exact_free:
+            line += "; slm.mode = exact then needs neither kept graphs nor a second forward pass"
+        console.print(f"rows · {line}", soft_wrap=True)
 
 
 def show_fit(console: Console, fit: Fit) -> None:
@@ -67,8 +81,12 @@ def _run(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "operations", f"{operations(plan.flops_per_token)} per token, of training"
+    if plan.exact is not None:
+        yield "exact", _exact(plan.exact)
     if plan.training is not None:
         yield "time", f"at {plan.mfu:.0%} MFU {_time(plan.training)}"
+        if plan.recompute != "none":
+            yield "", f"recompute {plan.recompute} is not counted: MFU has model FLOPs only, and is lower with it"
     elif plan.machine.peak_tflops is None or plan.precision != "bf16":
         yield "time", _UNKNOWN_PEAK
     scoring = plan.scoring
@@ -78,6 +96,7 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "", scoring.reference
     if plan.reference_training is not None:
         yield "reference", f"its training: {_time(plan.reference_training)}"
+    yield from _total(plan)
     if plan.disk is not None:
         disk = plan.disk
         yield (
@@ -89,13 +108,39 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "network", _network(plan)
 
 
+def _exact(exact: ExactWay) -> str:
+    graphs, may_take = size(exact.graph_bytes), size(exact.may_take_bytes)
+    asked = f"slm.exact_by = {exact.asked_for}"
+    if exact.keeps_graphs:
+        return f"keeps the graphs of all micro-steps, {graphs} more per rank ({asked})"
+    why = f": kept graphs take {graphs}, more than half of the memory left, {may_take}" * (exact.asked_for == "auto")
+    return f"makes a second forward pass, counted in operations and time ({asked}){why}"
+
+
+def _total(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The sum of what is told, where there is something to add."""
+    scoring = None if plan.scoring is None else plan.scoring.work
+    parts = {"run": plan.training, "scoring": scoring, "reference": plan.reference_training}
+    known = {name: work for name, work in parts.items() if work is not None}
+    if plan.training is None or len(known) == 1:
+        return
+    hours, gpu_hours = (
+        sum(values) for values in zip(*((work.hours, work.gpu_hours) for work in known.values()), strict=True)
+    )
+    prices = [work.money for work in known.values() if work.money is not None]
+    money = f", which cost {sum(prices):,.0f}" if prices else ""
+    missing = "" if "reference" in known else "; --reference-run adds the reference's training"
+    yield "total", f"{' + '.join(known)}: {duration(3600 * hours)}; {gpu_hours:,.4g} GPU-hours{money}{missing}"
+
+
 def _network(plan: Plan) -> str:
     who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
     line = f"a {who} receives {size(network.bytes_per_step)} a step"
     if network.bytes_per_second is None:
         return line
     gigabits = 8 * network.bytes_per_second / 1e9
-    return f"{line}; above {gigabits:,.3g} Gbit/s this can hide behind the computation"
+    place = "node" if plan.batches.world_size > GPUS_OF_A_HOST else who
+    return f"{line}: {gigabits:,.3g} Gbit/s into each {place}, above which this can hide behind the computation"
 
 
 def _time(work: Work) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
-from megaslm.config.hub import hub_hint
 from megaslm.config.recipe import Recipe, TrainSentencePiece
 from megaslm.config.section import home_expanded
 from megaslm.corpus.documents import Document, hash_of
@@ -21,7 +20,7 @@ from megaslm.preparing.sentencepiece_original import require_same_ids, texts_to_
 from megaslm.tokenizer.bos import require_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILES
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
-from megaslm.tokenizer.tokenizer import SentencePieceEncoder, tokenizer_facts
+from megaslm.tokenizer.tokenizer import SentencePieceEncoder, require_tokenizer_folder, tokenizer_facts
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
 _CHUNK_CHARACTERS = 2048
@@ -149,11 +148,7 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
 
 
 def _copy(source: Path, folder: Path) -> None:
-    if not source.is_dir():
-        raise DataError(
-            f"tokenizer.huggingface: {source} is not a folder; a folder with tokenizer.json was expected"
-            f"{hub_hint(source, 'tokenizer')}"
-        )
+    require_tokenizer_folder(source)
     tokenizer_facts(source)
     for name in (*TOKENIZER_FILES, ORIGINAL):
         if (source / name).is_file():

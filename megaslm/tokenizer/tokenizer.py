@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import Tokenizer, models
 
+from megaslm.config.hub import hub_hint
 from megaslm.errors import DataError
 from megaslm.tokenizer.folder_tokens import (
     TOKENIZER_FILE,
@@ -167,6 +168,15 @@ class TokenizerFacts:
     """See `meaning_sha256`."""
     ids_sha256: str
     """See `ids_sha256`."""
+
+
+def require_tokenizer_folder(folder: Path) -> None:
+    """Raises DataError where there is no such folder for the tokenizer of a recipe."""
+    if not folder.is_dir():
+        raise DataError(
+            f"tokenizer.huggingface: {folder} is not a folder; a folder with tokenizer.json was expected"
+            f"{hub_hint(folder, 'tokenizer')}"
+        )
 
 
 def tokenizer_facts(folder: Path) -> TokenizerFacts:

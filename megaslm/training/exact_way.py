@@ -11,12 +11,10 @@ from megaslm.engine.distributed import World, gather_objects
 from megaslm.engine.zero import KEEPS_GRAPHS, ZeroEngine, deepspeed_version
 from megaslm.errors import ConfigError
 from megaslm.health.host_facts import available_memory_bytes
-from megaslm.model.activations import kept_bytes_per_token
+from megaslm.model.activations import kept_graph_bytes, kept_graphs_may_take_bytes
 from megaslm.model.load import choose_precision, dtype_of, parameter_count
 from megaslm.observe.display import counted, size
 
-_SHARE = 2
-"""Kept graphs may take one part in so many of the memory left. The rest is for what is not foreseen here."""
 _STATE_BYTES_A_PARAMETER = 12
 """Allocated in the first step, in float32: the gradient and Adam's two moments."""
 
@@ -38,11 +36,12 @@ def exact_way(config: RunConfig, plan: BatchPlan, engine: ZeroEngine, world: Wor
     slm = config.slm
     if config.train.objective != "slm" or not slm.needs_all_losses or plan.micro_steps == 1:
         return ExactWay(keeps_graphs=False)
+    dtype = dtype_of(choose_precision(config.model.precision, world.device))
     return chosen_way(
         slm,
         plan.micro_steps,
         deepspeed_version(),
-        needed_bytes=needed_bytes(config, plan, engine, world.device),
+        needed_bytes=kept_graph_bytes(engine.model.lm.config, dtype.itemsize, config.model.recompute, plan),
         left_bytes=min(gather_objects(_left_bytes(config, engine, world))),
     )
 
@@ -70,7 +69,7 @@ def chosen_way(slm: SlmSection, micro_steps: int, deepspeed: str, *, needed_byte
                 f"slm.exact_by = kept_graphs: {known}; install that version, or set slm.exact_by to second_pass"
             )
         return ExactWay(keeps_graphs=False, line=f"{step} makes a second forward pass: {known}")
-    may_take_bytes = max(0, left_bytes // _SHARE)
+    may_take_bytes = kept_graphs_may_take_bytes(left_bytes)
     if slm.exact_by == "auto" and needed_bytes > may_take_bytes:
         return ExactWay(
             keeps_graphs=False,
@@ -82,13 +81,6 @@ def chosen_way(slm: SlmSection, micro_steps: int, deepspeed: str, *, needed_byte
         line=f"{step} keeps their graphs, {size(needed_bytes)} per rank; slm.exact_by = second_pass takes less memory "
         "and more time",
     )
-
-
-def needed_bytes(config: RunConfig, plan: BatchPlan, engine: ZeroEngine, device: torch.device) -> int:
-    """Bytes per rank of all graphs of a step but one, which a step without kept graphs holds too."""
-    dtype = dtype_of(choose_precision(config.model.precision, device))
-    per_token = kept_bytes_per_token(engine.model.lm.config, dtype.itemsize, config.model.recompute)
-    return (plan.micro_steps - 1) * plan.micro_batch_rows * plan.seq_len * per_token
 
 
 def _left_bytes(config: RunConfig, engine: ZeroEngine, world: World) -> int:

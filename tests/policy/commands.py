@@ -94,6 +94,7 @@ def _commands(content: str) -> Iterator[tuple[tuple[str, ...], str]]:
     needs_of_block = ""
     for line in content.replace("\\\n", " ").split("\n"):
         code, _, comment = f" {line}".partition(" # ")
+        code = re.sub(r"^\s*[a-z_]+=\$\((.*)\)\s*$", r"\1", code)
         mark = MARK.match(comment.strip())
         words = [word for word in shlex.split(code) if not re.fullmatch(r"[A-Z_]+=\S*", word)]
         if not line.strip():

@@ -89,6 +89,67 @@ def test_a_dry_run_prints_what_a_shell_takes(run: Path, here: Path) -> None:
     assert named.stdout == done.stdout
 
 
+def test_a_dry_run_may_be_asked_for_behind_the_verb(run: Path, here: Path) -> None:
+    first = launch("--cluster", here, "--dry-run", run, "--resume")
+    assert launch("--cluster", here, run, "--dry-run", "--resume").stdout == first.stdout
+    assert first.returncode == 0, first.stderr
+
+
+@pytest.fixture
+def two_ranks(tmp_path: Path) -> Path:
+    """A cluster with a queue, whose jobs have two ranks."""
+    place = tmp_path / "two-ranks.yaml"
+    place.write_text("kind: slurm\nranks_per_node: 2\n", encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> dict[str, str]:
+    """The environment of a host whose sbatch notes its arguments, and gives the number 17 or fails with status 3."""
+    programs = tmp_path / "queue"
+    programs.mkdir()
+    sbatch = f'printf "%s\\n" "$@" >{tmp_path}/queued\n[ -z "$FAILS" ] || exit 3\necho "17;somewhere"\n'
+    (programs / "sbatch").write_text(f"#!/bin/sh\n{sbatch}", encoding="utf-8")
+    (programs / "sbatch").chmod(0o755)
+    return {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+def test_the_number_of_a_queued_job_is_all_of_standard_output(
+    run: Path, two_ranks: Path, queue: dict[str, str]
+) -> None:
+    done = launch("--cluster", two_ranks, run, "--set", "data.train=/not/here", **queue)
+    assert (done.returncode, done.stdout) == (0, "17;somewhere\n"), done.stderr
+    assert str(ROOT / "slurm-17.out") in done.stderr
+    failed = launch("--cluster", two_ranks, run, FAILS="yes", **queue)
+    assert (failed.returncode, failed.stdout) == (3, "")
+    assert "slurm-" not in failed.stderr
+
+
+def test_what_is_missing_is_not_queued_unless_it_is_accepted(
+    run: Path, two_ranks: Path, queue: dict[str, str], says: Says
+) -> None:
+    words = ("--cluster", two_ranks)
+    missing = ("--set", "data.train=no/where")
+    queued = run.parent / "queued"
+    refused = launch(*words, run, *missing, **queue)
+    assert refused.returncode == 2
+    says(refused.stderr, "no/where", "--anyway")
+    assert not queued.exists()
+    for accepted in (("--anyway",), ("--after", "16")):
+        done = launch(*words, *accepted, run, *missing, **queue)
+        assert (done.returncode, done.stdout) == (0, "17;somewhere\n"), done.stderr
+        assert "no/where" in done.stderr
+    assert "--dependency=afterok:16" in queued.read_text(encoding="utf-8").splitlines()
+
+
+def test_no_other_job_mends_a_batch_that_does_not_divide(run: Path, queue: dict[str, str], says: Says) -> None:
+    words = ("--cluster", "launcher/slurm.yaml", "--after", "16", run, "--set", "data.train=no/where")
+    refused = launch(*words, **queue)
+    assert refused.returncode == 2
+    says(refused.stderr, "64 ranks")
+    assert not (run.parent / "queued").exists()
+
+
 def test_a_dry_run_names_all_that_is_missing(run: Path, here: Path, says: Says) -> None:
     """The command is printed all the same."""
     shutil.rmtree(run.parent / "tokens")
@@ -203,7 +264,10 @@ def test_kubectl_reads_the_manifests_and_its_status_is_the_commands(tmp_path: Pa
     done = launch("--cluster", "launcher/kubernetes.yaml", RUN, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 7, done.stderr
     assert done.stdout == "create -f -\n"
-    says(done.stderr, "kubectl logs", "job-name=megaslm-train")
+    assert "kubectl logs" not in done.stderr
+    kubectl.write_text(kubectl.read_text(encoding="utf-8").replace("exit 7", "exit 0"), encoding="utf-8")
+    queued = launch("--cluster", "launcher/kubernetes.yaml", RUN, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    says(queued.stderr, "kubectl logs", "job-name=megaslm-train")
     shown = launch("--cluster", "launcher/kubernetes.yaml", "--dry-run", RUN)
     assert (tmp_path / "given").read_text() == shown.stdout
 

@@ -189,6 +189,13 @@ def test_a_reference_is_trained_where_it_is_exported_from(submitted_from: Path) 
     assert run(submitted_from, "reference.sbatch", "run.yaml", "runs/reference").returncode == 2
 
 
+def test_one_process_runs_the_verb_as_it_is(submitted_from: Path) -> None:
+    words = ["export", "runs/it's #1", "models/$(a) b"]
+    assert run(submitted_from, "one_process.sbatch", *words).returncode == 0
+    assert ran(submitted_from)[0] == words
+    assert run(submitted_from, "one_process.sbatch", *words, VERB_STATUS=2).returncode == 2
+
+
 @pytest.mark.parametrize(("task", "least", "most", "part"), [(1, 1, 4, "1/4"), (4, 1, 4, "4/4"), (0, 0, 9, "1/10")])
 @pytest.mark.parametrize("verb", ["prepare", "score"])
 def test_a_task_of_an_array_does_its_share(

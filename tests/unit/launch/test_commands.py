@@ -10,6 +10,7 @@ from megaslm.config.cluster import (
     Cluster,
     HostfileCluster,
     LocalCluster,
+    OneProcess,
     SlurmCluster,
     TorchrunCluster,
 )
@@ -114,11 +115,11 @@ def test_a_smoke_test_that_fails_is_not_repeated() -> None:
 def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     place = ("--partition=gpu", "--time=12:00:00", "--qos=high", "--exclusive")
     ranks = ("--gpus-per-node=8", "--ntasks-per-node=8")
-    sbatch, slurm = "sbatch", LAUNCHER / "slurm"
+    sbatch, slurm = ("sbatch", "--parsable"), LAUNCHER / "slurm"
     again = VerbCall("train", (*TRAIN.arguments, "--resume"))
     for work in (TRAIN, again):
         expected = (
-            sbatch,
+            *sbatch,
             "--nodes=4",
             *ranks,
             *place,
@@ -127,7 +128,7 @@ def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
         )
         assert command_of(SLURM, work).words == expected
     scored = (
-        sbatch,
+        *sbatch,
         "--array=1-4",
         *ranks,
         *place,
@@ -136,7 +137,7 @@ def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     )
     assert command_of(SLURM, SCORE).words == scored
     prepared = (
-        sbatch,
+        *sbatch,
         "--array=1-4",
         *place,
         f"{slurm}/prepare_array.sbatch",
@@ -144,15 +145,38 @@ def test_slurm_trains_in_a_job_and_shares_out_in_arrays() -> None:
     )
     assert command_of(SLURM, PREPARE).words == prepared
     for work in (FINISH, MASK):
-        expected = ("srun", "--nodes=1", "--ntasks=1", *place, *ITSELF, *work.words)
+        expected = (*sbatch, "--nodes=1", "--ntasks=1", *place, f"{slurm}/one_process.sbatch", *work.words)
         assert command_of(SLURM, work).words == expected
     on_cpus = SlurmCluster(kind="slurm", ranks_per_node=2, environment={"A": "1"})
-    assert command_of(on_cpus, TRAIN).words[:3] == (
-        sbatch,
+    assert command_of(on_cpus, TRAIN).words[:4] == (
+        *sbatch,
         "--nodes=1",
         "--ntasks-per-node=2",
     )
     assert command_of(on_cpus, TRAIN).environment == {"A": "1"}
+
+
+def test_one_process_asks_for_what_it_needs() -> None:
+    small = OneProcess(time="01:00:00", partition="cpu", options={"mem": "64G"})
+    words = command_of(SLURM.model_copy(update={"one_process": small}), MASK).words
+    given = ("--nodes=1", "--ntasks=1", "--partition=cpu", "--time=01:00:00", "--mem=64G")
+    assert words == ("sbatch", "--parsable", *given, f"{LAUNCHER}/slurm/one_process.sbatch", *MASK.words)
+
+
+@pytest.mark.parametrize("work", [TRAIN, SCORE, PREPARE, FINISH, MASK])
+def test_a_job_waits_for_others(work: VerbCall) -> None:
+    small = SLURM.model_copy(update={"one_process": OneProcess(options={})})
+    for cluster in (SLURM, small):
+        waiting = command_of(cluster, work, ("17", "18;cluster"))
+        (option,) = set(waiting.words) - set(command_of(cluster, work).words)
+        assert option == "--dependency=afterok:17:18"
+
+
+@pytest.mark.parametrize(("cluster", "job"), [(SLURM, "slurm-17.out"), (SLURM, "17,afterany:18"), (LOCAL, "17")])
+def test_only_a_job_of_slurm_can_be_waited_for(cluster: Cluster, job: str, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
+        command_of(cluster, TRAIN, (job,))
+    says(refused, f"--after {job}")
 
 
 def test_slurm_begins_where_its_nodes_find_the_project(

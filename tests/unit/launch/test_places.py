@@ -82,5 +82,7 @@ def test_it_is_said_where_the_output_goes(monkeypatch: pytest.MonkeyPatch, tmp_p
     pods = cluster_of("kubernetes")
     assert isinstance(pods, KubernetesCluster)
     says(where_output_goes(pods, TRAIN), f"job-name={job_name(pods, TRAIN)}")
-    says(where_output_goes(SLURM, EXPORT))
+    says(where_output_goes(SLURM, EXPORT), f"{tmp_path}/slurm-%j.out")
+    says(where_output_goes(SLURM, TRAIN, "17"), f"{tmp_path}/slurm-17.out")
+    says(where_output_goes(SLURM, SCORE, "17"), f"{tmp_path}/slurm-17_%a.out")
     says(where_output_goes(cluster_of("hostfile"), TRAIN))

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from megaslm.planning.fit import find_fit
-from megaslm.planning.machine import GIB, machine_of
+from megaslm.planning.machine import GIB, Machine, machine_of
 from megaslm.planning.plan import Request, make_plan
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "rho-math-1b" / "slm.yaml"
-EIGHT = machine_of("h100-80g", 8)
+EIGHT, MANY = machine_of("h100-80g", 8), machine_of("h100-80g", 32)
 
 
-def request(memory_gib: float) -> Request:
-    return Request(replace(EIGHT, memory_bytes=int(memory_gib * GIB)), mfu=0.3)
+def request(memory_gib: float, machine: Machine = EIGHT) -> Request:
+    return Request(replace(machine, memory_bytes=int(memory_gib * GIB)), mfu=0.3)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,17 @@ def test_the_smallest_change_comes_first(memory_gib: float, overrides: tuple[str
     assert found.overrides == overrides
     assert found.plan.fits
     assert found.plan.memory == make_plan(CONFIG, overrides, request(memory_gib)).memory
+
+
+def test_one_micro_step_is_told_where_it_fits() -> None:
+    one = make_plan(CONFIG, (), request(79, MANY)).one_micro_step
+    assert one is not None
+    changed = make_plan(CONFIG, [f"train.micro_batch_rows={one.rows}"], request(79, MANY))
+    assert (changed.batches.micro_steps, changed.one_micro_step) == (1, None)
+    assert (one.peak_bytes, one.network_bytes_per_step) == (changed.memory.peak_bytes, changed.network.bytes_per_step)
+    smaller = make_plan(CONFIG, (), request(one.peak_bytes / GIB / 0.95, MANY))
+    assert smaller.fits
+    assert smaller.one_micro_step is None
 
 
 def test_where_nothing_fits_the_least_is_shown() -> None:

@@ -15,6 +15,7 @@ def row(name: str) -> list[str]:
     assert plan.training is not None
     assert plan.disk is not None
     scoring = "–" if plan.scoring is None or plan.scoring.work is None else f"{plan.scoring.work.hours:,.2f}"
+    per_second = plan.network.bytes_per_second
     return [
         f"`configs/{name}`",
         f"{plan.parameters.total / 1e9:.2f}",
@@ -23,13 +24,14 @@ def row(name: str) -> list[str]:
         f"{plan.memory.peak_bytes / GIB:.1f}",
         f"{plan.training.hours:,.2f}",
         scoring,
+        "–" if per_second is None else f"{8 * per_second / 1e9:,.0f}",
         f"{plan.disk.checkpoints / GB:,.1f}",
     ]
 
 
 def test_the_table_has_the_plans_of_all_runs() -> None:
     header = ["run", "B parameters", "steps", "rows × micro-steps"]
-    header += ["GiB per GPU", "hours", "hours of scoring", "GB of checkpoints"]
+    header += ["GiB per GPU", "hours", "hours of scoring", "Gbit/s into a node", "GB of checkpoints"]
     # The demo's other runs start from a run that is made on this machine.
     rows = [row(name) for name in NAMES if not name.startswith("demo/")]
     require_table("plan.md", "plans", header, rows)

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+import typer
 
 from megaslm.config.load import load
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.errors import ConfigError, ModelError
 from megaslm.model.shapes import shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
+from megaslm.plan_cli import token_count
 from megaslm.planning.machine import machine_of
 from megaslm.planning.plan import Request, make_plan
 from tests.messages import Says
@@ -45,6 +47,20 @@ def test_published_shapes_are_those_of_configs() -> None:
         own = shape_of(load(RunConfig, CONFIGS / "shapes" / f"{file}.yaml").value.model, None)
         assert published is not None
         assert published.config.to_dict() == own.config.to_dict()
+
+
+@pytest.mark.parametrize("text", ["500_000_000", "0.5e9", "5e8"])
+def test_tokens_are_read_as_the_settings_read_them(text: str) -> None:
+    assert token_count(text) == 500_000_000
+    assert (
+        load(RunConfig, CONFIGS / "demo" / "base.yaml", [f"train.total_tokens={text}"]).value.train.total_tokens == 5e8
+    )
+
+
+@pytest.mark.parametrize("text", ["500M", "0", "1.5", "inf", "nan"])
+def test_what_is_no_number_of_tokens_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        token_count(text)
 
 
 def test_a_shape_is_read_without_weights(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ TINY_GPU = llama(4096, 512, 1408, 12, 256, tied=True)
 
 BATCH = 1_048_576
 OF_15B = 15_000_000_000 // BATCH
-# Three epochs of 0.5B and of 1.9B tokens.
-OF_REFERENCE, OF_GENERAL_REFERENCE = 3 * (500_000_000 // BATCH), 3 * (1_900_000_000 // BATCH)
+# Three epochs of 0.15B and of 1.9B tokens.
+OF_REFERENCE, OF_GENERAL_REFERENCE = 3 * (150_000_000 // BATCH), 3 * (1_900_000_000 // BATCH)
 EXPECTED: dict[str, tuple[int, int]] = {
     "demo/base.yaml": (DEMO, 50),
     "demo/clm.yaml": (DEMO, 120),
@@ -38,7 +38,7 @@ EXPECTED: dict[str, tuple[int, int]] = {
     "rho-general-1b/clm.yaml": (TINYLLAMA, 76_293),
     "rho-general-1b/reference.yaml": (TINYLLAMA, OF_GENERAL_REFERENCE),
     "rho-general-1b/slm.yaml": (TINYLLAMA, 76_293),
-    "rho-math-1b/clm-equal-compute.yaml": (TINYLLAMA, 21_500_000_000 // BATCH),
+    "rho-math-1b/clm-equal-compute.yaml": (TINYLLAMA, 20_450_000_000 // BATCH),
     "rho-math-1b/clm-with-curated.yaml": (TINYLLAMA, OF_15B),
     "rho-math-1b/clm.yaml": (TINYLLAMA, OF_15B),
     "rho-math-1b/ratio-sweep.yaml": (TINYLLAMA, 5_000_000_000 // BATCH),
