@@ -107,12 +107,9 @@ def init(
 
     announce("init", f"looks at {model} and at the text → {folder}")
 
-    from megaslm.files import require_absent
-    from megaslm.model.stated_config import require_model
+    from megaslm.launch.inputs import look_at_project
 
-    # Before the imports, which take seconds.
-    require_absent(folder)
-    require_model(model)
+    refuse_early(lambda findings: look_at_project(findings, folder, model, {"--corpus": corpus, "--curated": curated}))
 
     with loading("init"):
         from megaslm.scaffold.init import init as write_project

@@ -16,12 +16,12 @@ import torch
 
 from megaslm import __version__
 from megaslm.config.load import load
-from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, refuse_smoke_test
+from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, require_run_folder
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
-from megaslm.errors import CheckpointError, ConfigError
+from megaslm.errors import ConfigError
 from megaslm.files import Busy, cannot_be_made, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
@@ -75,9 +75,7 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The resolved configuration. Raises CheckpointError where this is not a run folder."""
-        refuse_smoke_test(self.path)
-        if not (self.path / CONFIG).is_file():
-            raise CheckpointError(f"{self.path}: holds no {CONFIG}; a run folder was expected")
+        require_run_folder(self.path)
         return load(RunConfig, self.path / CONFIG).value
 
 
