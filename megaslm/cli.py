@@ -18,6 +18,7 @@ from megaslm.cli_output import (
     end_third_party_output,
     leave_out_needless_lines,
     loading,
+    say_at_once,
     say_interrupted,
     say_warnings,
     take_seat,
@@ -170,28 +171,37 @@ def train(
 
     from megaslm.config.load import load
     from megaslm.config.schema import RunConfig
+    from megaslm.training.occupied import wait_until_free
+    from megaslm.training.smoke_folder import smoke_folder
 
     smoke = smoke or smoke_steps is not None
     loaded = load(RunConfig, config, overrides or [])
-    say_warnings(loaded.warnings)
     run = loaded.value
 
     def look(findings: "Findings") -> None:
         allowed = allow_changed or ()
         look_at_training(findings, run, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke)
 
+    def look_for_others(findings: "Findings") -> None:
+        folder = smoke_folder(run.run_dir) if smoke else Path(run.run_dir)
+        findings.ask(lambda: wait_until_free(folder, lambda line: say_at_once("train", line)))
+
     if check:
+        # On the standard output: of a launcher's check only a refusal and a wait are shown, for the ranks warn.
+        for warning in loaded.warnings:
+            typer.echo(f"warning: {warning}")
         refuse_early(look, seat)
+        refuse_early(look_for_others, seat)
         announce("train", "nothing is missing, as far as this host sees")
         return
+    say_warnings(loaded.warnings)
     if smoke:
-        from megaslm.training.smoke_folder import smoke_folder
-
         announce("train", f"a smoke test of {run.train.objective} by {config} → {smoke_folder(run.run_dir)}")
     else:
         resumes = ", from its newest checkpoint" if resume else ""
         announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
     refuse_early(look, seat)
+    refuse_early(look_for_others, seat)
     with loading("train"):
         from megaslm.engine.distributed import leave_world
         from megaslm.training.smoke import STEPS

@@ -50,6 +50,8 @@ class StopSignal:
         This holds until `begin_work`.
         """
         self._told: signal.Signals | None = None
+        self.kept = "what was saved before is kept"
+        """What a second Ctrl-C says of the work so far. It is known beforehand: the end must not wait for a disk."""
         self._before_work = before_work
 
     def listen(self) -> None:
@@ -139,7 +141,7 @@ class StopSignal:
                 # The listener must not wait for a terminal that is halted.
                 threading.Thread(target=_say_what_comes, daemon=True).start()
             elif time.monotonic() - pressed_at >= _ONE_PRESS_SECONDS:
-                _end("Ctrl-C again: ended at once; what was saved before is kept", INTERRUPTED)
+                _end(f"Ctrl-C again: ended at once; {self.kept}", INTERRUPTED)
 
 
 def _reason(told: signal.Signals | None, what_is_kept: str) -> str:

@@ -133,7 +133,7 @@ sources:
   - domain: {name}
     reader: {look.reader}
     paths: [{", ".join(_quoted(path) for path in look.paths)}]{taken}
-{seen}heldout_fraction: {heldout_fraction(look.documents)}        # of the documents, for validation
+{seen}heldout_fraction: {heldout_fraction(look.documents)}\t# of the documents, for validation
 part_bytes: {part_bytes}\t# size of a task: several tasks per process share the work
 """
 

@@ -21,14 +21,13 @@ from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
-from megaslm.errors import ConfigError
-from megaslm.files import Busy, cannot_be_made, locked, write_file
+from megaslm.files import Busy, cannot_be_made, is_locked, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
+from megaslm.training.occupied import PATIENCE_SECONDS, occupied, waits
 from megaslm.training.resumption import identity
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
-_PATIENCE_SECONDS = 30.0
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -129,7 +128,9 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
     Raises ConfigError where another job still trains in it.
     """
     with ExitStack() as held:
-        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
+        if on_first_rank(lambda: is_locked(run_folder / LOCK)):
+            say(waits(run_folder))
+        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=PATIENCE_SECONDS))):
             say(note)
         yield
 
@@ -154,10 +155,7 @@ def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) ->
             try:
                 file = attempt.enter_context(locked(lock, patience_seconds=patience_seconds, busy="busy"))
             except Busy as error:
-                raise ConfigError(
-                    f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another "
-                    "run_dir"
-                ) from error
+                raise occupied(run_folder) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     raise
