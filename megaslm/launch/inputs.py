@@ -16,7 +16,7 @@ from megaslm.config.load import Loaded
 from megaslm.config.measuring import ValidationTask
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe, Source
-from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, LOCK, require_run_folder
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, require_run_folder
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.documents import InputFile
 from megaslm.corpus.files import find_files

@@ -7,9 +7,7 @@ from megaslm.report.runs import ReportedRun
 from megaslm.report.targets import baseline_of, sentences, shared_places
 
 
-def in_short(
-    runs: Sequence[ReportedRun], costs: Mapping[str, Any], sweep: Mapping[str, Any] | None
-) -> list[str]:
+def in_short(runs: Sequence[ReportedRun], costs: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> list[str]:
     """How each selective run ended at each place beside the baseline, and when its preparation has paid for itself.
 
     Without a baseline, the best value of a sweep. Empty where nothing is compared.

@@ -210,10 +210,9 @@ slm:
 
 
 def _batch_note(batch_tokens: int, seq_len: int) -> str:
-    rows = f"tokens per step over all ranks, {batch_tokens // seq_len} rows"
-    if batch_tokens >= LARGEST_BATCH_TOKENS:
-        return f"{rows}; as in the paper"
-    return f"{rows}; the paper has 1M, which would leave this text too few steps"
+    rows = f"per step, {batch_tokens // seq_len} rows"
+    is_papers = batch_tokens >= LARGEST_BATCH_TOKENS
+    return f"{rows}; {'as in the paper' if is_papers else 'the 1M of the paper would leave too few steps'}"
 
 
 def _lr_note(parameters: int) -> str:

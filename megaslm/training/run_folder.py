@@ -129,7 +129,7 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
     """
     with ExitStack() as held:
         if on_first_rank(lambda: is_locked(run_folder / LOCK)):
-            say(waits(run_folder))
+            say(waits(run_folder, PATIENCE_SECONDS))
         for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=PATIENCE_SECONDS))):
             say(note)
         yield
