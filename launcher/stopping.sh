@@ -64,7 +64,13 @@ leave_if_pressed_again() {
     local again="the same command goes on from there"
     if [[ -z "$pressed_again" ]]; then return 0; fi
     if [[ -t 2 ]]; then printf '\n\e[?25h' >&2; fi
-    if [[ "$1" == train && " $* " != *" --resume "* && " $* " != *" --smoke"* ]]; then again="add --resume to go on from there"; fi
+    if [[ "$1" == train ]]; then
+        case " $* " in
+            *" --smoke"*) again="the same command makes the smoke test again" ;;
+            *" --resume "*) ;;
+            *) again="add --resume to go on from there" ;;
+        esac
+    fi
     echo "launch: ended by the second Ctrl-C; what was saved before is kept: $again" >&2
     exit 130
 }

@@ -110,7 +110,7 @@ def init(
 
     from megaslm.launch.inputs import look_at_project
 
-    refuse_early(lambda findings: look_at_project(findings, folder, model, {"--corpus": corpus, "--curated": curated}))
+    refuse_early(lambda findings: look_at_project(findings, folder, model, {"corpus": corpus, "curated": curated}))
 
     with loading("init"):
         from megaslm.scaffold.init import init as write_project

@@ -126,15 +126,14 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
 
 
 def look_at_project(findings: Findings, folder: Path, model: Path, texts: Mapping[str, Sequence[str]]) -> None:
-    """Looks at the model and the texts of `init`, by their options, and whether its folder is free."""
+    """Looks at the model and the texts of `init`, by their domains, and whether its folder is free."""
     findings.ask(lambda: require_absent(folder))
     findings.ask(lambda: require_model(model), prefix="--model: ")
-    for option, paths in texts.items():
+    for domain, paths in texts.items():
         for path in paths:
             # `init` itself lists what is remote, and refuses a path that is empty.
             if path.strip() and not is_remote(path):
-                source = Source(domain="text", reader="tree", paths=(path,))
-                findings.ask(partial(find_files, source), prefix=f"{option}: ")
+                findings.ask(partial(find_files, Source(domain=domain, reader="tree", paths=(path,))))
 
 
 def look_at_fields(findings: Findings, loaded: Loaded[Recipe]) -> None:

@@ -38,15 +38,15 @@ from tests.toy import make_dataset, run_config
 def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:
     (tmp_path / "good.txt").write_text("some words")
     texts = {
-        "--corpus": [str(tmp_path / "web"), str(tmp_path / "web2")],
-        "--curated": [str(tmp_path / "good.txt"), " "],
+        "corpus": [str(tmp_path / "web"), str(tmp_path / "web2")],
+        "curated": [str(tmp_path / "good.txt"), " "],
     }
     look_at_project(here, tmp_path / "project", tmp_path / "model", texts)
     assert len(here.problems) == 3
-    says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "--corpus", "web2")
+    says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "web2")
     make_model(tmp_path / "model")
     fitting = Findings(Reach.ALL, "")
-    look_at_project(fitting, tmp_path / "project", tmp_path / "model", {"--curated": texts["--curated"]})
+    look_at_project(fitting, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
     assert fitting.problems == []
 
 
