@@ -272,8 +272,8 @@ def _who_works(waiting: Sequence[Task], workers: int, recipe: Recipe) -> str:
     line = f"{line}: the text has {size(_input_bytes(waiting))} in {counted(len(files), 'file')}"
     if len(files) == len(waiting) and not any(is_divisible(path, source) for path, source in files.items()):
         return (
-            f"{line} that no task can read in part, for they are compressed or of a reader that begins at the first "
-            "byte; divide them into more files to give every worker a task"
+            f"{line}, and a file is one task, as it is compressed or can only be read from its beginning; divide the "
+            "text into more files to give every worker a task"
         )
     return (
         f"{line}, and a task holds up to part_bytes = {recipe.part_bytes:,}; lower part_bytes to give every worker a "

@@ -126,7 +126,7 @@ def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
     first = f"{run.name} {ended} {gap} on {place} ({last:.4f} against {loss:.4f}{_unequal(run, place, baseline)})"
     own, others = reached(run, place, loss), reached(baseline, place, loss)
     if own is None or others is None:
-        return f"{first}; it has not reached {baseline.name}'s last loss{'' if run.is_complete else ' so far'}."
+        return f"{first}; it has not reached {baseline.name}'s last loss."
     tokens, of = own["tokens"] or 0.0, others["tokens"] or 0.0
     share = f" ({tokens / of:.0%})" if of else ""
     return f"{first}; it reached {baseline.name}'s last loss after {tokens:,.0f} of {of:,.0f} tokens{share}."

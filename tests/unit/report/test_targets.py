@@ -70,7 +70,7 @@ def test_in_short_each_selective_run_has_a_sentence_for_each_place(says: Says) -
 
 
 def test_in_short_unequal_and_unfinished_runs_are_told(says: Says) -> None:
-    says(said_in_short(runs(clm(), slm("half", NEVER, steps=4))), "so far", f"{4 * STEP_TOKENS:,}")
+    says(said_in_short(runs(clm(), slm("half", NEVER, steps=4))), "so far", f"{3 * STEP_TOKENS:,}")
 
 
 def test_in_short_a_sweep_names_its_best_value(says: Says) -> None:
