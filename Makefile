@@ -5,7 +5,7 @@ WITH_TEST_TOOLS := .venv/.installed-with-test-tools
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-system test-all bench faults soak multinode docs lint clean
+.PHONY: help install demo test test-system test-all bench evidence evidence-quick faults soak multinode docs lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## *(.*)/  make \1|\2/' | column -t -s '|'
@@ -48,6 +48,12 @@ bench: $(WITH_TEST_TOOLS)  ## every benchmark, its numbers into runs/bench
 	@for script in benchmarks/*.py; do \
 	    .venv/bin/python "$$script" --json "runs/bench/$$(basename "$$script" .py).json" || exit 1; \
 	done
+
+evidence: $(INSTALLED)  ## what token selection buys, into runs/evidence; SUITE="--budget 3 --cores 2" sets options
+	.venv/bin/python -m benchmarks.selection_suite $(SUITE)
+
+evidence-quick: $(INSTALLED)  ## the same in minutes: small models, few arms
+	.venv/bin/python -m benchmarks.selection_suite --quick $(SUITE)
 
 faults: $(WITH_TEST_TOOLS)  ## every fault that a run has to survive, and their table in docs/operations.md
 	rm -f runs/faults.json

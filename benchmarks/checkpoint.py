@@ -100,6 +100,7 @@ class Saves:
             corrupt=(),
             say=lambda line: None,
             on_saved=lambda progress: None,
+            how_to_start_again=lambda: "start again",
         )
         self.step = 0
 

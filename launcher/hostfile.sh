@@ -17,7 +17,7 @@ as here, the project with its .venv, and lets this host in by ssh without a pass
 VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
-                ssh: one ssh a host, and `deepspeed --no_ssh` there
+                ssh: one ssh a host, and DeepSpeed's launcher of one host there
   MASTER_ADDR   the address at which the ranks meet; default: the first that `hostname -I` tells on the first host
   MASTER_PORT   the port there; default 29500
   EXPORT        the names of variables that the ranks get from here, with commas between; no other one reaches them
@@ -126,8 +126,8 @@ start_by_ssh() {
 run_on_host() {
     local rank="$1" host="${hosts[$1]}" status=0
     shift
-    ssh "${ssh_options[@]}" "$host" "cd $PWD && exec env $(printf '%q ' "${exported[@]}")" \
-        "$on_host" run "$python" "$rank" "$address" "$port" "$@" <"$hostfile" \
+    ssh -n "${ssh_options[@]}" "$host" "cd $PWD && exec env $(printf '%q ' "${exported[@]}")" \
+        "$on_host" run "$python" "$rank" "$address" "$port" "$@" \
         > >(named "$host") 2> >(named "$host" >&2) || status=$?
     if ((status > 0 && status != 75)); then echo "$host" >>"$scratch/failed"; fi
     say_end "$status" 2> >(named "$host" >&2)

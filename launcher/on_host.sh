@@ -4,7 +4,7 @@
 #   on_host.sh check FOLDER PYTHON                     whether the job can be started from that folder
 #   on_host.sh meeting PYTHON PORT PORT_NAME ADDRESS_NAME [ADDRESS]    prints the address to meet at, or says why not;
 #                                                      the names are those of the user's settings
-#   on_host.sh run PYTHON NODE_RANK ADDRESS PORT VERB ARGUMENT ...    the ranks of this host; the hostfile is the input
+#   on_host.sh run PYTHON NODE_RANK ADDRESS PORT VERB ARGUMENT ...    the ranks of this host, one of MEGASLM_HOSTS
 #   on_host.sh tell JOB                                tells the ranks to stop
 #   on_host.sh kill JOB                                ends all processes of the job
 set -euo pipefail
@@ -51,14 +51,16 @@ for place in (found, ""):
 '
 
 run() {
-    local python="$1" node_rank="$2" address="$3" port="$4" hostfile
+    local python="$1" node_rank="$2" address="$3" port="$4" host hosts world=""
     shift 4
-    hostfile="$(mktemp)"
-    cat >"$hostfile"
-    exec 3<"$hostfile"
-    # It lives on as long as it is open, and leaves nothing behind.
-    rm "$hostfile"
-    exec "$python" -m deepspeed.launcher.runner --log_level critical --hostfile /dev/fd/3 --no_ssh --node_rank "$node_rank" \
+    # As DeepSpeed's launcher of one host reads it: the slots of each host, in base64 for URLs. The program `deepspeed`
+    # would import DeepSpeed only to start that launcher.
+    IFS=, read -ra hosts <<<"$MEGASLM_HOSTS"
+    for host in "${hosts[@]}"; do
+        world+="${world:+, }\"${host%:*}\": [$(seq -s, 0 $((${host##*:} - 1)))]"
+    done
+    world="$(base64 --wrap 0 <<<"{$world}" | tr '+/' '-_')"
+    exec "$python" -u -m deepspeed.launcher.launch --log_level critical --world_info "$world" --node_rank "$node_rank" \
         --master_addr "$address" --master_port "$port" --no_local_rank --module megaslm "$@"
 }
 

@@ -18,6 +18,7 @@ from megaslm.cli_output import (
     end_third_party_output,
     leave_out_needless_lines,
     loading,
+    say,
     say_at_once,
     say_interrupted,
     say_warnings,
@@ -165,22 +166,27 @@ def train(
 
     # Listens until the process ends. The imports below take seconds, and a scheduler that stops the job meanwhile must
     # get its answer too. After the last save there is nothing to lose.
-    stop = StopSignal(before_work="no step was made since the start: start again with --resume")
+    stop = StopSignal(before_work="no step was made since the start: start again")
     stop.listen()
     seat = take_seat()
 
     from megaslm.config.load import load
+    from megaslm.config.run_files import COMPLETE_CHECKPOINTS
     from megaslm.config.schema import RunConfig
+    from megaslm.training.length import end_line
     from megaslm.training.occupied import wait_until_free
+    from megaslm.training.resumption import is_finished, no_step_made
     from megaslm.training.smoke_folder import smoke_folder
 
     smoke = smoke or smoke_steps is not None
     loaded = load(RunConfig, config, overrides or [])
     run = loaded.value
 
-    def look(findings: "Findings") -> None:
+    def look(findings: "Findings") -> RunConfig | None:
         allowed = allow_changed or ()
-        look_at_training(findings, run, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke)
+        return look_at_training(
+            findings, loaded, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke
+        )
 
     def look_for_others(findings: "Findings") -> None:
         folder = smoke_folder(run.run_dir) if smoke else Path(run.run_dir)
@@ -198,9 +204,16 @@ def train(
     if smoke:
         announce("train", f"a smoke test of {run.train.objective} by {config} → {smoke_folder(run.run_dir)}")
     else:
-        resumes = ", from its newest checkpoint" if resume else ""
-        announce("train", f"{run.train.objective} by {config} → {run.run_dir}{resumes}")
-    refuse_early(look, seat)
+        stop.before_work = no_step_made(run.run_dir)
+        begins = ""
+        if resume:
+            has_checkpoint = any(Path(run.run_dir).glob(COMPLETE_CHECKPOINTS))
+            begins = ", from its newest checkpoint" if has_checkpoint else ", from the beginning: it has no checkpoint"
+        announce("train", f"{run.train.objective} by {config} → {run.run_dir}{begins}")
+    sized = refuse_early(look, seat)
+    if sized is not None and resume and is_finished(sized):
+        say(end_line(sized))
+        return
     refuse_early(look_for_others, seat)
     with loading("train"):
         from megaslm.engine.distributed import leave_world

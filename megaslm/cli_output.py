@@ -59,10 +59,15 @@ def announce(verb: str, work: str) -> None:
 
     Called before the imports that take seconds.
     """
+    say(f"{verb} · {work}")
+
+
+def say(line: str) -> None:
+    """Prints a line at once, once for all ranks."""
     if is_first_rank():
         # A full disk under the output must not end a run. The line is flushed: the next one may be seconds away.
         with suppress(OSError):
-            print(f"{verb} · {work}", flush=True)
+            print(line, flush=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from megaslm.errors import ConfigError
 from megaslm.launch_cli import look_at_training
 
 if TYPE_CHECKING:
+    from megaslm.config.load import Loaded
     from megaslm.config.schema import RunConfig
     from megaslm.doctor.check import Check, Diagnosis
     from megaslm.doctor.run import Stores
@@ -36,7 +37,7 @@ def doctor(
         ),
     ] = False,
     ranks: Annotated[
-        int | None, typer.Option(min=1, help="Ranks of the run on this host.", show_default="one per GPU, or 1")
+        int | None, typer.Option(min=1, help="Ranks of the run on this host.", show_default="one per GPU, or 2")
     ] = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
@@ -74,7 +75,12 @@ class _Asked(NamedTuple):
 
     file: Path
     overrides: Sequence[str]
-    config: "RunConfig"
+    loaded: "Loaded[RunConfig]"
+
+    @property
+    def config(self) -> "RunConfig":
+        """Its settings."""
+        return self.loaded.value
 
     def command(self, verb: str, *options: str) -> str:
         """A command about this run, as a user would type it."""
@@ -107,7 +113,7 @@ def _read(diagnosis: "Diagnosis", file: Path, overrides: Sequence[str]) -> _Aske
 
     def look() -> "Iterator[Check]":
         loaded = load(RunConfig, file, overrides)
-        found.append(_Asked(file, overrides, loaded.value))
+        found.append(_Asked(file, overrides, loaded))
         return settings(file, loaded)
 
     diagnosis.look("config", look)
@@ -151,7 +157,7 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
     from megaslm.training.smoke_folder import smoke_folder
 
     config, stores, count = asked.config, run.Stores(), ranks or usual_ranks()
-    is_there = diagnosis.look("inputs", lambda: _inputs(config, stores, count))
+    is_there = diagnosis.look("inputs", lambda: _inputs(asked.loaded, stores, count))
     diagnosis.look("store", stores.checks)
     diagnosis.look("run folder", lambda: run.run_folder(Path(config.run_dir)))
     diagnosis.look("choices", lambda: run.choices(config))
@@ -173,7 +179,7 @@ def _look_at_run(diagnosis: "Diagnosis", asked: _Asked, ranks: int | None, *, wi
         diagnosis.look("dry run", lambda: make(dry_run), otherwise="problem")
 
 
-def _inputs(config: "RunConfig", stores: "Stores", ranks: int) -> "Iterator[Check]":
+def _inputs(loaded: "Loaded[RunConfig]", stores: "Stores", ranks: int) -> "Iterator[Check]":
     from megaslm.doctor.run import inputs
     from megaslm.launch.findings import Findings, Reach
     from megaslm.observe.display import counted
@@ -181,7 +187,7 @@ def _inputs(config: "RunConfig", stores: "Stores", ranks: int) -> "Iterator[Chec
     findings = Findings(Reach.ALL, "", read_remote=stores.read)
     told = f"{counted(ranks, 'rank')} (--ranks sets another number)"
     # A run that has begun is looked at as its next start would.
-    look_at_training(findings, config, ranks=ranks, ranks_in_words=told, resume=True)
+    look_at_training(findings, loaded, ranks=ranks, ranks_in_words=told, resume=True)
     return inputs(findings.problems, findings.warnings, findings.unseen, ranks)
 
 

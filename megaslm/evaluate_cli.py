@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, announce, is_first_rank, take_seat, write_json
+from megaslm.cli_output import JsonFile, announce, is_first_rank, lasting, take_seat, write_json
 from megaslm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def sample(
 
     from megaslm.observe.third_party_output import diverted
 
-    with diverted("sample"):
+    with diverted("sample"), lasting():
         from megaslm.engine.distributed import on_first_rank
         from megaslm.evaluation.job import evaluate as evaluate_model
         from megaslm.evaluation.request import EvaluationRequest

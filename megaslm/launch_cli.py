@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megaslm.launch.command import Command, Verb, VerbCall
     from megaslm.launch.findings import Findings
 
+T = TypeVar("T")
 # All options after the first word belong to the verb.
 TAKES_THE_REST = {"allow_interspersed_args": False}
 
@@ -49,12 +50,13 @@ def launch(
 
     place = load_cluster(cluster)
     work, given = _work(context, words)
-    read = _read_file(work.verb, given)
+    # Their mistakes show here rather than on every node.
+    run, recipe = _read_run(work.verb, given), _read_recipe(work.verb, given)
     command = command_of(place, work)
     if dry_run:
         typer.echo(command)
         typer.echo(where_output_goes(place, work), err=True)
-        _look(place, work, command, cluster, read, given)
+        _look(place, work, command, cluster, run, recipe, given)
     else:
         # Elsewhere it goes to this terminal.
         if place.kind in ("slurm", "kubernetes"):
@@ -80,20 +82,25 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     return call, given
 
 
-def _read_file(verb: "Verb", given: Mapping[str, Any]) -> "RunConfig | Loaded[Recipe] | None":
-    """The verb's file. Its mistakes show here rather than on every node."""
+def _read_run(verb: "Verb", given: Mapping[str, Any]) -> "Loaded[RunConfig] | None":
+    """The configuration of `train`."""
     from megaslm.config.load import load
-    from megaslm.config.recipe import Recipe
     from megaslm.config.schema import RunConfig
     from megaslm.training.changes import check_allowed_keys
 
-    if verb == "train":
-        run = load(RunConfig, given["config"], given["overrides"] or []).value
-        check_allowed_keys(given["allow_changed"] or (), run)
-        return run
-    if verb == "prepare":
-        return load(Recipe, given["recipe"], given["overrides"] or [])
-    return None
+    if verb != "train":
+        return None
+    loaded = load(RunConfig, given["config"], given["overrides"] or [])
+    check_allowed_keys(given["allow_changed"] or (), loaded.value)
+    return loaded
+
+
+def _read_recipe(verb: "Verb", given: Mapping[str, Any]) -> "Loaded[Recipe] | None":
+    """The recipe of `prepare`."""
+    from megaslm.config.load import load
+    from megaslm.config.recipe import Recipe
+
+    return load(Recipe, given["recipe"], given["overrides"] or []) if verb == "prepare" else None
 
 
 def _look(
@@ -101,26 +108,26 @@ def _look(
     work: "VerbCall",
     command: "Command",
     cluster: Path,
-    read: "RunConfig | Loaded[Recipe] | None",
+    run: "Loaded[RunConfig] | None",
+    recipe: "Loaded[Recipe] | None",
     given: Mapping[str, Any],
 ) -> None:
     """Looks at all that the verb would need, and tells it at once. Raises InputError where something is missing."""
-    from megaslm.config.load import Loaded
     from megaslm.launch import inputs
     from megaslm.launch.places import findings_of, look_at_hosts, ranks_in_words, ranks_of
 
     findings = findings_of(place)
     look_at_hosts(findings, place, work, command, cluster)
-    if isinstance(read, Loaded):
-        inputs.look_at_text(findings, read)
+    if recipe is not None:
+        inputs.look_at_text(findings, recipe)
         inputs.look_at_output(findings, given["output"])
-    elif read is not None:
+    elif run is not None:
         # The others add --resume.
         resume = given["resume"] or place.kind not in ("local", "hostfile")
         smoke, told = work.is_smoke_test, ranks_in_words(place, cluster)
         look_at_training(
             findings,
-            read,
+            run,
             ranks=ranks_of(place),
             ranks_in_words=told,
             resume=resume,
@@ -141,17 +148,20 @@ def _look(
 
 def look_at_training(
     findings: "Findings",
-    run: "RunConfig",
+    loaded: "Loaded[RunConfig]",
     *,
     ranks: int | None,
     ranks_in_words: str = "",
     resume: bool,
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
-) -> None:
+) -> "RunConfig | None":
     """Looks at all that `train` reads, and whether it may start or resume in its folder.
 
     The arguments are those of the command.
+
+    Returns:
+        The run with its length in tokens; None where its folder is not looked at, or its data cannot be read here.
     """
     from megaslm.config.run_files import require_folder
     from megaslm.launch.findings import Reach
@@ -161,6 +171,7 @@ def look_at_training(
     from megaslm.training.resumption import check_run
     from megaslm.training.smoke_folder import check_replaceable, smoke_folder
 
+    run, findings.origins = loaded.value, loaded.provenance
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
     if findings.reach is not Reach.NONE:
         findings.ask(lambda: require_folder(Path(run.run_dir)))
@@ -168,34 +179,39 @@ def look_at_training(
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
     datasets = look_at_run(findings, run, ranks, ranks_in_words)
     if smoke or findings.reach is Reach.NONE:
-        return
+        return None
     sized: RunConfig | None = run
     if datasets is not None:
         sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
     if sized is not None:
         findings.ask(partial(check_run, sized, datasets, resume=resume, allow_changed=allow_changed))
+    return None if datasets is None else sized
 
 
-def refuse_early(look: Callable[["Findings"], None], seat: Seat = ALONE) -> None:
+def refuse_early(look: Callable[["Findings"], T], seat: Seat = ALONE) -> T | None:
     """Looks at a verb's inputs on each of its ranks, before the imports that take seconds.
 
     It is also before the ranks meet, so that none waits for one that has refused. On several hosts nothing is done:
     the preflight compares all of them, and tells which one lacks something.
+
+    Returns:
+        What `look` returns; None where it is not asked.
 
     Raises:
         InputError: something is missing; on the first rank.
         PeerFailed: the same, on the other ranks.
     """
     if seat.may_span_hosts:
-        return
+        return None
 
     from megaslm.launch.findings import Findings, Reach
 
     findings = Findings(Reach.ALL, "")
-    look(findings)
+    found = look(findings)
     try:
         findings.require_none()
     except InputError as error:
         if seat.local_rank == 0:
             raise
         raise PeerFailed(str(error), error.exit_status) from error
+    return found

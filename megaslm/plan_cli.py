@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from megaslm.cli_output import JsonFile, Overrides, announce, say_warnings, write_json
+from megaslm.cli_output import JsonFile, Overrides, announce, lasting, say_warnings, write_json
 
 
 def plan(
@@ -58,11 +58,12 @@ def plan(
     say_warnings(load(RunConfig, config, overrides or []).warnings)
     announce("plan", f"{config}; loads PyTorch, which takes longest on a first start")
 
-    from megaslm.planning.fit import find_fit
-    from megaslm.planning.machine import machine_of
-    from megaslm.planning.plan import Request, make_plan
-    from megaslm.planning.view import show_fit, show_plan
-    from megaslm.planning.work import DEFAULT_MFU
+    with lasting():
+        from megaslm.planning.fit import find_fit
+        from megaslm.planning.machine import machine_of
+        from megaslm.planning.plan import Request, make_plan
+        from megaslm.planning.view import show_fit, show_plan
+        from megaslm.planning.work import DEFAULT_MFU
 
     request = Request(machine_of(gpu, gpus), mfu or DEFAULT_MFU, price, model, epoch_tokens, reference_run)
     found = find_fit(config, overrides or [], request) if fit else None

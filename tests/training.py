@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megaslm.config.run_files import PROGRESS
 from megaslm.config.schema import RunConfig
 from megaslm.training.checkpoints.file_list import describe, read_file_list, write_file_list
-from megaslm.training.checkpoints.progress import PROGRESS
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.train import train

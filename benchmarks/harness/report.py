@@ -85,8 +85,8 @@ def write_report(
     chosen.json_file.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "question": question,
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
         "rows": [dict(row) for row in rows],
         "bars": [{**asdict(bar), "holds": bar.holds} for bar in bars],
     }
@@ -100,7 +100,7 @@ def _shown(value: str | float | int) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
 
 
-def _commit() -> str:
+def commit() -> str:
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,
@@ -111,7 +111,7 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int]:
     return {
         "processor": device_name(torch.device("cpu")),
         "threads": torch.get_num_threads(),

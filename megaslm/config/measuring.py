@@ -44,7 +44,8 @@ class ValidationSection(Section):
     tasks: dict[str, ValidationTask] = Field(default_factory=dict)
     """Named tasks: answers are generated, greedily, and graded, or losses are measured."""
     every_tokens: Positive | None = None
-    """Targets between two validations; null validates only before the first step and at the end."""
+    """Targets between two validations; null validates only before the first step and at the end. One that would come
+    less than a tenth of this interval before the end is left out."""
     batch_rows: Positive = 8
     """Rows per rank and forward pass."""
 
@@ -54,7 +55,8 @@ class ProbeSection(Section):
 
     every_tokens: Positive | None = None
     """Targets between two measurements of the probe rows, each of one forward pass over them. The first is before the
-    first step, the last at the end. null measures none."""
+    first step, the last at the end. One that would come less than a tenth of this interval before the end is left out.
+    null measures none."""
     rows: Positive = 64
     """Probe rows, shared evenly by the domains and spread evenly over each. They stay the same for the whole run."""
     dataset: str | None = None

@@ -32,7 +32,8 @@ class CheckpointSection(Section):
     """When checkpoints are written, and how many are kept."""
 
     every_tokens: Positive | None = None
-    """Targets between two checkpoints; null writes only at the end."""
+    """Targets between two checkpoints; null writes only at the end. One that would be written less than a tenth of this
+    interval before the end is left out."""
     keep_last: Positive = 2
     """How many of the newest complete checkpoints are kept; older ones are deleted."""
     keep_every_tokens: Positive | None = None

@@ -44,14 +44,25 @@ class BatchPlan:
         """Whole steps in an interval of `tokens` targets: rounded down, at least one."""
         return max(1, tokens // self.tokens_per_step)
 
+    def is_due(self, every_tokens: int | None, step: int) -> bool:
+        """Whether work that is due every so many targets is done after a step.
+
+        It is done after the last step in any case. It is left out less than a tenth of an interval before that one.
+        """
+        if every_tokens is None or step == self.total_steps:
+            return step == self.total_steps
+        steps = self.steps_of(every_tokens)
+        return step % steps == 0 and 10 * (self.total_steps - step) >= steps
+
     def times_due(self, every_tokens: int | None, *, after_step: int = 0) -> int:
-        """How often work is still done that is due every so many targets, and after the last step in any case."""
+        """How often such work is still done after a step."""
         if after_step >= self.total_steps:
             return 0
         if every_tokens is None:
             return 1
         steps = self.steps_of(every_tokens)
-        return self.total_steps // steps - after_step // steps + (self.total_steps % steps > 0)
+        multiples = range(after_step // steps * steps + steps, self.total_steps, steps)
+        return sum(self.is_due(every_tokens, step) for step in multiples) + 1
 
 
 @dataclass(frozen=True)

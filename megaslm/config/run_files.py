@@ -21,6 +21,8 @@ MEMORY = "memory.json"
 """The file in a run folder with the memory that was predicted and measured."""
 METRICS = "metrics.jsonl"
 """The file in a run folder with one line per step."""
+PROGRESS = "progress.json"
+"""The file of a checkpoint with all that a resume needs beside weights and moments."""
 PROBE = "probe"
 """The folder in a run folder with the losses of its probe rows, one file per measurement."""
 SMOKE = "smoke.json"
@@ -41,6 +43,15 @@ def require_no_run(run_dir: Path) -> None:
         raise ConfigError(
             f"run_dir = {run_dir}: holds a run already; resume it with --resume, or choose another run_dir"
         )
+
+
+def how_to_start_again(run_dir: Path) -> str:
+    """The advice for a run that has stopped: whether its next start needs --resume, and where that begins."""
+    if any(run_dir.glob(COMPLETE_CHECKPOINTS)):
+        return "start again with --resume"
+    if (run_dir / CONFIG).exists():
+        return "start again with --resume, from the beginning"
+    return "start again"
 
 
 def require_run_folder(folder: Path) -> None:

@@ -39,10 +39,12 @@ def training_domains(
     present = manifest.splits.get("train", {})
     domains = tuple(chosen or present)
     missing = [domain for domain in domains if domain not in present]
-    if missing or not domains:
+    if not domains:
+        raise DataError(f"{place} has no training rows; prepare it again with more text")
+    if missing:
         raise DataError(
-            f"{setting}: {place} has no training rows of {', '.join(missing) or 'any domain'}; it has "
-            f"{', '.join(present) or 'none'}"
+            f"{place} has no training rows of {', '.join(missing)}; it has {', '.join(present) or 'none'}; change "
+            f"{setting}"
         )
     return domains
 

@@ -8,6 +8,7 @@ from typing import Literal
 from megaslm import __version__
 from megaslm.config.section import without_credentials
 from megaslm.errors import UserMistake
+from megaslm.observe.display import counted
 
 Status = Literal["ok", "warning", "problem"]
 Look = Callable[[], Iterable["Check"]]
@@ -73,14 +74,14 @@ class Diagnosis:
         return [f"{check.topic}: {without_credentials(check.to_do or check.found)}" for check in wrong]
 
     def end(self) -> None:
-        """Tells what to do."""
-        tasks = self.to_do()
-        if not tasks:
-            self._say("doctor · nothing to do")
-            return
-        self._say(f"doctor · problems: {self.count('problem')}, warnings: {self.count('warning')}; what to do:")
-        for number, task in enumerate(tasks, start=1):
-            self._say(f"  {number}. {_indented(task, 7)}")
+        """Tells which lines say what to do."""
+        told = [
+            f"{counted(self.count(status), status)} ({', '.join(topics)})"
+            for status in ("problem", "warning")
+            if (topics := dict.fromkeys(check.topic for check in self.checks if check.status == status))
+        ]
+        does = "its line says" if len(self.to_do()) == 1 else "their lines say"
+        self._say(f"doctor · {' and '.join(told)}: {does} what to do" if told else "doctor · nothing to do")
 
     def as_json(self, config: Path | None) -> dict[str, object]:
         """All findings with their facts. No URL in it holds credentials."""

@@ -48,8 +48,8 @@ class Gpus:
 
 
 def usual_ranks() -> int:
-    """One for each GPU; one on a host without any."""
-    return max(1, torch.cuda.device_count())
+    """One for each GPU, two on a host without any: as `launcher/local.sh` starts them."""
+    return torch.cuda.device_count() or 2
 
 
 def facts_of(requirements: Requirements) -> RankFacts:

@@ -45,14 +45,11 @@ class StopSignal:
     """
 
     def __init__(self, *, before_work: str | None = None) -> None:
-        """With `before_work`, which says that nothing is lost yet, a first Ctrl-C ends the process at once, too.
-
-        This holds until `begin_work`.
-        """
         self._told: signal.Signals | None = None
         self.kept = "what was saved before is kept"
         """What a second Ctrl-C says of the work so far. It is known beforehand: the end must not wait for a disk."""
-        self._before_work = before_work
+        self.before_work = before_work
+        """Says that nothing is lost yet: with it, a first Ctrl-C ends the process at once. None once there is work."""
 
     def listen(self) -> None:
         """Start to record signals, until the process ends."""
@@ -79,10 +76,6 @@ class StopSignal:
             signal.signal(number, handler)
         os.close(self._signals)
         os.close(self._numbers)
-
-    def begin_work(self) -> None:
-        """From now on a first Ctrl-C waits for the end of a step."""
-        self._before_work = None
 
     @property
     def told(self) -> bool:
@@ -134,8 +127,8 @@ class StopSignal:
             self._record(number)
             if number != signal.SIGINT:
                 continue
-            if self._before_work is not None:
-                _end(f"{Stopped.__name__}: {_reason(signal.SIGINT, self._before_work)}", Stopped.exit_status)
+            if (nothing_lost := self.before_work) is not None:
+                _end(f"{Stopped.__name__}: {_reason(signal.SIGINT, nothing_lost)}", Stopped.exit_status)
             if pressed_at is None:
                 pressed_at = time.monotonic()
                 # The listener must not wait for a terminal that is halted.

@@ -5,6 +5,7 @@ Parsing and simplifying may take forever or all memory: `megaslm.grading.judge` 
 
 import re
 from contextlib import suppress
+from functools import lru_cache
 from math import isclose
 from typing import Any
 
@@ -112,6 +113,8 @@ def _rounded_matrices_equal(one: Any, two: Any) -> bool:
     return False
 
 
+# The samples of one item are compared with one reference, and many of them are alike.
+@lru_cache(maxsize=1024)
 def _parsed(text: str) -> Any:
     """A sympy expression; None where the text cannot be read as one. Sympy would run a text that it is given later."""
     with suppress(Exception):  # antlr and sympy raise any exception for texts that are not mathematics.

@@ -1,12 +1,13 @@
 """What a dry run found: problems, warnings, and what cannot be seen from this host."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from textwrap import indent
 from typing import TypeVar
 
+from megaslm.config.load import DEFAULT
 from megaslm.config.section import refuse_credentials, without_credentials
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import InputError, UserMistake
@@ -37,6 +38,8 @@ class Findings:
     """What may keep it from starting."""
     unseen: dict[str, list[str]] = field(default_factory=dict)
     """What was not looked at, by the reason."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Where a setting was set, such as `FILE:LINE`, by its dotted key."""
     read_remote: Callable[[str], Manifest] | None = None
     """Reads the manifest of a remote dataset; None where only the ranks read object storage."""
 
@@ -47,6 +50,11 @@ class Findings:
         except (UserMistake, OSError) as error:
             self.problems.append(f"{prefix}{error}")
             return None
+
+    def named(self, setting: str) -> str:
+        """A setting, or a section that names a dataset, and where its user set it."""
+        origin = self.origins.get(setting) or self.origins.get(f"{setting}.dataset", DEFAULT)
+        return setting if origin == DEFAULT else f"{setting} ({origin})"
 
     def leave(self, thing: str, reason: str) -> None:
         """Notes something that was not looked at."""

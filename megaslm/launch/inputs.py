@@ -192,22 +192,26 @@ def _training_dataset(
         return None
     place, seq_len = section.dataset, config.data.seq_len
     key = "data.domains" if setting == "data.train" else f"{setting}.domains"
-    domains = findings.ask(lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len))
-    findings.ask(lambda: require_targets_of(config.train.objective, manifest, f"{setting} = {place}"))
+    named = f"{findings.named(setting)}: "
+    domains = findings.ask(
+        lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len), prefix=named
+    )
+    findings.ask(lambda: require_targets_of(config.train.objective, manifest, place), prefix=named)
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:
-            findings.ask(lambda: require_rule(mask, place, slm))
+            findings.ask(lambda: require_rule(mask, place, slm), prefix=named)
         else:
-            findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy))
+            findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy), prefix=named)
     return ReadDataset(setting, manifest, domains or ())
 
 
 def _manifest(findings: Findings, setting: str, place: str) -> Manifest | None:
+    named = f"{findings.named(setting)}: "
     if findings.read_remote is not None and is_remote(place):
-        return findings.ask(partial(findings.read_remote, place), prefix=f"{setting}: ")
+        return findings.ask(partial(findings.read_remote, place), prefix=named)
     folder = findings.local(setting, place)
-    return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=f"{setting}: ")
+    return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=named)
 
 
 def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | None = None) -> int | None:
@@ -219,13 +223,13 @@ def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | No
         return count_parameters(folder)
 
     folder = findings.local(setting, place)
-    return None if folder is None else findings.ask(lambda: count(folder), prefix=f"{setting}: ")
+    return None if folder is None else findings.ask(lambda: count(folder), prefix=f"{findings.named(setting)}: ")
 
 
 def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:
     if model.from_run is not None:
-        run = findings.local("model.from_run", model.from_run)
-        return None if run is None else findings.ask(lambda: _size_of_newest(run), prefix="model.from_run: ")
+        run, named = findings.local("model.from_run", model.from_run), f"{findings.named('model.from_run')}: "
+        return None if run is None else findings.ask(lambda: _size_of_newest(run), prefix=named)
     if model.from_pretrained is not None:
         parameters = _parameters(findings, "model.from_pretrained", model.from_pretrained, model.hub)
     else:

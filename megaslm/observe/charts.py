@@ -34,6 +34,9 @@ class Band:
 Layout = dict[str, tuple[Lines | Band, ...]]
 """The charts of each category."""
 
+_SELECTION = "Selection"
+_KEEP_RATIO = "train/keep_ratio"
+
 LAYOUT: Layout = {
     "Loss": (
         Lines("training loss: selected, unselected, all targets", (r"loss/",)),
@@ -46,8 +49,8 @@ LAYOUT: Layout = {
         Lines("loss on held-out text", (r"loss_validation_vs_tokens/",)),
         Lines("answers that are right", (r"accuracy_vs_tokens/", r"choice_accuracy_vs_tokens/")),
     ),
-    "Selection": (
-        Lines("ratio: asked, selected", (r"train/keep_ratio$", r"train/selected_ratio$")),
+    _SELECTION: (
+        Lines("ratio: asked, selected", (rf"{_KEEP_RATIO}$", r"train/selected_ratio$")),
         Lines("threshold", (r"selection/threshold$",)),
         Band("excess loss: 25%, median, 75%", "selection/excess_p50", "selection/excess_p25", "selection/excess_p75"),
         Band("excess loss: 5%, median, 95%", "selection/excess_p50", "selection/excess_p05", "selection/excess_p95"),
@@ -75,6 +78,14 @@ LAYOUT: Layout = {
 
 
 def layout_of(tags: Collection[str]) -> Layout:
-    """The charts that show something of a run with these tags, and the categories that have any."""
-    found = {title: tuple(chart for chart in charts if chart.has_any_of(tags)) for title, charts in LAYOUT.items()}
+    """The charts that show something of a run with these tags, and the categories that have any.
+
+    A run that trains on every target has no share that it is to select, and its ratios are 1 throughout.
+    """
+    selects = _KEEP_RATIO in tags
+    found = {
+        title: tuple(chart for chart in charts if chart.has_any_of(tags))
+        for title, charts in LAYOUT.items()
+        if selects or title != _SELECTION
+    }
     return {title: charts for title, charts in found.items() if charts}

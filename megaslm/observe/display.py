@@ -19,10 +19,10 @@ def size(count_bytes: int) -> str:
 
 
 def short_count(number: int) -> str:
-    """A large number on little room, such as `15.30B`, `6.1M` or `7,680`."""
+    """A large number on little room, such as `15.30B`, `6.14M` or `7,680`."""
     if number >= 1e9:
         return f"{number / 1e9:,.2f}B"
-    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number:,}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -105,7 +105,7 @@ def keep_in(path: Path) -> bool:
     """Moves the log, if there is one, to the end of the file `path`. Raises OSError where it cannot be written.
 
     Returns:
-        Whether there is a log.
+        Whether the file holds anything.
     """
     if _log is None:
         return False
@@ -115,11 +115,15 @@ def keep_in(path: Path) -> bool:
     _log.path.unlink()
     _log.path, _log.is_kept = path, True
     _log.tell_witness(str(path))
-    return True
+    return path.stat().st_size > 0
 
 
 def end(status: int) -> Path | None:
-    """Called before the process ends. The log that is left after a fault, where it has anything."""
+    """Called before the process ends. An empty log is removed.
+
+    Returns:
+        The log that is left after a fault, where it holds anything.
+    """
     global _log
     if _log is None:
         return None
@@ -127,8 +131,12 @@ def end(status: int) -> Path | None:
     log.tell_witness(_ENDED)
     # A user may have removed it.
     has_any = log.path.exists() and log.path.stat().st_size > 0
-    if not log.is_kept and (status != 1 or not has_any):
+    if not has_any or (not log.is_kept and status != 1):
         log.path.unlink(missing_ok=True)
+    if not has_any and log.is_kept:
+        # Other ranks may have a log in the folder.
+        with suppress(OSError):
+            log.path.parent.rmdir()
     return log.path if status == 1 and has_any else None
 
 

@@ -71,7 +71,8 @@ class Sandbox:
     def describe(self) -> str:
         """One line for the user: how programs are kept apart, and why not better."""
         limits = f"{self._seconds:g} s and {self._memory_gib:g} GiB per program"
-        line = f"sandbox: {self.tier.says}; {limits}; {len(self._workers)} workers"
+        count = len(self._workers)
+        line = f"sandbox: {self.tier.says}; {limits}; {count} {'worker' if count == 1 else 'workers'}"
         return f"{line} ({'; '.join(self._passed_over)})" if self._passed_over else line
 
     def run(self, programs: Sequence[str]) -> list[ProgramResult]:

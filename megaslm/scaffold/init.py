@@ -98,6 +98,7 @@ def _commands(folder: Path) -> tuple[str, ...]:
         f"megaslm prepare {{0}}/corpus.yaml {data}/corpus",
         f"megaslm prepare {{0}}/curated.yaml {data}/curated",
         f"megaslm inspect {data}/corpus --row 0",
+        "megaslm doctor {0}/reference.yaml",
         "launcher/local.sh train {0}/reference.yaml --smoke",
         "launcher/local.sh train {0}/reference.yaml",
         f"megaslm export {runs}/reference {models}/reference",
@@ -147,6 +148,9 @@ _BOS = {
 def _reference(project: Project, model: Path) -> str:
     sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
     run = run_sizes(_REFERENCE_EPOCHS * project.curated.tokens, project.seq_len)
+    # The other runs take it from this file.
+    batch_tokens = max(run.batch_tokens, run_sizes(project.corpus.tokens, project.seq_len).batch_tokens)
+    micro_batch_rows = min(sizes.micro_batch_rows, batch_tokens // project.seq_len)
     return f"""\
 # The reference: the model, trained on the curated text alone. The other runs are based on this file.
 # `megaslm config explain {visible_on_one_line(shlex.quote(f"{folder}/reference.yaml"))}` prints every setting.
@@ -161,7 +165,7 @@ train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}\t# as in the paper
   global_batch_tokens: {run.batch_tokens}\t# {_batch_note(run.batch_tokens, project.seq_len)}
-  micro_batch_rows: {sizes.micro_batch_rows}\t# most rows per GPU at once; docs/tutorial.md: when to lower it
+  micro_batch_rows: {micro_batch_rows}\t# most rows per GPU at once; docs/tutorial.md: when to lower it
   lr: {sizes.reference_lr}\t# {_lr_note(project.parameters)}
   warmup_tokens: {run.warmup_tokens}\t# 1%
 zero:

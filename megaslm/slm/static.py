@@ -19,7 +19,7 @@ class StaticSelection:
 
     `mask`: (G, n) bool. `unrankable`: (G, n) bool, eligible targets whose value is NaN or infinite. `count`: (G,)
     int64, selected targets over the ranks that share a group. `threshold`: (G,) int64, see `select_top`; None for an
-    intersection.
+    intersection, and for `random`, whose values mean nothing.
     """
 
     mask: Tensor
@@ -61,4 +61,5 @@ def select_static(
     eligible = groups.eligible(max_ref_loss)
     count = kept(groups.valid, eligible, ratio, all_reduce_sum)
     top = select_top(values, groups.keys, eligible, count, all_reduce_sum)
-    return StaticSelection(top.mask, eligible & ~torch.isfinite(values), count, top.threshold)
+    threshold = None if criterion == "random" else top.threshold
+    return StaticSelection(top.mask, eligible & ~torch.isfinite(values), count, threshold)

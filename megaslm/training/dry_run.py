@@ -35,7 +35,7 @@ def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
     on_first_rank(lambda: remove_unfinished(run.folder.checkpoints))
     started = time.monotonic()
     for name, part in (("a step", _step), ("a validation", _validation), ("a save", _save)):
-        run.stop.raise_if_told_anywhere(run.cpu_group, "it was in its dry run: start again with --resume")
+        run.stop.raise_if_told_anywhere(run.cpu_group, f"it was in its dry run: {run.how_to_start_again()}")
         heartbeat("start", 0)
         with lack_of_memory_named(f"guard.dry_run: {name}", run.world):
             part(run)
@@ -91,6 +91,7 @@ def _save(run: TrainingRun) -> None:
         corrupt=(),
         say=lambda line: None,
         on_saved=lambda progress: None,
+        how_to_start_again=run.how_to_start_again,
     )
     try:
         saver.begin(Progress())

@@ -1,9 +1,10 @@
-"""The length of a run: epochs become tokens once the data is known, and the plan of the run is told in two lines."""
+"""The length of a run: epochs become tokens once the data is known, and the plan and the end of the run are told."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megaslm.config.plan import BatchPlan
+from megaslm.config.plan import BatchPlan, total_steps
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
 from megaslm.observe.display import counted
@@ -43,6 +44,8 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: "Mixture", *, after_
         f"plan: {plan.total_steps:,} steps of {plan.tokens_per_step:,} tokens = {rows * plan.seq_len:,} tokens: "
         f"{epochs:,.4g} {'epoch' if epochs == 1 else 'epochs'} of {mixture.rows:,} rows{_most_read(mixture, rows)}"
     )
+    if (note := _lowered(config, plan)) is not None:
+        yield f"plan: {note}"
     validations = 0
     if config.validation.sets:
         validations = plan.times_due(config.validation.every_tokens, after_step=after_step) + (after_step == 0)
@@ -56,6 +59,24 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: "Mixture", *, after_
         f"{counted(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
         f"{counted(saves, 'checkpoint')}, {counted(validations, 'validation')}{probes}"
     )
+
+
+def end_line(config: RunConfig) -> str:
+    """The last line of a finished run. Its length is in tokens."""
+    run, steps = config.run_dir, total_steps(config)
+    return (
+        f"{Path(run).name} · finished: {steps:,} steps, {steps * config.train.global_batch_tokens:,} tokens; `megaslm "
+        f"inspect {run}` shows the run, `megaslm export {run} OUTPUT` writes its model"
+    )
+
+
+def _lowered(config: RunConfig, plan: BatchPlan) -> str | None:
+    """Why micro-batches have fewer rows than the configuration allows; None where they have as many."""
+    asked, rows, used = config.train.micro_batch_rows, plan.rows_per_rank, plan.micro_batch_rows
+    if used == asked:
+        return None
+    lowered = f"train.micro_batch_rows = {asked} is lowered to {used}, which divides a rank's rows per step ({rows})"
+    return lowered if asked < rows else f"{lowered}; for larger micro-batches raise train.global_batch_tokens"
 
 
 def _most_read(mixture: "Mixture", rows: int) -> str:

@@ -93,12 +93,15 @@ class Trainer:
         run.probe.start_after(before.step)
         if self._probe_is_due(before.step):
             self._measure_probe(before.step)
-        run.stop.raise_if_told_anywhere(run.cpu_group, _kept(before.step))
-        run.stop.begin_work()
+        run.stop.raise_if_told_anywhere(run.cpu_group, self._kept(before.step))
+        run.stop.before_work = None
         for step in range(before.step + 1, run.plan.total_steps + 1):
             # Asked before the step, so that no rank waits for the answer after it.
             answer = run.cpu_group.ask(int(run.stop.told), *self._saver.running_and_failed)
             self._train(step, micro_batches)
+            told, running, failed = answer.read()
+            # Before a validation, which may take long: what is said of a save is not to come after it.
+            self._saver.settle(running, failed)
             last = step == run.plan.total_steps
             if last or step % config.log.every_steps == 0:
                 self._flush()
@@ -106,14 +109,12 @@ class Trainer:
                     self._compare_memory()
                 self._compare_ranks(step)
             validated = True
-            if last or self._is_due(config.validation.every_tokens, step):
+            if run.plan.is_due(config.validation.every_tokens, step):
                 validated = self._validate(step)
             probed = not self._probe_is_due(step) or self._measure_probe(step)
-            told, running, failed = answer.read()
             # A validation ends early if a rank was told to stop, even after the question. So does a measurement.
             told = told or not (validated and probed)
-            self._saver.settle(running, failed)
-            saves = last or told or self._is_due(config.checkpoint.every_tokens, step)
+            saves = told or run.plan.is_due(config.checkpoint.every_tokens, step)
             if saves:
                 self._flush()
             if self._spike is not None and config.guard.on_spike == "rollback":
@@ -125,7 +126,7 @@ class Trainer:
             if last or told:
                 self._saver.wait(may_fail=False)
             if told and not (last and validated and probed):
-                raise run.stop.stopped(_kept(step))
+                raise run.stop.stopped(self._kept(step))
         return None
 
     def _train(self, step: int, micro_batches: Iterator[MicroBatch]) -> None:
@@ -147,9 +148,6 @@ class Trainer:
         self._reporter.add(result)
         self._skips.add(step, result.skipped)
 
-    def _is_due(self, every_tokens: int | None, step: int) -> bool:
-        return every_tokens is not None and step % self._run.plan.steps_of(every_tokens) == 0
-
     def _flush(self) -> None:
         on_spike = self._run.config.guard.on_spike
         for record in self._reporter.flush():
@@ -160,8 +158,8 @@ class Trainer:
                     self._reporter.say(f"warning: {spike}")
                 if on_spike == "stop":
                     raise LossSpike(
-                        f"{spike}; guard.on_spike = stop: look at the rows that were read then; start again with "
-                        "--resume, and with guard.on_spike = rollback to leave them out"
+                        f"{spike}; guard.on_spike = stop: look at the rows that were read then; "
+                        f"{self._run.how_to_start_again()}, and with guard.on_spike = rollback to leave them out"
                     )
             # A spike to roll back from is kept until the roll-back. Of other consecutive spikes only the first is told.
             if on_spike != "rollback" or self._spike is None:
@@ -205,8 +203,7 @@ class Trainer:
 
     def _probe_is_due(self, step: int) -> bool:
         every_tokens = self._run.config.probe.every_tokens
-        at_an_end = every_tokens is not None and step in (0, self._run.plan.total_steps)
-        return at_an_end or self._is_due(every_tokens, step)
+        return every_tokens is not None and (step == 0 or self._run.plan.is_due(every_tokens, step))
 
     def _measure_probe(self, step: int) -> bool:
         """Whether the measurement finished before a rank was told to stop. If not, the resumed run makes it."""
@@ -229,6 +226,11 @@ class Trainer:
     def _is_to_stop(self, step: int) -> bool:
         heartbeat("validate", step)
         return self._run.cpu_group.any(self._run.stop.told)
+
+    def _kept(self, step: int) -> str:
+        if step:
+            return f"step {step} is saved: resume with --resume"
+        return f"no step was made yet: {self._run.how_to_start_again()}"
 
     def _begin_save(self, step: int, *, validated: bool) -> None:
         # The save before must be complete first: waiting for it would count as a halt for this one.
@@ -260,10 +262,6 @@ class Trainer:
             validation_is_due=not validated,
             extents=before.extents,
         )
-
-
-def _kept(step: int) -> str:
-    return f"step {step} is saved: resume with --resume" if step else "no step was made yet: start again with --resume"
 
 
 def learning_rate(train: TrainSection, tokens: int) -> float:

@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.config.load import load
-from megaslm.config.run_files import COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test, require_no_run
+from megaslm.config.plan import total_steps
+from megaslm.config.run_files import (
+    COMPLETE_CHECKPOINTS,
+    CONFIG,
+    PROBE,
+    PROGRESS,
+    how_to_start_again,
+    refuse_smoke_test,
+    require_no_run,
+)
 from megaslm.config.schema import RunConfig
 from megaslm.config.section import Split
 from megaslm.dataset.fit import ReadDataset
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import CheckpointError, ConfigError
+from megaslm.observe.probe_files import measurement_file
 from megaslm.training.changes import check_changes
+from megaslm.training.checkpoints.file_list import read_file_list
 
 
 def check_run(
@@ -49,6 +60,36 @@ def check_run(
     has_learned = any(run.glob(COMPLETE_CHECKPOINTS))
     before = load(RunConfig, run / CONFIG).value
     return [*longer, *check_changes(before, config, allow_changed, has_learned=has_learned, data_changes=longer)]
+
+
+def no_step_made(run_dir: str) -> str:
+    """What is lost by a stop before the first step since a start: nothing; and how the run is started again."""
+    return f"no step was made since the start: {how_to_start_again(Path(run_dir))}"
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether nothing is left to do for a run whose length is in tokens: its last step is saved, and all is measured.
+
+    False where a setting has changed, which the ranks judge. The files of the newest checkpoint are looked at by their
+    sizes only. Where one is not as written, the run resumes from an earlier checkpoint.
+    """
+    run, steps = Path(config.run_dir), total_steps(config)
+    newest = max((complete.parent for complete in run.glob(COMPLETE_CHECKPOINTS)), default=None)
+    if newest is None or not (run / CONFIG).is_file():
+        return False
+    before = load(RunConfig, run / CONFIG).value
+    # A run folder may move.
+    if before.model_copy(update={"run_dir": config.run_dir}) != config:
+        return False
+    if config.probe.every_tokens is not None and not measurement_file(run / PROBE, steps).is_file():
+        return False
+    try:
+        progress = json.loads((newest / PROGRESS).read_text(encoding="utf-8"))
+        is_whole = all((newest / name).stat().st_size == file.size for name, file in read_file_list(newest).items())
+    except (OSError, ValueError, CheckpointError):
+        # The ranks tell what is wrong with it.
+        return False
+    return is_whole and progress.get("step") == steps and not progress.get("validation_is_due")
 
 
 def identity(manifest: Manifest) -> dict[str, str | None]:

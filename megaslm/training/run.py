@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from megaslm.config.load import settings_of
 from megaslm.config.plan import BatchPlan
+from megaslm.config.run_files import how_to_start_again
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dotted_key, dump
 from megaslm.engine.cpu_group import CpuGroup
@@ -76,6 +77,10 @@ class TrainingRun:
     stop: StopSignal
     is_smoke_test: bool = False
     """Whether nothing resumes from it."""
+
+    def how_to_start_again(self) -> str:
+        """The advice for this run, or smoke test, where it stops."""
+        return "start the smoke test again" if self.is_smoke_test else how_to_start_again(self.folder.path)
 
     def train_step(self, objective: Objective, *, ends: Callable[[Phase], None] = untimed) -> TrainStep:
         """The optimiser step under an objective, which calls `ends` at the end of each phase."""

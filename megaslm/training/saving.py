@@ -131,7 +131,7 @@ def make_saver(
         corrupt=corrupt,
         say=lambda line: say(f"{run.folder.path.name} · {line}"),
         on_saved=saved,
-        again="the smoke test again" if run.is_smoke_test else "again with --resume",
+        how_to_start_again=run.how_to_start_again,
     )
 
 

@@ -10,7 +10,7 @@ from megaslm.config.retention import retention_warnings
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
-from megaslm.engine.distributed import World, join_world, on_first_rank, wait_for_all
+from megaslm.engine.distributed import World, gather_objects, join_world, on_first_rank, wait_for_all
 from megaslm.engine.fixed_order import prepare_fixed_order
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.stop_signal import StopSignal
@@ -32,12 +32,12 @@ from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
 from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
-from megaslm.training.length import plan_lines, with_total_tokens
+from megaslm.training.length import end_line, plan_lines, with_total_tokens
 from megaslm.training.loop import Trainer
 from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.probe import Probe
 from megaslm.training.requirements import requirements_of
-from megaslm.training.resumption import check_run
+from megaslm.training.resumption import check_run, no_step_made
 from megaslm.training.run import TrainingRun
 from megaslm.training.run_folder import RunFolder, alone_in, record_run
 from megaslm.training.smoke import as_smoke_test, smoke_test
@@ -52,8 +52,6 @@ from megaslm.training.start import (
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
-
-_NOTHING_LOST = "no step was made since the start: start again with --resume"
 
 
 def train(
@@ -118,8 +116,8 @@ def _train(
             say(f"changed since the run began: {line}")
         run = _prepare(config, plan, data, world, stop, say)
         # A smoke test empties its folder at its end.
-        if keep_in(run.folder.logs / f"rank-{world.rank}.log"):
-            say(f"messages of PyTorch and DeepSpeed go to {run.folder.logs}")
+        if any(gather_objects(keep_in(run.folder.logs / f"rank-{world.rank}.log"))):
+            say(f"what PyTorch and DeepSpeed printed is in {run.folder.logs}")
         _train_to_the_end(run, say)
 
 
@@ -166,21 +164,15 @@ def _train_to_the_end(run: TrainingRun, say: Callable[[str], None]) -> None:
         dry_run(run, say)
     resumed = _resume(run, say)
     on_first_rank(lambda: record_run(config, run.data))
+    if run.stop.before_work is not None:
+        run.stop.before_work = no_step_made(config.run_dir)
     _say_plan(run, config, say, after_step=resumed.progress.step)
     while True:
         asked = Trainer(run, resumed).run()
         if asked is None:
-            _say_end(run, say)
+            say(end_line(config))
             return
         resumed = roll_back(run, asked, say)
-
-
-def _say_end(run: TrainingRun, say: Callable[[str], None]) -> None:
-    steps = run.plan.total_steps
-    say(
-        f"{run.folder.path.name} · finished: {steps:,} steps, {steps * run.plan.tokens_per_step:,} tokens; `megaslm "
-        f"inspect {run.folder.path}` shows the run, `megaslm export {run.folder.path} OUTPUT` writes its model"
-    )
 
 
 def _say_plan(run: TrainingRun, config: RunConfig, say: Callable[[str], None], *, after_step: int) -> None:
@@ -226,7 +218,7 @@ def _prepare(
     if world.is_first_on_host:
         fetch_descriptions(config, data)
     wait_for_all()
-    stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
+    stop.raise_if_told_anywhere(cpu_group, no_step_made(config.run_dir))
     heartbeat("start", 0)
     validation = Validation(config.validation, world, data.first.manifest, cache=config.data.fetch.cache)
     stream = TrainingStream(
@@ -239,7 +231,7 @@ def _prepare(
     )
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))
-    stop.raise_if_told_anywhere(cpu_group, _NOTHING_LOST)
+    stop.raise_if_told_anywhere(cpu_group, no_step_made(config.run_dir))
     way = exact_way(config, plan, engine, world)
     memory = MemoryCheck.before_the_first_step(engine)
     tasks = TaskValidation(

@@ -120,7 +120,7 @@ def test_a_job_that_is_told_to_stop_while_it_starts_may_be_started_again(
 ) -> None:
     config = material.config(tmp_path / "run", steps=MANY_STEPS)
     arguments = ["train", write_config(tmp_path / "run.yaml", config), "--resume"]
-    for number, part in enumerate((" check ", "deepspeed.launcher.runner", "-u -m megaslm")):
+    for number, part in enumerate((" check ", "-m deepspeed.launcher.", "-u -m megaslm")):
         with HostfileJob(hosts, tmp_path / str(number), arguments, remote_shell=remote_shell) as job:
             wait_until(lambda part=part: any(part in command for command in hosts.processes().get("node-1", [])))
             job.send(signal.SIGTERM)

@@ -49,7 +49,7 @@ def start(hosts: Hosts, material: Material, folder: Path, remote_shell: str) -> 
     log = folder / "output.txt"
     conditions: dict[str, Callable[[], bool]] = {
         "configured": lambda: any("launcher/hostfile.sh" in command for command in commands(hosts, "node-1")),
-        "hosts_asked": lambda: python_runs(commands(hosts, "node-1"), "deepspeed.launcher.runner"),
+        "hosts_asked": lambda: python_runs(commands(hosts, "node-1"), "-m deepspeed.launcher."),
         "launcher": lambda: on_both(hosts, "-m deepspeed.launcher.launch"),
         "ranks": lambda: on_both(hosts, "-u -m megaslm"),
         "imports": lambda: hosts.first.listens_at(port),

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megaslm.dataset.rows import RowReader
 from megaslm.model import traced_memory
 from megaslm.observe.records import read_validations
+from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.loop import learning_rate
 from tests.chain import Chain
@@ -48,6 +50,41 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
     assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
+
+
+def test_a_finished_run_is_told_before_the_imports(chain: Chain, tmp_path: Path, says: Says) -> None:
+    run = Path(shutil.copytree(chain.slm_run, tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    config = write_config(tmp_path / "run.yaml", chain.slm_config(run))
+    says(run_megaslm("train", config, "--resume", world_size=2), "8 steps")
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    (run / "checkpoints" / "step-00000008" / "COMPLETE").unlink()
+    assert "resumes after step 4" in run_megaslm("train", config, "--resume", world_size=2)
+    assert [record["step"] for record in steps_of(run)] == list(range(1, 9))
+
+
+def test_a_save_is_told_before_the_validation_of_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where it was written before that step began."""
+    begin = Saver.begin
+
+    def begin_and_write(saver: Saver, progress: Progress) -> None:
+        begin(saver, progress)
+        assert saver._write is not None
+        saver._write.wait()
+
+    monkeypatch.setattr(Saver, "begin", begin_and_write)
+    make_dataset(tmp_path / "tokens", {("train", "a"): [20], ("heldout", "a"): [3]})
+    config = run_config(
+        tmp_path / "run",
+        tmp_path / "tokens",
+        checkpoint={"every_tokens": 5 * 8 * SEQ_LEN},
+        validation={"sets": {"held": {"dataset": str(tmp_path / "tokens")}}},
+    )
+    run_training(config)
+    told = [line for line in capfd.readouterr().out.splitlines() if "saved step 5" in line or "step 6 · held" in line]
+    assert ["saved" in line for line in told] == [True, False]
 
 
 def test_each_step_is_made_at_the_rate_of_its_schedule(tmp_path: Path) -> None:

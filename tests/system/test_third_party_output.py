@@ -15,6 +15,12 @@ from pathlib import Path
 from megaslm.cli_output import end_third_party_output
 from megaslm.observe.third_party_output import diverted, keep_in
 how, run = sys.argv[1], Path(sys.argv[2])
+if how == "silent":
+    with diverted("train"):
+        pass
+    assert not keep_in(run / "logs" / "rank-0.log")
+    end_third_party_output(0)
+    sys.exit()
 print("ours before")
 with diverted("train"):
     handler = logging.StreamHandler(sys.stdout)
@@ -24,7 +30,7 @@ logging.getLogger("library").warning("noise of a logger")
 logging.getLogger("other").warning("noise of a logger without a handler")
 warnings.warn("noise of a warning")
 if how != "refused":
-    keep_in(run / "logs" / "rank-0.log")
+    assert keep_in(run / "logs" / "rank-0.log")
 os.write(1, b"noise of C++\\n")
 os.write(2, b"noise of C++\\n")
 print("ours after")
@@ -77,3 +83,13 @@ def test_a_second_attempt_adds_to_the_log_of_the_first(tmp_path: Path) -> None:
     for _ in range(2):
         run("done", tmp_path)
     assert (tmp_path / "run" / "logs" / "rank-0.log").read_text().count("noise of an import") == 2
+
+
+def test_an_empty_log_is_removed_and_the_others_stay(tmp_path: Path) -> None:
+    logs = tmp_path / "run" / "logs"
+    assert run("silent", tmp_path).returncode == 0
+    assert not logs.exists()
+    logs.mkdir(parents=True)
+    (logs / "rank-1.log").write_text("noise")
+    run("silent", tmp_path)
+    assert [path.name for path in logs.iterdir()] == ["rank-1.log"]

@@ -31,20 +31,25 @@ function section(id, title, ...parts) {
 
 /**
  * A table that scrolls on its own where it is too wide. The first column has the heads of the rows. A cell is a text, a
- * node or null. A column without any cell is left out. `words`: the columns, beside the first, that are not numbers.
+ * node or null. A column without any cell is left out. A text in place of a row heads the rows after it. `words`: the
+ * columns, beside the first, that are not numbers.
  */
 function table(caption, heads, rows, words = []) {
+  const cells = rows.filter(Array.isArray);
   const columns = heads.map((_, column) => column).filter((column) =>
-    column === 0 || rows.some((row) => row[column] !== null && row[column] !== undefined && row[column] !== NOTHING));
+    column === 0 || cells.some((row) => row[column] !== null && row[column] !== undefined && row[column] !== NOTHING));
   const kind = (column) => (column === 0 || words.includes(column) ? "words" : "number");
   const cell = (row, column) => element(column === 0 ? "th" : "td",
     { scope: column === 0 ? "row" : null, class: kind(column) }, row[column] ?? NOTHING);
+  const line = (row) => element("tr", {}, Array.isArray(row) ? columns.map((column) => cell(row, column))
+    : element("th", { scope: "rowgroup", colspan: columns.length, class: "group" }, row));
+  const starts = rows.flatMap((row, at) => (at === 0 || !Array.isArray(row) ? [at] : []));
   return element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
     element("table", {},
       element("caption", {}, caption),
       element("thead", {}, element("tr", {},
         columns.map((column) => element("th", { scope: "col", class: kind(column) }, heads[column])))),
-      element("tbody", {}, rows.map((row) => element("tr", {}, columns.map((column) => cell(row, column)))))));
+      starts.map((start, at) => element("tbody", {}, rows.slice(start, starts[at + 1]).map(line)))));
 }
 
 /** A closed part whose content is made each time that it is opened. */

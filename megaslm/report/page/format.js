@@ -4,7 +4,7 @@ const NOTHING = "–";
 const COUNTS = [[1, ""], [1e3, "k"], [1e6, "M"], [1e9, "B"], [1e12, "T"]];
 const FLOPS = [[1, " FLOP"], [1e6, " MFLOP"], [1e9, " GFLOP"], [1e12, " TFLOP"], [1e15, " PFLOP"], [1e18, " EFLOP"],
   [1e21, " ZFLOP"], [1e24, " YFLOP"]];
-const SECONDS = [[1, " s"], [60, " min"], [3600, " h"], [86400, " d"]];
+const SECONDS = [[1, " s"], [60, " min"], [3600, " h"]];
 const GPU_HOURS = [[1, " GPU-h"]];
 
 const QUANTITIES = {
@@ -42,8 +42,18 @@ function scientific(number) {
 /** A number in the unit that suits it. */
 function inUnits(number, units) {
   if (!isNumber(number)) return NOTHING;
+  if (units === SECONDS) return duration(number);
   const [size, unit] = unitFor(units, Math.abs(number));
   return digits(number / size) + unit;
+}
+
+/** A time as the commands tell it, such as `4.2 s`, `3 min 05 s` or `27 h 14 min`. No unit begins a line. */
+function duration(seconds) {
+  if (seconds < 59.95) return `${seconds.toFixed(1)}\u00a0s`;
+  const [size, unit, smaller] = seconds < 3599.5 ? [60, "min", "s"] : [3600, "h", "min"];
+  const parts = Math.round(seconds / (size / 60));
+  const rest = String(parts % 60).padStart(2, "0");
+  return `${Math.floor(parts / 60).toLocaleString("en")}\u00a0${unit} ${rest}\u00a0${smaller}`;
 }
 
 /** An amount of a quantity, such as `tokens` or `seconds`. */

@@ -28,22 +28,22 @@ function targetsTable(runs, targets) {
   if (!targets.rows.length) return [];
   const counted = (key) => `${key}_with_reference`;
   const keys = [...REACHED, ...COSTLY.map(counted)];
-  const heads = ["loss (nats)", "why", "run", ...REACHED.map((key) => QUANTITIES[key].name),
+  const heads = ["run", ...REACHED.map((key) => QUANTITIES[key].name),
     ...COSTLY.map((key) => `${QUANTITIES[key].name}, reference and scoring counted`)];
   const rows = targets.rows.flatMap(({ loss, why, reached }) => {
     const base = reached.find((found) => found.run === targets.baseline);
-    return reached.map((found) => [nats(loss), why, named(runs, found.run), ...keys.map((key) => {
+    return [`${nats(loss)} nats: ${why}`, ...reached.map((found) => [named(runs, found.run), ...keys.map((key) => {
       const quantity = key.replace("_with_reference", "");
       if (!isNumber(found[key])) return isNumber(found.tokens) ? NOTHING : key === "tokens" ? "not reached" : NOTHING;
       const share = found !== base && isNumber(base?.[quantity]) ? ` (${percent(found[key] / base[quantity])})` : "";
       return amount(found[key], quantity) + share;
-    })]);
+    })])];
   });
   return [
     targets.sentence ? element("p", {}, targets.sentence) : null,
     element("p", {}, "Losses are interpolated between validations. " +
       `In brackets: the share of what ${targets.baseline} took.`),
-    table(`Tokens and time to a loss on ${targets.place}`, heads, rows, [1, 2]),
+    table(`Tokens and time to a loss on ${targets.place}`, heads, rows),
   ];
 }
 

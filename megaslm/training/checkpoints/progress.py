@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megaslm.config.run_files import PROGRESS
 from megaslm.errors import CheckpointError
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.stream.order import Extent
 
-PROGRESS = "progress.json"
 BY_PASSES = 2
 """`Progress.row_order`: streams with a weight or repeat are read pass after pass. 1: each epoch was drawn anew."""
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megaslm.config.retention import Retention
-from megaslm.config.run_files import CONFIG, LAYOUT
+from megaslm.config.run_files import CONFIG, LAYOUT, PROGRESS
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
@@ -19,7 +19,7 @@ from megaslm.errors import CheckpointError, SaveFailed
 from megaslm.files import sync, unfinished
 from megaslm.training.checkpoints.file_list import FileList, describe, write_file_list
 from megaslm.training.checkpoints.layout import Layout
-from megaslm.training.checkpoints.progress import PROGRESS, Progress
+from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.state_files import HostCopy
 from megaslm.training.checkpoints.store import (
     check_sizes,
@@ -117,7 +117,7 @@ class Saver:
         corrupt: tuple[int, ...],
         say: Callable[[str], None],
         on_saved: Callable[[Progress], None],
-        again: str = "again with --resume",
+        how_to_start_again: Callable[[], str],
     ) -> None:
         """Writes nothing yet.
 
@@ -132,7 +132,7 @@ class Saver:
             corrupt: steps whose checkpoints are known to be corrupt.
             say: prints a line, on the first rank.
             on_saved: called on all ranks with the progress of each complete checkpoint.
-            again: how the job is started after it has failed, for its last message.
+            how_to_start_again: the advice for a job that has failed, for its last message.
         """
         self._checkpoints = checkpoints
         self._state = state
@@ -144,7 +144,7 @@ class Saver:
         self._corrupt = set(corrupt)
         self._say = say
         self._on_saved = on_saved
-        self._again = again
+        self._how_to_start_again = how_to_start_again
         self._layout = Layout.of(gather_objects(state.fragments))
         self._copy = HostCopy(state, self._layout.written_by(world.rank))
         self._write: PartWrite | None = None
@@ -248,7 +248,7 @@ class Saver:
         if self._failed_in_a_row >= self._max_failed:
             raise SaveFailed(
                 f"{failed}; {self._failed_in_a_row} in a row have failed: the run stops. Make room in "
-                f"{self._checkpoints} or repair it, then start {self._again}"
+                f"{self._checkpoints} or repair it, then {self._how_to_start_again()}"
             )
         self._say(f"warning: {failed}; training goes on; the run stops after {self._max_failed} such failures in a row")
 

@@ -73,7 +73,7 @@ def test_it_answers_before_the_imports_that_take_seconds() -> None:
 
 def test_two_steps_of_a_run_are_made_and_removed(config: Path, tmp_path: Path) -> None:
     report, before = tmp_path / "report.json", {entry.name for entry in tmp_path.iterdir()}
-    done = call_megaslm("doctor", config, "--steps", "--json", report)
+    done = call_megaslm("doctor", config, "--steps", "--ranks", "1", "--json", report)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {entry.name for entry in tmp_path.iterdir()} == before | {"report.json"}
     (made,) = [check for check in read(report)["checks"] if check["topic"] == "dry run"]
@@ -89,7 +89,7 @@ def test_a_run_without_its_dataset_is_a_problem_and_makes_no_step(config: Path, 
     done = call_megaslm("doctor", config, "--steps", "--set", f"data.train={missing}", "--json", report)
     assert done.returncode == 2
     told = [line for line in done.stdout.splitlines() if line.startswith("problem")]
-    says("\n".join(told), f"data.train: {missing}")
+    says("\n".join(told), f"data.train (--set): {missing}")
     assert [topic for topic, status in statuses(report).items() if status == "problem"] == ["inputs"]
     assert statuses(report)["dry run"] == "warning"
     assert not Path(f"{tmp_path / 'run'}.doctor.smoke").exists()
@@ -101,7 +101,7 @@ def test_steps_that_fail_are_told_with_their_last_lines(config: Path, tmp_path: 
     kept = tmp_path / "run.doctor.smoke" / "mine.txt"
     kept.parent.mkdir()
     kept.write_text("mine", encoding="utf-8")
-    done = call_megaslm("doctor", config, "--steps")
+    done = call_megaslm("doctor", config, "--steps", "--ranks", "1")
     assert done.returncode == 2
     assert "InputError: " in done.stdout
     assert str(kept.parent) in done.stdout
@@ -127,7 +127,7 @@ def test_a_dataset_on_object_storage_is_asked_for(config: Path, s3: Bucket, tmp_
     assert there in store["found"]
     done = call_megaslm("doctor", config, "--set", f"data.train={missing}", "--json", report)
     assert done.returncode == 2
-    assert f"data.train: {missing}" in done.stdout
+    assert f"data.train (--set): {missing}" in done.stdout
 
 
 @pytest.mark.parametrize("option", [("--steps",), ("--set", "train.lr=1")])

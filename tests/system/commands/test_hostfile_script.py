@@ -1,11 +1,14 @@
 """What launcher/hostfile.sh refuses, and what it makes of a host's answers. Jobs that it starts: tests/multinode."""
 
+import base64
+import json
 import os
 import shutil
 import socket
 import string
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -269,9 +272,10 @@ sys.exit(2)
 @pytest.mark.parametrize("remote_shell", ["pdsh", "ssh"])
 def test_the_last_word_of_a_refusal_is_the_ranks(workplace: Path, remote_shell: str) -> None:
     """Two hosts that are both this one, and the real pdsh and DeepSpeed."""
-    if shutil.which("pdsh") is None:
-        pytest.skip("pdsh is not installed")
-    (workplace / "bin" / "pdsh").unlink()
+    if remote_shell == "pdsh":
+        if shutil.which("pdsh") is None:
+            pytest.skip("pdsh is not installed")
+        (workplace / "bin" / "pdsh").unlink()
     (workplace / "bin" / "ssh").write_text("""#!/usr/bin/env bash
 while [[ "$1" == -* ]]; do if [[ "$1" == -[ol] ]]; then shift; fi; shift; done
 exec bash -c "${*:2}"
@@ -332,3 +336,20 @@ def test_a_login_shell_that_hands_no_variables_on_is_told_of(says: Says) -> None
     ended = on_host("check", here, sys.executable, MEGASLM_JOB="")
     assert ended.returncode == 1
     says(ended.stderr, "`export NAME=VALUE`")
+
+
+def test_a_host_starts_its_ranks_by_the_launcher_of_one_host(tmp_path: Path) -> None:
+    """`deepspeed` would import DeepSpeed once more before that."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    python.chmod(0o755)
+    words = ["run", str(python), "1", "10.0.0.1", "29500", "train", "run.yaml"]
+    ended = on_host(*words, MEGASLM_HOSTS="node-1:2,node-2.example:11")
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stdout.splitlines()
+    assert said[:3] == ["-u", "-m", "deepspeed.launcher.launch"]
+    assert said[-3:] == ["megaslm", "train", "run.yaml"]
+    options = dict(pairwise(said))
+    assert (options["--node_rank"], options["--master_addr"], options["--master_port"]) == ("1", "10.0.0.1", "29500")
+    slots = json.loads(base64.urlsafe_b64decode(options["--world_info"]))
+    assert list(slots.items()) == [("node-1", [0, 1]), ("node-2.example", list(range(11)))]

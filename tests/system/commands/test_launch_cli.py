@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megaslm.config.load import load
+from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import read_manifest
 from tests.launched import ROOT
 from tests.messages import Says
@@ -51,6 +53,11 @@ def test_words_that_the_verb_would_not_take_start_nothing(words: tuple[str, ...]
     assert named in done.stderr
 
 
+def place_of(run: Path, setting: str) -> str:
+    """The line of a run's file that sets a setting."""
+    return load(RunConfig, run).provenance[setting]
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run that could start, as a file of an unwieldy name."""
@@ -88,7 +95,7 @@ def test_a_dry_run_names_all_that_is_missing(run: Path, here: Path, says: Says) 
     sets = 'validation.sets={x: {dataset: "no/where"}}'
     done = launch("--cluster", here, "--dry-run", run, "--set", sets)
     assert done.returncode == 2
-    says(done.stderr, "data.train", "no/where")
+    says(done.stderr, "data.train", "validation.sets.x (--set)", "no/where", PLACE=place_of(run, "data.train"))
     assert str(ROOT / "launcher" / "local.sh") in done.stdout
 
 
@@ -144,7 +151,7 @@ def test_what_is_missing_is_told_before_torch_is_imported(run: Path, rank: int, 
     if rank == 1:
         assert done.stderr == ""
     else:
-        says(done.stderr, "data.train")
+        says(done.stderr, "data.train", PLACE=place_of(run, "data.train"))
 
 
 @pytest.mark.parametrize(

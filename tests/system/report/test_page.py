@@ -209,11 +209,11 @@ def test_the_axis_and_the_counted_reference_move_a_curve(open_page: Open) -> Non
     assert page.locator("#counted").is_disabled()
     assert "81.9k" in first_stop()
     page.get_by_label("time", exact=True).check()
-    assert "12.6 s" in first_stop()
+    assert "12.6\u00a0s" in first_stop()
     shape = "(plot) => [...plot.querySelectorAll('path.line')].map((path) => path.getAttribute('d')).join()"
     before = plot.evaluate(shape)
     page.locator("#counted").check()
-    assert "1.28 min" in first_stop()
+    assert "1\u00a0min 17\u00a0s" in first_stop()
     # All lines move by the same time, so the shape stays, and the labels below it change.
     assert plot.evaluate(shape) == before
     page.locator("#curves .runs").get_by_label("clm", exact=True).check()
@@ -258,6 +258,17 @@ def test_a_table_tells_each_chart_and_row_without_its_sight(open_page: Open) -> 
     assert page.locator("table, figure").evaluate_all(named)
     assert page.locator("th:not([scope])").count() == 0
     assert page.locator("input, select").evaluate_all("(nodes) => nodes.every((node) => node.labels.length)")
+
+
+def test_the_runs_stand_below_each_loss_that_they_reach(open_page: Open) -> None:
+    (targets,) = document()["targets"]
+    page = open_page(document())
+    bodies = page.locator("#targets tbody")
+    assert bodies.count() == len(targets["rows"])
+    for body, row in zip(bodies.all(), targets["rows"], strict=True):
+        heads = body.locator("th").all_inner_texts()
+        assert f"{row['loss']:.3f}" in heads[0]
+        assert heads[1:] == [reached["run"] for reached in row["reached"]]
 
 
 def test_a_sweep_has_a_point_for_each_run(open_page: Open) -> None:

@@ -47,6 +47,29 @@ def test_an_interval_is_never_longer_than_asked(run_config: MakeRun, tokens: int
     assert plan_batches(run_config(), 1).steps_of(tokens) == steps
 
 
+@pytest.mark.parametrize(
+    ("total", "interval", "steps"),
+    [
+        (9, 4, [4, 8, 9]),
+        (8, 4, [4, 8]),
+        (3, None, [3]),
+        (3, 5, [3]),
+        (22, 20, [20, 22]),
+        # One step is a tenth of 10 steps, and less of 11.
+        (11, 10, [10, 11]),
+        (12, 11, [12]),
+        (56, 11, [11, 22, 33, 44, 56]),
+    ],
+)
+def test_work_is_due_after_each_interval_but_for_the_very_end(
+    run_config: MakeRun, total: int, interval: int | None, steps: list[int]
+) -> None:
+    plan, every = plan_batches(run_config(f"train.total_tokens={total * 1024}"), 1), interval and interval * 1024
+    assert [step for step in range(1, total + 1) if plan.is_due(every, step)] == steps
+    for after in range(total + 1):
+        assert plan.times_due(every, after_step=after) == sum(step > after for step in steps)
+
+
 def test_ranks_that_do_not_divide_the_rows_are_refused_with_what_would(run_config: MakeRun, says: Says) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_batches(run_config(), world_size=3)

@@ -1,4 +1,4 @@
-"""The findings together: told one by one, in their order, with what to do at the end, and without secrets."""
+"""The findings together: told one by one, in their order, with their sum at the end, and without secrets."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from megaslm.errors import ConfigError
 from tests.messages import Says
 
 
-def test_what_to_do_is_told_at_the_end_problems_first(says: Says) -> None:
+def test_the_end_names_the_lines_that_say_what_to_do(says: Says) -> None:
     told: list[str] = []
     diagnosis = Diagnosis(told.append)
     assert diagnosis.look("a", lambda: [Check("a", "ok", "is well"), Check("a", "warning", "is slow", "make it quick")])

@@ -7,7 +7,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megaslm.config.load import Loaded, load
+from megaslm.config.load import DEFAULT, Loaded, load
 from megaslm.config.recipe import Recipe
 from megaslm.config.run_files import COMPLETE, COMPLETE_CHECKPOINTS, CONFIG
 from megaslm.config.schema import RunConfig
@@ -106,6 +106,15 @@ def test_a_remote_dataset_is_looked_at_where_its_manifest_can_be_read(tokens: Pa
     assert "s3://bucket/tokens" in problem
     assert "data.seq_len = 32" in problem
     assert findings.unseen == {}
+
+
+def test_a_setting_is_named_with_its_line(tokens: Path) -> None:
+    """That of `data.train` where the dataset is not scored, and no origin where there is none."""
+    here = Findings(Reach.ALL, "", origins={"data.train": "run.yaml:7", "slm.reference": DEFAULT})
+    look_at_run(here, selective(tokens), ranks=2)
+    (problem,) = here.problems
+    assert problem.startswith(f"data.train (run.yaml:7): {tokens} holds no ref_loss")
+    assert here.named("slm.reference") == "slm.reference"
 
 
 def test_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:

@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
+from megaslm.observe.charts import LAYOUT
 from megaslm.observe.records import (
     PaceRecord,
     ProbeRecord,
@@ -178,7 +179,7 @@ def test_a_chart_is_in_the_layout_once_it_has_a_number(tmp_path: Path) -> None:
     assert 0 < len(first) < 12
     begun.write([step(2)])
     assert len(EventMultiplexer().AddRun(str(tmp_path), "run").Reload().Tensors("run", CONFIG_SUMMARY_TAG)) == 1
-    begun.write([replace(EVERYTHING[0], step=3, tokens=30), PaceRecord(3, 0, 1.0)])
+    begun.write([replace(EVERYTHING[0], step=3, tokens=30), replace(REPORT, step=3), PaceRecord(3, 0, 1.0)])
     assert len(charts_in(tmp_path)) > len(first) + 3
     # What the first attempt has told is still shown; the pace is told anew.
     resumed = board(tmp_path, first_step=3)
@@ -186,6 +187,16 @@ def test_a_chart_is_in_the_layout_once_it_has_a_number(tmp_path: Path) -> None:
     assert charts_in(tmp_path) == first
     resumed.write([PaceRecord(3, 0, 1.0)])
     assert len(charts_in(tmp_path)) == len(first) + 1
+
+
+def test_a_run_that_trains_on_every_target_has_no_charts_of_its_selection(tmp_path: Path) -> None:
+    """Its ratios are 1 throughout."""
+    causal = replace(REPORT, keep_ratio=None)
+    board(tmp_path / "clm", first_step=0).write([replace(EVERYTHING[0], threshold=None), causal])
+    board(tmp_path / "slm", first_step=0).write([EVERYTHING[0], REPORT])
+    clm, slm = charts_in(tmp_path / "clm"), charts_in(tmp_path / "slm")
+    assert len(clm) > 3
+    assert [chart for chart in slm if chart not in clm] == [chart.title for chart in LAYOUT["Selection"][:-1]]
 
 
 def test_every_line_of_the_layout_has_a_tag(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_what_it_writes_is_read_and_hangs_together(model: Path, tmp_path: Path) 
     assert {recipe.seq_len for recipe in recipes} == {reference.data.seq_len} == {slm.data.seq_len}
     assert {recipe.bos for recipe in recipes} == {"document"}
     assert (reference.train.epochs, clm.train.epochs, slm.train.objective) == (3, 1, "slm")
+    batch_rows = max(run.train.global_batch_tokens for run in (reference, clm)) // reference.data.seq_len
+    assert reference.train.micro_batch_rows == clm.train.micro_batch_rows <= batch_rows
     written = " ".join(project.commands)
     for folder in (reference.data.train, clm.data.train, slm.data.train, slm.slm.reference, slm.run_dir):
         assert f" {folder}" in written

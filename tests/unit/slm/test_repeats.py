@@ -2,6 +2,7 @@
 
 from collections import Counter
 from decimal import Decimal
+from functools import cache
 from typing import Literal
 
 import pytest
@@ -38,6 +39,7 @@ def test_copies_are_counted_over_ranks(rows: list[int], ranks: int) -> None:
     assert found == [rows[:place].count(row) for place, row in enumerate(rows)]
 
 
+@cache
 def values(row: int, salt: int) -> Tensor:
     """(L,) numbers of a row: powers of two and sums of few, so that ties are many and differences exact."""
     generator = torch.Generator().manual_seed(10 * row + salt)

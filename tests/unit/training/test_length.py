@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from megaslm.config.plan import plan_batches
+from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
 from megaslm.training.length import plan_lines, with_total_tokens
@@ -133,3 +133,18 @@ def test_the_plan_tells_what_is_read_most(folders: Path, says: Says) -> None:
     said = next(plan_lines(config, plan_batches(config, 1), open_training_data(config).mixture, after_step=0))
     # Half of 40 rows each: of `code`'s 11, and of 29.
     says(said, "code is read 1.818 times", "0.6897 times")
+
+
+@pytest.mark.parametrize(("asked", "used"), [(3, 2), (5, 4), (128, 4)])
+def test_a_micro_batch_that_is_lowered_is_told(folders: Path, asked: int, used: int, says: Says) -> None:
+    config = run_config(folders / "run", folders / "web", train={"micro_batch_rows": asked})
+    plan = plan_batches(config, 2)
+    assert plan.micro_batch_rows == used
+    (told,) = (line for line in _plan_of(config, plan) if "micro_batch_rows" in line)
+    says(told, f"train.micro_batch_rows = {asked}", f" {used}", "4")
+    as_asked = run_config(folders / "run", folders / "web", train={"micro_batch_rows": 4})
+    assert "micro_batch_rows" not in "".join(_plan_of(as_asked, plan_batches(as_asked, 2)))
+
+
+def _plan_of(config: RunConfig, plan: BatchPlan) -> list[str]:
+    return list(plan_lines(config, plan, open_training_data(config).mixture, after_step=0))

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.config.run_files import PROGRESS
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import read_manifest
 from megaslm.errors import ConfigError
-from megaslm.training.resumption import check_run
+from megaslm.training.checkpoints.file_list import describe, write_file_list
+from megaslm.training.checkpoints.progress import Progress
+from megaslm.training.resumption import check_run, is_finished
 from megaslm.training.training_data import open_training_data
 from tests.messages import Says
 from tests.toy import make_dataset, run_config
+from tests.training import changed, with_steps
 
 
 @pytest.fixture
@@ -88,3 +92,43 @@ def test_datasets_may_move(mixed: Path) -> None:
     assert resume(RunConfig.model_validate(config)) == [
         f"data.streams.code.dataset: {mixed / 'code'} → {mixed / 'moved'}"
     ]
+
+
+def save_progress(run: Path, progress: Progress) -> Path:
+    checkpoint = run / "checkpoints" / f"step-{progress.step:08d}"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    (checkpoint / PROGRESS).write_text(progress.as_json())
+    write_file_list(checkpoint, {PROGRESS: describe(checkpoint / PROGRESS)})
+    return checkpoint
+
+
+def test_a_run_is_finished_once_its_last_step_is_saved_and_measured(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = run_config(run, tmp_path / "web")
+    assert not is_finished(config)
+    save_progress(run, Progress(step=5))
+    assert not is_finished(config)
+    (run / "config.yaml").write_text(dump(config))
+    assert not is_finished(config)
+    save_progress(run, Progress(step=6, validation_is_due=True))
+    assert not is_finished(config)
+    last = save_progress(run, Progress(step=6))
+    assert is_finished(config)
+    assert not is_finished(with_steps(config, 7))
+    assert not is_finished(with_steps(config, 5))
+
+    probing = changed(config, probe={"every_tokens": 1000})
+    assert not is_finished(probing)
+    (run / "config.yaml").write_text(dump(probing))
+    assert not is_finished(probing)
+    (run / "probe").mkdir()
+    (run / "probe" / "step-00000006.safetensors").touch()
+    assert is_finished(probing)
+    assert is_finished(probing.model_copy(update={"run_dir": str(run.rename(tmp_path / "moved"))}))
+    (tmp_path / "moved").rename(run)
+
+    # The ranks resume from the checkpoint before it.
+    (last / PROGRESS).write_text("{}")
+    assert not is_finished(probing)
+    (last / PROGRESS).unlink()
+    assert not is_finished(probing)
