@@ -224,6 +224,6 @@ if [[ -e "$scratch/told-before-ranks" ]] && ((status != 0)); then status=75; fi
 exec {alive}>&-
 wait_for "$remover" || true
 wait_for "$ender" || true
-leave_if_pressed_again
+leave_if_pressed_again "$@"
 if [[ "$remote_shell" == pdsh ]]; then say_end "$status"; fi
 exit "$status"

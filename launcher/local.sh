@@ -43,7 +43,9 @@ fi
 
 source "$project/launcher/stopping.sh"
 # Until there are ranks nothing is lost.
-trap 'echo "launch: told to stop before the ranks were started; nothing is lost" >&2; exit 75' TERM INT HUP USR1
+check=""
+trap 'if [[ -n "$check" ]]; then kill -KILL "$check" 2>/dev/null || true; fi
+    echo "launch: told to stop before the ranks were started; nothing is lost" >&2; exit 75' TERM INT HUP USR1
 source "$project/launcher/devices.sh" "${RANKS:-}"
 if [[ -n "$gpus" ]]; then
     devices="$(cut -d, -f "1-$ranks" <<<"$gpus")"
@@ -68,15 +70,17 @@ if [[ -z "$port" ]]; then
     done
 fi
 can_meet_at "$port" || exit 2
-# What the first rank would refuse, DeepSpeed's launcher and the ranks would take half a minute to tell.
+# What the first rank would refuse, DeepSpeed's launcher and the ranks would take half a minute to tell. The check may wait
+# for another job, and says so. Without LOCAL_WORLD_SIZE it would leave the inputs to ranks that may be on other hosts.
 if [[ "$1" == train ]]; then
     refused=0
-    said="$(RANK=0 LOCAL_RANK=0 WORLD_SIZE="$ranks" MASTER_ADDR=127.0.0.1 MASTER_PORT="$port" \
-        python -m megaslm "$@" --check 2>&1)" || refused=$?
-    if ((refused == 2)); then
-        printf '%s\n' "$said" >&2
-        exit 2
-    fi
+    RANK=0 LOCAL_RANK=0 WORLD_SIZE="$ranks" LOCAL_WORLD_SIZE="$ranks" MASTER_ADDR=127.0.0.1 MASTER_PORT="$port" \
+        python -m megaslm "$@" --check >/dev/null &
+    check=$!
+    # In the background, so that a signal is answered at once.
+    wait "$check" || refused=$?
+    check=""
+    if ((refused == 2)); then exit 2; fi
 fi
 
 # DeepSpeed's launcher of one host. The program `deepspeed` would import DeepSpeed only to start it.
@@ -115,7 +119,7 @@ answer_signals
 
 status=0
 wait_for "$job" || status=$?
-leave_if_pressed_again
+leave_if_pressed_again "$@"
 # Before there are ranks, or while they do not listen yet, nothing is lost, and nobody but this script can say that the job
 # was told to stop. 241 is DeepSpeed's word for a rank that SIGTERM has ended.
 if [[ -n "$told_at" ]] && ((status == 128 + 15 || status == 256 - 15)); then

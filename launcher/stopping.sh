@@ -59,11 +59,19 @@ say_pressed() {
     fi
 }
 
-# After the job, whose death bash tells of. A progress bar of a rank has hidden the cursor.
+# After the job of VERB and its arguments, whose death bash tells of. A progress bar of a rank has hidden the cursor.
 leave_if_pressed_again() {
+    local again="the same command goes on from there"
     if [[ -z "$pressed_again" ]]; then return 0; fi
     if [[ -t 2 ]]; then printf '\n\e[?25h' >&2; fi
-    echo "launch: ended by the second Ctrl-C; what was saved before is kept" >&2
+    if [[ "$1" == train ]]; then
+        case " $* " in
+            *" --smoke"*) again="the same command makes the smoke test again" ;;
+            *" --resume "*) ;;
+            *) again="add --resume to go on from there" ;;
+        esac
+    fi
+    echo "launch: ended by the second Ctrl-C; what was saved before is kept: $again" >&2
     exit 130
 }
 

@@ -160,6 +160,6 @@ elif [[ "$was_before_ranks" == yes ]] && ((status != 0)); then
     # Nothing is lost, and the same command starts again.
     status=75
 fi
-leave_if_pressed_again
+leave_if_pressed_again "$@"
 say_end "$status"
 exit "$status"

@@ -118,9 +118,11 @@ def prune_checkpoints(
 
 
 def _checkpoints_of(run: Path) -> "list[Checkpoint]":
+    from megaslm.config.run_files import require_run_folder
     from megaslm.training.checkpoints.store import complete_checkpoints
 
     found = complete_checkpoints(run / "checkpoints")
     if not found:
-        raise CheckpointError(f"{run}: has no complete checkpoint; a run's folder was expected")
+        require_run_folder(run)
+        raise CheckpointError(f"{run}: has no complete checkpoint; train it until its first save")
     return found

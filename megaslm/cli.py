@@ -19,6 +19,7 @@ from megaslm.cli_output import (
     leave_out_needless_lines,
     loading,
     say,
+    say_at_once,
     say_interrupted,
     say_warnings,
     take_seat,
@@ -108,12 +109,9 @@ def init(
 
     announce("init", f"looks at {model} and at the text → {folder}")
 
-    from megaslm.files import require_absent
-    from megaslm.model.stated_config import require_model
+    from megaslm.launch.inputs import look_at_project
 
-    # Before the imports, which take seconds.
-    require_absent(folder)
-    require_model(model)
+    refuse_early(lambda findings: look_at_project(findings, folder, model, {"corpus": corpus, "curated": curated}))
 
     with loading("init"):
         from megaslm.scaffold.init import init as write_project
@@ -176,11 +174,12 @@ def train(
     from megaslm.config.run_files import COMPLETE_CHECKPOINTS
     from megaslm.config.schema import RunConfig
     from megaslm.training.length import end_line
+    from megaslm.training.occupied import wait_until_free
     from megaslm.training.resumption import is_finished, no_step_made
+    from megaslm.training.smoke_folder import smoke_folder
 
     smoke = smoke or smoke_steps is not None
     loaded = load(RunConfig, config, overrides or [])
-    say_warnings(loaded.warnings)
     run = loaded.value
 
     def look(findings: "Findings") -> RunConfig | None:
@@ -189,13 +188,20 @@ def train(
             findings, loaded, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke
         )
 
+    def look_for_others(findings: "Findings") -> None:
+        folder = smoke_folder(run.run_dir) if smoke else Path(run.run_dir)
+        findings.ask(lambda: wait_until_free(folder, lambda line: say_at_once("train", line)))
+
     if check:
+        # On the standard output: of a launcher's check only a refusal and a wait are shown, for the ranks warn.
+        for warning in loaded.warnings:
+            typer.echo(f"warning: {warning}")
         refuse_early(look, seat)
+        refuse_early(look_for_others, seat)
         announce("train", "nothing is missing, as far as this host sees")
         return
+    say_warnings(loaded.warnings)
     if smoke:
-        from megaslm.training.smoke_folder import smoke_folder
-
         announce("train", f"a smoke test of {run.train.objective} by {config} → {smoke_folder(run.run_dir)}")
     else:
         stop.before_work = no_step_made(run.run_dir)
@@ -208,6 +214,7 @@ def train(
     if sized is not None and resume and is_finished(sized):
         say(end_line(sized))
         return
+    refuse_early(look_for_others, seat)
     with loading("train"):
         from megaslm.engine.distributed import leave_world
         from megaslm.training.smoke import STEPS

@@ -107,6 +107,12 @@ def say_warnings(lines: Sequence[str]) -> None:
             typer.echo(f"warning: {line}", err=True)
 
 
+def say_at_once(verb: str, line: str) -> None:
+    """Prints why a command waits, once for all ranks."""
+    if is_first_rank():
+        typer.echo(f"{verb} · {line}", err=True)
+
+
 def say_interrupted() -> None:
     """Prints what ended a verb that has nothing to resume, once for all ranks."""
     if is_first_rank():

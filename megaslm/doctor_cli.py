@@ -42,9 +42,10 @@ def doctor(
     overrides: Overrides = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Check this machine, or all that a run needs of it, and end with what to do.
+    """Check this machine, or all that a run needs of it.
 
-    Takes some seconds beside the imports. Names of environment variables are told, their values are not.
+    Each finding says what to do. It takes some seconds beside the imports. Names of environment variables are told,
+    their values are not.
 
     Status 2 where a problem keeps the run, or any run, from starting; warnings give 0.
     """

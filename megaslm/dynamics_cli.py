@@ -42,8 +42,9 @@ def dynamics(
 
     from rich.console import Console
 
-    from megaslm.config.run_files import PROBE
+    from megaslm.config.run_files import PROBE, require_run_folder
 
+    require_run_folder(run)
     output = output or run / "dynamics"
     own_rows = dataset is not None or rows is not None
     measurements = output / PROBE if own_rows else run / PROBE

@@ -147,6 +147,26 @@ def locked(path: Path, *, shared: bool = False, patience_seconds: float = 0.0, b
         os.close(file)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of `path`; False where there is no such file, or no locks.
+
+    A file that is free is locked for an instant, shared, so that whoever locks it just then must look again.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return False
+
+
 def _forget_other_threads() -> None:
     """Closes, in a forked child, the locks of other threads of the parent, which the child would hold for ever."""
     for file, (_, thread) in list(_open.items()):

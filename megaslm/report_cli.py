@@ -18,7 +18,7 @@ def report(
     It has curves, tokens to a loss, costs, and single tokens as a heat map. Runs may still be training: write
     the report again to see how far they are.
     """
-    from megaslm.observe.display import counted, size
+    from megaslm.observe.display import counted, size, visible_on_one_line
 
     announce("report", f"{counted(len(runs), 'run')} → {output}")
 
@@ -28,4 +28,6 @@ def report(
     for note in written.notes:
         typer.echo(note)
     typer.echo(f"{output}: {size(written.page_bytes)}; open it in a browser")
+    for sentence in written.document["in_short"]:
+        typer.echo(f"  {visible_on_one_line(sentence)}")
     write_json(json_file, written.document)

@@ -54,6 +54,18 @@ def how_to_start_again(run_dir: Path) -> str:
     return "start again"
 
 
+def require_run_folder(folder: Path) -> None:
+    """Raises CheckpointError where a folder is missing, or is not that of a run."""
+    refuse_smoke_test(folder)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name the folder of a run (run_dir of "
+            "its configuration)"
+        )
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder}: holds no {CONFIG}; a run folder was expected")
+
+
 def refuse_smoke_test(folder: Path) -> None:
     """Raises CheckpointError where a folder is that of a smoke test."""
     if (folder / SMOKE).exists():

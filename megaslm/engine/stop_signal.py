@@ -46,6 +46,8 @@ class StopSignal:
 
     def __init__(self, *, before_work: str | None = None) -> None:
         self._told: signal.Signals | None = None
+        self.kept = "what was saved before is kept"
+        """What a second Ctrl-C says of the work so far. It is known beforehand: the end must not wait for a disk."""
         self.before_work = before_work
         """Says that nothing is lost yet: with it, a first Ctrl-C ends the process at once. None once there is work."""
 
@@ -132,7 +134,7 @@ class StopSignal:
                 # The listener must not wait for a terminal that is halted.
                 threading.Thread(target=_say_what_comes, daemon=True).start()
             elif time.monotonic() - pressed_at >= _ONE_PRESS_SECONDS:
-                _end("Ctrl-C again: ended at once; what was saved before is kept", INTERRUPTED)
+                _end(f"Ctrl-C again: ended at once; {self.kept}", INTERRUPTED)
 
 
 def _reason(told: signal.Signals | None, what_is_kept: str) -> str:

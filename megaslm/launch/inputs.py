@@ -16,7 +16,7 @@ from megaslm.config.load import Loaded
 from megaslm.config.measuring import ValidationTask
 from megaslm.config.plan import checkpoint_bytes, divided_rows, parameter_count
 from megaslm.config.recipe import Recipe, Source
-from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, CONFIG, refuse_smoke_test
+from megaslm.config.run_files import CHECKPOINTS, COMPLETE_CHECKPOINTS, require_run_folder
 from megaslm.config.schema import ModelSection, RunConfig, StreamSection
 from megaslm.corpus.documents import InputFile
 from megaslm.corpus.files import find_files
@@ -130,6 +130,17 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
             findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
 
 
+def look_at_project(findings: Findings, folder: Path, model: Path, texts: Mapping[str, Sequence[str]]) -> None:
+    """Looks at the model and the texts of `init`, by their domains, and whether its folder is free."""
+    findings.ask(lambda: require_absent(folder))
+    findings.ask(lambda: require_model(model), prefix="--model: ")
+    for domain, paths in texts.items():
+        for path in paths:
+            # `init` itself lists what is remote, and refuses a path that is empty.
+            if path.strip() and not is_remote(path):
+                findings.ask(partial(find_files, Source(domain=domain, reader="tree", paths=(path,))))
+
+
 def look_at_fields(findings: Findings, loaded: Loaded[Recipe]) -> None:
     """Looks whether the first records of a recipe's local files have the fields that it names.
 
@@ -240,9 +251,7 @@ def _size_of_newest(run: Path) -> int:
 
 
 def _newest_checkpoint(run: Path) -> Path:
-    refuse_smoke_test(run)
-    if not (run / CONFIG).is_file():
-        raise CheckpointError(f"{run}: holds no {CONFIG}; a run folder was expected")
+    require_run_folder(run)
     complete = sorted(run.glob(COMPLETE_CHECKPOINTS))
     if not complete:
         raise CheckpointError(f"{run}: has no complete checkpoint; train it until its first save")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from megaslm.config.cluster import Share
 from megaslm.config.recipe import Recipe
+from megaslm.corpus.readers import is_divisible
 from megaslm.corpus.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.dataset.manifest import INPUTS, TOKENIZER, Manifest
 from megaslm.dataset.output import output_at
@@ -29,6 +30,8 @@ from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 
 # Modules that take seconds to import.
 _PRELOADED = ("megaslm.preparing.prepare", "megaslm.dataset.mosaic")
+WORTH_DIVIDING_BYTES = 32_000_000
+"""Of the input of a job. A single worker prepares less in seconds."""
 _UNWATCHED = Unwatched()
 _REMEDY = "remove the file, and the text is read once to compare it"
 
@@ -263,12 +266,18 @@ def _input_bytes(tasks: Sequence[Task]) -> int:
 def _who_works(waiting: Sequence[Task], workers: int, recipe: Recipe) -> str:
     """How many workers have a task and, if some have none, why."""
     line = f"{counted(len(waiting), 'task')} for {counted(workers, 'worker')}"
-    if len(waiting) >= workers:
+    if len(waiting) >= workers or _input_bytes(waiting) < WORTH_DIVIDING_BYTES:
         return line
-    files = len({file_range.file.path for task in waiting for file_range in task.ranges})
+    files = {file_range.file.path: task.source for task in waiting for file_range in task.ranges}
+    line = f"{line}: the text has {size(_input_bytes(waiting))} in {counted(len(files), 'file')}"
+    if len(files) == len(waiting) and not any(is_divisible(path, source) for path, source in files.items()):
+        return (
+            f"{line}, and a file is one task, as it is compressed or can only be read from its beginning; divide the "
+            "text into more files to give every worker a task"
+        )
     return (
-        f"{line}: the text has {size(_input_bytes(waiting))} in {counted(files, 'file')}, and a task holds up to "
-        f"part_bytes = {recipe.part_bytes:,}; lower part_bytes, or divide compressed files, to give every worker a task"
+        f"{line}, and a task holds up to part_bytes = {recipe.part_bytes:,}; lower part_bytes to give every worker a "
+        "task"
     )
 
 

@@ -11,6 +11,7 @@ from megaslm.errors import DataError
 from megaslm.report.costs import costs_of
 from megaslm.report.curves import Entry, run_entries
 from megaslm.report.heat import heat_entry
+from megaslm.report.in_short import in_short
 from megaslm.report.probe import probe_of
 from megaslm.report.runs import ReportedRun
 from megaslm.report.sweep import sweep_of
@@ -28,15 +29,17 @@ def document_of(runs: Sequence[ReportedRun]) -> Document:
     """The document of some runs."""
     entries = run_entries(runs)
     dynamics, heat, notes = _of_probes(runs, entries)
+    targets, costs, sweep = targets_of(runs), costs_of(runs), sweep_of(runs)
     return {
         "megaslm": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "title": ", ".join(run.name for run in runs),
         "notes": notes,
+        "in_short": in_short(runs, costs, sweep),
         "runs": entries,
-        "targets": targets_of(runs),
-        "sweep": sweep_of(runs),
-        "costs": costs_of(runs),
+        "targets": targets,
+        "sweep": sweep,
+        "costs": costs,
         "dynamics": dynamics,
         "heat": heat,
     }

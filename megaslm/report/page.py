@@ -5,9 +5,10 @@ import html
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import cast
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = (
@@ -30,14 +31,16 @@ def render(document: Mapping[str, object]) -> str:
     Raises:
         ValueError: the document holds a NaN or an infinite number outside of its packed arrays, which JSON has not.
     """
-    style = _read("page.css")
+    style, in_short = _read("page.css"), cast("Sequence[str]", document["in_short"])
     script = "(() => {\n'use strict';\n" + "".join(_read(f"{name}.js") for name in _SCRIPTS) + "})();\n"
     return Template(_read("template.html")).substitute(
         policy=f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
         "base-uri 'none'; form-action 'none'",
-        title=html.escape(_printable(str(document["title"]))),
+        title=_escaped(str(document["title"])),
         style=style,
         script=script,
+        # A browser that runs scripts shows none of it.
+        in_short="".join(f"<p>{_escaped(sentence)}</p>" for sentence in in_short),
         document=_as_json(document),
     )
 
@@ -47,9 +50,9 @@ def _as_json(document: Mapping[str, object]) -> str:
     return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _printable(text: str) -> str:
-    """The text without lone surrogates, which a file name may bring and UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _escaped(text: str) -> str:
+    """The text in HTML, without lone surrogates, which a file name may bring and UTF-8 cannot encode."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def _source(text: str) -> str:

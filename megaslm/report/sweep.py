@@ -1,5 +1,6 @@
 """Runs that differ in one setting only, as a curve over it (as in figure 9 of Rho-1)."""
 
+import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
@@ -7,7 +8,7 @@ from megaslm.report.metrics import Measured
 from megaslm.report.packed import known
 from megaslm.report.runs import ReportedRun
 from megaslm.report.settings import difference, settings
-from megaslm.report.targets import baseline_of
+from megaslm.report.targets import baseline_of, final_loss
 
 KEEP_RATIO = "slm.keep_ratio"
 _MISSING = "not set"
@@ -31,6 +32,7 @@ def sweep_of(runs: Sequence[ReportedRun]) -> dict[str, object] | None:
     complete = sorted((point for point in points if point[0].is_complete), key=lambda point: _order(point[1]))
     return {
         "key": key,
+        "best": _best(key, complete),
         "left_out": [
             f"{run.name} is left out: it has made {run.last_step:,} of {run.total_steps:,} steps"
             for run, _ in points
@@ -57,6 +59,21 @@ def _largest(runs: Sequence[ReportedRun]) -> tuple[str, list[ReportedRun]] | Non
             if len(group) > max(1, 0 if best is None else len(best[1])):
                 best = key, list(group.values())
     return best
+
+
+def _best(key: str, points: Sequence[Point]) -> dict[str, object] | None:
+    """The value whose run ended with the lowest loss at the place that is measured first; None of fewer than two."""
+    place = next((place for run, _ in points for place in run.metrics.validations), "")
+    ends = [(final_loss(run, place), run.name, value) for run, value in points]
+    finite = [end for end in ends if math.isfinite(end[0])]
+    if len(finite) < 2:
+        return None
+    loss, name, value = min(finite, key=lambda end: end[0])
+    return {
+        "loss": loss,
+        "sentence": f"{key} = {value} ({name}) ended with the lowest loss on {place}, {loss:.4f} nats, of "
+        f"{len(finite)} values.",
+    }
 
 
 def _losses(points: Sequence[Point]) -> Iterator[dict[str, object]]:

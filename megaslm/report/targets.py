@@ -13,6 +13,7 @@ from megaslm.report.spent import AXES
 
 WAYS = ((0.5, "half of the way of"), (0.75, "three quarters of the way of"))
 """Shares of the way from the baseline's first loss to its last one."""
+_EQUAL_SHARE = 0.01
 _COUNTED_IN = ("flops", "seconds", "gpu_hours")
 
 
@@ -98,9 +99,14 @@ def _table(place: str, baseline: ReportedRun, runs: Sequence[ReportedRun]) -> di
     return {
         "place": place,
         "baseline": baseline.name,
-        "sentence": " ".join(_sentence(run, place, baseline) for run in _with(place, runs) if run.is_selective),
+        "sentence": " ".join(sentences(place, baseline, runs)),
         "rows": rows,
     }
+
+
+def sentences(place: str, baseline: ReportedRun, runs: Sequence[ReportedRun]) -> list[str]:
+    """How each selective run ended at a place, beside the baseline: a sentence per run."""
+    return [_sentence(run, place, baseline) for run in _with(place, runs) if run.is_selective]
 
 
 def _with(place: str, runs: Sequence[ReportedRun]) -> list[ReportedRun]:
@@ -114,12 +120,21 @@ def _row(run: ReportedRun, place: str, loss: float) -> dict[str, object]:
 
 
 def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
-    loss = final_loss(baseline, place)
-    goal = f"{baseline.name}'s last loss of {loss:.4f} nats on {place}"
+    loss, last = final_loss(baseline, place), final_loss(run, place)
+    ended = "ended" if run.is_complete and baseline.is_complete else "is so far"
+    gap = f"{abs(last - loss):.4f} nats {'lower' if last <= loss else 'higher'} than {baseline.name}"
+    first = f"{run.name} {ended} {gap} on {place} ({last:.4f} against {loss:.4f}{_unequal(run, place, baseline)})"
     own, others = reached(run, place, loss), reached(baseline, place, loss)
     if own is None or others is None:
-        unfinished = "" if run.is_complete else " so far"
-        return f"{run.name} has not reached {goal}{unfinished}; its own last loss is {final_loss(run, place):.4f}."
+        return f"{first}; it has not reached {baseline.name}'s last loss."
     tokens, of = own["tokens"] or 0.0, others["tokens"] or 0.0
     share = f" ({tokens / of:.0%})" if of else ""
-    return f"{run.name} reached {goal} after {tokens:,.0f} of {of:,.0f} tokens{share}."
+    return f"{first}; it reached {baseline.name}'s last loss after {tokens:,.0f} of {of:,.0f} tokens{share}."
+
+
+def _unequal(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
+    """How many tokens the two had read at their last losses, where that differs by more than a hundredth."""
+    own, others = (int(one.metrics.validations[place].tokens[-1]) for one in (run, baseline))
+    if abs(own - others) <= _EQUAL_SHARE * others:
+        return ""
+    return f", after {own:,} against {others:,} tokens"

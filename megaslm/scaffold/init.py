@@ -13,7 +13,8 @@ from megaslm.files import new_folder, require_absent
 from megaslm.model.folder import check_model_folder
 from megaslm.model.weight_files import count_parameters
 from megaslm.observe.display import counted, size, visible_on_one_line
-from megaslm.scaffold.sizes import SMALL, heldout_fraction, model_sizes, row_length, run_sizes
+from megaslm.scaffold.comments import aligned
+from megaslm.scaffold.sizes import LARGEST_BATCH_TOKENS, SMALL, heldout_fraction, model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import TextLook, look_at_text
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.tokenizer import tokenizer_facts
@@ -83,7 +84,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
     }
     with new_folder(folder) as temporary:
         for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+            (temporary / name).write_text(aligned(text), encoding="utf-8")
         for name in _RECIPES:
             load(Recipe, temporary / name)
         for name in _RUNS:
@@ -102,6 +103,7 @@ def _commands(folder: Path) -> tuple[str, ...]:
         "launcher/local.sh train {0}/reference.yaml",
         f"megaslm export {runs}/reference {models}/reference",
         f"launcher/local.sh score --reference {models}/reference {data}/corpus {data}/corpus-scored",
+        f"megaslm inspect {data}/corpus-scored",
         f"megaslm inspect {data}/corpus-scored --row 0",
         "launcher/local.sh train {0}/clm.yaml",
         "launcher/local.sh train {0}/slm.yaml",
@@ -124,16 +126,16 @@ def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
 # The {title}: {note}. {counted(look.files, "file")}, {size(look.input_bytes)}.
 # About {counted(look.documents, "document")} and {counted(look.tokens, "token")}. data/README.md explains every key.
 name: {_quoted(f"{project.folder.name}-{name}")}
-licence: unknown              # name it: it is kept with the dataset
-seq_len: {project.seq_len}                 # targets per row, of the {project.positions:,} positions of the model
-bos: {project.bos}                # {_BOS[project.bos]}
+licence: unknown\t# name it: it is kept with the dataset
+seq_len: {project.seq_len}\t# targets per row, of the {project.positions:,} positions of the model
+bos: {project.bos}\t# {_BOS[project.bos]}
 tokenizer: {{huggingface: {_quoted(str(model))}}}
 sources:
   - domain: {name}
     reader: {look.reader}
     paths: [{", ".join(_quoted(path) for path in look.paths)}]{taken}
-{seen}heldout_fraction: {heldout_fraction(look.documents)}        # of the documents, for validation
-part_bytes: {part_bytes}        # size of a task: several tasks per process share the work
+{seen}heldout_fraction: {heldout_fraction(look.documents)}\t# of the documents, for validation
+part_bytes: {part_bytes}\t# size of a task: several tasks per process share the work
 """
 
 
@@ -154,25 +156,25 @@ def _reference(project: Project, model: Path) -> str:
 # `megaslm config explain {visible_on_one_line(shlex.quote(f"{folder}/reference.yaml"))}` prints every setting.
 run_dir: {_quoted(f"{folder}/runs/reference")}
 model:
-  from_pretrained: {_quoted(str(model))}   # {project.family}, {project.parameters:,} parameters
-  recompute: {sizes.recompute}   # none, selective or full: less memory for up to a third more compute
+  from_pretrained: {_quoted(str(model))}\t# {project.family}, {project.parameters:,} parameters
+  recompute: {sizes.recompute}\t# none, selective or full: less memory for up to a third more compute
 data:
   train: {_quoted(f"{folder}/datasets/curated")}
   seq_len: {project.seq_len}
 train:
   objective: clm
-  epochs: {_REFERENCE_EPOCHS}                    # as in the paper
-  global_batch_tokens: {run.batch_tokens}   # 1M as in the paper; less for a short text: some hundred steps
-  micro_batch_rows: {micro_batch_rows}          # most rows per GPU at once; docs/tutorial.md: when to lower it
-  lr: {sizes.reference_lr}               # {_lr_note(project.parameters)}
-  warmup_tokens: {run.warmup_tokens}       # 1%
+  epochs: {_REFERENCE_EPOCHS}\t# as in the paper
+  global_batch_tokens: {run.batch_tokens}\t# {_batch_note(run.batch_tokens, project.seq_len)}
+  micro_batch_rows: {micro_batch_rows}\t# most rows per GPU at once; docs/tutorial.md: when to lower it
+  lr: {sizes.reference_lr}\t# {_lr_note(project.parameters)}
+  warmup_tokens: {run.warmup_tokens}\t# 1%
 zero:
-  stage: {sizes.zero_stage}                     # 2 divides gradients and optimiser states over GPUs; 3 the weights too
-  reduce_bucket_size: {sizes.bucket_elements}    # elements per message between GPUs, and the next
+  stage: {sizes.zero_stage}\t# 2 divides gradients and optimiser states over GPUs; 3 the weights too
+  reduce_bucket_size: {sizes.bucket_elements}\t# elements per message between GPUs, and the next
   prefetch_bucket_size: {sizes.bucket_elements}
 validation:{_heldout(project, "curated", project.curated)}
-  every_tokens: {run.validation_tokens}    # 20 times
-checkpoint: {{every_tokens: {run.checkpoint_tokens}}}    # 5 times; the newest two are kept
+  every_tokens: {run.validation_tokens}\t# 20 times
+checkpoint: {{every_tokens: {run.checkpoint_tokens}}}\t# 5 times; the newest two are kept
 """
 
 
@@ -185,10 +187,10 @@ base: reference.yaml
 run_dir: {_quoted(f"{folder}/runs/clm")}
 data: {{train: {_quoted(f"{folder}/datasets/corpus")}}}
 train:
-  epochs: 1                # every row once
+  epochs: 1\t# every row once
   global_batch_tokens: {run.batch_tokens}
-  lr: {sizes.lr}               # higher than the reference's, as in the paper
-  warmup_tokens: {run.warmup_tokens}       # 1%
+  lr: {sizes.lr}\t# higher than the reference's, as in the paper
+  warmup_tokens: {run.warmup_tokens}\t# 1%
 validation:{_heldout(project, "corpus", project.corpus)}
   every_tokens: {run.validation_tokens}
 checkpoint: {{every_tokens: {run.checkpoint_tokens}}}
@@ -204,11 +206,17 @@ run_dir: {_quoted(f"{folder}/runs/slm")}
 data: {{train: {_quoted(f"{folder}/datasets/corpus-scored")}}}
 train: {{objective: slm}}
 slm:
-  keep_ratio: {sizes.keep_ratio}     # the share of tokens to train on; the paper's: 0.6 at 1B, 0.7 at 7B
-  criterion: excess   # the model's loss minus the reference's
-  mode: exact         # running saves a forward pass where a step has several micro-steps
+  keep_ratio: {sizes.keep_ratio}\t# the share of tokens to train on; the paper's: 0.6 at 1B, 0.7 at 7B
+  criterion: excess\t# the model's loss minus the reference's
+  mode: exact\t# running saves a forward pass where a step has several micro-steps
   reference: {_quoted(f"{folder}/models/reference")}
 """
+
+
+def _batch_note(batch_tokens: int, seq_len: int) -> str:
+    rows = f"per step, {batch_tokens // seq_len} rows"
+    is_papers = batch_tokens >= LARGEST_BATCH_TOKENS
+    return f"{rows}; {'as in the paper' if is_papers else 'the 1M of the paper would leave too few steps'}"
 
 
 def _lr_note(parameters: int) -> str:

@@ -8,7 +8,8 @@ _LARGE = 3e9
 """Parameters from which weights, gradients and optimiser states are divided (stage 3)."""
 SMALL = 5e8
 """Parameters below which the paper has no model."""
-_LARGEST_BATCH_TOKENS = 2**20
+LARGEST_BATCH_TOKENS = 2**20
+"""The paper's batch."""
 _STEPS_WANTED = 500
 _ROWS_WANTED = 128
 _SHORTEST_ROW, _ROW, _LONG_ROW = 64, 2048, 4096
@@ -53,7 +54,7 @@ def row_length(parameters: int, positions: int, tokens: int) -> int:
 def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
     """A batch of at most 1M targets that leaves a run some hundred steps; 1% warm-up, 20 validations, 5 checkpoints."""
     wanted = total_tokens // _STEPS_WANTED // seq_len
-    rows = min(_power_of_two(max(_LEAST_ROWS, wanted)), max(_LEAST_ROWS, _LARGEST_BATCH_TOKENS // seq_len))
+    rows = min(_power_of_two(max(_LEAST_ROWS, wanted)), max(_LEAST_ROWS, LARGEST_BATCH_TOKENS // seq_len))
     batch = rows * seq_len
     return RunSizes(
         batch_tokens=batch,

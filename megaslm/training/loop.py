@@ -56,7 +56,13 @@ class Trainer:
             selected_tokens=self._before.selected_tokens,
             validation_is_due=self._before.validation_is_due,
         )
-        self._saver = make_saver(run, resumed.corrupt, self._reporter.say, on_saved=self._tell_save)
+        self._saver = make_saver(
+            run,
+            resumed.corrupt,
+            self._reporter.say,
+            on_saved=self._tell_save,
+            saved_step=resumed.progress.step,
+        )
         self._at_step = self._before.step
         self._save_begun_at = self._save_halted_seconds = 0.0
         self._meter = PaceMeter(run.world)

@@ -16,19 +16,18 @@ import torch
 
 from megaslm import __version__
 from megaslm.config.load import load
-from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, refuse_smoke_test
+from megaslm.config.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, require_run_folder
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import dump
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
-from megaslm.errors import CheckpointError, ConfigError
-from megaslm.files import Busy, cannot_be_made, locked, write_file
+from megaslm.files import Busy, cannot_be_made, is_locked, locked, write_file
 from megaslm.model.export import describe_model
 from megaslm.model.selective_lm import CausalLM
+from megaslm.training.occupied import PATIENCE_SECONDS, occupied, waits
 from megaslm.training.resumption import identity
 from megaslm.training.training_data import TrainingData, TrainingDataset
 
-_PATIENCE_SECONDS = 30.0
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -75,9 +74,7 @@ class RunFolder:
 
     def config(self) -> RunConfig:
         """The resolved configuration. Raises CheckpointError where this is not a run folder."""
-        refuse_smoke_test(self.path)
-        if not (self.path / CONFIG).is_file():
-            raise CheckpointError(f"{self.path}: holds no {CONFIG}; a run folder was expected")
+        require_run_folder(self.path)
         return load(RunConfig, self.path / CONFIG).value
 
 
@@ -131,7 +128,9 @@ def alone_in(run_folder: Path, world: World, say: Callable[[str], None]) -> Iter
     Raises ConfigError where another job still trains in it.
     """
     with ExitStack() as held:
-        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=_PATIENCE_SECONDS))):
+        if on_first_rank(lambda: is_locked(run_folder / LOCK)):
+            say(waits(run_folder, PATIENCE_SECONDS))
+        for note in on_first_rank(lambda: list(take(run_folder, held, patience_seconds=PATIENCE_SECONDS))):
             say(note)
         yield
 
@@ -156,10 +155,7 @@ def take(run_folder: Path, held: ExitStack, *, patience_seconds: float = 0.0) ->
             try:
                 file = attempt.enter_context(locked(lock, patience_seconds=patience_seconds, busy="busy"))
             except Busy as error:
-                raise ConfigError(
-                    f"run_dir = {run_folder}: another job is training in it; wait for its end, or choose another "
-                    "run_dir"
-                ) from error
+                raise occupied(run_folder) from error
             except OSError as error:
                 if error.errno not in _NO_LOCKS_HERE:
                     raise

@@ -97,7 +97,12 @@ def _total(costs: Iterable[dict[str, float]]) -> dict[str, float]:
 
 
 def make_saver(
-    run: TrainingRun, corrupt: tuple[int, ...], say: Callable[[str], None], on_saved: Callable[[int], None]
+    run: TrainingRun,
+    corrupt: tuple[int, ...],
+    say: Callable[[str], None],
+    on_saved: Callable[[int], None],
+    *,
+    saved_step: int,
 ) -> Saver:
     """The saver of a run; called on all ranks.
 
@@ -106,9 +111,12 @@ def make_saver(
         corrupt: steps whose checkpoints are known to be corrupt.
         say: prints a line, on the first rank.
         on_saved: called on all ranks with the step of each complete checkpoint.
+        saved_step: the step that the run has resumed from; 0 where it begins.
     """
+    run.stop.kept = _kept(run, saved_step)
 
     def saved(progress: Progress) -> None:
+        run.stop.kept = _kept(run, progress.step)
         _write_cost(run, progress, say)
         on_saved(progress.step)
 
@@ -125,6 +133,15 @@ def make_saver(
         on_saved=saved,
         how_to_start_again=run.how_to_start_again,
     )
+
+
+def _kept(run: TrainingRun, step: int) -> str:
+    """What is kept of a run that ends at once, and how it goes on; `step` is the newest one that is saved."""
+    if run.is_smoke_test:
+        return "a smoke test keeps nothing: start it again"
+    if step == 0:
+        return f"no step of {run.folder.path} is saved yet: start again with --resume"
+    return f"step {step} of {run.folder.path} is saved: resume with --resume"
 
 
 def _write_cost(run: TrainingRun, progress: Progress, say: Callable[[str], None]) -> None:

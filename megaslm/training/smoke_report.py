@@ -8,6 +8,8 @@ from megaslm.observe.display import counted, duration, size
 
 _FULL_MEMORY = 0.95
 """Rows differ in their documents and allocations: a run needs a little more than its first steps."""
+_NEAR_CHANCE = 0.05
+"""Share of the uniform loss. The first loss of new weights is within a few hundredths of it."""
 _GIB = 1 << 30
 
 
@@ -67,6 +69,7 @@ def report(result: SmokeResult) -> Iterator[str]:
     rows = {
         "loss": f"{_from_to(result.losses)} nats over {steps} on "
         f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
+        **_start(result),
         "held out": f"{held_out}; took {duration(result.validation_seconds)}" if held_out else "no validation set",
         "speed": f"{result.step_seconds:,.3g} s a step, {result.tokens_per_second:,.0f} tokens/s; the first step took "
         f"{duration(result.first_step_seconds)}",
@@ -83,6 +86,18 @@ def report(result: SmokeResult) -> Iterator[str]:
     yield from (f"warning: {warning}" for warning in warnings)
     count = f" with {counted(len(warnings), 'warning')}" if warnings else ""
     yield f"smoke test · passed{count} · {result.run_dir} was not touched; to start the run, leave --smoke out"
+
+
+def _start(result: SmokeResult) -> dict[str, str]:
+    """A row about a model that starts no better than one that knows nothing."""
+    first, uniform = result.losses[0], result.uniform_loss
+    if not first > (1 - _NEAR_CHANCE) * uniform:
+        return {}
+    chance = "near chance" if first < (1 + _NEAR_CHANCE) * uniform else "worse than chance"
+    return {
+        "start": f"{chance}: expected of new weights only; if the model was trained before, look whether its weights, "
+        "its tokenizer and this text belong together"
+    }
 
 
 def _memory(memory: PeakMemory) -> str:

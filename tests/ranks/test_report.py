@@ -27,6 +27,8 @@ def test_trained_runs_are_reported_with_their_tokens_costs_and_curves(chain: Cha
     says(said.splitlines()[0].replace(str(tmp_path), "FOLDER"))
     assert MARK in page.read_text()[:2000]
     document = json.loads(numbers.read_text())
+    assert [line.strip() for line in said.splitlines()[-len(document["in_short"]) :]] == document["in_short"]
+    assert len(document["in_short"]) == len(document["targets"]) + 1
     clm, slm = document["runs"]
     assert (clm["name"], slm["name"]) == (chain.reference_run.name, "probed")
     assert [one["notes"] for one in (clm, slm)] == [[], []]

@@ -18,7 +18,7 @@ from tests.training import run_training, start_training
 def test_a_second_job_in_a_run_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("megaslm.training.run_folder._PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr("megaslm.training.run_folder.PATIENCE_SECONDS", 1.0)
     make_dataset(tmp_path / "tokens", {("train", "a"): [20, 15]})
     config = run_config(tmp_path / "run", tmp_path / "tokens", train={"total_tokens": 10_000_000})
     first = start_training(config)
@@ -31,7 +31,9 @@ def test_a_second_job_in_a_run_folder_is_refused(
         list(take(tmp_path / "run", held))
     os.kill(first[0], signal.SIGTERM)
     assert statuses_of(first) == [75]
-    assert f"run_dir = {tmp_path / 'run'}: another job is training in it" in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert f"run_dir = {tmp_path / 'run'}: another job is training in it" in said.err
+    assert "waits up to 1 s" in said.out
 
 
 def test_who_waited_for_a_refused_start_holds_the_folder(tmp_path: Path) -> None:

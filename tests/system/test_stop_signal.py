@@ -149,6 +149,7 @@ def test_ctrl_c_ends_at_once_before_the_work_and_pressed_twice(
         stop.listen()
         if has_begun:
             stop.before_work = None
+            stop.kept = "step 3 of run is saved"
         (tmp_path / "listens").touch()
         with stuck():
             time.sleep(600)

@@ -85,14 +85,7 @@ function breakEvenFact({ runs, sentence, is_known: isKnown }) {
 }
 
 /** The value of a swept setting whose run ended with the lowest loss. */
-function sweepFacts(sweep) {
-  const { place, points = [] } = sweep?.metrics.find(({ measure }) => measure.startsWith("loss")) ?? {};
-  const ends = points.filter(({ loss }) => isNumber(loss)).sort((a, b) => a.loss - b.loss);
-  if (ends.length < 2) return [];
-  const [{ run, value, loss }] = ends;
-  return [[`${nats(loss)} nats`,
-    `Lowest loss on ${place} at the end, of ${ends.length} values of ${sweep.key}: ${value} (${run}).`]];
-}
+const sweepFacts = (sweep) => (sweep?.best ? [[`${nats(sweep.best.loss)} nats`, sweep.best.sentence]] : []);
 
 /** A run alone: its last losses, and what it took. */
 function runFacts(run) {

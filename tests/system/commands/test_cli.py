@@ -25,6 +25,8 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
     done = megaslm("--help")
     assert done.returncode == 0
     assert all(verb in done.stdout for verb in ("prepare", "score", "train", "export", "demo", "config"))
+    # It cuts what is too long for 80 columns.
+    assert "..." not in done.stdout.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,8 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "  nowhere: "),
+        (("checkpoint", "ls", "nowhere"), "CheckpointError: nowhere"),
+        (("dynamics", "nowhere"), "CheckpointError: nowhere"),
         (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
         (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),

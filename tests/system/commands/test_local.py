@@ -17,6 +17,7 @@ from psutil import NoSuchProcess, Process
 
 from tests.forks import wait_until
 from tests.messages import Says
+from tests.toy import run_config, write_config
 
 LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
 
@@ -87,6 +88,15 @@ def test_what_a_rank_would_refuse_is_told_before_deepspeed_starts(workplace: Pat
     assert output == ""
     told = ["launch: 2 ranks on this host: megaslm train run.yaml --resume"]
     assert errors.splitlines() == [*told, "InputError: why ['train', 'run.yaml', '--resume', '--check']"]
+
+
+def test_an_input_that_is_missing_is_told_before_deepspeed_starts(tmp_path: Path, says: Says) -> None:
+    """The check sees the inputs: it is that of ranks on one host. A rank would say first what it is going to do."""
+    config = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "missing"))
+    with start(tmp_path, "local.sh", "train", str(config)) as job:
+        output, errors = job.communicate(timeout=60)
+    assert (job.returncode, output) == (2, "")
+    says(errors, tmp_path / "missing")
 
 
 @pytest.mark.parametrize("ranks", ["a[$(touch pwned)]", "0", "two", "2\n2"])

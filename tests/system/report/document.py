@@ -64,6 +64,7 @@ def document(pieces: list[list[str]] | None = None) -> Document:
         "written": "2026-01-02T03:04:05Z",
         "title": "clm, slm-0.6, slm-0.4",
         "notes": [],
+        "in_short": ["slm-0.6 ended 0.2700 nats lower than clm on target."],
         "runs": [*runs, _unfinished_run()],
         "targets": [_targets()],
         "sweep": _sweep(),
@@ -314,6 +315,7 @@ def _sweep() -> Document:
     points = [("slm-0.4", 0.4, 4.13), ("slm-0.6", 0.6, 4.04), ("clm", 1.0, 4.31)]
     return {
         "key": "slm.keep_ratio",
+        "best": {"loss": 4.04, "sentence": "slm.keep_ratio = 0.6 (slm-0.6) ended with the lowest loss."},
         "left_out": ["slm-0.8 is unfinished."],
         "metrics": [
             {

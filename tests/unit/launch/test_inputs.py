@@ -21,6 +21,7 @@ from megaslm.launch.inputs import (
     look_at_fields,
     look_at_masking,
     look_at_output,
+    look_at_project,
     look_at_run,
     look_at_scoring,
     look_at_text,
@@ -32,6 +33,32 @@ from megaslm.training.run_folder import RunFolder
 from tests.messages import Says
 from tests.model_folders import edit_config, make_model
 from tests.toy import make_dataset, run_config
+
+
+def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:
+    (tmp_path / "good.txt").write_text("some words")
+    texts = {
+        "corpus": [str(tmp_path / "web"), str(tmp_path / "web2")],
+        "curated": [str(tmp_path / "good.txt"), " "],
+    }
+    look_at_project(here, tmp_path / "project", tmp_path / "model", texts)
+    assert len(here.problems) == 3
+    says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "web2")
+    make_model(tmp_path / "model")
+    fitting = Findings(Reach.ALL, "")
+    look_at_project(fitting, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
+    assert fitting.problems == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "other folder"])
+def test_what_is_no_run_is_told_by_its_kind(kind: str, here: Findings, tmp_path: Path, says: Says) -> None:
+    source = tmp_path / "source"
+    if kind == "file":
+        source.touch()
+    elif kind == "other folder":
+        source.mkdir()
+    look_at_export(here, {"source": source, "output": tmp_path / "model"})
+    says(told(here), source)
 
 
 @pytest.fixture

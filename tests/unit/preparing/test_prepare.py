@@ -1,5 +1,6 @@
 """Text files to a dataset, from beginning to end."""
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -142,14 +143,26 @@ def test_rows_of_a_large_vocabulary_are_wide(corpus: Path, dataset: Path, tmp_pa
     assert np.array_equal(wide.rows(0, len(wide))["tokens"], narrow.rows(0, len(narrow))["tokens"])
 
 
-def test_it_tells_what_it_does_and_why_a_worker_has_no_task(corpus: Path, tmp_path: Path, says: Says) -> None:
+def test_it_tells_what_it_does_and_why_a_worker_has_no_task(
+    corpus: Path, tmp_path: Path, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A little text is prepared in a moment, and has no advice."""
     source = {"domain": "clean", "reader": "jsonl", "paths": [str(corpus / "clean")]}
     recipe = recipe_of(corpus, sources=[source], part_bytes=64_000_000)
     first, again = Watched(), Watched()
     prepare(recipe, tmp_path / "dataset", workers=2, watcher=first)
-    says("\n".join(first.lines), "330", "1 task for 2 workers", "4 files", "64,000,000", str(tmp_path / "dataset"))
+    says("\n".join(first.lines), "330", "1 task for 2 workers", str(tmp_path / "dataset"))
+    assert "part_bytes" not in "\n".join(first.lines)
     last = first.shown[-1]
     assert (last.tasks_done, last.done) == (last.tasks, last.total)
     assert last.counts["documents"] == sum(len(path.read_text().splitlines()) for path in corpus.glob("clean/*.jsonl"))
     prepare(recipe, tmp_path / "dataset", watcher=again)
     says("\n".join(again.lines), str(tmp_path / "dataset"))
+    monkeypatch.setattr("megaslm.preparing.prepare.WORTH_DIVIDING_BYTES", 1)
+    packed = tmp_path / "packed.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"".join(path.read_bytes() for path in sorted((corpus / "clean").glob("*")))))
+    for name, paths in (("plain", source["paths"]), ("packed", [str(packed)])):
+        large = Watched()
+        recipe = recipe_of(corpus, sources=[{**source, "paths": paths}], part_bytes=64_000_000)
+        prepare(recipe, tmp_path / name, workers=2, watcher=large)
+        says(next(line for line in large.lines if "1 task for 2 workers" in line), "part_bytes" * (name == "plain"))

@@ -37,6 +37,12 @@ def test_the_page_names_its_maker_first_and_no_place_of_the_network() -> None:
     assert page.count("http") == page.count("http-equiv") + page.count("http://www.w3.org/2000/svg")
 
 
+def test_without_scripts_the_page_has_its_sentences() -> None:
+    page = render({**document(), "in_short": ["slm <b> & \ud800 $style", "another"]})
+    without = page.split("<noscript>")[1].split("</noscript>")[0]
+    assert "<p>slm &lt;b&gt; &amp; ? $style</p><p>another</p>" in without
+
+
 def test_a_number_that_json_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         render({**document(), "notes": [float("nan")]})

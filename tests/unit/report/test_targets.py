@@ -8,6 +8,7 @@ import pytest
 
 from megaslm.report.costs import costs_of
 from megaslm.report.curves import run_entries
+from megaslm.report.in_short import in_short
 from megaslm.report.runs import ReportedRun, read_runs
 from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import baseline_of, targets_of
@@ -56,6 +57,28 @@ def test_a_loss_is_reached_on_the_line_between_two_validations(says: Says) -> No
     }
     assert (plain["seconds"], plain["seconds_with_reference"]) == (pytest.approx(45.0), pytest.approx(45.0))
     says(table["sentence"], "slm", "clm", "2.0000", "50%")
+
+
+def said_in_short(found: list[ReportedRun]) -> str:
+    return "\n".join(in_short(found, costs_of(found), sweep_of(found)))
+
+
+def test_in_short_each_selective_run_has_a_sentence_for_each_place(says: Says) -> None:
+    says(
+        said_in_short(runs(clm(), slm("fast", FAST), slm("never", NEVER, "0.6"))), "1.0000 nats lower", "higher", "50%"
+    )
+
+
+def test_in_short_unequal_and_unfinished_runs_are_told(says: Says) -> None:
+    says(said_in_short(runs(clm(), slm("half", NEVER, steps=4))), "so far", f"{3 * STEP_TOKENS:,}")
+
+
+def test_in_short_a_sweep_names_its_best_value(says: Says) -> None:
+    says(said_in_short(runs(slm("a", NEVER, "0.2"), slm("b", FAST, "0.4"))), "0.4", "1.0000")
+
+
+def test_in_short_nothing_is_said_where_nothing_is_compared() -> None:
+    assert said_in_short(runs(slm("alone", FAST))) == ""
 
 
 def test_a_run_that_never_reaches_the_loss_says_so(says: Says) -> None:

@@ -59,6 +59,22 @@ def test_what_it_writes_is_read_and_hangs_together(model: Path, tmp_path: Path) 
         assert f" {folder}" in written
 
 
+def test_a_run_is_shortened_by_settings_of_the_command(model: Path, tmp_path: Path) -> None:
+    """As docs/tutorial.md says."""
+    folder = project_of(model, tmp_path).folder
+    shorter = ["train.epochs=null", "train.total_tokens=4_096"]
+    for name in ("reference", "clm", "slm"):
+        train = load(RunConfig, folder / f"{name}.yaml", shorter).value.train
+        assert (train.epochs, train.total_tokens) == (None, 4096)
+
+
+def test_comments_stand_in_one_column_within_a_section(model: Path, tmp_path: Path) -> None:
+    lines = (project_of(model, tmp_path).folder / "reference.yaml").read_text().splitlines()
+    section = lines[lines.index("train:") + 1 : lines.index("zero:")]
+    assert len({line.index("  # ") + len("  # ") for line in section if "#" in line}) == 1
+    assert not any("\t" in line for line in lines)
+
+
 def test_a_tokenizer_without_bos_gives_rows_without(tmp_path: Path) -> None:
     assert project_of(make_model(tmp_path / "model", bos=False), tmp_path).bos == "none"
 

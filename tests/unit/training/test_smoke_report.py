@@ -37,6 +37,15 @@ def test_a_run_that_will_work(says: Says) -> None:
     assert not [line for line in lines if line.startswith("warning")]
 
 
+@pytest.mark.parametrize(("first", "told"), [(10.3, "near chance"), (12.0, "worse than chance"), (9.5, "")])
+def test_where_the_model_starts_is_said_if_it_knows_nothing(first: float, told: str, says: Says) -> None:
+    lines = list(report(replace(RESULT, losses=(first, 9.0))))
+    starts = [line for line in lines if line.startswith("smoke test · start")]
+    assert bool(starts) == bool(told)
+    for line in starts:
+        says(line, told)
+
+
 def test_a_small_run_on_a_cpu(says: Says) -> None:
     small = replace(
         RESULT,
