@@ -54,6 +54,11 @@ def how_to_start_again(run_dir: Path) -> str:
     return "start again"
 
 
+def measurement_file(folder: Path, step: int) -> Path:
+    """The file in the folder `PROBE` with the losses of the probe rows after a step."""
+    return folder / f"step-{step:08d}.safetensors"
+
+
 def require_run_folder(folder: Path) -> None:
     """Raises CheckpointError where a folder is missing, or is not that of a run."""
     refuse_smoke_test(folder)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from megaslm.config.run_files import measurement_file
 from megaslm.errors import DataError
 from megaslm.files import write_file
 
@@ -113,11 +114,6 @@ def write_measurement(folder: Path, measurement: Measurement) -> None:
     }
     arrays = {"losses": measurement.losses, "kept": measurement.kept}
     _write(measurement_file(folder, measurement.step), arrays, facts)
-
-
-def measurement_file(folder: Path, step: int) -> Path:
-    """The file of the measurement after a step."""
-    return folder / f"step-{step:08d}.safetensors"
 
 
 def measured_steps(folder: Path) -> list[int]:

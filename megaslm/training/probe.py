@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from megaslm.config.run_files import PROBE
+from megaslm.config.run_files import PROBE, measurement_file
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, all_gather, on_first_rank
@@ -17,7 +17,6 @@ from megaslm.observe.probe_files import (
     Measurement,
     ProbeRows,
     forget_after,
-    measurement_file,
     read_measurement,
     write_measurement,
 )

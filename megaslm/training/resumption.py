@@ -16,6 +16,7 @@ from megaslm.config.run_files import (
     PROBE,
     PROGRESS,
     how_to_start_again,
+    measurement_file,
     refuse_smoke_test,
     require_no_run,
 )
@@ -24,7 +25,6 @@ from megaslm.config.section import Split
 from megaslm.dataset.fit import ReadDataset
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import CheckpointError, ConfigError
-from megaslm.observe.probe_files import measurement_file
 from megaslm.training.changes import check_changes
 from megaslm.training.checkpoints.file_list import read_file_list
 

@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer, models
 
+from megaslm.config.run_files import measurement_file
 from megaslm.dynamics.job import dynamics
 from megaslm.dynamics.summary import DynamicsSummary
 from megaslm.dynamics.view import show_dynamics
 from megaslm.errors import DataError
-from megaslm.observe.probe_files import measurement_file
 from tests.messages import Says
 from tests.probed import probe_rows, write_probe
 from tests.toy import make_tokenizer

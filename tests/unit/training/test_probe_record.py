@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.observe.probe_files import Measurement, measurement_file
+from megaslm.config.run_files import measurement_file
+from megaslm.observe.probe_files import Measurement
 from megaslm.training.probe_record import ProbeReport
 from tests.messages import Says
 from tests.probed import probe_rows, write_probe
