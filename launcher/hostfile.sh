@@ -101,7 +101,7 @@ start_by_pdsh() {
         > >(without_launchers_lines) 2> >(note_failures >&2)
 }
 
-# pdsh tells of a host that has failed, and goes on waiting for the others. The statuses 2 and 75 are the ranks' own.
+# pdsh tells of a host that has failed, and continues waiting for the others. The statuses 2 and 75 are the ranks' own.
 note_failures() {
     local ended="^pdsh@.*: ssh exited with exit code "
     trap '' TERM INT HUP USR1

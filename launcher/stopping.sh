@@ -61,7 +61,7 @@ say_pressed() {
 
 # After the job of VERB and its arguments, whose death bash tells of. A progress bar of a rank has hidden the cursor.
 leave_if_pressed_again() {
-    local again="the same command goes on from there"
+    local again="the same command continues from there"
     if [[ -z "$pressed_again" ]]; then return 0; fi
     if [[ -t 2 ]]; then printf '\n\e[?25h' >&2; fi
     if [[ "$1" == train ]]; then

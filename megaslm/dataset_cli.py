@@ -73,6 +73,7 @@ def inspect(
     # A file or a pipe has no width at which to fold the columns.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if order is not None:
+        announce("inspect", f"the rows that step {order} of {dataset} reads")
         from megaslm.training.step_rows import rows_of_step
 
         rows = rows_of_step(dataset, order)

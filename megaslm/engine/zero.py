@@ -226,9 +226,9 @@ class _Deferral:
     layers' weights would stay gathered until its end.
 
     Stage 3 gathers weights ahead of their use, by a record of the order of modules from one forward pass to the next.
-    It gathers nothing ahead in a pass that goes on beyond the record. Where it has no valid record it makes one in the
-    first forward pass, which would always be too short. So the record is begun anew before the last one: then it holds
-    all backward passes, and each forward pass is its beginning.
+    It gathers nothing ahead in a pass that continues beyond the record. Where it has no valid record it makes one in
+    the first forward pass, which would always be too short. So the record is begun anew before the last one: then it
+    holds all backward passes, and each forward pass is its beginning.
     """
 
     def __init__(self, engine: Any) -> None:

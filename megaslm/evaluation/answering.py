@@ -81,7 +81,7 @@ def answer(
 ) -> list[Answering]:
     """The answers to items, each with the number of its sample.
 
-    With `task.interpreter`, programs of all items run side by side in `sandbox`, and each answer goes on after the
+    With `task.interpreter`, programs of all items run side by side in `sandbox`, and each answer continues after the
     output of its program, until it holds no further program, has run `task.most_programs`, or has grown too long for
     the model's context.
 

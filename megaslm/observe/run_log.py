@@ -92,7 +92,7 @@ class RunLog:
         try:
             self._tracker = open_tracker()
         except OSError as error:
-            self._complain(f"log.tracker: cannot be opened: {error}; this attempt of the run goes on without it")
+            self._complain(f"log.tracker: cannot be opened: {error}; this attempt of the run continues without it")
         else:
             self._files.append(self._tracker)
 
@@ -107,7 +107,7 @@ class RunLog:
         except OSError as error:
             if name not in self._failing:
                 self._failing.add(name)
-                self._complain(f"{name}: cannot be written: {error}; training goes on, and the next write tries again")
+                self._complain(f"{name}: cannot be written: {error}; training continues; the next write tries again")
             return False
         recovered = name in self._failing
         self._failing.discard(name)

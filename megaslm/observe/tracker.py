@@ -106,7 +106,7 @@ def _number_of(run: Path) -> str:
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What fails in a tracker fails as a full disk does: it is told, and training goes on."""
+    """What fails in a tracker fails as a full disk does: it is told, and training continues."""
     try:
         yield
     except Exception as error:

@@ -58,9 +58,9 @@ def prepare(
     work = _PrepareJob(recipe, output, working, watcher)
     if (manifest := work.finished()) is not None:
         return manifest
-    with work.claimed(alone=True) as workplace:
-        work.do(work.tasks, workplace, workers, ray)
-        return work.assemble(workplace)
+    with work.claimed(alone=True) as ledger:
+        work.do(work.tasks, ledger, workers, ray)
+        return work.assemble(ledger)
 
 
 def prepare_share(
@@ -79,8 +79,8 @@ def prepare_share(
     """
     work = _PrepareJob(recipe, output, working, watcher)
     if work.finished() is None:
-        with work.claimed(alone=False) as workplace:
-            work.do(share.of(work.tasks), workplace, workers, ray)
+        with work.claimed(alone=False) as ledger:
+            work.do(share.of(work.tasks), ledger, workers, ray)
 
 
 def finish(
@@ -90,15 +90,15 @@ def finish(
     work = _PrepareJob(recipe, output, working, watcher)
     if (manifest := work.finished()) is not None:
         return manifest
-    with work.claimed(alone=True) as workplace:
-        missing = [task.number for task in work.tasks if not workplace.is_done(task.name)]
+    with work.claimed(alone=True) as ledger:
+        missing = [task.number for task in work.tasks if not ledger.is_done(task.name)]
         if missing:
             shown = ", ".join(str(number) for number in missing[:10]) + (" …" if len(missing) > 10 else "")
             raise DataError(
                 f"{output}: {len(missing)} of {len(work.tasks)} tasks are not done ({shown}; task n belongs to part "
                 "n % COUNT + 1 of COUNT): run these parts again, or all missing tasks with a plain `megaslm prepare`"
             )
-        return work.assemble(workplace)
+        return work.assemble(ledger)
 
 
 class _PrepareJob:
@@ -125,14 +125,14 @@ class _PrepareJob:
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
         """Claims the output and makes its tokenizer."""
-        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as workplace:
-            with workplace.setting_up():
-                workplace.begin(self._plan, self.tasks, alone=alone)
-                self._make_tokenizer(workplace)
+        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as ledger:
+            with ledger.setting_up():
+                ledger.begin(self._plan, self.tasks, alone=alone)
+                self._make_tokenizer(ledger)
                 self._output.begin(self._plan.model_dump_json())
-            yield workplace
+            yield ledger
 
-    def _make_tokenizer(self, workplace: PrepareLedger) -> None:
+    def _make_tokenizer(self, ledger: PrepareLedger) -> None:
         if not (self._folder / TOKENIZER).is_dir():
             settings = self._recipe.tokenizer.train_sentencepiece
             if settings is not None:
@@ -144,23 +144,23 @@ class _PrepareJob:
                 make_tokenizer(self._recipe, self.tasks, self._folder / TOKENIZER)
             except BaseException:
                 # Nothing was made by this recipe yet, so another one may be tried here.
-                workplace.forget_plan()
+                ledger.forget_plan()
                 raise
 
     def do(
         self,
         tasks: Sequence[Task],
-        workplace: PrepareLedger,
+        ledger: PrepareLedger,
         workers: int | None,
         ray: RayCluster | None,
     ) -> None:
         """Does those of the tasks that are not done."""
-        waiting = [task for task in tasks if not workplace.is_done(task.name)]
+        waiting = [task for task in tasks if not ledger.is_done(task.name)]
         if not waiting:
             return
         run_id = new_run_id()
         publisher = Publisher(
-            workplace.folder,
+            ledger.folder,
             run_id,
             job="prepare",
             unit="input_bytes",
@@ -184,15 +184,15 @@ class _PrepareJob:
         count = min(asked, len(waiting))
         self._watcher.say(_who_works(waiting, asked, self._recipe))
         work = _Worker(jobs, self._folder, run_id, count)
-        with self._saying_what_is_in_the_way(workplace):
+        with self._saying_what_is_in_the_way(ledger):
             if count == 1 and ray is None:
                 work.draw_all(0, publish)
             else:
-                self._run_workers(count, work, workplace, publish, ray)
-        workplace.look_again()
-        undone = [task for task in waiting if not workplace.is_done(task.name)]
+                self._run_workers(count, work, ledger, publish, ray)
+        ledger.look_again()
+        undone = [task for task in waiting if not ledger.is_done(task.name)]
         publish(at_once=True, all_done=not undone)
-        left = [task for task in undone if workplace.is_left(task.name, run_id)]
+        left = [task for task in undone if ledger.is_left(task.name, run_id)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))
         if undone:
@@ -205,31 +205,31 @@ class _PrepareJob:
         self,
         count: int,
         work: "_Worker",
-        workplace: PrepareLedger,
+        ledger: PrepareLedger,
         publish: Callable[[], None],
         ray: RayCluster | None,
     ) -> None:
         def look() -> None:
             publish()
-            failure = workplace.failure(work.run_id)
+            failure = ledger.failure(work.run_id)
             if failure is not None:
                 raise failure
 
         def tasks_done() -> int:
-            return sum(workplace.is_done(job.task.name) for job in work.jobs)
+            return sum(ledger.is_done(job.task.name) for job in work.jobs)
 
         if ray is None:
             run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
         else:
-            ray.run(count, work, gpus=0, folder=workplace.folder, look=look, tasks_done=tasks_done)
+            ray.run(count, work, gpus=0, folder=ledger.folder, look=look, tasks_done=tasks_done)
         look()
 
-    def assemble(self, workplace: PrepareLedger) -> Manifest:
+    def assemble(self, ledger: PrepareLedger) -> Manifest:
         """Join the parts of all tasks, which are done, and finish the dataset."""
         self._watcher.say(f"joins the parts of {counted(len(self.tasks), 'task')} into {self._output.place}")
-        outcomes = [outcome for task in self.tasks if (outcome := workplace.outcome(task.name)) is not None]
+        outcomes = [outcome for task in self.tasks if (outcome := ledger.outcome(task.name)) is not None]
         manifest = manifest_of(self._recipe, outcomes, self._folder / TOKENIZER, self._facts, self._passed_over)
-        with self._saying_what_is_in_the_way(workplace):
+        with self._saying_what_is_in_the_way(ledger):
             require_enough(self._recipe, manifest)
         inputs = joined(outcome.inputs for outcome in outcomes)
         write_file(self._folder / INPUTS, inputs.model_dump_json(indent=1) + "\n")
@@ -238,12 +238,12 @@ class _PrepareJob:
         return manifest
 
     @contextmanager
-    def _saying_what_is_in_the_way(self, workplace: PrepareLedger) -> Iterator[None]:
+    def _saying_what_is_in_the_way(self, ledger: PrepareLedger) -> Iterator[None]:
         """Adds to an error that a corrected recipe cannot use the work done here so far."""
         try:
             yield
         except DataError as error:
-            if not workplace.has_outcomes():
+            if not ledger.has_outcomes():
                 raise
             raise DataError(
                 f"{error} ({self._folder} holds the work of this recipe so far: remove it before you prepare another "
@@ -317,18 +317,18 @@ class _Worker:
 
     def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
         """Draws tasks until none are left."""
-        workplace = PrepareLedger(self.folder)
-        tally = Tally(workplace.folder, self.run_id, number)
+        ledger = PrepareLedger(self.folder)
+        tally = Tally(ledger.folder, self.run_id, number)
 
         def look() -> None:
             on_progress()
-            workplace.raise_if_failed(self.run_id)
+            ledger.raise_if_failed(self.run_id)
 
         def draw(job: PrepareSpec) -> Drawn:
             def report(**counts: int) -> None:
                 tally.report(**counts)
                 look()
 
-            return workplace.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
+            return ledger.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
 
         tally.end(left=len(draw_all(self.jobs, draw, look, processes=self.processes)))

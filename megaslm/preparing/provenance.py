@@ -267,9 +267,9 @@ def claimed(output: Path, plan: PreparePlan, *, alone: bool) -> Iterator[Prepare
         raise DataError(f"{output} is not empty and holds no unfinished dataset; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
-    workplace = PrepareLedger(output)
+    ledger = PrepareLedger(output)
     if not alone:
-        workplace.give_way(plan)
+        ledger.give_way(plan)
     # Another share may be giving way at this moment.
-    with locked(workplace.claim, shared=not alone, patience_seconds=0.0 if alone else _BRIEFLY_SECONDS, busy=busy):
-        yield workplace
+    with locked(ledger.claim, shared=not alone, patience_seconds=0.0 if alone else _BRIEFLY_SECONDS, busy=busy):
+        yield ledger

@@ -99,23 +99,23 @@ def texts_to_compare(model: bytes) -> re.Pattern[str] | None:
     is_unigram = description.trainer_spec.model_type == description.trainer_spec.UNIGRAM
     spec = description.normalizer_spec
     user_defined = [piece.piece for piece in description.pieces if piece.type == _Piece.USER_DEFINED]
-    doubts = [re.escape(name) for name in (*user_defined, *(name.replace(SPACE, " ") for name in user_defined))]
+    uncertain = [re.escape(name) for name in (*user_defined, *(name.replace(SPACE, " ") for name in user_defined))]
     if is_unigram:
         # The exported vocabulary has these names among its pieces. Only a "<" keeps text from spelling them.
-        doubts += [re.escape(name) for name in _names(description) if "<" not in name]
-        doubts.append(ANGLE)
+        uncertain += [re.escape(name) for name in _names(description) if "<" not in name]
+        uncertain.append(ANGLE)
     elif not _merges_by_score_alone(description):
-        doubts.append(_ANY_TEXT)
+        uncertain.append(_ANY_TEXT)
     if spec.remove_extra_whitespaces:
-        doubts.append(SPACE)
+        uncertain.append(SPACE)
     if not spec.escape_whitespaces:
-        doubts.append(_ANY_TEXT)
+        uncertain.append(_ANY_TEXT)
     if spec.precompiled_charsmap:
         plain = f"{_PLAIN}\r" if _ends_lines_by_spaces(model) else _PLAIN
-        doubts.append(_ANY_TEXT if _maps_plain_together(spec.precompiled_charsmap) else f"[^{plain}]")
+        uncertain.append(_ANY_TEXT if _maps_plain_together(spec.precompiled_charsmap) else f"[^{plain}]")
         # The class of characters that are not plain covers these two, and a single class is several times faster.
-        doubts = [doubt for doubt in doubts if doubt not in (ANGLE, SPACE)]
-    return re.compile("|".join(doubts)) if doubts else None
+        uncertain = [each for each in uncertain if each not in (ANGLE, SPACE)]
+    return re.compile("|".join(uncertain)) if uncertain else None
 
 
 def _ends_lines_by_spaces(model: bytes) -> bool:

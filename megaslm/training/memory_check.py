@@ -71,7 +71,7 @@ class MemoryCheck:
         except Exception as error:  # Whatever a release of torch, or a full disk, makes of it: it must not end a run.
             say(
                 f"warning: memory: measured {size(measured_bytes)} per rank, but {MEMORY} cannot be made "
-                f"({type(error).__name__}: {error}); training goes on"
+                f"({type(error).__name__}: {error}); training continues"
             )
 
 

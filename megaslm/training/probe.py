@@ -63,7 +63,7 @@ class Probe:
         """Measures the rows after a step, unless that was done, and writes the file on the first rank.
 
         All ranks run equally many batches. `is_to_stop` is called before every eighth one and gives all ranks the same
-        answer. A file that cannot be written is told through `say`; training goes on. On the first rank `tell` gets
+        answer. A file that cannot be written is told through `say`; training continues. On the first rank `tell` gets
         what is reported of the measurement; with `tells_again` also of one that was made before.
 
         Returns:
@@ -86,8 +86,8 @@ class Probe:
                 write_measurement(self._folder, measurement)
             except OSError as error:
                 say(
-                    f"warning: {measurement_file(self._folder, step)}: cannot be written ({error}); training goes on; "
-                    "`megaslm dynamics --checkpoints` measures the steps that have a checkpoint"
+                    f"warning: {measurement_file(self._folder, step)}: cannot be written ({error}); training "
+                    "continues; `megaslm dynamics --checkpoints` measures the steps that have a checkpoint"
                 )
         return True
 

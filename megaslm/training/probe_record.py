@@ -37,7 +37,7 @@ class ProbeReport:
         try:
             churn = self._churn(measurement.step, measurement.kept)
         except DataError as error:
-            say(f"warning: {error}; training goes on, and step {measurement.step} has no churn")
+            say(f"warning: {error}; training continues, and step {measurement.step} has no churn")
         return ProbeRecord(measurement.step, measurement.tokens_seen, churn, samples)
 
     def _churn(self, step: int, kept: NDArray[np.bool_]) -> float | None:

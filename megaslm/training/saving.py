@@ -136,7 +136,7 @@ def make_saver(
 
 
 def _kept(run: TrainingRun, step: int) -> str:
-    """What is kept of a run that ends at once, and how it goes on; `step` is the newest one that is saved."""
+    """What is kept of a run that ends at once, and how it continues; `step` is the newest one that is saved."""
     if run.is_smoke_test:
         return "a smoke test keeps nothing: start it again"
     if step == 0:

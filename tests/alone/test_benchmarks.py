@@ -23,6 +23,14 @@ def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tm
 
 
 @pytest.mark.slow
+def test_the_suite_for_a_gpu_measures_every_case(tmp_path: Path) -> None:
+    """It prints the error of a case and continues: a GPU is dear, and the other cases are worth having."""
+    rows = numbers_of(ROOT / "benchmarks" / "gpu_suite.py", tmp_path)["rows"]
+    assert [row["case"] for row in rows if "not measured" in " ".join(map(str, row.values()))] == []
+    assert len({row["case"] for row in rows}) >= 10
+
+
+@pytest.mark.slow
 def test_a_model_that_is_fine_tuned_on_programs_writes_programs_that_run(tmp_path: Path) -> None:
     try:
         with Sandbox(workers=1):

@@ -1,4 +1,4 @@
-"""A disk that is full where a remote dataset is kept: the run ends, says so, and goes on once there is room."""
+"""A disk that is full where a remote dataset is kept: the run ends, says so, and continues once there is room."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A loader process that hangs: its rank is named, and the run goes on from its last checkpoint."""
+"""A loader process that hangs: its rank is named, and the run continues from its last checkpoint."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""SIGKILL of a rank: the other ends at once, nothing is left, and the group goes on to the same weights."""
+"""SIGKILL of a rank: the other ends at once, nothing is left, and the group continues to the same weights."""
 
 from pathlib import Path
 

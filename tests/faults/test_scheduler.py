@@ -1,4 +1,4 @@
-"""A scheduler tells torchrun to stop, and torchrun all processes, loaders too; the next job goes on from there."""
+"""A scheduler tells torchrun to stop, and torchrun all processes, loaders too; the next job continues from there."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A stopped process, a hung loader and a rank's own error, one after another: each is named, and the group goes on."""
+"""A stopped process, a hung loader and a rank's own error, one after another: each is named, and the run continues."""
 
 import re
 from pathlib import Path

@@ -54,7 +54,7 @@ def _started(
 def check(
     config: RunConfig, undisturbed: RunConfig, folder: Path, settings: dict[str, str], hosts: Hosts | None
 ) -> None:
-    """The training is told to stop, goes on, loses a rank, and comes to the weights of the undisturbed one."""
+    """The training is told to stop, continues, loses a rank, and comes to the weights of the undisturbed one."""
     words = [str(SCRIPT), "train", str(write_config(folder / "run.yaml", config)), "--resume"]
     output = folder / "output.txt"
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.policy.import_rules import LAYERS
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
     *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "STYLE")),
@@ -50,6 +52,21 @@ def test_documents_name_files_that_are_there(document: Path) -> None:
 def test_the_architecture_is_that_of_the_tree() -> None:
     assert list(unnamed_places(ARCHITECTURE, ROOT)) == []
     assert list(missing_symbols(ARCHITECTURE, ROOT)) == []
+
+
+def test_the_folders_stand_in_the_order_of_imports() -> None:
+    table = ARCHITECTURE.read_text(encoding="utf-8").partition("## The folders")[2].partition("Each folder imports")[0]
+    shown = re.findall(r"^\| `megaslm/(\w+)(?:\.py)?` \|", table, re.MULTILINE)
+    above = [layer for layers in LAYERS if len(layers) == 1 for layer in layers]
+    assert [folder for folder in shown if folder in above] == [layer for layer in above if layer in shown]
+    assert set(shown) >= {path.name for path in (ROOT / "megaslm").iterdir() if (path / "__init__.py").is_file()}
+
+
+def test_the_picture_names_folders_that_are_there() -> None:
+    picture = (ROOT / "docs" / "data-flow.svg").read_text(encoding="utf-8")
+    places = set(re.findall(r"megaslm/[\w/]+", picture))
+    assert places
+    assert [place for place in sorted(places) if not (ROOT / place).exists()] == []
 
 
 def test_what_is_missing_is_found(tmp_path: Path) -> None:

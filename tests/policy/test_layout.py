@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_PACKAGES = ("launcher", "data", "configs")
 WITH_SCRIPTS = (*WITHOUT_PACKAGES, "benchmarks")
 STARTERS = {"subprocess", "multiprocessing", "tests.forks", "tests.forked_cli", "tests.rank_pool", "tests.s3"}
+MOST_LINES = 400
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "misc", "common"}
 
 
@@ -47,6 +48,11 @@ def test_unit_tests_start_no_process(tmp_path: Path) -> None:
     planted.parent.mkdir(parents=True)
     planted.write_text("import subprocess\nfrom tests.forks import fork\n", encoding="utf-8")
     assert len(list(starters_of_processes(tmp_path))) == 2
+
+
+def test_no_file_is_too_long_to_be_read_at_once() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "megaslm").rglob("*.py")}
+    assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_every_file_is_in_its_place() -> None:

@@ -35,6 +35,33 @@ def test_the_papers_settings_are_the_papers(name: str) -> None:
         assert cell(found, key).mark == "paper", key
 
 
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        # The paper, section 3.1: SlimPajama, StarCoderData and OpenWebMath at 6 : 3 : 1.
+        ("rho-general-1b/clm.yaml", {"web": 6, "code": 3, "math": 1}),
+        ("rho-general-1b/slm.yaml", {"web": 6, "code": 3, "math": 1}),
+        ("rho-math-1b/clm-with-curated.yaml", {"corpus": 97, "curated": 3}),
+    ],
+)
+def test_streams_are_read_in_these_shares(name: str, weights: dict[str, int]) -> None:
+    streams = loaded(name).value.data.streams
+    assert {stream: section.weight for stream, section in streams.items()} == weights
+
+
+@pytest.mark.parametrize("folder", ["rho-general-1b", "rho-math-1b", "rho-math-7b"])
+def test_a_reference_needs_its_own_dataset_alone(folder: str) -> None:
+    run = loaded(f"{folder}/reference.yaml").value
+    assert [held_out.dataset for held_out in run.validation.sets.values()] == [run.data.train]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_over_the_corpus_keeps_checkpoints_for_an_analysis(name: str) -> None:
+    run = loaded(name).value
+    if run.train.total_tokens is not None and run.train.total_tokens >= 10_000_000_000:
+        assert run.checkpoint.keep_every_tokens == (4 if "general" in name else 1) * 10**9
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_that_moves_a_result_is_silent(name: str) -> None:
     found = loaded(name)

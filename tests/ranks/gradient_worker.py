@@ -64,7 +64,7 @@ class Case:
 
     @property
     def state(self) -> SelectionState:
-        """The cuts of the steps before."""
+        """The thresholds of the steps before."""
         if self.criterion not in EXPECTED_CUT:
             return AT_START
         return state_at(EXPECTED_CUT[self.criterion])

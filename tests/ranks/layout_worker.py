@@ -41,7 +41,7 @@ ROWS = {"repeated rows": (0, 3, 3, 1, 0, 5, 3, 0)}
 
 
 Step = dict[str, Tensor]
-"""One rank's valid targets in one step, (n,) each: `keys`, `values`, `selected` and `cuts`, where each was cut."""
+"""One rank's valid targets in one step, (n,) each: `keys`, `values`, `selected`, `thresholds` of their groups."""
 
 
 class Run(TypedDict):
@@ -79,13 +79,13 @@ class RecordingObjective(SelectiveObjective):
             {
                 "keys": self._targets.keys[valid],
                 "values": values[valid],
-                "thresholds": self._cuts_of(plan.choices[0], output, step_cut).expand_as(values)[valid],
+                "thresholds": self._thresholds_of(plan.choices[0], output, step_cut).expand_as(values)[valid],
                 "selected": output.mask[valid],
             }
         )
         return step_cut
 
-    def _cuts_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
+    def _thresholds_of(self, choice: Choice, output: HeadOutput, step_cut: Tensor | None) -> Tensor:
         """The value at which each row of the step was cut, in a shape that expands to that of the values."""
         if groups := len(output.threshold):
             return value_of_image(output.threshold).repeat_interleave(len(output.losses) // groups)[:, None]

@@ -1,4 +1,4 @@
-"""A run that was saved on some ranks goes on on others, under any ZeRO stage, as if nothing had happened."""
+"""A run that was saved on some ranks continues on others, under any ZeRO stage, as if nothing had happened."""
 
 import shutil
 from pathlib import Path

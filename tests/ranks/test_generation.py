@@ -1,4 +1,4 @@
-"""A model that is being trained continues texts: equal ones on 1 and 2 ranks, and training goes on after it."""
+"""A model that is being trained continues texts: equal ones on 1 and 2 ranks, and training continues after it."""
 
 from pathlib import Path
 

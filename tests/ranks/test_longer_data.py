@@ -1,4 +1,4 @@
-"""A run whose dataset has become longer goes on: the epoch ends as it would have ended, then come the new rows too."""
+"""A run whose dataset has become longer continues: the epoch ends as it would have ended, then come new rows."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number changes nothing on any rank; the run goes on as if it had not been."""
+"""A step whose loss or gradient is no number changes nothing on any rank; the run continues as if it had not been."""
 
 from collections.abc import Callable
 

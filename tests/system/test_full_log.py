@@ -1,4 +1,4 @@
-"""A disk without room for a run's log: the run goes on, says so, and writes what is missing when there is room."""
+"""A disk without room for a run's log: the run continues, says so, and writes what is missing when there is room."""
 
 import json
 import subprocess

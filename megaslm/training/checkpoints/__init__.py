@@ -1,1 +1,1 @@
-"""Checkpoints: written while training goes on, never visible half-written, readable by any number of ranks."""
+"""Checkpoints: written while training continues, never visible half-written, readable by any number of ranks."""

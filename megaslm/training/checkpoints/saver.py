@@ -1,4 +1,4 @@
-"""Saves: a copy on the host, a thread that writes it while training goes on, and a commit once all ranks have written.
+"""Saves: a copy on the host, a thread that writes it meanwhile, and a commit once all ranks have written.
 
 The threads call no collective. Between two steps the ranks exchange whether their threads are done. When all are done,
 the first rank writes the file list and renames the folder. A thread removes old checkpoints, too.
@@ -250,7 +250,7 @@ class Saver:
                 f"{failed}; {self._failed_in_a_row} in a row have failed: the run stops. Make room in "
                 f"{self._checkpoints} or repair it, then {self._how_to_start_again()}"
             )
-        self._say(f"warning: {failed}; training goes on; the run stops after {self._max_failed} such failures in a row")
+        self._say(f"warning: {failed}; training continues; the run stops after {self._max_failed} failures in a row")
 
 
 def _removed(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from megaslm.training.checkpoints.layout import Layout, read_layout
 
 
 class HostCopy:
-    """A copy of this rank's training state on the host. A thread writes it while training goes on."""
+    """A copy of this rank's training state on the host. A thread writes it while training continues."""
 
     def __init__(self, state: TrainingState, mine: set[str]) -> None:
         """Holds buffers for the parameters `mine`, which every `take` fills again."""

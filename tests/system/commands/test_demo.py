@@ -63,6 +63,7 @@ def test_only_what_is_missing_is_run_and_a_finished_demo_is_shown(
     shown = capfd.readouterr().out
     assert shown.count("done before") == 9
     assert "perplexity" in shown
+    assert f"{demo / 'report.html'} (" in shown
     assert {path.name for path in demo.iterdir()} == {*OUTPUTS, "slm", ".demo", "summary.json", "report.html"}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,14 @@ def environment(**variables: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
 
 
+def leave_refused(settings: RunConfig, tokens: Path) -> Path:
+    """A run that has learned with another rate: the launch that would resume it is refused."""
+    run = leave_run(changed(settings, train={"lr": 1.0}), read_manifest(tokens))
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000001" / "COMPLETE").touch()
+    return run
+
+
 def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resumed(
     config: Path, tmp_path: Path
 ) -> None:
@@ -50,12 +59,9 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
     here.write_text("kind: local\nranks: 1\n")
     folder = tmp_path / "run.sweep"
     folder.mkdir()
-    (first, _) = plan_sweep(config, "seed=1,2", []).runs
+    first, _, last = plan_sweep(config, "seed=1,2,3", []).runs
     settings = load(RunConfig, config, first.overrides).value
-    # It has learned with another rate: the launch that would resume it is refused.
-    other = leave_run(changed(settings, train={"lr": 1.0}), read_manifest(tmp_path / "tokens"))
-    (other / "checkpoints" / "step-00000001").mkdir(parents=True)
-    (other / "checkpoints" / "step-00000001" / "COMPLETE").touch()
+    other = leave_refused(settings, tmp_path / "tokens")
     stopped = subprocess.Popen(
         command(config, here), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -83,8 +89,17 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
     assert runs[0]["losses"]["own/a"] != runs[1]["losses"]["own/a"]
     steps = (folder / "seed-2" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(steps[-1])["step"] == STEPS
-    assert "seed-2 · step 2/" not in done.stdout, "a resumed run goes on from its checkpoint"
+    assert "seed-2 · step 2/" not in done.stdout, "a resumed run continues from its checkpoint"
     assert (folder / "report.html").exists()
+
+    (folder / "report.html").unlink()
+    leave_refused(load(RunConfig, config, last.overrides).value, tmp_path / "tokens")
+    failed = subprocess.run(
+        command(config, here, seeds="1,2,3"), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert str(last.folder) in failed.stderr.splitlines()[-1]
+    assert re.search(r'"sweep":\s*\{\s*"key":\s*"seed"', (folder / "report.html").read_text())
 
 
 @pytest.mark.parametrize("status", [0, 3])

@@ -1,5 +1,6 @@
 """The page of a report in a browser: what it shows, and what its controls change."""
 
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -220,6 +221,50 @@ def test_the_axis_and_the_counted_reference_move_a_curve(open_page: Open) -> Non
     assert plot.evaluate(shape) != before
     page.get_by_label("GPU-hours", exact=True).check()
     assert page.locator("#counted").is_disabled()
+
+
+@pytest.mark.parametrize(
+    ("axis", "first"), [("tokens selected", "32.8k"), ("FLOPs", "123 TFLOP"), ("GPU-hours", "0.0035 GPU-h")]
+)
+def test_each_axis_has_the_amounts_of_the_runs(open_page: Open, axis: str, first: str) -> None:
+    page = open_page(document())
+    page.locator("#curves .runs").get_by_label("clm", exact=True).uncheck()
+    page.get_by_label(axis, exact=True).check()
+    plot = page.locator(PLOT).first
+    plot.focus()
+    page.keyboard.press("Home")
+    assert str(plot.get_attribute("aria-valuetext")).split(":")[0] == first
+
+
+def test_the_domains_and_the_classes_of_tokens_have_their_numbers(open_page: Open) -> None:
+    page = open_page(document())
+    domains = page.locator("#domains tbody tr")
+    assert domains.count() == 6
+    assert domains.nth(2).locator("th, td").all_inner_texts() == [
+        "prose", "slm-0.6", "410k", "1.9", "72%", "8.900", "4.030"
+    ]  # fmt: skip
+    classes = page.locator("#dynamics table").first.locator("tbody tr")
+    shares = {row.locator("th").inner_text(): row.locator("td").all_inner_texts()[-2:] for row in classes.all()}
+    assert shares == {"H→L": ["41%", "70%"], "L→L": ["30%", "40%"], "H→H": ["19%", "80%"], "L→H": ["10%", "60%"]}
+
+
+def test_the_tokens_kept_most_and_least_are_counted_over_all_rows(open_page: Open) -> None:
+    page = open_page(document())
+    _, _, valid = losses_of(rows_of_text())
+    kept, total = Counter[str](), Counter[str]()
+    for row, pieces in enumerate(rows_of_text()):
+        for place, piece in enumerate(pieces):
+            total[piece] += int(valid[row, place])
+            kept[piece] += int(expected(CHECKPOINTS - 1, str(KEEP_RATIO))[row, place])
+    shares = {(kept[piece] / count, count) for piece, count in total.items() if count >= 3}
+    for caption, order in (
+        ("Kept most", lambda found: (-found[0], -found[1])),
+        ("Kept least", lambda found: (found[0], -found[1])),
+    ):
+        first = page.locator("#heat table").filter(has_text=caption).locator("tbody tr").first.locator("td")
+        _, kept_times, times = first.all_inner_texts()
+        share, count = min(shares, key=order)
+        assert (int(kept_times), int(times)) == (round(share * count), count)
 
 
 def test_a_run_whose_reference_is_of_unknown_cost_is_left_out_by_name(open_page: Open) -> None:

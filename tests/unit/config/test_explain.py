@@ -3,12 +3,14 @@
 from io import StringIO
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from megaslm.config.explain import explain, render
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from tests.messages import Says
+from tests.shipped import CONFIGS, NAMES
 
 
 def test_every_setting_has_value_origin_and_meaning(run_file: Path, says: Says) -> None:
@@ -20,6 +22,15 @@ def test_every_setting_has_value_origin_and_meaning(run_file: Path, says: Says) 
     says(by_key["validation.sets.web.dataset"].meaning)
     assert by_key["model.from_scratch.num_layers"].origin == f"{run_file}:3"
     assert [key for key, setting in by_key.items() if not setting.meaning] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_configs_is_explained(name: str) -> None:
+    loaded = load(RunConfig, CONFIGS / name)
+    output = StringIO()
+    Console(file=output, width=120).print(render(explain(loaded)))
+    shown = [line.partition(" = ")[0] for line in output.getvalue().splitlines() if " = " in line]
+    assert set(loaded.provenance) <= set(shown)
 
 
 def test_an_untyped_mapping_carries_its_fields_meaning(run_file: Path, says: Says) -> None:

@@ -83,7 +83,7 @@ def test_a_folder_that_two_parts_of_a_glob_lead_to_is_entered_for_both(corpus: P
 def test_a_link_that_leads_nowhere_is_named(corpus: Path, path: str, name: str) -> None:
     (corpus / "sub" / name).symlink_to("circle" if name == "circle" else "/no/such/disk")
     if path.endswith("jsonl") and name == "gone":
-        # A folder may be behind it, in which the glob goes on.
+        # A folder may be behind it, in which the glob continues.
         assert not (corpus / "sub" / name).exists()
     with pytest.raises(DataError, match=rf"corpus/sub/{name} .*(circle|/no/such/disk)"):
         found(path)

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.config.schema import Compile, Recompute
 from megaslm.errors import ConfigError
+from megaslm.model import decoder_layers
 from megaslm.model.decoder_layers import compile_line, is_compiled, kept_products, prepare_layers
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, HeadOutput
@@ -185,6 +186,16 @@ def test_a_cpu_compiles_only_when_told(setting: Compile, expected: bool) -> None
 
 
 @pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("lacking", [None, "Triton is not installed"])
+def test_a_gpu_compiles_where_nothing_is_lacking(
+    lacking: str | None, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    monkeypatch.setattr(decoder_layers, "lacking_for_gpu", lambda: lacking)
+    gpu = torch.device("cuda")
+    assert is_compiled("auto", gpu, name="model.compile") == (lacking is None)
+    says(compile_line("auto", gpu, name="model.compile") or "")
+
+
 def test_compiling_without_a_compiler_is_refused(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
         is_compiled("on", CPU, name="model.compile =")

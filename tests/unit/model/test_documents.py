@@ -3,9 +3,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from megaslm.config.schema import Architecture
-from megaslm.model.documents import Documents, attend
+from megaslm.model.attention import flash
+from megaslm.model.documents import NO_KERNEL, Documents, attend, kernel_name
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every
@@ -129,6 +131,23 @@ def query_key_value() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, heads, 12, 8, generator=generator) for heads in (4, 2, 2))
     return query, key, value
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "has_kernel", "name"),
+    [
+        ("cpu", torch.float32, False, "torch-cpu"),
+        ("cuda", torch.bfloat16, True, flash.implementation()),
+        ("cuda", torch.float32, True, NO_KERNEL),
+        ("cuda", torch.bfloat16, False, NO_KERNEL),
+    ],
+)
+def test_what_computes_attention_is_named(
+    device: str, dtype: torch.dtype, has_kernel: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash, "has_kernel", lambda device: has_kernel)
+    config = AutoConfig.for_model("llama", hidden_size=128, num_attention_heads=2, head_dim=64)
+    assert kernel_name(config, torch.device(device), dtype) == name
 
 
 def test_dropout_is_applied_within_documents() -> None:

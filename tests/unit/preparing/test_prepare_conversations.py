@@ -83,7 +83,7 @@ def trained_texts(dataset: Path, manifest: Manifest, domain: str = "chats") -> l
 
 @pytest.mark.parametrize("bos", ["none", "document", "row"])
 def test_what_the_assistant_writes_is_trained_on_to_its_eos(tmp_path: Path, bos: str) -> None:
-    """One of them is longer than a row: it goes on in the next rows, as documents do."""
+    """One of them is longer than a row: it continues in the next rows, as documents do."""
     manifest = prepare(recipe_of(tmp_path, bos=bos), tmp_path / "out", workers=1)
     ended = {OWN_WORDS[-1], LONG, "Nothing 鿿."}
     assert trained_texts(tmp_path / "out", manifest) == [text + "</s>" if text in ended else text for text in OWN]

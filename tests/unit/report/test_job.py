@@ -39,6 +39,13 @@ def test_a_report_replaces_a_report_only(says: Says) -> None:
     assert output.read_text() == "<html>my own page</html>"
 
 
+def test_a_report_leaves_its_runs_as_they_are() -> None:
+    run = write_run(Path("run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    report([run], Path("report.html"))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("kind", ["folder", "no such folder", "closed folder"])
 def test_a_place_that_cannot_be_written_is_refused(kind: str, says: Says) -> None:
     place = Path("place")

@@ -43,6 +43,13 @@ def test_it_finds_the_sizes_and_the_fields(model: Path, tmp_path: Path) -> None:
     assert project.curated.taken_from == {"template": "{question}\n{answer}"}
 
 
+@pytest.mark.parametrize(("parameters", "stage", "recompute"), [(1_100_000_000, 2, "none"), (7_200_000_000, 3, "full")])
+def test_a_larger_model_is_divided_further(parameters: int, stage: int, recompute: str) -> None:
+    sizes = model_sizes(parameters, 2048)
+    assert (sizes.zero_stage, sizes.recompute) == (stage, recompute)
+    assert sizes.bucket_elements <= 200_000_000
+
+
 def test_what_it_writes_is_read_and_hangs_together(model: Path, tmp_path: Path) -> None:
     project = project_of(model, tmp_path)
     recipes = [load(Recipe, project.folder / f"{name}.yaml").value for name in ("corpus", "curated")]
