@@ -26,8 +26,6 @@ from tests.ranks.test_score_correctness import SEQ_LEN, VOCAB_SIZE, Text, by_con
 from tests.scoring import make_reference
 from tests.toy import SHAPE, run_config, write_config
 
-pytestmark = pytest.mark.slow
-
 BOS_ID, EOS_ID = 1, 2
 
 
@@ -87,6 +85,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared(tmp_path_factory.mktemp("none"), "none")
 
 
+@pytest.mark.slow
 def test_texts_are_those_without_bos(given: Prepared, plain: Prepared) -> None:
     ours, theirs = (RowReader(each.tokens, "train", "web") for each in (given, plain))
     rows, others = (reader.rows(0, len(reader))["tokens"] for reader in (ours, theirs))
@@ -99,6 +98,7 @@ def test_texts_are_those_without_bos(given: Prepared, plain: Prepared) -> None:
     assert not verify(given.tokens, workers=1).problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "stride"), [(SEQ_LEN, SEQ_LEN), (40, 24)])
 @pytest.mark.parametrize("isolated", [True, False])
 def test_losses_are_those_of_an_independent_loop(given: Prepared, window: int, stride: int, isolated: bool) -> None:
@@ -117,6 +117,7 @@ def test_losses_are_those_of_an_independent_loop(given: Prepared, window: int, s
         assert not (valid & (row[1:] == BOS_ID)).any()
 
 
+@pytest.mark.slow
 def test_what_is_scored_and_masked_keeps_its_bos(given: Prepared, tmp_path: Path) -> None:
     run_megaslm("score", "--reference", given.model, given.tokens, tmp_path / "scored")
     run_megaslm("mask", tmp_path / "scored", tmp_path / "masked")
@@ -137,6 +138,7 @@ def steps_of(run: Path) -> list[dict[str, float]]:
     return [line for line in lines if line["kind"] == "step"]
 
 
+@pytest.mark.slow
 def test_an_export_puts_bos_before_a_text_and_so_does_what_starts_from_it(given: Prepared, tmp_path: Path) -> None:
     config = given.config(tmp_path / "run", validation={"sets": {"held": {"dataset": str(given.tokens)}}})
     run_megaslm("train", write_config(tmp_path / "run.yaml", config))
@@ -155,6 +157,7 @@ def warnings_in(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("warning: ")]
 
 
+@pytest.mark.slow
 def test_a_model_that_expects_bos_is_warned_of_once(plain: Prepared, tmp_path: Path, says: Says) -> None:
     """By `train` where it is the start, and by `score` where it is the reference."""
     model = Path(shutil.copytree(plain.model, tmp_path / "model"))
@@ -169,6 +172,7 @@ def test_a_model_that_expects_bos_is_warned_of_once(plain: Prepared, tmp_path: P
         says(warning.replace(str(plain.root), "ROOT"), model, "`bos: document`")
 
 
+@pytest.mark.slow
 def test_a_model_that_expects_none_is_warned_of(given: Prepared, tmp_path: Path) -> None:
     (warning,) = warnings_in(run_megaslm("score", "--reference", given.model, given.tokens, tmp_path / "scored"))
     assert f"bos: {given.bos}" in warning
@@ -184,6 +188,7 @@ def test_rows_with_and_without_bos_are_not_trained_on_together(
     says(message, f"bos {given.bos} (id 1)", "none", "data.streams.with", "data.streams.without")
 
 
+@pytest.mark.slow
 def test_rows_of_two_bos_are_not_trained_on_together(given: Prepared, tmp_path: Path) -> None:
     other = Path(shutil.copytree(given.tokens, tmp_path / "other"))
     write_manifest(other, read_manifest(other).model_copy(update={"bos_id": 3}))

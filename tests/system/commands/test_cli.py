@@ -35,6 +35,7 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "nowhere.yaml"), "ConfigError: nowhere.yaml"),
         (("train", "configs/demo/slm.yaml", "--set", "slm.keep_ratio=1.4"), "slm.keep_ratio = 1.4"),
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
+        (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "train.epochs"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "  nowhere: "),
         (("checkpoint", "ls", "nowhere"), "CheckpointError: nowhere"),

@@ -21,6 +21,7 @@ from megaslm.training.run import description_of
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import StepResult
 from megaslm.training.training_data import DomainCounts
+from tests.device_reads import host_reads
 from tests.messages import Says
 from tests.toy import SEQ_LEN, SHAPE, run_config
 
@@ -117,6 +118,17 @@ def test_skipped_steps_are_counted_on_by_a_resumed_run(tmp_path: Path, rank: int
     assert reporter.skipped_steps == 7
     if rank == 0:
         assert [line["skipped_steps"] for line in lines_in(tmp_path) if line["kind"] == "skipped"] == [6, 7]
+
+
+def test_the_device_is_read_when_steps_are_written_and_not_before(tmp_path: Path) -> None:
+    reporter = reporter_in(tmp_path, counts())
+    steps = [made(1), made(2)]
+    with host_reads() as reads:
+        for step in steps:
+            reporter.add(step)
+        assert reads == []
+        reporter.flush()
+    assert [place.partition(":")[0] for place in reads] == ["megaslm.training.reporting"]
 
 
 def test_losses_that_a_step_does_not_depend_on_are_told_of_once(
