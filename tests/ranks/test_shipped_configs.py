@@ -87,6 +87,9 @@ def settings_for(name: str, look_alikes: LookAlikes, model: Path, run_dir: Path)
         copied = run_dir.parent / stream
         shutil.copytree(data, copied)
         yield f"data.streams.{stream}.dataset={copied}"
+        if config.data.streams[stream].weight is not None:
+            # A small share of a few rows would be less than one of them.
+            yield f"data.streams.{stream}.weight=1"
         if config.data.streams[stream].reference is not None:
             yield f"data.streams.{stream}.reference={look_alikes.model}"
     if config.slm.reference is not None:
