@@ -35,7 +35,6 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("train", "nowhere.yaml"), "ConfigError: nowhere.yaml"),
         (("train", "configs/demo/slm.yaml", "--set", "slm.keep_ratio=1.4"), "slm.keep_ratio = 1.4"),
         (("train", "configs/demo/slm.yaml", "--set", "train.learning_rate=1"), "train.learning_rate"),
-        (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "train.epochs"),
         (("prepare", "nowhere.yaml", "out"), "ConfigError: nowhere.yaml"),
         (("export", "nowhere", "out"), "  nowhere: "),
         (("checkpoint", "ls", "nowhere"), "CheckpointError: nowhere"),
@@ -43,6 +42,7 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
         (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
+        (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "train.epochs"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: tuple[str, ...], named: str, says: Says) -> None:

@@ -185,7 +185,6 @@ def test_a_cpu_compiles_only_when_told(setting: Compile, expected: bool) -> None
     assert is_compiled(setting, CPU, name="model.compile =") is expected
 
 
-@pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("lacking", [None, "Triton is not installed"])
 def test_a_gpu_compiles_where_nothing_is_lacking(
     lacking: str | None, monkeypatch: pytest.MonkeyPatch, says: Says
@@ -196,6 +195,7 @@ def test_a_gpu_compiles_where_nothing_is_lacking(
     says(compile_line("auto", gpu, name="model.compile") or "")
 
 
+@pytest.mark.usefixtures("no_compiler")
 def test_compiling_without_a_compiler_is_refused(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
         is_compiled("on", CPU, name="model.compile =")
