@@ -56,6 +56,7 @@ evidence-quick: $(INSTALLED)  ## the same in minutes: small models, few arms
 	.venv/bin/python -m benchmarks.selection_suite --quick $(SUITE)
 
 faults: $(WITH_TEST_TOOLS)  ## every fault that a run has to survive, and their table in docs/operations.md
+	$(call pip_install,.[ray])
 	rm -f runs/faults.json
 	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m pytest tests/faults
 	MEGASLM_FAULTS_JSON=runs/faults.json .venv/bin/python -m tests.faults.report faults

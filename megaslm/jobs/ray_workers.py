@@ -24,6 +24,7 @@ ADDRESS = "RAY_ADDRESS"
 _LOOK_SECONDS = 0.25
 _OTHERS_SECONDS = 10.0
 _CONNECT_SECONDS = 10.0
+_LAST_PORT = 65_535
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
         ConfigError: Ray is not installed, or the address is missing or malformed.
         LaunchError: no head answers there.
     """
+    address = _head_at(address or os.environ.get(ADDRESS))
     # Ray reads these on import. Without them it tries for 15 minutes to reach a head that does not exist.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
@@ -122,19 +124,6 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
         raise ConfigError(
             "--engine ray: Ray is not installed; `make install EXTRAS=ray` in MegaSLM's folder"
         ) from error
-    address = address or os.environ.get(ADDRESS)
-    if not address:
-        raise ConfigError(f"--engine ray: name the cluster's head, HOST:PORT, by --ray-address or in {ADDRESS}")
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ConfigError(f"--ray-address {address}: must be HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise LaunchError(
-            f"{address}: no Ray head answers there ({error}); start one by `ray start --head --port={port}`, or name "
-            "another by --ray-address"
-        ) from error
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -144,6 +133,24 @@ def ray_cluster(address: str | None) -> Iterator[RayCluster]:
         yield RayCluster(cpus=int(resources.get("CPU", 0)), gpus=int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
+
+
+def _head_at(address: str | None) -> str:
+    """The address, where a process listens. The errors are those of `ray_cluster`."""
+    if not address:
+        raise ConfigError(f"--engine ray: name the cluster's head, HOST:PORT, by --ray-address or in {ADDRESS}")
+    host, _, port = address.rpartition(":")
+    # The C library takes a larger port for another one: 999999 for 16959.
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        raise ConfigError(f"--ray-address {address}: must be HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise LaunchError(
+            f"{address}: no Ray head answers there ({error}); start one by `ray start --head --port={port}`, or name "
+            "another by --ray-address"
+        ) from error
+    return address
 
 
 def _run(work: Callable[[int], None], number: int, folder: str, held: str) -> str | None:

@@ -68,13 +68,21 @@ class HostFolder:
             # Mapped before another process, at another epoch, removes the file.
             return np.memmap(path, dtype=order.dtype, mode="r").view(np.ndarray)
 
-    def require_room(self, order: RowOrder) -> None:
-        """Raise DataError unless an epoch's order fits on the disk."""
+    def require_room(self, order: RowOrder, total_rows: int) -> None:
+        """Raise DataError unless the disk has room for the orders of a run of `total_rows` rows.
+
+        A run of more than one epoch needs room for two: the next order is written while processes still map the last
+        one, and an unlinked file keeps its space until no process maps it.
+        """
         needed, free = order.rows_per_epoch * order.dtype.itemsize, shutil.disk_usage(self.path).free
+        orders = f"the order of an epoch's {order.rows_per_epoch:,} rows takes"
+        if total_rows > order.rows_per_epoch:
+            needed *= 2
+            orders = f"the orders of two consecutive epochs, each of {order.rows_per_epoch:,} rows, take"
         if needed > free:
             raise DataError(
-                f"{self.path}: the order of an epoch's {order.rows_per_epoch:,} rows takes {needed / _MIB:,.0f} MiB, "
-                f"but {free / _MIB:,.0f} MiB are free; make room there, or name another folder in TMPDIR"
+                f"{self.path}: {orders} {needed / _MIB:,.0f} MiB, but {free / _MIB:,.0f} MiB are free; make room "
+                "there, or name another folder in TMPDIR"
             )
 
     def claim_cache(self, folder: Path) -> bool:

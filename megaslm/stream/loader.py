@@ -165,7 +165,7 @@ class TrainingStream:
         micro-batches with the bounds of their documents.
 
         Raises DataError where the streams have fewer rows than one global batch, an index is corrupt, the cache is too
-        small or in use, or there is no room for an epoch's order.
+        small or in use, or there is no room for the orders of its epochs.
         """
         indices = [read_index(stream.local) for stream in streams]
         self.order = partial(order_of, streams, indices, plan, shuffle_seed)
@@ -181,7 +181,7 @@ class TrainingStream:
         name, host_ranks = agreed
         # Several hosts simulated on one machine may share TMPDIR, so each has a folder of its own.
         self._host = HostFolder(f"{name}-{rank - local_rank}")
-        self._host.require_room(self.order())
+        self._host.require_room(self.order(), plan.total_steps * plan.global_batch_rows)
         shards = [files for pair in zip(streams, indices, strict=True) for files in files_of(*pair)]
         claim_caches(shards, self._host, fetch)
         self._open_shards = partial(TrainingShards, shards, self._host, fetch)

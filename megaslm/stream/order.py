@@ -92,9 +92,9 @@ class RowOrder:
         else:
             self._fill_by_shares(epoch, numbers)
 
-    def of_step(self, step: int) -> Numbers:
-        """The rows of a step, (batch_rows,); the first is step 1."""
-        epoch, begin = self.place_of((step - 1) * self.batch_rows)
+    def step_after(self, rows_seen: int) -> Numbers:
+        """The rows of the step that follows `rows_seen` rows, (batch_rows,)."""
+        epoch, begin = self.place_of(rows_seen)
         numbers = np.empty(self.rows_in(epoch), self.dtype)
         self.fill(epoch, numbers)
         return numbers[begin : begin + self.batch_rows]

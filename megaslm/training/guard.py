@@ -3,18 +3,16 @@
 A roll-back returns to the last checkpoint before the spike and skips the data that was read since.
 """
 
-import json
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megaslm.engine.distributed import on_first_rank
 from megaslm.errors import LossSpike, NonFiniteLoss
-from megaslm.files import write_file
 from megaslm.stream.order import Extent
-from megaslm.training.checkpoints.progress import extents_from
+from megaslm.training.checkpoints.rollbacks import NotedRollBack, read_roll_backs, since_roll_backs, write_roll_backs
 from megaslm.training.checkpoints.store import Resumed, complete_checkpoints, remove_checkpoint, resume
 from megaslm.training.run import TrainingRun
 
@@ -114,16 +112,6 @@ class RollBack:
     """The number of rows, from which epoch on."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """One roll-back, in rollbacks.json. A run that is interrupted before its next checkpoint needs it."""
-
-    checkpoint_step: int
-    rows_seen: int
-    spike: str
-    extents: tuple[Extent, ...] = ()
-
-
 def roll_back(run: TrainingRun, asked: RollBack, say: Callable[[str], None]) -> Resumed:
     """Rolls the run back to its newest intact checkpoint from before the spike; called on all ranks.
 
@@ -133,37 +121,19 @@ def roll_back(run: TrainingRun, asked: RollBack, say: Callable[[str], None]) -> 
     """
     on_first_rank(lambda: _forget_since(run.folder.checkpoints, asked.spike))
     resumed = resume(run.folder.checkpoints, run.engine.state(), run.world, say)
-    entry = _Entry(resumed.progress.step, asked.rows_seen, str(asked.spike), asked.extents)
-    on_first_rank(lambda: _note(_file(run), entry))
+    this = NotedRollBack(resumed.progress.step, asked.rows_seen, str(asked.spike), asked.extents)
+    on_first_rank(lambda: _note(run.folder.path, this))
     say(
         f"warning: {asked.spike}; the run goes back from step {asked.step} to step {resumed.progress.step} and skips "
         f"the {asked.rows_seen - resumed.progress.rows_seen:,} rows that were read since"
     )
-    return _behind(resumed, entry, validation_is_due=False)
+    return replace(resumed, progress=replace(this.applied_to(resumed.progress), validation_is_due=False))
 
 
 def after_rollbacks(run: TrainingRun, resumed: Resumed) -> Resumed:
     """Restores the data position of a run that was interrupted between a roll-back and the next checkpoint."""
-    entries = on_first_rank(lambda: _read(_file(run)))
-    here = [entry for entry in entries if entry.checkpoint_step == resumed.progress.step]
-    if not here:
-        return resumed
-    last = max(here, key=lambda entry: entry.rows_seen)
-    return _behind(resumed, last, validation_is_due=resumed.progress.validation_is_due)
-
-
-def _behind(resumed: Resumed, entry: _Entry, *, validation_is_due: bool) -> Resumed:
-    progress = replace(
-        resumed.progress,
-        rows_seen=entry.rows_seen,
-        extents=entry.extents or resumed.progress.extents,
-        validation_is_due=validation_is_due,
-    )
-    return replace(resumed, progress=progress)
-
-
-def _file(run: TrainingRun) -> Path:
-    return run.folder.path / "rollbacks.json"
+    noted = on_first_rank(lambda: read_roll_backs(run.folder.path))
+    return replace(resumed, progress=since_roll_backs(resumed.progress, noted))
 
 
 def _forget_since(checkpoints: Path, spike: Spike) -> None:
@@ -178,19 +148,12 @@ def _forget_since(checkpoints: Path, spike: Spike) -> None:
             remove_checkpoint(checkpoint.folder)
 
 
-def _note(path: Path, entry: _Entry) -> None:
-    entries = [*_read(path), entry]
-    times = sum(earlier.checkpoint_step == entry.checkpoint_step for earlier in entries)
+def _note(run: Path, this: NotedRollBack) -> None:
+    noted = [*read_roll_backs(run), this]
+    times = sum(earlier.checkpoint_step == this.checkpoint_step for earlier in noted)
     if times > _MOST_FROM_ONE_CHECKPOINT:
         raise LossSpike(
-            f"{entry.spike}; the run has gone back to step {entry.checkpoint_step} {times - 1} times already: the rows "
+            f"{this.spike}; the run has gone back to step {this.checkpoint_step} {times - 1} times already: the rows "
             "are not what makes the loss rise; lower train.lr, or set guard.on_spike = warn"
         )
-    write_file(path, json.dumps([asdict(one) for one in entries], indent=1) + "\n")
-
-
-def _read(path: Path) -> list[_Entry]:
-    if not path.is_file():
-        return []
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return [_Entry(**{**entry, "extents": extents_from(entry.get("extents", []))}) for entry in stored]
+    write_roll_backs(run, noted)

@@ -12,6 +12,13 @@ from megaslm.dataset.index import read_index
 from megaslm.errors import ConfigError
 from megaslm.stream.mixture import extent_of, lengthened, order_of
 from megaslm.training.checkpoints.progress import Progress, read_progress
+from megaslm.training.checkpoints.rollbacks import (
+    ROLL_BACKS,
+    NotedRollBack,
+    read_roll_backs,
+    rows_seen_before,
+    since_roll_backs,
+)
 from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.length import with_total_tokens
 from megaslm.training.run_folder import RunFolder
@@ -30,10 +37,11 @@ class StepRows:
 
 
 def rows_of_step(run: Path, step: int) -> StepRows:
-    """The rows that a run reads in a step. They are wrong if the run has skipped rows before, as after a roll-back.
+    """The rows that a run reads in a step, or would read if it continued without another roll-back.
 
-    `run` is a run's folder or its YAML file. Raises ConfigError where the run has no such step, and the errors of
-    opening its datasets.
+    `run` is a run's folder or its YAML file. A YAML file tells of a run from its first step on, without roll-backs.
+    Raises ConfigError where the run has no such step, or its folder does not tell which rows were skipped, and the
+    errors of opening its datasets.
     """
     config = load(RunConfig, run / CONFIG if run.is_dir() else run, []).value
     data = open_training_data(config)
@@ -42,15 +50,29 @@ def rows_of_step(run: Path, step: int) -> StepRows:
         raise ConfigError(f"--order {step}: {run} has steps 1 to {plan.total_steps}")
     streams = data.mixture.streams
     indices = [read_index(stream.local) for stream in streams]
-    so_far = _progress(run)
+    so_far, noted = _history(run, plan.global_batch_rows)
 
     order = partial(order_of, streams, indices, plan, config.data.shuffle_seed)
     found = order(lengthened(so_far.extents, extent_of(streams), so_far.rows_seen, order))
-    rows = [data.mixture.row_name(number) for number in found.of_step(step).tolist()]
-    epoch, _ = found.place_of((step - 1) * plan.global_batch_rows)
+    rows_seen = rows_seen_before(step, noted, plan.global_batch_rows)
+    rows = [data.mixture.row_name(number) for number in found.step_after(rows_seen).tolist()]
+    epoch, _ = found.place_of(rows_seen)
     return StepRows(step, epoch, rows)
 
 
-def _progress(run: Path) -> Progress:
-    found = complete_checkpoints(RunFolder(run).checkpoints) if run.is_dir() else []
-    return read_progress(found[-1].folder) if found else Progress()
+def _history(run: Path, batch_rows: int) -> tuple[Progress, list[NotedRollBack]]:
+    """The progress of a run, and its roll-backs. Raises ConfigError where the two do not agree."""
+    if not run.is_dir():
+        return Progress(), []
+    noted, found = read_roll_backs(run), complete_checkpoints(RunFolder(run).checkpoints)
+    if not found:
+        return Progress(), noted
+    newest = found[-1].folder
+    so_far = since_roll_backs(read_progress(newest), noted)
+    expected = rows_seen_before(so_far.step + 1, noted, batch_rows)
+    if so_far.rows_seen != expected:
+        raise ConfigError(
+            f"--order: {newest} is {so_far.rows_seen:,} rows into the run's order; {run / ROLL_BACKS} accounts for "
+            f"{expected:,}, so the rows of a step cannot be told; restore {ROLL_BACKS} from a copy"
+        )
+    return so_far, noted

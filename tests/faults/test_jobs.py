@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 CGROUP = Path("/sys/fs/cgroup/memory")
 TASKS = 12
+REDRAWN_WITHIN_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,7 @@ def test_a_worker_is_killed(recipe: Recipe, expected: dict[str, bytes], figures:
     with meanwhile(kill):
         prepare(recipe, output, workers=2)
     assert content(output) == expected
+    assert seconds[0] < REDRAWN_WITHIN_SECONDS
     figures.record("job_worker_killed", redrawn_seconds=seconds[0])
 
 

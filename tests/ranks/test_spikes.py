@@ -16,10 +16,14 @@ import torch
 from megaslm.config.schema import RunConfig
 from megaslm.stream.loader import MicroBatch, TrainingStream
 from megaslm.stream.order import Extent
+from megaslm.training.checkpoints.rollbacks import ROLL_BACKS
 from megaslm.training.checkpoints.store import complete_checkpoints, step_folder
+from megaslm.training.step_rows import rows_of_step
+from tests.forked_cli import run_megaslm
 from tests.forks import statuses_of
+from tests.messages import Says
 from tests.noted_tracker import NotedTracker
-from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config
+from tests.toy import SEQ_LEN, SHAPE, VOCAB_SIZE, make_dataset, run_config, write_config
 from tests.training import changed, losses, run_training, start_training
 
 STEPS = 24
@@ -225,6 +229,7 @@ def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
     assert statuses_of(start_training(config)) == [-signal.SIGKILL]
     assert f"back from step {BAD_STEP} to step {LAST_GOOD_CHECKPOINT}" in capfd.readouterr().out
     assert steps_saved(config)[-1] == LAST_GOOD_CHECKPOINT
+    require_told_rows(config, behind)
     spoil(FIRST_BAD_ROW, behind)
     run_training(config, resume=True)
     said = capfd.readouterr().out
@@ -232,3 +237,24 @@ def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
     assert f"reads from row {behind}\n" in said
     assert "above the mean of those before" not in said
     assert len(losses(Path(config.run_dir))) == STEPS
+    require_told_rows(config, behind)
+
+
+def require_told_rows(config: RunConfig, behind: int) -> None:
+    """`inspect --order` tells the rows of the steps up to the last good checkpoint, and those after the roll-back."""
+    run = Path(config.run_dir)
+    undisturbed = write_config(run.with_name("undisturbed.yaml"), config)
+    skipped_steps = behind // ROWS_PER_STEP - LAST_GOOD_CHECKPOINT
+    for step in (1, LAST_GOOD_CHECKPOINT, LAST_GOOD_CHECKPOINT + 1, LAST_GOOD_CHECKPOINT + 4):
+        skipped = skipped_steps if step > LAST_GOOD_CHECKPOINT else 0
+        assert rows_of_step(run, step).rows == rows_of_step(undisturbed, step + skipped).rows
+
+
+def test_rows_of_a_step_are_not_told_where_the_roll_backs_are_lost(
+    spoil: Callable[..., None], configured: Callable[..., RunConfig], tmp_path: Path, says: Says
+) -> None:
+    spoil(FIRST_BAD_ROW, BEHIND_BAD_ROWS)
+    run_training(configured("rollback"))
+    (tmp_path / "run" / ROLL_BACKS).unlink()
+    said = run_megaslm("inspect", tmp_path / "run", "--order", "20", expect_status=2)
+    says(said, ROLL_BACKS, step_folder(tmp_path / "run" / "checkpoints", STEPS))

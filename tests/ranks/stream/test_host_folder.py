@@ -2,9 +2,12 @@
 
 import os
 import resource
+import shutil
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,7 +61,7 @@ def test_an_order_that_is_mapped_stays_when_the_next_one_is_written() -> None:
 def test_a_full_disk_is_an_error_by_name_and_leaves_the_order_unwritten(capfd: pytest.CaptureFixture[str]) -> None:
     def fill() -> None:
         host = HostFolder("run")
-        host.require_room(ORDER)
+        host.require_room(ORDER, ORDER.rows_per_epoch)
         # A disk that ends within the file, as far as a process can tell.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (ORDER.rows_per_epoch, resource.RLIM_INFINITY))
@@ -78,7 +81,27 @@ def test_a_full_disk_is_an_error_by_name_and_leaves_the_order_unwritten(capfd: p
 def test_an_order_that_is_larger_than_the_disk_is_refused_beforehand() -> None:
     large = RowOrder(((1 << 31,) * 4_000_000,), None, 8, 8, 0)
     with pytest.raises(DataError, match=r"run: the order of an epoch's 8,589,934,592,000,000 rows takes .* are free"):
-        HostFolder("run").require_room(large)
+        HostFolder("run").require_room(large, large.rows_per_epoch)
+
+
+@pytest.mark.parametrize(("orders_free", "epochs", "fits"), [(1.5, 1, True), (1.5, 2, False), (2.0, 2, True)])
+def test_a_run_of_several_epochs_needs_room_for_two_orders(
+    monkeypatch: pytest.MonkeyPatch, orders_free: float, epochs: int, fits: bool
+) -> None:
+    free = int(orders_free * ORDER.rows_per_epoch * ORDER.dtype.itemsize)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with nullcontext() if fits else pytest.raises(DataError, match="TMPDIR"):
+        HostFolder("run").require_room(ORDER, epochs * ORDER.rows_per_epoch)
+
+
+def test_an_order_keeps_its_space_while_a_process_maps_it() -> None:
+    """So two of them take space at an epoch's end, though the folder shows one."""
+    host = HostFolder("run")
+    first = host.order_of(ORDER, 0)
+    host.order_of(ORDER, 1)
+    (line,) = [line for line in Path("/proc/self/maps").read_text().splitlines() if f"{host.path}/order-0" in line]
+    assert line.endswith("(deleted)")
+    assert first.tolist() == expected(0)
 
 
 def test_a_folder_goes_with_its_last_holder_and_that_of_killed_ones_with_the_next_process(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megaslm.config.plan import BatchPlan
+from megaslm.dataset.index import read_index
 from megaslm.dataset.manifest import read_manifest
 from megaslm.engine.distributed import join_world
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.mixture import Mixture, MixtureDataset, extent_of, order_of, plan_mixture
 from megaslm.stream.order import RowOrder, first_place
 from tests.forks import fork_ranks, statuses_of
 from tests.pairwise import pairwise
@@ -25,17 +26,20 @@ SEED = 3
 GOLDEN = json.loads(Path(__file__).with_name("golden_order.json").read_text())
 """Recorded from StreamingDataset with mosaicml-streaming 0.13, on 1, 2 and 4 ranks with 0 and 2 loader processes, which
 all agreed: SHARDS / rows of a step / canonical nodes → rows seen → the rows of the next steps."""
+GOLDEN_SHARES = json.loads(Path(__file__).with_name("golden_shares.json").read_text())
+"""Recorded once; the first build with shares, and the first whose streams could become longer, had the same: mixture /
+rows of a step → rows seen → the rows of the next steps."""
 SHARDS = {"one": ((40, 33), (21,)), "whole": ((48, 16, 32),), "two": ((40, 33), (21,), (17, 30))}
 
 
 def rows_of(order: RowOrder, epoch: int) -> list[int]:
-    numbers = np.empty(order.rows_per_epoch, order.dtype)
+    numbers = np.empty(order.rows_in(epoch), order.dtype)
     order.fill(epoch, numbers)
     return numbers.tolist()
 
 
 def rows_from(order: RowOrder, rows_seen: int, count: int) -> list[int]:
-    epoch, into = divmod(rows_seen, order.rows_per_epoch)
+    epoch, into = order.place_of(rows_seen)
     epochs = itertools.chain.from_iterable(rows_of(order, number) for number in itertools.count(epoch))
     return list(itertools.islice(epochs, into, into + count))
 
@@ -172,13 +176,33 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mixture]:
     make_dataset(folder / "a", {("train", "x"): [40, 33], ("train", "y"): [21]})
     make_dataset(folder / "b", {("train", "z"): [17, 30]}, seed=5)
 
-    def dataset(name: str, domains: tuple[str, ...], weight: float | None) -> MixtureDataset:
-        return MixtureDataset(name, folder / name, None, read_manifest(folder / name), domains, weight)
+    def dataset(name: str, domains: tuple[str, ...], weight: float | None, repeat: float = 1.0) -> MixtureDataset:
+        return MixtureDataset(name, folder / name, None, read_manifest(folder / name), domains, weight, repeat)
 
     return {
         "even": plan_mixture([dataset("a", ("x", "y"), None), dataset("b", ("z",), None)]),
         "weights": plan_mixture([dataset("a", ("x", "y"), 0.7), dataset("b", ("z",), 0.3)]),
+        "repeat": plan_mixture([dataset("a", ("x", "y"), None), dataset("b", ("z",), None, repeat=2.5)]),
     }
+
+
+def plan_of(world_size: int, batch_rows: int) -> BatchPlan:
+    """Micro-batches of two rows."""
+    return BatchPlan(world_size, SEQ_LEN, batch_rows, batch_rows // world_size, 2, batch_rows // world_size // 2, 10, 8)
+
+
+@pytest.mark.parametrize("case", GOLDEN_SHARES)
+def test_with_shares_it_is_as_it_was(mixtures: dict[str, Mixture], case: str) -> None:
+    name, batch_rows = case.split("/")
+    streams = mixtures[name.removesuffix("-longer")].streams
+    now, extents = extent_of(streams), ()
+    if name.endswith("-longer"):
+        # The second shards of two streams join in the second epoch.
+        extents = now._replace(rows=(40, 21, 17)), now._replace(first_epoch=1)
+    indices = [read_index(stream.local) for stream in streams]
+    order = order_of(streams, indices, plan_of(1, int(batch_rows)), SEED, extents)
+    for rows_seen, expected in GOLDEN_SHARES[case].items():
+        assert rows_from(order, int(rows_seen), len(expected)) == expected
 
 
 LAYOUTS = pairwise(
@@ -192,7 +216,7 @@ def test_a_step_reads_the_same_rows_on_any_ranks(
     mixtures: dict[str, Mixture], tmp_path: Path, name: str, world_size: int, workers: int
 ) -> None:
     mixture, batch_rows, steps = mixtures[name], 8, 4
-    plan = BatchPlan(world_size, SEQ_LEN, batch_rows, batch_rows // world_size, 2, 4 // world_size, 10, 8)
+    plan = plan_of(world_size, batch_rows)
     shares = tuple(stream.proportion for stream in mixture.streams if stream.proportion is not None) or None
     order = RowOrder(SHARDS["two"], shares, batch_rows, 8, SEED)
     starts = (0, 3 * batch_rows, order.rows_per_epoch - batch_rows, order.rows_per_epoch + batch_rows)
