@@ -108,7 +108,7 @@ def say_warnings(lines: Sequence[str]) -> None:
 
 
 def say_at_once(verb: str, line: str) -> None:
-    """Prints why a command waits, once for all ranks."""
+    """Prints why a command waits, on stderr, once for all ranks."""
     if is_first_rank():
         typer.echo(f"{verb} · {line}", err=True)
 

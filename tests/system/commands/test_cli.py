@@ -42,7 +42,7 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
         (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
-        (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "train.epochs"),
+        (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "epochs = 1"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: tuple[str, ...], named: str, says: Says) -> None:
