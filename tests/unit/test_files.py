@@ -1,38 +1,17 @@
 """A file or folder gets its name after its content is on the disk, and the name is on the disk after that."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megaslm.errors import ConfigError
 from megaslm.files import finish_folder, new_folder, require_absent, start_folder, unfinished, write_file
-
-Call = tuple[str, str]
+from tests.disk_order import Call, record_disk_order
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What is synced and what is renamed, in order, by names."""
-    made: list[Call] = []
-    sync = os.fsync
-
-    def record_sync(descriptor: int) -> None:
-        made.append(("sync", Path(f"/proc/self/fd/{descriptor}").readlink().name))
-        sync(descriptor)
-
-    def recording(rename: Any) -> Any:
-        def record(source: Any, target: Any, **options: Any) -> None:
-            made.append(("rename", Path(target).name))
-            rename(source, target, **options)
-
-        return record
-
-    monkeypatch.setattr(os, "fsync", record_sync)
-    monkeypatch.setattr(os, "replace", recording(os.replace))
-    monkeypatch.setattr(os, "rename", recording(os.rename))
-    return made
+    return record_disk_order(monkeypatch)
 
 
 def test_a_file_is_synced_before_its_name_and_the_folder_after(tmp_path: Path, calls: list[Call]) -> None:
