@@ -4,6 +4,7 @@ A test holds in code what is no English: the type of the mistake, the setting, t
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,8 +121,14 @@ class Says:
 def says(request: pytest.FixtureRequest, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Says]:
     """Compare a message with what `messages.txt` has of this test."""
     messages = request.config.pluginmanager.get_plugin(Messages.NAME)
-    shared = tmp_path_factory.getbasetemp()
-    folders = {str(tmp_path): "TMP", str(shared): "SHARED", str(request.config.rootpath): "REPOSITORY"}
+    own = tmp_path_factory.getbasetemp()
+    # What is made once for all workers may be in the folder of another one.
+    shared = own.parent.glob("popen-*") if "PYTEST_XDIST_WORKER" in os.environ else [own]
+    folders = {
+        str(tmp_path): "TMP",
+        **{str(folder): "SHARED" for folder in shared},
+        str(request.config.rootpath): "REPOSITORY",
+    }
     told = Says(messages, request.node, folders)
     yield told
     messages.check_count(request.node, told.count)
