@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.corpus import content, recipe_of, text
+from tests.corpus import content, recipe_of, text, write_corpus
 from tests.faults.figures import Figures
 from tests.forks import wait_until
 from tests.launched import ROOT
@@ -144,7 +144,7 @@ def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: 
 
 
 def test_an_address_that_answers_nobody_is_named_at_once(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
+    recipe = recipe_of(write_corpus(tmp_path))
     (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "megaslm", "prepare", str(tmp_path / "recipe.yaml"), str(tmp_path / "dataset")]
     for address, kind in (
