@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megaslm.cli_output import JsonFile, say_at_once, write_json
+from megaslm.cli_output import JsonFile, say_on_stderr, write_json
 from megaslm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def verify(
     from megaslm.training.checkpoints.store import describe_corruption, find_corruption
 
     folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
-    say_at_once("checkpoint verify", f"reads every byte of {counted(len(folders), 'checkpoint')} in {place}")
+    say_on_stderr("checkpoint verify", f"reads every byte of {counted(len(folders), 'checkpoint')} in {place}")
     problems: dict[str, str | None] = {}
     for folder in folders:
         try:
@@ -109,7 +109,7 @@ def prune_checkpoints(
             # A training job prunes by itself, and may be about to resume from a checkpoint that would be removed here.
             for warning in take(run, held):
                 typer.echo(warning, err=True)
-            say_at_once("checkpoint prune", f"reads every byte of {folders[max(folders)]}, which stays")
+            say_on_stderr("checkpoint prune", f"reads every byte of {folders[max(folders)]}, which stays")
             check_whole(folders[max(folders)])
         for folder in superfluous:
             if not dry_run:

@@ -19,8 +19,8 @@ from megaslm.cli_output import (
     leave_out_needless_lines,
     loading,
     say,
-    say_at_once,
     say_interrupted,
+    say_on_stderr,
     say_warnings,
     take_seat,
     write_json,
@@ -190,7 +190,7 @@ def train(
 
     def look_for_others(findings: "Findings") -> None:
         folder = smoke_folder(run.run_dir) if smoke else Path(run.run_dir)
-        findings.ask(lambda: wait_until_free(folder, lambda line: say_at_once("train", line)))
+        findings.ask(lambda: wait_until_free(folder, lambda line: say_on_stderr("train", line)))
 
     if check:
         # On the standard output: of a launcher's check only a refusal and a wait are shown, for the ranks warn.

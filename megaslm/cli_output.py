@@ -107,8 +107,8 @@ def say_warnings(lines: Sequence[str]) -> None:
             typer.echo(f"warning: {line}", err=True)
 
 
-def say_at_once(verb: str, line: str) -> None:
-    """Prints why a command waits, on stderr, once for all ranks."""
+def say_on_stderr(verb: str, line: str) -> None:
+    """Prints a line beside the results of a command, once for all ranks: what it reads, or why it waits."""
     if is_first_rank():
         typer.echo(f"{verb} · {line}", err=True)
 

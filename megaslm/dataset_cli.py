@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from megaslm import checkpoint_cli
-from megaslm.cli_output import JsonFile, announce, say_at_once, write_json
+from megaslm.cli_output import JsonFile, announce, say_on_stderr, write_json
 from megaslm.errors import ConfigError, DataError
 
 
@@ -73,7 +73,7 @@ def inspect(
     # A file or a pipe has no width at which to fold the columns.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if order is not None:
-        say_at_once("inspect", f"the rows that step {order} of {dataset} reads")
+        say_on_stderr("inspect", f"the rows that step {order} of {dataset} reads")
         from megaslm.training.step_rows import rows_of_step
 
         rows = rows_of_step(dataset, order)
