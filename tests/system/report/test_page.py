@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.reported import means_of_spans
 from tests.system.report.conftest import Open
 from tests.system.report.document import (
     CHECKPOINTS,
@@ -138,6 +139,23 @@ def test_a_cap_on_the_reference_loss_leaves_targets_out(open_page: Open) -> None
     page.locator("#ratio").fill("100")
     _, ref_loss, valid = losses_of(rows_of_text())
     assert (underlined(page) == (valid & (ref_loss <= 1.0))).all()
+
+
+def test_spans_are_ranked_by_their_means(open_page: Open) -> None:
+    changed = document()
+    heat = changed["heat"][0] | {"span_reach": 3}
+    changed["heat"][0] = heat
+    page = open_page(changed)
+    page.locator("#ratio").fill("30")
+    losses, ref_loss, valid = losses_of(rows_of_text())
+    excess = losses[-1] - ref_loss.astype(np.float32)
+    means = means_of_spans(excess, valid, [row["new_document"] for row in heat["rows"]], 3)
+    kept = underlined(page)
+    assert kept.sum() == np.floor(0.3 * valid.sum() + 0.5)
+    assert not (kept & ~valid).any()
+    assert means[kept].min() >= means[valid & ~kept].max() - 2**-19
+    page.locator("#heat .text .token").nth(1).hover()
+    assert f"{means[-1, 0]:+.3f}".replace("-", "−") in page.locator("#heat .reading").inner_text()
 
 
 def test_a_ranking_that_the_page_cannot_make_is_shown_as_the_run_made_it(open_page: Open) -> None:
