@@ -58,7 +58,7 @@ def test_a_run_by_documents_selects_others(chain: Chain, tmp_path: Path) -> None
     tokens, documents = (steps[0] for steps in found.values())
     for name in ("all_loss", "selected_ratio"):
         assert tokens[name] == documents[name]
-    assert tokens["selected_loss"] != documents["selected_loss"]
+    assert tokens["loss"] != documents["loss"]
     said = run_megaslm("train", tmp_path / "document.yaml", "--set", "slm.criterion=random", expect_status=2)
     assert "granularity" in said
 
