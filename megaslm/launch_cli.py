@@ -209,11 +209,13 @@ def look_at_training(
         if smoke:
             findings.ask(lambda: check_replaceable(smoke_folder(run.run_dir)))
     datasets = look_at_run(findings, run, ranks, ranks_in_words)
-    if smoke or findings.reach is Reach.NONE:
+    if findings.reach is Reach.NONE:
         return None
     sized: RunConfig | None = run
     if datasets is not None:
         sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
+    if smoke:
+        return None
     if sized is not None:
         findings.ask(partial(check_run, sized, datasets, resume=resume, allow_changed=allow_changed))
     return None if datasets is None else sized

@@ -12,7 +12,7 @@ Points = dict[str, list[tuple[int, float]]]
 def points_in(folder: Path) -> Points:
     """Every number in the files of a folder."""
     points = defaultdict(list)
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+    for path in sorted(folder.glob("events*")):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 if value.HasField("simple_value"):

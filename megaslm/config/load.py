@@ -20,6 +20,12 @@ M_co = TypeVar("M_co", bound=BaseModel, covariant=True)
 
 DEFAULT = "default"
 """The origin of a value that neither a file nor the command line sets."""
+_KINDS = {
+    "train": "a run's configuration, which `megaslm train` takes",
+    "sources": "a corpus's recipe, which `megaslm prepare` takes",
+    "kind": "a cluster's file, which `megaslm launch --cluster` takes",
+}
+"""What a file is, by the key that no other kind of file has."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ def load(model_class: type[M], path: str | Path, overrides: Sequence[str] = ()) 
     All problems are reported in one ConfigError: each with its dotted key, the value, what is allowed, and its origin.
     """
     layers = gather(Path(path), overrides)
+    _refuse_other_kind(path, model_class, layers.settings)
     layers.rename(getattr(model_class, "OLD_NAMES", {}))
     # Reported alone: other messages show the values of settings.
     _refuse(path, describe_credentials(layers))
@@ -55,6 +62,15 @@ def settings_of(value: BaseModel) -> Iterator[tuple[KeyPath, object]]:
     """Path and value of every single setting; sections and collections of sections are descended into."""
     for name in type(value).model_fields:
         yield from _opened((name,), getattr(value, name))
+
+
+def _refuse_other_kind(path: str | Path, model_class: type[BaseModel], settings: object) -> None:
+    """Of a file of another kind, each setting would be a problem."""
+    given = set(settings) & _KINDS.keys() if isinstance(settings, Mapping) else set()
+    wanted = [kind for key, kind in _KINDS.items() if key in model_class.model_fields]
+    if wanted and given and not given & model_class.model_fields.keys():
+        kinds = " and ".join(_KINDS[key] for key in sorted(given))
+        raise ConfigError(f"{path}: is {kinds}; expected {wanted[0]}")
 
 
 def _refuse(path: str | Path, problems: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ _OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".derived", ".upload.j
 # The second one is in the manifests that another program has written anew.
 _OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
 _OF_WEIGHTS = ("*.safetensors", "*.bin")
-_WITHIN = (*_OF_DATASETS, CHECKPOINTS, "model", "exports", "tensorboard")
+_WITHIN = (*_OF_DATASETS, CHECKPOINTS, "model", "exports", "tokens", "tensorboard")
 _BEGINNING_BYTES = 4096
 _MOST_LOOKED_AT = 200
 _MOST_SHOWN = 10

@@ -44,6 +44,8 @@ class Findings:
     """Where a setting was set, such as `FILE:LINE`, by its dotted key."""
     read_remote: Callable[[str], Manifest] | None = None
     """Reads the manifest of a remote dataset; None where only the ranks read object storage."""
+    _elsewhere: Path | None = None
+    """The folder from which the first input that is missing here would be found; None where there is none."""
 
     def ask(self, check: Callable[[], T], *, prefix: str = "", is_setting: bool = False) -> T | None:
         """The result of `check`; None where it raises UserMistake or OSError, whose message is then a problem.
@@ -75,12 +77,21 @@ class Findings:
             self.leave(named, self.why_unseen)
             return None
         if not is_remote(place):
+            self._look_elsewhere(path)
             return path
         # The store's address and credentials are in the ranks' environment, not in this one.
         self.leave(named, "only the ranks read object storage")
         self.ask(lambda: refuse_credentials(place))
         self.ask(lambda: connect(place, RemoteSettings()), prefix=f"{named}: ")
         return None
+
+    def _look_elsewhere(self, path: Path) -> None:
+        """Looks for an input that is missing in the folders above the current one, and above the user's files."""
+        if self._elsewhere is not None or path.is_absolute() or path.exists():
+            return
+        files = {origin.rpartition(":")[0] for origin in self.origins.values()} - {""}
+        above = (folder for place in (".", *sorted(files)) for folder in Path(place).absolute().parents)
+        self._elsewhere = next((folder for folder in above if (folder / path).exists()), None)
 
     def lines(self, *, with_unseen: bool = True) -> Iterator[str]:
         """The warnings and, if asked for, what was not looked at, a line each."""
@@ -92,7 +103,11 @@ class Findings:
     def require_none(self, otherwise: str = "") -> None:
         """Raises InputError, which names all problems, where there are any. `otherwise` ends its message."""
         if self.mistakes or self.problems:
-            raise InputError(_told([*self.mistakes, *self.problems]) + ("" if self.mistakes else otherwise))
+            told = _told([*self.mistakes, *self.problems])
+            if self._elsewhere is not None:
+                told += f"\n  relative paths begin in the current folder, {Path.cwd()}; "
+                told += f"run the command in {self._elsewhere}"
+            raise InputError(told + ("" if self.mistakes else otherwise))
 
     def accept(self, option: str) -> None:
         """Makes a warning of all problems, which `option` accepts."""

@@ -133,7 +133,7 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
 def look_at_project(findings: Findings, folder: Path, model: Path, texts: Mapping[str, Sequence[str]]) -> None:
     """Looks at the model and the texts of `init`, by their domains, and whether its folder is free."""
     findings.ask(lambda: require_absent(folder))
-    findings.ask(lambda: require_model(model), prefix="--model: ")
+    findings.ask(lambda: _require_stated(model), prefix="--model: ")
     for domain, paths in texts.items():
         for path in paths:
             # `init` itself lists what is remote, and refuses a path that is empty.
@@ -227,12 +227,16 @@ def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | No
     """The number of parameters of a model folder; None where it cannot be told."""
 
     def count(folder: Path) -> int:
-        require_model(folder, hub)
-        stated_config(folder)
+        _require_stated(folder, hub)
         return count_parameters(folder)
 
     folder = findings.local(setting, place)
     return None if folder is None else findings.ask(lambda: count(folder), prefix=f"{findings.named(setting)}: ")
+
+
+def _require_stated(folder: Path, hub: HubModel | None = None) -> None:
+    require_model(folder, hub)
+    stated_config(folder)
 
 
 def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:

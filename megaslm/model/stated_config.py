@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megaslm.config.hub import HubModel, hub_hint
+from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ModelError
 
 CONFIG = "config.json"
@@ -39,7 +40,9 @@ def stated_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise ModelError(f"{folder}: holds no {CONFIG}; a Hugging Face model folder was expected")
+        is_run = kind_of(folder) in (Kind.RUN, Kind.CHECKPOINT)
+        hint = f"; it is of a training run, and `megaslm export {folder} OUTPUT` writes its model" if is_run else ""
+        raise ModelError(f"{folder}: holds no {CONFIG}; a Hugging Face model folder was expected{hint}")
     stated = _parsed(path)
     require_known(stated.get("model_type"), stated, path)
     _require_plain(stated, path)

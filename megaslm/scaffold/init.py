@@ -15,7 +15,7 @@ from megaslm.model.weight_files import count_parameters
 from megaslm.observe.display import counted, size, visible_on_one_line
 from megaslm.scaffold.comments import aligned
 from megaslm.scaffold.sizes import LARGEST_BATCH_TOKENS, SMALL, heldout_fraction, model_sizes, row_length, run_sizes
-from megaslm.scaffold.text_look import TextLook, look_at_text
+from megaslm.scaffold.text_look import TextLook, files_in_both, look_at_text
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 
@@ -39,6 +39,8 @@ class Project:
     seq_len: int
     corpus: TextLook
     curated: TextLook
+    in_both: tuple[str, ...]
+    """Files of the curated text that are also in the corpus."""
     files: tuple[Path, ...]
     commands: tuple[str, ...]
     """The commands from the text to a model, in order."""
@@ -72,6 +74,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         seq_len=seq_len,
         corpus=looks["corpus"],
         curated=looks["curated"],
+        in_both=files_in_both(looks["corpus"], looks["curated"]),
         files=tuple(folder / name for name in (*_RECIPES, *_RUNS)),
         commands=_commands(folder),
     )

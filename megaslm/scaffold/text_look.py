@@ -1,5 +1,6 @@
 """A look at text files: which reader they need, where the text lies in a record, and how much of it there is."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -86,6 +87,18 @@ def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
         tokens=tokens,
         unread=unread,
     )
+
+
+def files_in_both(first: TextLook, second: TextLook) -> tuple[str, ...]:
+    """The files of the second text that the first one has, too; sorted."""
+    own, others = (
+        {
+            file.path if file.is_remote else os.path.realpath(file.path): file.path
+            for file in find_files(Source(domain="text", reader=look.reader, paths=look.paths))
+        }
+        for look in (first, second)
+    )
+    return tuple(sorted(others[name] for name in own.keys() & others.keys()))
 
 
 def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile], tuple[str, ...]]:

@@ -20,6 +20,12 @@ def show_project(project: Project) -> None:
     for name, look in (("corpus", project.corpus), ("curated", project.curated)):
         for warning in _warnings(name, look, project.seq_len):
             print(f"warning: {name}: {warning}")
+    if project.in_both:
+        more = f" and {counted(len(project.in_both) - 1, 'other file')}" if len(project.in_both) > 1 else ""
+        print(
+            f"warning: {project.in_both[0]}{more}: in the corpus and in the curated text; CLM and SLM will be trained "
+            "on documents by which they are then compared; name each file in one of the two"
+        )
     print("then, in this order:\n")
     for command in project.commands:
         print(f"    {command}")

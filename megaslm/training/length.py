@@ -22,12 +22,13 @@ def with_total_tokens(config: RunConfig, rows: int) -> RunConfig:
     if epochs is None:
         return config
     batch_rows = config.train.global_batch_tokens // config.data.seq_len
-    steps = int(epochs * (rows // batch_rows))
+    epoch_steps = rows // batch_rows
+    steps = int(epochs * epoch_steps)
     if steps == 0:
         raise ConfigError(
-            f"train.epochs = {epochs}: is less than one step; an epoch of {rows} training rows has "
-            f"{rows // batch_rows} steps of {batch_rows} rows; raise it, lower train.global_batch_tokens or "
-            "prepare more text"
+            f"train.epochs = {epochs}: is less than one step; an epoch of {rows} training rows has {epoch_steps} steps "
+            f"of {batch_rows} rows; {'raise it, ' if epoch_steps else ''}lower train.global_batch_tokens or prepare "
+            "more text"
         )
     tokens = steps * config.train.global_batch_tokens
     train = config.train.model_copy(update={"total_tokens": tokens, "epochs": None})

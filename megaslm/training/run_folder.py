@@ -64,8 +64,10 @@ class RunFolder:
 
     @property
     def tensorboard(self) -> Path:
-        """TensorBoard's events."""
-        return self.path / "tensorboard"
+        """The folder of TensorBoard's events, by whose path TensorBoard names the run."""
+        # Of runs that version 0.1.0 began.
+        earlier = self.path / "tensorboard"
+        return earlier if earlier.is_dir() else self.path
 
     @property
     def cost(self) -> Path:

@@ -46,7 +46,7 @@ def test_a_run_goes_back_and_past_the_rows_of_a_spike(
     assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
     steps_to_return = len(made) - STEPS
     assert 0 < steps_to_return <= STEPS_BETWEEN_CHECKPOINTS + 1
-    shown = points_in(tmp_path / "run" / "tensorboard")["loss/selected"]
+    shown = points_in(tmp_path / "run")["loss/selected"]
     assert [step for step, _ in shown] == list(range(1, STEPS + 1))
     # The row is not met again: what the run keeps has no spike in it.
     assert max(losses[STEPS // 2 :]) < min(losses[:5])

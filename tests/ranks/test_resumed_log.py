@@ -49,7 +49,7 @@ def test_each_step_and_validation_is_told_of_once(tmp_path: Path) -> None:
     }
     assert told == {"step": [1, 3, 4, 5, 6, 8], "skipped": [2, 7], "validation": [0, 4, 8]}
     assert [line["skipped_steps"] for line in lines if line["kind"] == "skipped"] == [1, 2]
-    shown = {tag: [step for step, _ in points] for tag, points in points_in(run / "tensorboard").items()}
+    shown = {tag: [step for step, _ in points] for tag, points in points_in(run).items()}
     assert shown["loss/selected"] == told["step"]
     assert shown["guard/skipped_steps"] == told["skipped"]
     assert shown["loss_validation/held/a"] == told["validation"]

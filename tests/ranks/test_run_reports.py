@@ -56,10 +56,11 @@ def test_a_run_in_two_attempts_reports_as_one(chain: Chain, tmp_path: Path) -> N
     assert [probe["churn"] is None for probe in probes] == [True, False, False]
     assert all(len(probe["samples"]) == 2 for probe in probes)
 
-    events = EventMultiplexer().AddRun(str(run / "tensorboard"), "run").Reload()
+    events = EventMultiplexer().AddRunsFromDirectory(str(run.parent)).Reload()
+    assert set(events.Runs()) == {"run", "run/tokens"}
     assert [event.step for event in events.Tensors("run", "selected_text/2")] == [0, 4, 8]
     assert [event.step for event in events.Tensors("run", "config")] == [0, 5]
-    by_tokens = points_in(run / "tensorboard" / "tokens")["loss_vs_tokens/selected"]
+    by_tokens = points_in(run / "tokens")["loss_vs_tokens/selected"]
     assert by_tokens == [(step["tokens"], pytest.approx(step["loss"])) for step in steps]
 
 

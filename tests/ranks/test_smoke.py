@@ -106,6 +106,14 @@ def test_it_makes_no_more_steps_than_the_run_has(config: RunConfig) -> None:
     assert not Path(config.run_dir).exists()
 
 
+def test_data_of_less_than_a_step_is_refused_before_the_imports(config: RunConfig, tmp_path: Path) -> None:
+    path = write_config(tmp_path / "run.yaml", config)
+    larger = f"train.global_batch_tokens={64 * SEQ_LEN}"
+    said = run_megaslm("train", path, "--smoke", "--set", larger, world_size=2, expect_status=2)
+    assert "InputError: 1 problem before the start\n  train.epochs = 1" in said
+    assert not smoke_of(config).exists()
+
+
 def test_what_is_left_of_one_is_no_run(config: RunConfig, tmp_path: Path) -> None:
     """Neither a whole one nor one that was cut off, which has everything that a run has."""
     assert in_ranks(config, 2, world_size=1) == [0]

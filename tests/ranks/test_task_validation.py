@@ -89,7 +89,7 @@ def test_losses_on_tasks_are_those_of_evaluate_on_any_number_of_ranks(
 ) -> None:
     for run in runs:
         assert run.said.count("bits per byte") == 2
-        tags = points_in(run.folder / "tensorboard")
+        tags = points_in(run.folder)
         for group in ("loss_task", "bits_per_byte", "choice_accuracy", "choice_accuracy_per_byte"):
             assert [step for step, _ in tags[f"{group}/choices"]] == [0, run.last_step]
     (before, after), on_two = (run.records(TaskLossRecord) for run in runs)

@@ -241,6 +241,18 @@ def test_a_bad_file_is_one_clear_message(run_file: Path, text: str, named: str, 
     says(complaint(run_file), named)
 
 
+def test_a_file_of_another_kind_is_told_in_one_line(run_file: Path, says: Says) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(config_recipe.Recipe, run_file)
+    says(refused, run_file, "megaslm train", "megaslm prepare")
+    recipe, cluster = (run_file.with_name(name) for name in ("recipe.yaml", "cluster.yaml"))
+    recipe.write_text("name: web\nsources: []\n")
+    cluster.write_text("kind: local\n")
+    for file in (recipe, cluster):
+        says(complaint(file), file, "megaslm train")
+    says(complaint(run_file, "sources=[]"), "sources", "unknown key")
+
+
 def test_a_syntax_error_shows_its_line(run_file: Path) -> None:
     run_file.write_text("seed: 1\nrun_dir: @here\n", encoding="utf-8")
     assert complaint(run_file).splitlines()[1:] == ["    run_dir: @here", "             ^"]

@@ -1,6 +1,7 @@
 """What a dry run finds of a verb's inputs: all that is missing, at once, and what this host cannot see."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -44,6 +45,10 @@ def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_pa
     look_at_project(here, tmp_path / "project", tmp_path / "model", texts)
     assert len(here.problems) == 3
     says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "web2")
+    (tmp_path / "model").mkdir()
+    empty = Findings(Reach.ALL, "")
+    look_at_project(empty, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
+    assert [problem.partition(": ")[0] for problem in empty.problems] == ["--model"]
     make_model(tmp_path / "model")
     fitting = Findings(Reach.ALL, "")
     look_at_project(fitting, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
@@ -90,6 +95,23 @@ def test_of_a_run_that_could_start_nothing_is_told(here: Findings, tokens: Path)
     look_at_run(here, config, ranks=2)
     here.require_none()
     assert list(here.lines()) == []
+
+
+@pytest.mark.parametrize("here_is", ["project/inner", "elsewhere"])
+def test_relative_paths_of_another_folder_are_told(
+    here_is: str, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    """From a folder below the one that has them, and from another one than the user's file."""
+    (tmp_path / "project/inner").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tokens, tmp_path / "project/data/tokens")
+    monkeypatch.chdir(tmp_path / here_is)
+    findings = Findings(Reach.ALL, "", origins={"data.train": f"{tmp_path}/project/inner/run.yaml:7"})
+    look_at_run(findings, run_config(tmp_path / "run", Path("data/tokens")), ranks=2)
+    says(told(findings), str(Path.cwd()), f"run the command in {tmp_path / 'project'}")
+    missing = Findings(Reach.ALL, "", origins=findings.origins)
+    look_at_run(missing, run_config(tmp_path / "run", Path("data/other")), ranks=2)
+    assert len(told(missing).splitlines()) == len(told(findings).splitlines()) - 1
 
 
 def test_a_length_in_epochs_is_no_problem(tokens: Path, here: Findings) -> None:

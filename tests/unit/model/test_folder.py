@@ -41,6 +41,17 @@ def test_what_is_no_model_folder_is_refused(folder: Path, tmp_path: Path) -> Non
         check_model_folder(folder)
 
 
+def test_the_folder_of_a_run_gets_the_command_that_writes_its_model(tmp_path: Path, says: Says) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step-00000008"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run/config.yaml").touch()
+    (checkpoint / "COMPLETE").touch()
+    for folder in (tmp_path / "run", checkpoint):
+        with pytest.raises(ModelError) as refused:
+            check_model_folder(folder)
+        says(refused, f"megaslm export {folder}")
+
+
 def test_a_name_on_the_hub_gets_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
     def no_network(*_: object) -> None:
         raise AssertionError("the network is touched")

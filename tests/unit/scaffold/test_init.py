@@ -189,6 +189,22 @@ def test_of_few_documents_none_is_held_out_and_no_run_measures_them(
     says("\n".join(warnings), "1 text file", "19 documents", "512")
 
 
+def test_files_of_both_texts_are_warned_of(
+    model: Path, tmp_path: Path, says: Says, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one of the two names a folder or a link."""
+    (tmp_path / "texts").mkdir()
+    for name in ("a", "b", "web"):
+        write_corpus(tmp_path / f"texts/{name}.jsonl")
+    (tmp_path / "c.jsonl").symlink_to("texts/a.jsonl")
+    curated = [str(tmp_path / "c.jsonl"), str(tmp_path / "texts/b.jsonl")]
+    project = init(model, [str(tmp_path / "texts")], curated, tmp_path / "project")
+    assert project.in_both == tuple(curated)
+    show_project(project)
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning:")]
+    says(warning, curated[0], "1 other file")
+
+
 def test_a_folder_that_cannot_be_made_is_said_and_nothing_is_left(model: Path, tmp_path: Path, says: Says) -> None:
     corpus = str(write_corpus(tmp_path / "web.jsonl"))
     (tmp_path / "link").symlink_to("nowhere")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.errors import ConfigError
-from megaslm.training.run_folder import take
+from megaslm.training.run_folder import RunFolder, take
 from tests.messages import Says
 
 
@@ -29,3 +29,10 @@ def test_a_run_folder_that_cannot_be_made_is_the_mistake_of_its_user(tmp_path: P
         with ExitStack() as held, pytest.raises(ConfigError) as refused:
             list(take(folder, held))
         says(refused, f"run_dir = {folder}")
+
+
+def test_a_run_keeps_the_folder_of_its_events(tmp_path: Path) -> None:
+    """Also one that version 0.1.0 began: a resumed run takes back events of the steps that it makes again."""
+    assert RunFolder(tmp_path).tensorboard == tmp_path
+    (tmp_path / "tensorboard").mkdir()
+    assert RunFolder(tmp_path).tensorboard == tmp_path / "tensorboard"
