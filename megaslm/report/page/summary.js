@@ -43,10 +43,11 @@ const isEqual = (one, other) => Math.abs(one - other) <= 0.01 * other;
 
 function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
   const end = rows.at(-1);
+  const base = runs.find((run) => run.name === baseline);
   const [own, theirs] = [best.name, baseline].map((name) => end?.reached.find((reached) => reached.run === name));
   const even = (costs?.break_even ?? []).find((found) => found.run === best.name && (found.place ?? place) === place);
   return [
-    lossFact(best, runs.find((run) => run.name === baseline), place),
+    lossFact(best, base, place), worseFact(best, base, place),
     own && tokensFact(best, baseline, end, own, theirs), own && timeFact(own, theirs), even && breakEvenFact(even),
   ].filter(Boolean);
 }
@@ -60,6 +61,13 @@ function lossFact(best, base, place) {
   return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
     `Loss on ${place} at the end: ${nats(own.loss)} against ${nats(theirs.loss)} ` +
       `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).${unequal}`];
+}
+
+/** The loss at the place where the run ended farthest above the baseline; null where it did nowhere. */
+function worseFact(best, base, place) {
+  const excess = (other) => lastAt(best, other).loss - lastAt(base, other).loss;
+  const others = base.validations.map((found) => found.place).filter((other) => other !== place && excess(other) > 0);
+  return others.length ? lossFact(best, base, others.sort((a, b) => excess(b) - excess(a))[0]) : null;
 }
 
 function tokensFact(best, baseline, { loss }, own, theirs) {

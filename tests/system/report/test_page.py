@@ -46,9 +46,23 @@ def expected(checkpoint: int, ratio: str) -> np.ndarray:
 def test_the_first_screen_says_what_the_best_run_bought(open_page: Open) -> None:
     page = open_page(document())
     numbers = page.locator("#summary dt").all_text_contents()
-    assert [number.split()[0] for number in numbers] == ["0.270", "64%", "64%", "2"]
+    assert [number.split()[0] for number in numbers] == ["0.270", "0.270", "64%", "64%", "2"]
+    assert [number.split()[-1] for number in numbers[:2]] == ["lower", "higher"]
     assert "115%" in page.locator("#summary").inner_text()
     assert page.locator("#summary dl").bounding_box()["y"] < 300
+
+
+def test_the_first_screen_says_where_the_best_run_lost_most(open_page: Open) -> None:
+    changed = document()
+    for run, worse in zip(changed["runs"], (0.0, 1.5, 0.0), strict=False):
+        last = packed(np.full(10, 3.0 + worse))
+        run["validations"].append({**run["validations"][1], "place": "code", "loss": last})
+    page = open_page(changed)
+    assert page.locator("#summary dt").nth(1).inner_text().startswith("1.500 ")
+    assert " code " in page.locator("#summary dd").nth(1).inner_text()
+    for run in changed["runs"]:
+        run["validations"] = run["validations"][:1]
+    assert open_page(changed).locator("#summary dt").count() == 4
 
 
 def test_the_first_screen_compares_at_equal_tokens_if_it_can(open_page: Open) -> None:
