@@ -18,7 +18,7 @@ def _within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "smoke test", "dataset", "checkpoint", "no run"])
+@pytest.mark.parametrize("kind", ["missing", "file", "smoke test", "dataset", "checkpoint", "runs", "no run"])
 def test_what_is_no_run_is_refused_by_name(kind: str, says: Says) -> None:
     place = Path("runs/place")
     if kind == "file":
@@ -28,10 +28,13 @@ def test_what_is_no_run_is_refused_by_name(kind: str, says: Says) -> None:
         place.mkdir(parents=True)
     for found, name, content in (
         ("smoke test", "smoke.json", "{}"),
+        ("runs", "clm/config.yaml", ""),
+        ("runs", "clm/metrics.jsonl", ""),
         ("dataset", "manifest.json", '{\n "checksum": "0"'),
         ("checkpoint", "layout.json", "{}"),
     ):
         if kind == found:
+            (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_text(content)
     with pytest.raises(ConfigError) as caught:
         read_runs([write_run(Path("runs/whole")), place])
