@@ -61,7 +61,7 @@ function beside(best, base, place) {
   const tokens = [own, theirs].map((last) => amount(last.tokens, "tokens"));
   return {
     own: own.loss, loss, difference: own.loss - loss,
-    when: isShorter ? `after ${tokens[0]} each` : "at the end",
+    when: isShorter ? `after ${tokens[0]} tokens each` : "at the end",
     unequal: isEqualTokens || isShorter ? "" : ` Not at equal tokens: ${tokens.join(" against ")}.`,
   };
 }
