@@ -20,10 +20,11 @@ from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.engine.distributed import join_world
 from megaslm.health import shared_folders
 from megaslm.inspect.verify import verify
+from megaslm.jobs import ledger
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.console import JobConsole
-from megaslm.scoring import derivation, job, work
+from megaslm.scoring import job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.reports import joined, scored_by
@@ -223,7 +224,7 @@ def test_no_job_begins_while_ranks_of_the_last_are_at_work(
     folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their first rank has died, and with it the claim."""
-    monkeypatch.setattr(derivation, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ledger, "_KILLED_SECONDS", 0.2)
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
