@@ -104,6 +104,18 @@ def unpacked(found: Mapping[str, Any]) -> np.ndarray:
     return np.frombuffer(data, f"<{found['dtype']}").reshape(shape)
 
 
+def means_of_spans(value: np.ndarray, valid: np.ndarray, opens: Sequence[Sequence[int]], reach: int) -> np.ndarray:
+    """The mean of the valid values at most `reach` targets away in the same document, (R, L), by the definition."""
+    means = np.zeros_like(value)
+    for row, place in np.ndindex(value.shape):
+        begins = max([first for first in opens[row] if first <= place], default=0)
+        ends = min([first for first in opens[row] if first > place], default=value.shape[1])
+        span = slice(max(begins, place - reach), min(ends, place + reach + 1))
+        if valid[row, span].any():
+            means[row, place] = value[row, span][valid[row, span]].astype(np.float64).mean()
+    return means
+
+
 def kept_by_page(heat: Mapping[str, Any]) -> np.ndarray:
     """The page's rule: of the targets shown, K = ⌊k·N + ½⌋ of largest value, ties to the lower (row, position)."""
     loss = unpacked(heat["checkpoints"][-1]["loss"])
@@ -112,6 +124,8 @@ def kept_by_page(heat: Mapping[str, Any]) -> np.ndarray:
     values = {"excess": lambda: loss - ref_loss, "loss": lambda: loss, "reference": lambda: -ref_loss}
     value = values[heat["criterion"]]()
     valid = np.stack([unpacked(row["valid"]) for row in heat["rows"]])
+    if heat["span_reach"] is not None:
+        value = means_of_spans(value, valid, [row["new_document"] for row in heat["rows"]], heat["span_reach"])
     limit = heat["max_ref_loss"]
     eligible = valid if limit is None else valid & (ref_loss <= limit)
     groups = value.shape if heat["scope"] == "sequence" else (1, -1)

@@ -273,6 +273,11 @@ class SlmSection(Section):
     exact_by: Literal["auto", "kept_graphs", "second_pass"] = "auto"
     """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
     forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
+    granularity: Literal["token", "span", "document"] = "token"
+    """What a target is ranked by: its own value, or the mean over its span or over its document in the row. Means keep
+    or drop text as a whole, which tells noise from text like the reference's."""
+    span_reach: Positive = 16
+    """Under granularity span: the targets of its document on each side of a target that belong to its span."""
     max_ref_loss: Annotated[float, Field(gt=0)] | None = None
     """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
     measure_unselected: bool = True
@@ -303,6 +308,15 @@ class SlmSection(Section):
     def needs_all_losses(self) -> bool:
         """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
         return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
+
+    @model_validator(mode="after")
+    def _granularity_fits(self) -> "SlmSection":
+        if self.granularity != "token" and self.criterion == "random":
+            raise ValueError(
+                f"granularity {self.granularity} has no meaning under criterion random; use granularity token, or "
+                "another criterion"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mode_fits(self) -> "SlmSection":

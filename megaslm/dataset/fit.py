@@ -133,6 +133,7 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
         "scope": (mask.scope, run.scope),
         "keep_ratio": (mask.keep_ratio, run.keep_ratio),
         "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "granularity": ("token", run.granularity),
         "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
     }
     different = {name: values for name, values in settings.items() if values[0] != values[1]}

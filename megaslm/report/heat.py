@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from megaslm.config.schema import SlmSection
 from megaslm.observe.display import counted
 from megaslm.observe.probe_files import ProbeRows, read_measurement
 from megaslm.report.curves import Entry
@@ -54,9 +55,15 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
         "criterion": criterion if selects else ("loss" if ranks_by_loss else "excess"),
         "higher_is_kept": not selects or criterion in ("excess", "loss"),
         "scope": "sequence" if selects and slm.scope == "sequence" else "batch",
+        "span_reach": _span_reach(slm, rows.valid.shape[1]) if selects else None,
         "max_ref_loss": slm.max_ref_loss if selects else None,
         "kept_by_run": None if last.kept is None else packed_bits(last.kept[shown]),
     }
+
+
+def _span_reach(slm: SlmSection, seq_len: int) -> int | None:
+    """Targets on each side of a target whose mean value ranks it; None where each is ranked by its own value."""
+    return {"token": None, "span": slm.span_reach, "document": seq_len}[slm.granularity]
 
 
 def most_checkpoints(rows: ProbeRows, measured: int, most_bytes: int) -> int:

@@ -156,6 +156,9 @@ def _notes(run: ReportedRun) -> list[str]:
         notes.append("no step is reported yet")
     elif not run.is_complete:
         notes.append(f"{run.last_step:,} of {counted(run.total_steps, 'step')} so far")
+    if metrics.skipped_steps:
+        last = metrics.skipped_steps[-1]
+        notes.append(f"skipped steps: {len(metrics.skipped_steps):,}, most recently step {last:,}")
     if metrics.unreadable_lines:
         notes.append(f"metrics.jsonl: left out as unreadable: {counted(metrics.unreadable_lines, 'line')}")
     if run.last_step and "all_loss" not in metrics.keys:

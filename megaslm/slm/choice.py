@@ -78,7 +78,7 @@ class ByLoss(Protocol):
 
     @property
     def forecast(self) -> Forecast | None:
-        """None without earlier steps: the head then waits for the choice."""
+        """None where there is none: the head then waits for the choice."""
         ...
 
     def __call__(self, losses: Tensor) -> Selected:
@@ -203,7 +203,8 @@ class AboveThreshold:
 def forecast_from(
     recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
 ) -> ThresholdForecast | None:
-    """The forecast for this step from the steps before; None before the first step.
+    """The forecast for this step from the steps before. None before the first step, and where targets are ranked by the
+    means of their spans, which are unknown while some of the losses are.
 
     Args:
         recent: thresholds of the steps before.
@@ -211,7 +212,7 @@ def forecast_from(
         share: the share of them that is to be chosen.
         surely: whether the steps before set the threshold of this step, in place of forecasting it.
     """
-    if not recent:
+    if not recent or ranked.targets.before is not None:
         return None
     device = ranked.eligible.device
     threshold = value_of_sort_key(recent.forecast(device))

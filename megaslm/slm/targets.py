@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.keys import HASH_BITS, hash_of
+from megaslm.slm.spans import span_means
 
 Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
 StaticCriterion = Literal["reference", "entropy", "random"]
@@ -19,7 +20,8 @@ class Targets:
 
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
-    before the run, or None.
+    before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
+    by its own value.
     """
 
     valid: Tensor
@@ -27,6 +29,8 @@ class Targets:
     ref_loss: Tensor | None = None
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
+    before: Tensor | None = None
+    after: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
@@ -46,6 +50,13 @@ class Targets:
         A NaN reference loss stays eligible, so that ranking reports it.
         """
         return self.valid if max_ref_loss is None else self.valid & ~(self.needed_ref_loss() > max_ref_loss)
+
+    def over_spans(self, values: Tensor) -> Tensor:
+        """The mean values of the targets' spans: float32 in nats, in and out of the targets' shape. Without spans the
+        values themselves."""
+        if self.before is None or self.after is None:
+            return values
+        return span_means(values, self.valid, self.before, self.after)
 
     def needed_ref_loss(self) -> Tensor:
         """The reference's losses.
@@ -84,7 +95,9 @@ class RankedTargets:
     def values(self, losses: Tensor) -> Tensor:
         """(G, n) float32 values from losses of the same number."""
         losses = losses.view_as(self.eligible)
-        return losses if self.criterion == "loss" else excess_loss(losses, self.targets.needed_ref_loss())
+        if self.criterion == "excess":
+            losses = excess_loss(losses, self.targets.needed_ref_loss())
+        return self.targets.over_spans(losses)
 
     def unrankable(self, values: Tensor) -> Tensor:
         """(G, n) bool: eligible targets whose value is NaN or infinite."""
@@ -99,9 +112,9 @@ def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, st
     """
     match criterion:
         case "reference":
-            return -targets.needed_ref_loss()
+            return targets.over_spans(-targets.needed_ref_loss())
         case "entropy":
-            return -targets.needed_ref_entropy()
+            return targets.over_spans(-targets.needed_ref_entropy())
         case "random":
             # float32 holds 24 bits; keys break the resulting ties.
             return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)

@@ -31,6 +31,8 @@ NEVER = (
     "slm.criterion",
     "slm.scope",
     "slm.mode",
+    "slm.granularity",
+    "slm.span_reach",
     "slm.max_ref_loss",
 )
 """What makes the run this run: the model, the rows and their order, the batch, the selection."""

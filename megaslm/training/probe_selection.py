@@ -8,6 +8,7 @@ from torch import Tensor
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
 from megaslm.slm.rule import KeepRatio
+from megaslm.slm.spans import SpanRule
 from megaslm.slm.static import select_static
 from megaslm.slm.targets import RankedTargets, Targets
 from megaslm.slm.topk import kept, on_this_rank_alone, select_top
@@ -37,7 +38,8 @@ def would_keep(
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None
     ratio = KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens).at(tokens_seen)
-    groups = _targets(rows) if slm.scope == "sequence" else _targets(rows).in_groups(1)
+    targets = _targets(rows, SpanRule.of(slm.granularity, slm.span_reach, rows.eos_id))
+    groups = targets if slm.scope == "sequence" else targets.in_groups(1)
     if slm.criterion == "excess" or slm.criterion == "loss":
         ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion)
         values = ranked.values(torch.from_numpy(losses))
@@ -48,13 +50,16 @@ def would_keep(
     return mask.view(rows.valid.shape).numpy()
 
 
-def _targets(rows: ProbeRows) -> Targets:
+def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
     valid = torch.from_numpy(rows.valid)
+    before, after = (None, None) if spans is None else spans.bounds(torch.from_numpy(rows.tokens))
     return Targets(
         valid=valid,
         keys=torch.arange(valid.numel()).view(valid.shape),
         ref_loss=_floats(rows.ref_loss),
         ref_entropy=_floats(rows.ref_entropy),
+        before=before,
+        after=after,
     )
 
 

@@ -16,6 +16,7 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.observe.run_description import RunDescription, Scalar
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
+from megaslm.slm.spans import SpanRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
 from megaslm.training.changes import may_change
@@ -94,5 +95,12 @@ class TrainingRun:
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
             keeps_graphs=self.exact_way.keeps_graphs,
+            spans=self._spans(),
             ends=ends,
         )
+
+    def _spans(self) -> SpanRule | None:
+        slm = self.config.slm
+        if self.config.train.objective != "slm":
+            return None
+        return SpanRule.of(slm.granularity, slm.span_reach, self.data.eos_id)

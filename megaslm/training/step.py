@@ -13,6 +13,7 @@ from megaslm.slm.choice import Choice, Deferred, HeadOutput, Known
 from megaslm.slm.keys import earlier_copies, target_keys
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import Moment, StepPlan
+from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
@@ -47,8 +48,9 @@ class TrainStep:
 
     If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages. Where the
     plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
-    forward pass, whose graph is kept until its backward pass; without it a second forward pass. `ends` is called at the
-    end of each phase.
+    forward pass, whose graph is kept until its backward pass; without it a second forward pass. `spans` is the rule of
+    targets that are ranked by means; None where each is ranked by its own value. `ends` is called at the end of each
+    phase.
     """
 
     engine: ZeroEngine
@@ -59,6 +61,7 @@ class TrainStep:
     may_repeat_rows: bool
     row_name: Callable[[int], str] = str
     keeps_graphs: bool = False
+    spans: SpanRule | None = None
     ends: Callable[[Phase], None] = untimed
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
@@ -101,12 +104,15 @@ class TrainStep:
         visits: Tensor | int = batch.visit
         if self.may_repeat_rows:
             visits = visits + earlier_copies(batch.rows, self.world.rank, all_gather)
+        before, after = (None, None) if self.spans is None else self.spans.bounds(batch.tokens)
         return Targets(
             valid=valid_targets(batch.tokens, self.eos_id, batch.target_mask),
             keys=target_keys(batch.rows, visits, batch.tokens.shape[1] - 1),
             ref_loss=batch.ref_loss,
             ref_entropy=batch.ref_entropy,
             selected=batch.selected,
+            before=before,
+            after=after,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:

@@ -24,6 +24,7 @@ from megaslm.slm import head_pass
 from megaslm.slm.keys import hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
+from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
@@ -50,6 +51,7 @@ class Case:
     mode: Mode = "exact"
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
+    span_reach: int | None = None
     starved_rank: bool = False
     recompute: Recompute = "none"
     compiled: bool = False
@@ -122,6 +124,10 @@ FURTHER = [
     Case("batch", 4, tied=True, starved_rank=True, max_ref_loss=4.5, keeps_graphs=True),
     Case("batch", 4, tied=False, recompute="full", keeps_graphs=True),
     Case("batch", 4, tied=False, recompute="selective", stage=2, keeps_graphs=True),
+    *(Case("batch", 1, tied=True, method=method, span_reach=2) for method in METHODS),
+    Case("batch", 4, tied=True, span_reach=2),
+    Case("sequence", 1, tied=True, criterion="loss", span_reach=2),
+    Case("batch", 4, tied=True, criterion="reference_and_entropy", span_reach=2),
 ]
 
 
@@ -218,6 +224,8 @@ class Definition:
             "entropy": -batch.ref_entropy.double(),
             "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
         }
+        if case.span_reach is not None:
+            values = {name: self.means_of_spans(own, case.span_reach) for name, own in values.items()}
         if case.criterion == "reference_and_entropy":
             return self.selected(replace(case, criterion="reference"), world_size) & self.selected(
                 replace(case, criterion="entropy"), world_size
@@ -225,6 +233,14 @@ class Definition:
         if case.mode == "running":
             return eligible & (values[case.criterion] >= EXPECTED_CUT[case.criterion])
         return top_of_groups(case, groups(case, world_size), values[case.criterion], batch.valid, eligible)
+
+    def means_of_spans(self, values: Tensor, reach: int) -> Tensor:
+        """The means over the valid targets at most `reach` places away in the same document."""
+        document = (self.batch.tokens[:, :-1] == EOS_ID).cumsum(1)
+        places = torch.arange(SEQ_LEN)
+        near = (places[:, None] - places).abs() <= reach
+        span = near & (document[:, :, None] == document[:, None]) & self.batch.valid[:, None]
+        return torch.where(span, values[:, None].double(), 0.0).sum(2) / span.sum(2).clamp(min=1)
 
 
 def top_of_groups(case: Case, row_groups: list[list[int]], values: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
@@ -288,7 +304,14 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
     )
     objective = SelectiveObjective(rule, case.state)
     train_step = TrainStep(
-        engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=False, keeps_graphs=case.keeps_graphs
+        engine,
+        objective,
+        world,
+        EOS_ID,
+        domain_count=2,
+        may_repeat_rows=False,
+        keeps_graphs=case.keeps_graphs,
+        spans=None if case.span_reach is None else SpanRule(EOS_ID, case.span_reach),
     )
     train_step(micro_batches, Moment(STEP, 0), learning_rate=0.0)
     return engine.gradients

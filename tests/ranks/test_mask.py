@@ -83,6 +83,7 @@ def test_the_mask_of_a_run_passes_and_its_cost_comes_along(chain: Chain, masked:
         ({"scope": "batch"}, "slm.scope = sequence", "slm.scope = batch"),
         ({"keep_ratio": Decimal("0.61")}, "slm.keep_ratio = 0.6", "slm.keep_ratio = 0.61"),
         ({"keep_ratio_warmup_tokens": 5}, "slm.keep_ratio_warmup_tokens = 0", "slm.keep_ratio_warmup_tokens = 5"),
+        ({"granularity": "span"}, "slm.granularity = token", "slm.granularity = span"),
         ({"max_ref_loss": 3.0}, "slm.max_ref_loss = None", "slm.max_ref_loss = 3.0"),
     ],
 )

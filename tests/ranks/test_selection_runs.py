@@ -48,6 +48,21 @@ def test_a_running_threshold_goes_on_from_its_checkpoint(chain: Chain, tmp_path:
     assert 0.2 < min(ratios) <= max(ratios) < 0.95
 
 
+def test_a_run_by_documents_selects_others(chain: Chain, tmp_path: Path) -> None:
+    found = {}
+    for granularity in ("token", "document"):
+        run = tmp_path / granularity
+        config = changed(chain.slm_config(run), run, slm={"granularity": granularity})
+        run_megaslm("train", write_config(tmp_path / f"{granularity}.yaml", config))
+        found[granularity] = steps_of(run)
+    tokens, documents = (steps[0] for steps in found.values())
+    for name in ("all_loss", "selected_ratio"):
+        assert tokens[name] == documents[name]
+    assert tokens["loss"] != documents["loss"]
+    said = run_megaslm("train", tmp_path / "document.yaml", "--set", "slm.criterion=random", expect_status=2)
+    assert "granularity" in said
+
+
 def test_a_run_by_entropy_needs_entropies_and_reports_what_it_measured(chain: Chain, tmp_path: Path) -> None:
     run = tmp_path / "entropy"
     slm: dict[str, object] = {"criterion": "reference_and_entropy", "measure_unselected": False}

@@ -146,9 +146,13 @@ class HeatMap {
     const { data } = this;
     const { checkpoint } = this.view;
     const values = [["loss", nats(data.loss(checkpoint, target))]];
-    if (!data.reference) return values;
-    const excess = signedNats(data.excess(checkpoint, target));
-    return [...values, ["reference", nats(data.reference[target])], ["excess", excess]];
+    if (data.reference) {
+      values.push(["reference", nats(data.reference[target])], ["excess", signedNats(data.excess(checkpoint, target))]);
+    }
+    if (data.canRank && data.ranksSpans) {
+      values.push(["mean of its span", signedNats(data.valuesAt(checkpoint)[target])]);
+    }
+    return values;
   }
 
   table() {

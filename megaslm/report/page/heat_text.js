@@ -46,7 +46,6 @@ class HeatText {
   constructor(row, onChoice) {
     this.onChoice = onChoice;
     this.current = null;
-    this.row = row;
     const starts = new Set(row.new_document ?? []);
     this.spans = row.pieces.map((piece, place) => {
       const span = element("span", { class: "token" }, visible(piece).replaceAll("\n", "↵\n") || "·");
@@ -87,8 +86,7 @@ class HeatText {
   paint(describe) {
     for (const span of this.spans) {
       const { colour, valid, kept } = describe(span.place);
-      const joined = this.row.pieces[span.place] === "" && "joined";
-      const name = ["token", valid ? colour : "not-valid", kept && "kept", joined].filter(Boolean).join(" ");
+      const name = ["token", valid ? colour : "not-valid", kept && "kept"].filter(Boolean).join(" ");
       if (span.className !== name) span.className = name;
     }
   }

@@ -2,6 +2,7 @@
 
 const RANKED = ["excess", "loss", "reference"];
 const MILLION = 1e6;
+const PARTS_PER_NAT = 2 ** 20;
 
 /** The rows of a run's heat map as flat arrays over R·L targets. */
 class HeatData {
@@ -16,6 +17,7 @@ class HeatData {
     this.keptByRun = heat.checkpoints.map(({ kept }, checkpoint) =>
       unpack(kept ?? (checkpoint === last ? heat.kept_by_run : null)));
     this.ranks = new Map();
+    this.values = new Map();
   }
 
   /** Whether the page can rank: it has no entropies, and does not know random numbers or masks. */
@@ -38,6 +40,44 @@ class HeatData {
     return criterion === "loss" ? this.loss(checkpoint, target) : this.excess(checkpoint, target);
   }
 
+  /** The values at a checkpoint that rank the targets: their own, or the means of their spans. */
+  valuesAt(checkpoint) {
+    if (!this.values.has(checkpoint)) {
+      const own = Float64Array.from({ length: this.rows * this.length }, (_, target) => this.value(checkpoint, target));
+      this.values.set(checkpoint, this.ranksSpans ? this.spanMeans(own) : own);
+    }
+    return this.values.get(checkpoint);
+  }
+
+  get ranksSpans() {
+    return isNumber(this.heat.span_reach);
+  }
+
+  /** As span_means in megaslm/slm/spans.py: sums of whole numbers, over the valid targets of each span. */
+  spanMeans(own) {
+    const sums = new Float64Array(own.length + 1);
+    const counts = new Int32Array(own.length + 1);
+    own.forEach((value, target) => {
+      const counted = this.valid[target] === 1 && Number.isFinite(value);
+      sums[target + 1] = sums[target] + (counted ? Math.floor(value * PARTS_PER_NAT) : 0);
+      counts[target + 1] = counts[target] + Number(counted);
+    });
+    const means = own.slice();
+    this.heat.rows.forEach(({ new_document }, row) => {
+      const bounds = [0, ...new_document.filter((place) => place > 0), this.length].map((place) => row * this.length + place);
+      for (let document = 1; document < bounds.length; document++) {
+        for (let target = bounds[document - 1]; target < bounds[document]; target++) {
+          if (!Number.isFinite(own[target])) continue;
+          const start = Math.max(bounds[document - 1], target - this.heat.span_reach);
+          const stop = Math.min(bounds[document], target + this.heat.span_reach + 1);
+          const count = Math.max(1, counts[stop] - counts[start]);
+          means[target] = Math.fround((sums[stop] - sums[start]) / (count * PARTS_PER_NAT));
+        }
+      }
+    });
+    return means;
+  }
+
   /** The targets that are ranked together: all, or those of each row. As [start, end) pairs. */
   groups() {
     if (this.heat.scope !== "sequence") return [[0, this.rows * this.length]];
@@ -51,12 +91,13 @@ class HeatData {
   ranksAt(checkpoint) {
     if (!this.ranks.has(checkpoint)) {
       const ranks = new Int32Array(this.rows * this.length).fill(-1);
+      const values = this.valuesAt(checkpoint);
       for (const [start, end] of this.groups()) {
-        const values = new Map();
+        const falling = [];
         for (let target = start; target < end; target++) {
-          if (this.eligible(checkpoint, target)) values.set(target, this.value(checkpoint, target));
+          if (this.eligible(checkpoint, target)) falling.push(target);
         }
-        const falling = [...values.keys()].sort((a, b) => values.get(b) - values.get(a) || a - b);
+        falling.sort((a, b) => values[b] - values[a] || a - b);
         falling.forEach((target, rank) => { ranks[target] = rank; });
       }
       this.ranks.set(checkpoint, ranks);

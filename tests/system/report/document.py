@@ -162,6 +162,7 @@ def heat_of(run: str, pieces: list[list[str]]) -> Document:
         "keep_ratio": KEEP_RATIO,
         "criterion": "excess",
         "scope": "batch",
+        "span_reach": None,
         "max_ref_loss": None,
         "kept_by_run": packed(kept, "bits"),
         "probe_rows": len(pieces),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.reported import means_of_spans
 from tests.system.report.conftest import Open
 from tests.system.report.document import (
     CHECKPOINTS,
@@ -45,9 +46,38 @@ def expected(checkpoint: int, ratio: str) -> np.ndarray:
 def test_the_first_screen_says_what_the_best_run_bought(open_page: Open) -> None:
     page = open_page(document())
     numbers = page.locator("#summary dt").all_text_contents()
-    assert [number.split()[0] for number in numbers] == ["0.270", "64%", "64%", "2"]
+    assert [number.split()[0] for number in numbers] == ["0.270", "0.270", "64%", "64%", "2"]
+    assert [number.split()[-1] for number in numbers[:2]] == ["lower", "higher"]
     assert "115%" in page.locator("#summary").inner_text()
     assert page.locator("#summary dl").bounding_box()["y"] < 300
+
+
+def test_the_first_screen_says_where_the_best_run_lost_most(open_page: Open) -> None:
+    changed = document()
+    for run, worse in zip(changed["runs"], (0.0, 1.5, 0.0), strict=False):
+        last = packed(np.full(10, 3.0 + worse))
+        run["validations"].append({**run["validations"][1], "place": "code", "loss": last})
+    page = open_page(changed)
+    assert page.locator("#summary dt").nth(1).inner_text().startswith("1.500 ")
+    assert " code " in page.locator("#summary dd").nth(1).inner_text()
+    changed["runs"][1]["validations"] = changed["runs"][1]["validations"][:1]
+    assert open_page(changed).locator("#summary dt").count() == 4
+
+
+def test_the_first_screen_compares_an_unfinished_run_at_as_many_tokens(open_page: Open) -> None:
+    changed = document()
+    clm, slm = changed["runs"][:2]
+    changed["runs"] = [clm, {**slm, "state": "unfinished"}]
+    halves = {"tokens": packed(np.array([0.0, 150_000.0]), "f8"), "loss": packed(np.array([9.0, 5.5]))}
+    changed["runs"][1]["validations"] = [{**slm["validations"][0], **halves}]
+    whole = {"tokens": packed(np.array([0.0, 100_000.0, 200_000.0, 800_000.0]), "f8")}
+    clm["validations"] = [{**clm["validations"][0], **whole, "loss": packed(np.array([9.0, 7.0, 5.0, 4.0]))}]
+    never = changed["targets"][0]["rows"][1]["reached"][1]
+    never.update(dict.fromkeys(set(never) - {"run"}))
+    summary = open_page(changed).locator("#summary")
+    assert summary.locator("dt").nth(0).inner_text() == "0.500 nats lower"
+    assert "5.500 against 6.000" in summary.locator("dd").nth(0).inner_text()
+    assert "yet" in summary.locator("dt").nth(1).inner_text()
 
 
 def test_the_first_screen_compares_at_equal_tokens_if_it_can(open_page: Open) -> None:
@@ -138,6 +168,23 @@ def test_a_cap_on_the_reference_loss_leaves_targets_out(open_page: Open) -> None
     page.locator("#ratio").fill("100")
     _, ref_loss, valid = losses_of(rows_of_text())
     assert (underlined(page) == (valid & (ref_loss <= 1.0))).all()
+
+
+def test_spans_are_ranked_by_their_means(open_page: Open) -> None:
+    changed = document()
+    heat = changed["heat"][0] | {"span_reach": 3}
+    changed["heat"][0] = heat
+    page = open_page(changed)
+    page.locator("#ratio").fill("30")
+    losses, ref_loss, valid = losses_of(rows_of_text())
+    excess = losses[-1] - ref_loss.astype(np.float32)
+    means = means_of_spans(excess, valid, [row["new_document"] for row in heat["rows"]], 3)
+    kept = underlined(page)
+    assert kept.sum() == np.floor(0.3 * valid.sum() + 0.5)
+    assert not (kept & ~valid).any()
+    assert means[kept].min() >= means[valid & ~kept].max() - 2**-19
+    page.locator("#heat .text .token").nth(1).hover()
+    assert f"{means[-1, 0]:+.3f}".replace("-", "−") in page.locator("#heat .reading").inner_text()
 
 
 def test_a_ranking_that_the_page_cannot_make_is_shown_as_the_run_made_it(open_page: Open) -> None:

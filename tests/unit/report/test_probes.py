@@ -53,6 +53,8 @@ def heat_of(folder: Path, most_bytes: int = PLENTY) -> dict[str, Any]:
         {"criterion": "reference"},
         {"scope": "sequence"},
         {"max_ref_loss": 1.2},
+        {"granularity": "span", "span_reach": 2},
+        {"granularity": "document", "criterion": "reference"},
     ],
     ids=str,
 )

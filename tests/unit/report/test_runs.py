@@ -97,6 +97,19 @@ def test_a_step_that_was_made_again_counts_once() -> None:
     assert run.metrics.columns["loss"].tolist() == [4.0, 3.0, 1.25, 1.25, 1.25]
 
 
+def test_skipped_steps_are_told_unless_they_were_made_again(says: Says) -> None:
+    folder = write_run(Path("run"), steps=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"kind": "skipped", "step": step}) + "\n" for step in (3, 4))
+    (run,) = read_runs([folder])
+    assert (run.metrics.skipped_steps, run.metrics.step.tolist()) == ((3, 4), [1, 2])
+    says("\n".join(run.notes), "2", "step 4")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(step_line(step)) + "\n" for step in (3, 4, 5, 6))
+    (run,) = read_runs([folder])
+    assert (run.metrics.skipped_steps, run.metrics.step.tolist()) == ((), [1, 2, 3, 4, 5, 6])
+
+
 def test_a_run_without_a_step_is_reported_beside_others_but_not_alone(says: Says) -> None:
     begun = write_run(Path("begun"), steps=0, losses=())
     runs = read_runs([begun, write_run(Path("run"))])

@@ -24,6 +24,7 @@ from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
+from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START
 from megaslm.slm.token_loss import HeadMethod
@@ -153,12 +154,25 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
 
 
 def reads_of_steps(
-    model: SelectiveLM, objective: Objective, micro_steps: int, world: World, *, keeps_graphs: bool = False
+    model: SelectiveLM,
+    objective: Objective,
+    micro_steps: int,
+    world: World,
+    *,
+    keeps_graphs: bool = False,
+    spans: SpanRule | None = None,
 ) -> list[list[str]]:
     """Where each of the steps read the device."""
     engine = cast(ZeroEngine, PlainEngine(model))
     train_step = TrainStep(
-        engine, objective, world, EOS_ID, domain_count=2, may_repeat_rows=True, keeps_graphs=keeps_graphs
+        engine,
+        objective,
+        world,
+        EOS_ID,
+        domain_count=2,
+        may_repeat_rows=True,
+        keeps_graphs=keeps_graphs,
+        spans=spans,
     )
     batches = micro_batches(micro_steps)
     steps = []
@@ -197,6 +211,16 @@ def test_kept_graphs_are_read_once_a_step(
     in_chunks(CHUNK_ROWS)
     objective = SelectiveObjective(SelectionRule(KEEP, criterion))
     steps = reads_of_steps(model, objective, max(MICRO_STEPS), world, keeps_graphs=True)
+    assert [len(places) for places in steps] == [1] * STEPS
+
+
+@pytest.mark.parametrize("rule", [SelectionRule(KEEP), SelectionRule(KEEP, mode="running")], ids=["exact", "running"])
+def test_means_of_spans_are_ranked_without_another_read(
+    model: SelectiveLM, world: World, in_chunks: Callable[[int], None], rule: SelectionRule
+) -> None:
+    in_chunks(CHUNK_ROWS)
+    objective = SelectiveObjective(rule, state_at(0.0))
+    steps = reads_of_steps(model, objective, 1, world, spans=SpanRule(EOS_ID, 2))
     assert [len(places) for places in steps] == [1] * STEPS
 
 

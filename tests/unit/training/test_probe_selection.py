@@ -41,6 +41,17 @@ def test_scope_sequence_ranks_each_row() -> None:
     assert kept(slm(scope="sequence")).sum(axis=1).tolist() == [4, 4]
 
 
+def test_documents_are_kept_as_wholes() -> None:
+    tokens = ROWS.tokens.copy()
+    tokens[:, 3] = ROWS.eos_id
+    rows = replace(ROWS, tokens=tokens, valid=tokens[:, :-1] != ROWS.eos_id)
+    losses = np.where(np.arange(8) < 3, [[4.0], [3.0]], [[2.0], [1.0]]).astype(np.float32)
+    found = would_keep(slm(criterion="loss", granularity="document"), rows, losses, step=1, tokens_seen=100)
+    assert found is not None
+    # 14 valid targets: 3 and 3 before the EOS, and the first of 4 and 4 behind it.
+    assert found.tolist() == [[True] * 3 + [False] + [True] + [False] * 3, [True] * 3 + [False] * 5]
+
+
 def test_what_is_not_finite_or_not_valid_is_not_kept() -> None:
     losses = LOSSES.copy()
     losses[0, 0] = np.nan
