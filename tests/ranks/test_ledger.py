@@ -162,7 +162,7 @@ def test_what_is_forgotten_is_done_again(tmp_path: Path) -> None:
     assert done == ["a", "b"]
 
 
-def test_tallies_are_added_up_and_that_of_a_dead_process_is_gone_on_with(tmp_path: Path) -> None:
+def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Path) -> None:
     publisher = Publisher(tmp_path, RUN, job="prepare", unit="rows", total=100, before=10, tasks=5, tasks_before=1)
     first, second = Tally(tmp_path, RUN, 0), Tally(tmp_path, RUN, 1)
     first.report(rows=20)
