@@ -36,7 +36,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         if better.network_bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
-            line += f"; a {who} then receives {size(better.network_bytes_per_step)} a step"
+            line += f"; a {who} then receives {size(better.network_bytes_per_step)} per step"
         if better.makes_exact_free:
             line += "; slm.mode = exact then needs neither kept graphs nor a second forward pass"
         console.print(f"rows · {line}", soft_wrap=True)
@@ -135,7 +135,7 @@ def _total(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _network(plan: Plan) -> str:
     who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
-    line = f"a {who} receives {size(network.bytes_per_step)} a step"
+    line = f"a {who} receives {size(network.bytes_per_step)} per step"
     if network.bytes_per_second is None:
         return line
     gigabits = 8 * network.bytes_per_second / 1e9
