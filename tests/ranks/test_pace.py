@@ -47,7 +47,7 @@ def test_a_slow_rank_is_named_within_three_reports_and_no_other(
     assert named.slowest_ratio >= 1.5
     ratio = f"{cause} {named.slowest_ratio:.1f}×"
     assert ratio in line
-    assert f"is slow: {named.slowest_ratio:.1f} times as long as the middle rank for the same work (" in line
+    assert f"is a straggler: {named.slowest_ratio:.1f} times the median of all ranks for the same work (" in line
 
 
 @pytest.mark.timeout(900)
