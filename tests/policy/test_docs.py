@@ -16,7 +16,7 @@ DOCUMENTS = [
 ]
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 _PATH = re.compile(r"`((?:megaslm|launcher|configs|tests|benchmarks|docs)/[^`\s]*)`|\]\(((?!http)[^)#\s]+)\)")
-_SYMBOL = re.compile(r"`([A-Z]\w+|[a-z]+_\w+)(?:\.(\w+))?`")
+_SYMBOL = re.compile(r"`([A-Z]\w+|[a-z]+_\w+)(?:\.(\w+))?(?:\(\))?`")
 
 
 def missing_files(document: Path, root: Path) -> Iterator[str]:
