@@ -30,7 +30,7 @@ Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
 BatchRows = Annotated[int, typer.Option(min=1, help="Prompts at once.")]
 SandboxWorkers = Annotated[int, typer.Option(min=1, help="Programs at once, of tasks that run programs.")]
 UnsafeExec = Annotated[
-    bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox, on a machine to be lost.")
+    bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox: they may destroy the machine.")
 ]
 
 

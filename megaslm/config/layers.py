@@ -169,5 +169,6 @@ def _parse_override(override: str) -> tuple[list[str], Source]:
 
 
 def _not_an_index(path: KeyPath, found: str, length: int) -> str:
-    allowed = f"an index from 0 to {length - 1} must follow" if length else "the list is empty"
-    return f"{dotted_key((*path, found))}: {dotted_key(path)} is a list; {allowed} ({COMMAND_LINE})"
+    key, last = dotted_key(path), length - 1
+    known = f"{length}; name an entry as {key}.0{f' to {key}.{last}' if last else ''}" if length else "none"
+    return f"{dotted_key((*path, found))}: no such entry: the list {key} has {known} ({COMMAND_LINE})"

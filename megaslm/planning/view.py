@@ -48,8 +48,8 @@ def show_fit(console: Console, fit: Fit) -> None:
     options = " ".join(f"--set {override}" for override in fit.overrides)
     if not fit.plan.fits:
         line = (
-            f"nothing tried fits: the least is {needed} with {options or 'the settings as they are'}, and {room} may "
-            "be used; plan with more GPUs, or with larger ones"
+            f"no settings that were tried fit: the least memory is {needed}, with "
+            f"{options or 'the settings as they are'}; {room} may be used; plan with more GPUs, or with larger ones"
         )
     elif fit.overrides:
         line = f"it fits with {options}: {needed} of the {room} that may be used"
