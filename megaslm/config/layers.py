@@ -169,6 +169,5 @@ def _parse_override(override: str) -> tuple[list[str], Source]:
 
 
 def _not_an_index(path: KeyPath, found: str, length: int) -> str:
-    key, last = dotted_key(path), length - 1
-    known = f"{length}; name an entry as {key}.0{f' to {key}.{last}' if last else ''}" if length else "none"
-    return f"{dotted_key((*path, found))}: no such entry: the list {key} has {known} ({COMMAND_LINE})"
+    known = f"a list with the indices 0 to {length - 1}" if length else "an empty list"
+    return f"{dotted_key((*path, found))}: no such entry; {dotted_key(path)} is {known} ({COMMAND_LINE})"
