@@ -44,8 +44,8 @@ def doctor(
 ) -> None:
     """Check this machine, or all that a run needs of it.
 
-    Each finding says what to do. It takes some seconds beside the imports. Names of environment variables are told,
-    their values are not.
+    Each finding says what to do. It takes some seconds beside the imports. It prints names of environment variables,
+    and never their values.
 
     Status 2 where a problem keeps the run, or any run, from starting; warnings give 0.
     """

@@ -38,7 +38,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         if better.network_bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
-            line += f"; a {who} then receives {size(better.network_bytes_per_step)} a step"
+            line += f"; a {who} then receives {size(better.network_bytes_per_step)} per step"
         if better.makes_exact_free:
             line += "; slm.mode = exact then needs neither kept graphs nor a second forward pass"
         console.print(f"rows · {line}", soft_wrap=True)
@@ -50,8 +50,8 @@ def show_fit(console: Console, fit: Fit) -> None:
     options = " ".join(f"--set {override}" for override in fit.overrides)
     if not fit.plan.fits:
         line = (
-            f"nothing tried fits: the least is {needed} with {options or 'the settings as they are'}, and {room} may "
-            "be used; plan with more GPUs, or with larger ones"
+            f"no settings that were tried fit: the least memory is {needed}, with "
+            f"{options or 'the settings as they are'}; {room} may be used; plan with more GPUs, or with larger ones"
         )
     elif fit.overrides:
         line = f"it fits with {options}: {needed} of the {room} that may be used"
@@ -156,7 +156,7 @@ def _pays(plan: Plan) -> Iterator[tuple[str, str]]:
 
 def _network(plan: Plan) -> str:
     who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
-    line = f"a {who} receives {size(network.bytes_per_step)} a step"
+    line = f"a {who} receives {size(network.bytes_per_step)} per step"
     if network.bytes_per_second is None:
         return line
     gigabits = 8 * network.bytes_per_second / 1e9

@@ -14,10 +14,17 @@ from tests.launched import ROOT
 
 TOY = ROOT / "benchmarks" / "tool_use_toy.py"
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+QUICK = ("head", "loader")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", [each for each in SCRIPTS if each != TOY], ids=lambda script: script.stem)
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(script, id=script.stem, marks=[] if script.stem in QUICK else pytest.mark.slow)
+        for script in SCRIPTS
+        if script != TOY
+    ],
+)
 def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tmp_path: Path) -> None:
     numbers_of(script, tmp_path)
 

@@ -197,7 +197,7 @@ def test_a_removed_ledger_is_gone_at_once_and_so_is_what_a_kill_left(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_tallies_are_added_up_and_that_of_a_dead_process_is_gone_on_with(tmp_path: Path) -> None:
+def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Path) -> None:
     run, watched = run_of({"a": 10, "b": 40, "c": 20, "d": 20, "e": 10}, done="a", folder=tmp_path)
     first, second = Tally(tmp_path, RUN, 0), Tally(tmp_path, RUN, 1)
     first.report(rows=20)

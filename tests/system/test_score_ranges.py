@@ -107,7 +107,7 @@ def test_ranks_share_one_part(folder: Path, cut: None, tmp_path: Path) -> None:
     assert min(by.targets for by in part.by) > part.statistics.targets / 4
 
 
-def test_killed_at_random_points_it_goes_on_within_a_part(folder: Path, cut: None, tmp_path: Path) -> None:
+def test_killed_at_random_points_it_resumes_within_a_part(folder: Path, cut: None, tmp_path: Path) -> None:
     scored, points = tmp_path / "scored", random.Random(3)
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
@@ -275,7 +275,7 @@ def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: 
     assert not verify(scored).problems
 
 
-def test_what_an_earlier_build_has_begun_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_build_has_begun_is_resumed(folder: Path, tmp_path: Path) -> None:
     """Its notes say of each part that one process scored it."""
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
