@@ -140,7 +140,7 @@ def theirs(folder: Path, rows: Path, length: Length, steps: int, keep_ratio: flo
 
 @dataclass(frozen=True)
 class Measured:
-    """One alternative: processor seconds a step, one a round, and of the start."""
+    """One alternative: processor seconds per step, one per round, and of the start."""
 
     steps: Times
     start: Times
@@ -210,7 +210,7 @@ def main() -> None:
         [
             {
                 "training": name,
-                "seconds a step": found.steps.median,
+                "seconds per step": found.steps.median,
                 "to the Trainer": found.steps.over(trainer.steps),
                 "from – to": found.steps.spread(trainer.steps),
                 "start, processor s": found.start.median,

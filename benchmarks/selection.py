@@ -103,7 +103,7 @@ def main() -> None:
     rows = [
         {
             "selection": name,
-            "ms a rank": 1000 * taken.median,
+            "ms per rank": 1000 * taken.median,
             "to gathering": taken.over(theirs),
             "from – to": taken.spread(theirs),
             "bytes sent a rank": sent[name],

@@ -17,7 +17,7 @@ as here, the project with its .venv, and lets this host in by ssh without a pass
 VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
-                ssh: one ssh a host, and DeepSpeed's launcher of one host there
+                ssh: one ssh per host, and DeepSpeed's launcher of one host there
   MASTER_ADDR   the address at which the ranks meet; default: the first that `hostname -I` tells on the first host
   MASTER_PORT   the port there; default 29500
   EXPORT        the names of variables that the ranks get from here, with commas between; no other one reaches them

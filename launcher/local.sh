@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a verb of MegaSLM on this host, one process a GPU. See --help.
+# Starts a verb of MegaSLM on this host, one process per GPU. See --help.
 set -euo pipefail
 
 usage() {
@@ -9,7 +9,7 @@ usage: launcher/local.sh VERB [ARGUMENT ...]
   launcher/local.sh train configs/demo/slm.yaml --set train.lr=1e-3
   launcher/local.sh score --reference models/reference datasets/tokens datasets/scored
 
-Runs `python -m megaslm VERB ...` once a rank, through DeepSpeed's launcher, and exits with the status of the job.
+Runs `python -m megaslm VERB ...` once per rank, through DeepSpeed's launcher, and exits with the status of the job.
 
   RANKS                 number of ranks; default: every GPU that CUDA_VISIBLE_DEVICES leaves, or 2 without a GPU
   CUDA_VISIBLE_DEVICES  the GPUs to use, by number; the first RANKS of them

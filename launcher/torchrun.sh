@@ -14,7 +14,7 @@ and, on each of two hosts:
 
   NODES=2 RENDEZVOUS=node-1:29400 launcher/torchrun.sh train configs/rho-math-1b/slm.yaml --resume
 
-Runs `python -m megaslm VERB ...` once a rank. When a rank has failed, those of all hosts are started again, and with
+Runs `python -m megaslm VERB ...` once per rank. When a rank has failed, those of all hosts are started again, and with
 --resume a training continues from its newest checkpoint. Exits with the status of the job.
 
   NODES                 number of hosts, on each of which this script is started; default 1

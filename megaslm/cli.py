@@ -95,9 +95,13 @@ def options(
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make, with recipes and runs.")],
     model: Annotated[Path, typer.Option(help="The model to start from, a Hugging Face folder with its tokenizer.")],
-    corpus: Annotated[list[str], typer.Option(help="The large text: a file, folder, glob or URL; may be repeated.")],
+    corpus: Annotated[
+        list[str],
+        typer.Option(metavar="PLACE", help="The large text: a file, folder, glob or URL; may be repeated."),
+    ],
     curated: Annotated[
-        list[str], typer.Option(help="Text like that which the model is to be good at; may be repeated.")
+        list[str],
+        typer.Option(metavar="PLACE", help="Text like that which the model is to be good at; may be repeated."),
     ],
     json_file: JsonFile = None,
 ) -> None:
@@ -292,7 +296,7 @@ def export(
     if how_far is not None:
         say_warnings(
             [
-                f"{exported.checkpoint}: {how_far}, and {output} is its model halfway: a corpus scored with it gets "
+                f"{exported.checkpoint}: {how_far}, so {output} is not its final model: a corpus scored with it gets "
                 "other losses than from the finished one; resume the run with `megaslm train CONFIG --resume`, and "
                 "export it again"
             ]

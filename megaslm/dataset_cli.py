@@ -69,7 +69,7 @@ def inspect(
     from rich.console import Console
 
     if order is not None and (row, split, domain) != (None, None, None):
-        raise ConfigError("--order: tells of all rows that a step reads; leave out --row, --split and --domain")
+        raise ConfigError("--order shows all rows of a step; leave out --row, --split and --domain")
     # A file or a pipe has no width at which to fold the columns.
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if order is not None:

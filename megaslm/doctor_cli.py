@@ -44,8 +44,8 @@ def doctor(
 ) -> None:
     """Check this machine, or all that a run needs of it.
 
-    Each finding says what to do. It takes some seconds beside the imports. Names of environment variables are told,
-    their values are not.
+    Each finding says what to do. It takes some seconds beside the imports. It prints names of environment variables,
+    and never their values.
 
     Status 2 where a problem keeps the run, or any run, from starting; warnings give 0.
     """
@@ -188,7 +188,8 @@ def _inputs(loaded: "Loaded[RunConfig]", stores: "Stores", ranks: int) -> "Itera
     told = f"{counted(ranks, 'rank')} (--ranks sets another number)"
     # A run that has begun is looked at as its next start would.
     look_at_training(findings, loaded, ranks=ranks, ranks_in_words=told, resume=True)
-    return inputs([*findings.mistakes, *findings.problems], findings.warnings, findings.unseen, ranks)
+    warnings = [*findings.hints(), *findings.warnings]
+    return inputs([*findings.mistakes, *findings.problems], warnings, findings.unseen, ranks)
 
 
 def _plan(asked: _Asked, ranks: int) -> "Iterator[Check]":

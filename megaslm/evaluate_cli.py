@@ -26,11 +26,13 @@ Precision = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.")]
 TopP = Annotated[float, typer.Option(help="Draw from the most likely tokens up to this probability.")]
-Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
-BatchRows = Annotated[int, typer.Option(min=1, help="Prompts at once.")]
-SandboxWorkers = Annotated[int, typer.Option(min=1, help="Programs at once, of tasks that run programs.")]
+Seed = Annotated[int, typer.Option(help="Seed of the draws: the same seed gives the same samples.")]
+BatchRows = Annotated[int, typer.Option(min=1, help="Prompts in a batch.")]
+SandboxWorkers = Annotated[
+    int, typer.Option(min=1, help="Programs that run at the same time, in tasks that run programs.")
+]
 UnsafeExec = Annotated[
-    bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox, on a machine to be lost.")
+    bool, typer.Option("--unsafe-exec", help="Run a model's programs without a sandbox: they may destroy the machine.")
 ]
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from megaslm.cli_output import JsonFile, Overrides, announce, is_first_rank, loading, take_seat, write_json
+from megaslm.cli_output import (
+    JsonFile,
+    Overrides,
+    announce,
+    is_first_rank,
+    loading,
+    say_warnings,
+    take_seat,
+    write_json,
+)
 from megaslm.errors import ConfigError
 from megaslm.launch_cli import refuse_early
 
@@ -206,7 +215,8 @@ def mask(
     criterion: Annotated[
         Literal["reference", "entropy", "reference_and_entropy"],
         typer.Option(
-            "--criterion", "--score", help="What is ranked in each row, smallest first; as slm.criterion of the runs."
+            help="What the targets of a row are ranked by, largest first: minus the reference's loss, or minus the "
+            "entropy of its predictions; as slm.criterion of the runs."
         ),
     ] = "reference",
     keep_ratio: Annotated[str, typer.Option(help="The share of targets to keep; as slm.keep_ratio.")] = "0.6",
@@ -217,6 +227,9 @@ def mask(
     work: Work = None,
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
+    score: Annotated[
+        Literal["reference", "entropy", "reference_and_entropy"] | None, typer.Option("--score", hidden=True)
+    ] = None,
 ) -> None:
     """Store a static selection as one bit per target.
 
@@ -226,6 +239,9 @@ def mask(
     """
     from megaslm.config.section import without_credentials
 
+    if score is not None:
+        say_warnings(["--score is called --criterion now, and the old name will be removed soon; use the new one"])
+        criterion = score
     console = _begin(
         "mask",
         f"{without_credentials(dataset)} by {criterion}, keep_ratio {keep_ratio} → {without_credentials(output)}",

@@ -33,7 +33,7 @@ def plan(
         float | None,
         typer.Option(min=0.01, max=1.0, help="The share of the GPUs' peak that is reached.", show_default="0.3"),
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0.0, help="Of a GPU for an hour, in any currency.")] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="The price of a GPU-hour, in any currency.")] = None,
     model: Annotated[
         Path | None,
         typer.Option(

@@ -9,7 +9,7 @@ from megaslm.cli_output import JsonFile, announce, write_json
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folders of the runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="The folders of the runs.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
     json_file: JsonFile = None,
 ) -> None:

@@ -10,7 +10,7 @@ from benchmarks.harness.report import commit, machine
 from benchmarks.selection_suite.figures import Line, chart
 from benchmarks.selection_suite.measures import TARGET_PLACE, Measures
 from benchmarks.selection_suite.settings import BASELINE
-from benchmarks.selection_suite.tables import ArmResult, as_json, as_markdown, results_of
+from benchmarks.selection_suite.tables import ArmResult, as_json, as_markdown, results_of, scaling_table
 from megaslm.files import write_file
 
 _RATIO = re.compile(r"slm-([\d.]+)")
@@ -22,7 +22,7 @@ def write_results(folder: Path, measured: Sequence[Measures], headline: Sequence
     results = results_of(measured)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"commit": commit(), "date": now, "machine": machine()}
-    text = as_markdown(results)
+    text = "\n".join(filter(None, [as_markdown(results), scaling_table(measured)]))
     write_file(folder / "results.json", json.dumps({**facts, **as_json(measured, results)}, indent=1) + "\n")
     on = ", ".join(f"{name} {value}" for name, value in machine().items())
     title = f"# Token selection\n\nCommit {facts['commit']}, {now}; {on}.\n\n"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs a verb of MegaSLM in the Slurm job that this script is a part of, one rank a task. See --help.
+# Runs a verb of MegaSLM in the Slurm job that this script is a part of, one rank per task. See --help.
 set -euo pipefail
 
 usage() {
     cat <<'HELP'
 usage: launcher/slurm/ranks.sh VERB [ARGUMENT ...]
 
-The .sbatch files beside this script call it; submit those. Runs `python -m megaslm VERB ARGUMENT ...` once a task, all
+The .sbatch files beside this script call it; submit those. Runs `python -m megaslm VERB ARGUMENT ...` once per task, all
 started, signalled and ended by Slurm itself, and exits with the status of the job. One that was told to stop (75) goes
 back into the queue by itself.
 

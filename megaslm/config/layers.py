@@ -169,5 +169,5 @@ def _parse_override(override: str) -> tuple[list[str], Source]:
 
 
 def _not_an_index(path: KeyPath, found: str, length: int) -> str:
-    allowed = f"an index from 0 to {length - 1} must follow" if length else "the list is empty"
-    return f"{dotted_key((*path, found))}: {dotted_key(path)} is a list; {allowed} ({COMMAND_LINE})"
+    known = f"a list with the indices 0 to {length - 1}" if length else "an empty list"
+    return f"{dotted_key((*path, found))}: no such entry; {dotted_key(path)} is {known} ({COMMAND_LINE})"

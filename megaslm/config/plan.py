@@ -12,7 +12,7 @@ MOST_CANONICAL_NODES = 64
 
 
 # A weight and Adam's two moments, 4 bytes each.
-_CHECKPOINT_BYTES_A_PARAMETER = 12
+_CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def parameter_count(architecture: Architecture) -> ParameterCounts:
 
 def checkpoint_bytes(parameters: int) -> int:
     """The size on disk of a checkpoint of a model with so many parameters."""
-    return _CHECKPOINT_BYTES_A_PARAMETER * parameters
+    return _CHECKPOINT_BYTES_PER_PARAMETER * parameters
 
 
 def _divisors(number: int) -> list[int]:

@@ -266,9 +266,9 @@ class SlmSection(Section):
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls linearly from 1 to `keep_ratio`."""
     criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
-    """The value that targets are ranked by. excess: the model's loss minus the reference's. reference, entropy: the
-    reference's loss or entropy, smallest first, known before the forward pass. reference_and_entropy: the intersection
-    of these two. Controls are random, and loss: the model's own."""
+    """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
+    entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
+    intersection of these two. Controls are random, and loss: the model's own."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"

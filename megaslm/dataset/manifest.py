@@ -150,7 +150,7 @@ class Mask(_Record):
     criterion: Literal["reference", "entropy", "reference_and_entropy"] = Field(
         validation_alias=AliasChoices("criterion", "score")
     )
-    """The ranked quantity: the reference's losses, the entropies of its predictions, or both; smallest first."""
+    """What was ranked, largest first: minus the reference's losses, minus the entropies of its predictions, or both."""
     keep_ratio: Ratio
     """The share of targets that was kept, as the user wrote it."""
     max_ref_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None

@@ -60,7 +60,8 @@ def make(dry_run: DryRun) -> Iterator[Check]:
     first, last = result["losses"][0], result["losses"][-1]
     found = (
         f"{counted(result['steps'], 'step')} on {ranks}: loss {first:.4f} → {last:.4f}, "
-        f"{result['step_seconds']:.3g} s a step, at most {result['peak_memory']['peak_bytes'] / _GIB:.2f} GiB a rank; "
+        f"{result['step_seconds']:.3g} s per step, at most "
+        f"{result['peak_memory']['peak_bytes'] / _GIB:.2f} GiB per rank; "
         "a checkpoint was written, read back and removed"
     )
     yield Check("dry run", "ok", found, facts={"command": dry_run.command(), "result": result, "output": lines})

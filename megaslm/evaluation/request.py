@@ -36,7 +36,7 @@ class EvaluationRequest:
     k: tuple[int, ...] = field(default=(1,))
     """pass@k and maj@k are reported for these k."""
     batch_rows: int = 16
-    """Prompts at once."""
+    """Prompts in a batch."""
     sandbox_workers: int = 4
     unsafe_programs: bool = False
     """Run model-written programs without a sandbox."""

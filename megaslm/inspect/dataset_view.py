@@ -99,7 +99,7 @@ def _devices(scores: ScoreSummary) -> Table:
             f"{device.tokens_per_second_per_rank:,.0f}",
             "unknown" if device.mfu is None else f"{device.mfu:.1%}",
         )
-    table.caption = f"{operations(scores.forward_flops_per_token)} a token"
+    table.caption = f"{operations(scores.forward_flops_per_token)} per token"
     if scores.gpu_hours:
         table.caption += f" · {scores.gpu_hours:,.2f} GPU-hours"
     return table

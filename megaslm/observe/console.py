@@ -24,7 +24,7 @@ from megaslm.observe.records import (
     ValidationRecord,
 )
 
-# A job of minutes prints a line every few seconds, a job of hours a line a minute.
+# A job of minutes prints a line every few seconds, a job of hours a line per minute.
 _LINE_SECONDS, _LONGEST_LINE_SECONDS = 5.0, 60.0
 _LINE_SHARE = 0.01
 _QUIET_SECONDS = 30.0

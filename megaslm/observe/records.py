@@ -133,7 +133,7 @@ class PaceRecord:
     step: int
     slowest_rank: int
     slowest_rank_ratio: float
-    """Its time for the same work as a multiple of the middle rank's time; 1 if all ranks are equally fast."""
+    """Its time for the same work as a multiple of the ranks' median time; 1 if all ranks are equally fast."""
 
 
 @dataclass(frozen=True)

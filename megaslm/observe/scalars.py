@@ -31,7 +31,7 @@ _MEANINGS = {
     "train/tokens": "Targets read so far, over all ranks.",
     "train/selected_tokens": "Targets trained on so far, over all ranks.",
     "speed/tokens_per_second": "Targets per second since the last report, all ranks together.",
-    "speed/slowest_rank_ratio": "Time of the slowest rank for the same work, divided by that of the middle rank.",
+    "speed/slowest_rank_ratio": "Time of the slowest rank for the same work, divided by the median of all ranks.",
     "speed/mfu": "Model FLOPs utilisation, where each token attends to its whole row.",
     "speed/mfu_of_documents": "Model FLOPs utilisation, where each token attends to its own document only.",
     "speed/effective_time_ratio": "Time in steps that count, divided by the time since the run was first started.",

@@ -15,6 +15,8 @@ from megaslm.planning.plan import Plan
 from megaslm.planning.work import Work
 
 _GIB = 1 << 30
+_RUNS = 4
+"""That share scores, for an example."""
 _UNKNOWN_LENGTH = "only the dataset tells the length; give the targets of an epoch with --epoch-tokens"
 _UNKNOWN_PEAK = "the peak rate of this machine is not known; name a GPU with --gpu"
 
@@ -36,7 +38,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
         if better.network_bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
-            line += f"; a {who} then receives {size(better.network_bytes_per_step)} a step"
+            line += f"; a {who} then receives {size(better.network_bytes_per_step)} per step"
         if better.makes_exact_free:
             line += "; slm.mode = exact then needs neither kept graphs nor a second forward pass"
         console.print(f"rows · {line}", soft_wrap=True)
@@ -48,8 +50,8 @@ def show_fit(console: Console, fit: Fit) -> None:
     options = " ".join(f"--set {override}" for override in fit.overrides)
     if not fit.plan.fits:
         line = (
-            f"nothing tried fits: the least is {needed} with {options or 'the settings as they are'}, and {room} may "
-            "be used; plan with more GPUs, or with larger ones"
+            f"no settings that were tried fit: the least memory is {needed}, with "
+            f"{options or 'the settings as they are'}; {room} may be used; plan with more GPUs, or with larger ones"
         )
     elif fit.overrides:
         line = f"it fits with {options}: {needed} of the {room} that may be used"
@@ -97,6 +99,7 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.reference_training is not None:
         yield "reference", f"its training: {_time(plan.reference_training)}"
     yield from _total(plan)
+    yield from _pays(plan)
     if plan.disk is not None:
         disk = plan.disk
         yield (
@@ -133,9 +136,27 @@ def _total(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "total", f"{' + '.join(known)}: {duration(3600 * hours)}; {gpu_hours:,.4g} GPU-hours{money}{missing}"
 
 
+def _pays(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What a selective run must save to make up for its scores."""
+    alone, shared = plan.break_even(1), plan.break_even(_RUNS)
+    if alone is None or shared is None:
+        return
+    reaches = "reaches CLM's last loss after at most"
+    others = f"where {_RUNS} runs read the same scores"
+    if alone > 0:
+        line = f"if it {reaches} {alone:.0%} of the tokens; {shared:.0%} {others}"
+    elif shared > 0:
+        line = f"{others}, if each {reaches} {shared:.0%} of the tokens; a run alone takes less time than its scores"
+    else:
+        line = f"not even {others}: the runs take less time than the scores"
+    yield "pays", line
+    if plan.reference_training is None:
+        yield "", "the reference's training is not counted"
+
+
 def _network(plan: Plan) -> str:
     who, network = "GPU" if plan.machine.on_gpu else "rank", plan.network
-    line = f"a {who} receives {size(network.bytes_per_step)} a step"
+    line = f"a {who} receives {size(network.bytes_per_step)} per step"
     if network.bytes_per_second is None:
         return line
     gigabits = 8 * network.bytes_per_second / 1e9

@@ -49,8 +49,8 @@ def _warnings(name: str, look: TextLook, seq_len: int) -> Iterator[str]:
     heldout = heldout_fraction(look.documents)
     if not heldout:
         yield (
-            f"of {counted(look.documents, 'document')} none is held out, and no run measures its loss on this text; to "
-            "compare runs by it, divide it into more documents"
+            f"{counted(look.documents, 'document')}, too few to hold any out for validation; to compare runs by their "
+            "loss on this text, divide it into more documents"
         )
     step_tokens = run_sizes(look.tokens, seq_len).batch_tokens
     if look.tokens * (1 - heldout) < step_tokens:

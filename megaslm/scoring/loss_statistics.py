@@ -97,7 +97,7 @@ class LossStatistics:
         )
         found = _Documents(self._places(starts, anew), targets, sums)
         if self._unfinished is not None:
-            found = self._unfinished.followed_by(found, goes_on=bool(inside[0] and not anew[0]))
+            found = self._unfinished.followed_by(found, continues=bool(inside[0] and not anew[0]))
         self._unfinished = found.last() if inside[-1] else None
         self._keep(found.without_last() if inside[-1] else found)
 
@@ -145,9 +145,9 @@ class _Documents(NamedTuple):
     def without_last(self) -> "_Documents":
         return self.where(slice(None, -1))
 
-    def followed_by(self, later: "_Documents", *, goes_on: bool) -> "_Documents":
-        """This one document and later ones. If `goes_on`, the first later one is its continuation."""
-        if not goes_on:
+    def followed_by(self, later: "_Documents", *, continues: bool) -> "_Documents":
+        """This one document and later ones. If `continues`, the first later one is its continuation."""
+        if not continues:
             return self.joined(later)
         whole = _Documents(self.starts, self.targets + later.targets[:1], self.units + later.units[:1])
         return whole.joined(later.where(slice(1, None)))

@@ -15,7 +15,7 @@ from megaslm.model.activations import kept_graph_bytes, kept_graphs_may_take_byt
 from megaslm.model.load import choose_precision, dtype_of, parameter_count
 from megaslm.observe.display import counted, size
 
-_STATE_BYTES_A_PARAMETER = 12
+_STATE_BYTES_PER_PARAMETER = 12
 """Allocated in the first step, in float32: the gradient and Adam's two moments."""
 
 
@@ -86,7 +86,7 @@ def chosen_way(slm: SlmSection, micro_steps: int, deepspeed: str, *, needed_byte
 def _left_bytes(config: RunConfig, engine: ZeroEngine, world: World) -> int:
     """This rank's share of its device's memory that is free now and after the optimiser's state is allocated."""
     on_cpu = world.device.type == "cpu"
-    states = _STATE_BYTES_A_PARAMETER * parameter_count(engine.model)
+    states = _STATE_BYTES_PER_PARAMETER * parameter_count(engine.model)
     if config.zero.stage > 0:
         states //= world.size
     if config.zero.offload_optimizer and not on_cpu:

@@ -57,7 +57,7 @@ def plan_lines(config: RunConfig, plan: BatchPlan, mixture: "Mixture", *, after_
     saves = plan.times_due(config.checkpoint.every_tokens, after_step=after_step)
     yield (
         f"plan: {counted(plan.world_size, 'rank')} × {counted(plan.micro_batch_rows, 'row')} × "
-        f"{counted(plan.micro_steps, 'micro-step')} a step; to come after step {after_step:,}: "
+        f"{counted(plan.micro_steps, 'micro-step')} per step; to come after step {after_step:,}: "
         f"{counted(saves, 'checkpoint')}, {counted(validations, 'validation')}{probes}"
     )
 

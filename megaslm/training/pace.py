@@ -14,12 +14,12 @@ _LEAST_RUNNING_SHARE = 0.01
 
 
 class Ratios(NamedTuple):
-    """A rank's time as a multiple of the middle rank's time, by cause."""
+    """A rank's time as a multiple of the ranks' median time, by cause."""
 
     compute: float
     """For a product of two matrices: a slow processor or GPU."""
     loading: float
-    """For a training step that contains this rank's wait for rows instead of the middle rank's."""
+    """For a training step that contains this rank's wait for rows instead of the median wait."""
     halts: float
     """For any work: the host lets the rank run for a part of the time only."""
 
@@ -35,9 +35,9 @@ class PaceReport:
 
     slowest_rank: int
     slowest_ratio: float
-    """The slowest rank's time as a multiple of the middle rank's; 1 where all are equally fast."""
+    """The slowest rank's time as a multiple of the median; 1 where all are equally fast."""
     news: tuple[str, ...]
-    """A line for each rank that has become slow, or is no longer slow."""
+    """A line for each rank that has become a straggler, or no longer is one."""
 
 
 class PaceWatch:
@@ -63,7 +63,7 @@ class SlowRanks:
         self._hosts = hosts
         self._slow_ratio = slow_ratio
         self._last_step = last_step
-        # For each rank, the first steps of the reports in a row that contradict what is known of it.
+        # For each rank, the first steps of the newest reports, if all of these contradict `_known_slow`.
         self._doubtful_since: list[list[int]] = [[] for _ in hosts]
         self._known_slow = [False for _ in hosts]
 
@@ -88,15 +88,15 @@ class SlowRanks:
         if not self._known_slow[rank]:
             return f"{name} is as quick as the others again since step {since}"
         return (
-            f"warning: {name} is slow: {found.largest:.1f} times as long as the middle rank for the same work "
+            f"warning: {name} is a straggler: {found.largest:.1f} times the median of all ranks for the same work "
             f"(compute {found.compute:.1f}×, loading {found.loading:.1f}×, halts {found.halts:.1f}×) since step {since}"
         )
 
 
 def compare(paces: Sequence[Pace]) -> list[Ratios]:
-    """Compares each rank with the middle one; of an even number of ranks, with the quicker of the two middle ones."""
-    compute = _middle([pace.product_seconds for pace in paces])
-    loading = _middle([pace.loading_seconds for pace in paces])
+    """Compares each rank with the lower median of all ranks."""
+    compute = _median([pace.product_seconds for pace in paces])
+    loading = _median([pace.loading_seconds for pace in paces])
     stretched = [1.0 / max(1.0 - pace.paused_share, _LEAST_RUNNING_SHARE) for pace in paces]
     # A step lasts as long as on the rank that loads longest. All ranks share the part of it that is not loading.
     longest = max(paces, key=lambda pace: pace.loading_seconds)
@@ -105,18 +105,18 @@ def compare(paces: Sequence[Pace]) -> list[Ratios]:
         Ratios(
             compute=_ratio(pace.product_seconds, compute),
             loading=_ratio(rest + pace.loading_seconds, rest + loading),
-            halts=_ratio(by_halts, _middle(stretched)),
+            halts=_ratio(by_halts, _median(stretched)),
         )
         for pace, by_halts in zip(paces, stretched, strict=True)
     ]
 
 
-def _middle(values: Sequence[float]) -> float:
+def _median(values: Sequence[float]) -> float:
     """The lower median of the values that are not NaN; NaN if there are none."""
     measured = sorted(value for value in values if not math.isnan(value))
     return measured[(len(measured) - 1) // 2] if measured else math.nan
 
 
-def _ratio(own: float, middle: float) -> float:
+def _ratio(own: float, median: float) -> float:
     """1 where nothing was measured."""
-    return own / middle if middle > 0.0 and not math.isnan(own) else 1.0
+    return own / median if median > 0.0 and not math.isnan(own) else 1.0

@@ -71,8 +71,8 @@ def report(result: SmokeResult) -> Iterator[str]:
         f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
         **_start(result),
         "held out": f"{held_out}; took {duration(result.validation_seconds)}" if held_out else "no validation set",
-        "speed": f"{result.step_seconds:,.3g} s a step, {result.tokens_per_second:,.0f} tokens/s; the first step took "
-        f"{duration(result.first_step_seconds)}",
+        "speed": f"{result.step_seconds:,.3g} s per step, {result.tokens_per_second:,.0f} tokens/s; the first step "
+        f"took {duration(result.first_step_seconds)}",
         "memory": _memory(result.peak_memory),
         "checkpoint": f"{size(result.checkpoint_bytes)}, written, read back and equal to the memory",
         "disk": f"{size(result.disk_free_bytes)} free, {size(_needed_bytes(result))} needed for "

@@ -79,8 +79,8 @@ def unfinished_warnings(pretrained: Path | None) -> Iterator[str]:
     how_far = None if pretrained is None else unfinished_export(pretrained)
     if how_far is not None:
         yield (
-            f"{pretrained} was exported at {how_far}, and this run starts from its model halfway; to start from the "
-            "finished one, finish that run first and choose another run_dir"
+            f"{pretrained} was exported at {how_far}, and this run starts from a model that is not final; to start "
+            "from the final one, finish that run first and choose another run_dir"
         )
 
 

@@ -17,11 +17,16 @@ from tests.launched import ROOT
 TOY = ROOT / "benchmarks" / "tool_use_toy.py"
 SUITE = ROOT / "benchmarks" / "gpu_suite.py"
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
+QUICK = ("head", "loader")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "script", [each for each in SCRIPTS if each not in (TOY, SUITE)], ids=lambda script: script.stem
+    "script",
+    [
+        pytest.param(script, id=script.stem, marks=[] if script.stem in QUICK else pytest.mark.slow)
+        for script in SCRIPTS
+        if script not in (TOY, SUITE)
+    ],
 )
 def test_a_benchmark_prints_its_question_and_writes_its_numbers(script: Path, tmp_path: Path) -> None:
     numbers_of(script, tmp_path)

@@ -30,7 +30,7 @@ def unfinished_saves(config: RunConfig) -> list[Path]:
     return list((Path(config.run_dir) / "checkpoints").glob(f"{UNFINISHED}*"))
 
 
-def goes_on_from_a_whole_one(config: RunConfig, undisturbed: str) -> bool:
+def resumes_from_a_whole_one(config: RunConfig, undisturbed: str) -> bool:
     """Whether the newest checkpoint is whole and the run comes from there to these weights, leaving nothing behind."""
     *_, newest = complete_checkpoints(Path(config.run_dir) / "checkpoints")
     if find_corruption(newest.folder) or run_ranks(config) != [0, 0]:

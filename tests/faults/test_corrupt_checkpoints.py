@@ -63,7 +63,7 @@ def test_no_damage_goes_unnoticed(
     figures.record("corruption", **{f"refused_{corruption.__name__}": refused, "tries": DAMAGES})
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_corrupt_one(
+def test_a_run_resumes_from_the_checkpoint_before_a_corrupt_one(
     undisturbed_run: RunConfig, material: Material, undisturbed: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = material.config(Path(shutil.copytree(undisturbed_run.run_dir, tmp_path / "run")))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
-from tests.faults.cut_off import goes_on_from_a_whole_one, on_file_work, unfinished_saves
+from tests.faults.cut_off import on_file_work, resumes_from_a_whole_one, unfinished_saves
 from tests.faults.figures import Figures
 from tests.faults.host import is_alive
 from tests.faults.runs import STEPS, Material, run_ranks, start_ranks, weights_sha256
@@ -89,7 +89,7 @@ def test_killed_in_the_middle_of_a_file(material: Material, figures: Figures, tm
         for attempt in range(MOST_TRIES):
             config = second_half(f"{name}-{attempt}")
             if kill_while_writing(config, name):
-                used += goes_on_from_a_whole_one(config, undisturbed)
+                used += resumes_from_a_whole_one(config, undisturbed)
                 break
     assert used == len(FILES)
     figures.record("cut_off_save", half_files=len(FILES), whole_one_used_after_half_a_file=used)

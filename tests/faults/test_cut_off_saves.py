@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
-from tests.faults.cut_off import goes_on_from_a_whole_one, on_file_work
+from tests.faults.cut_off import on_file_work, resumes_from_a_whole_one
 from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, Material, run_ranks, start_ranks
 from tests.forks import statuses_of
@@ -59,6 +59,6 @@ def test_killed_at_ten_points_of_a_save(material: Material, undisturbed: str, fi
         for point in range(points):
             config = second_half(f"cut-{rank}-{point}")
             kill_before(config, rank, point * (work - 1) // (points - 1))
-            used += goes_on_from_a_whole_one(config, undisturbed)
+            used += resumes_from_a_whole_one(config, undisturbed)
     assert used == sum(POINTS_OF_A_RANK)
     figures.record("cut_off_save", points=sum(POINTS_OF_A_RANK), newest_whole_one_used=used)

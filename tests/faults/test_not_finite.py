@@ -51,7 +51,7 @@ def test_it_does_not_matter_on_which_rank(material: Material, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_run_that_has_made_no_update_yet_is_saved_and_goes_on(
+def test_a_run_that_has_made_no_update_yet_is_saved_and_resumes(
     material: Material, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # The ranks are asked before a step whether one is told to stop, so that the step after ends the run.

@@ -48,7 +48,7 @@ def undisturbed(folder: Path) -> list[float]:
         ({"stage": 2, "offload_optimizer": True}, {"stage": 3}),
     ],
 )
-def test_a_run_goes_on_under_another_stage(
+def test_a_run_resumes_under_another_stage(
     folder: Path, undisturbed: list[float], before: dict[str, Any], after: dict[str, Any]
 ) -> None:
     name = "-".join(str(value) for value in (*before.values(), "to", *after.values()))

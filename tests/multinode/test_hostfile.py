@@ -90,7 +90,7 @@ def test_ranks_meet_at_an_ipv6_address(
     ("remote_shell", "told"),
     [("pdsh", signal.SIGTERM), ("pdsh", signal.SIGUSR1), ("ssh", signal.SIGTERM), ("ssh", signal.SIGINT)],
 )
-def test_a_job_that_is_told_to_stop_saves_and_goes_on_later(
+def test_a_job_that_is_told_to_stop_saves_and_resumes_later(
     remote_shell: str, told: signal.Signals, hosts: Hosts, material: Material, tmp_path: Path, figures: Figures
 ) -> None:
     config = material.config(tmp_path / "run", steps=MANY_STEPS)

@@ -73,7 +73,7 @@ def test_a_port_that_is_taken_is_named_with_its_host(hosts: Hosts, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_and_the_run_goes_on_without_it(
+def test_a_node_is_lost_and_the_run_resumes_without_it(
     hosts: Hosts, material: Material, undisturbed_run: RunConfig, tmp_path: Path, figures: Figures
 ) -> None:
     steps = 3 * STEPS

@@ -88,7 +88,8 @@ def test_the_command_line_has_every_verb_and_option() -> None:
                 is_argument = parameter.param_type_name == "argument"
                 name = parameter.metavar if is_argument and parameter.metavar else parameter.opts[0]
                 row = rf"^\| `(?:-\w, )?{re.escape(name)}(?=[ ,`])"
-                assert parameter.name == "help" or re.search(row, part, re.MULTILINE), (words, name)
+                is_shown = parameter.name != "help" and not getattr(parameter, "hidden", False)
+                assert (re.search(row, part, re.MULTILINE) is not None) == is_shown, (words, name)
 
 
 def test_links_lead_to_pages_and_shown_files() -> None:

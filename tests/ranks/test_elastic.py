@@ -55,7 +55,7 @@ def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE_LAYOUTS),
     ],
 )
-def test_a_run_goes_on_on_other_ranks(
+def test_a_run_resumes_on_other_ranks(
     undisturbed: Path, dataset: Path, tmp_path: Path, before: int, after: int, stage_before: int, stage_after: int
 ) -> None:
     run = tmp_path / "run"
@@ -71,7 +71,7 @@ def test_a_run_goes_on_on_other_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "stage"), [(2, 1, 1), (1, 2, 2), (2, 1, 3)])
-def test_a_run_with_its_optimiser_on_the_host_goes_on_on_other_ranks(
+def test_a_run_with_its_optimiser_on_the_host_resumes_on_other_ranks(
     undisturbed: Path, dataset: Path, tmp_path: Path, before: int, after: int, stage: int
 ) -> None:
     config = eight_steps(tmp_path / "run", dataset, stage=stage, offload_optimizer=True)
@@ -82,7 +82,7 @@ def test_a_run_with_its_optimiser_on_the_host_goes_on_on_other_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "stage_before", "stage_after"), [(2, 1, 3, 1), (1, 2, 1, 3)])
-def test_a_run_in_bf16_goes_on_on_other_ranks(
+def test_a_run_in_bf16_resumes_on_other_ranks(
     dataset: Path, tmp_path: Path, before: int, after: int, stage_before: int, stage_after: int
 ) -> None:
     """But for the rounding of gradients, which are summed in another order; without its moments it differs by 4e-3."""
@@ -99,7 +99,7 @@ def test_a_run_in_bf16_goes_on_on_other_ranks(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_on_as_many_ranks_a_run_goes_on_bit_for_bit(dataset: Path, tmp_path: Path, stage: int) -> None:
+def test_on_as_many_ranks_a_run_resumes_bit_for_bit(dataset: Path, tmp_path: Path, stage: int) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_training(eight_steps(whole, dataset, stage=stage), world_size=2)
     run_training(with_steps(eight_steps(cut, dataset, stage=stage), 4), world_size=2)

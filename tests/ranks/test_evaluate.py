@@ -97,7 +97,7 @@ def test_results_do_not_depend_on_batches_or_ranks(model: Path, data: Path, tmp_
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"results.json", "sums.jsonl"}
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(
+def test_an_interrupted_evaluation_resumes_where_it_was(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_two = ("--batch-rows", "2")

@@ -17,7 +17,7 @@ from megaslm.observe.records import read_validations
 from megaslm.training.data_checks import check_scored
 from megaslm.training.training_data import open_training_data
 from tests.chain import Chain
-from tests.forked_cli import run_megaslm
+from tests.forked_cli import call_megaslm, run_megaslm
 from tests.ranks.test_selection_runs import changed, steps_of
 from tests.toy import write_config
 
@@ -146,6 +146,18 @@ def test_masked_and_scored_rows_do_not_mix(chain: Chain, masked: Path) -> None:
     )
     with pytest.raises(DataError, match=r"has the columns selected tokens, .* has ref_loss tokens"):
         open_training_data(config)
+
+
+def test_the_old_name_of_the_criterion_is_read_with_a_warning(chain: Chain, masked: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "masked"
+    said = call_megaslm("mask", chain.scored, folder, "--score", "reference", "--keep-ratio", "0.6")
+    assert said.stderr.startswith("warning: ")
+    assert "--score" in said.stderr
+    assert "--criterion" in said.stderr
+    assert read_manifest(folder).mask == read_manifest(masked).mask
+    assert "--score" not in call_megaslm("mask", "--help").stdout
+    refused = call_megaslm("mask", chain.scored, tmp_path / "other", "--score", "entropy")
+    assert refused.returncode == 2  # The dataset has no entropies: --score decides.
 
 
 def test_what_holds_no_losses_cannot_be_masked(chain: Chain, tmp_path: Path) -> None:

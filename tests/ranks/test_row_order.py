@@ -51,7 +51,7 @@ def test_the_rows_of_a_step_are_told_and_counted(config: RunConfig, tmp_path: Pa
     assert printed[printed.index("step 6,") :].split() == ["step", "6,", "epoch", "1:", *told[-1].rows]
     with pytest.raises(ConfigError, match="has steps 1 to 6"):
         rows_of_step(path, 7)
-    assert "--order: tells of all rows" in run_megaslm("inspect", path, "--order", "1", "--row", "1", expect_status=2)
+    assert "--order shows all rows" in run_megaslm("inspect", path, "--order", "1", "--row", "1", expect_status=2)
     assert "config.yaml" in run_megaslm("inspect", tmp_path / "web", "--order", "1", expect_status=2)
 
 

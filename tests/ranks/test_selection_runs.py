@@ -30,7 +30,7 @@ def steps_of(run: Path) -> list[dict[str, object]]:
     ]
 
 
-def test_a_running_threshold_goes_on_from_its_checkpoint(chain: Chain, tmp_path: Path) -> None:
+def test_a_running_threshold_resumes_from_its_checkpoint(chain: Chain, tmp_path: Path) -> None:
     run = tmp_path / "running"
     config = changed(chain.slm_config(run), run, slm={"mode": "running"})
     path = write_config(tmp_path / "running.yaml", config)

@@ -128,7 +128,7 @@ def require_alerts(tracker: NotedTracker, *titles: str, attempts: int = 1) -> No
 
 
 @pytest.mark.parametrize(("on_spike", "warnings"), [("warn", 1), ("off", 0)])
-def test_a_run_goes_on_over_a_spike(
+def test_a_run_continues_over_a_spike(
     on_spike: str,
     warnings: int,
     spoil: Callable[..., None],
@@ -219,7 +219,7 @@ def test_a_run_gives_up_that_comes_back_to_one_checkpoint_again_and_again(
 
 
 @pytest.mark.parametrize("bad_steps", [1, 2])
-def test_a_run_that_is_killed_after_a_roll_back_still_goes_on_behind_the_rows(
+def test_a_run_that_is_killed_after_a_roll_back_still_continues_behind_the_rows(
     spoil: Callable[..., None], configured: Callable[..., RunConfig], capfd: Said, bad_steps: int
 ) -> None:
     """Before it has saved anything since: its newest checkpoint knows nothing of the roll-back, nor of a second one."""

@@ -20,10 +20,11 @@ from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.engine.distributed import join_world
 from megaslm.health import shared_folders
 from megaslm.inspect.verify import verify
+from megaslm.jobs import ledger
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.console import JobConsole
-from megaslm.scoring import derivation, job, work
+from megaslm.scoring import job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.reports import joined, scored_by
@@ -106,7 +107,7 @@ def test_ranks_share_one_part(folder: Path, cut: None, tmp_path: Path) -> None:
     assert min(by.targets for by in part.by) > part.statistics.targets / 4
 
 
-def test_killed_at_random_points_it_goes_on_within_a_part(folder: Path, cut: None, tmp_path: Path) -> None:
+def test_killed_at_random_points_it_resumes_within_a_part(folder: Path, cut: None, tmp_path: Path) -> None:
     scored, points = tmp_path / "scored", random.Random(3)
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
@@ -223,7 +224,7 @@ def test_no_job_begins_while_ranks_of_the_last_are_at_work(
     folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their first rank has died, and with it the claim."""
-    monkeypatch.setattr(derivation, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ledger, "_KILLED_SECONDS", 0.2)
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
@@ -274,7 +275,7 @@ def test_a_dataset_of_an_earlier_build_grows(folder: Path, cut: None, tmp_path: 
     assert not verify(scored).problems
 
 
-def test_what_an_earlier_build_has_begun_is_gone_on_with(folder: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_build_has_begun_is_resumed(folder: Path, tmp_path: Path) -> None:
     """Its notes say of each part that one process scored it."""
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)

@@ -62,7 +62,7 @@ def test_from_a_faulty_store_to_it(faulty_s3: FaultyS3, folder: Path, tmp_path: 
     assert list((tmp_path / "working").iterdir()) == []
 
 
-def test_killed_on_its_way_it_goes_on_and_grows(faulty_s3: FaultyS3, folder: Path, tmp_path: Path) -> None:
+def test_killed_on_its_way_it_resumes_and_grows(faulty_s3: FaultyS3, folder: Path, tmp_path: Path) -> None:
     bucket = faulty_s3.bucket
     job = task(folder, bucket, upload(bucket, folder / "small", "small"), tmp_path / "working")
     ranks = start(1, job)

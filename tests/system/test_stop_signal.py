@@ -35,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
-def test_a_job_of_which_all_processes_are_told_saves_and_goes_on(name: str, dataset: Path, tmp_path: Path) -> None:
+def test_a_job_of_which_all_processes_are_told_saves_and_resumes(name: str, dataset: Path, tmp_path: Path) -> None:
     """The loaders are told too, in the middle of their work; the run continues as if nothing had happened."""
     config = run_config(tmp_path / "run", dataset, data={"loader_workers": 1}, log={"every_steps": 1})
     metrics = tmp_path / "run" / "metrics.jsonl"

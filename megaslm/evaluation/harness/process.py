@@ -75,7 +75,7 @@ def _check(name: str, setting: HarnessTask, order: Order, manager: Any) -> None:
         if getattr(part, "UNSAFE_CODE", False) and not order.unsafe_programs:
             raise ConfigError(
                 f"task {name}: lm-eval runs the model's programs without a sandbox; leave the task out, or add "
-                "--unsafe-exec on a machine to be lost"
+                "--unsafe-exec on a machine that the programs may destroy"
             )
         if setting.shots and part.get_config("num_fewshot") == 0:
             raise ConfigError(

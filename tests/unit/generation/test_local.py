@@ -110,7 +110,7 @@ def test_the_key_and_the_seed_decide_what_is_drawn(folder: Path) -> None:
     assert len({*drawn(0, 1, 2, 3), *drawn(1, 1, 2, 3)}) == 6
 
 
-def test_a_text_that_is_continued_later_goes_on_in_the_same_way(folder: Path) -> None:
+def test_a_text_that_is_continued_later_continues_in_the_same_way(folder: Path) -> None:
     lm, tokens = load(folder)
     ids = tokens.encode(["the answer is"])[0]
     steps: list[DecodingStep] = []

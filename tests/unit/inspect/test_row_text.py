@@ -94,7 +94,7 @@ def test_each_row_begins_with_bos(tmp_path: Path) -> None:
     assert [row.padding_tokens for row in of_b] == [0, 0, 1]
 
 
-def test_a_word_that_goes_on_from_the_row_before_keeps_its_space(tmp_path: Path) -> None:
+def test_a_word_that_continues_from_the_row_before_keeps_its_space(tmp_path: Path) -> None:
     """The toy tokenizer puts a space between words and none before the first of a text."""
     make_dataset(tmp_path / "toy", {("train", "a"): [20]})
     for number in range(1, 20):

@@ -87,7 +87,7 @@ def test_the_hosts_of_a_hostfile_are_told_which_variables_to_take() -> None:
     }
 
 
-def test_what_is_started_again_goes_on_from_its_checkpoint() -> None:
+def test_what_is_started_again_resumes_from_its_checkpoint() -> None:
     command = command_of(TORCHRUN, TRAIN)
     assert command.words == (f"{LAUNCHER}/torchrun.sh", *TRAIN.words, "--resume")
     assert command.environment == {

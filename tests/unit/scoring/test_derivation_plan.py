@@ -24,5 +24,5 @@ def test_losses_of_another_kernel_of_attention_do_not_join() -> None:
         plan("mask").require_continues(plan("FA2"), "scored")
 
 
-def test_work_of_versions_that_did_not_note_attention_goes_on() -> None:
+def test_work_of_versions_that_did_not_note_attention_resumes() -> None:
     plan("FA2").require_continues(plan(None), "scored")

@@ -92,7 +92,7 @@ def test_a_corrupt_part_stops_it_and_the_others_are_kept(scored: Path, tmp_path:
     assert (verify(masked).problems, verify(masked).warnings) == ((), ())
 
 
-def test_it_stops_when_told_to_and_goes_on(
+def test_it_stops_when_told_to_and_resumes(
     scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
 ) -> None:
     masked = tmp_path / "masked"

@@ -196,7 +196,7 @@ def test_ranks_and_micro_steps_share_one_threshold() -> None:
         assert torch.equal(alone, divided)
 
 
-def test_a_resumed_run_goes_on_alike() -> None:
+def test_a_resumed_run_resumes_alike() -> None:
     def run(objective: SelectiveObjective, steps: range) -> list[Tensor]:
         return [
             one_step(objective, torch.randn(16, 64, generator=torch.Generator().manual_seed(step)), step)[0]

@@ -22,7 +22,7 @@ def test_rows_become_tokens_and_passes() -> None:
     assert counts.passes == {"a": 0.5, "b": 1.5}
 
 
-def test_a_resumed_run_goes_on() -> None:
+def test_a_resumed_run_resumes() -> None:
     undisturbed = DomainCounts(MIXTURE, seq_len=8, rows_read={})
     undisturbed.add((3, 5))
     resumed = DomainCounts(MIXTURE, seq_len=8, rows_read=undisturbed.rows_read)

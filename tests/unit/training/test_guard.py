@@ -86,7 +86,7 @@ def test_a_falling_loss_and_clean_noise_are_no_spikes() -> None:
     watch_of(list(losses))
 
 
-def test_a_watch_goes_on_from_the_losses_of_another() -> None:
+def test_a_watch_resumes_from_the_losses_of_another() -> None:
     first = watch_of(noisy(2.0))
     resumed = SpikeWatch(6.0, WINDOW_STEPS, first.losses)
     assert resumed.add(129, 3.0) == first.add(129, 3.0) is not None

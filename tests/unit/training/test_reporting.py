@@ -174,7 +174,7 @@ def test_a_report_sums_the_steps_that_it_reads(tmp_path: Path) -> None:
     assert report["excess_counts"] == []
 
 
-def test_the_time_in_steps_goes_on_from_the_report_before(tmp_path: Path) -> None:
+def test_the_time_in_steps_continues_from_the_report_before(tmp_path: Path) -> None:
     first = reporter_in(tmp_path, counts())
     first.add(made(1))
     first.flush()

@@ -61,7 +61,7 @@ def mixed(folders: Path) -> Path:
     return folders
 
 
-def test_a_run_of_version_0_1_0_goes_on(folders: Path, says: Says) -> None:
+def test_a_run_of_version_0_1_0_resumes(folders: Path, says: Says) -> None:
     config = run_config(folders / "run", folders / "web")
     leave_run(config, {"dataset": str(folders / "web"), "data": identity_of(folders / "web")})
     assert resume(config) == []
@@ -71,7 +71,7 @@ def test_a_run_of_version_0_1_0_goes_on(folders: Path, says: Says) -> None:
     says(refused, "data.train.tokens_sha256")
 
 
-def test_a_mixture_goes_on_as_it_was_alone(mixed: Path, says: Says) -> None:
+def test_a_mixture_resumes_as_it_was_alone(mixed: Path, says: Says) -> None:
     assert resume(streams_config(mixed, web=1.0, code=3.0)) == []
     with pytest.raises(ConfigError) as refused:
         resume(streams_config(mixed, web=1.0, code=2.0))
