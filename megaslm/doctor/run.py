@@ -13,6 +13,7 @@ from megaslm.dataset.manifest import TOKENIZER, Manifest, read_manifest
 from megaslm.dataset.remote import read_remote_manifest
 from megaslm.doctor.check import Check
 from megaslm.errors import ConfigError
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import is_compiled
 from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
@@ -114,6 +115,7 @@ def choices(config: RunConfig) -> Iterator[Check]:
     """Settings that need something of the machine. Raises ConfigError where it is not there."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     compiled = is_compiled(config.model.compile, device, name="model.compile =")
+    flash.activate(config.model.flash_attention, device, name="model.flash_attention =")
     check_tracker(config.log.tracker)
     told = f"decoder layers are {'' if compiled else 'not '}compiled; tracker: {config.log.tracker or 'none'}"
     yield Check("choices", "ok", told)

@@ -25,6 +25,7 @@ from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import compile_line, is_compiled
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
@@ -336,6 +337,7 @@ def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
 def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> PartScorer:
     record = cast(Reference, described.reference)
     compiled = is_compiled(task.settings.compile, device, name=_COMPILE)
+    flash.activate(task.settings.flash_attention, device, name="--flash-attention")
     try:
         model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
     except torch.OutOfMemoryError as error:

@@ -19,6 +19,7 @@ from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import compile_line
 from megaslm.model.documents import kernel_name
 from megaslm.observe.third_party_output import keep_in
@@ -91,6 +92,7 @@ def train(
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
         heartbeat("start", 0)
+        flash.activate(config.model.flash_attention, world.device, name="model.flash_attention =")
         if smoke_steps is None:
             _train(config, world, stop, may_resume=resume, allow_changed=allow_changed)
         else:

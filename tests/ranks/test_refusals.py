@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,18 @@ def test_a_reference_that_is_the_model_itself_is_warned_of(chain: Chain, tmp_pat
         said = run_megaslm("train", write_config(tmp_path / f"{number}.yaml", run))
         assert "warning: " in said
         assert "scored was scored by the very model that this run starts from" in " ".join(said.split())
+
+
+def test_a_flash_attention_that_is_not_installed(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    config = write_config(tmp_path / "run.yaml", chain.slm_config(tmp_path / "run"))
+    said = run_megaslm("train", config, "--set", "model.flash_attention=FA3", expect_status=2)
+    assert "model.flash_attention = FA3" in said
+    assert not (tmp_path / "run").exists()
+    scoring = ("--reference", chain.reference, chain.tokens, tmp_path / "scored")
+    said = run_megaslm("score", "--flash-attention", "FA3", *scoring, world_size=2, expect_status=2)
+    assert "--flash-attention FA3" in said
+    assert not (tmp_path / "scored").exists()
 
 
 @pytest.mark.parametrize("change", ["shift", "other rows"])

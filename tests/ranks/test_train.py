@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.dataset.rows import RowReader
 from megaslm.model import traced_memory
+from megaslm.model.documents import CPU_KERNEL
 from megaslm.observe.records import read_validations
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
@@ -46,6 +47,7 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     said = run_megaslm("train", config, *longer, "--allow-changed", "train.total_tokens", world_size=2)
 
     assert "train.total_tokens: 1024 → 1280" in said
+    assert CPU_KERNEL in said
     undisturbed, resumed = steps_of(chain.slm_run), steps_of(run)
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
