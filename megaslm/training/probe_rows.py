@@ -63,7 +63,8 @@ def keep_or_choose_rows(folder: Path, config: RunConfig, data: TrainingData) -> 
     if found.description != description:
         raise ConfigError(
             f"probe: {folder} holds {found.description}, whose losses were measured; the settings ask for "
-            f"{description}: undo the change of rows or dataset, or remove that folder to measure other rows from now on"
+            f"{description}: undo the change of rows or dataset, or remove that folder to measure other rows from now "
+            "on"
         )
     return found
 
