@@ -122,7 +122,7 @@ def _write_probe(run: Path, documents: list[str], rows: int, measurements: int, 
         row=np.arange(rows, dtype=np.int64),
         domains=DOMAINS,
         eos_id=int(tokenizer.token_to_id("</s>") or 0),
-        origin="this benchmark",
+        description="this benchmark",
         ref_loss=generator.gamma(2.0, 1.5, (rows, seq_len)).astype(np.float16),
     )
     write_rows(run / "probe", probe)

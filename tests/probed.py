@@ -20,7 +20,7 @@ def probe_rows(
         row=np.arange(rows, dtype=np.int64),
         domains=domains,
         eos_id=EOS_ID,
-        origin="these rows",
+        description="these rows",
         ref_loss=np.full((rows, seq_len), 1.5, np.float16) if scored else None,
     )
 

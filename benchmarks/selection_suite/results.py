@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness.report import commit, machine
 from benchmarks.selection_suite.figures import Line, chart
-from benchmarks.selection_suite.measures import TARGET_PLACE, Measures
+from benchmarks.selection_suite.measures import Measures
 from benchmarks.selection_suite.settings import BASELINE
 from benchmarks.selection_suite.tables import ArmResult, as_json, as_markdown, results_of, scaling_table
 from megaslm.files import write_file
@@ -45,7 +45,10 @@ def figures(measured: Sequence[Measures], results: Sequence[ArmResult], headline
         ratios = sorted(_ratios([result for result in results if result.pair == pair]))
         if len(ratios) > 2:
             found[f"{pair}-ratio.svg"] = chart(
-                f"{pair}: end of the run over the kept share", "kept share", "target loss, nats", [Line("SLM", ratios)]
+                f"{pair}: end of the run over the kept share",
+                "kept share",
+                f"target loss − {BASELINE}'s, nats",
+                [Line("SLM", ratios)],
             )
         for arm in headline:
             kept = [run.kept for run in runs if run.arm == arm and run.kept is not None]
@@ -59,13 +62,13 @@ def figures(measured: Sequence[Measures], results: Sequence[ArmResult], headline
 
 
 def _ratios(results: Sequence[ArmResult]) -> list[tuple[float, float]]:
-    """The kept share and the mean last loss of the target, of the baseline and of the arms named slm-RATIO."""
-    found = []
+    """The kept share of the arms named slm-RATIO, and the mean of their last loss of the target minus the baseline's of
+    the same seed. Arms with other seeds can be compared by it. The baseline keeps all."""
+    found = [(1.0, 0.0)]
     for result in results:
-        ratio = 1.0 if result.arm == BASELINE else float(named[1]) if (named := _RATIO.fullmatch(result.arm)) else None
-        loss = result.losses[TARGET_PLACE].mean
-        if ratio is not None and loss is not None:
-            found.append((ratio, loss))
+        named = _RATIO.fullmatch(result.arm)
+        if named and (difference := result.against[BASELINE].difference.mean) is not None:
+            found.append((float(named[1]), difference))
     return found
 
 

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 from docs.site.blocks import cell
 from megaslm.config.cluster import HostfileCluster, KubernetesCluster, LocalCluster, SlurmCluster, TorchrunCluster
 from megaslm.config.explain import one_line
-from megaslm.config.problems import SchemaNode, allowed, show
+from megaslm.config.problems import SchemaNode, expected, show
 from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
 from megaslm.config.section import Section
@@ -95,7 +95,7 @@ def _cells(key: str, field: FieldInfo) -> Iterator[str]:
     yield f"`{key}`"
     node = SchemaNode(field.annotation, tuple(field.metadata))
     inner = [f"[settings below](#{_anchor(inner)})" for inner, _ in _inner_sections(key, node)]
-    yield " or ".join(dict.fromkeys(inner)) or cell(allowed(node).removeprefix("must be "))
+    yield " or ".join(dict.fromkeys(inner)) or cell(expected(node).removeprefix("must be "))
     yield _default(field)
     yield cell(field.description or "")
 

@@ -74,7 +74,7 @@ class SchemaNode:
         return None
 
 
-def allowed(node: SchemaNode) -> str:
+def expected(node: SchemaNode) -> str:
     """A phrase such as `must be a number in (0, 1]`; empty where any value may stand."""
     options = list(dict.fromkeys(_phrase(option) for option in node.options()))
     return f"must be {' or '.join(options)}" if all(options) else ""
@@ -166,7 +166,7 @@ def describe_booleans_for_numbers(model_class: type[BaseModel], layers: Layers) 
         if isinstance(value, bool):
             key, node = schema.follow(path)
             if key == path and node.takes_only_numbers():
-                lines.append(f"{dotted_key(path)} = {show(value)}: {allowed(node)} ({origin})")
+                lines.append(f"{dotted_key(path)} = {show(value)}: {expected(node)} ({origin})")
     return lines
 
 
@@ -194,16 +194,16 @@ def _describe(details: ErrorDetails, schema: SchemaNode, layers: Layers) -> str:
             value = show(details["input"])
             return f"{key} = {value}: unknown key; {_suggest(path, schema)}{suffix}"
         case "missing":
-            return f"{key}: not set; {allowed(node)}"
+            return f"{key}: not set; {expected(node)}"
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")
             return f"{_subject(path, node, details)}{message}{suffix}"
         case "decimal_max_places":
             places = details["ctx"]["decimal_places"]
-            return f"{key} = {show(details['input'])}: {allowed(node)} with at most {places} decimal places{suffix}"
+            return f"{key} = {show(details['input'])}: {expected(node)} with at most {places} decimal places{suffix}"
         case _:
             value = show(details["input"])
-            return f"{key} = {value}: {allowed(node) or details['msg']}{suffix}"
+            return f"{key} = {value}: {expected(node) or details['msg']}{suffix}"
 
 
 def _subject(path: KeyPath, node: SchemaNode, details: ErrorDetails) -> str:

@@ -42,7 +42,7 @@ class TokenizerSection(Section):
     """Train a tokenizer on the recipe's text."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "TokenizerSection":
+    def _one_source(self) -> "TokenizerSection":
         chosen = [name for name, value in self if value is not None]
         if len(chosen) != 1:
             found = " and ".join(chosen) or "none"

@@ -65,7 +65,7 @@ class Architecture(Section):
 
 
 class ModelSection(Section):
-    """Where the weights come from and how the model is run. Exactly one of the three origins is set."""
+    """Where the weights come from and how the model is run. Exactly one of the three sources is set."""
 
     from_pretrained: str | None = None
     """A Hugging Face folder (safetensors, config, tokenizer)."""
@@ -90,13 +90,13 @@ class ModelSection(Section):
     """Whether attention and positions restart at every document of a packed row."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "ModelSection":
-        origins = {
+    def _one_source(self) -> "ModelSection":
+        sources = {
             "from_pretrained": self.from_pretrained,
             "from_run": self.from_run,
             "from_scratch": self.from_scratch,
         }
-        chosen = [name for name, value in origins.items() if value is not None]
+        chosen = [name for name, value in sources.items() if value is not None]
         if len(chosen) != 1:
             found = " and ".join(chosen) or "none"
             raise ValueError(f"exactly one of from_pretrained, from_run, from_scratch must be set; found {found}")

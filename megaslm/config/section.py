@@ -74,7 +74,7 @@ def home_expanded(path: str | Path) -> Path:
         ) from error
 
 
-def _sound(pattern: str, meaning: str) -> AfterValidator:
+def _matching(pattern: str, meaning: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
             raise ValueError(f"must be {meaning}")
@@ -88,7 +88,7 @@ _PORT_PATTERN = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2
 Port = Annotated[int, Field(ge=1, le=65535)]
 Address = Annotated[
     str,
-    _sound(
+    _matching(
         # IPv6 zones are rejected: they name an interface, and interfaces have other names on other hosts.
         rf"{_HOST_PATTERN}|(?=.*:)[0-9A-Fa-f:.]+",
         "a host's name, of letters, digits, `.`, `_` and `-`, or its IPv4 or IPv6 address without a zone",
@@ -96,17 +96,17 @@ Address = Annotated[
 ]
 HostAndPort = Annotated[
     str,
-    _sound(
+    _matching(
         rf"{_HOST_PATTERN}:{_PORT_PATTERN}",
         "HOST:PORT, the host of letters, digits, `.`, `_` and `-`, the port 65535 at most",
     ),
 ]
-LocalPath = Annotated[str, _sound(r"[^-\0\n][^\0\n]*", "a path on one line that does not begin with `-`")]
-PathInContainer = Annotated[str, _sound(r"/[^\0\n:]*", "an absolute path without `:`")]
-SlurmName = Annotated[str, _sound(r"[A-Za-z0-9_][A-Za-z0-9_.,-]*", "letters, digits and `_.,-`")]
+LocalPath = Annotated[str, _matching(r"[^-\0\n][^\0\n]*", "a path on one line that does not begin with `-`")]
+PathInContainer = Annotated[str, _matching(r"/[^\0\n:]*", "an absolute path without `:`")]
+SlurmName = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.,-]*", "letters, digits and `_.,-`")]
 SlurmTime = Annotated[
     str,
-    _sound(
+    _matching(
         r"[0-9]+|[0-9]+:[0-9]{2}(?::[0-9]{2})?|[0-9]+-[0-9]+(?::[0-9]{2}){0,2}",
         "a time as sbatch takes it, such as 12:00:00 or 2-00:00:00",
     ),
@@ -115,18 +115,18 @@ SlurmTime = Annotated[
 JobName = Annotated[
     str,
     Field(max_length=40),
-    _sound(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", "lower-case letters, digits and `-`, beginning with a letter"),
+    _matching(r"[a-z](?:[a-z0-9-]*[a-z0-9])?", "lower-case letters, digits and `-`, beginning with a letter"),
 ]
-ObjectName = Annotated[str, _sound(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", "lower-case letters, digits, `-` and `.`")]
+ObjectName = Annotated[str, _matching(r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?", "lower-case letters, digits, `-` and `.`")]
 HUB_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 HubName = Annotated[
     str,
-    _sound(HUB_NAME_PATTERN, "OWNER/NAME as on the Hugging Face hub, such as open-web-math/open-web-math"),
+    _matching(HUB_NAME_PATTERN, "OWNER/NAME as on the Hugging Face hub, such as open-web-math/open-web-math"),
 ]
-HubRevision = Annotated[str, _sound(r"[A-Za-z0-9][A-Za-z0-9._/-]*", "a commit, a branch or a tag")]
-HubPattern = Annotated[str, _sound(r"[^-\0\n][^\0\n]*", "a pattern on one line that does not begin with `-`")]
+HubRevision = Annotated[str, _matching(r"[A-Za-z0-9][A-Za-z0-9._/-]*", "a commit, a branch or a tag")]
+HubPattern = Annotated[str, _matching(r"[^-\0\n][^\0\n]*", "a pattern on one line that does not begin with `-`")]
 Image = Annotated[
-    str, _sound(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", "an image as `docker pull` takes it: letters, digits and `._/:@-`")
+    str, _matching(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*", "an image as `docker pull` takes it: letters, digits and `._/:@-`")
 ]
 
 

@@ -55,7 +55,7 @@ class Document:
     """Its content, encodable as UTF-8."""
     group: str
     """Documents of one group go to one split."""
-    origin: str
+    location: str
     """The file and the position in it, for messages."""
     domain: str | None = None
     """The value of the domain field; None if the source determines the domain."""

@@ -199,7 +199,7 @@ def _domain_of(document: Document, source: Source, key: str) -> str | None:
         return source.domain
     if document.domain not in source.domains:
         raise DataError(
-            f"{document.origin}: {source.domain_field} is {document.domain!r}; {key}.domains names "
+            f"{document.location}: {source.domain_field} is {document.domain!r}; {key}.domains names "
             f"{', '.join(source.domains)}: add it there, with null to leave such documents out"
         )
     return source.domains[document.domain]

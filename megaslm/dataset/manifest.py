@@ -1,4 +1,4 @@
-"""DATASET/manifest.json: the content of a dataset and its origin. Written last."""
+"""DATASET/manifest.json: the content of a dataset and what it was made of. Written last."""
 
 import hashlib
 import json

@@ -60,7 +60,7 @@ class Output(Protocol):
         """A file of the finished dataset there that describes its rows, None if it is missing."""
 
     def begin(self, plan: str) -> None:
-        """Claim the place for a plan. Raises DataError where it holds anything else."""
+        """Lock the place for a plan. Raises DataError where it holds anything else."""
 
     def extend(self, manifest: Manifest) -> None:
         """Prepare to add parts to the finished dataset there. It stays readable until it is finished again."""
@@ -98,7 +98,7 @@ class LocalOutput:
         return path.read_bytes() if path.is_file() else None
 
     def begin(self, plan: str) -> None:
-        """Does nothing: the working folder has been claimed already."""
+        """Does nothing: the working folder is locked already."""
 
     def extend(self, manifest: Manifest) -> None:
         """Does nothing: new parts wait in the working folder."""
@@ -161,15 +161,15 @@ class _Upload(BaseModel):
     """Random."""
 
 
-class _Claim(BaseModel):
+class _LockRecord(BaseModel):
     token: str
     """The token of the working folder."""
     plan: str
     """The dataset being made."""
 
 
-class PlaceClaim:
-    """A working folder's claim to a URL."""
+class UrlLock:
+    """The lock on a URL that one working folder holds while it fills the URL: a marker file at the URL."""
 
     def __init__(self, url: str, working: Path, settings: RemoteSettings) -> None:
         """Nothing is asked or written yet."""
@@ -179,16 +179,16 @@ class PlaceClaim:
         self._settings = settings
 
     def plan(self) -> str | None:
-        """The plan for which this folder has claimed the URL, None if the URL is not claimed.
+        """The plan for which this folder holds the lock, None if nobody holds it.
 
-        Raises DataError where another folder has claimed the URL, or this folder has claimed another URL.
+        Raises DataError where another folder holds the lock, or this folder fills another URL.
         """
         token = self._upload().token
         try:
             content = read_bytes(self._marker, self._settings)
         except NotThere:
             return None
-        found = read_back(_Claim, content, self._marker, f"remove {self._url} and start again")
+        found = read_back(_LockRecord, content, self._marker, f"remove {self._url} and start again")
         if found.token != token:
             raise DataError(
                 f"{self._url} is being filled from another working folder; let that job finish, or stop it and remove "
@@ -196,17 +196,17 @@ class PlaceClaim:
             )
         return found.plan
 
-    def make(self, plan: str) -> None:
-        """Claim the URL."""
-        claim = _Claim(token=self._upload().token, plan=plan)
-        write_bytes(self._marker, claim.model_dump_json().encode("utf-8"), self._settings)
+    def acquire(self, plan: str) -> None:
+        """Write the marker. Called where `plan` has found none."""
+        record = _LockRecord(token=self._upload().token, plan=plan)
+        write_bytes(self._marker, record.model_dump_json().encode("utf-8"), self._settings)
 
     def release(self) -> None:
-        """Release the claim, if it is this folder's."""
+        """Remove the marker, if it is this folder's."""
         if self.plan() is not None:
             remove_remote(self._marker, self._settings)
 
-    def is_of_this_place(self) -> bool:
+    def is_for_this_url(self) -> bool:
         """Whether the folder's own note names this URL."""
         path = self._working / UPLOAD
         return path.is_file() and self._noted(path).url == self._url
@@ -241,7 +241,7 @@ class RemoteOutput:
         self._url = url.rstrip("/")
         self._working = working
         self._settings = settings
-        self._claim = PlaceClaim(self._url, working, settings)
+        self._lock = UrlLock(self._url, working, settings)
 
     @property
     def place(self) -> str:
@@ -263,15 +263,15 @@ class RemoteOutput:
             return None
 
     def begin(self, plan: str) -> None:
-        """Claim the URL for a plan (any text that identifies the dataset), or resume the same plan.
+        """Lock the URL for a plan (any text that identifies the dataset), or resume the same plan.
 
         Raises DataError where the URL holds anything else (a finished dataset, files, an unfinished dataset of another
         plan or working folder), or where the working folder belongs to another URL.
         """
-        found = self._claim.plan()
+        found = self._lock.plan()
         if found is None:
             self._require_empty()
-            self._claim.make(plan)
+            self._lock.acquire(plan)
         elif found != plan:
             raise DataError(
                 f"{self._url} holds an unfinished dataset of another recipe, another reference or other files; remove "
@@ -284,8 +284,8 @@ class RemoteOutput:
         Readers see the new parts once the new manifest is there. Raises CorruptData where an index differs from the
         manifest, DataError where another working folder adds parts.
         """
-        if self._claim.plan() is None:
-            self._claim.make(_EXTENDS)
+        if self._lock.plan() is None:
+            self._lock.acquire(_EXTENDS)
         for split, domains in manifest.splits.items():
             for domain, share in domains.items():
                 for part in share.parts:
@@ -333,13 +333,13 @@ class RemoteOutput:
             upload_file(self._working / name, f"{self._url}/{name}", self._settings)
         write_manifest(self._working, manifest)
         upload_file(self._working / MANIFEST, f"{self._url}/{MANIFEST}", self._settings)
-        self._claim.release()
+        self._lock.release()
 
     def tidy_up(self) -> None:
-        """Remove the sent files from the working folder, and the claim, which a kill may have left."""
-        if not self._claim.is_of_this_place():
+        """Remove the sent files from the working folder, and the lock, which a kill may have left."""
+        if not self._lock.is_for_this_url():
             return
-        self._claim.release()
+        self._lock.release()
         for name in ("train", "heldout", TOKENIZER):
             shutil.rmtree(self._working / name, ignore_errors=True)
         for name in (MANIFEST, *BESIDE_ROWS, UPLOAD):

@@ -223,5 +223,5 @@ def _found_in(folder: Path, url: str) -> Iterator[None]:
     try:
         yield
     except CorruptData as corruption:
-        origin = f"{url}/{corruption.path.relative_to(folder).as_posix()}"
-        raise DataError(f"{origin} {corruption.finding}; {PREPARE_AGAIN}") from corruption
+        place = f"{url}/{corruption.path.relative_to(folder).as_posix()}"
+        raise DataError(f"{place} {corruption.finding}; {PREPARE_AGAIN}") from corruption

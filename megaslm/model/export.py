@@ -141,7 +141,7 @@ def _loss(lm: CausalLM) -> float:
 
 
 def describe_model(
-    lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, origin: Path | None, bos: Bos
+    lm: CausalLM, dtype: torch.dtype, tokenizer: Path, folder: Path, *, pretrained: Path | None, bos: Bos
 ) -> None:
     """Writes to `folder` what an export needs besides weights: config.json with their dtype, the tokenizer, and where
     the rows had BOS.
@@ -153,7 +153,7 @@ def describe_model(
         dtype: of the exported weights.
         tokenizer: the folder of the dataset's tokenizer.
         folder: the folder to write.
-        origin: the folder that the model was loaded from, which has the generation configuration; None without one.
+        pretrained: the folder that the model was loaded from, which has the generation configuration; None without one.
         bos: where the rows that the model is trained on have BOS. If they have, config.json names it.
 
     Raises:
@@ -164,9 +164,9 @@ def describe_model(
         shutil.copytree(tokenizer, described, dirs_exist_ok=True)
         # The tokenizer's folder may have another model's generation configuration.
         (described / _GENERATION).unlink(missing_ok=True)
-        if origin is not None and (origin / _GENERATION).is_file():
-            _require_generation_config(origin)
-            shutil.copyfile(origin / _GENERATION, described / _GENERATION)
+        if pretrained is not None and (pretrained / _GENERATION).is_file():
+            _require_generation_config(pretrained)
+            shutil.copyfile(pretrained / _GENERATION, described / _GENERATION)
         (described / _ROWS).write_text(json.dumps({"bos": bos}) + "\n", encoding="utf-8")
         if bos != "none":
             lm.config.bos_token_id = require_bos_id(tokenizer, load_tokenizer(tokenizer))

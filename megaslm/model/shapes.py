@@ -76,7 +76,7 @@ def shape_of(model: ModelSection, named: Path | None) -> Shape:
         return Shape(hugging_face_config(model.from_scratch, _NO_TOKEN), "model.from_scratch")
     if model.from_run is not None:
         return _of_run(Path(model.from_run))
-    assert model.from_pretrained is not None, "the schema lets exactly one origin through"
+    assert model.from_pretrained is not None, "the schema lets exactly one source of weights through"
     found = shape_in(Path(model.from_pretrained))
     if found is not None:
         return found

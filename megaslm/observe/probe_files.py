@@ -42,7 +42,7 @@ class ProbeRows:
     """The names of the domains."""
     eos_id: int
     """The token that ends every document."""
-    origin: str
+    description: str
     """The setting or the dataset that the rows were chosen from, and their number: equal for an equal choice."""
     ref_loss: NDArray[np.float16] | None = None
     """(R, L), the reference's losses in nats; None where a row's dataset is not scored."""
@@ -89,7 +89,7 @@ def write_rows(folder: Path, rows: ProbeRows) -> None:
         "ref_entropy": rows.ref_entropy,
         "selected": rows.selected,
     }
-    _write(folder / ROWS, arrays, {"domains": rows.domains, "eos_id": rows.eos_id, "origin": rows.origin})
+    _write(folder / ROWS, arrays, {"domains": rows.domains, "eos_id": rows.eos_id, "origin": rows.description})
 
 
 def read_rows(folder: Path) -> ProbeRows | None:
@@ -99,7 +99,7 @@ def read_rows(folder: Path) -> ProbeRows | None:
         return None
     arrays, facts = _read(path, f"restore it, or remove {folder} to choose rows again")
     try:
-        return ProbeRows(**arrays, domains=tuple(facts["domains"]), eos_id=facts["eos_id"], origin=facts["origin"])
+        return ProbeRows(**arrays, domains=tuple(facts["domains"]), eos_id=facts["eos_id"], description=facts["origin"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: is not a file of probe rows ({error!r}); remove {folder}") from error
 

@@ -97,7 +97,7 @@ class DocumentEncoding:
         try:
             encoded, text = self.conversations.encode(document.messages)
         except DataError as error:
-            raise DataError(f"{document.origin}: {error}") from error
+            raise DataError(f"{document.location}: {error}") from error
         if self.conversations.template is None:
             self._require_original(replace(document, text=text), encoded.ids)
         return encoded
@@ -180,7 +180,7 @@ def _require_encodable(document: Document, encoder: TextEncoder) -> None:
     try:
         encoder.encode([document.text])
     except DataError as error:
-        raise DataError(f"{document.origin}: {error}") from error
+        raise DataError(f"{document.location}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,6 @@ def _require_none(document: Document, ids: NDArray[np.uint32], mark: _Mark, enco
     if places.size:
         name = encoder.decode(np.array([mark.id], dtype=np.uint32))
         raise DataError(
-            f"{document.origin}: token {places[0]} of the text is {mark.id}, {name!r}, the {mark.name} token, "
+            f"{document.location}: token {places[0]} of the text is {mark.id}, {name!r}, the {mark.name} token, "
             f"{mark.refusal}"
         )

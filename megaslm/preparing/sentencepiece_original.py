@@ -77,14 +77,14 @@ def _require_same(
         first = int(np.argmax(np.append(wanted[:common] != found[:common], True)))
         beginning = exported.decode(found[first : first + _SHOWN_IDS])
         raise DataError(
-            f"{document.origin}: from token {first} on, at {beginning!r}, the exported tokenizer gives "
+            f"{document.location}: from token {first} on, at {beginning!r}, the exported tokenizer gives "
             f"{_ids(found, first)}, SentencePiece {_ids(wanted, first)}: no Hugging Face tokenizer reads this text as "
             "the model does; where its characters combine, write it in Unicode's NFKC with \\n as its line ends; else "
             "leave it out with a filter, or give a Hugging Face folder as `tokenizer.huggingface`"
         )
     if not expected.has_unknown(wanted) and expected.decode(wanted) != exported.decode(found):
         raise DataError(
-            f"{document.origin}: the exported tokenizer decodes the text differently than SentencePiece; leave such "
+            f"{document.location}: the exported tokenizer decodes the text differently than SentencePiece; leave such "
             "documents out with a filter, or give a Hugging Face folder as `tokenizer.huggingface`"
         )
 

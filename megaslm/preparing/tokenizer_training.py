@@ -133,14 +133,14 @@ def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
 
 
 def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
-    origin = recipe.tokenizer
-    if origin.huggingface is not None:
-        _copy(home_expanded(origin.huggingface), folder)
+    section = recipe.tokenizer
+    if section.huggingface is not None:
+        _copy(home_expanded(section.huggingface), folder)
         return
-    if origin.train_sentencepiece is not None:
-        model = train_sentencepiece(recipe, origin.train_sentencepiece, tasks)
+    if section.train_sentencepiece is not None:
+        model = train_sentencepiece(recipe, section.train_sentencepiece, tasks)
     else:
-        model = _read_model(home_expanded(origin.sentencepiece or ""))
+        model = _read_model(home_expanded(section.sentencepiece or ""))
     export_sentencepiece(model, folder)
     if texts_to_compare(model) is not None:
         (folder / ORIGINAL).write_bytes(model)

@@ -227,10 +227,10 @@ class RemoteFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move the position; reads nothing."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
-        if origin + offset < 0:
-            raise ValueError(f"{self.name}: cannot seek to byte {origin + offset}")
-        self._position = origin + offset
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size_bytes}[whence]
+        if base + offset < 0:
+            raise ValueError(f"{self.name}: cannot seek to byte {base + offset}")
+        self._position = base + offset
         return self._position
 
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]

@@ -44,7 +44,7 @@ class ShardFiles(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The shard's origin and its rows, for messages."""
+        """The shard's place and its rows, for messages."""
         return f"{self._url if self.remote else self.stored} ({self._rows})"
 
     @property

@@ -54,16 +54,17 @@ def keep_or_choose_rows(folder: Path, config: RunConfig, data: TrainingData) -> 
         DataError: the dataset has other rows than the run, or the files are corrupt.
     """
     section = config.probe
-    places, origin = _places(config, data)
-    origin = f"{section.rows} rows of {origin}"
+    places, source = _places(config, data)
+    description = f"{section.rows} rows of {source}"
     found = read_rows(folder)
     if found is None:
-        found = _chosen(places, data, origin, rows=section.rows)
+        found = _chosen(places, data, description, rows=section.rows)
         write_rows(folder, found)
-    if found.origin != origin:
+    if found.description != description:
         raise ConfigError(
-            f"probe: {folder} holds {found.origin}, whose losses were measured; the settings ask for {origin}: undo "
-            "the change of rows or dataset, or remove that folder to measure other rows from now on"
+            f"probe: {folder} holds {found.description}, whose losses were measured; the settings ask for "
+            f"{description}: undo the change of rows or dataset, or remove that folder to measure other rows from now "
+            "on"
         )
     return found
 
@@ -101,7 +102,7 @@ def _require_alike(manifest: Manifest, training: Manifest, place: str) -> None:
         )
 
 
-def _chosen(places: Sequence[_Place], data: TrainingData, origin: str, *, rows: int) -> ProbeRows:
+def _chosen(places: Sequence[_Place], data: TrainingData, description: str, *, rows: int) -> ProbeRows:
     read = list(_read(places, -(-rows // len(places))))
     columns = [column for _, _, column in read]
     tokens = np.stack([column["tokens"] for column in columns]).astype(np.int32)
@@ -119,7 +120,7 @@ def _chosen(places: Sequence[_Place], data: TrainingData, origin: str, *, rows: 
         row=np.array([row for _, row, _ in read], np.int64),
         domains=tuple(place.name for place in places),
         eos_id=data.eos_id,
-        origin=origin,
+        description=description,
         ref_loss=all_have("ref_loss"),
         ref_entropy=all_have("ref_entropy"),
         selected=None if bits is None else unpack_mask(bits, seq_len),

@@ -34,7 +34,7 @@ def requirements_of(config: RunConfig, *, smoke_steps: int | None = None) -> Req
                 for key, place in datasets.items()
                 if not is_remote(place)
             },
-            **dict(_files_of_origin(config.model)),
+            **dict(_files_of_weights(config.model)),
         },
         checkpoints=RunFolder(Path(config.run_dir)).checkpoints,
         checkpoint_bytes=_checkpoint_bytes(config.model),
@@ -51,7 +51,7 @@ def _datasets(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield f"validation.sets.{name}", held_out.dataset
 
 
-def _files_of_origin(model: ModelSection) -> Iterator[tuple[str, Path]]:
+def _files_of_weights(model: ModelSection) -> Iterator[tuple[str, Path]]:
     """The file that shows whether a host sees the model that the run starts from."""
     if model.from_pretrained is not None:
         yield "config.json of model.from_pretrained", Path(model.from_pretrained) / "config.json"
@@ -60,7 +60,7 @@ def _files_of_origin(model: ModelSection) -> Iterator[tuple[str, Path]]:
 
 
 def _checkpoint_bytes(model: ModelSection) -> int:
-    """The size of a checkpoint. 0 where the origin cannot be read: opening it raises the error later."""
+    """The size of a checkpoint. 0 where the weights cannot be read: opening it raises the error later."""
     try:
         if model.from_run is not None:
             newest = complete_checkpoints(RunFolder(Path(model.from_run)).checkpoints)[-1:]
@@ -73,5 +73,5 @@ def _checkpoint_bytes(model: ModelSection) -> int:
 def _parameters(model: ModelSection) -> int:
     if model.from_pretrained is not None:
         return count_parameters(Path(model.from_pretrained))
-    assert model.from_scratch is not None, "the schema lets exactly one origin through"
+    assert model.from_scratch is not None, "the schema lets exactly one source of weights through"
     return parameter_count(model.from_scratch).total

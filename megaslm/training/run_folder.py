@@ -80,16 +80,18 @@ class RunFolder:
         return load(RunConfig, self.path / CONFIG).value
 
 
-def open_run(config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, origin: Path | None) -> None:
+def open_run(
+    config: RunConfig, data: TrainingData, lm: CausalLM, dtype: torch.dtype, *, pretrained: Path | None
+) -> None:
     """Makes the run folder and writes the files that an export needs beside weights.
 
-    `origin` is the folder that the model was loaded from. Raises ModelError where an export could not be opened.
+    `pretrained` is the folder that the model was loaded from. Raises ModelError where an export could not be opened.
     """
     run = RunFolder(Path(config.run_dir))
     run.path.mkdir(parents=True, exist_ok=True)
     first = data.first
     bos = first.manifest.packing.bos
-    describe_model(lm, dtype, first.source.path / TOKENIZER, run.model_description, origin=origin, bos=bos)
+    describe_model(lm, dtype, first.source.path / TOKENIZER, run.model_description, pretrained=pretrained, bos=bos)
 
 
 def record_run(config: RunConfig, data: TrainingData) -> None:

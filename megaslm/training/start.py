@@ -101,7 +101,7 @@ def start_engine(
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, pretrained)
     on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
-    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), origin=pretrained))
+    on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), pretrained=pretrained))
     return under_engine(lm, config, settings, eos_id=data.eos_id, device=world.device)
 
 
@@ -150,7 +150,7 @@ def _build(
     if pretrained is not None:
         return load_pretrained(pretrained, dtype=dtype_of(precision))
     architecture = config.model.from_scratch
-    assert architecture is not None, "the schema lets exactly one origin through"
+    assert architecture is not None, "the schema lets exactly one source of weights through"
     lm = build_from_shape(architecture, eos_id=data.eos_id, dtype=dtype_of(precision))
     check_model_fits(lm.config, data.first.manifest, model="model.from_scratch", dataset=data.first.source.place)
     draw_weights(lm, seed=config.seed, standard_deviation=architecture.initializer_range, sharding=sharding)

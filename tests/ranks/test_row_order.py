@@ -63,3 +63,5 @@ def test_a_checkpoint_of_the_order_before_is_refused_where_there_are_weights(
     forget_in_progress(checkpoint.folder, "row_order")
     run_training(config, resume=True, expect_status=CheckpointError.exit_status)
     assert "megaslm export" in capfd.readouterr().err
+    # Nor are its rows told in an order in which it has not read them.
+    assert "megaslm export" in run_megaslm("inspect", config.run_dir, "--order", "2", expect_status=2)

@@ -101,7 +101,7 @@ def test_a_plain_script_opens_the_trained_model_under_every_release(oldest: Path
             # Rows of every second model had BOS.
             bos: Bos = "document" if number % 2 else "none"
             described = tmp_path / f"described-{number}"
-            describe_model(lm, torch.float32, tmp_path / "tokenizer", described, origin=None, bos=bos)
+            describe_model(lm, torch.float32, tmp_path / "tokenizer", described, pretrained=None, bos=bos)
         except ModelError:
             table[name] = "refused before training: AutoTokenizer of release 5 would build a different tokenizer"
             continue

@@ -1,11 +1,13 @@
-"""Real text and real SentencePiece models, small enough to train in a test."""
+"""Real text and real SentencePiece models, small enough to train in a test. No unit test starts a process."""
 
 import gzip
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from sentencepiece import SentencePieceTrainer
@@ -42,6 +44,19 @@ def shared_texts() -> list[str]:
         with gzip.open(Path(shared) / "text" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
             texts += [json.loads(line)["text"] for _, line in zip(range(40), lines, strict=False)]
     return texts
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise AssertionError("a unit test starts a process; move it to tests/ranks or tests/system")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process() -> Iterator[None]:
+    """Refuses forks and processes of multiprocessing, whoever starts them, such as the loaders of torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", _refuse)
+        patch.setattr(BaseProcess, "start", _refuse)
+        yield
 
 
 @pytest.fixture(scope="session")

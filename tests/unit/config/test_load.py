@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from megaslm.config import recipe as config_recipe
 from megaslm.config.cluster import SlurmCluster
 from megaslm.config.load import load
-from megaslm.config.problems import SchemaNode, allowed
+from megaslm.config.problems import SchemaNode, expected
 from megaslm.config.schema import RunConfig
 from megaslm.config.source import KeyPath, dotted_key
 from megaslm.errors import ConfigError
@@ -200,7 +200,7 @@ def settings_in(node: SchemaNode, path: KeyPath = ()) -> Iterator[tuple[KeyPath,
 
 @pytest.mark.parametrize("model", [RunConfig, config_recipe.Recipe, SlurmCluster], ids=["run", "recipe", "slurm"])
 def test_what_every_setting_allows(model: type[BaseModel], says: Says) -> None:
-    says("\n".join(f"{dotted_key(path)}: {allowed(node)}" for path, node in settings_in(SchemaNode(model))))
+    says("\n".join(f"{dotted_key(path)}: {expected(node)}" for path, node in settings_in(SchemaNode(model))))
 
 
 @pytest.mark.parametrize(("override", "named"), BAD_SETTINGS, ids=[override for override, _ in BAD_SETTINGS])

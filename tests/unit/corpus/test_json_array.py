@@ -33,7 +33,7 @@ def test_an_array_is_read_like_lines(tmp_path: Path, indent: int | None, ending:
     path.write_bytes(gzip.compress(content) if ending else content)
     documents = read(path, reader="json")
     assert [document.text for document in documents] == AWKWARD
-    assert documents[2].origin.endswith(f"a.json{ending}, record 3")
+    assert documents[2].location.endswith(f"a.json{ending}, record 3")
 
 
 @given(items=st.lists(st.dictionaries(st.text(), VALUES, max_size=3), max_size=5), step=st.integers(1, 60))

@@ -47,7 +47,7 @@ def test_jsonl(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(compress(first) + compress(second))
     assert [document.text for document in read(path)] == ["one\r\ntwo é", "", "three"]
     assert [document.group for document in read(path, group_field="book")] == ["a", "a", "7"]
-    assert read(path)[2].origin.endswith("line 4")
+    assert read(path)[2].location.endswith("line 4")
 
 
 def test_parquet(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def trained(lm: nn.Module) -> dict[str, torch.Tensor]:
 def exported(origin: Path, tokenizer: Path, work: Path, bos: Bos = "none") -> Path:
     """A folder's model, described and exported as a run that starts from it does."""
     lm = load_pretrained(origin, dtype=torch.float32)
-    describe_model(lm, torch.float32, tokenizer, work / "described", origin=origin, bos=bos)
+    describe_model(lm, torch.float32, tokenizer, work / "described", pretrained=origin, bos=bos)
     save_hugging_face(trained(lm), work / "described", work / "exported")
     return work / "exported"
 
@@ -71,11 +71,11 @@ def test_a_description_is_left_as_it_is_and_replaced_where_it_has_changed(tmp_pa
     make_tokenizer(tmp_path / "tokenizer")
     lm = build_from_shape(Architecture.model_validate(SHAPE), eos_id=EOS_ID, dtype=torch.float32)
     folder = tmp_path / "run" / "model"
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None, bos="none")
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, pretrained=None, bos="none")
     first = folder.stat().st_ino
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, origin=None, bos="none")
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", folder, pretrained=None, bos="none")
     assert folder.stat().st_ino == first
-    describe_model(lm, torch.bfloat16, tmp_path / "tokenizer", folder, origin=None, bos="none")
+    describe_model(lm, torch.bfloat16, tmp_path / "tokenizer", folder, pretrained=None, bos="none")
     assert '"bfloat16"' in (folder / "config.json").read_text()
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
@@ -163,7 +163,7 @@ def test_a_run_of_an_earlier_build_is_exported_as_it_was(known: int | None, tmp_
     byte_tokenizer(tmp_path / "tokenizer")
     make_model(tmp_path / "origin", vocab_size=300, bos_token_id=known)
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="none")
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", pretrained=None, bos="none")
     (tmp_path / "run/rows.json").unlink()
     save_hugging_face(trained(lm), tmp_path / "run", tmp_path / "exported")
     opened = AutoTokenizer.from_pretrained(tmp_path / "exported")
@@ -176,7 +176,7 @@ def test_a_resumed_run_of_an_earlier_build_gets_to_know_its_rows(tmp_path: Path)
     make_model(tmp_path / "origin", vocab_size=300, bos_token_id=0)
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     for _ in range(2):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="none")
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", pretrained=None, bos="none")
         assert json.loads((tmp_path / "run/rows.json").read_text()) == {"bos": "none"}
         (tmp_path / "run/rows.json").unlink()
 
@@ -189,7 +189,7 @@ def test_an_export_whose_tokenizer_puts_another_front_is_refused(
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     monkeypatch.setattr("megaslm.model.export.write_plain_folder", without_bos)
     with pytest.raises(ModelError, match=r"\(bos: document\)"):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", origin=None, bos="document")
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "run", pretrained=None, bos="document")
     assert not (tmp_path / "run").exists()
 
 
@@ -237,7 +237,7 @@ def test_a_tokenizer_that_every_script_would_build_anew_is_refused_before_traini
     byte_tokenizer(tmp_path / "tokenizer")
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match="Qwen2Tokenizer"):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", pretrained=None, bos="none")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
 
 
@@ -247,7 +247,7 @@ def test_nothing_is_left_of_an_export_that_opens_as_another_model(
     make_model(tmp_path / "origin", vocab_size=300)
     byte_tokenizer(tmp_path / "tokenizer")
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
-    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")
+    describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", pretrained=None, bos="none")
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patched:
         patched.setattr("megaslm.model.export.in_both_spellings", lambda config: {**config, "rms_norm_eps": 0.1})
@@ -269,7 +269,12 @@ def test_a_generation_config_that_no_script_can_open_is_refused_before_training(
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match=r"origin/generation_config\.json"):
         describe_model(
-            lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=tmp_path / "origin", bos="none"
+            lm,
+            torch.float32,
+            tmp_path / "tokenizer",
+            tmp_path / "described",
+            pretrained=tmp_path / "origin",
+            bos="none",
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["origin", "tokenizer"]
 
@@ -280,4 +285,4 @@ def test_a_tokenizer_that_no_script_can_use_is_named(config: dict[str, Any], tmp
     byte_tokenizer(tmp_path / "tokenizer", **config)
     lm = load_pretrained(tmp_path / "origin", dtype=torch.float32)
     with pytest.raises(ModelError, match=f"^{tmp_path}/tokenizer: "):
-        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", origin=None, bos="none")
+        describe_model(lm, torch.float32, tmp_path / "tokenizer", tmp_path / "described", pretrained=None, bos="none")
