@@ -1,5 +1,6 @@
 """A rank that is slow, for whatever reason, is named within three reports, and no rank that is not."""
 
+import socket
 from decimal import Decimal
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from tests.forks import fork_two_ranks, statuses_of
+from tests.messages import Says
 from tests.ranks.pace_worker import Report, Training, read_reports, train_each
 
 pytestmark = pytest.mark.slow
@@ -36,7 +38,7 @@ def slow_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Rep
 
 @pytest.mark.parametrize(("cause", "slow_from_step"), [("halts", 31), ("loading", 1), ("compute", 1)])
 def test_a_slow_rank_is_named_within_three_reports_and_no_other(
-    slow_reports: dict[str, list[Report]], cause: str, slow_from_step: int
+    slow_reports: dict[str, list[Report]], cause: str, slow_from_step: int, says: Says
 ) -> None:
     reports = slow_reports[cause]
     (line,) = [line for report in reports for line in report.news]
@@ -45,9 +47,11 @@ def test_a_slow_rank_is_named_within_three_reports_and_no_other(
     assert line.startswith("warning: rank 1 on ")
     assert named.slowest_rank == 1
     assert named.slowest_ratio >= 1.5
-    ratio = f"{cause} {named.slowest_ratio:.1f}×"
-    assert ratio in line
-    assert f"is slow: {named.slowest_ratio:.1f} times as long as the middle rank for the same work (" in line
+    assert line.count(f"{named.slowest_ratio:.1f}") >= 2
+    # The other causes may or may not be near.
+    told, _, causes = line.partition(" (")
+    assert f"{cause} {named.slowest_ratio:.1f}×" in causes
+    says.without_numbers(told, HOST=socket.gethostname())
 
 
 @pytest.mark.timeout(900)
