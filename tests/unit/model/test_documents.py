@@ -12,6 +12,7 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every
 from tests.masked import masked_attention
+from tests.messages import Says
 from tests.toy import EOS_ID, SHAPE, Unsharded
 
 
@@ -180,9 +181,10 @@ def test_attention_of_another_kind_is_refused(asked: dict[str, Any]) -> None:
         attend(CausalLayer(), *query_key_value(), None, **asked)
 
 
-def test_a_mask_or_cached_keys_are_refused() -> None:
+def test_a_mask_or_cached_keys_are_refused(says: Says) -> None:
     query, key, value = query_key_value()
     with pytest.raises(ValueError, match="attention_mask"):
         attend(CausalLayer(), query, key, value, torch.zeros(2, 1, 12, 12))
-    with pytest.raises(ValueError, match="12 keys for 1 queries"):
+    with pytest.raises(ValueError) as refused:
         attend(CausalLayer(), query[:, :, :1], key, value, None)
+    says(refused, "12 keys", "1 quer")
