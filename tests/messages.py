@@ -114,7 +114,7 @@ class Says:
     ) -> None:
         """Compare a message of which every number that has no name is another one in each run, such as a time."""
         __tracebackhide__ = True
-        self._compare(re.sub(r"\d+(?:[.,]\d+)*", "N", self._with_names(told, facts, varying)))
+        self._compare(re.sub(r"\d+(?:[.,]\d+)*(?:e[+-]\d+)?", "N", self._with_names(told, facts, varying)))
 
     def _with_names(
         self, told: str | BaseException | pytest.ExceptionInfo, facts: tuple[object, ...], varying: dict[str, object]

@@ -15,7 +15,7 @@ from megaslm.errors import MegaSLMError
 from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, text
 from tests.faults.figures import Figures
-from tests.messages import Says
+from tests.messages import lines_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -118,7 +118,7 @@ def test_a_worker_runs_out_of_memory(
 
 
 def test_a_task_kills_whoever_does_it(
-    recipe: Recipe, expected: dict[str, bytes], figures: Figures, tmp_path: Path, says: Says
+    recipe: Recipe, expected: dict[str, bytes], figures: Figures, tmp_path: Path
 ) -> None:
     output, poison = tmp_path / "dataset", "task-00004"
     killed: list[int] = []
@@ -132,7 +132,7 @@ def test_a_task_kills_whoever_does_it(
 
     with meanwhile(kill), pytest.raises(MegaSLMError) as refused:
         prepare(recipe, output, workers=2)
-    says(refused, "3 times", "task 4: ", "04.txt", "byte 0")
+    assert lines_with(str(refused.value), "3 times", "task 4: ", "04.txt", "byte 0")
     done = len(list((output / ".prepare").glob("task-*.json")))
     assert (len(killed), done) == (3, TASKS - 1)
     prepare(recipe, output, workers=2)

@@ -115,7 +115,7 @@ def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done
         pytest.raises(MegaSLMError) as caught,
     ):
         prepare(recipe, output, workers=2)
-    says(caught, "3 times", "task 0: ", "/clean/0.jsonl.gz")
+    assert lines_with(str(caught.value), "3 times", "task 0: ", "/clean/0.jsonl.gz")
     assert not isinstance(caught.value, DataError)
     assert len(deaths) == 3
     done = markers(output)

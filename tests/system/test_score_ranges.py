@@ -204,7 +204,7 @@ def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
         score(task, JobConsole("score"))
 
     assert statuses_of(fork_ranks(3, run)) == [0, 0, 0]
-    says(line_with(capfd.readouterr().out, "locks"))
+    says(line_with(capfd.readouterr().out, " locks "))
     require_same(tmp_path / "scored", folder)
 
 
