@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -97,9 +97,9 @@ def times_of(case: Case, rows: int, repetitions: int) -> dict[str, Times]:
 
 
 def peak_bytes(case: Case, rows: int, way: str) -> int:
-    """What two steps add to the resident memory of one rank, at most, in a process of their own."""
+    """What two steps of as many rows as a rank has add to a process's resident memory, at most."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_bytes, (case, rows, way))
+        return pool.apply(_peak_bytes, (replace(case, ranks=1), rows // case.ranks, way))
 
 
 def _peak_bytes(case: Case, rows: int, way: str) -> int:
@@ -121,7 +121,7 @@ def main() -> None:
                     "seconds": times[way].median,
                     "to CLM": times[way].over(times["CLM"]),
                     "from – to": times[way].spread(times["CLM"]),
-                    "MB beside the model, 1 rank": round(peak_bytes(case, rows, way) / 1e6),
+                    "MB beside the model, of one rank": round(peak_bytes(case, rows, way) / 1e6),
                 }
             )
         bars.append(Bar(f"kept graphs to CLM, {case.name}", times[WAYS[1]].over(times["CLM"]), case.limit))

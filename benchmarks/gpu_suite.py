@@ -1,13 +1,14 @@
 """Scoring, training and the head on one GPU in bf16, in at most 8 minutes; without a GPU only --quick runs, on the CPU.
 
-Each case is a process of its own, so that one that fails or runs out of memory costs no other. The numbers are written
-after each case. MFU is model FLOPs (megaslm/model/forward_flops.py; recomputation does not count) by what the maker
-states for dense products at full power. It is stated twice: with attention counted over whole rows, and within
-documents.
+Each case is a process of its own, so that one that fails or runs out of memory costs no other, and keeps the rows that
+it had. No case has more than 150 s. The numbers are written after each case. MFU is model FLOPs
+(megaslm/model/forward_flops.py; recomputation does not count) by what the maker states for dense products at full
+power. It is stated twice: with attention counted over whole rows, and within documents.
 """
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,26 +22,43 @@ from harness.training import ROOT
 
 from megaslm.model.flops import device_name, peak_flops
 
-BUDGET_SECONDS = 480
+BUDGET_SECONDS, MOST_SECONDS_OF_A_CASE = 480, 150
 LEAST_MFU = {"score 7B": 0.60, "score 1.1B": 0.52, "train 7B, CLM": 0.55, "train 1.1B, CLM": 0.50}
 
 
 def run_case(name: str, seconds: float, *, quick: bool) -> list[Row]:
-    """The rows of a case; none where it failed or took longer, which is printed."""
+    """The rows of a case, as far as it came; why it did not come to its end is printed."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "rows.json"
         command = [sys.executable, "-m", "harness.gpu_cases", name, str(out), *(["--quick"] if quick else [])]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT}"}
+        return rows_of(name, command, out, seconds)
+
+
+def rows_of(name: str, command: list[str], out: Path, seconds: float) -> list[Row]:
+    """The rows that a command writes to `out` in so many seconds."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT}"}
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
         try:
-            ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+            printed, _ = process.communicate(timeout=seconds)
+            ended = f"ended with status {process.returncode}"
         except subprocess.TimeoutExpired:
-            print(f"{name}: not measured: took longer than the {seconds:.0f} s that were left")
-            return []
-        if ran.returncode or not out.exists():
-            print(f"{name}: not measured: {(ran.stdout + ran.stderr)[-2000:]}")
-            return []
-        print(ran.stdout, end="")
-        return [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))]
+            # With what it started: the Trainer would keep the device's memory.
+            os.killpg(process.pid, signal.SIGKILL)
+            printed, _ = process.communicate()
+            ended = f"took longer than {seconds:.0f} s"
+    rows = [Row(**row) for row in json.loads(out.read_text(encoding="utf-8"))] if out.exists() else []
+    if process.returncode:
+        print(f"{name}: {ended}, after {len(rows)} rows: {printed[-2000:]}")
+    elif not rows:
+        print(f"{name}: {printed[-2000:]}")
+    return rows
 
 
 def bars_of(found: dict[str, Row]) -> list[Bar]:
@@ -87,7 +105,7 @@ def measure_all(chosen: Options, question: str) -> tuple[list[Row], list[Bar]]:
         if left <= 0:
             print(f"{name}: not measured: the {BUDGET_SECONDS} s are over")
             continue
-        found |= {row.case: row for row in run_case(name, left, quick=chosen.quick)}
+        found |= {row.case: row for row in run_case(name, min(left, MOST_SECONDS_OF_A_CASE), quick=chosen.quick)}
         write_report(question, [shown(row) for row in found.values()], bars_of(found), chosen)
     return list(found.values()), bars_of(found)
 

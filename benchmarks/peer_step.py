@@ -202,6 +202,7 @@ def main() -> None:
             length,
         )
     trainer, online = measured[TRAINER], measured[ONLINE]
+    start = measured[CLM].start_wall_seconds / trainer.start_wall_seconds
     report(
         "How long does a step take beside the transformers Trainer with DeepSpeed ZeRO-3? The demo's model (1.26M "
         f"parameters), {MICRO_STEPS} micro-steps of {length.micro_batch_rows} rows of {SEQ_LEN}, k={KEEP_RATIO}, one "
@@ -221,7 +222,7 @@ def main() -> None:
             Bar("CLM to the Trainer", measured[CLM].steps.over(trainer.steps), 0.90),
             Bar("SLM exact to the Trainer", measured[EXACT].steps.over(trainer.steps), 0.85),
             Bar("SLM exact to the Trainer with an online reference", measured[EXACT].steps.over(online.steps), 0.60),
-            Bar("start of CLM to the Trainer's, processor time", measured[CLM].start.over(trainer.start), 1.0),
+            Bar("start of CLM to the Trainer's, wall time", start, 1.0),
         ],
         chosen,
     )

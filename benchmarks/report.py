@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from harness.commands import timed
 from harness.corpora import corpus_name, texts, train_tokenizer
 from harness.report import Bar, options, report
 from tokenizers import Tokenizer
@@ -140,18 +140,17 @@ def _write_probe(run: Path, documents: list[str], rows: int, measurements: int, 
 
 def _report(folder: Path, number: int) -> dict[str, str | float | int]:
     page = folder / f"{number}.html"
-    started = time.perf_counter()
-    ran = subprocess.run(
-        [sys.executable, "-c", COMMAND, "report", str(folder / "run"), "-o", str(page)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    seconds = time.perf_counter() - started
+    with timed() as took:
+        ran = subprocess.run(
+            [sys.executable, "-c", COMMAND, "report", str(folder / "run"), "-o", str(page)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
     return {
         "repetition": number + 1,
-        "seconds": seconds,
+        **took,
         "peak MB": int(ran.stdout.split()[-2]) * 1024 / MB,
         "page MB": page.stat().st_size / MB,
     }

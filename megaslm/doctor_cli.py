@@ -188,7 +188,8 @@ def _inputs(loaded: "Loaded[RunConfig]", stores: "Stores", ranks: int) -> "Itera
     told = f"{counted(ranks, 'rank')} (--ranks sets another number)"
     # A run that has begun is looked at as its next start would.
     look_at_training(findings, loaded, ranks=ranks, ranks_in_words=told, resume=True)
-    return inputs([*findings.mistakes, *findings.problems], findings.warnings, findings.unseen, ranks)
+    warnings = [*findings.hints(), *findings.warnings]
+    return inputs([*findings.mistakes, *findings.problems], warnings, findings.unseen, ranks)
 
 
 def _plan(asked: _Asked, ranks: int) -> "Iterator[Check]":

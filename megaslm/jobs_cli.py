@@ -120,6 +120,10 @@ def score(
             help="Whether torch.compile compiles the decoder layers; auto is on for GPUs with a C compiler.",
         ),
     ] = "auto",
+    flash_attention: Annotated[
+        Literal["FA2", "FA3", "FA4"],
+        typer.Option(help="Which FlashAttention computes attention on a GPU; FA3 and FA4 are packages of their own."),
+    ] = "FA2",
     document_isolation: Annotated[
         bool, typer.Option(help="Whether each document of a row is read on its own; must be as in the run.")
     ] = True,
@@ -181,6 +185,7 @@ def score(
     settings = ScoreSettings(
         precision=precision,
         compile=compile_layers,
+        flash_attention=flash_attention,
         document_isolation=document_isolation,
         batch_rows=batch_rows,
         entropy=entropy,

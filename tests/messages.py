@@ -107,14 +107,45 @@ class Says:
         What differs from run to run is given by a name, `PORT=port`; it must be there, and the name stands for it.
         """
         __tracebackhide__ = True
+        self._compare(self._with_names(told, facts, varying))
+
+    def without_numbers(
+        self, told: str | BaseException | pytest.ExceptionInfo, *facts: object, **varying: object
+    ) -> None:
+        """Compare a message of which every number that has no name is another one in each run, such as a time."""
+        __tracebackhide__ = True
+        self._compare(re.sub(r"\d+(?:[.,]\d+)*", "N", self._with_names(told, facts, varying)))
+
+    def _with_names(
+        self, told: str | BaseException | pytest.ExceptionInfo, facts: tuple[object, ...], varying: dict[str, object]
+    ) -> str:
+        __tracebackhide__ = True
         # First the folders: a path of this session could hold a short fact by chance.
         text = _named(told.value if isinstance(told, pytest.ExceptionInfo) else told, self._folders)
         names = {_named(value, self._folders): name for name, value in varying.items()}
         missing = [fact for fact in (*(_named(fact, self._folders) for fact in facts), *names) if fact not in text]
         if missing:
             pytest.fail(f"{' and '.join(map(repr, missing))} must be said in:\n{text}")
+        return _named(text, names)
+
+    def _compare(self, text: str) -> None:
+        __tracebackhide__ = True
         self.count += 1
-        self._messages.say(self._item, self.count, _as_kept(_named(text, names)))
+        self._messages.say(self._item, self.count, _as_kept(text))
+
+
+def lines_with(output: str, *facts: object) -> list[str]:
+    """The lines of an output that hold these facts, in order; once what several ranks have printed alike."""
+    return list(dict.fromkeys(line for line in output.splitlines() if all(str(fact) in line for fact in facts)))
+
+
+def line_with(output: str, *facts: object) -> str:
+    """The line of an output that holds these facts; ranks may have printed it alike, and no other one holds them."""
+    __tracebackhide__ = True
+    found = lines_with(output, *facts)
+    if len(found) != 1:
+        pytest.fail(f"{len(found)} lines hold {' and '.join(repr(str(fact)) for fact in facts)}; one has to:\n{output}")
+    return found[0]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -25,12 +27,18 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from megaslm.config.load import load
-from megaslm.config.schema import Architecture, RunConfig
+from megaslm.config.plan import plan_batches
+from megaslm.config.schema import Architecture, FlashAttention, RunConfig
 from megaslm.engine.distributed import join_world, leave_world
+from megaslm.engine.fixed_order import prepare_fixed_order
+from megaslm.errors import ConfigError
+from megaslm.files import write_file
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.documents import Documents
 from megaslm.model.flops import device_name, peak_flops
-from megaslm.model.forward_flops import forward_flops_per_token, matrix_parameters
+from megaslm.model.forward_flops import forward_flops_per_token
+from megaslm.model.memory import rank_memory
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
@@ -38,8 +46,6 @@ from megaslm.slm.rule import KeepRatio, SelectionRule
 ROOT = Path(__file__).parents[2]
 KEEP_RATIO = Decimal("0.6")
 MEAN_DOCUMENT_TOKENS, QUICK_DOCUMENT_TOKENS, DOCUMENT_SIGMA = 800, 16, 1.0
-BYTES_PER_PARAMETER = 16
-"""bf16 weights and gradients, float32 weights and Adam's two moments, and float32 gradients one layer at a time."""
 NOMINAL_PEAK = 1e12
 """For devices whose peak is not known, CPUs among them."""
 
@@ -140,8 +146,13 @@ class Work:
         return Row(case, tokens / seconds, seconds, self.whole_rows / per_second, self.documents / per_second, peak)
 
 
-def score(shape: Shape, *, quick: bool) -> Iterator[Row]:
+def score(shape: Shape, *, quick: bool, attention: FlashAttention = "FA2") -> Iterator[Row]:
     """`megaslm score`'s forward pass over isolated documents."""
+    try:
+        flash.activate(attention, DEVICE, name="--flash-attention")
+    except ConfigError as lacking:
+        print(f"not measured: {lacking}")
+        return
     config = config_of(shape, quick=quick)
     dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
     lm = drawn_lm(shape_of(config), dtype, Whole(), DEVICE).eval()
@@ -154,32 +165,60 @@ def score(shape: Shape, *, quick: bool) -> Iterator[Row]:
     held = torch.cuda.memory_allocated() / (1 << 30) if DEVICE.type == "cuda" else 0.0
     work = Work.forward(lm.config, tokens)
     peak = held + peak_gib(lambda: model.measure(tokens))
-    yield work.row(f"score {shape.name}", tokens[:, 1:].numel(), times["score"].median, peak)
+    case = f"score {shape.name}" + ("" if attention == "FA2" else f", {attention}")
+    yield work.row(case, tokens[:, 1:].numel(), times["score"].median, peak)
+
+
+class Training:
+    """Whole optimiser steps of a run, always on the same rows."""
+
+    def __init__(self, config: RunConfig, *, quick: bool) -> None:
+        self._steps = Steps(config, join_world(), documents_of(shape_of(config).vocab_size, quick=quick))
+        self._batch = [self._steps.micro_batch() for _ in range(self._steps.plan.micro_steps)]
+        self._repetitions = 2 if quick else 5
+        tokens = torch.cat([micro_batch.tokens for micro_batch in self._batch])
+        self._tokens = tokens[:, 1:].numel()
+        # Three forward passes' worth, also for SLM, which computes less in the head.
+        self._work = Work.forward(self._steps.model_config, tokens).times(3)
+
+    def first(self, case: str) -> Row:
+        """The row of the first step of all, in which the layers are compiled."""
+        started = clock()
+        peak = peak_gib(lambda: self._steps.step_on(self._batch, CausalObjective()))
+        return self._work.row(case, self._tokens, clock() - started, peak)
+
+    def row(self, case: str, objective: Objective) -> Row:
+        """The row of the median step, after one to warm up."""
+        runs: dict[str, Callable[[], object]] = {case: lambda: self._steps.step_on(self._batch, objective)}
+        taken = in_turns(runs, self._repetitions, clock)[case]
+        held = torch.cuda.memory_allocated() / (1 << 30) if DEVICE.type == "cuda" else 0.0
+        return self._work.row(case, self._tokens, taken.median, held + peak_gib(runs[case]))
 
 
 def train(shape: Shape, *, quick: bool) -> Iterator[Row]:
-    """Whole optimiser steps, CLM and exact SLM in turns."""
+    """CLM, then exact SLM."""
     config = config_of(shape, quick=quick)
     if lacks_memory(config):
         return
-    steps = Steps(config, join_world(), documents_of(shape_of(config).vocab_size, quick=quick))
-    batch = [steps.micro_batch() for _ in range(steps.plan.micro_steps)]
-    objectives: dict[str, Objective] = {
-        "CLM": CausalObjective(),
-        "SLM exact": SelectiveObjective(SelectionRule(KeepRatio(KEEP_RATIO))),
-    }
-    runs: dict[str, Callable[[], object]] = {
-        name: lambda objective=objective: steps.step_on(batch, objective)  # type: ignore[misc]
-        for name, objective in objectives.items()
-    }
-    times = in_turns(runs, repetitions=2 if quick else 5, clock=clock)
-    tokens = torch.cat([micro_batch.tokens for micro_batch in batch])
-    # Three forward passes' worth, also for SLM, which computes less in the head.
-    work = Work.forward(steps.model_config, tokens).times(3)
-    held = torch.cuda.memory_allocated() / (1 << 30) if DEVICE.type == "cuda" else 0.0
-    for name, taken in times.items():
-        case = f"train {shape.name}, {name}"
-        yield work.row(case, tokens[:, 1:].numel(), taken.median, held + peak_gib(runs[name]))
+    training = Training(config, quick=quick)
+    yield training.first(f"train {shape.name}, first step")
+    yield training.row(f"train {shape.name}, CLM", CausalObjective())
+    rule = SelectionRule(KeepRatio(KEEP_RATIO))
+    yield training.row(f"train {shape.name}, SLM exact", SelectiveObjective(rule))
+    leave_world()
+
+
+def train_with(setting: str, value: object, shape: Shape, *, quick: bool) -> Iterator[Row]:
+    """CLM with one setting changed, such as `train.deterministic`."""
+    base = config_of(shape, quick=quick)
+    section, key = setting.split(".")
+    changed = getattr(base, section).model_copy(update={key: value})
+    config = base.model_copy(update={section: changed})
+    if lacks_memory(config):
+        return
+    if config.train.deterministic:
+        prepare_fixed_order()
+    yield Training(config, quick=quick).row(f"train {shape.name}, CLM, {key} {value}", CausalObjective())
     leave_world()
 
 
@@ -215,15 +254,15 @@ def peer(shape: Shape, *, quick: bool) -> Iterator[Row]:
 
 
 def lacks_memory(config: RunConfig) -> bool:
-    """Whether the device cannot hold the run's model and its optimiser."""
+    """Whether the device cannot hold a CLM step of the run."""
     if DEVICE.type != "cuda":
         return False
-    shape = shape_of(config)
-    parameters = matrix_parameters(LlamaConfig(**llama_values(shape))) + shape.vocab_size * shape.hidden_size
-    needed, total = BYTES_PER_PARAMETER * parameters, torch.cuda.get_device_properties(DEVICE).total_memory
-    if needed < total:
+    model = LlamaConfig(**llama_values(shape_of(config)))
+    memory = rank_memory(config, plan_batches(config, 1), model, "bf16", on_gpu=True)
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    if memory.peak_bytes < total:
         return False
-    print(f"not measured: needs {needed / (1 << 30):.0f} GiB, the device has {total / (1 << 30):.0f} GiB")
+    print(f"not measured: needs {memory.peak_bytes / (1 << 30):.0f} GiB, the device has {total / (1 << 30):.0f} GiB")
     return True
 
 
@@ -253,16 +292,33 @@ def matrix_product(*, quick: bool) -> Iterator[Row]:
     yield Work(2.0 * side**3, 2.0 * side**3).row(f"product of {side} × {side}", side, seconds, 0.0)
 
 
+SETTINGS: tuple[tuple[str, object], ...] = (
+    ("train.deterministic", True),
+    ("model.recompute", "selective"),
+    ("model.recompute", "full"),
+)
+"""What is measured beside the default."""
+OTHER_ATTENTION: dict[FlashAttention, str] = {"FA3": "flash_attn_interface", "FA4": "flash_attn"}
+"""Measured where these modules are installed."""
 CASES: dict[str, Callable[..., Iterator[Row]]] = {
     "product": matrix_product,
-    **{f"train {name}": lambda *, quick, shape=shape: train(shape, quick=quick) for name, shape in SHAPES.items()},
-    **{f"score {name}": lambda *, quick, shape=shape: score(shape, quick=quick) for name, shape in SHAPES.items()},
-    **{f"peer {name}": lambda *, quick, shape=shape: peer(shape, quick=quick) for name, shape in SHAPES.items()},
+    **{f"train {name}": partial(train, shape) for name, shape in SHAPES.items()},
+    **{f"score {name}": partial(score, shape) for name, shape in SHAPES.items()},
+    **{f"peer {name}": partial(peer, shape) for name, shape in SHAPES.items()},
     "head": head,
+    **{f"train 1.1B, {name} {value}": partial(train_with, name, value, SHAPES["1.1B"]) for name, value in SETTINGS},
+    **{
+        f"score 7B, {name}": partial(score, SHAPES["7B"], attention=name)
+        for name, module in OTHER_ATTENTION.items()
+        if find_spec(module) is not None
+    },
 }
 """In the order in which they are run: the most valuable first, after the one that the others are read by."""
 
 
 if __name__ == "__main__":
-    rows = [asdict(row) for row in CASES[sys.argv[1]](quick="--quick" in sys.argv)]
-    Path(sys.argv[2]).write_text(json.dumps(rows), encoding="utf-8")
+    rows: list[dict[str, str | float]] = []
+    for row in CASES[sys.argv[1]](quick="--quick" in sys.argv):
+        rows.append(asdict(row))
+        # Whole at any time: a case that fails later keeps the rows that it has.
+        write_file(Path(sys.argv[2]), json.dumps(rows))

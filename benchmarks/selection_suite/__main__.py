@@ -17,7 +17,7 @@ from benchmarks.selection_suite.pairs import Sizes, Texts, pairs
 from benchmarks.selection_suite.plan import PairPlan, Run, Stage, in_order, with_needs
 from benchmarks.selection_suite.results import write_results
 from benchmarks.selection_suite.runner import Outcome, Runner
-from benchmarks.selection_suite.settings import HERE, Training, read_arms, read_models, read_suite
+from benchmarks.selection_suite.settings import AT, HERE, Training, read_arms, read_models, read_suite
 from benchmarks.selection_suite.truth import write_documents
 from megaslm.errors import ConfigError, MegaSLMError
 from megaslm.files import new_folder
@@ -62,11 +62,13 @@ def _run(arguments: argparse.Namespace) -> int:
     shared: str | None = arguments.data or (None if arguments.quick else os.environ.get("MEGASLM_SHARED_DATA"))
     suite = read_suite(quick=arguments.quick)
     arms = _chosen(read_arms(arguments.arms_folder), arguments.arms, "--arms")
-    makers = _chosen(pairs(Path(shared) if shared else None), arguments.pairs, "--pairs")
+    known = pairs(Path(shared) if shared else None)
+    known |= {name: known[name.partition(AT)[0]] for name in suite.sized_pairs(known)}
+    makers = _chosen(known, arguments.pairs, "--pairs")
     plans: dict[str, PairPlan] = {}
     for pair, make in makers.items():
         _write_texts(folder / pair, make, Sizes(suite.corpus_bytes, suite.heldout_bytes), shared)
-        plans[pair] = PairPlan(folder / pair, suite, read_models(), arms)
+        plans[pair] = PairPlan(folder / pair, suite.for_pair(pair), read_models(), arms)
     stages = with_needs(plans[run.pair].stage_of(run) for run in in_order(arms, plans, suite))
     runner = Runner(
         folder,

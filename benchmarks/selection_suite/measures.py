@@ -12,6 +12,8 @@ from benchmarks.selection_suite.plan import Run
 from benchmarks.selection_suite.settings import BASELINE
 from benchmarks.selection_suite.truth import END, kinds_of_targets
 from megaslm.config.run_files import PROBE
+from megaslm.model.folder import read_config
+from megaslm.model.traced_memory import parameter_counts
 from megaslm.observe.probe_files import ProbeRows, measured_steps, read_measurement, read_rows
 from megaslm.report.runs import ReportedRun, read_runs
 from megaslm.report.targets import final_loss, reached
@@ -42,6 +44,8 @@ class Measures:
     pair: str
     arm: str
     seed: int
+    parameters: int
+    """Of its model."""
     losses: dict[str, float]
     """The last loss of each held-out text, in nats."""
     curve: list[tuple[float, float]]
@@ -73,6 +77,7 @@ def measures_of(folders: Mapping[Run, Path], probe: Path, probe_texts: Path) -> 
         measured.append(
             Measures(
                 **asdict(run),
+                parameters=parameter_counts(read_config(reported.model))[0].total,
                 losses={place: final_loss(reported, place) for place in reported.metrics.validations},
                 curve=_curve(reported),
                 spent={axis: _last(values) for axis, values in reported.spent.items() if axis in AXES},

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from benchmarks.selection_suite.settings import Suite, Training, merged
+from benchmarks.selection_suite.settings import AT, Suite, Training, merged
 
 SCORED = ("corpus", "probe")
 """The texts whose losses selection reads."""
@@ -58,14 +58,21 @@ class Stage:
 
 
 def in_order(arms: Mapping[str, Training], pairs: Iterable[str], suite: Suite) -> list[Run]:
-    """All runs. The headline arms come first, with one seed after the other; of a seed the pairs in their order."""
+    """All runs. The headline arms come first, with one seed after the other; of a seed the pairs in their order. Models
+    of other sizes come last."""
     runs = [
-        (arm.headline is None, seed, place, Run(pair, name, seed))
+        (AT in pair, arm.headline is None, seed, place, Run(pair, name, seed))
         for place, pair in enumerate(pairs)
         for name, arm in arms.items()
-        for seed in range(1, (suite.seeds.headline if arm.headline is not None else suite.seeds.other) + 1)
+        for seed in range(1, _seeds(pair, name, arm, suite) + 1)
     ]
-    return [run for *_, run in sorted(runs, key=lambda entry: entry[:3])]
+    return [run for *_, run in sorted(runs, key=lambda entry: entry[:4])]
+
+
+def _seeds(pair: str, name: str, arm: Training, suite: Suite) -> int:
+    if AT in pair:
+        return suite.scaling.seeds if suite.scaling is not None and name in suite.scaling.arms else 0
+    return suite.seeds.headline if arm.headline is not None else suite.seeds.other
 
 
 def with_needs(stages: Iterable[Stage]) -> list[Stage]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from benchmarks.harness.report import commit, machine
 from benchmarks.selection_suite.figures import Line, chart
-from benchmarks.selection_suite.measures import TARGET_PLACE, Measures
+from benchmarks.selection_suite.measures import Measures
 from benchmarks.selection_suite.settings import BASELINE
-from benchmarks.selection_suite.tables import ArmResult, as_json, as_markdown, results_of
+from benchmarks.selection_suite.tables import ArmResult, as_json, as_markdown, results_of, scaling_table
 from megaslm.files import write_file
 
 _RATIO = re.compile(r"slm-([\d.]+)")
@@ -22,7 +22,7 @@ def write_results(folder: Path, measured: Sequence[Measures], headline: Sequence
     results = results_of(measured)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"commit": commit(), "date": now, "machine": machine()}
-    text = as_markdown(results)
+    text = "\n".join(filter(None, [as_markdown(results), scaling_table(measured)]))
     write_file(folder / "results.json", json.dumps({**facts, **as_json(measured, results)}, indent=1) + "\n")
     on = ", ".join(f"{name} {value}" for name, value in machine().items())
     title = f"# Token selection\n\nCommit {facts['commit']}, {now}; {on}.\n\n"
@@ -45,7 +45,10 @@ def figures(measured: Sequence[Measures], results: Sequence[ArmResult], headline
         ratios = sorted(_ratios([result for result in results if result.pair == pair]))
         if len(ratios) > 2:
             found[f"{pair}-ratio.svg"] = chart(
-                f"{pair}: end of the run over the kept share", "kept share", "target loss, nats", [Line("SLM", ratios)]
+                f"{pair}: end of the run over the kept share",
+                "kept share",
+                f"target loss − {BASELINE}'s, nats",
+                [Line("SLM", ratios)],
             )
         for arm in headline:
             kept = [run.kept for run in runs if run.arm == arm and run.kept is not None]
@@ -59,13 +62,13 @@ def figures(measured: Sequence[Measures], results: Sequence[ArmResult], headline
 
 
 def _ratios(results: Sequence[ArmResult]) -> list[tuple[float, float]]:
-    """The kept share and the mean last loss of the target, of the baseline and of the arms named slm-RATIO."""
-    found = []
+    """The kept share of the arms named slm-RATIO, and the mean of their last loss of the target minus the baseline's of
+    the same seed. Arms with other seeds can be compared by it. The baseline keeps all."""
+    found = [(1.0, 0.0)]
     for result in results:
-        ratio = 1.0 if result.arm == BASELINE else float(named[1]) if (named := _RATIO.fullmatch(result.arm)) else None
-        loss = result.losses[TARGET_PLACE].mean
-        if ratio is not None and loss is not None:
-            found.append((ratio, loss))
+        named = _RATIO.fullmatch(result.arm)
+        if named and (difference := result.against[BASELINE].difference.mean) is not None:
+            found.append((float(named[1]), difference))
     return found
 
 

@@ -1,5 +1,6 @@
 """What the YAML files of the suite say: its sizes, its arms, and the models that the arms need."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ from megaslm.errors import ConfigError
 HERE = Path(__file__).parent
 BASELINE = "clm"
 """The arm that all others are compared with."""
+AT = "@"
+"""Between the name of a pair and the size of its models."""
 CONTROL = "random-0.6"
 """The arm that drops tokens without looking at them."""
 
@@ -31,6 +34,16 @@ class ValidationRows(Section):
     corpus: Positive
 
 
+class Scaling(Section):
+    """Models of other sizes than the suite's own. The pair NAME at a size is called NAME@SIZE."""
+
+    pairs: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: Positive
+    sizes: dict[str, dict[str, Any]]
+    """The shape of each size, over `run.model.from_scratch`."""
+
+
 class Suite(Section):
     """Sizes, and what all runs share."""
 
@@ -41,12 +54,27 @@ class Suite(Section):
     """Bytes of each held-out text."""
     vocab_size: Positive
     validation_rows: ValidationRows
+    scaling: Scaling | None = None
     run: dict[str, Any]
     """Settings of a run, without its data and its folder."""
 
     @property
     def seq_len(self) -> int:
         return int(self.run["data"]["seq_len"])
+
+    def sized_pairs(self, pairs: Iterable[str]) -> list[str]:
+        """The names of those of the pairs that are measured at other sizes, with each size."""
+        if self.scaling is None:
+            return []
+        return [f"{pair}{AT}{size}" for pair in self.scaling.pairs if pair in pairs for size in self.scaling.sizes]
+
+    def for_pair(self, pair: str) -> "Suite":
+        """The suite whose models have the size of a pair."""
+        size = pair.partition(AT)[2]
+        if self.scaling is None or not size:
+            return self
+        shape = {"model": {"from_scratch": self.scaling.sizes[size]}}
+        return self.model_copy(update={"run": merged(self.run, shape)})
 
 
 class Training(Section):

@@ -50,6 +50,22 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     return Paired(found, 1 - within(t, len(differences) - 1))
 
 
+def slope_of(points: Sequence[tuple[float, float]]) -> Mean:
+    """The slope of the least-squares line through points (x, y), its standard error as the deviation, and its 95%
+    interval; None where there are too few points, or all have one x."""
+    count = len(points)
+    if len({x for x, _ in points}) < 2:
+        return Mean(None, None, None, None, count)
+    slope, intercept = statistics.linear_regression(*zip(*points, strict=True))
+    if count < 3:
+        return Mean(slope, None, None, None, count)
+    middle = statistics.fmean(x for x, _ in points)
+    residuals = sum((y - intercept - slope * x) ** 2 for x, y in points)
+    error = math.sqrt(residuals / (count - 2) / sum((x - middle) ** 2 for x, _ in points))
+    half = quantile(0.975, count - 2) * error
+    return Mean(slope, error, slope - half, slope + half, count)
+
+
 def within(t: float, degrees: int) -> float:
     """The probability that |T| ≤ t for `degrees` ≥ 1 degrees of freedom."""
     return 1 - float(betainc(degrees / 2, 0.5, 0, degrees / (degrees + t * t), regularized=True))

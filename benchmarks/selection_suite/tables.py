@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import log2
 
 from benchmarks.selection_suite.measures import TARGET_PLACE, Measures
 from benchmarks.selection_suite.pairs import TARGET
-from benchmarks.selection_suite.settings import BASELINE, CONTROL
-from benchmarks.selection_suite.student_t import Mean, Paired, mean_of, paired
+from benchmarks.selection_suite.settings import AT, BASELINE, CONTROL
+from benchmarks.selection_suite.student_t import Mean, Paired, mean_of, paired, slope_of
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,34 @@ def as_markdown(results: Sequence[ArmResult]) -> str:
         own = [result for result in results if result.pair == pair]
         parts += [f"## {pair}", *_losses_table(own), "", *_kept_table(own), ""]
     return "\n".join(parts)
+
+
+def scaling_table(measured: Sequence[Measures]) -> str:
+    """How the gain over the baseline changes with the model's size; empty where no pair has other sizes.
+
+    The slope is that of a line through all seeds of all sizes, per doubling of the parameters.
+    """
+    sized = dict.fromkeys(each.pair.partition(AT)[0] for each in measured if AT in each.pair)
+    losses = {(each.pair, each.arm, each.seed): each.losses[TARGET_PLACE] for each in measured}
+    rows: list[list[str]] = []
+    for pair in sized:
+        runs = [each for each in measured if each.pair.partition(AT)[0] == pair and each.arm != BASELINE]
+        for arm in dict.fromkeys(each.arm for each in runs if AT in each.pair):
+            found = [
+                (each.parameters, losses[baseline] - each.losses[TARGET_PLACE], each.times_cheaper["tokens"])
+                for each in runs
+                if each.arm == arm and (baseline := (each.pair, BASELINE, each.seed)) in losses
+            ]
+            for parameters in sorted({size for size, *_ in found}):
+                gains, times = zip(*((gain, ratio) for size, gain, ratio in found if size == parameters), strict=True)
+                cells = [pair, arm, f"{parameters / 1e6:.2f}M", str(len(gains)), _with_interval(mean_of(gains), 4)]
+                rows.append([*cells, _with_interval(mean_of(times if None not in times else []), 2)])
+            by_gain = slope_of([(log2(size), gain) for size, gain, _ in found])
+            by_tokens = slope_of([(log2(size), ratio) for size, _, ratio in found if ratio is not None])
+            cells = [pair, arm, "per doubling", str(len(found))]
+            rows.append([*cells, _with_interval(by_gain, 4), _with_interval(by_tokens, 2)])
+    columns = ["pair", "arm", "parameters", "seeds", f"{BASELINE}'s loss − the arm's", "× tokens"]
+    return "\n".join(["## Sizes", *_table(columns, rows)]) if rows else ""
 
 
 def _losses_table(results: Sequence[ArmResult]) -> list[str]:

@@ -23,6 +23,7 @@ Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 Recompute = Literal["none", "selective", "full"]
+FlashAttention = Literal["FA2", "FA3", "FA4"]
 Objective = Literal["clm", "slm", "sft"]
 
 
@@ -82,6 +83,9 @@ class ModelSection(Section):
     recompute: Recompute = "none"
     """What the backward pass of a decoder layer computes again instead of keeping it, to save memory. selective keeps
     the results of attention and of every second matrix product; full keeps nothing but the layer's input."""
+    flash_attention: FlashAttention = "FA2"
+    """Which FlashAttention computes attention on a GPU. FA2 is torch's own. FA3 (Hopper) and FA4 (Hopper and Blackwell)
+    are packages of their own."""
     document_isolation: bool = True
     """Whether attention and positions restart at every document of a packed row."""
 

@@ -85,12 +85,12 @@ def kind_of(path: Path) -> Kind:
 def described(path: Path) -> str:
     """What `path` is, to continue a sentence about it. Of another folder, with the datasets and the runs in it."""
     kind = kind_of(path)
-    inside = _inside(path) if kind is Kind.OTHER else ""
+    inside = contents(path) if kind is Kind.OTHER else ""
     return f"is neither a dataset nor a run, but holds {inside}; name one of them" if inside else kind.value
 
 
-def _inside(path: Path) -> str:
-    """The datasets and the runs in a folder and in its folders, in words."""
+def contents(path: Path) -> str:
+    """The datasets and the runs in a folder and in its folders, in words; empty where there are none."""
     found: dict[Kind, list[str]] = {Kind.DATASET: [], Kind.RUN: []}
     folders = list(islice(_folders(path), _MOST_LOOKED_AT))
     inner = (folder for outer in folders if kind_of(outer) is Kind.OTHER for folder in _folders(outer))

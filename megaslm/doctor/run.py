@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 
+from megaslm.config.run_files import require_no_run
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER, Manifest, read_manifest
 from megaslm.dataset.remote import read_remote_manifest
 from megaslm.doctor.check import Check
+from megaslm.errors import ConfigError
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import is_compiled
 from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
@@ -60,9 +63,13 @@ def inputs(
 
 
 def run_folder(run_dir: Path) -> Iterator[Check]:
-    """Whether the run's folder, or one that it would be made in, can be written."""
+    """Whether the run's folder, or one that it would be made in, can be written, and holds no run yet."""
     existing = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     yield from judge_run_folder(run_dir, existing, os.access(existing, os.W_OK | os.X_OK))
+    try:
+        require_no_run(run_dir)
+    except ConfigError as error:
+        yield Check("run folder", "warning", str(error))
 
 
 def judge_run_folder(run_dir: Path, existing: Path, may_write: bool) -> Iterator[Check]:
@@ -108,6 +115,7 @@ def choices(config: RunConfig) -> Iterator[Check]:
     """Settings that need something of the machine. Raises ConfigError where it is not there."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     compiled = is_compiled(config.model.compile, device, name="model.compile =")
+    flash.activate(config.model.flash_attention, device, name="model.flash_attention =")
     check_tracker(config.log.tracker)
     told = f"decoder layers are {'' if compiled else 'not '}compiled; tracker: {config.log.tracker or 'none'}"
     yield Check("choices", "ok", told)

@@ -7,7 +7,6 @@ import torch
 
 from megaslm.engine.distributed import join_world, on_first_rank, wait_for_all
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import PeerFailed
 from megaslm.evaluation.output import claim, describe, finished, working_folder
 from megaslm.evaluation.records import Batch, Results
 from megaslm.evaluation.request import EvaluationRequest
@@ -92,8 +91,7 @@ def evaluate(request: EvaluationRequest, watcher: Watcher = _UNWATCHED) -> Resul
             try:
                 process.run()
             except BaseException as error:
-                if not isinstance(error, PeerFailed):
-                    ledger.fail(run_id, error)
+                ledger.fail(run_id, error)
                 raise
             # The first rank removes the ledger, in which another one may be looking at the last batch.
             wait_for_all()

@@ -18,7 +18,8 @@ from megaslm.generation.log_likelihood import log_likelihoods
 from megaslm.generation.sampling import Generator
 from megaslm.generation.text_tokens import TextTokens
 from megaslm.jobs.ledger import Drawn, Ledger, draw_all
-from megaslm.jobs.progress import Publisher, Tally, Watcher
+from megaslm.jobs.progress import Tally, Watcher
+from megaslm.jobs.run import JobRun
 from megaslm.model.plain_lm import PlainLM
 from megaslm.sandbox.sandbox import Sandbox
 from megaslm.tasks.grading import Grades, extracted, grading
@@ -94,7 +95,7 @@ class EvaluationProcess:
         self._request, self._batches, self._ledger, self._run_id = request, batches, ledger, run_id
         self._world, self._load, self._stop, self._watcher = world, load, stop, watcher
         self._tally = Tally(ledger.folder, run_id, world.rank)
-        self._publisher: Publisher | None = None
+        self._run: JobRun[PlannedBatch] | None = None
         self._engine: Engine | None = None
         self._grades: dict[str, Grades] = {}
         self._sandbox: Sandbox | None = None
@@ -106,17 +107,16 @@ class EvaluationProcess:
             MegaSLMError: process after process died over a batch.
             PromptTooLong: a prompt does not fit into the model's context.
         """
-        done = {batch.name for batch in self._batches if self._ledger.is_done(batch.name)}
         if self._watcher is not None:
-            self._publisher = Publisher(
-                self._ledger.folder,
+            self._run = JobRun(
+                self._ledger,
                 self._run_id,
+                self._batches,
+                self._watcher,
                 job="evaluate",
                 unit="answers" if self._request.measure == "answers" else "items",
-                total=sum(len(batch.items) for batch in self._batches),
-                before=sum(len(batch.items) for batch in self._batches if batch.name in done),
-                tasks=len(self._batches),
-                tasks_before=len(done),
+                size=lambda batch: len(batch.items),
+                is_done=lambda batch: self._ledger.is_done(batch.name),
             )
         self._look()
         with ExitStack() as held:
@@ -124,7 +124,8 @@ class EvaluationProcess:
                 self._batches, lambda batch: self._draw(batch, held), self._look, processes=self._world.size
             )
         self._tally.end(len(left))
-        self._publish(at_once=True, all_done=not left)
+        if self._run is not None:
+            self._run.publish(at_once=True, all_done=not left)
         if left:
             raise MegaSLMError(
                 f"processes died over {len(left)} batches, such as {left[0].name}: out of memory, or killed from "
@@ -213,13 +214,8 @@ class EvaluationProcess:
     def _look(self) -> None:
         self._stop.raise_if_told(_WHAT_IS_KEPT)
         self._ledger.raise_if_failed(self._run_id)
-        self._publish()
-
-    def _publish(self, *, at_once: bool = False, all_done: bool = False) -> None:
-        if self._publisher is not None and self._watcher is not None:
-            progress = self._publisher.publish(at_once=at_once, all_done=all_done)
-            if progress is not None:
-                self._watcher.show(progress)
+        if self._run is not None:
+            self._run.publish()
 
 
 def _of_items(

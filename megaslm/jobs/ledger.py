@@ -8,6 +8,7 @@ task, and the processes that died over it.
 import math
 import os
 import random
+import shutil
 import socket
 import sys
 import time
@@ -32,6 +33,9 @@ MOST_DEATHS = 3
 """A task is given up after this many of its processes have died within one run of its job."""
 _PATIENCE_SECONDS = 120.0
 """How long a network file system may keep the lock of a host that died."""
+_BRIEFLY_SECONDS = 2.0
+# Time for killed processes to end.
+_KILLED_SECONDS = 10.0
 # Hundreds of processes would overload the server of a network file system if each waiting one looked at all busy tasks.
 # They look at a few tasks at a time, and the less often the more processes there are.
 _LOOKED_AT_ONCE = 8
@@ -55,7 +59,6 @@ class _Failure(BaseModel):
 
     kind: str
     message: str
-    exit_status: int
 
 
 class Ledger(Generic[Outcome]):
@@ -65,7 +68,32 @@ class Ledger(Generic[Outcome]):
         """`place` is the job's dataset, as messages name it."""
         self.folder = folder
         self._outcome_type = outcome_type
-        self._place = place
+        self.place = place
+
+    @property
+    def claim(self) -> Path:
+        """The file that the first process of a run keeps locked while it works."""
+        return self.folder / "lock"
+
+    @property
+    def at_work(self) -> Path:
+        """The file on which ranks hold a shared lock while they work."""
+        return self.folder / "at-work.lock"
+
+    @contextmanager
+    def claimed(self, *, alone: bool, busy: str) -> Iterator[None]:
+        """Claim the job for a run: alone, or together with runs that do other tasks.
+
+        Raises Busy, with the message `busy`, where another run is at work.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Another process may look for a moment whether it is free.
+        with locked(self.claim, shared=not alone, patience_seconds=0.0 if alone else _BRIEFLY_SECONDS, busy=busy):
+            if alone:
+                # Ranks of a run whose first rank has died may still be at work, perhaps with other settings.
+                with locked(self.at_work, patience_seconds=_KILLED_SECONDS, busy=busy):
+                    self.forget_runs()
+            yield
 
     def outcome(self, task: str) -> Outcome | None:
         """The result of a task; None where it is not done."""
@@ -94,7 +122,7 @@ class Ledger(Generic[Outcome]):
     def forget_all(self) -> None:
         """Mark every task as not done. Raises Busy where a process is doing one."""
         for note in self._notes():
-            busy = f"{self._place}: {note.stem} is being done by another process; wait for it or stop it"
+            busy = f"{self.place}: {note.stem} is being done by another process; wait for it or stop it"
             with locked(note.with_suffix(".lock"), patience_seconds=_PATIENCE_SECONDS, busy=busy):
                 note.unlink()
 
@@ -103,6 +131,15 @@ class Ledger(Generic[Outcome]):
         for pattern in ("tally-*.json", "failure-*.json", "task-*.tries", PROGRESS):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the ledger of a finished job."""
+        # Rename first: a process that still looks would take notes that vanish one by one for open tasks.
+        with suppress(OSError):
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}-{uuid.uuid4().hex[:8]}"))
+        # Those of killed processes too.
+        for gone in self.folder.parent.glob(f"{self.folder.name}-*"):
+            shutil.rmtree(gone, ignore_errors=True)
 
     @contextmanager
     def setting_up(self) -> Iterator[None]:
@@ -146,11 +183,14 @@ class Ledger(Generic[Outcome]):
         os.close(os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY))
 
     def fail(self, run_id: str, error: BaseException) -> None:
-        """Tell all processes of a run that one of them failed, and why. The first message stays."""
-        kind = _kind(error)
+        """Tell all processes of a run that one of them failed, and why. The first message stays.
+
+        PeerFailed has been told by another process.
+        """
+        if isinstance(error, PeerFailed):
+            return
         message = str(error) if isinstance(error, MegaSLMError) else f"{type(error).__name__}: {error}"
-        status = error.exit_status if isinstance(error, MegaSLMError) else 1
-        told = _Failure(kind=kind, message=message, exit_status=status).model_dump_json()
+        told = _Failure(kind=_kind(error), message=message).model_dump_json()
         path = self._failure(run_id)
         written = path.with_name(f".{path.stem}-{socket.gethostname()}-{os.getpid()}")
         try:
@@ -165,14 +205,12 @@ class Ledger(Generic[Outcome]):
                 written.unlink()
 
     def failure(self, run_id: str) -> MegaSLMError | None:
-        """The failure of a process of the run, of the raised class where possible; None where none failed."""
+        """The failure of a process of the run, with the exit status of the exception; None where none failed."""
         path = self._failure(run_id)
         if not path.exists():
             return None
         failure = _Failure.model_validate_json(path.read_bytes())
-        kind: type[MegaSLMError] = getattr(errors, failure.kind, MegaSLMError)
-        if kind.exit_status != failure.exit_status:
-            return PeerFailed(failure.message, failure.exit_status)
+        kind: type[MegaSLMError] = getattr(errors, failure.kind)
         return kind(failure.message)
 
     def raise_if_failed(self, run_id: str) -> None:
@@ -265,10 +303,8 @@ def keeping_what_is_done(place: str | Path) -> Iterator[None]:
 
 
 def _kind(error: BaseException) -> str:
-    """The nearest class in megaslm.errors made from a message alone, with the same exit status; "" for none."""
+    """The nearest class in megaslm.errors that is made from a message alone."""
     for kind in type(error).__mro__:
         if getattr(errors, kind.__name__, None) is kind and kind.__init__ is Exception.__init__:
-            assert issubclass(kind, MegaSLMError)
-            alike = isinstance(error, MegaSLMError) and kind.exit_status == error.exit_status
-            return kind.__name__ if alike else ""
-    return ""
+            return kind.__name__
+    return MegaSLMError.__name__

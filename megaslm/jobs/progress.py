@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +13,6 @@ from megaslm.files import read_back, unfinished
 PROGRESS = "progress.json"
 # Hundreds of processes may write to a network file system.
 _WRITE_SECONDS = 1.0
-_PUBLISH_SECONDS = 1.0
 
 
 class JobProgress(BaseModel):
@@ -82,8 +81,10 @@ def jobs_in(output: Path) -> list[JobProgress]:
     return [progress for ledger in ledgers if (progress := read_progress(ledger)) is not None]
 
 
-class _Sums(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Sums(BaseModel):
+    """The work of one process of a run."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     counts: dict[str, int] = {}
     """Of finished tasks."""
@@ -131,52 +132,10 @@ class Tally:
         self._written_at = time.monotonic()
 
 
-class Publisher:
-    """Sums the tallies of a run and writes `progress.json`."""
-
-    def __init__(
-        self, folder: Path, run_id: str, *, job: str, unit: str, total: int, before: int, tasks: int, tasks_before: int
-    ) -> None:
-        """For the run's first process. The arguments are fields of `JobProgress`."""
-        self._folder, self._run_id = folder, run_id
-        self._job, self._unit, self._total, self._before = job, unit, total, before
-        self._tasks, self._tasks_before = tasks, tasks_before
-        self._began = time.monotonic()
-        self._published_at = -_PUBLISH_SECONDS
-
-    def publish(self, *, at_once: bool = False, all_done: bool = False) -> JobProgress | None:
-        """The progress of the run, also written to `progress.json`: once a second or `at_once`; None in between.
-
-        If `all_done`, every task is done, although another process may not have written it into its tally yet.
-        """
-        now = time.monotonic()
-        if not (at_once or all_done) and now - self._published_at < _PUBLISH_SECONDS:
-            return None
-        self._published_at = now
-        sums = [_read(path) for path in self._folder.glob(f"tally-{self._run_id}-*.json")]
-        counts = sum((Counter(each.counts) + Counter(each.current) for each in sums), Counter[str]())
-        if all_done:
-            counts[self._unit] = self._total - self._before
-        progress = JobProgress(
-            job=self._job,
-            unit=self._unit,
-            total=self._total,
-            before=self._before,
-            tasks=self._tasks,
-            tasks_done=self._tasks if all_done else self._tasks_before + sum(each.tasks for each in sums),
-            tasks_retried=sum(each.retried for each in sums),
-            tasks_left=max((each.left for each in sums), default=0),
-            counts=counts,
-            processes=len(sums),
-            seconds=now - self._began,
-            written=datetime.now(UTC),
-        )
-        # Several runs, one per share of the dataset, may write it at the same moment.
-        temporary = unfinished(self._folder / f"{self._run_id}-{PROGRESS}")
-        temporary.write_text(progress.model_dump_json(indent=1) + "\n")
-        temporary.replace(self._folder / PROGRESS)
-        return progress
+def tallies_of(folder: Path, run_id: str) -> list[Sums]:
+    """What each process of a run has written."""
+    return [_read(path) for path in folder.glob(f"tally-{run_id}-*.json")]
 
 
-def _read(path: Path) -> _Sums:
-    return _Sums.model_validate_json(path.read_bytes()) if path.is_file() else _Sums()
+def _read(path: Path) -> Sums:
+    return Sums.model_validate_json(path.read_bytes()) if path.is_file() else Sums()

@@ -44,15 +44,11 @@ class RayCluster:
         look: Callable[[], None],
         tasks_done: Callable[[], int],
     ) -> None:
-        """Run `work`, which can be pickled, in `count` processes with the numbers from 0 on, until all is done.
+        """Run `work` as `run_workers` does, in processes of the cluster.
 
         Args:
-            count: number of processes.
-            work: draws tasks until there are none. It must not raise; it reports failures in the ledger.
             gpus: per process; a process without GPUs gets one processor.
             folder: the ledger's. Nodes that do not see a lock of this process there raise an error.
-            look: called some times per second; its exception ends the processes and is raised.
-            tasks_done: returns the number of finished tasks.
 
         Raises:
             DataError: locks do not hold between the nodes.

@@ -103,11 +103,14 @@ class Findings:
     def require_none(self, otherwise: str = "") -> None:
         """Raises InputError, which names all problems, where there are any. `otherwise` ends its message."""
         if self.mistakes or self.problems:
-            told = _told([*self.mistakes, *self.problems])
-            if self._elsewhere is not None:
-                told += f"\n  relative paths begin in the current folder, {Path.cwd()}; "
-                told += f"run the command in {self._elsewhere}"
+            told = "".join([_told([*self.mistakes, *self.problems]), *(f"\n  {hint}" for hint in self.hints())])
             raise InputError(told + ("" if self.mistakes else otherwise))
+
+    def hints(self) -> list[str]:
+        """What to do about several problems at once."""
+        if self._elsewhere is None:
+            return []
+        return [f"relative paths begin in the current folder, {Path.cwd()}; run the command in {self._elsewhere}"]
 
     def accept(self, option: str) -> None:
         """Makes a warning of all problems, which `option` accepts."""

@@ -25,11 +25,15 @@ def check_model_fits(
     if config.vocab_size < manifest.vocab_size:
         raise ModelError(
             f"{model} has a vocabulary of {config.vocab_size}; {dataset} was tokenised with one of "
-            f"{manifest.vocab_size}"
+            f"{manifest.vocab_size}; prepare the text with the model's tokenizer"
         )
     if config.max_position_embeddings < (window or manifest.seq_len):
-        asked = f"the rows of {dataset} have {manifest.seq_len} targets" if window is None else f"--window {window}"
-        raise ModelError(f"{model} was built for rows of {config.max_position_embeddings} tokens; {asked}")
+        positions = config.max_position_embeddings
+        if window is None:
+            asked = f"{dataset} has rows of {manifest.seq_len}; prepare the text with seq_len={positions} or less"
+        else:
+            asked = f"--window {window} is longer; lower it"
+        raise ModelError(f"{model} was built for rows of {positions} tokens; {asked}")
     steady = longest_steady_row(config)
     if steady is not None and steady < (window or manifest.seq_len):
         raise ModelError(

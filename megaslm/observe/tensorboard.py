@@ -70,7 +70,9 @@ class TensorBoard:
         self._layout: Layout = {}
         self._keep_layout(0)
         if description is not None:
-            self._by_step.keep(0, hparams_pb(description.settings).value)
+            # The name of the run folder. Otherwise it is a hash of the settings, and runs of equal settings are one.
+            trial = "/".join(folder.absolute().parts[-2:])
+            self._by_step.keep(0, hparams_pb(description.settings, trial_id=trial).value)
             self._by_step.keep(first_step, [_text(CONFIG_TEXT, code_block(description.text, "yaml"))])
 
     @property

@@ -96,6 +96,21 @@ class Plan:
         """Whether a rank's memory holds the run."""
         return self.memory.peak_bytes <= self.machine.usable_bytes
 
+    def break_even(self, runs: int) -> float | None:
+        """The share of its tokens after which a selective run must reach the last loss of the same run on all tokens,
+        so that it took as long, its part of scoring and reference included. 0 or less: it cannot. None: not known.
+
+        `runs` is how many read the same scores.
+        """
+        if self.training is None or self.scoring is None or self.scoring.work is None:
+            return None
+        before = self.scoring.work.hours
+        if self.reference_training is not None:
+            before += self.reference_training.hours
+        second_pass = self.exact is not None and not self.exact.keeps_graphs
+        baseline = FORWARD_AND_BACKWARD / (FORWARD_AND_BACKWARD + second_pass)
+        return baseline - before / runs / self.training.hours
+
 
 def make_plan(path: Path, overrides: Sequence[str], request: Request) -> Plan:
     """The plan of the run that a YAML file and overrides of its settings describe. Takes a few seconds.

@@ -15,6 +15,8 @@ from megaslm.planning.plan import Plan
 from megaslm.planning.work import Work
 
 _GIB = 1 << 30
+_RUNS = 4
+"""That share scores, for an example."""
 _UNKNOWN_LENGTH = "only the dataset tells the length; give the targets of an epoch with --epoch-tokens"
 _UNKNOWN_PEAK = "the peak rate of this machine is not known; name a GPU with --gpu"
 
@@ -97,6 +99,7 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.reference_training is not None:
         yield "reference", f"its training: {_time(plan.reference_training)}"
     yield from _total(plan)
+    yield from _pays(plan)
     if plan.disk is not None:
         disk = plan.disk
         yield (
@@ -131,6 +134,24 @@ def _total(plan: Plan) -> Iterator[tuple[str, str]]:
     money = f", which cost {sum(prices):,.0f}" if prices else ""
     missing = "" if "reference" in known else "; --reference-run adds the reference's training"
     yield "total", f"{' + '.join(known)}: {duration(3600 * hours)}; {gpu_hours:,.4g} GPU-hours{money}{missing}"
+
+
+def _pays(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What a selective run must save to make up for its scores."""
+    alone, shared = plan.break_even(1), plan.break_even(_RUNS)
+    if alone is None or shared is None:
+        return
+    reaches = "reaches CLM's last loss after at most"
+    others = f"where {_RUNS} runs read the same scores"
+    if alone > 0:
+        line = f"if it {reaches} {alone:.0%} of the tokens; {shared:.0%} {others}"
+    elif shared > 0:
+        line = f"{others}, if each {reaches} {shared:.0%} of the tokens; a run alone takes less time than its scores"
+    else:
+        line = f"not even {others}: the runs take less time than the scores"
+    yield "pays", line
+    if plan.reference_training is None:
+        yield "", "the reference's training is not counted"
 
 
 def _network(plan: Plan) -> str:

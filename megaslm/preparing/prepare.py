@@ -1,12 +1,10 @@
 """Makes a dataset of text files: packed rows of tokens in shards, with a manifest."""
 
 import os
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from megaslm.config.cluster import Share
@@ -15,16 +13,16 @@ from megaslm.corpus.readers import is_divisible
 from megaslm.corpus.tasks import Task, files_sha256, plan_tasks, recipe_sha256
 from megaslm.dataset.manifest import INPUTS, TOKENIZER, Manifest
 from megaslm.dataset.output import output_at
-from megaslm.errors import DataError, MegaSLMError, PeerFailed
+from megaslm.errors import DataError, MegaSLMError
 from megaslm.files import read_back, write_file
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, draw_all, keeping_what_is_done, new_run_id
-from megaslm.jobs.progress import Publisher, Tally, Unwatched, Watcher
+from megaslm.jobs.progress import Tally, Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
-from megaslm.jobs.workers import run_workers
+from megaslm.jobs.run import JobRun
 from megaslm.observe.display import counted, size
 from megaslm.preparing.inputs import Inputs, joined
 from megaslm.preparing.prepare_task import PrepareSpec, run_task
-from megaslm.preparing.provenance import PrepareLedger, PreparePlan, claimed, manifest_of, require_enough, require_same
+from megaslm.preparing.provenance import PrepareLedger, PreparePlan, manifest_of, require_enough, require_same
 from megaslm.preparing.tokenizer_training import make_tokenizer
 from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 
@@ -124,13 +122,19 @@ class _PrepareJob:
 
     @contextmanager
     def claimed(self, *, alone: bool) -> Iterator[PrepareLedger]:
-        """Claims the output and makes its tokenizer."""
-        with keeping_what_is_done(self._folder), claimed(self._folder, self._plan, alone=alone) as ledger:
-            with ledger.setting_up():
-                ledger.begin(self._plan, self.tasks, alone=alone)
-                self._make_tokenizer(ledger)
-                self._output.begin(self._plan.model_dump_json())
-            yield ledger
+        """Claims the output, to start or to resume there, and makes its tokenizer."""
+        ledger = PrepareLedger(self._folder)
+        busy = f"{self._folder}: another process is preparing this dataset; wait for it or stop it"
+        with keeping_what_is_done(self._folder):
+            ledger.require_ours()
+            if not alone:
+                ledger.give_way(self._plan)
+            with ledger.claimed(alone=alone, busy=busy):
+                with ledger.setting_up():
+                    ledger.begin(self._plan, self.tasks, alone=alone)
+                    self._make_tokenizer(ledger)
+                    self._output.begin(self._plan.model_dump_json())
+                yield ledger
 
     def _make_tokenizer(self, ledger: PrepareLedger) -> None:
         if not (self._folder / TOKENIZER).is_dir():
@@ -155,27 +159,20 @@ class _PrepareJob:
         ray: RayCluster | None,
     ) -> None:
         """Does those of the tasks that are not done."""
-        waiting = [task for task in tasks if not ledger.is_done(task.name)]
-        if not waiting:
-            return
-        run_id = new_run_id()
-        publisher = Publisher(
-            ledger.folder,
-            run_id,
+        run = JobRun(
+            ledger,
+            new_run_id(),
+            tasks,
+            self._watcher,
             job="prepare",
             unit="input_bytes",
-            total=_input_bytes(tasks),
-            before=_input_bytes(tasks) - _input_bytes(waiting),
-            tasks=len(tasks),
-            tasks_before=len(tasks) - len(waiting),
+            size=lambda task: task.input_bytes,
+            is_done=lambda task: ledger.is_done(task.name),
         )
-
-        def publish(*, at_once: bool = False, all_done: bool = False) -> None:
-            progress = publisher.publish(at_once=at_once, all_done=all_done)
-            if progress is not None:
-                self._watcher.show(progress)
-
-        jobs = [
+        waiting = run.waiting
+        if not waiting:
+            return
+        specs = [
             PrepareSpec(task, self._recipe, self._facts, self._folder / TOKENIZER, self._folder, self._output)
             for task in waiting
         ]
@@ -183,16 +180,16 @@ class _PrepareJob:
         asked = workers or cores
         count = min(asked, len(waiting))
         self._watcher.say(_who_works(waiting, asked, self._recipe))
-        work = _Worker(jobs, self._folder, run_id, count)
+        work = partial(_work, specs, ledger, run.id, count)
         with self._saying_what_is_in_the_way(ledger):
             if count == 1 and ray is None:
-                work.draw_all(0, publish)
+                work(0, run.publish)
             else:
-                self._run_workers(count, work, ledger, publish, ray)
+                run.in_processes(count, work, ray=ray, preload=_PRELOADED)
         ledger.look_again()
         undone = [task for task in waiting if not ledger.is_done(task.name)]
-        publish(at_once=True, all_done=not undone)
-        left = [task for task in undone if ledger.is_left(task.name, run_id)]
+        run.publish(at_once=True, all_done=not undone)
+        left = [task for task in undone if ledger.is_left(task.name, run.id)]
         if left:
             raise MegaSLMError(_why_left(left, self._folder))
         if undone:
@@ -200,29 +197,6 @@ class _PrepareJob:
                 f"{self._folder}: {len(undone)} tasks are not done, and no worker could report why (perhaps the disk "
                 "is full); what is done is kept: run it again"
             )
-
-    def _run_workers(
-        self,
-        count: int,
-        work: "_Worker",
-        ledger: PrepareLedger,
-        publish: Callable[[], None],
-        ray: RayCluster | None,
-    ) -> None:
-        def look() -> None:
-            publish()
-            failure = ledger.failure(work.run_id)
-            if failure is not None:
-                raise failure
-
-        def tasks_done() -> int:
-            return sum(ledger.is_done(job.task.name) for job in work.jobs)
-
-        if ray is None:
-            run_workers(count, work, preload=_PRELOADED, look=look, tasks_done=tasks_done)
-        else:
-            ray.run(count, work, gpus=0, folder=ledger.folder, look=look, tasks_done=tasks_done)
-        look()
 
     def assemble(self, ledger: PrepareLedger) -> Manifest:
         """Join the parts of all tasks, which are done, and finish the dataset."""
@@ -296,39 +270,26 @@ def _place_of(task: Task) -> str:
     return f"{first.file.path}{upto}, from byte {first.start}"
 
 
-@dataclass(frozen=True)
-class _Worker:
-    jobs: Sequence[PrepareSpec]
-    folder: Path
-    run_id: str
-    processes: int
+def _work(
+    specs: Sequence[PrepareSpec],
+    ledger: PrepareLedger,
+    run_id: str,
+    processes: int,
+    number: int,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Draws tasks until none are left, as the process `number` of `processes`."""
+    tally = Tally(ledger.folder, run_id, number)
 
-    def __call__(self, number: int) -> None:
-        """Draws tasks until none are left, in a process of its own. A failure is noted in the ledger."""
-        try:
-            with keeping_what_is_done(self.folder):
-                self.draw_all(number, lambda: None)
-        except PeerFailed:
-            pass
-        except BaseException as error:
-            if not isinstance(error, MegaSLMError):
-                traceback.print_exc()
-            PrepareLedger(self.folder).fail(self.run_id, error)
+    def look() -> None:
+        on_progress()
+        ledger.raise_if_failed(run_id)
 
-    def draw_all(self, number: int, on_progress: Callable[[], None]) -> None:
-        """Draws tasks until none are left."""
-        ledger = PrepareLedger(self.folder)
-        tally = Tally(ledger.folder, self.run_id, number)
+    def draw(spec: PrepareSpec) -> Drawn:
+        def report(**counts: int) -> None:
+            tally.report(**counts)
+            look()
 
-        def look() -> None:
-            on_progress()
-            ledger.raise_if_failed(self.run_id)
+        return ledger.draw(spec.task.name, lambda: run_task(spec, report), run_id, tally)
 
-        def draw(job: PrepareSpec) -> Drawn:
-            def report(**counts: int) -> None:
-                tally.report(**counts)
-                look()
-
-            return ledger.draw(job.task.name, lambda: run_task(job, report), self.run_id, tally)
-
-        tally.end(left=len(draw_all(self.jobs, draw, look, processes=self.processes)))
+    tally.end(left=len(draw_all(specs, draw, look, processes=processes)))

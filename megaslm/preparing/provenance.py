@@ -2,8 +2,8 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -26,7 +26,6 @@ from megaslm.tokenizer.tokenizer import TokenizerFacts, tokenizer_facts
 _SPLITS: tuple[Split, ...] = ("train", "heldout")
 _FOLDER = ".prepare"
 _PLAN = "plan.json"
-_BRIEFLY_SECONDS = 2.0
 _OURS = (TOKENIZER, "train", "heldout")
 
 
@@ -188,16 +187,9 @@ class PrepareLedger(Ledger[TaskOutcome]):
         super().__init__(output / _FOLDER, TaskOutcome, place=str(output))
         self._output = output
 
-    @property
-    def claim(self) -> Path:
-        """The file that the first process of a job keeps locked while it works."""
-        return self.folder / "lock"
-
     def begin(self, plan: PreparePlan, tasks: Sequence[Task], *, alone: bool) -> None:
         """Resume the same plan. If `alone`, start over where the files have changed since, or where an earlier recipe
         has not finished any task."""
-        if alone:
-            self.forget_runs()
         found = self._begun()
         if found is not None:
             # A share leaves this check to `finish`, so that the files are not read again for every share.
@@ -217,12 +209,17 @@ class PrepareLedger(Ledger[TaskOutcome]):
             self._clear()
         write_file(self.folder / _PLAN, plan.model_dump_json())
 
+    def require_ours(self) -> None:
+        """Raise DataError where the output holds anything but unfinished work."""
+        if self._output.exists() and not self.folder.exists() and any(self._output.iterdir()):
+            raise DataError(f"{self._output} is not empty and holds no unfinished dataset; choose another folder")
+
     def give_way(self, plan: PreparePlan) -> None:
         """Forget another plan that was begun here, unless a task of it is done or another process works here.
 
         A share calls it before it claims the folder together with others: a recipe may be corrected after a mistake.
         """
-        with suppress(Busy), locked(self.claim, busy=f"{self._output} is in use"):
+        with suppress(Busy, FileNotFoundError), locked(self.claim, busy=f"{self._output} is in use"):
             if self._begun() not in (None, plan) and not self.has_outcomes():
                 self._clear()
                 self.forget_plan()
@@ -230,10 +227,6 @@ class PrepareLedger(Ledger[TaskOutcome]):
     def forget_plan(self) -> None:
         """Forget the plan, of which nothing has been done."""
         (self.folder / _PLAN).unlink(missing_ok=True)
-
-    def remove(self) -> None:
-        """Remove the notes of a finished dataset."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _begun(self) -> PreparePlan | None:
         path = self.folder / _PLAN
@@ -254,22 +247,3 @@ class PrepareLedger(Ledger[TaskOutcome]):
         self.forget_all()
         for name in _OURS:
             shutil.rmtree(self._output / name, ignore_errors=True)
-
-
-@contextmanager
-def claimed(output: Path, plan: PreparePlan, *, alone: bool) -> Iterator[PrepareLedger]:
-    """Claim `output`, to start or to resume `plan` there: alone, or together with processes that do other tasks.
-
-    Raises DataError where another process works there, or where it holds anything but unfinished work.
-    """
-    folder = output / _FOLDER
-    if output.exists() and not folder.exists() and any(output.iterdir()):
-        raise DataError(f"{output} is not empty and holds no unfinished dataset; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = f"{output}: another process is preparing this dataset; wait for it or stop it"
-    ledger = PrepareLedger(output)
-    if not alone:
-        ledger.give_way(plan)
-    # Another share may be giving way at this moment.
-    with locked(ledger.claim, shared=not alone, patience_seconds=0.0 if alone else _BRIEFLY_SECONDS, busy=busy):
-        yield ledger

@@ -69,6 +69,8 @@ class RunMetrics:
     tasks: dict[tuple[str, str], Measured]
     """By the task's name and the measure, one of the values of `TASK_MEASURES`."""
     domains: dict[str, Domain]
+    skipped_steps: tuple[int, ...]
+    """The steps that changed no weights."""
     unreadable_lines: int
     """Lines that are no records. A last line that is still being written does not count."""
 
@@ -76,6 +78,7 @@ class RunMetrics:
 @dataclass
 class _Collected:
     steps: list[dict[str, Any]] = field(default_factory=list)
+    skipped_steps: list[int] = field(default_factory=list)
     second_passes: dict[int, float] = field(default_factory=dict)
     """The share of targets with a second forward pass, by the last step of a report."""
     validations: dict[str, dict[int, tuple[float, float]]] = field(default_factory=dict)
@@ -88,10 +91,11 @@ class _Collected:
         if kind == "step":
             if math.isnan(tokens):
                 raise ValueError("a step without tokens")
-            # A step that comes again was made again after an interruption.
-            while self.steps and self.steps[-1]["step"] >= step:
-                self.steps.pop()
+            self._forget_from(step)
             self.steps.append(line)
+        elif kind == "skipped":
+            self._forget_from(step)
+            self.skipped_steps.append(step)
         elif kind == "report":
             self.second_passes[step] = number(line.get("second_pass_ratio"))
         elif kind == "validation":
@@ -102,6 +106,13 @@ class _Collected:
             for key, measure in TASK_MEASURES.items():
                 if line.get(key) is not None:
                     self.tasks.setdefault((line["name"], measure), {})[step] = (tokens, number(line[key]))
+
+    def _forget_from(self, step: int) -> None:
+        """A step that comes again was made again after an interruption."""
+        while self.steps and self.steps[-1]["step"] >= step:
+            self.steps.pop()
+        while self.skipped_steps and self.skipped_steps[-1] >= step:
+            self.skipped_steps.pop()
 
 
 def number(value: object) -> float:
@@ -128,6 +139,7 @@ def read_metrics(run: Path) -> RunMetrics:
         validated_domain=collected.validated_domain,
         tasks={task: _measured(found) for task, found in collected.tasks.items()},
         domains=_domains(steps),
+        skipped_steps=tuple(collected.skipped_steps),
         unreadable_lines=unreadable,
     )
 

@@ -11,7 +11,7 @@ from megaslm.config.plan import total_steps
 from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.cost_file import RunCost, read_cost
-from megaslm.dataset.kinds import Kind, kind_of
+from megaslm.dataset.kinds import Kind, contents, kind_of
 from megaslm.dataset.manifest import COST
 from megaslm.errors import ConfigError
 from megaslm.observe.display import counted
@@ -109,6 +109,8 @@ def require_run(folder: Path) -> None:
         raise ConfigError(f"{folder}: is a dataset, not a run; `megaslm inspect` shows it")
     if kind is Kind.CHECKPOINT:
         raise ConfigError(f"{folder}: is a checkpoint; name the folder of its run, {folder.parent.parent}")
+    if kind is Kind.OTHER and (inside := contents(folder)):
+        raise ConfigError(f"{folder}: is not the folder of a run, but holds {inside}; name each run")
     raise ConfigError(
         f"{folder}: is not the folder of a run, which holds {CONFIG} once all checks of the run have passed; name the "
         "folder that run_dir of a configuration says"
@@ -154,6 +156,9 @@ def _notes(run: ReportedRun) -> list[str]:
         notes.append("no step is reported yet")
     elif not run.is_complete:
         notes.append(f"{run.last_step:,} of {counted(run.total_steps, 'step')} so far")
+    if metrics.skipped_steps:
+        last = metrics.skipped_steps[-1]
+        notes.append(f"skipped steps: {len(metrics.skipped_steps):,}, most recently step {last:,}")
     if metrics.unreadable_lines:
         notes.append(f"metrics.jsonl: left out as unreadable: {counted(metrics.unreadable_lines, 'line')}")
     if run.last_step and "all_loss" not in metrics.keys:

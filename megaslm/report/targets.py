@@ -120,11 +120,11 @@ def _row(run: ReportedRun, place: str, loss: float) -> dict[str, object]:
 
 
 def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
-    loss, last = final_loss(baseline, place), final_loss(run, place)
+    last, (loss, tokens_read) = final_loss(run, place), _beside(run, place, baseline)
     ended = "ended" if run.is_complete and baseline.is_complete else "is so far"
     gap = f"{abs(last - loss):.4f} nats {'lower' if last <= loss else 'higher'} than {baseline.name}"
-    first = f"{run.name} {ended} {gap} on {place} ({last:.4f} against {loss:.4f}{_unequal(run, place, baseline)})"
-    own, others = reached(run, place, loss), reached(baseline, place, loss)
+    first = f"{run.name} {ended} {gap} on {place} ({last:.4f} against {loss:.4f}{tokens_read})"
+    own, others = (reached(one, place, final_loss(baseline, place)) for one in (run, baseline))
     if own is None or others is None:
         return f"{first}; it has not reached {baseline.name}'s last loss."
     tokens, of = own["tokens"] or 0.0, others["tokens"] or 0.0
@@ -132,9 +132,13 @@ def _sentence(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
     return f"{first}; it reached {baseline.name}'s last loss after {tokens:,.0f} of {of:,.0f} tokens{share}."
 
 
-def _unequal(run: ReportedRun, place: str, baseline: ReportedRun) -> str:
-    """How many tokens the two had read at their last losses, where that differs by more than a hundredth."""
+def _beside(run: ReportedRun, place: str, baseline: ReportedRun) -> tuple[float, str]:
+    """The baseline's last loss, or that at as many tokens where the run has read fewer; and how many tokens the two had
+    read, where their last losses differ in it by more than a hundredth."""
+    found = baseline.metrics.validations[place]
     own, others = (int(one.metrics.validations[place].tokens[-1]) for one in (run, baseline))
     if abs(own - others) <= _EQUAL_SHARE * others:
-        return ""
-    return f", after {own:,} against {others:,} tokens"
+        return final_loss(baseline, place), ""
+    if own < others:
+        return float(np.interp(own, found.tokens, found.values)), f", both after {own:,} tokens"
+    return final_loss(baseline, place), f", after {own:,} against {others:,} tokens"

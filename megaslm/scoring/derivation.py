@@ -7,7 +7,6 @@ added stays readable until then.
 
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -30,8 +29,6 @@ from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart, require_
 _NOTES = ".derived"
 _PLAN = "plan.json"
 _LOOK_AGAIN_SECONDS = 1.0
-# Time for killed processes to end.
-_PATIENCE_SECONDS = 10.0
 
 
 class PartOutcome(BaseModel):
@@ -82,16 +79,6 @@ class Derivation(Generic[Outcome]):
         self._known_parts = known_parts
         self._plan = DerivationPlan.of(described)
 
-    @property
-    def claim(self) -> Path:
-        """The file that the first process of a job keeps locked while it works."""
-        return self.ledger.folder / "lock"
-
-    @property
-    def at_work(self) -> Path:
-        """The file on which every other process of a job holds a shared lock while it works."""
-        return self.ledger.folder / "at-work.lock"
-
     def finished(self) -> Manifest | None:
         """The manifest of the output if it is the finished dataset, else None.
 
@@ -125,13 +112,8 @@ class Derivation(Generic[Outcome]):
         Raises DataError where another process works there, or where the output holds anything else.
         """
         self._require_ours()
-        self.ledger.folder.mkdir(parents=True, exist_ok=True)
         busy = f"{self._output.place}: another process is making this dataset; wait for it or stop it"
-        with locked(self.claim, shared=not alone, busy=busy):
-            if alone:
-                # Ranks of a job whose first rank has died may still be at work, perhaps with other settings.
-                with locked(self.at_work, patience_seconds=_PATIENCE_SECONDS, busy=busy):
-                    pass
+        with self.ledger.claimed(alone=alone, busy=busy):
             with self.ledger.setting_up():
                 self._begin(alone=alone)
             yield
@@ -216,8 +198,6 @@ class Derivation(Generic[Outcome]):
 
         Another plan may replace it if nothing is done yet and no other process works here.
         """
-        if alone:
-            self.ledger.forget_runs()
         done = self.ledger.outcomes()
         begun = self._begun()
         # Notes of ranges of parts are in subfolders.
@@ -245,7 +225,7 @@ class Derivation(Generic[Outcome]):
     def _tidy_up_after_a_kill(self, finished: Mapping[str, Part]) -> None:
         """Tidies up if a kill came after the manifest. Notes of a job that adds other parts are kept."""
         if self.ledger.folder.is_dir():
-            with suppress(DataError), locked(self.claim, busy="others are at work"):
+            with suppress(DataError), locked(self.ledger.claim, busy="others are at work"):
                 ranges = {path.stem.rsplit("--", 2)[0] for path in self.ledger.folder.glob("*/task-*.json")}
                 if self.ledger.outcomes().keys() | {name.removeprefix("task-") for name in ranges} <= finished.keys():
                     self.tidy_up()
@@ -253,12 +233,9 @@ class Derivation(Generic[Outcome]):
     def tidy_up(self) -> None:
         """Remove the working files of the finished dataset."""
         self._output.tidy_up()
-        gone = self.ledger.folder.with_name(f"{_NOTES}-{uuid.uuid4().hex[:8]}")
-        # Rename first: a process that still looks would take notes that vanish one by one for open tasks.
-        with suppress(FileNotFoundError):
-            self.ledger.folder.rename(gone)
-        for leftover in [gone] if self._folder is None else [gone, self.working]:
-            shutil.rmtree(leftover, ignore_errors=True)
+        self.ledger.remove()
+        if self._folder is not None:
+            shutil.rmtree(self.working, ignore_errors=True)
 
 
 def _short(part: Part) -> str:

@@ -2,10 +2,10 @@
 
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,14 +17,15 @@ from megaslm.dataset.manifest import MANIFEST, SCORES, Manifest, Reference
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import DataError, MegaSLMError, PeerFailed
+from megaslm.errors import DataError, MegaSLMError
 from megaslm.files import locked
 from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import locks_hold, require_shared
-from megaslm.jobs.ledger import Ledger, keeping_what_is_done, new_run_id
+from megaslm.jobs.ledger import keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import compile_line, is_compiled
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
@@ -34,7 +35,7 @@ from megaslm.scoring.part_scoring import PartScorer
 from megaslm.scoring.provenance import describe_scored
 from megaslm.scoring.reports import ScoredPart, known_parts, reports
 from megaslm.scoring.request import ScoreRequest
-from megaslm.scoring.work import ScoreLedger, ScoreProcess, who_works
+from megaslm.scoring.work import WHAT_IS_KEPT, ScoreLedger, ScoreProcess
 from megaslm.storage.file_systems import is_remote
 
 _WORKING = ".score"
@@ -112,7 +113,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, watcher: Watcher = _UN
 
     Raises as `score` does, and DataError where the nodes do not share the output, or its locks do not hold.
     """
-    device = torch.device("cuda" if cluster.gpus else "cpu")
+    device = torch.device("cuda:0" if cluster.gpus else "cpu")
     with StopSignal() as stop, keeping_what_is_done(task.output):
         described = describe_scored(task.reference, _open(task), task.settings, device)
         _warn(task, described)
@@ -124,71 +125,34 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, watcher: Watcher = _UN
         with derivation.claimed(alone=True):
             run_id = new_run_id()
             work = ScoreLedger(derivation, described, run_id)
-            publisher = work.publisher(work.tasks())
-
-            def look() -> None:
-                stop.raise_if_told("what is scored is kept; start it again for the rest")
-                failure = derivation.ledger.failure(run_id)
-                if failure is not None:
-                    raise failure
-                progress = publisher.publish()
-                if progress is not None:
-                    watcher.show(progress)
-
-            asked = cluster.gpus or cluster.cpus
-            count = min(asked, len(work.tasks()))
-            watcher.say(who_works(work.waiting_rows(work.tasks()), asked))
-            process = _OnRay(task, described, run_id, count, device.type, derivation.ledger.folder)
-            cluster.run(
-                count, process, gpus=1 if cluster.gpus else 0, folder=derivation.ledger.folder, look=look,
-                tasks_done=work.tasks_done,
-            )  # fmt: skip
-            work.look_again()
-            look()
+            tasks, asked = work.tasks(), cluster.gpus or cluster.cpus
+            count = min(asked, len(tasks))
+            run = work.run(tasks, watcher, asked)
+            run.in_processes(
+                count,
+                partial(_work_on_ray, task, described, run_id, count, device),
+                ray=cluster,
+                gpus=1 if cluster.gpus else 0,
+                look=lambda: stop.raise_if_told(WHAT_IS_KEPT),
+            )
             if why_left := work.why_left():
                 raise MegaSLMError(why_left)
-            progress = publisher.publish(all_done=True)
-            if progress is not None:
-                watcher.show(progress)
+            run.publish(all_done=True)
             watcher.say(f"joins the scored parts into {task.output}")
             return _assemble(task, described, derivation, patience_seconds=_NOTED_ELSEWHERE_SECONDS)
 
 
-@dataclass(frozen=True)
-class _OnRay:
-    """The work of each process on a Ray cluster. A failure is noted in the ledger."""
-
-    task: ScoreRequest
-    described: Manifest
-    run_id: str
-    count: int
-    device_type: str
-    ledger: Path
-
-    def __call__(self, number: int) -> None:
-        try:
-            # The job's first process chose the device type: another one would give other losses.
-            device = torch.device("cuda", 0) if self.device_type == "cuda" else torch.device("cpu")
-            if device.type == "cuda" and not torch.cuda.is_available():
-                raise DataError(
-                    f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; repair that node's torch"
-                )
-            with keeping_what_is_done(self.task.output), StopSignal() as stop:
-                derivation = _derive(self.task, self.described)
-                ScoreProcess(
-                    ScoreLedger(derivation, self.described, self.run_id),
-                    World(number, self.count, device),
-                    lambda: _load(self.task, self.described, device),
-                    stop,
-                    None,
-                    locks_hold=True,
-                ).run(None)
-        except PeerFailed:
-            pass
-        except BaseException as error:
-            if not isinstance(error, MegaSLMError):
-                traceback.print_exc()
-            Ledger(self.ledger, ScoredPart, place=str(self.task.output)).fail(self.run_id, error)
+def _work_on_ray(
+    task: ScoreRequest, described: Manifest, run_id: str, count: int, device: torch.device, number: int
+) -> None:
+    """The work of the process `number` of `count`."""
+    # The job's first process chose the device: another kind would give other losses.
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DataError(f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; repair that node's torch")
+    with StopSignal() as stop:
+        work = ScoreLedger(_derive(task, described), described, run_id)
+        world = World(number, count, device)
+        ScoreProcess(work, world, lambda: _load(task, described, device), stop, None, locks_hold=True).run(None)
 
 
 def finish(task: ScoreRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
@@ -247,8 +211,9 @@ class _ScoreJob:
             folder = self._derivation.ledger.folder
             require_shared(folder, "output" if self._task.working is None else "--work", self._world)
             if not self._world.is_first:
+                at_work = self._derivation.ledger.at_work
                 busy = f"{self._task.output}: another job is starting to work here"
-                held.enter_context(locked(self._derivation.at_work, shared=True, patience_seconds=_BRIEFLY, busy=busy))
+                held.enter_context(locked(at_work, shared=True, patience_seconds=_BRIEFLY, busy=busy))
             # All ranks meet here, so that none is late for the following.
             self._locks_hold = locks_hold(folder, self._world)
             if not self._locks_hold:
@@ -270,8 +235,7 @@ class _ScoreJob:
             with keeping_what_is_done(self._task.output), self._unless_finished():
                 self._process(run_id, stop).run(share)
         except BaseException as error:
-            if not isinstance(error, PeerFailed):
-                self._derivation.ledger.fail(run_id, error)
+            self._derivation.ledger.fail(run_id, error)
             raise
 
     def assembled(self) -> Manifest:
@@ -373,6 +337,7 @@ def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
 def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> PartScorer:
     record = cast(Reference, described.reference)
     compiled = is_compiled(task.settings.compile, device, name=_COMPILE)
+    flash.activate(task.settings.flash_attention, device, name="--flash-attention")
     try:
         model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
     except torch.OutOfMemoryError as error:

@@ -21,7 +21,8 @@ from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import DataError, Stopped
 from megaslm.jobs.ledger import Drawn, draw_all, keeping_what_is_done, new_run_id
-from megaslm.jobs.progress import Publisher, Tally, Unwatched, Watcher
+from megaslm.jobs.progress import Tally, Unwatched, Watcher
+from megaslm.jobs.run import JobRun
 from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
@@ -98,27 +99,24 @@ class _MaskJob:
         self._rule = described.mask
         self._eos_id = described.eos_id
         self._format = RowFormat.of(described)
-        self._parts = derivation.parts()
-        self._waiting = [item for item in self._parts if not derivation.is_done(item)]
         self._watcher = watcher
-        self._run_id = new_run_id()
+        self._run = JobRun(
+            derivation.ledger,
+            new_run_id(),
+            derivation.parts(),
+            watcher,
+            job="mask",
+            unit="rows",
+            size=lambda item: item.part.rows,
+            is_done=derivation.is_done,
+        )
         self._over = threading.Event()
 
     def run(self, threads: int) -> None:
         """Does them in `threads` threads, until one fails."""
-        rows = sum(item.part.rows for item in self._parts)
-        publisher = Publisher(
-            self._derivation.ledger.folder,
-            self._run_id,
-            job="mask",
-            unit="rows",
-            total=rows,
-            before=rows - sum(item.part.rows for item in self._waiting),
-            tasks=len(self._parts),
-            tasks_before=len(self._parts) - len(self._waiting),
-        )
-        idle = "" if len(self._waiting) >= threads else "; a part is one task, so the other threads have none"
-        self._watcher.say(f"{counted(len(self._waiting), 'part')} for {counted(threads, 'thread')}{idle}")
+        waiting = len(self._run.waiting)
+        idle = "" if waiting >= threads else "; a part is one task, so the other threads have none"
+        self._watcher.say(f"{counted(waiting, 'part')} for {counted(threads, 'thread')}{idle}")
         # Each of these threads would start as many torch threads, which would compete for the same cores.
         torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -130,16 +128,14 @@ class _MaskJob:
                     ended, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
                     for thread in ended:
                         thread.result()
-                    progress = publisher.publish(all_done=not running)
-                    if progress is not None:
-                        self._watcher.show(progress)
+                    self._run.publish(all_done=not running)
             finally:
                 self._over.set()
                 pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(torch_threads)
 
     def _draw_all(self, thread: int, stop: StopSignal) -> None:
-        tally = Tally(self._derivation.ledger.folder, self._run_id, thread)
+        tally = Tally(self._derivation.ledger.folder, self._run.id, thread)
 
         def look() -> None:
             stop.raise_if_told("the parts that are done are kept; start it again for the others")
@@ -147,9 +143,9 @@ class _MaskJob:
                 raise Stopped("another thread has failed")
 
         def draw(item: SourcePart) -> Drawn:
-            return self._derivation.draw(item, partial(self._make, item, tally, look), self._run_id, tally)
+            return self._derivation.draw(item, partial(self._make, item, tally, look), self._run.id, tally)
 
-        draw_all(self._waiting, draw, look)
+        draw_all(self._run.waiting, draw, look)
 
     def _make(self, item: SourcePart, tally: Tally, look: Callable[[], None], folder: Path) -> PartOutcome:
         reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)

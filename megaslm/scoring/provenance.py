@@ -9,6 +9,7 @@ from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import ConfigError, DataError
+from megaslm.model.attention import flash
 from megaslm.model.documents import kernel_name
 from megaslm.model.fit import check_model_fits, require_tokenizer
 from megaslm.model.folder import check_model_folder
@@ -25,8 +26,9 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
     Raises:
         ModelError: the reference is not a model, is incomplete, or does not fit the rows.
         DataError: the dataset is corrupt, is scored already, or has another tokenizer than the reference.
-        ConfigError: window or stride do not fit the rows or the reference.
+        ConfigError: window or stride do not fit the rows or the reference, or this machine lacks the FlashAttention.
     """
+    flash.activate(settings.flash_attention, device, name="--flash-attention")
     manifest = read_manifest(dataset.path)
     if manifest.kind != "tokens":
         raise DataError(

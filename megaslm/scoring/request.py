@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from megaslm.config.schema import Compile, Precision
+from megaslm.config.schema import Compile, FlashAttention, Precision
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class ScoreSettings:
     precision: Precision = "auto"
     compile: Compile = "auto"
     """Whether the decoder layers are compiled. The losses differ by rounding; the output does not record it."""
+    flash_attention: FlashAttention = "FA2"
+    """Which FlashAttention computes attention on a GPU."""
     document_isolation: bool = True
     batch_rows: int = 16
     """Rows per batch. All batches are equally large, so that a row's losses do not depend on the number of ranks."""

@@ -19,7 +19,8 @@ from megaslm.engine.distributed import World
 from megaslm.engine.stop_signal import StopSignal
 from megaslm.errors import MegaSLMError
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
-from megaslm.jobs.progress import Publisher, Tally, Watcher
+from megaslm.jobs.progress import Tally, Watcher
+from megaslm.jobs.run import JobRun
 from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart
@@ -34,7 +35,8 @@ _MOST_RANGES = 32
 # Ranks share the work evenly if no task is longer than this multiple of a rank's share.
 _EVEN = 1.5
 
-_WHAT_IS_KEPT = "what is scored is kept; start it again for the rest"
+WHAT_IS_KEPT = "what is scored is kept; start it again for the rest"
+"""After a job was told to stop."""
 
 
 class RangeOutcome(BaseModel):
@@ -108,35 +110,19 @@ class ScoreLedger:
         """The file of a range's values until its part is joined."""
         return self.range_ledger.folder / f"{task.name}.npy"
 
-    def publisher(self, tasks: Sequence[RowRange | SourcePart]) -> Publisher:
-        """Publishes the progress of all processes with these tasks."""
-        done = [task for task in tasks if self.is_done(task)]
-        return Publisher(
-            self.ledger.folder,
-            self.run_id,
-            job="score",
-            unit="rows",
-            total=sum(map(_rows, tasks)),
-            before=sum(map(_rows, done)),
-            tasks=len(tasks),
-            tasks_before=len(done),
+    def run(
+        self, tasks: Sequence[RowRange | SourcePart], watcher: Watcher, ranks: int
+    ) -> JobRun[RowRange | SourcePart]:
+        """The run of these tasks, of which it tells the watcher how many ranks share them."""
+        run = JobRun(
+            self.ledger, self.run_id, tasks, watcher, job="score", unit="rows", size=_rows, is_done=self.is_done
         )
-
-    def waiting_rows(self, tasks: Sequence[RowRange | SourcePart]) -> list[int]:
-        """The rows of each task that is not done."""
-        return [_rows(task) for task in tasks if not self.is_done(task)]
-
-    def tasks_done(self) -> int:
-        """The number of finished tasks."""
-        return sum(map(self.is_done, self.tasks()))
-
-    def look_again(self) -> None:
-        """Read the notes of other hosts again."""
-        self.ledger.look_again()
-        self.range_ledger.look_again()
+        watcher.say(who_works(list(map(_rows, run.waiting)), ranks))
+        return run
 
     def why_left(self) -> str:
         """A message that names the abandoned tasks and what to do; "" if there are none."""
+        self.range_ledger.look_again()
         left = [str(item.path) for item in self.parts if self.ledger.is_left(item.name, self.run_id)]
         left += [
             f"{each.item.path} (rows {each.rows.start} to {each.rows.stop - 1})"
@@ -184,7 +170,7 @@ class ScoreProcess:
         self._scorer: PartScorer | None = None
         self._free_since = time.monotonic()
         self._tally = Tally(work.ledger.folder, work.run_id, world.rank)
-        self._publisher: Publisher | None = None
+        self._run: JobRun[RowRange | SourcePart] | None = None
         self._reader_of = lru_cache(maxsize=1)(self._open_reader)
 
     def run(self, share: Share | None) -> None:
@@ -194,8 +180,7 @@ class ScoreProcess:
         """
         tasks = self._work.tasks() if share is None else share.of(self._work.tasks())
         if self._watcher is not None:
-            self._publisher = self._work.publisher(tasks)
-            self._watcher.say(who_works(self._work.waiting_rows(tasks), self._world.size))
+            self._run = self._work.run(tasks, self._watcher, self._world.size)
         self._look()
         if share is None:
             tasks = [*tasks, *(item for item in self._work.parts if self._work.ranges(item))]
@@ -204,7 +189,8 @@ class ScoreProcess:
         if not self._locks_hold:
             draw_all(tasks, self._is_done, self._look, processes=self._world.size)
         self._tally.end(len(left))
-        self._publish(at_once=True, all_done=not left)
+        if self._run is not None:
+            self._run.publish(at_once=True, all_done=not left)
         if left:
             raise MegaSLMError(self._work.why_left())
 
@@ -215,17 +201,12 @@ class ScoreProcess:
                 self._draw_part(item)
 
     def _look(self) -> None:
-        self._stop.raise_if_told(_WHAT_IS_KEPT)
+        self._stop.raise_if_told(WHAT_IS_KEPT)
         self._work.ledger.raise_if_failed(self._work.run_id)
         # Raises FileNotFoundError once another rank has made the dataset and removed the ledger.
         self._work.ledger.folder.stat()
-        self._publish()
-
-    def _publish(self, *, at_once: bool = False, all_done: bool = False) -> None:
-        if self._publisher is not None and self._watcher is not None:
-            progress = self._publisher.publish(at_once=at_once, all_done=all_done)
-            if progress is not None:
-                self._watcher.show(progress)
+        if self._run is not None:
+            self._run.publish()
 
     def _draw(self, task: RowRange | SourcePart) -> Drawn:
         return self._draw_range(task) if isinstance(task, RowRange) else self._draw_part(task)

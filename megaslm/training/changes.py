@@ -54,6 +54,7 @@ IF_ALLOWED = (
 FREE = (
     "run_dir",
     "model.compile",
+    "model.flash_attention",
     "model.recompute",
     "model.hub",
     "model.hub.*",

@@ -40,8 +40,8 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     """The rows that a run reads in a step, or would read if it continued without another roll-back.
 
     `run` is a run's folder or its YAML file. A YAML file tells of a run from its first step on, without roll-backs.
-    Raises ConfigError where the run has no such step, or its folder does not tell which rows were skipped, and the
-    errors of opening its datasets.
+    Raises ConfigError where the run has no such step, or its folder does not tell which rows were skipped;
+    CheckpointError where it has read rows in another order; and the errors of opening its datasets.
     """
     config = load(RunConfig, run / CONFIG if run.is_dir() else run, []).value
     data = open_training_data(config)
@@ -51,7 +51,7 @@ def rows_of_step(run: Path, step: int) -> StepRows:
     streams = data.mixture.streams
     indices = [read_index(stream.local) for stream in streams]
     so_far, noted = _history(run, plan.global_batch_rows)
-
+    so_far.require_row_order(data.mixture, RunFolder(run).checkpoints)
     order = partial(order_of, streams, indices, plan, config.data.shuffle_seed)
     found = order(lengthened(so_far.extents, extent_of(streams), so_far.rows_seen, order))
     rows_seen = rows_seen_before(step, noted, plan.global_batch_rows)

@@ -19,6 +19,7 @@ from megaslm.health.findings import Requirements
 from megaslm.health.preflight import preflight
 from megaslm.health.shared_folders import require_shared
 from megaslm.health.watchdog import Watchdog
+from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import compile_line
 from megaslm.model.documents import kernel_name
 from megaslm.observe.third_party_output import keep_in
@@ -26,7 +27,6 @@ from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
-from megaslm.training.checkpoints.progress import BY_PASSES
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
 from megaslm.training.dry_run import dry_run
@@ -92,6 +92,7 @@ def train(
     world = join_world()
     with Watchdog(world, silence_seconds=guard.silence_seconds, hang_seconds=guard.hang_seconds):
         heartbeat("start", 0)
+        flash.activate(config.model.flash_attention, world.device, name="model.flash_attention =")
         if smoke_steps is None:
             _train(config, world, stop, may_resume=resume, allow_changed=allow_changed)
         else:
@@ -253,12 +254,7 @@ def _resume(run: TrainingRun, say: Callable[[str], None]) -> Resumed:
             f"{run.folder.checkpoints}: the run has made {resumed.progress.step} steps; train.total_tokens asks for "
             f"{run.plan.total_steps} in all"
         )
-    if resumed.progress.row_order != BY_PASSES and run.data.mixture.may_repeat_rows:
-        raise CheckpointError(
-            f"{run.folder.checkpoints}: was written by a version that drew data.streams with weight or repeat anew "
-            "each epoch; this version reads them pass after pass and cannot tell the position in these passes; start "
-            "a new run from this one's model (`megaslm export`, then model.from_pretrained)"
-        )
+    resumed.progress.require_row_order(run.data.mixture, run.folder.checkpoints)
     return _with_new_rows(run, after_rollbacks(run, resumed), say)
 
 

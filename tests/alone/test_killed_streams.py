@@ -14,6 +14,7 @@ from megaslm.engine.distributed import join_world
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import MixtureStream
 from tests.forks import fork, fork_two_ranks, statuses_of, wait_until
+from tests.messages import Says, line_with
 from tests.streams import SHUFFLE_SEED, assert_right, fetched, plan, take, write_stream
 
 FETCH = FetchSection(retries=0, timeout_seconds=20)
@@ -84,7 +85,7 @@ def test_kills_leave_nothing_and_neighbours_keep_what_is_theirs(tmp_path: Path, 
 
 
 def test_two_runs_do_not_fetch_into_one_cache(
-    tmp_path: Path, temporary: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, temporary: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     stream = fetched(write_stream(tmp_path / "a", shards=2), tmp_path / "cache")
     first = fork(lambda: read_on(stream, tmp_path / "first"))
@@ -92,7 +93,7 @@ def test_two_runs_do_not_fetch_into_one_cache(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megaslm.stream.host_folder._ORPHANS_SECONDS", 0.5)
         assert statuses_of([fork(lambda: read_on(stream, tmp_path / "second"))]) == [2]
-    assert f"{stream.local}: another run on this host fetches into it" in capfd.readouterr().err
+    says(line_with(capfd.readouterr().err, f"{stream.local}: "))
     os.killpg(first, signal.SIGKILL)
     os.waitpid(first, 0)
     # Its loaders notice, and then the cache is free.

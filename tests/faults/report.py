@@ -126,6 +126,12 @@ _ROWS = (
         "ended {ended_seconds:.0f} s after the kill, on one node in place of two",
     ),
     Row(
+        "job_ray_node_killed_scoring",
+        "the same in the middle of `score --engine ray`",
+        "the other node scores the killed node's rows and all remaining rows; equal bytes",
+        "ended {ended_seconds:.0f} s after the kill, on one node in place of two",
+    ),
+    Row(
         "small_shared_memory",
         "a container's small /dev/shm, with a dataset of millions of rows",
         "no effect: MegaSLM does not use /dev/shm",

@@ -15,13 +15,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megaslm.preparing.prepare import prepare
 from tests.corpus import content, recipe_of, text, write_corpus
 from tests.faults.figures import Figures
 from tests.forks import wait_until
 from tests.launched import ROOT
-from tests.scoring import make_reference, rows_of, run_job, task_of
+from tests.scoring import NOTES, make_reference, rows_of, run_job, task_of
 from tests.toy import make_dataset
 
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 SMALL = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats"]
 
 
@@ -79,7 +81,7 @@ class Cluster:
         return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster() -> Iterator[Cluster]:
     # The names of sockets may have no more than about a hundred characters.
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
@@ -93,19 +95,35 @@ def cluster() -> Iterator[Cluster]:
 def processes_at_work(ledger: Path) -> list[int]:
     """The processes that do a task now."""
     found = []
-    for path in ledger.glob("task-*.tries"):
+    for path in ledger.rglob("task-*.tries"):
         # A task that is done meanwhile has none any more.
         with suppress(FileNotFoundError):
             found.append(int(path.read_text().split()[-1]))
     return found
 
 
+def end_with_a_node_killed(cluster: Cluster, job: "subprocess.Popen[str]", ledger: Path) -> float:
+    """Kills a node at work once a task is done, and waits for the job, which succeeds. Returns the seconds it took."""
+    at_work: list[int] = []
+
+    def is_half_way() -> bool:
+        at_work[:] = processes_at_work(ledger)
+        return bool(list(ledger.rglob("task-*.json")) and at_work) or job.poll() is not None
+
+    wait_until(is_half_way)
+    assert at_work, job.communicate()
+    assert cluster.kill_the_node_of(at_work[0])
+    killed_at = time.monotonic()
+    said = job.communicate(timeout=300)
+    seconds = time.monotonic() - killed_at
+    assert job.returncode == 0, said
+    return seconds
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
-def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
-    from megaslm.preparing.prepare import prepare
-
+@needs_ray
+def test_a_node_that_is_killed_costs_its_tasks_of_prepare(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     for number in range(6):
         (tmp_path / "corpus" / f"{number}.txt").write_text("\n\n".join(text(seed) for seed in range(4000)))
@@ -114,33 +132,25 @@ def test_a_node_that_is_killed_costs_its_tasks_alone(cluster: Cluster, figures: 
     (tmp_path / "recipe.yaml").write_text(recipe.model_dump_json(), encoding="utf-8")
     prepare(recipe, tmp_path / "expected", workers=2)
     job = cluster.run("prepare", tmp_path / "recipe.yaml", tmp_path / "dataset")
-    ledger = tmp_path / "dataset" / ".prepare"
-    at_work: list[int] = []
-
-    def is_half_way() -> bool:
-        at_work[:] = processes_at_work(ledger)
-        return bool(list(ledger.glob("task-*.json")) and at_work) or job.poll() is not None
-
-    wait_until(is_half_way)
-    assert at_work, job.communicate()
-    assert cluster.kill_the_node_of(at_work[0])
-    killed_at = time.monotonic()
-    said = job.communicate(timeout=300)
-    ended_at = time.monotonic()
-    assert job.returncode == 0, said
+    seconds = end_with_a_node_killed(cluster, job, tmp_path / "dataset" / ".prepare")
     assert content(tmp_path / "dataset") == content(tmp_path / "expected")
-    figures.record("job_ray_node_killed", ended_seconds=ended_at - killed_at)
+    figures.record("job_ray_node_killed", ended_seconds=seconds)
 
-    # The other node alone scores it.
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@needs_ray
+def test_a_node_that_is_killed_costs_its_tasks_of_score(cluster: Cluster, figures: Figures, tmp_path: Path) -> None:
     make_reference(tmp_path / "model")
-    make_dataset(tmp_path / "tokens", {("train", "a"): [60, 35], ("train", "b"): [31]})
-    task = task_of(tmp_path / "model", tmp_path / "tokens", tmp_path / "scored")
+    # Five ranges of one part, two of another, and a part that is one task.
+    make_dataset(tmp_path / "tokens", {("train", "a"): [70_000, 20_000], ("train", "b"): [8_000]})
+    task = task_of(tmp_path / "model", tmp_path / "tokens", tmp_path / "scored", batch_rows=64)
     run_job(1, task)
-    options = ["--reference", task.reference, "--batch-rows", 4]
+    options = ["--reference", task.reference, "--batch-rows", 64]
     job = cluster.run("score", task.dataset, tmp_path / "on-ray", *options)
-    said = job.communicate(timeout=300)
-    assert job.returncode == 0, said
+    seconds = end_with_a_node_killed(cluster, job, tmp_path / "on-ray" / NOTES)
     assert rows_of(tmp_path / "on-ray") == rows_of(tmp_path / "scored")
+    figures.record("job_ray_node_killed_scoring", ended_seconds=seconds)
 
 
 def test_an_address_that_answers_nobody_is_named_at_once(tmp_path: Path) -> None:

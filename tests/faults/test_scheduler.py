@@ -9,6 +9,7 @@ from tests.faults.elastic import ElasticRun
 from tests.faults.figures import Figures
 from tests.faults.host import processes_of, wait_until_gone
 from tests.faults.runs import Material, records, steps_made
+from tests.messages import lines_with
 
 MANY_STEPS = 4000
 
@@ -28,7 +29,7 @@ def test_torchrun_hands_on_what_a_scheduler_tells(material: Material, figures: F
             assert run.wait(seconds=60) == 1
             wait_until_gone(lambda run=run: processes_of(run.mark))
         made += steps_made(run.output)
-        assert f"told to stop by {told.name}; step {made[-1]} is saved" in run.output
+        assert lines_with(run.output, told.name, f"step {made[-1]} ", "--resume")
         assert "RuntimeError" not in run.output
     stopped_at = made[-1]
     last = material.config(tmp_path / "run", steps=stopped_at + 4, data=loading)

@@ -41,7 +41,7 @@ def test_a_run_goes_back_and_past_the_rows_of_a_spike(
     capfd.readouterr()
     assert run_ranks(config) == [0, 0]
     said = capfd.readouterr().out
-    assert said.count("above the mean of those before") == 1, said
+    assert said.count("standard deviation") == 1, said
     made, losses = steps_made(said), [record["loss"] for record in records(config)]
     assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
     steps_to_return = len(made) - STEPS

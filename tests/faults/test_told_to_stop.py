@@ -14,6 +14,7 @@ from tests.faults.runs import (
     tokens_of,
     weights_sha256,
 )
+from tests.messages import lines_with
 
 POINTS = {"start": 0, "step": 3, "validate": 2, "save": 4, "write": 4}
 """Where a rank is told, and at which step."""
@@ -44,7 +45,7 @@ def test_one_rank_is_told_to_stop_and_all_do(
     made = steps_made(before.out)
     assert made == list(range(1, len(made) + 1))
     assert len(made) < STEPS
-    assert "told to stop" in before.err
+    assert lines_with(before.err, f"SIG{action.upper()}", "--resume")
     assert run_ranks(config) == [0, 0]
     made += steps_made(capfd.readouterr().out)
     assert weights_sha256(config) == undisturbed

@@ -11,6 +11,7 @@ from megaslm.errors import Stopped
 from tests.gpu.runs import SEQ_LEN, TOKENS_PER_STEP, config_file, losses, make_tokens, scratch_shape
 from tests.injection import faults
 from tests.launched import run_megaslm
+from tests.messages import lines_with
 
 pytestmark = [
     pytest.mark.gpu,
@@ -93,7 +94,7 @@ def test_a_bad_step_is_skipped(folder: Path, undisturbed: list[float], monkeypat
 
 def test_a_run_after_a_dry_run_is_the_run_itself(folder: Path, undisturbed: list[float]) -> None:
     said = run_megaslm("train", clm(folder, "checked", guard={"dry_run": True}))
-    assert "GiB of GPU memory on the first rank" in said
+    assert lines_with(said, "dry run", "GiB of GPU memory")
     assert losses(folder / "checked") == undisturbed
 
 
@@ -110,5 +111,4 @@ def test_a_dry_run_names_what_does_not_fit(folder: Path) -> None:
     said = run_megaslm("train", config, expect_status=2)
     del taken
     torch.cuda.empty_cache()
-    assert "guard.dry_run: a step does not fit into the memory of rank 0: " in said
-    assert "lower train.micro_batch_rows" in said
+    assert lines_with(said, "guard.dry_run: ", "rank 0: ", "train.micro_batch_rows")

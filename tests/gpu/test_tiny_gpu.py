@@ -8,13 +8,32 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megaslm.dataset.manifest import read_manifest
-from tests.gpu.runs import config_file, losses, make_tokens, scratch_shape
+from tests.gpu.runs import ROWS_PER_STEP, STEPS, config_file, losses, make_tokens, scratch_shape
 from tests.launched import run_megaslm
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; this machine has none"),
 ]
+
+
+def test_kept_graphs_and_a_second_pass_learn_the_same(tmp_path: Path) -> None:
+    make_tokens(tmp_path)
+    found = {}
+    for way in ("kept_graphs", "second_pass"):
+        config = config_file(
+            "slm",
+            tmp_path,
+            way,
+            model={"from_scratch": scratch_shape()},
+            data={"train": str(tmp_path / "tokens")},
+            train={"micro_batch_rows": ROWS_PER_STEP // 2, "deterministic": True},
+            slm={"reference": None, "criterion": "loss", "exact_by": way},
+        )
+        run_megaslm("train", config)
+        found[way] = losses(tmp_path / way)
+    assert len(found["second_pass"]) == STEPS
+    assert found["kept_graphs"] == found["second_pass"]
 
 
 def test_the_whole_way_on_one_gpu(tmp_path: Path) -> None:

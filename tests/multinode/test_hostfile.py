@@ -11,6 +11,7 @@ from megaslm.config.schema import RunConfig
 from tests.faults.figures import Figures
 from tests.faults.runs import LONGER, STEPS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
+from tests.messages import lines_with
 from tests.multinode.hostfile_job import HostfileJob
 from tests.multinode.hosts import Hosts
 from tests.scoring import make_reference, rows_of
@@ -102,7 +103,7 @@ def test_a_job_that_is_told_to_stop_saves_and_resumes_later(
         assert job.wait(seconds=60) == 75, job.output
         seconds = time.monotonic() - began
     made = steps_made(job.output)
-    assert f"step {made[-1]} is saved" in job.output
+    assert lines_with(job.output, f"step {made[-1]} ", "--resume")
     assert made[-1] < MANY_STEPS
     last = material.config(tmp_path / "run", steps=made[-1] + 2)
     write_config(tmp_path / "run.yaml", last)

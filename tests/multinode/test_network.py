@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launched import ROOT
+from tests.messages import line_with, lines_with
 from tests.multinode.hostfile_job import free_port
 from tests.multinode.hosts import Hosts
 
@@ -91,7 +92,7 @@ def test_they_talk_over_the_interface_that_leads_to_the_first_host(hosts: Hosts,
 def test_a_name_that_means_loopback_on_the_first_host_is_refused_there(hosts: Hosts, tmp_path: Path) -> None:
     (status, said), other = meet(hosts, tmp_path, master="node-1")
     assert status == other[0] == 2
-    assert "connections of rank 0 on node-1 would go over lo, which other hosts do not reach; set MASTER_ADDR" in said
+    assert lines_with(said, "rank 0 on node-1 ", " lo,", "MASTER_ADDR")
 
 
 @pytest.mark.usefixtures("more_interfaces")
@@ -100,7 +101,7 @@ def test_hosts_that_do_not_reach_one_another_end_within_the_limit(hosts: Hosts, 
     found = meet(hosts, tmp_path, master=hosts.first.address, GLOO_SOCKET_IFNAME="bridge0")
     for host, (status, said) in zip(hosts.all, found, strict=True):
         assert status == 1
-        assert f"{host.name} has no connection to the other ranks over bridge0" in said
+        assert lines_with(said, f"{host.name} ", "bridge0")
     assert time.monotonic() - began < 20
 
 
@@ -138,6 +139,5 @@ def test_a_slow_link_is_named_by_its_two_ranks(hosts: Hosts, tmp_path: Path) -> 
         hosts, tmp_path, master=hosts.first.address, program=CHECK, interfaces=["eth0", "eth1"]
     )
     assert [status, *(other[0] for other in others)] == [0, 0, 0, 0], said
-    assert "warning: rank 1 on node-1 to rank 3 on node-2: 0.0" in said
-    assert said.count("warning: ") == 1
-    assert "preflight: 4 ranks on 2 hosts agree; " in said
+    assert line_with(said, "warning: ").startswith("warning: rank 1 on node-1 to rank 3 on node-2: 0.0")
+    assert lines_with(said, "preflight: ", "4 ranks", "2 hosts")

@@ -12,6 +12,7 @@ from tests.faults.figures import Figures
 from tests.faults.runs import STEPS, STEPS_BETWEEN_CHECKPOINTS, Material, records, steps_made, weights_sha256
 from tests.forks import wait_until
 from tests.launched import ROOT
+from tests.messages import lines_with
 from tests.multinode.hostfile_job import ONE_RANK_EACH, HostfileJob, free_port
 from tests.multinode.hosts import Hosts
 from tests.toy import write_config
@@ -53,7 +54,7 @@ def test_a_host_that_cannot_be_reached_is_named_and_nothing_is_started(
     with HostfileJob(hosts, tmp_path, ["train", "absent.yaml"], hostfile=hostfile) as job:
         assert job.wait(seconds=30) == 2, job.output
     assert named in job.output
-    assert "1 of the 2 hosts of hosts.txt are not fit; nothing was started" in job.output
+    assert lines_with(job.output, "1 of the 2 hosts", "hosts.txt")
     figures.record("nodes_unreachable", **{f"{fault}_seconds": time.monotonic() - began})
 
 
@@ -68,7 +69,7 @@ def test_a_port_that_is_taken_is_named_with_its_host(hosts: Hosts, tmp_path: Pat
     seconds = time.monotonic() - began
     hosts.first.send(taker, signal.SIGKILL)
     taker.wait()
-    assert f"node-1: MASTER_PORT = {port}: somebody listens there on node-1, 10.77.0.1; set another," in job.output
+    assert lines_with(job.output, f"node-1: MASTER_PORT = {port}: ", "10.77.0.1")
     figures.record("nodes_unreachable", port_taken_seconds=seconds)
 
 
@@ -131,14 +132,13 @@ def test_a_network_that_is_cut_for_ever_ends_the_job_on_both_sides(
         job.wait_until_it_says(" · step 3/")
         hosts.cut_link()
         began = time.monotonic()
-        wait_until(lambda: "watchdog ends this process" in job.output)
+        wait_until(lambda: lines_with(job.output, "rank 1 (host node-2", "no heartbeat") != [])
         found_seconds = time.monotonic() - began
         wait_until(lambda: hosts.second.processes() == {})
         other_side_seconds = time.monotonic() - began
         assert job.wait(seconds=SSH_LIMIT_SECONDS + 60) not in (0, 75), job.output
         seconds = time.monotonic() - began
-    assert "rank 1 (host node-2" in job.output
-    assert "has given no heartbeat" in job.output
+
     figures.record(
         "network_cut",
         silence_seconds=SILENCE_SECONDS,
@@ -157,14 +157,12 @@ def test_a_host_that_has_a_run_folder_of_its_own_is_named(
     hosts.second.run("mount", "-t", "tmpfs", "tmpfs", runs)
     try:
         with start_training(hosts, material.config(runs / "run"), tmp_path / "job") as job:
-            job.wait_until_it_says("rank 1 on node-2 does not see what the first rank has left in run_dir")
             assert job.wait(seconds=120) == 2, job.output
             seconds = time.time() - job.began
     finally:
         hosts.second.run("umount", runs)
-    assert (
-        f"run_dir: {runs / 'run'} of rank 0 on node-1 is another folder than that of rank 1 on node-2; " in job.output
-    )
+    assert lines_with(job.output, "rank 1 on node-2 ", "run_dir", " s more")
+    assert lines_with(job.output, f"run_dir: {runs / 'run'} of rank 0 on node-1 ", "rank 1 on node-2; ")
     assert list((runs / "run").glob(".shared-*")) == []
     figures.record("node_of_its_own_folder", seconds=seconds)
 
@@ -184,6 +182,5 @@ def test_a_host_with_another_copy_of_the_code_is_named(
             seconds = time.time() - job.began
     finally:
         hosts.second.run("umount", package)
-    assert "megaslm's code is " in job.output
-    assert "for rank 1 on node-2" in job.output
+    assert lines_with(job.output, "megaslm's code", "rank 1 on node-2")
     figures.record("node_of_another_version", seconds=seconds)

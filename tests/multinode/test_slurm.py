@@ -18,6 +18,7 @@ from tests.faults.runs import LONGER, STEPS, Material, records, run_ranks, steps
 from tests.forks import wait_until
 from tests.injection.faults import injecting
 from tests.launched import ROOT
+from tests.messages import lines_with
 from tests.multinode.hosts import Hosts
 from tests.multinode.slurm_cluster import SlurmCluster, why_there_is_none
 from tests.multinode.slurm_job import SCRIPTS, SlurmJob
@@ -88,7 +89,7 @@ def test_ranks_are_where_the_list_of_hosts_says(cluster: SlurmCluster, tmp_path:
     hosts = ["node-1", "node-1", "node-2", "node-2"]
     said = [f"{rank} {host} node-1:2,node-2:2" for rank, host in enumerate(hosts)]
     first, *others = job.output.splitlines()
-    assert f"{len(hosts)} ranks on node-[1-2]" in first
+    assert lines_with(first, f"{len(hosts)} ranks", "node-[1-2]")
     assert sorted(others) == said
 
 
@@ -182,7 +183,7 @@ def endless(
 def assert_it_has_saved_and_loses_no_step(job: SlurmJob, run: Path, material: Material, folder: Path) -> None:
     """For a job that was told to stop by SIGUSR1, and waits in the queue."""
     made = steps_made(job.output)
-    assert f"told to stop by SIGUSR1; step {made[-1]} is saved" in job.output
+    assert lines_with(job.output, "SIGUSR1", f"step {made[-1]} ", "--resume")
     assert_it_ends_as_if_undisturbed(job, run, material, folder, steps=made[-1] + 4)
     assert steps_made(job.output) == list(range(1, made[-1] + 5))
 

@@ -12,7 +12,9 @@ from tests.policy.paper import (
     PAPER,
     RESULTS_DEPEND_ON,
     SELECTION_DEPENDS_ON,
+    TEXTS,
     cell,
+    chosen,
     loaded,
     mark_at,
     value_of,
@@ -33,6 +35,14 @@ def test_the_papers_settings_are_the_papers(name: str) -> None:
     for key, value in PAPER[name].items():
         assert value_of(found.value, key) == (Decimal(str(value)) if key == "slm.keep_ratio" else value), key
         assert cell(found, key).mark == "paper", key
+
+
+@pytest.mark.parametrize("recipe", TEXTS)
+def test_the_papers_texts_are_the_papers_and_nothing_of_the_others_is_silent(recipe: str) -> None:
+    cells = chosen(recipe)
+    named = [its for key, its in cells.items() if key.endswith(".domain")]
+    assert tuple(its.value for its in named if its.mark == "paper") == TEXTS[recipe]
+    assert [key for key, its in cells.items() if not its.mark] == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,7 @@ def test_a_reference_needs_its_own_dataset_alone(folder: str) -> None:
 def test_a_run_over_the_corpus_keeps_checkpoints_for_an_analysis(name: str) -> None:
     run = loaded(name).value
     if run.train.total_tokens is not None and run.train.total_tokens >= 10_000_000_000:
-        assert run.checkpoint.keep_every_tokens == (4 if "general" in name else 1) * 10**9
+        assert run.checkpoint.keep_every_tokens == (4 if run.train.total_tokens >= 5 * 10**10 else 1) * 10**9
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -120,6 +120,10 @@ FURTHER = [
     # Traced and divided into forward and backward pass as ever, but run by torch: Inductor is slow.
     Case("batch", 4, tied=True, recompute="selective", compiled=True),
     Case("batch", 4, tied=True, compiled=True),
+    Case("batch", 4, tied=True, recompute="full", compiled=True, stage=0),
+    Case("batch", 4, tied=True, recompute="full", compiled=True, stage=1),
+    Case("batch", 4, tied=True, recompute="full", compiled=True, stage=2, keeps_graphs=True),
+    Case("batch", 4, tied=False, recompute="selective", compiled=True, window=3, keeps_graphs=True),
     Case("batch", 4, tied=False, recompute="full", window=3),
     Case("batch", 4, tied=True, starved_rank=True, max_ref_loss=4.5, keeps_graphs=True),
     Case("batch", 4, tied=False, recompute="full", keeps_graphs=True),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
+from megaslm.config.schema import Recompute
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.decoder_layers import prepare_layers
@@ -36,7 +37,7 @@ class Case:
     stage: int
     precision: Literal["fp32", "bf16"] = "fp32"
     tied: bool = False
-    recompute: bool = False
+    recompute: Recompute = "none"
     offload: bool = False
     isolation: bool = True
     micro_steps: int = 3
@@ -90,7 +91,7 @@ class WatchedEngine(ZeroEngine):
         assert config.model.from_scratch is not None
         lm = build_from_shape(config.model.from_scratch, eos_id=EOS_ID, dtype=dtype)
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
-        prepare_layers(lm.train(), recompute="full" if case.recompute else "none", compiled=False)
+        prepare_layers(lm.train(), recompute=case.recompute, compiled=False)
         self.model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=case.isolation)
         self.gathered: list[int] = []
         self.deferred: list[weakref.ref[Deferred]] = []

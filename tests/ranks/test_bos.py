@@ -21,7 +21,7 @@ from megaslm.preparing.prepare import prepare
 from megaslm.tokenizer.tokenizer import FolderEncoder
 from megaslm.training.training_data import open_training_data
 from tests.forked_cli import run_megaslm
-from tests.messages import Says
+from tests.messages import Says, line_with
 from tests.ranks.test_score_correctness import SEQ_LEN, VOCAB_SIZE, Text, by_contexts, record
 from tests.scoring import make_reference
 from tests.toy import SHAPE, run_config, write_config
@@ -197,9 +197,9 @@ def test_rows_of_two_bos_are_not_trained_on_together(given: Prepared, tmp_path: 
         open_training_data(given.config(tmp_path / "run", data={"train": None, "streams": streams}))
 
 
-def test_validation_rows_have_bos_as_the_training_rows_do(given: Prepared, plain: Prepared, tmp_path: Path) -> None:
+def test_validation_rows_have_bos_as_the_training_rows_do(
+    given: Prepared, plain: Prepared, tmp_path: Path, says: Says
+) -> None:
     config = given.config(tmp_path / "run", validation={"sets": {"held": {"dataset": str(plain.tokens)}}})
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), expect_status=2)
-    assert "validation.sets.held" in said
-    assert f"bos {given.bos} (id 1)" in said
-    assert "bos none" in said
+    says(line_with(said, "validation.sets.held"), f"bos {given.bos} (id 1)", "none", plain.tokens)

@@ -14,10 +14,11 @@ PARAMETERS_OF_A_LAYER = 9
 
 CASES = [
     Case(stage=3),
-    Case(stage=3, recompute=True, tied=True, isolation=False),
-    Case(stage=0, tied=True, recompute=True),
+    Case(stage=3, recompute="full", tied=True, isolation=False),
+    Case(stage=0, tied=True, recompute="full"),
+    Case(stage=3, recompute="selective"),
     Case(stage=1, precision="bf16"),
-    Case(stage=2, offload=True, recompute=True),
+    Case(stage=2, offload=True, recompute="full"),
     Case(stage=3, precision="bf16"),
     Case(stage=3, offload=True),
 ]

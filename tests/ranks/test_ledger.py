@@ -1,6 +1,7 @@
 """The ledger: each task is done once, by whoever draws it, whatever dies."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from pydantic import BaseModel
 
 from megaslm.errors import ConfigError, DataError, MegaSLMError, PeerFailed, Stopped
 from megaslm.jobs.ledger import MOST_DEATHS, Drawn, Ledger, draw_all
-from megaslm.jobs.progress import Publisher, Tally, read_progress
+from megaslm.jobs.progress import Tally, read_progress
+from megaslm.jobs.run import JobRun
 from tests.forks import fork, statuses_of, wait_until
+from tests.watched import Watched
 
 RUN = "run"
 
@@ -25,6 +28,22 @@ class By(BaseModel):
 def ledger_in(folder: Path) -> Ledger[By]:
     folder.mkdir(exist_ok=True)
     return Ledger(folder, By, place="the dataset")
+
+
+def run_of(tasks: dict[str, int], *, folder: Path, done: str = "", run_id: str = RUN) -> tuple[JobRun[str], Watched]:
+    """A run of tasks with these numbers of rows, and who watches it."""
+    watched = Watched()
+    run = JobRun(
+        ledger_in(folder),
+        run_id,
+        list(tasks),
+        watched,
+        job="prepare",
+        unit="rows",
+        size=lambda task: tasks[task],
+        is_done=lambda task: task == done,
+    )
+    return run, watched
 
 
 def work_off(folder: Path, tasks: list[str], do: Callable[[str], None], run_id: str = RUN) -> list[str]:
@@ -130,7 +149,6 @@ class OfItsOwn(DataError):
         (ConfigError("a"), ConfigError),
         (OfItsOwn("a"), DataError),
         (Stopped("a"), Stopped),
-        (PeerFailed("a", 75), PeerFailed),
         (ValueError("a"), MegaSLMError),
     ],
 )
@@ -138,6 +156,8 @@ def test_the_first_failure_reaches_all_processes_of_a_run(
     tmp_path: Path, error: Exception, kind: type[MegaSLMError]
 ) -> None:
     ledger = ledger_in(tmp_path / "job")
+    # A process that only follows another's failure tells nothing.
+    ledger.fail(RUN, PeerFailed("first", 75))
     assert ledger.failure(RUN) is None
     ledger.raise_if_failed(RUN)
     ledger.fail(RUN, error)
@@ -162,8 +182,23 @@ def test_what_is_forgotten_is_done_again(tmp_path: Path) -> None:
     assert done == ["a", "b"]
 
 
+def test_a_removed_ledger_is_gone_at_once_and_so_is_what_a_kill_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = ledger_in(tmp_path / "job")
+    ledger.note("a", By(process=1))
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        ledger.remove()
+    assert not ledger.has_outcomes()
+    assert len(list(tmp_path.iterdir())) == 1
+    for _ in range(2):
+        ledger.remove()
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Path) -> None:
-    publisher = Publisher(tmp_path, RUN, job="prepare", unit="rows", total=100, before=10, tasks=5, tasks_before=1)
+    run, watched = run_of({"a": 10, "b": 40, "c": 20, "d": 20, "e": 10}, done="a", folder=tmp_path)
     first, second = Tally(tmp_path, RUN, 0), Tally(tmp_path, RUN, 1)
     first.report(rows=20)
     first.end_task()
@@ -175,29 +210,28 @@ def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Pa
     again.report(rows=30)
     again.end_task()
     again.end(left=1)
-    progress = publisher.publish()
-    assert progress is not None
-    assert (progress.done, progress.counts, progress.processes) == (65, {"rows": 55}, 2)
+    run.publish()
+    (progress,) = watched.shown
+    assert (progress.done, progress.total, progress.tasks) == (65, 100, 5)
+    assert (progress.counts, progress.processes) == ({"rows": 55}, 2)
     assert (progress.tasks_done, progress.tasks_retried, progress.tasks_left) == (4, 1, 1)
     assert read_progress(tmp_path) == progress
-    assert publisher.publish() is None
-    assert publisher.publish(at_once=True) is not None
-    done = publisher.publish(all_done=True)
-    assert done is not None
+    run.publish()
+    assert watched.shown == [progress]
+    run.publish(at_once=True)
+    run.publish(all_done=True)
+    _, _, done = watched.shown
     assert (done.done, done.tasks_done) == (100, 5)
 
 
 def test_shares_of_one_dataset_publish_at_the_same_moment(tmp_path: Path) -> None:
-    publishers = [
-        Publisher(tmp_path, run_id, job="prepare", unit="bytes", total=1, before=0, tasks=1, tasks_before=0)
-        for run_id in ("one", "other")
-    ]
+    runs = [run_of({"a": 1}, folder=tmp_path, run_id=run_id)[0] for run_id in ("one", "other")]
 
-    def publish(publisher: Publisher) -> None:
+    def publish(run: JobRun[str]) -> None:
         for _ in range(200):
-            publisher.publish(at_once=True)
+            run.publish(at_once=True)
 
-    with ThreadPoolExecutor(len(publishers)) as pool:
-        for published in [pool.submit(publish, publisher) for publisher in publishers]:
+    with ThreadPoolExecutor(len(runs)) as pool:
+        for published in [pool.submit(publish, run) for run in runs]:
             published.result()
     assert read_progress(tmp_path) is not None

@@ -1,5 +1,6 @@
 """A rank that is slow, for whatever reason, is named within three reports, and no rank that is not."""
 
+import socket
 from decimal import Decimal
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from tests.forks import fork_two_ranks, statuses_of
+from tests.messages import Says
 from tests.ranks.pace_worker import Report, Training, read_reports, train_each
 
 STEPS_PER_REPORT = 10
@@ -35,27 +37,29 @@ def slow_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Rep
 @pytest.mark.slow
 @pytest.mark.parametrize(("cause", "slow_from_step"), [("halts", 31), ("loading", 1)])
 def test_a_slow_rank_is_named_within_three_reports_and_no_other(
-    slow_reports: dict[str, list[Report]], cause: str, slow_from_step: int
+    slow_reports: dict[str, list[Report]], cause: str, slow_from_step: int, says: Says
 ) -> None:
-    _assert_only_rank_1_is_named(slow_reports[cause], cause, slow_from_step)
+    _assert_only_rank_1_is_named(slow_reports[cause], cause, slow_from_step, says)
 
 
-def test_a_rank_that_computes_slowly_is_named_and_no_other(tmp_path: Path) -> None:
+def test_a_rank_that_computes_slowly_is_named_and_no_other(tmp_path: Path, says: Says) -> None:
     training = Training(3 * STEPS_PER_REPORT, STEPS_PER_REPORT, slow_product=512)
     (reports,) = _trained([training], tmp_path / "reports.json")
-    _assert_only_rank_1_is_named(reports, "compute", 1)
+    _assert_only_rank_1_is_named(reports, "compute", 1, says)
 
 
-def _assert_only_rank_1_is_named(reports: list[Report], cause: str, slow_from_step: int) -> None:
+def _assert_only_rank_1_is_named(reports: list[Report], cause: str, slow_from_step: int, says: Says) -> None:
     (line,) = [line for report in reports for line in report.news]
     (named,) = [report for report in reports if report.news]
     assert named.step < slow_from_step + 3 * STEPS_PER_REPORT
     assert line.startswith("warning: rank 1 on ")
     assert named.slowest_rank == 1
     assert named.slowest_ratio >= 1.5
-    ratio = f"{cause} {named.slowest_ratio:.1f}×"
-    assert ratio in line
-    assert f"is a straggler: {named.slowest_ratio:.1f} times the median of all ranks for the same work (" in line
+    assert line.count(f"{named.slowest_ratio:.1f}") >= 2
+    # The other causes may or may not be near.
+    told, _, causes = line.partition(" (")
+    assert f"{cause} {named.slowest_ratio:.1f}×" in causes
+    says.without_numbers(told, HOST=socket.gethostname())
 
 
 @pytest.mark.slow

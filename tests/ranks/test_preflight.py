@@ -13,6 +13,7 @@ from megaslm.training.checkpoints.store import complete_checkpoints
 from megaslm.training.requirements import requirements_of
 from megaslm.training.train import train
 from tests.forks import fork_ranks, statuses_of
+from tests.messages import Says
 from tests.scoring import make_reference, task_of
 from tests.toy import SHAPE, make_dataset, run_config
 from tests.training import changed, run_training, with_steps
@@ -41,19 +42,18 @@ def refused_by_all(capfd: pytest.CaptureFixture[str]) -> Callable[..., None]:
         capfd.readouterr()
         assert statuses_of(fork_ranks(WORLD_SIZE, rank)) == [2] * WORLD_SIZE
         said = capfd.readouterr().err
-        assert said.count("1 problem before the first step\n") == WORLD_SIZE
-        assert said.count(expected) == WORLD_SIZE, said
+        assert said.count("1 problem") == said.count(expected) == WORLD_SIZE, said
 
     return run
 
 
-def test_ranks_that_fit_say_so_once(tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_fit_say_so_once(
+    tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
     config = with_steps(run_config(tmp_path / "run", tokens), 2)
     run_training(config, world_size=2)
     (line,) = [line for line in capfd.readouterr().out.splitlines() if "preflight" in line]
-    assert line.startswith("preflight: 2 ranks on 1 host agree; clocks within ")
-    assert "; all-reduce of 1 MiB in " in line
-    assert line.endswith(" GB/s")
+    says.without_numbers(line, "2 ranks", "1 host", "1 MiB", " GB/s")
 
     (checkpoint,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     written_bytes = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
@@ -105,14 +105,12 @@ def test_scoring_with_other_settings(tokens: Path, tmp_path: Path, refused_by_al
 
 
 def test_a_model_whose_checkpoints_no_disk_holds(
-    tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tokens: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     config = run_config(tmp_path / "run", tokens, model={"from_scratch": {**SHAPE, "vocab_size": 10**12}})
     run_training(config, expect_status=2)
     said = capfd.readouterr().err
-    assert said.startswith("2 problems before the first step\n")
-    assert f"  {tmp_path / 'run' / 'checkpoints'} has room for " in said
-    assert f"  {HOST} has " in said
+    says.without_numbers(said, "2 problems", f"  {tmp_path / 'run' / 'checkpoints'} ", f"  {HOST} ", HOST=HOST)
     assert not (tmp_path / "run").exists()
 
 

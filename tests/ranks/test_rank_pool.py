@@ -42,7 +42,7 @@ def seen(world: World) -> tuple[str | None, Path, int]:
 
 def fail_on(world: World, rank: int) -> None:
     if world.rank == rank:
-        raise ValueError("out of sorts")
+        raise ValueError("unwell")
     together(world, 0)
 
 
@@ -83,7 +83,7 @@ def test_what_a_job_changes_is_set_back(ranks: RankPool) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_fails_is_named_with_its_stack_and_the_ranks_are_made_anew(pool: RankPool, rank: int) -> None:
     before = pool.run(process)
-    with pytest.raises(RankFailed, match=f"rank {rank}: Traceback(.|\n)*in fail_on(.|\n)*ValueError: out of sorts"):
+    with pytest.raises(RankFailed, match=f"rank {rank}: Traceback(.|\n)*in fail_on(.|\n)*ValueError: unwell"):
         pool.run(fail_on, rank)
     assert pool.run(together, 1) == [3.0, 3.0]
     assert not set(before) & set(pool.run(process))
@@ -93,7 +93,7 @@ def test_who_fails_is_named_with_its_stack_and_the_ranks_are_made_anew(pool: Ran
 @pytest.mark.parametrize("die", [die_on, die_slowly_on])
 def test_who_dies_is_named(pool: RankPool, die: Callable[[World, int], None], rank: int) -> None:
     # Gloo may abort a process whose pipes are closed before the signal comes.
-    with pytest.raises(RankFailed, match=rf"rank {rank} has died, with the status -\d"):
+    with pytest.raises(RankFailed, match=rf"^rank {rank} .* -\d"):
         pool.run(die, rank)
     assert pool.run(together, 1) == [3.0, 3.0]
 
@@ -101,7 +101,7 @@ def test_who_dies_is_named(pool: RankPool, die: Callable[[World, int], None], ra
 @pytest.mark.parametrize("rank", [0, 1])
 def test_who_hangs_is_named_with_its_stack(rank: int) -> None:
     pool = RankPool(2, longest_job_seconds=1.0)
-    with pytest.raises(RankFailed, match=f"rank {rank} has not come back from its job(.|\n)*in hang_on"):
+    with pytest.raises(RankFailed, match=f"^rank {rank} (.|\n)*in hang_on"):
         pool.run(hang_on, rank)
     pool.close()
 

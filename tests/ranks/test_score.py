@@ -3,17 +3,21 @@
 import hashlib
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import read_manifest
 from megaslm.dataset.rows import RowReader
+from megaslm.model.documents import CPU_KERNEL
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
+from tests.messages import Says, line_with
 from tests.toy import EOS_ID, SEQ_LEN
 
 PLACES = [("train", "a"), ("train", "b"), ("heldout", "a")]
@@ -31,7 +35,8 @@ def predictions(lm: PreTrainedModel, row: np.ndarray) -> Iterator[tuple[int, tor
 
 def test_one_rank_writes_what_two_wrote(chain: Chain, tmp_path: Path) -> None:
     alone = tmp_path / "scored"
-    run_megaslm("score", "--reference", chain.reference, chain.tokens, alone)
+    said = run_megaslm("score", "--reference", chain.reference, chain.tokens, alone)
+    assert CPU_KERNEL in said
     assert read_manifest(alone).splits == read_manifest(chain.scored).splits
     for split, domain in PLACES:
         ours, theirs = RowReader(alone, split, domain), RowReader(chain.scored, split, domain)  # type: ignore[arg-type]
@@ -76,12 +81,27 @@ def test_entropies_are_those_of_an_independent_loop(chain: Chain, tmp_path: Path
             np.testing.assert_allclose(row["ref_entropy"], expected, rtol=6e-4, atol=1e-5)
 
 
-def test_another_job_does_not_join_what_was_scored(chain: Chain, tmp_path: Path) -> None:
+def test_layers_are_compiled_when_told(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every graph leaves a file."""
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        (graphs / str(id(graph))).touch()
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    for setting, count in (("off", 0), ("on", 1)):
+        scored = tmp_path / setting
+        run_megaslm("score", "--compile", setting, "--reference", chain.reference, chain.tokens, scored)
+        assert len(list(graphs.iterdir())) == count
+        check_layout(scored)
+
+
+def test_another_job_does_not_join_what_was_scored(chain: Chain, tmp_path: Path, says: Says) -> None:
     scored = Path(shutil.copytree(chain.scored, tmp_path / "scored"))
     said = run_megaslm("score", "--entropy", "--reference", chain.reference, chain.tokens, scored, expect_status=2)
-    assert (
-        "was made otherwise than it would be now (reference.entropy = False there, True here); choose another" in said
-    )
+    says(line_with(said, scored, "reference.entropy = False there, True here"))
 
 
 def test_the_manifest_names_the_reference(chain: Chain) -> None:
@@ -89,4 +109,5 @@ def test_the_manifest_names_the_reference(chain: Chain) -> None:
     assert manifest.kind == "scored"
     assert manifest.reference is not None
     assert manifest.reference.name == "reference"
+    assert manifest.reference.attention == CPU_KERNEL
     assert manifest.reference.dataset_sha256 == read_manifest(chain.tokens).tokens_fingerprint()

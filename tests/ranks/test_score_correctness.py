@@ -18,6 +18,7 @@ from megaslm.dataset.manifest import Manifest, Part, Reference, read_manifest
 from megaslm.dataset.rows import RowReader
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.preparing.prepare import prepare
+from tests.messages import Says
 from tests.scoring import fail, make_reference, run_job, task_of
 
 SEQ_LEN, VOCAB_SIZE = 96, 400
@@ -156,16 +157,16 @@ def test_as_stored(text: Text, tmp_path: Path, window: int | None, stride: int |
 
 
 def test_a_model_that_sees_less_than_a_row_needs_a_stride(
-    text: Text, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    text: Text, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     short = tmp_path / "short"
     make_reference(short, tokenizer=text.tokens / "tokenizer", vocab_size=VOCAB_SIZE, max_position_embeddings=32)
     said = fail(1, task_of(short, text.tokens, tmp_path / "scored"), 2, capfd)
-    assert f"short sees 32 tokens at once, the rows have {SEQ_LEN}: pass --stride, such as --stride 16" in said
+    says(said, short, "32 tokens", SEQ_LEN, "--stride 16")
     said = fail(1, task_of(short, text.tokens, tmp_path / "scored", stride=33), 2, capfd)
-    assert "--stride 33: must be between 1 and the window, 32" in said
+    says(said, "--stride 33: ", "32")
     said = fail(1, task_of(short, text.tokens, tmp_path / "scored", window=64, stride=8), 2, capfd)
-    assert "short was built for rows of 32 tokens" in said
+    says(said, short, "32 tokens", "64")
     run_job(1, task_of(short, text.tokens, tmp_path / "scored", stride=16))
     found = read_manifest(tmp_path / "scored").reference
     assert found is not None
@@ -187,9 +188,10 @@ def test_overlapping_windows_come_closer_to_full_context(text: Text) -> None:
     assert quarter < half < plain
 
 
-def test_another_tokenizer_is_refused_by_name(text: Text, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_tokenizer_is_refused_by_name(
+    text: Text, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
     make_reference(tmp_path / "other", vocab_size=VOCAB_SIZE, max_position_embeddings=SEQ_LEN)
     said = fail(1, task_of(tmp_path / "other", text.tokens, tmp_path / "scored"), 2, capfd)
-    assert "other has the tokenizer" in said
-    assert f"tokens was tokenised with {text.manifest.tokenizer_sha256[:12]}" in said
+    says(said, tmp_path / "other", text.tokens, text.manifest.tokenizer_sha256[:12])
     assert not (tmp_path / "scored").exists()

@@ -20,6 +20,7 @@ from megaslm.inspect.verify import verify
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.job import finish, score, score_share
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
+from tests.messages import Says, line_with
 from tests.scoring import fail, failing, loss_counts, make_reference, notes, rows_of, run_job, scores, start, task_of
 from tests.toy import make_dataset
 
@@ -39,15 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shares_at_the_same_time_and_then_joined(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "grown", scored)
     # The first share has two ranks, and a share may be asked for again.
     jobs = [*fork_ranks(2, lambda: score_share(task, Share(1, 3))), fork(lambda: score_share(task, Share(2, 3)))]
     assert statuses_of(jobs) == [0, 0, 0]
-    said = failing(lambda: finish(task), 2, capfd)
-    assert "2 of 7 parts are not done (train/" in said
+    says(failing(lambda: finish(task), 2, capfd), "2 of 7 ", "(train/")
     assert statuses_of(
         [fork(lambda: score_share(task, Share(3, 3))), fork(lambda: score_share(task, Share(1, 3)))]
     ) == [0, 0]
@@ -184,13 +184,13 @@ def test_a_dataset_that_grows_while_it_is_scored(folder: Path, tmp_path: Path) -
     assert rows_of(scored) == rows_of(folder / "scored")
 
 
-def test_other_rows_do_not_join(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_rows_do_not_join(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says) -> None:
     scored = Path(shutil.copytree(folder / "scored", tmp_path / "scored"))
     make_dataset(tmp_path / "other", GROWN, seed=1)  # type: ignore[arg-type]
     said = fail(1, task_of(folder / "model", tmp_path / "other", scored), 2, capfd)
-    assert "scored holds train/a/part-00000, and the dataset named now has other rows in it" in said
+    says(said, scored, "train/a/part-00000")
     said = fail(1, task_of(folder / "model", folder / "small", scored), 2, capfd)
-    assert "scored was made otherwise than it would be now (domains.b = 1 there, None here)" in said
+    says(said, scored, "domains.b = 1 there, None here")
     assert rows_of(scored) == rows_of(folder / "scored")
 
     begun = tmp_path / "begun"
@@ -199,7 +199,7 @@ def test_other_rows_do_not_join(folder: Path, tmp_path: Path, capfd: pytest.Capt
     ) == [0]
     done = notes(begun)
     said = fail(1, task_of(folder / "model", tmp_path / "other", begun), 2, capfd)
-    assert "begun holds train/a/part-0000" in said
+    says(said, begun, "train/a/part-0000")
     assert notes(begun) == done
 
 
@@ -236,22 +236,24 @@ def test_a_job_that_has_done_nothing_yet_may_be_begun_otherwise(folder: Path, tm
     assert rows_of(scored) == rows_of(folder / "scored")
 
 
-def test_what_is_no_output_is_left_alone(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_output_is_left_alone(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
     (tmp_path / "killed" / ".score").mkdir(parents=True)
     run_job(1, task_of(folder / "model", folder / "small", tmp_path / "killed"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     said = fail(1, task_of(folder / "model", folder / "small", tmp_path / "mine"), 2, capfd)
-    assert "mine is not empty and holds no dataset; choose another folder" in said
+    says(said, tmp_path / "mine")
     said = fail(1, task_of(folder / "model", folder / "small", folder / "small"), 2, capfd)
-    assert "small was made otherwise than it would be now (kind = tokens there, scored here" in said
+    says(said, folder / "small", "kind = tokens there, scored here")
     said = fail(1, task_of(folder / "model", folder / "scored", tmp_path / "new"), 2, capfd)
-    assert "scored is of kind 'scored'; name the dataset of tokens that it was made from" in said
+    says(said, folder / "scored", "'scored'")
     assert not (tmp_path / "new").exists()
 
 
 def test_tokens_that_are_not_those_of_the_manifest(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     """Shards and indices agree, and yet the rows are others than the manifest was written for."""
     tokens = Path(shutil.copytree(folder / "small", tmp_path / "tokens"))
@@ -261,8 +263,7 @@ def test_tokens_that_are_not_those_of_the_manifest(
     changed = share.model_copy(update={"parts": parts})
     write_manifest(tokens, manifest.model_copy(update={"splits": {"train": {"a": changed}}}))
     said = fail(2, task_of(folder / "model", tokens, tmp_path / "scored"), 2, capfd)
-    assert "train/a/part-00000: its tokens have the hash" in said
-    assert "its manifest says 000000000000; prepare it again" in said
+    says(line_with(said, "train/a/part-00000"), "0" * 12)
     assert not any("part-00000" in note for note in notes(tmp_path / "scored"))
 
 
@@ -300,12 +301,12 @@ def test_files_beside_the_reference_that_are_not_ours(folder: Path, tmp_path: Pa
 
 
 def test_a_reference_without_a_tokenizer_is_refused(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     model = Path(shutil.copytree(folder / "model", tmp_path / "model"))
     (model / "tokenizer.json").unlink()
     said = fail(1, task_of(model, folder / "small", tmp_path / "scored"), 2, capfd)
-    assert "model has no tokenizer.json, and" in said
+    says(said, model, "tokenizer.json")
     assert not (tmp_path / "scored").exists()
 
 

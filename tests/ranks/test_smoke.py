@@ -18,6 +18,7 @@ from megaslm.training.train import train
 from tests.forked_cli import run_megaslm
 from tests.forks import fork_ranks, statuses_of
 from tests.injection import faults
+from tests.messages import Says, line_with
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
 from tests.training import losses, run_training, with_steps
 
@@ -106,23 +107,24 @@ def test_it_makes_no_more_steps_than_the_run_has(config: RunConfig) -> None:
     assert not Path(config.run_dir).exists()
 
 
-def test_data_of_less_than_a_step_is_refused_before_the_imports(config: RunConfig, tmp_path: Path) -> None:
+def test_data_of_less_than_a_step_is_refused_before_the_imports(config: RunConfig, tmp_path: Path, says: Says) -> None:
     path = write_config(tmp_path / "run.yaml", config)
     larger = f"train.global_batch_tokens={64 * SEQ_LEN}"
     said = run_megaslm("train", path, "--smoke", "--set", larger, world_size=2, expect_status=2)
-    assert "InputError: 1 problem before the start\n  train.epochs = 1" in said
+    says(line_with(said, "train.epochs = 1"))
+    assert "InputError: 1 " in said
     assert not smoke_of(config).exists()
 
 
-def test_what_is_left_of_one_is_no_run(config: RunConfig, tmp_path: Path) -> None:
+def test_what_is_left_of_one_is_no_run(config: RunConfig, tmp_path: Path, says: Says) -> None:
     """Neither a whole one nor one that was cut off, which has everything that a run has."""
     assert in_ranks(config, 2, world_size=1) == [0]
-    _refused_as_a_run(config, tmp_path)
+    _refused_as_a_run(config, tmp_path, says)
     run_training(config)
     cut_off = smoke_of(config)
     for name in ("config.yaml", "manifest.json", "model", "checkpoints"):
         (Path(config.run_dir) / name).rename(cut_off / name)
-    _refused_as_a_run(config, tmp_path)
+    _refused_as_a_run(config, tmp_path, says)
     run_megaslm("export", next((cut_off / "checkpoints").iterdir()), tmp_path / "model", expect_status=2)
     run_megaslm("checkpoint", "prune", cut_off, "--keep-last", "1", expect_status=2)
     assert (cut_off / "checkpoints").is_dir()
@@ -131,7 +133,7 @@ def test_what_is_left_of_one_is_no_run(config: RunConfig, tmp_path: Path) -> Non
     assert not (cut_off / "checkpoints").exists()
 
 
-def _refused_as_a_run(config: RunConfig, tmp_path: Path) -> None:
+def _refused_as_a_run(config: RunConfig, tmp_path: Path, says: Says) -> None:
     path, folder = write_config(tmp_path / "run.yaml", config), smoke_of(config)
     other = ("--set", f"run_dir={tmp_path / 'other'}", "--set", "model.from_scratch=null")
     for arguments in (
@@ -141,19 +143,18 @@ def _refused_as_a_run(config: RunConfig, tmp_path: Path) -> None:
         ("export", folder, tmp_path / "model"),
     ):
         said = run_megaslm(*arguments, expect_status=2)
-        assert f"{folder}: is the folder of a smoke test" in said
-        assert f", {config.run_dir}\n" in said
+        says(said.splitlines()[-1], f"{folder}: ", f", {config.run_dir}")
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_it_empties_no_folder_of_others(config: RunConfig, tmp_path: Path, is_folder: bool) -> None:
+def test_it_empties_no_folder_of_others(config: RunConfig, tmp_path: Path, is_folder: bool, says: Says) -> None:
     taken = smoke_of(config)
     if is_folder:
         taken.mkdir()
     mine = taken / "mine" if is_folder else taken
     mine.write_text("mine")
     said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), "--smoke", expect_status=2)
-    assert f"{taken}: a smoke test would empty it" in said
+    says(said.splitlines()[-1], f"{taken}: ")
     assert mine.read_text() == "mine"
     assert not is_folder or [entry.name for entry in taken.iterdir()] == ["mine"]
 
@@ -180,10 +181,12 @@ def test_a_checkpoint_that_differs_from_the_memory_fails_it(
     assert result_of(config)["passed"] is None
 
 
-def test_one_whose_save_fails_is_started_again(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_whose_save_fails_is_started_again(
+    config: RunConfig, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
     assert in_ranks(config, 2, injected="raise@rank0:step2:write") == [SaveFailed.exit_status] * 2
     said = capfd.readouterr().err
-    assert "then start the smoke test again" in said
+    says(line_with(said, "smoke test"))
     assert "--resume" not in said
 
 
@@ -193,9 +196,9 @@ def test_one_that_is_told_to_stop_has_not_ended(config: RunConfig, capfd: pytest
     assert result_of(config)["passed"] is None
 
 
-def test_skipped_steps_are_warned_of(config: RunConfig, capfd: pytest.CaptureFixture[str]) -> None:
+def test_skipped_steps_are_warned_of(config: RunConfig, capfd: pytest.CaptureFixture[str], says: Says) -> None:
     assert in_ranks(config, 3, injected="nan@rank0:step2", world_size=1) == [0]
-    assert "warning: 1 of 3 steps were skipped" in capfd.readouterr().out
+    says(line_with(capfd.readouterr().out, "warning: ", "1 of 3 "))
     assert result_of(config)["skipped_steps"] == 1
 
 

@@ -18,6 +18,7 @@ from megaslm.training.resumption import check_run
 from megaslm.training.training_data import open_training_data
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
+from tests.messages import Says
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
 
 pytestmark = pytest.mark.slow
@@ -177,56 +178,59 @@ def check(streams: Streams) -> Check:
     return ask
 
 
-def test_each_stream_is_checked_against_its_own_reference(streams: Streams, check: Check) -> None:
+def test_each_stream_is_checked_against_its_own_reference(streams: Streams, check: Check, says: Says) -> None:
     check(streams.config(streams.run))
     swapped = streams.config(streams.run, code__reference=str(streams.chain.reference))
-    expected = (
-        rf"{streams.code} was scored by .*; data\.streams\.code\.reference = {streams.chain.reference} has weights"
-    )
-    with pytest.raises(ReferenceMismatch, match=expected):
+    with pytest.raises(ReferenceMismatch) as refused:
         check(swapped)
+    says(refused, f"{streams.code} ", f"data.streams.code.reference = {streams.chain.reference} ")
 
 
-def test_a_stream_that_is_not_scored_is_refused(streams: Streams, check: Check) -> None:
+def test_a_stream_that_is_not_scored_is_refused(streams: Streams, check: Check, says: Says) -> None:
     mixed = streams.config(streams.run, code__dataset=str(streams.code_tokens))
-    with pytest.raises(DataError, match=r"streams\.web = .* has the columns ref_loss tokens, .*code-tokens has tokens"):
+    with pytest.raises(DataError) as refused:
         check(mixed)
+    says(refused, "data.streams.web = ", "ref_loss tokens, ", f"{streams.code_tokens} ")
     unscored = streams.config(
         streams.run, code__dataset=str(streams.code_tokens), web__dataset=str(streams.chain.tokens)
     )
-    with pytest.raises(DataError, match=f"{streams.chain.tokens} holds no ref_loss"):
+    with pytest.raises(DataError) as refused:
         check(unscored)
+    says(refused, f"{streams.chain.tokens} ", "ref_loss")
 
 
-def test_a_stream_of_another_tokenizer_is_refused(streams: Streams, tmp_path: Path) -> None:
+def test_a_stream_of_another_tokenizer_is_refused(streams: Streams, tmp_path: Path, says: Says) -> None:
     other = Path(shutil.copytree(streams.code, tmp_path / "other"))
     write_manifest(other, read_manifest(other).model_copy(update={"tokenizer_sha256": "0" * 64}))
-    with pytest.raises(DataError, match=r"scored has the tokenizer \w{12} of 64 ids, .*other has 000000000000 of 64"):
+    with pytest.raises(DataError) as refused:
         open_training_data(streams.config(streams.run, code__dataset=str(other)))
+    says(refused, f"{streams.chain.scored} ", f"{other} ", "0" * 12, "64")
 
 
-def test_other_weights_are_another_run(streams: Streams) -> None:
+def test_other_weights_are_another_run(streams: Streams, says: Says) -> None:
     def resume(config: RunConfig) -> list[str]:
         return check_run(config, open_training_data(config).read, resume=True)
 
     assert resume(streams.config(streams.run, code__domains=["python"])) == []
-    with pytest.raises(ConfigError, match=r"differs in what makes it this run.*\n.*streams\.web\.weight: 1\.0 → 2\.0$"):
+    with pytest.raises(ConfigError) as refused:
         resume(streams.config(streams.run, code__domains=["python"], web__weight=2.0))
-    with pytest.raises(ConfigError, match=r"data\.streams\.code\.domains: \('python',\) → None"):
+    says(refused, "data.streams.web.weight: 1.0 → 2.0")
+    with pytest.raises(ConfigError) as refused:
         resume(streams.config(streams.run))
+    says(refused, "data.streams.code.domains: ('python',) → None")
 
 
-def test_other_data_are_another_run(streams: Streams, tmp_path: Path) -> None:
+def test_other_data_are_another_run(streams: Streams, tmp_path: Path, says: Says) -> None:
     config = streams.config(
         streams.run, web__domains=["a"], code__domains=["b"], code__dataset=str(streams.chain.scored)
     )
-    with pytest.raises(
-        ConfigError, match=r"other training data so far; .*\n  data\.streams\.code\.tokens_sha256: \w+ → \w+"
-    ):
+    with pytest.raises(ConfigError) as refused:
         check_run(config, open_training_data(config).read, resume=True)
+    says(refused, "  data.streams.code.tokens_sha256: ")
     one = run_config(streams.run, streams.chain.scored)
-    with pytest.raises(ConfigError, match=r"read data\.streams\.web, data\.streams\.code so far, .* read data\.train:"):
+    with pytest.raises(ConfigError) as refused:
         check_run(one, open_training_data(one).read, resume=True)
+    says(refused, "data.streams.web, data.streams.code", "data.train:")
     moved = Path(shutil.copytree(streams.code, tmp_path / "moved"))
     config = streams.config(streams.run, code__domains=["python"], code__dataset=str(moved))
     assert check_run(config, open_training_data(config).read, resume=True) == [

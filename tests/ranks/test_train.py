@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.dataset.rows import RowReader
 from megaslm.model import traced_memory
+from megaslm.model.documents import CPU_KERNEL
 from megaslm.observe.records import read_validations
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
@@ -17,7 +18,7 @@ from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.loop import learning_rate
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
-from tests.messages import Says
+from tests.messages import Says, line_with
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
 from tests.training import changed, run_training
 
@@ -32,20 +33,21 @@ def weights_after(run: Path, step: int) -> dict[str, torch.Tensor]:
     return dict(StoredWeights(run / "checkpoints" / f"step-{step:08d}"))
 
 
-def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tmp_path: Path) -> None:
+def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tmp_path: Path, says: Says) -> None:
     run = tmp_path / "slm"
     shutil.copytree(chain.slm_run, run)
     shutil.rmtree(run / "checkpoints" / "step-00000008")
     config = write_config(tmp_path / "slm.yaml", chain.slm_config(run))
 
     refused = run_megaslm("train", config, world_size=2, expect_status=2)
-    assert "holds a run already" in refused
+    says(refused, f"run_dir = {run}: ")
     longer = ("--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}")
     refused = run_megaslm("train", config, *longer, world_size=2, expect_status=2)
     assert "--allow-changed train.total_tokens" in refused
     said = run_megaslm("train", config, *longer, "--allow-changed", "train.total_tokens", world_size=2)
 
     assert "train.total_tokens: 1024 → 1280" in said
+    assert CPU_KERNEL in said
     undisturbed, resumed = steps_of(chain.slm_run), steps_of(run)
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
@@ -59,7 +61,8 @@ def test_a_finished_run_is_told_before_the_imports(chain: Chain, tmp_path: Path,
     says(run_megaslm("train", config, "--resume", world_size=2), "8 steps")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     (run / "checkpoints" / "step-00000008" / "COMPLETE").unlink()
-    assert "resumes after step 4" in run_megaslm("train", config, "--resume", world_size=2)
+    said = run_megaslm("train", config, "--resume", world_size=2)
+    says(line_with(said, " step 4, ", run / "checkpoints" / "step-00000004"))
     assert [record["step"] for record in steps_of(run)] == list(range(1, 9))
 
 

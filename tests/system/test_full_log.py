@@ -1,6 +1,8 @@
 """A disk without room for a run's log: the run continues, says so, and writes what is missing when there is room."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.launched import ROOT
+from tests.messages import Says, lines_with
 from tests.system import full_log_worker
 from tests.system.full_log_worker import STEPS
 
@@ -50,16 +53,14 @@ def test_nothing_is_missing_once_there_is_room(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     for name in (disk / "metrics.jsonl", disk / "tensorboard", "the console"):
         (complaint,) = [line for line in complaints if line.startswith(f"warning: {name}: ")]
-        assert "No space left on device" in complaint
+        assert os.strerror(errno.ENOSPC) in complaint
 
 
-def test_on_a_disk_that_stays_full_what_is_written_is_whole(tmp_path: Path) -> None:
+def test_on_a_disk_that_stays_full_what_is_written_is_whole(tmp_path: Path, says: Says) -> None:
     result = log_on_a_small_disk(tmp_path, "full")
     assert result.stdout == "status 0\n", result.stderr
     for steps in (steps_in(tmp_path / "copy" / "metrics.jsonl"), steps_shown(tmp_path / "copy" / "tensorboard")):
         assert 0 < len(steps) < STEPS
         assert steps == list(range(1, len(steps) + 1))
-    assert (
-        f"warning: {tmp_path / 'disk' / 'metrics.jsonl'}: still cannot be written; what was not is lost"
-        in result.stderr
-    )
+    told = lines_with(result.stderr, "warning: ", tmp_path / "disk" / "metrics.jsonl")
+    says.without_numbers(told[-1])

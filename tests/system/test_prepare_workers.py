@@ -14,6 +14,7 @@ from megaslm.errors import DataError
 from megaslm.preparing.prepare import prepare
 from tests.corpus import content, documents_of, recipe_of
 from tests.launched import ROOT
+from tests.messages import Says
 from tests.watched import Watched
 
 
@@ -52,10 +53,12 @@ def test_the_standard_library_holds_whole_modules_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_bad_line_is_named_by_a_worker_process_too(corpus: Path, dataset: Path, tmp_path: Path) -> None:
+def test_a_bad_line_is_named_by_a_worker_process_too(corpus: Path, dataset: Path, tmp_path: Path, says: Says) -> None:
     shutil.copytree(corpus, tmp_path / "corpus")
     with (tmp_path / "corpus" / "noisy" / "3.jsonl").open("a") as file:
         file.write("{\n")
     recipe = recipe_of(tmp_path / "corpus", tokenizer={"huggingface": str(dataset / "tokenizer")})
-    with pytest.raises(DataError, match=r"noisy/3.jsonl, the line at byte \d+ is not JSON"):
+    place = (tmp_path / "corpus" / "noisy" / "3.jsonl").stat().st_size - len("{\n")
+    with pytest.raises(DataError) as refused:
         prepare(recipe, tmp_path / "dataset", workers=2)
+    says(refused, "noisy/3.jsonl", place)

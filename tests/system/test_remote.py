@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -21,8 +22,10 @@ from megaslm.storage.remote import (
     open_remote,
     read_bytes,
 )
+from megaslm.storage.retries import NotThere
 from megaslm.storage.uploads import upload_file, write_bytes
 from tests.forks import wait_until
+from tests.messages import Says
 from tests.s3 import Answer, Bucket, FaultyS3, IgnoreRange, Reset, Rule, Stall, Trickle, Truncate
 
 pytest.importorskip("s3fs")
@@ -82,20 +85,22 @@ def test_a_version_changes_with_the_content_and_a_listing_is_never_stale(s3: Buc
     assert [each.url for each in list_remote(s3.url("c"))] == [s3.url("c/y")]
 
 
-def test_what_is_not_there_is_named(s3: Bucket) -> None:
+def test_what_is_not_there_is_named(s3: Bucket, says: Says) -> None:
     for url in (s3.url("none"), s3.url("none/x"), "s3://no-such-bucket-here/x", "s3://no-such-bucket-here/*"):
-        with pytest.raises(DataError, match="no such file, folder or bucket") as refused:
+        with pytest.raises(NotThere) as refused:
             list_remote(url)
         assert str(refused.value).startswith(url)
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(NotThere):
         read_bytes(s3.url("none"))
-    with pytest.raises(DataError, match="no such file"), open_remote(s3.url("none"), 10) as file:
+    with pytest.raises(NotThere), open_remote(s3.url("none"), 10) as file:
         file.read()
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(NotThere) as refused:
         write_bytes("s3://no-such-bucket-here/x", b"x")
+    says(refused, "s3://no-such-bucket-here/x: ")
     s3.put("folder/x", b"x")
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(DataError) as refused:
         describe_remote(s3.url("folder"))
+    says(refused, s3.url("folder"), BUCKET=s3.name)
 
 
 def test_reading_moves_each_byte_once(stored: FaultyS3) -> None:
@@ -184,16 +189,18 @@ def test_faults_that_stay_end_in_bounded_time(stored: FaultyS3, fault: Answer | 
     assert time.monotonic() - began < 15
 
 
-def test_refusals_are_not_tried_again(stored: FaultyS3) -> None:
+def test_refusals_are_not_tried_again(stored: FaultyS3, says: Says) -> None:
     stored.proxy.rules.append(Rule(Answer(403, "AccessDenied"), ("GET", "HEAD", "PUT")))
-    with pytest.raises(DataError, match="access was denied"):
-        read_all(stored)
-    with pytest.raises(DataError, match="access was denied"):
-        list_remote(stored.bucket.url("data"))
-    with pytest.raises(DataError, match="access was denied"):
-        list_remote(stored.bucket.url("data/*"))
-    with pytest.raises(DataError, match="access was denied"):
-        write_bytes(stored.bucket.url("y"), b"y")
+    asked: dict[str, Callable[[], object]] = {
+        "data/x.bin": lambda: read_all(stored),
+        "data": lambda: list_remote(stored.bucket.url("data")),
+        "data/*": lambda: list_remote(stored.bucket.url("data/*")),
+        "y": lambda: write_bytes(stored.bucket.url("y"), b"y"),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(DataError) as refused:
+            ask()
+        says(refused, stored.bucket.url(name), BUCKET=stored.bucket.name)
     assert len(stored.proxy.seen) == 4
 
 
@@ -204,14 +211,15 @@ def test_a_listing_that_fails_is_no_shorter_listing(stored: FaultyS3) -> None:
             list_remote(stored.bucket.url(url), RemoteSettings(attempts=2, timeout_seconds=1, first_wait_seconds=0.01))
 
 
-def test_a_server_without_ranges_is_refused(stored: FaultyS3) -> None:
+def test_a_server_without_ranges_is_refused(stored: FaultyS3, says: Says) -> None:
     stored.proxy.rules.append(Rule(IgnoreRange()))
-    with pytest.raises(DataError, match="1000000 bytes came: the server does not serve ranges"):
+    with pytest.raises(DataError) as refused:
         read_all(stored)
+    says(refused, "1000000 bytes", BUCKET=stored.bucket.name)
     assert len(stored.proxy.seen) == 1
 
 
-def test_web_servers_are_read_by_ranges(faulty_s3: FaultyS3) -> None:
+def test_web_servers_are_read_by_ranges(faulty_s3: FaultyS3, says: Says) -> None:
     faulty_s3.bucket.put("x.bin", CONTENT, public=True)
     url = f"{faulty_s3.proxy.url}/{faulty_s3.bucket.name}/x.bin"
     found = describe_remote(url)
@@ -225,18 +233,21 @@ def test_web_servers_are_read_by_ranges(faulty_s3: FaultyS3) -> None:
     faulty_s3.proxy.rules[:] = [Rule(IgnoreRange())]
     with open_remote(url, found.size, QUICK) as file:
         file.seek(700_000)
-        with pytest.raises(DataError, match="does not serve ranges"):
+        with pytest.raises(DataError) as refused:
             file.read(10)
+        says(refused, URL=url)
     # Nor is the whole of it loaded to find that out.
     faulty_s3.bucket.put("large.bin", CONTENT * 40, public=True)
     with open_remote(url.replace("x.bin", "large.bin"), 40 * len(CONTENT), QUICK) as file:
         assert file.read(10) == CONTENT[:10]
     assert faulty_s3.proxy.seen[-1].sent_bytes < 20 * len(CONTENT)
     faulty_s3.proxy.rules[:] = [Rule(Answer(403), ("GET", "HEAD"))]
-    with pytest.raises(DataError, match="access was denied"), open_remote(url, found.size, QUICK) as file:
+    with pytest.raises(DataError) as refused, open_remote(url, found.size, QUICK) as file:
         file.read(10)
-    with pytest.raises(DataError, match="access was denied"):
+    says(refused, URL=url)
+    with pytest.raises(DataError) as refused:
         describe_remote(url, QUICK)
+    says(refused, URL=url)
     faulty_s3.proxy.rules[:] = [Rule(Answer(503), ("GET", "HEAD"), nth=(1, 2))]
     assert describe_remote(url, QUICK) == found
 
@@ -283,7 +294,9 @@ def test_large_uploads_go_in_pieces_and_are_read_back(
     assert faulty_s3.bucket.unfinished_uploads() == 0
 
 
-def test_an_upload_that_arrives_changed_is_refused(s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_that_arrives_changed_is_refused(
+    s3: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
     local = tmp_path / "x"
     local.write_bytes(b"what was meant")
     from s3fs import S3FileSystem
@@ -292,8 +305,9 @@ def test_an_upload_that_arrives_changed_is_refused(s3: Bucket, tmp_path: Path, m
         await self._pipe_file(path, b"what was meanT")
 
     monkeypatch.setattr(S3FileSystem, "_put_file", flips)
-    with pytest.raises(DataError, match=r"failed 3 times.*other bytes than were sent"):
+    with pytest.raises(DataError) as refused:
         upload_file(local, s3.url("x"), FEW)
+    says(refused, s3.url("x"), "3 times", BUCKET=s3.name)
 
 
 def test_one_endpoint_variable_is_enough(stored: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,11 +316,12 @@ def test_one_endpoint_variable_is_enough(stored: FaultyS3, monkeypatch: pytest.M
     assert read_bytes(stored.bucket.url("data/x.bin")) == CONTENT
 
 
-def test_missing_credentials_are_named(stored: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(stored: FaultyS3, monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(DataError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(DataError) as refused:
         read_bytes(stored.bucket.url("data/x.bin"))
+    says(refused, "AWS_ACCESS_KEY_ID", BUCKET=stored.bucket.name)
     assert not stored.proxy.seen
 
 

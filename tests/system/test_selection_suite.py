@@ -139,7 +139,7 @@ def test_the_quick_suite_leads_from_texts_to_tables_and_figures(tmp_path: Path) 
     assert len(run("--cores", cores)) == 38
     found = json.loads((tmp_path / "results.json").read_text())
     assert {(arm["pair"], arm["arm"]) for arm in found["arms"]} == {
-        (pair, arm) for pair in ("documentation", "noise") for arm in ("clm", "slm-0.4", "slm-0.6", "random-0.6")
+        (pair, arm) for pair in ("documentation", "noise") for arm in ("clm", "slm-0.2", "slm-0.6", "random-0.6")
     }
     for arm in found["arms"]:
         assert arm["seeds"] == [1, 2]

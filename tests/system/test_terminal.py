@@ -19,7 +19,8 @@ from tests.launched import ROOT
 from tests.own_text import make_tokenizer, write_corpus
 
 COLUMNS = 80
-RUN = """
+STAYS = "slm · a line that stays"
+RUN = f"""
 from megaslm.observe.third_party_output import diverted
 with diverted("train"):
     pass
@@ -28,7 +29,7 @@ from megaslm.observe.records import StepRecord
 console = RunConsole("slm", total_steps=14305, done_steps=0)
 console.at_step(1)
 console.show([StepRecord(1000, 1_048_576_000, 1.5, 2.5, 0.6, 1e-3, 0.7, 372_088.0)])
-console.say("slm · a line that stays")
+console.say({STAYS!r})
 console.show([StepRecord(14305, 14305 * 1_048_576, 1.25, 2.25, 0.6, 1e-3, 0.7, 372_088.0)])
 console.close()
 """
@@ -61,7 +62,7 @@ def test_a_terminal_has_two_lines_that_move_and_lines_that_stay() -> None:
     written = shown()
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", written)]
     assert max(map(len, lines)) <= COLUMNS
-    assert "slm · a line that stays" in lines
+    assert STAYS in lines
     *_, bar, numbers = [line.strip() for line in lines if line.strip()]
     assert re.fullmatch(r"slm ━+ step 14,305/14,305", bar)
     assert numbers == "loss 1.2500 (60%) · all 2.2500 · 15.00B tokens · 372,088 tokens/s"
@@ -71,7 +72,7 @@ def test_a_terminal_has_two_lines_that_move_and_lines_that_stay() -> None:
 
 def test_a_narrow_terminal_cuts_the_numbers() -> None:
     lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", shown(columns=60))]
-    assert max(len(line) for line in lines if "a line that stays" not in line) == 60
+    assert max(len(line) for line in lines if STAYS not in line) == 60
     assert lines[-2].endswith("…") or lines[-1].endswith("…")
 
 

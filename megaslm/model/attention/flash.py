@@ -1,8 +1,7 @@
 """Attention within documents on a GPU: FlashAttention for sequences of various lengths, which needs no mask.
 
 Calls the operators below `torch.nn.attention.varlen`: the arguments of that module differ between torch 2.10, 2.11 and
-2.13, and later releases choose cuDNN by themselves. An implementation that was activated by
-`torch.nn.attention.activate_flash_attention_impl` (FlashAttention 3 or 4) takes the place of torch's own
+2.13, and later releases choose cuDNN by themselves. `activate` puts FlashAttention 3 or 4 in the place of torch's own
 FlashAttention 2 behind these operators. The backward pass adds up in a fixed order only under
 `torch.use_deterministic_algorithms(True)`.
 """
@@ -14,10 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import attention
 
+from megaslm.config.schema import FlashAttention
+from megaslm.errors import ConfigError
+
 _FEWEST_CAPABILITY = (8, 0)
 """Compute capability of the first cards that FlashAttention 2 runs on (Ampere)."""
 _LARGEST_HEAD = 256
 _DTYPES = (torch.float16, torch.bfloat16)
+_REQUIRED: dict[str, tuple[tuple[int, ...], str]] = {
+    "FA3": ((9,), "the package of hopper/ in FlashAttention's sources, which has to be built"),
+    "FA4": ((9, 10), "the package flash-attn-4 (make install EXTRAS=fa4)"),
+}
+"""Of the implementations that torch does not bring: major compute capabilities, and what has to be installed."""
 
 _flash = torch.ops.aten._flash_attention_forward.default
 _flash_backward = torch.ops.aten._flash_attention_backward.default
@@ -36,6 +43,32 @@ def has_kernel(device: torch.device) -> bool:
 def takes(dtype: torch.dtype, head_size: int) -> bool:
     """Whether FlashAttention computes in this dtype with heads of this size."""
     return dtype in _DTYPES and head_size % 8 == 0 and head_size <= _LARGEST_HEAD
+
+
+def activate(chosen: FlashAttention, device: torch.device, *, name: str) -> None:
+    """Lets an implementation compute attention in this process from now on. `name` is the setting's, for the message.
+
+    Raises:
+        ConfigError: `device` is a GPU of another generation, or torch cannot load the implementation.
+    """
+    if chosen == implementation():
+        return
+    if chosen == "FA2":
+        attention.restore_flash_attention_impl()
+        return
+    capabilities, required = _REQUIRED[chosen]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in capabilities:
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        expected = " or ".join(f"{major}.x" for major in capabilities)
+        raise ConfigError(
+            f"{name} {chosen}: needs a GPU of compute capability {expected}, this one has {found}; use FA2"
+        )
+    try:
+        attention.activate_flash_attention_impl(chosen)
+        # A release of torch without this could not name what computes.
+        attention.current_flash_attention_impl()
+    except (AttributeError, ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{name} {chosen}: needs {required}; torch says: {error}; install it, or use FA2") from error
 
 
 def implementation() -> str:

@@ -52,27 +52,51 @@ function comparisonFacts(best, runs, { place, baseline, rows }, costs) {
   ].filter(Boolean);
 }
 
-function lossFact(best, base, place) {
+/** The last loss of a run beside that of the baseline; beside its loss at as many tokens where the run read fewer. */
+function beside(best, base, place) {
   const [own, theirs] = [lastAt(best, place), lastAt(base, place)];
-  if (!isNumber(theirs.loss)) return null;
-  const difference = own.loss - theirs.loss;
-  const unequal = isEqual(own.tokens, theirs.tokens) ? ""
-    : ` Not at equal tokens: ${amount(own.tokens, "tokens")} against ${amount(theirs.tokens, "tokens")}.`;
+  const isEqualTokens = isEqual(own.tokens, theirs.tokens);
+  const isShorter = !isEqualTokens && own.tokens < theirs.tokens;
+  const loss = isShorter ? lossAfter(base, place, own.tokens) : theirs.loss;
+  const tokens = [own, theirs].map((last) => amount(last.tokens, "tokens"));
+  return {
+    own: own.loss, loss, difference: own.loss - loss,
+    when: isShorter ? `after ${tokens[0]} tokens each` : "at the end",
+    unequal: isEqualTokens || isShorter ? "" : ` Not at equal tokens: ${tokens.join(" against ")}.`,
+  };
+}
+
+/** The loss of a run at a place after so many tokens, linear between two validations. */
+function lossAfter(run, place, count) {
+  const found = run.validations.find((validation) => validation.place === place);
+  const [tokens, losses] = [unpack(found.tokens), unpack(found.loss)];
+  const next = Math.max(tokens.findIndex((number) => number >= count), 1);
+  const share = (count - tokens[next - 1]) / (tokens[next] - tokens[next - 1]);
+  return losses[next - 1] + share * (losses[next] - losses[next - 1]);
+}
+
+function lossFact(best, base, place) {
+  const { own, loss, difference, when, unequal } = beside(best, base, place);
+  if (!isNumber(difference)) return null;
   return [`${nats(Math.abs(difference))} nats ${difference <= 0 ? "lower" : "higher"}`,
-    `Loss on ${place} at the end: ${nats(own.loss)} against ${nats(theirs.loss)} ` +
+    `Loss on ${place} ${when}: ${nats(own)} against ${nats(loss)} ` +
       `(perplexity\u00a0×\u00a0${digits(Math.exp(difference))}).${unequal}`];
 }
 
 /** The loss at the place where the run ended farthest above the baseline; null where it did nowhere. */
 function worseFact(best, base, place) {
-  const excess = (other) => lastAt(best, other).loss - lastAt(base, other).loss;
-  const others = base.validations.map((found) => found.place).filter((other) => other !== place && excess(other) > 0);
+  const excess = (other) => beside(best, base, other).difference;
+  const others = best.validations.map((found) => found.place).filter((other) => other !== place
+    && base.validations.some((found) => found.place === other) && excess(other) > 0);
   return others.length ? lossFact(best, base, others.sort((a, b) => excess(b) - excess(a))[0]) : null;
 }
 
 function tokensFact(best, baseline, { loss }, own, theirs) {
-  const target = `${baseline}’s final loss of ${nats(loss)} nats`;
-  if (!isNumber(own.tokens)) return ["not reached", `${best.name} did not reach ${target}.`];
+  const target = `${baseline}’s last loss of ${nats(loss)} nats`;
+  if (!isNumber(own.tokens)) {
+    return best.state === "complete" ? ["not reached", `${best.name} did not reach ${target}.`]
+      : ["not reached yet", `${best.name} has not reached ${target} so far.`];
+  }
   return [`${percent(own.tokens / theirs.tokens)} of the tokens`,
     `Read until ${target} was reached: ${amount(own.tokens, "tokens")} of ${amount(theirs.tokens, "tokens")}.`];
 }

@@ -8,10 +8,10 @@ from typing import Any
 from megaslm.config.run_files import PROGRESS
 from megaslm.errors import CheckpointError
 from megaslm.slm.threshold import AT_START, SelectionState
+from megaslm.stream.mixture import Mixture
 from megaslm.stream.order import Extent
 
-BY_PASSES = 2
-"""`Progress.row_order`: streams with a weight or repeat are read pass after pass. 1: each epoch was drawn anew."""
+_BY_PASSES = 2
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,17 @@ class Progress:
     """Whether the run was told to stop before the validation of this step was finished."""
     extents: tuple[Extent, ...] = ()
     """The number of rows to read, from which epoch on; empty before the first step."""
-    row_order: int = BY_PASSES
-    """The order in which rows have been read so far."""
+    row_order: int = _BY_PASSES
+    """The order of streams with a weight or repeat so far. 2: pass after pass. 1: each epoch was drawn anew."""
+
+    def require_row_order(self, mixture: Mixture, checkpoints: Path) -> None:
+        """Raise CheckpointError where the rows have been read in an order that this version does not have."""
+        if self.row_order != _BY_PASSES and mixture.may_repeat_rows:
+            raise CheckpointError(
+                f"{checkpoints}: was written by a version that drew data.streams with weight or repeat anew each "
+                "epoch; this version reads them pass after pass and cannot tell the position in these passes; start a "
+                "new run from this one's model (`megaslm export`, then model.from_pretrained)"
+            )
 
     def as_json(self) -> str:
         """The text that `read_progress` reads."""

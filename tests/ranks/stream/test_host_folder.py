@@ -1,6 +1,7 @@
 """What the processes of a run share on a host: an epoch's order, written once, and a folder that goes with them."""
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ from megaslm.errors import DataError
 from megaslm.stream.host_folder import HostFolder
 from megaslm.stream.order import RowOrder
 from tests.forks import fork, statuses_of, wait_until
+from tests.messages import Says
 
 ORDER = RowOrder(((64, 64),), None, 8, 8, 0)
 
@@ -78,10 +80,14 @@ def test_a_full_disk_is_an_error_by_name_and_leaves_the_order_unwritten(capfd: p
     assert host.order_of(ORDER, 0).tolist() == expected(0)
 
 
-def test_an_order_that_is_larger_than_the_disk_is_refused_beforehand() -> None:
+def test_an_order_that_is_larger_than_the_disk_is_refused_beforehand(says: Says) -> None:
     large = RowOrder(((1 << 31,) * 4_000_000,), None, 8, 8, 0)
-    with pytest.raises(DataError, match=r"run: the order of an epoch's 8,589,934,592,000,000 rows takes .* are free"):
-        HostFolder("run").require_room(large, large.rows_per_epoch)
+    host = HostFolder("run")
+    with pytest.raises(DataError) as refused:
+        host.require_room(large, large.rows_per_epoch)
+    free = re.search(r"but ([\d,]+) MiB", str(refused.value))
+    assert free is not None
+    says(refused, "8,589,934,592,000,000", FREE=free[1], RUN=host.path)
 
 
 @pytest.mark.parametrize(("orders_free", "epochs", "fits"), [(1.5, 1, True), (1.5, 2, False), (2.0, 2, True)])
@@ -142,12 +148,13 @@ def test_a_folder_that_cannot_be_made_is_an_error_by_name(temporary: Path) -> No
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder to another user")
-def test_the_folder_of_another_user_is_not_trusted(temporary: Path) -> None:
+def test_the_folder_of_another_user_is_not_trusted(temporary: Path, says: Says) -> None:
     folder = temporary / f"megaslm-{os.getuid()}"
     folder.mkdir()
     os.chown(folder, 12345, -1)
-    with pytest.raises(DataError, match="belongs to another user"):
+    with pytest.raises(DataError) as refused:
         HostFolder("run")
+    says(refused, folder)
 
 
 def test_what_was_killed_before_it_held_its_folder_goes_too(temporary: Path) -> None:
@@ -157,7 +164,8 @@ def test_what_was_killed_before_it_held_its_folder_goes_too(temporary: Path) -> 
     assert not left.exists()
 
 
-def test_a_cache_that_is_no_folder_is_an_error_by_name(temporary: Path) -> None:
+def test_a_cache_that_is_no_folder_is_an_error_by_name(temporary: Path, says: Says) -> None:
     (temporary / "cache").write_text("a file")
-    with pytest.raises(DataError, match="the cache must be a writable folder"):
+    with pytest.raises(DataError) as refused:
         HostFolder("run").claim_cache(temporary / "cache")
+    says(refused, temporary / "cache")

@@ -12,6 +12,7 @@ from megaslm.dataset.mosaic import Stream, StreamingDataset
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
 from megaslm.stream.mixture import MixtureStream
+from tests.messages import Says
 from tests.streams import (
     BATCH_ROWS,
     GIB,
@@ -130,34 +131,34 @@ def test_every_shard_is_checked_once_on_a_host(tmp_path: Path, compression: str 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_flipped_byte_is_refused_by_name(tmp_path: Path, compression: str | None, workers: int) -> None:
+def test_a_flipped_byte_is_refused_by_name(tmp_path: Path, compression: str | None, workers: int, says: Says) -> None:
     stream = write_stream(tmp_path / "a", shards=6, compression=compression)
     corrupt = shards_of(stream)[3]
     flip(stream.local / corrupt.stored.basename)
     with pytest.raises(DataError) as caught:
         take(opened(stream, workers=workers), 30)
-    message = str(caught.value)
-    assert "Traceback" not in message
-    assert f"{stream.local / corrupt.stored.basename} has the xxh3_64 " in message
-    assert f"index.json says {corrupt.stored.hashes['xxh3_64']} (rows 30 to 39); remove the dataset" in message
+    hashed = ("xxh3_64", corrupt.stored.hashes["xxh3_64"])
+    says(caught, stream.local / corrupt.stored.basename, *hashed, "index.json", "(rows 30 to 39)")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_shard_that_changes_after_the_start_is_refused_by_name(tmp_path: Path, workers: int) -> None:
+def test_a_shard_that_changes_after_the_start_is_refused_by_name(tmp_path: Path, workers: int, says: Says) -> None:
     stream = write_stream(tmp_path / "a", shards=3)
     training = opened(stream, workers=workers)
     path = stream.local / shards_of(stream)[1].stored.basename
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(DataError, match=rf"{path} has \d+ bytes, index.json says \d+ \(rows 10 to 19\)"):
+    with pytest.raises(DataError) as refused:
         take(training, 8)
+    says(refused, path, "index.json", "(rows 10 to 19)")
 
 
-def test_a_shard_that_is_gone_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_shard_that_is_gone_is_refused_by_name(tmp_path: Path, says: Says) -> None:
     stream = write_stream(tmp_path / "a", shards=3)
     path = stream.local / shards_of(stream)[1].stored.basename
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path} is missing, though index.json lists it \(rows 10 to 19\)"):
+    with pytest.raises(DataError) as refused:
         take(opened(stream), 8)
+    says(refused, path, "index.json", "(rows 10 to 19)")
 
 
 def test_an_unpacked_shard_that_was_corrupt_is_unpacked_again(tmp_path: Path) -> None:
@@ -181,21 +182,23 @@ def test_a_corrupt_shard_in_the_cache_is_fetched_again(tmp_path: Path, compressi
     assert again.checked().files == 4 if compression is None else 5
 
 
-def test_a_corrupt_shard_in_the_store_is_fetched_twice_and_refused(tmp_path: Path) -> None:
+def test_a_corrupt_shard_in_the_store_is_fetched_twice_and_refused(tmp_path: Path, says: Says) -> None:
     origin = write_stream(tmp_path / "a", shards=3)
     flip(origin.local / shards_of(origin)[1].stored.basename)
     stream = fetched(origin, tmp_path / "cache")
-    with pytest.raises(DataError, match=f"{origin.local}/part-00001/.* has another .*fetched twice.* .rows 10 to 19."):
+    with pytest.raises(DataError) as refused:
         take(opened(stream, fetch=FETCH), 8)
+    says(refused, f"{origin.local}/part-00001/", "twice", "(rows 10 to 19)")
     assert not (stream.local / shards_of(stream)[1].stored.basename).exists()
 
 
-def test_what_cannot_be_fetched_is_refused_with_its_cause(tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_refused_with_its_cause(tmp_path: Path, says: Says) -> None:
     origin = write_stream(tmp_path / "a", shards=3)
     path = origin.local / shards_of(origin)[1].stored.basename
     path.unlink()
-    with pytest.raises(DataError, match=r"part-00001/.*there is no such file.*FileNotFoundError.*rows 10 to 19"):
+    with pytest.raises(DataError) as refused:
         take(opened(fetched(origin, tmp_path / "cache"), fetch=FETCH, workers=2), 8)
+    says(refused, "part-00001/", "FileNotFoundError", "rows 10 to 19")
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
@@ -214,13 +217,15 @@ def test_a_cache_smaller_than_the_dataset_keeps_to_its_limit(tmp_path: Path, com
     assert all((kept.local / shard.stored.basename).is_file() for shard in shards_of(kept))
 
 
-def test_a_cache_that_cannot_hold_a_few_shards_is_refused(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_hold_a_few_shards_is_refused(tmp_path: Path, says: Says) -> None:
     stream = fetched(write_stream(tmp_path / "a", shards=3), tmp_path / "cache")
-    with pytest.raises(DataError, match="a cache of 1,000 bytes is too small for shards of up to"):
+    with pytest.raises(DataError) as refused:
         opened(stream, fetch=FetchSection(cache_limit_gib=1000 / GIB, retries=0, timeout_seconds=20))
+    says(refused, "1,000 bytes")
 
 
-def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path) -> None:
+def test_fewer_rows_than_a_batch_are_refused(tmp_path: Path, says: Says) -> None:
     stream = write_stream(tmp_path / "a", shards=1)
-    with pytest.raises(DataError, match=r"10 training rows in .*, fewer than the 12 of one global batch"):
+    with pytest.raises(DataError) as refused:
         opened(stream, micro_steps=3)
+    says(refused, "10 training rows", "12")

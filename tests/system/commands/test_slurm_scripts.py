@@ -136,12 +136,11 @@ def test_a_job_that_was_told_to_stop_goes_back_into_the_queue(
 
 
 @pytest.mark.parametrize("status", [2, 75])
-def test_a_job_says_what_it_starts_and_the_last_word_is_the_ranks(submitted_from: Path, status: int) -> None:
+def test_a_job_says_what_it_starts_and_the_last_word_is_the_ranks(
+    submitted_from: Path, status: int, says: Says
+) -> None:
     done = run(submitted_from, "train.sbatch", "run.yaml", VERB_STATUS=status)
-    assert done.stderr.splitlines() == [
-        "launch: job 123456, 6 ranks on node-[7,9]: megaslm train run.yaml --resume",
-        "SomeError: why",
-    ]
+    says(done.stderr, "123456", "6 ranks", "node-[7,9]", "megaslm train run.yaml --resume", "\nSomeError: why\n")
 
 
 def test_what_slurm_says_of_a_fault_is_kept(submitted_from: Path, says: Says) -> None:

@@ -16,6 +16,7 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import read_manifest
 from megaslm.sweep import plan_sweep
 from tests.launched import ROOT
+from tests.messages import Says, line_with
 from tests.toy import SEQ_LEN, leave_run, make_dataset, run_config, write_config
 from tests.training import changed, run_training
 
@@ -53,7 +54,7 @@ def leave_refused(settings: RunConfig, tokens: Path) -> Path:
 
 
 def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resumed(
-    config: Path, tmp_path: Path
+    config: Path, tmp_path: Path, says: Says
 ) -> None:
     here = tmp_path / "here.yaml"
     here.write_text("kind: local\nranks: 1\n")
@@ -83,7 +84,7 @@ def test_a_run_that_fails_does_not_keep_others_from_it_and_a_stopped_one_is_resu
         command(config, here, "--json", str(result)), env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{first.folder} is finished" in done.stdout
+    says(line_with(done.stdout, f"{first.folder} "))
     runs = json.loads(result.read_text())
     assert [(run["value"], run["is_finished"]) for run in runs] == [("1", True), ("2", True)]
     assert runs[0]["losses"]["own/a"] != runs[1]["losses"]["own/a"]

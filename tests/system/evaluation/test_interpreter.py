@@ -1,5 +1,6 @@
 """Answers whose programs are run: what the model reads after each program, and where an answer ends."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_model_reads_the_output_of_its_program(sandbox: Sandbox) -> None:
 
 def test_an_error_is_its_last_line_and_a_later_program_may_mend_it(sandbox: Sandbox) -> None:
     found, prompts = answered(sandbox, program("print(x)"), program("x = 1", "print(x)"), "\\boxed{1}")
-    assert "```output\nNameError: name 'x' is not defined\n```\n" in prompts[1]
+    assert re.search(r"```output\nNameError: .*'x'.*\n```\n", prompts[1])
     assert prompts[2].endswith("```output\n1\n```\n")
     assert [result.ending for result in found.programs] == [Ending.ERROR, Ending.DONE]
     assert (failed(found), timed_out(found)) == (1, 0)

@@ -60,9 +60,24 @@ def test_the_first_screen_says_where_the_best_run_lost_most(open_page: Open) -> 
     page = open_page(changed)
     assert page.locator("#summary dt").nth(1).inner_text().startswith("1.500 ")
     assert " code " in page.locator("#summary dd").nth(1).inner_text()
-    for run in changed["runs"]:
-        run["validations"] = run["validations"][:1]
+    changed["runs"][1]["validations"] = changed["runs"][1]["validations"][:1]
     assert open_page(changed).locator("#summary dt").count() == 4
+
+
+def test_the_first_screen_compares_an_unfinished_run_at_as_many_tokens(open_page: Open) -> None:
+    changed = document()
+    clm, slm = changed["runs"][:2]
+    changed["runs"] = [clm, {**slm, "state": "unfinished"}]
+    halves = {"tokens": packed(np.array([0.0, 150_000.0]), "f8"), "loss": packed(np.array([9.0, 5.5]))}
+    changed["runs"][1]["validations"] = [{**slm["validations"][0], **halves}]
+    whole = {"tokens": packed(np.array([0.0, 100_000.0, 200_000.0, 800_000.0]), "f8")}
+    clm["validations"] = [{**clm["validations"][0], **whole, "loss": packed(np.array([9.0, 7.0, 5.0, 4.0]))}]
+    never = changed["targets"][0]["rows"][1]["reached"][1]
+    never.update(dict.fromkeys(set(never) - {"run"}))
+    summary = open_page(changed).locator("#summary")
+    assert summary.locator("dt").nth(0).inner_text() == "0.500 nats lower"
+    assert "5.500 against 6.000" in summary.locator("dd").nth(0).inner_text()
+    assert "yet" in summary.locator("dt").nth(1).inner_text()
 
 
 def test_the_first_screen_compares_at_equal_tokens_if_it_can(open_page: Open) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -204,7 +205,7 @@ def test_landlock_takes_the_place_of_bubblewrap_where_no_namespace_can_be_made()
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.endswith(" 1\n\n")
     assert ran.stdout.startswith("sandbox: Landlock")
-    assert "bubblewrap does not work here: bwrap: " in ran.stdout or "bubblewrap is not installed" in ran.stdout
+    assert "bubblewrap" in ran.stdout
 
 
 def test_without_bubblewrap_and_landlock_programs_are_refused_unless_they_may_be_unsafe(says: Says) -> None:
@@ -223,8 +224,7 @@ def test_without_bubblewrap_and_landlock_programs_are_refused_unless_they_may_be
     assert refused.returncode == 1
     message = refused.stderr.splitlines()[-1]
     assert "SandboxError" in message
-    assert "bubblewrap" in message
-    assert "landlock does not work here: OSError: [Errno 38]" in message
+    assert re.search(r"bubblewrap.*landlock.*OSError: \[Errno 38\]", message)
     unsafe = in_python(source.replace("TIER", "'unsafe'"), without_namespaces=True)
     description, answer, *_ = unsafe.stdout.splitlines()
     says(description)

@@ -75,6 +75,8 @@ def test_settings_without_effect_are_told(checkpoint: dict[str, Any], named: str
     says(warning, named)
 
 
-def test_two_intervals_are_refused() -> None:
-    with pytest.raises(ValidationError, match="keep_every_tokens = 5 and keep_every_steps = 6"):
+def test_two_intervals_are_refused(says: Says) -> None:
+    with pytest.raises(ValidationError) as refused:
         run_config(Path("run"), Path("tokens"), checkpoint={"keep_every_tokens": 5, "keep_every_steps": 6})
+    (problem,) = refused.value.errors()
+    says(problem["msg"], "keep_every_tokens = 5", "keep_every_steps = 6")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
+from megaslm.config.run_files import CONFIG
 from megaslm.doctor.check import Check
 from megaslm.doctor.devices import Gpus, judge_attention, judge_compiler, judge_gpus, resources, usual_ranks
 from megaslm.doctor.host import judge_interfaces, judge_processors
-from megaslm.doctor.run import inputs, judge_run_folder, memory
+from megaslm.doctor.run import inputs, judge_run_folder, memory, run_folder
 from megaslm.doctor.software import extras, judge_bytecode, required
 from megaslm.health.disk import Disk
 from megaslm.model.documents import CPU_KERNEL, NO_KERNEL
@@ -121,6 +122,14 @@ def test_what_stops_a_run_is_a_problem(name: str, says: Says) -> None:
     found = [check for check in PROBLEMS[name]() if check.status != "ok"]
     assert [check.status for check in found] == ["problem"]
     says(found[0].lines())
+
+
+def test_a_folder_that_holds_a_run_is_told(tmp_path: Path, says: Says) -> None:
+    assert [check.status for check in run_folder(tmp_path)] == ["ok"]
+    (tmp_path / CONFIG).touch()
+    (warned,) = (check for check in run_folder(tmp_path) if check.status != "ok")
+    assert warned.status == "warning"
+    says(warned.lines(), FOLDER=tmp_path)
 
 
 @pytest.mark.parametrize(("gpus_here", "ranks"), [(0, 2), (1, 1), (8, 8)])

@@ -283,7 +283,7 @@ def test_shards_without_a_checksum_are_not_trusted(dataset: Path) -> None:
     assert all("xxh3_64" in problem for problem in problems)
 
 
-def test_into_a_file_progress_comes_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_into_a_file_progress_comes_as_lines(monkeypatch: pytest.MonkeyPatch, says: Says) -> None:
     now = 0.0
     monkeypatch.setattr(verification.time, "monotonic", lambda: now)
     console = Console(file=StringIO(), width=200)
@@ -292,10 +292,9 @@ def test_into_a_file_progress_comes_as_lines(monkeypatch: pytest.MonkeyPatch) ->
             now = float(second)
             show(second * 1_000_000, 20_000_000)
     assert isinstance(console.file, StringIO)
-    assert console.file.getvalue().splitlines() == [
-        "verify · it ·  25% · 5.0 MB of 20.0 MB · 1 MB/s · 15.0 s left",
-        "verify · it ·  50% · 10.0 MB of 20.0 MB · 1 MB/s · 10.0 s left",
-    ]
+    quarter, half = console.file.getvalue().splitlines()
+    says(quarter, "25%", "5.0 MB", "20.0 MB", "1 MB/s", "15.0 s")
+    says(half, "50%", "10.0 MB", "20.0 MB", "1 MB/s", "10.0 s")
 
 
 def test_without_a_dataset_there_is_nothing_to_verify(tmp_path: Path, says: Says) -> None:

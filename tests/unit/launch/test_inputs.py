@@ -130,12 +130,12 @@ def test_a_remote_dataset_is_looked_at_where_its_manifest_can_be_read(tokens: Pa
     assert findings.unseen == {}
 
 
-def test_a_setting_is_named_with_its_line(tokens: Path) -> None:
+def test_a_setting_is_named_with_its_line(tokens: Path, says: Says) -> None:
     """That of `data.train` where the dataset is not scored, and no origin where there is none."""
     here = Findings(Reach.ALL, "", origins={"data.train": "run.yaml:7", "slm.reference": DEFAULT})
     look_at_run(here, selective(tokens), ranks=2)
     (problem,) = here.problems
-    assert problem.startswith(f"data.train (run.yaml:7): {tokens} holds no ref_loss")
+    says(problem, f"data.train (run.yaml:7): {tokens} ", "ref_loss")
     assert here.named("slm.reference") == "slm.reference"
 
 
@@ -237,12 +237,12 @@ def test_what_only_other_hosts_may_have_is_not_looked_at(tokens: Path, says: Say
     assert len(shared.problems) == 1
 
 
-def test_pods_see_another_file_system(tokens: Path) -> None:
+def test_pods_see_another_file_system(tokens: Path, says: Says) -> None:
     pods = Findings(Reach.NONE, "only the pods see them")
     look_at_run(pods, selective(tokens), ranks=2)
     pods.require_none()
     (things,) = pods.unseen.values()
-    assert [thing.partition(" = ")[0] for thing in things] == ["data.train", "the room for a checkpoint in run_dir"]
+    says("\n".join(thing.partition(" = ")[0] for thing in things), "data.train", "run_dir")
 
 
 def test_storage_that_has_no_driver_is_a_problem(here: Findings, tokens: Path, says: Says) -> None:

@@ -1,8 +1,7 @@
 """Decoder layers, compiled or not and with each kind of recomputation, against layers as transformers has them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -16,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from megaslm.config.schema import Compile, Recompute
 from megaslm.errors import ConfigError
-from megaslm.model import decoder_layers
+from megaslm.model import decoder_layers, documents
 from megaslm.model.decoder_layers import compile_line, is_compiled, kept_products, prepare_layers
+from megaslm.model.documents import Documents
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, HeadOutput
 from tests.messages import Says
@@ -69,16 +69,6 @@ def loss_of(model: SelectiveLM, tokens: Tensor) -> Tensor:
 def gradients(model: SelectiveLM) -> dict[str, Tensor]:
     loss_of(model, rows(1)).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Layers are traced and divided into forward and backward pass as ever, but run by torch: Inductor is slow."""
-    torch.compiler.reset()
-    counters.clear()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    yield
-    torch.compiler.reset()
 
 
 class Operators(TorchDispatchMode):
@@ -140,11 +130,15 @@ def test_products_with_a_bias_are_not_kept() -> None:
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("recompute", RECOMPUTE)
 def test_one_graph_serves_all_layers_and_any_number_of_documents(recompute: Recompute) -> None:
-    model = model_of(recompute=recompute, compiled=True)
-    for micro_batch in range(0, 50, 5):
-        loss_of(model, rows(micro_batch, share_of_eos=micro_batch / 100)).backward()
+    compiled, plain = model_of(recompute=recompute, compiled=True), model_of()
+    for number in range(50):
+        micro_batch = rows(number, share_of_eos=number / 50)
+        for model in (compiled, plain):
+            loss_of(model, micro_batch).backward()
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+    for ours, theirs in zip(compiled.parameters(), plain.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
 
 
 @pytest.mark.usefixtures("traced")
@@ -156,6 +150,23 @@ def test_compiled_layers_keep_names_and_gradients(family: str) -> None:
     assert list(compiled.state_dict()) == list(model_of(family).state_dict())
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("recompute", RECOMPUTE)
+def test_gradients_under_a_mask_are_the_same(
+    recompute: Recompute, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU without a kernel for documents. One of the two layers has a window."""
+    expected = gradients(model_of("qwen2"))
+    monkeypatch.setattr(Documents, "takes", lambda *_: False)
+    monkeypatch.setattr(documents, "document_attention", None)  # Nothing calls it.
+    found = gradients(model_of("qwen2", recompute=recompute, compiled=compiled))
+    assert (counters["stats"]["unique_graphs"] > 0) == compiled
+    assert not counters["graph_break"]
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.usefixtures("traced")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from megaslm.config.recipe import Bos
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Packing
-from megaslm.errors import DataError
-from megaslm.model.fit import bos_warning, check_tokenizer_fits
+from megaslm.errors import DataError, ModelError
+from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.tokenizer.tokenizer import tokenizer_facts
 from tests.messages import Says
 from tests.toy import EOS_ID, VOCAB_SIZE, make_dataset, make_tokenizer
@@ -158,3 +159,13 @@ def test_a_model_that_expects_no_bos_is_warned_of_where_rows_have_one(
 def test_a_model_without_a_tokenizer_expects_nothing(tmp_path: Path, manifest: Manifest) -> None:
     for bos in ("none", "document"):
         assert bos_warning(tmp_path, with_bos(manifest, bos), dataset="data") is None
+
+
+def test_a_model_that_is_too_small_for_a_dataset_says_what_to_do(tmp_path: Path, says: Says) -> None:
+    manifest = make_dataset(tmp_path / "data", {("train", "web"): [2]}, seq_len=16)
+    small = LlamaConfig(vocab_size=manifest.vocab_size - 1, max_position_embeddings=16)
+    short = LlamaConfig(vocab_size=manifest.vocab_size, max_position_embeddings=15)
+    for config, window in ((small, None), (short, None), (short, 16)):
+        with pytest.raises(ModelError) as refused:
+            check_model_fits(config, manifest, model="the-model", dataset="the-data", window=window)
+        says(refused, "the-model", "--window 16" if window else "the-data")

@@ -48,7 +48,7 @@ def test_rows_take_as_much_as_each_other() -> None:
     assert four.backward_bytes == 4 * one.backward_bytes
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_is_what_the_formula_says(dtype: torch.dtype, recompute: Recompute) -> None:
     """The rest is positions, angles, and numbers per token or head."""

@@ -27,6 +27,7 @@ from megaslm.observe.records import (
 )
 from megaslm.observe.run_description import RunDescription
 from megaslm.observe.tensorboard import AGAINST_TOKENS
+from megaslm.training.run_folder import RunFolder
 from tests.boards import SKIPPED, board, skipped, step, validation
 from tests.events import points_in
 
@@ -183,6 +184,15 @@ def test_the_configuration_is_text_and_settings_to_compare_runs_by(tmp_path: Pat
     settings = content.session_start_info.hparams
     assert settings["train.lr"].number_value == 0.001
     assert settings["slm.criterion"].string_value == "excess"
+
+
+def test_runs_of_equal_settings_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    def trial(run: str) -> str:
+        events = described(RunFolder(tmp_path / run).tensorboard)
+        content = HParamsPluginData.FromString(events.PluginRunToTagToContent("hparams")["run"][SESSION_START_INFO_TAG])
+        return content.session_start_info.group_name
+
+    assert (trial("runs/one"), trial("runs/two")) == ("runs/one", "runs/two")
 
 
 def test_a_sample_shows_what_is_kept_in_bold(tmp_path: Path) -> None:

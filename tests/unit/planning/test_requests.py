@@ -1,9 +1,12 @@
 """What a plan asks for, and what it says where something is missing."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 
 from megaslm.config.load import load
 from megaslm.config.schema import ModelSection, RunConfig
@@ -13,6 +16,7 @@ from megaslm.model.traced_memory import parameter_counts
 from megaslm.plan_cli import token_count
 from megaslm.planning.machine import machine_of
 from megaslm.planning.plan import Request, make_plan
+from megaslm.planning.view import show_plan
 from tests.messages import Says
 from tests.model_folders import make_model
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
@@ -88,3 +92,34 @@ def test_a_peak_that_is_not_known_gives_no_hours(tmp_path: Path) -> None:
     file = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
     plan = make_plan(file, ["model.precision=fp32"], Request(machine_of("h100-80g", 2), mfu=0.3))
     assert plan.training is None
+
+
+@pytest.mark.parametrize(
+    ("scoring_hours", "second_pass", "expected"),
+    [
+        (0.25, False, (0.75, 0.9375)),
+        (0.25, True, (0.5, 0.6875)),
+        (1.5, False, (-0.5, 0.625)),
+        (9.0, False, (-8.0, -1.25)),
+    ],
+)
+def test_what_a_selective_run_must_save(
+    scoring_hours: float, second_pass: bool, expected: tuple[float, float], says: Says
+) -> None:
+    path, overrides = CONFIGS / "rho-math-1b" / "slm.yaml", ["slm.mode=exact", "slm.exact_by=second_pass"]
+    plan = make_plan(path, overrides if second_pass else [], Request(machine_of("h100-80g", 32), mfu=0.3))
+    assert plan.training is not None
+    assert plan.scoring is not None
+    assert plan.scoring.work is not None
+    work = replace(plan.scoring.work, hours=scoring_hours * plan.training.hours)
+    plan = replace(plan, scoring=replace(plan.scoring, work=work))
+    assert [plan.break_even(runs) for runs in (1, 4)] == pytest.approx(list(expected))
+    printed = io.StringIO()
+    show_plan(Console(width=200, file=printed), plan)
+    (line,) = [line for line in printed.getvalue().splitlines() if "pays" in line]
+    says(line.strip("│ "))
+
+
+def test_a_run_on_all_tokens_has_nothing_to_save() -> None:
+    plan = make_plan(CONFIGS / "rho-math-1b" / "clm.yaml", [], Request(machine_of("h100-80g", 32), mfu=0.3))
+    assert plan.break_even(1) is None

@@ -159,7 +159,7 @@ def test_inspect_shows_what_is_trained_on(tmp_path: Path, says: Says) -> None:
     lines = output.getvalue().splitlines()
     says(lines[1], "sft")
     shown = "\n".join(lines[2:])
-    assert "<|assistant|>↵\n[[We add the two numbers.↵" in shown
+    says(shown, "<|assistant|>↵\n[[")
     facts = dataset_facts(tmp_path / "out")
     show_dataset(console, facts)
     (share,) = (line for line in output.getvalue().splitlines() if line.split()[:2] == ["train", "chats"])

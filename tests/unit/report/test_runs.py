@@ -18,7 +18,7 @@ def _within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["missing", "file", "smoke test", "dataset", "checkpoint", "no run"])
+@pytest.mark.parametrize("kind", ["missing", "file", "smoke test", "dataset", "checkpoint", "runs", "no run"])
 def test_what_is_no_run_is_refused_by_name(kind: str, says: Says) -> None:
     place = Path("runs/place")
     if kind == "file":
@@ -28,10 +28,13 @@ def test_what_is_no_run_is_refused_by_name(kind: str, says: Says) -> None:
         place.mkdir(parents=True)
     for found, name, content in (
         ("smoke test", "smoke.json", "{}"),
+        ("runs", "clm/config.yaml", ""),
+        ("runs", "clm/metrics.jsonl", ""),
         ("dataset", "manifest.json", '{\n "checksum": "0"'),
         ("checkpoint", "layout.json", "{}"),
     ):
         if kind == found:
+            (place / name).parent.mkdir(exist_ok=True)
             (place / name).write_text(content)
     with pytest.raises(ConfigError) as caught:
         read_runs([write_run(Path("runs/whole")), place])
@@ -92,6 +95,19 @@ def test_a_step_that_was_made_again_counts_once() -> None:
     (run,) = read_runs([folder])
     assert run.metrics.step.tolist() == [1, 2, 3, 4, 5]
     assert run.metrics.columns["loss"].tolist() == [4.0, 3.0, 1.25, 1.25, 1.25]
+
+
+def test_skipped_steps_are_told_unless_they_were_made_again(says: Says) -> None:
+    folder = write_run(Path("run"), steps=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps({"kind": "skipped", "step": step}) + "\n" for step in (3, 4))
+    (run,) = read_runs([folder])
+    assert (run.metrics.skipped_steps, run.metrics.step.tolist()) == ((3, 4), [1, 2])
+    says("\n".join(run.notes), "2", "step 4")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(step_line(step)) + "\n" for step in (3, 4, 5, 6))
+    (run,) = read_runs([folder])
+    assert (run.metrics.skipped_steps, run.metrics.step.tolist()) == ((), [1, 2, 3, 4, 5, 6])
 
 
 def test_a_run_without_a_step_is_reported_beside_others_but_not_alone(says: Says) -> None:

@@ -69,8 +69,14 @@ def test_in_short_each_selective_run_has_a_sentence_for_each_place(says: Says) -
     )
 
 
-def test_in_short_unequal_and_unfinished_runs_are_told(says: Says) -> None:
-    says(said_in_short(runs(clm(), slm("half", NEVER, steps=4))), "so far", f"{3 * STEP_TOKENS:,}")
+def test_in_short_an_unfinished_run_is_told_beside_the_baseline_at_as_many_tokens(says: Says) -> None:
+    said = said_in_short(runs(clm(), slm("half", NEVER, steps=4)))
+    # CLM falls from 4 to 2 in six steps, and so is at 3 after three.
+    says(said, "so far", "0.5000", "3.0000", f"{3 * STEP_TOKENS:,}")
+
+
+def test_in_short_a_run_that_has_read_more_than_the_baseline_is_told(says: Says) -> None:
+    says(said_in_short(runs(clm(steps=4), slm("slm", FAST))), "1.0000 against 3.0000", f"{3 * STEP_TOKENS:,}")
 
 
 def test_in_short_a_sweep_names_its_best_value(says: Says) -> None:

@@ -183,17 +183,22 @@ def test_a_summary_of_an_earlier_build_gives_quantiles_within_a_bin(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no base64!", LossCounts.of(np.float16([1.0])).text()[:40], base64.b64encode(b"x" * 99).decode()]
+    "text",
+    ["", "no base64!", LossCounts.of(np.float16([1.0])).text()[:40], base64.b64encode(b"x" * 99).decode()],
+    ids=["empty", "no base64", "cut off", "not compressed"],
 )
-def test_counts_that_cannot_be_unpacked_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="loss counts"):
+def test_counts_that_cannot_be_unpacked_are_refused(text: str, says: Says) -> None:
+    with pytest.raises(ValueError) as refused:
         LossCounts.parse(text)
+    # Python's reason follows, which its versions word otherwise.
+    says.without_numbers(str(refused.value).partition(": ")[0])
 
 
-def test_counts_that_unpack_to_more_than_they_may_are_refused() -> None:
+def test_counts_that_unpack_to_more_than_they_may_are_refused(says: Says) -> None:
     bomb = base64.b64encode(zlib.compress(bytes(100_000_000))).decode()
-    with pytest.raises(ValueError, match="loss counts have 253953 bytes or more; expected 253952"):
+    with pytest.raises(ValueError) as refused:
         LossCounts.parse(bomb)
+    says(refused, "253953 bytes", "253952")
 
 
 def test_quantiles_lie_within_a_bin_of_the_true_ones() -> None:

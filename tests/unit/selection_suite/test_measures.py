@@ -10,7 +10,7 @@ import pytest
 from benchmarks.selection_suite.figures import Line, chart
 from benchmarks.selection_suite.measures import Kept, Measures, times_cheaper
 from benchmarks.selection_suite.pairs import TARGET
-from benchmarks.selection_suite.tables import as_json, as_markdown, results_of
+from benchmarks.selection_suite.tables import as_json, as_markdown, results_of, scaling_table
 from benchmarks.selection_suite.texts import Document, Span
 from benchmarks.selection_suite.truth import END, kinds_of_targets, write_documents
 from megaslm.config.recipe import Recipe
@@ -90,13 +90,22 @@ def test_the_reference_counts_in_whole_or_by_the_part_of_a_run_that_shares_it(
     assert set(times_cheaper(fast, None, 4, PLACE).values()) == {None}
 
 
-def measures(arm: str, seed: int, loss: float, times: float | None, kept: tuple[float, float]) -> Measures:
+def measures(
+    arm: str,
+    seed: int,
+    loss: float,
+    times: float | None,
+    kept: tuple[float, float],
+    pair: str = "pair",
+    parameters: int = 1_000_000,
+) -> Measures:
     names = ("tokens", "flops_shared", "flops_with_reference", "seconds_shared")
     shares = {TARGET: [1.0, kept[0]], "noise": [1.0, kept[1]]}
     return Measures(
-        pair="pair",
+        pair=pair,
         arm=arm,
         seed=seed,
+        parameters=parameters,
         losses={"target": loss, "corpus": 2 * loss},
         curve=[(0.0, 9.0), (100.0, loss)],
         spent={"tokens": 100.0},
@@ -136,3 +145,18 @@ def test_a_chart_holds_its_points() -> None:
     heights = [float(part.split('"')[0]) for part in drawn.split('cy="')[1:]]
     assert heights[0] > heights[2] > heights[1]
     assert np.isclose(heights[0] + heights[1], 2 * heights[2], atol=0.2)
+
+
+def test_the_gain_is_told_by_size_and_per_doubling() -> None:
+    measured = [
+        measures(arm, seed, loss - 0.01 * seed, times, (0.5, 0.5), pair, size)
+        for pair, size, gain, ratio in (("p@small", 250_000, 0.1, 1.5), ("p", 1_000_000, 0.3, 2.0))
+        for arm, loss, times in (("clm", 5.0, 1.0), ("slm", 5.0 - gain, ratio))
+        for seed in (1, 2)
+    ]
+    _, _, _, small, middle, slope = scaling_table(measured).split("\n")
+    assert small.startswith("| p | slm | 0.25M | 2 | 0.1000 (0.1000 to 0.1000) | 1.50 ")
+    assert middle.startswith("| p | slm | 1.00M | 2 | 0.3000 (0.3000 to 0.3000) | 2.00 ")
+    # Two doublings for 0.2 nats and half a unit of tokens.
+    assert slope.startswith("| p | slm | per doubling | 4 | 0.1000 (0.1000 to 0.1000) | 0.25 ")
+    assert scaling_table([each for each in measured if each.pair == "p"]) == ""

@@ -36,6 +36,22 @@ def test_the_first_seed_of_the_headline_comes_first_and_the_other_arms_last() ->
     ]
 
 
+def test_other_sizes_come_last_with_their_own_arms_and_shapes(tmp_path: Path) -> None:
+    arms = {name: ARMS[name] for name in ("clm", "slm-0.6", "slm-0.2")}
+    assert SUITE.scaling is not None
+    scaling = SUITE.scaling.model_copy(update={"seeds": 1})
+    suite = SUITE.model_copy(update={"seeds": Seeds(headline=1, other=1), "scaling": scaling})
+    sized = suite.sized_pairs(["problems", "documentation"])
+    assert sized == ["problems@small", "problems@large"]
+    order = [run.name for run in in_order(arms, ["problems", *sized], suite)]
+    assert order[3:] == [f"problems@{size}/{arm}/seed-1" for size in ("small", "large") for arm in ("clm", "slm-0.2")]
+    large = PairPlan(tmp_path / "problems@large", suite.for_pair("problems@large"), read_models(), ARMS)
+    reference = needed(large.stage_of(Run("problems@large", "slm-0.2", 1)))["models/base/seed-0"]
+    shape = yaml.safe_load(reference.content)["model"]["from_scratch"]
+    assert (shape["hidden_size"], shape["vocab_size"]) == (256, SUITE.vocab_size)
+    assert suite.for_pair("problems") is suite
+
+
 def test_shared_stages_come_once_and_before_what_needs_them(tmp_path: Path) -> None:
     made = plan(tmp_path / "pair")
     stages = with_needs(made.stage_of(Run("pair", arm, seed)) for arm in ("slm-0.6", "clm") for seed in (1, 2))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from benchmarks.selection_suite.student_t import mean_of, paired, quantile, within
+from benchmarks.selection_suite.student_t import mean_of, paired, quantile, slope_of, within
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,13 @@ def test_pairs_are_compared_by_their_differences() -> None:
     assert found.p_value == pytest.approx(0.10197, abs=1e-5)
     assert paired([1.0], [2.0]).p_value is None
     assert paired([1.0, 2.0], [2.0, 3.0]).p_value is None
+
+
+def test_a_slope_has_its_interval() -> None:
+    found = slope_of([(0.0, 1.0), (1.0, 3.0), (2.0, 4.0)])
+    # By hand: slope 1.5, residuals -1/6, 1/3, -1/6, so s² = 1/6 and the error sqrt(1/12); 12.7062 for one degree.
+    assert found.mean == pytest.approx(1.5)
+    assert found.deviation == pytest.approx(math.sqrt(1 / 12))
+    assert found.low == pytest.approx(1.5 - 12.7062 * math.sqrt(1 / 12), abs=1e-4)
+    assert slope_of([(0.0, 1.0), (1.0, 3.0)])[:3] == (2.0, None, None)
+    assert slope_of([(1.0, 1.0), (1.0, 3.0)]).mean is None
