@@ -53,7 +53,7 @@ def test_the_rows_of_a_step_are_told_and_counted(config: RunConfig, tmp_path: Pa
     with pytest.raises(ConfigError) as refused:
         rows_of_step(path, 7)
     says(refused, "--order 7: ", "1 to 6")
-    says(run_megaslm("inspect", path, "--order", "1", "--row", "1", expect_status=2), "--order: ")
+    says(run_megaslm("inspect", path, "--order", "1", "--row", "1", expect_status=2), "--order ")
     assert "config.yaml" in run_megaslm("inspect", tmp_path / "web", "--order", "1", expect_status=2)
 
 

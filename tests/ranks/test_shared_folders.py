@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from megaslm.engine.distributed import World, join_world, leave_world
 from megaslm.health.shared_folders import require_shared
 from megaslm.scoring.job import score
 from tests.forks import fork, fork_ranks, statuses_of
-from tests.messages import Says, line_with
+from tests.messages import Says, lines_with
 from tests.scoring import make_reference, task_of
 from tests.toy import make_dataset
 
@@ -54,10 +55,11 @@ def check_in_three_ranks(folder: Path, before: Callable[[int], None] = lambda ra
 
 def require_refused(folder: Path, blind: str, said: str, says: Says) -> None:
     host = socket.gethostname()
-    told = line_with(said, f"run_dir: {folder} of rank 0 on {host} ", f" {blind} on {host}; ")
+    # Ranks write at the same moment, so that one line may hold what two of them said.
+    told = min(lines_with(said, f"run_dir: {folder} of rank 0 on {host} ", f" {blind} on {host}; "), key=len)
     assert said.count(told) == 3, said
     says(told, HOST=host)
-    waiting = {line for line in said.splitlines() if line != told}
+    waiting = {line.strip() for line in re.split(r"(?=rank \d on )", said.replace(told, "\n")) if line.strip()}
     says("\n".join(sorted(waiting)), "run_dir", " 0 s ", HOST=host)
 
 
@@ -126,6 +128,6 @@ def test_a_scoring_whose_ranks_have_unlike_outputs_is_refused(
         score(task_of(tmp_path / "reference", tmp_path / "tokens", Path("scored")))
 
     assert statuses_of(fork_ranks(2, rank)) == [2, 2]
-    told = line_with(capfd.readouterr().err, "output: scored/.score/", "rank 0", "rank 1")
+    told = min(lines_with(capfd.readouterr().err, "output: scored/.score/", "rank 0", "rank 1"), key=len)
     says(told, HOST=socket.gethostname())
     assert list(tmp_path.rglob(".shared-*")) == []

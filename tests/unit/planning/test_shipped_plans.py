@@ -50,6 +50,7 @@ EXPECTED: dict[str, tuple[int, int]] = {
     "self-reference-1b/intersection.yaml": (TINYLLAMA, OF_15B),
     "self-reference-1b/low-entropy.yaml": (TINYLLAMA, OF_15B),
     "self-reference-1b/low-loss.yaml": (TINYLLAMA, OF_15B),
+    "self-reference-1b/proof-pile.yaml": (TINYLLAMA, 52_452),
     "shapes/mistral-7b.yaml": (MISTRAL, 100),
     "shapes/tinyllama-1b.yaml": (TINYLLAMA, 100),
     "tiny-gpu/clm.yaml": (TINY_GPU, 256),
