@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_replaced_and_its_task_done_again(corpus: Path, da
     assert content(output) == content(dataset)
 
 
-def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done(tmp_path: Path, says: Says) -> None:
+def test_a_task_that_kills_its_workers_is_left_and_named_and_the_others_are_done(tmp_path: Path) -> None:
     # A file that cannot be divided makes the first task a long one, in which a kill is never too late.
     corpus = write_corpus(tmp_path / "corpus")
     (corpus / "clean" / "0.jsonl").unlink()

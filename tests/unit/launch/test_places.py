@@ -37,7 +37,7 @@ def test_a_port_is_free_or_a_problem(says: Says) -> None:
     assert looked(LocalCluster(kind="local", master_port=port)).problems == []
 
 
-def test_hosts_that_meet_are_waited_for(says: Says) -> None:
+def test_hosts_that_meet_are_waited_for() -> None:
     found = looked(TorchrunCluster(kind="torchrun", nodes=2, rendezvous="nowhere.invalid:29400"))
     assert found.problems == []
     (warning,) = found.warnings
