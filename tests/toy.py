@@ -146,6 +146,12 @@ def write_config(path: Path, config: RunConfig) -> Path:
     return path
 
 
+def place_of(file: Path, start: str) -> str:
+    """FILE:LINE of the first line of a file that begins so, after its indentation."""
+    lines = file.read_text().splitlines()
+    return f"{file}:{next(number for number, line in enumerate(lines, 1) if line.lstrip().startswith(start))}"
+
+
 def leave_run(config: RunConfig, manifest: Manifest) -> Path:
     """The run's folder with what a first start records; `manifest` is that of data.train."""
     run = Path(config.run_dir)

@@ -12,7 +12,7 @@ from megaslm.slm.threshold import EXACT_STEPS
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
 from tests.messages import Says, line_with
-from tests.toy import SEQ_LEN, write_config
+from tests.toy import SEQ_LEN, place_of, write_config
 
 
 def changed(config: RunConfig, run: Path, **sections: dict[str, object]) -> RunConfig:
@@ -70,8 +70,9 @@ def test_a_run_by_entropy_needs_entropies_and_reports_what_it_measured(
     run = tmp_path / "entropy"
     slm: dict[str, object] = {"criterion": "reference_and_entropy", "measure_unselected": False}
     config = changed(chain.slm_config(run), run, slm=slm)
-    said = run_megaslm("train", write_config(tmp_path / "entropy.yaml", config), expect_status=2)
-    says(line_with(said, "ref_entropy"), chain.scored)
+    file = write_config(tmp_path / "entropy.yaml", config)
+    said = run_megaslm("train", file, expect_status=2)
+    says(line_with(said, "ref_entropy"), chain.scored, PLACE=place_of(file, "train: "))
     assert not run.exists()
 
     scored = tmp_path / "scored"

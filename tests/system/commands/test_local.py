@@ -17,7 +17,7 @@ from psutil import NoSuchProcess, Process
 
 from tests.forks import wait_until
 from tests.messages import Says
-from tests.toy import run_config, write_config
+from tests.toy import place_of, run_config, write_config
 
 LAUNCHER = Path(__file__).resolve().parents[3] / "launcher"
 
@@ -96,7 +96,7 @@ def test_an_input_that_is_missing_is_told_before_deepspeed_starts(tmp_path: Path
     with start(tmp_path, "local.sh", "train", str(config)) as job:
         output, errors = job.communicate(timeout=60)
     assert (job.returncode, output) == (2, "")
-    says(errors, tmp_path / "missing")
+    says(errors, tmp_path / "missing", PLACE=place_of(config, "train: "))
 
 
 @pytest.mark.parametrize("ranks", ["a[$(touch pwned)]", "0", "two", "2\n2"])
