@@ -53,7 +53,8 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
             run()
             status = 0
         except MegaSLMError as error:
-            print(error, file=sys.stderr)
+            # In one write: several ranks may say this at the same moment.
+            sys.stderr.write(f"{error}\n")
             status = error.exit_status
         except BaseException:
             traceback.print_exc()
