@@ -14,7 +14,7 @@ usage: launcher/hostfile.sh [--check] HOSTFILE VERB [ARGUMENT ...]
 HOSTFILE names one host a line: `node-1 slots=8`. Every host needs this project and the current folder at the same paths
 as here, the project with its .venv, and lets this host in by ssh without a password; users, ports and keys go into
 ~/.ssh/config. All are asked before anything is started, and those that are not fit are named; --check stops there. Runs `python -m megaslm
-VERB ...` once a slot, through DeepSpeed's launcher, and exits with the largest status of any host.
+VERB ...` once per slot, through DeepSpeed's launcher, and exits with the largest status of any host.
 
   REMOTE_SHELL  pdsh: DeepSpeed's own way, for which pdsh is installed here (the default)
                 ssh: one ssh per host, and DeepSpeed's launcher of one host there
