@@ -68,7 +68,7 @@ leave_if_pressed_again() {
         case " $* " in
             *" --smoke"*) again="the same command makes the smoke test again" ;;
             *" --resume "*) ;;
-            *) again="add --resume to resume from there" ;;
+            *) again="add --resume to continue from there" ;;
         esac
     fi
     echo "launch: ended by the second Ctrl-C; what was saved before is kept: $again" >&2
