@@ -45,6 +45,8 @@ class Forecast:
 class TopByExcess:
     """The K rows of largest excess loss; the choice of naive code and of ours."""
 
+    weights = None
+
     def __init__(self, ref_loss: Tensor, forecast: Forecast | None) -> None:
         self.ref_loss = ref_loss
         self.forecast = forecast
@@ -129,7 +131,7 @@ class Head:
 
     def our_causal(self) -> None:
         hidden, weight = self.leaves()
-        total, _ = weighted_loss(hidden, weight, self.targets, self.row_weight)
+        total, *_ = weighted_loss(hidden, weight, self.targets, self.row_weight)
         (total / self.size.rows).backward()
 
 

@@ -14,6 +14,7 @@ from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
+from megaslm.config.weighting import WeightSection
 from megaslm.errors import ConfigError
 
 # With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
@@ -286,6 +287,8 @@ class SlmSection(Section):
     """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
     measure_unselected: bool = True
     """Whether to compute losses of unselected targets, only to report them, where the criterion does not need them."""
+    weight: WeightSection = WeightSection()
+    """How much a target counts."""
     head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
     """How the loss head computes its gradient: cache keeps two bytes per logit, bracket forecasts the threshold,
     recompute computes selected logits twice. auto is cache in bf16 where it fits in `head_cache_gib`, else bracket."""
@@ -320,6 +323,13 @@ class SlmSection(Section):
                 f"granularity {self.granularity} has no meaning under criterion random; use granularity token, or "
                 "another criterion"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weight_fits(self) -> "SlmSection":
+        keeps_all = self.keep_ratio == 1 and self.max_ref_loss is None
+        if (problem := self.weight.misfit(self.criterion, self.granularity, keeps_all=keeps_all)) is not None:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")

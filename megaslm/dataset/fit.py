@@ -6,6 +6,7 @@ from typing import NamedTuple
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import Manifest, Mask, Reference
+from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError
 
 
@@ -61,6 +62,23 @@ def require_targets_of(objective: Objective, manifest: Manifest, place: str) -> 
         raise DataError(
             f"{place} has a target_mask, which excludes prompts and outputs of tools; train.objective clm trains on "
             "every target: set train.objective sft, or prepare the text without chat_format"
+        )
+
+
+def require_weights(config: RunConfig, manifest: Manifest, place: str) -> None:
+    """Raises DataError where the dataset at `place` lacks what the run's weights of targets are computed from."""
+    weight, criterion = config.slm.weight, config.slm.criterion
+    if config.train.objective != "slm":
+        return
+    if weight.by == "column" and "weight" not in RowFormat.of(manifest).columns:
+        raise DataError(
+            f"{place} has no column weight, which slm.weight.by column needs; add it with `megaslm attach`, or use "
+            "another slm.weight.by"
+        )
+    if weight.by == "sigmoid" and criterion != "loss" and manifest.kind != "scored":
+        raise DataError(
+            f"{place} holds no ref_loss (kind {manifest.kind!r}), from which slm.weight.by sigmoid computes the "
+            f"{criterion} of each target; name a dataset that `megaslm score` has written"
         )
 
 

@@ -31,6 +31,7 @@ from megaslm.dataset.fit import (
     require_reference,
     require_rule,
     require_targets_of,
+    require_weights,
     training_domains,
 )
 from megaslm.dataset.kinds import Kind, kind_of, require_output
@@ -202,6 +203,7 @@ def _training_dataset(
         lambda: training_domains(manifest, place, section.domains, setting=key, seq_len=seq_len), prefix=named
     )
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, place), prefix=named)
+    findings.ask(lambda: require_weights(config, manifest, place), prefix=named)
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:

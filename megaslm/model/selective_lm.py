@@ -101,9 +101,10 @@ class SelectiveHead(nn.Linear):
         match choice:
             case None:
                 return token_losses(hidden, self.weight, targets, self.bias, self.logit_scale)
-            case Every(mask):
-                chosen = weighted_loss(hidden, self.weight, targets, mask.float(), self.bias, self.logit_scale)
-                return HeadOutput(*chosen, mask, no_threshold(hidden.device))
+            case Every():
+                return self._every(hidden, targets, choice)
+            case Known() if choice.weights is not None and choice.weights.trains_others:
+                return self._every(hidden, targets, Every(choice.mask, choice.weights))
             case Known():
                 return self._known(hidden, targets, choice)
             case Deferred():
@@ -112,6 +113,12 @@ class SelectiveHead(nn.Linear):
                 return HeadOutput(*measured, nothing, no_threshold(hidden.device))
             case _:
                 return self._by_loss(hidden, targets, choice)
+
+    def _every(self, hidden: Tensor, targets: Tensor, every: Every) -> HeadOutput:
+        total, losses, applied = weighted_loss(
+            hidden, self.weight, targets, every.mask.float(), self.bias, self.logit_scale, further=every.weights
+        )
+        return HeadOutput(total, losses, every.mask, no_threshold(hidden.device), applied)
 
     def _by_loss(self, hidden: Tensor, targets: Tensor, choice: ByLoss) -> HeadOutput:
         ones = torch.ones(targets.shape, dtype=torch.float32, device=targets.device)
@@ -124,22 +131,31 @@ class SelectiveHead(nn.Linear):
             # DeepSpeed cannot recover from an error that leaves a module, and waits for the backward pass of every
             # rank. So nothing is chosen, and the NaN makes every engine skip this step's update.
             every_row = torch.arange(len(targets), device=targets.device)
-            nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], rest=every_row)
+            nothing = Known(torch.zeros_like(targets, dtype=torch.bool), every_row[:0], every_row, choice.weights)
             output = self._known(hidden, targets, nothing)
             return output._replace(total=output.total * torch.nan)
 
     def _known(self, hidden: Tensor, targets: Tensor, known: Known) -> HeadOutput:
         """Runs over the known rows only; the losses of the others are 0."""
         ones = torch.ones(known.rows.shape, dtype=torch.float32, device=targets.device)
-        total, chosen = weighted_loss(
-            hidden.index_select(0, known.rows), self.weight, targets[known.rows], ones, self.bias, self.logit_scale
+        total, chosen, applied = weighted_loss(
+            hidden.index_select(0, known.rows),
+            self.weight,
+            targets[known.rows],
+            ones,
+            self.bias,
+            self.logit_scale,
+            further=known.weights,
+            numbers=known.rows,
         )
         losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
         losses[known.rows] = chosen
         losses[known.rest] = token_losses(
             hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.logit_scale
         )
-        return HeadOutput(total, losses, known.mask, no_threshold(hidden.device))
+        if applied is not None:
+            applied = torch.zeros_like(losses).index_copy_(0, known.rows, applied)
+        return HeadOutput(total, losses, known.mask, no_threshold(hidden.device), applied)
 
 
 def logit_scale(config: PretrainedConfig) -> float:

@@ -52,6 +52,7 @@ LAYOUT: Layout = {
     _SELECTION: (
         Lines("ratio: asked, selected", (rf"{_KEEP_RATIO}$", r"train/selected_ratio$")),
         Lines("threshold", (r"selection/threshold$",)),
+        Lines("weight of a selected target", (r"selection/mean_weight$",)),
         Band("excess loss: 25%, median, 75%", "selection/excess_p50", "selection/excess_p25", "selection/excess_p75"),
         Band("excess loss: 5%, median, 95%", "selection/excess_p50", "selection/excess_p05", "selection/excess_p95"),
         Lines("ratio of each domain", (r"selection_ratio/",)),

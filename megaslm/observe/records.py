@@ -33,7 +33,7 @@ class StepRecord:
     tokens: int
     """Targets read so far, over all ranks."""
     loss: float
-    """Mean loss of the selected targets, in nats: the training loss."""
+    """Mean loss of the selected targets, in nats, without the weights of `slm.weight`: the training loss."""
     all_loss: float | None
     """Mean loss of all valid targets, in nats. None if `slm.measure_unselected` is off, or if one of the losses is NaN
     or infinite."""
@@ -55,6 +55,8 @@ class StepRecord:
     """Targets read so far of each domain, over all ranks."""
     domain_passes: dict[str, float] = field(default_factory=dict)
     """How often each domain's rows were read so far, on average."""
+    mean_weight: float | None = None
+    """The sum of the weights of `slm.weight` divided by the number of selected targets. None if it is hard."""
 
 
 def place_of(name: str, domain: str) -> str:

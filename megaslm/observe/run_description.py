@@ -22,7 +22,8 @@ def objective_in_words(config: RunConfig) -> str:
     slm = config.slm
     if config.train.objective != "slm":
         return config.train.objective
-    return f"slm · keep_ratio {slm.keep_ratio} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}"
+    weight = "" if slm.weight.by == "hard" else f" · weight {slm.weight.by}"
+    return f"slm · keep_ratio {slm.keep_ratio} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}{weight}"
 
 
 def model_in_words(config: RunConfig) -> str:

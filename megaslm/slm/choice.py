@@ -1,5 +1,5 @@
-"""Which rows of one call to the head are trained on: choices made before the losses are known, and by the losses. And
-what the head returns."""
+"""Which rows of one call to the head are trained on, and with which weights: choices made before the losses are known,
+and by the losses. And what the head returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,38 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from megaslm.slm.head_pass import Softmax
 from megaslm.slm.targets import RankedTargets, excess_loss
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, select_top
+
+
+class Weights(Protocol):
+    """The weights of the rows of one call, see `megaslm.slm.weights`. Computed under no_grad; no collectives."""
+
+    @property
+    def trains_others(self) -> bool:
+        """Whether rows that are not selected are trained on, too."""
+        ...
+
+    def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:
+        """The weights of the given rows where they are selected: (n,) of (n,) int64 and the softmax of these rows."""
+        ...
+
+    def of_others(self, rows: Tensor, softmax: Softmax) -> Tensor:
+        """Their weights where they are not."""
+        ...
 
 
 @dataclass(frozen=True)
 class Every:
     """All valid rows. The head runs over every row, and need not know how many rows `mask` leaves out.
 
-    `mask`: (T,) bool.
+    `mask`: (T,) bool. `weights`: None where all are 1, as in each choice.
     """
 
     mask: Tensor
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -34,16 +53,19 @@ class Known:
     mask: Tensor
     rows: Tensor
     rest: Tensor
+    weights: Weights | None = None
 
 
 @dataclass
 class Deferred:
     """In place of a choice: rows that become known between the forward and the backward pass, which alone needs them.
 
-    `known`: to be set before the backward pass; see `HeadOutput.decided`.
+    `known`: to be set before the backward pass; see `HeadOutput.decided`. `applied`: (T,) float32 or None, takes the
+    weights in the backward pass.
     """
 
     known: Known | None = None
+    applied: Tensor | None = None
 
 
 class Selected(NamedTuple):
@@ -81,6 +103,11 @@ class ByLoss(Protocol):
         """None where there is none: the head then waits for the choice."""
         ...
 
+    @property
+    def weights(self) -> Weights | None:
+        """None where all are 1."""
+        ...
+
     def __call__(self, losses: Tensor) -> Selected:
         """Chooses among rows by their losses, (T,) float32."""
         ...
@@ -96,32 +123,46 @@ Choice = Every | Known | ByLoss
 class HeadOutput(NamedTuple):
     """The head's result for a choice.
 
-    `total`: float32 scalar, the sum of the chosen losses, differentiable. `losses`: (T,) float32, detached. `mask`:
-    (T,) bool, the chosen rows. `threshold`: (G,) int64, the ordered image of the smallest chosen value of each group;
-    empty where the choice was not made by groups. Under a `Deferred` choice `total` is 0 and `mask` is false everywhere
-    until `decided`.
+    `total`: float32 scalar, the weighted sum of the chosen losses, differentiable. `losses`: (T,) float32, detached.
+    `mask`: (T,) bool, the chosen rows. `threshold`: (G,) int64, the ordered image of the smallest chosen value of each
+    group; empty where the choice was not made by groups. `applied`: (T,) float32, the weights of the losses; None where
+    the choice has none. Under a `Deferred` choice `total` is 0 and `mask` is false everywhere until `decided`. Its
+    value is then a sum without weights: these are in `applied` after the backward pass.
     """
 
     total: Tensor
     losses: Tensor
     mask: Tensor
     threshold: Tensor
+    applied: Tensor | None = None
 
     def view_as(self, targets: Tensor) -> "HeadOutput":
-        """The same, with `losses` and `mask` reshaped from (T,) to the targets' (B, L)."""
-        return self._replace(losses=self.losses.view(targets.shape), mask=self.mask.view(targets.shape))
+        """The same, with what is of the rows reshaped from (T,) to the targets' (B, L)."""
+        return self._replace(
+            losses=self.losses.view(targets.shape),
+            mask=self.mask.view(targets.shape),
+            applied=None if self.applied is None else self.applied.view(targets.shape),
+        )
 
     @classmethod
     def of_step(cls, outputs: Sequence["HeadOutput"]) -> "HeadOutput":
         """The output for all micro-batches of a step, one after the other. Its total is float64."""
-        totals, losses, masks, thresholds = zip(*outputs, strict=True)
-        return cls(torch.stack(totals).double().sum(), torch.cat(losses), torch.cat(masks), torch.cat(thresholds))
+        totals, losses, masks, thresholds, applied = zip(*outputs, strict=True)
+        return cls(
+            torch.stack(totals).double().sum(),
+            torch.cat(losses),
+            torch.cat(masks),
+            torch.cat(thresholds),
+            None if applied[0] is None else torch.cat(applied),
+        )
 
     def decided(self, deferred: Deferred, known: Known) -> "HeadOutput":
         """The output of a pass under a `Deferred` choice, once its rows are known. Its backward pass may then run."""
         deferred.known = known
         total = self.total + self.losses.flatten()[known.rows].sum()
-        return self._replace(total=total, mask=known.mask.view_as(self.losses))
+        applied = None if known.weights is None else torch.zeros_like(self.losses)
+        deferred.applied = None if applied is None else applied.view(-1)
+        return self._replace(total=total, mask=known.mask.view_as(self.losses), applied=applied)
 
 
 def no_threshold(device: torch.device) -> Tensor:
@@ -161,6 +202,7 @@ class TopOfGroups:
     rank_sum: AllReduceSum
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
+    weights: Weights | None = None
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""
@@ -186,6 +228,7 @@ class AboveThreshold:
     threshold: Tensor
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
+    weights: Weights | None = None
 
     def __call__(self, losses: Tensor) -> Selected:
         """See `ByLoss`."""

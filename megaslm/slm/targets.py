@@ -21,7 +21,7 @@ class Targets:
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
     before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
-    by its own value.
+    by its own value. `weight`: (R, L) float32, the stored weights, or None where the dataset has none.
     """
 
     valid: Tensor
@@ -31,6 +31,7 @@ class Targets:
     selected: Tensor | None = None
     before: Tensor | None = None
     after: Tensor | None = None
+    weight: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
@@ -77,6 +78,16 @@ class Targets:
         if self.ref_entropy is None:
             raise ValueError("this selection needs the reference's entropies of every micro-batch")
         return self.ref_entropy
+
+    def needed_weight(self) -> Tensor:
+        """The stored weights.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.weight is None:
+            raise ValueError("this objective needs the stored weights of every micro-batch")
+        return self.weight
 
 
 def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:

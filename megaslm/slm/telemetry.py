@@ -17,7 +17,7 @@ _EXCESS_BINS = 1024
 _BINS_PER_NAT = _EXCESS_BINS / (2 * _EXCESS_LIMIT_NATS)
 _COARSE_NATS = 4.0
 _COARSE_BINS = 32
-_SUMS = 5
+_SUMS = 6
 _DOMAIN_SUMS = 3
 POSITION_BANDS = 8
 """Equally long parts of a row, of which the selected ratio is known."""
@@ -27,10 +27,12 @@ POSITION_BANDS = 8
 class SelectionSummary:
     """One step, over all ranks and micro-steps.
 
-    `all_loss`: mean loss of the valid targets, in nats; None where unselected ones were not measured, or a loss is
-    non-finite. `not_finite`: measured targets with a non-finite loss or excess loss. `excess_quantiles`: of the valid
-    targets, to within 1/32 nat and clipped to ±16 nats; empty where no reference is known, unselected targets were not
-    measured, or some are non-finite. `excess_counts`: the same targets in 32 bins of 1/4 nat around 0, of which the
+    `selected_loss`: mean loss of the selected targets, in nats, without weights. `mean_weight`: the sum of all weights
+    divided by the number of selected targets; None where there are no weights. `all_loss`: mean loss of the valid
+    targets, in nats; None where unselected ones were not measured, or a loss is non-finite. `not_finite`: measured
+    targets with a non-finite loss or excess loss. `excess_quantiles`: of the valid targets, to within 1/32 nat and
+    clipped to ±16 nats; empty where no reference is known, unselected targets were not measured, or some are
+    non-finite. `excess_counts`: the same targets in 32 bins of 1/4 nat around 0, of which the
     outer two hold all beyond; empty as the quantiles. `domain_ratio`: selected / valid targets of each domain with
     any. `domain_rows`: rows of each domain. `position_selected`, `position_valid`: targets in each of the
     `POSITION_BANDS` of the rows. `attended`: pairs of a token and one that it attends to, half of each document's
@@ -38,6 +40,7 @@ class SelectionSummary:
     """
 
     selected_loss: float
+    mean_weight: float | None
     all_loss: float | None
     selected: int
     valid: int
@@ -62,7 +65,7 @@ def selection_sums(
     """The sums of one micro-batch, (n,) float64. Those of a step's micro-batches are added. The host reads nothing.
 
     Args:
-        output: of the head, with a detached total; losses and mask are (B, L).
+        output: of the head, with a detached total; what is of the rows is (B, L).
         measured: (B, L) bool, where the losses are those of the model.
         targets: the B·L targets.
         domain: (B,) int64, below `domain_count`.
@@ -77,9 +80,13 @@ def selection_sums(
         attended = torch.full((), rows * length**2 / 2, dtype=torch.float64, device=losses.device)
     else:
         attended = document_bounds.diff().double().square().sum() / 2
+    weights = torch.full((), torch.nan, dtype=torch.float64, device=losses.device)
+    if output.applied is not None:
+        weights = output.applied.double().sum()
     totals = torch.stack(
         [
-            output.total.double(),
+            losses.double().where(output.mask, 0.0).sum(),
+            weights,
             losses.double().where(measured, 0.0).sum(),
             measured.sum().double(),
             (measured & ~torch.isfinite(values)).sum().double(),
@@ -114,7 +121,7 @@ def sums_of_unused(
 
 def summarise(sums: Sequence[float]) -> SelectionSummary:
     """Reads the sums of a step, on the host."""
-    selected_loss, all_loss, measured, not_finite, attended = sums[:_SUMS]
+    selected_loss, weights, all_loss, measured, not_finite, attended = sums[:_SUMS]
     positions = _SUMS + _EXCESS_BINS
     histogram, by_position = sums[_SUMS:positions], sums[positions : positions + 2 * POSITION_BANDS]
     by_domain = sums[positions + 2 * POSITION_BANDS :]
@@ -126,6 +133,7 @@ def summarise(sums: Sequence[float]) -> SelectionSummary:
     has_excess = complete and not not_finite and any(histogram)
     return SelectionSummary(
         selected_loss=selected_loss / max(1.0, sum(selected)),
+        mean_weight=None if math.isnan(weights) else weights / max(1.0, sum(selected)),
         all_loss=all_loss / max(1.0, measured) if complete and math.isfinite(all_loss) else None,
         selected=int(sum(selected)),
         valid=int(sum(valid)),

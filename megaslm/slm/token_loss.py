@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import ByLoss, Deferred, Forecast, HeadOutput, Selected, no_threshold
+from megaslm.slm.choice import ByLoss, Deferred, Forecast, HeadOutput, Known, Selected, Weights, no_threshold
 from megaslm.slm.exponentials import exponentials, exponentials_and_entropy
 from megaslm.slm.head_pass import HeadGradient, HeadPass, Softmax, losses_alone
+from megaslm.slm.row_weights import RowWeights
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
 
@@ -101,23 +102,30 @@ def weighted_loss(
     row_weight: Tensor,
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+    *,
+    further: Weights | None = None,
+    numbers: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The weighted sum of all losses, for rows that are known to be valid: 6·T·D·V operations, no T×V memory.
 
     Args:
         hidden: (T, D) float32 or bfloat16.
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
-        row_weight: (T,) float32; no gradient flows to it. A row of weight 0 adds nothing, unless its hidden state is
-            non-finite.
+        row_weight: (T,) float32, 0 where a row is not selected; no gradient flows to it. A row of weight 0 adds
+            nothing, unless its hidden state is non-finite.
         bias: (V,) or None.
         logit_scale: factor of the logits.
+        further: weights that follow from the logits, as further factors.
+        numbers: (T,) int64, the numbers of the rows for `further`; None where they are 0 to T - 1.
 
     Returns:
-        A float32 scalar, differentiable once in hidden, weight and bias, and the losses, (T,) float32, detached.
+        A float32 scalar, differentiable once in hidden, weight and bias; the losses, (T,) float32, detached; and with
+        `further` the products, (T,) float32.
     """
-    total, losses, *_ = _HeadLoss.apply(hidden, weight, bias, targets, row_weight, None, "recompute", logit_scale)
-    return total, losses
+    rows = RowWeights(row_weight, further, numbers)
+    total, losses, _, _, applied = _HeadLoss.apply(hidden, weight, bias, targets, rows, None, "recompute", logit_scale)
+    return total, losses, applied
 
 
 def selective_loss(
@@ -140,7 +148,7 @@ def selective_loss(
         weight: (V, D), the head's matrix, of the same dtype.
         targets: (T,) int64.
         row_weight: (T,) float32; no gradient flows to it.
-        select: chooses the rows.
+        select: chooses the rows. Its weights are further factors.
         bias: (V,) or None.
         method: how the gradient is computed. The result is the same, with `cache` up to the rounding of bf16.
         logit_scale: factor of the logits.
@@ -151,7 +159,8 @@ def selective_loss(
     Raises:
         NonFiniteCriterion: a row cannot be ranked.
     """
-    return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, logit_scale))
+    rows = RowWeights(row_weight, select.weights)
+    return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, rows, select, method, logit_scale))
 
 
 def deferred_loss(
@@ -187,26 +196,32 @@ class _HeadLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        row_weight: Tensor,
+        weights: RowWeights,
         select: ByLoss | None,
         method: HeadMethod,
         logit_scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         head = HeadPass(hidden, weight, bias, targets, logit_scale)
         of_hidden, of_weight = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         gradient = HeadGradient(head, of_hidden=of_hidden, of_weight=of_weight)
         if select is None:
-            losses = _add_every_row(head, gradient, row_weight)
-            mask, threshold = row_weight != 0, no_threshold(losses.device)
+            mask, threshold = weights.own != 0, no_threshold(hidden.device)
+            losses = _add_every_row(head, gradient, weights, mask)
         elif method == "cache":
-            losses, mask, threshold = _add_from_cache(head, gradient, row_weight, select)
+            losses, mask, threshold = _add_from_cache(head, gradient, weights, select)
         else:
-            forecast = select.forecast if method == "bracket" else None
-            losses, mask, threshold = _add_around_threshold(head, gradient, row_weight, select, forecast)
+            # A forecast is of the rows above a threshold. Where others are trained on, it would spare nothing.
+            forecast = select.forecast if method == "bracket" and not weights.trains_others else None
+            losses, mask, threshold = _add_around_threshold(head, gradient, weights, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        ctx.mark_non_differentiable(losses, mask, threshold)
-        return (losses * row_weight).where(mask, 0.0).sum(), losses, mask, threshold
+        applied = weights.under(mask)
+        total = (losses * applied).where(weights.trained(mask), 0.0).sum()
+        if not weights.has_further:
+            ctx.mark_non_differentiable(losses, mask, threshold)
+            return total, losses, mask, threshold, None
+        ctx.mark_non_differentiable(losses, mask, threshold, applied)
+        return total, losses, mask, threshold, applied
 
     @staticmethod
     @once_differentiable
@@ -243,11 +258,18 @@ class _DeferredHeadLoss(torch.autograd.Function):
         ctx: Any, grad_total: Tensor, _losses: None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, bias, targets = ctx.saved_tensors
-        assert ctx.deferred.known is not None, "the rows are decided before the backward pass"
-        rows = ctx.deferred.known.rows
+        known: Known | None = ctx.deferred.known
+        assert known is not None, "the rows are decided before the backward pass"
+        rows = known.rows
+        if known.weights is not None and known.weights.trains_others:
+            rows = torch.arange(len(targets), device=targets.device)
+        mask = known.mask[rows]
         head = HeadPass(hidden.index_select(0, rows), weight, bias, targets[rows], ctx.logit_scale)
         gradient = HeadGradient(head, of_hidden=ctx.needs_input_grad[0], of_weight=any(ctx.needs_input_grad[1:3]))
-        _add_every_row(head, gradient, torch.ones(rows.shape, dtype=torch.float32, device=rows.device))
+        row_weights = RowWeights(mask.float(), known.weights, rows)
+        _add_every_row(head, gradient, row_weights, mask)
+        if ctx.deferred.applied is not None:
+            ctx.deferred.applied[rows] = row_weights.under(mask)
         chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
         by_hidden = None if chosen is None else torch.zeros_like(hidden).index_copy_(0, rows, chosen)
         by_weight = _scaled(gradient.weight, grad_total, weight.dtype)
@@ -263,17 +285,18 @@ def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tens
     return None if gradient is None else gradient.mul_(factor).to(dtype)
 
 
-def _add_every_row(head: HeadPass, gradient: HeadGradient, row_weight: Tensor) -> Tensor:
+def _add_every_row(head: HeadPass, gradient: HeadGradient, weights: RowWeights, mask: Tensor) -> Tensor:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     for rows in head.chunks():
         softmax = head.softmax(rows)
         losses[rows] = softmax.losses
-        gradient.add(rows, softmax, row_weight[rows])
+        weights.note(rows, softmax)
+        gradient.add(rows, softmax, weights.where(mask[rows], rows))
     return losses
 
 
 def _add_from_cache(
-    head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss
+    head: HeadPass, gradient: HeadGradient, weights: RowWeights, select: ByLoss
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
@@ -285,23 +308,25 @@ def _add_from_cache(
         softmax = head.softmax(rows, out=cached[first : first + len(rows)])
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
+        weights.note(rows, softmax)
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
     selected = select(losses)
-    for rows in head.chunks_of(_read_rows(selected, selected.mask), head.hidden.dtype):
+    for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
-        gradient.add(rows, kept, row_weight[rows])
+        gradient.add(rows, kept, weights.where(selected.mask[rows], rows))
     return losses, selected.mask, selected.threshold
 
 
 def _add_around_threshold(
-    head: HeadPass, gradient: HeadGradient, row_weight: Tensor, select: ByLoss, forecast: Forecast | None
+    head: HeadPass, gradient: HeadGradient, weights: RowWeights, select: ByLoss, forecast: Forecast | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
         softmax = head.softmax(rows)
         losses[rows] = softmax.losses
+        weights.note(rows, softmax)
         if forecast is not None:
             # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
@@ -311,14 +336,14 @@ def _add_around_threshold(
             gradient.add(
                 taken,
                 Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
-                row_weight[taken] * sure,
+                weights.where(sure, taken),
             )
             added[taken] = sure
     selected = select(losses)
-    for rows in head.chunks_of(_read_rows(selected, selected.mask ^ added), head.loss_dtype):
-        missing = selected.mask[rows]
-        weights = row_weight[rows].where(missing, -row_weight[rows])
-        gradient.add(rows, head.softmax(rows), weights, keep=missing)
+    for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
+        missing = ~added[rows]
+        change = weights.where(selected.mask[rows] | added[rows], rows)
+        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing)
     return losses, selected.mask, selected.threshold
 
 

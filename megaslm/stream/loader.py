@@ -50,7 +50,10 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "ref_entropy": np.float32,
     "selected": np.uint8,
     "target_mask": np.bool_,
+    "weight": np.float32,
 }
+WeightRange = tuple[float, float]
+"""The least and the largest weight."""
 # Micro-batches whose shards are requested ahead of reading.
 _BATCHES_AHEAD = 8
 
@@ -96,7 +99,8 @@ class MicroBatch:
     the targets that the dataset's mask selects; None if it has no mask. `target_mask`: (B, L) bool, false at targets
     that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
     first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
-    found on the host: a GPU could tell their number only by making the host wait.
+    found on the host: a GPU could tell their number only by making the host wait. `weight`: (B, L) float32; None if
+    the dataset has none.
     """
 
     tokens: Tensor
@@ -108,6 +112,7 @@ class MicroBatch:
     selected: Tensor | None = None
     target_mask: Tensor | None = None
     document_bounds: Tensor | None = None
+    weight: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
@@ -157,12 +162,14 @@ class TrainingStream:
         workers: int,
         fetch: FetchSection = _FETCH,
         eos_id: int | None = None,
+        weight_range: WeightRange | None = None,
     ) -> None:
         """Opens the streams; called on all ranks.
 
         An epoch holds whole global batches only: the remaining rows, fewer than one batch, wait for the next shuffle.
         `workers`: processes per rank that read ahead; 0: the rank itself reads. `eos_id`: of the tokenizer, for
-        micro-batches with the bounds of their documents.
+        micro-batches with the bounds of their documents. `weight_range`: what stored weights may be; None where the run
+        does not use them.
 
         Raises DataError where the streams have fewer rows than one global batch, an index is corrupt, the cache is too
         small or in use, or there is no room for the orders of its epochs.
@@ -172,6 +179,7 @@ class TrainingStream:
         self._workers = workers
         self._plan = plan
         self._eos_id = eos_id
+        self._weight_range = weight_range
         # The first rank's values count: all ranks must agree on one order.
         agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
         rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
@@ -192,7 +200,8 @@ class TrainingStream:
 
         `extents`: the lengths of the streams, from which epoch on; empty if they have never changed.
 
-        Raises DataError where a shard is corrupt, cannot be fetched, or did not come in time.
+        Raises DataError where a shard is corrupt, cannot be fetched, or did not come in time, or holds a weight out of
+        range.
         """
         order = self.order(extents)
         epoch, rows_into_epoch = order.place_of(rows_seen)
@@ -217,7 +226,9 @@ class TrainingStream:
     ) -> tuple[Iterator[MicroBatch | DataError], set[multiprocessing.process.BaseProcess]]:
         """The micro-batches of these rows, and the loader processes that were started for them."""
         loader: DataLoader[MicroBatch | DataError] = DataLoader(
-            _MicroBatches(self._open_shards, numbers, self._plan.micro_batch_rows, epoch, self._eos_id),
+            _MicroBatches(
+                self._open_shards, numbers, self._plan.micro_batch_rows, epoch, self._eos_id, self._weight_range
+            ),
             batch_size=None,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
@@ -245,6 +256,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     batch_rows: int
     epoch: int
     eos_id: int | None
+    weight_range: WeightRange | None
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
         try:
@@ -284,6 +296,8 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
         tokens = columns["tokens"]
         if "selected" in columns:
             columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)
+        if self.weight_range is not None:
+            _check_weights(columns["weight"], numbers, self.weight_range)
         if self.eos_id is not None:
             columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
         domain = shards.domains[of_rows]
@@ -298,3 +312,16 @@ def _values(rows: list[np.void], name: str, dtype: type[np.generic]) -> NDArray[
     for place, row in enumerate(rows):
         stacked[place] = row[name]
     return stacked
+
+
+def _check_weights(weight: NDArray[np.float32], numbers: Sequence[int], weight_range: WeightRange) -> None:
+    """Raises DataError where one of the (B, L) weights of these rows is NaN or out of range."""
+    least, largest = weight_range
+    wrong = np.argwhere(~((weight >= least) & (weight <= largest)))
+    if len(wrong):
+        row, target = wrong[0]
+        remedy = "set slm.weight.bound_nats for negative weights, or attach" if least == 0 else "attach"
+        raise DataError(
+            f"weight of target {target} in row {numbers[row]:,} of the training data is {weight[row, target]:g}: must "
+            f"be in [{least:g}, {largest:g}]; {remedy} another column"
+        )

@@ -34,6 +34,7 @@ NEVER = (
     "slm.granularity",
     "slm.span_reach",
     "slm.max_ref_loss",
+    "slm.weight.*",
 )
 """What makes the run this run: the model, the rows and their order, the batch, the selection."""
 IF_ALLOWED = (

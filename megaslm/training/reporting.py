@@ -182,6 +182,7 @@ class Reporter:
             domain_ratio={self._domains[number]: ratio for number, ratio in summary.domain_ratio.items()},
             domain_tokens=self._counts.tokens,
             domain_passes=self._counts.passes,
+            mean_weight=summary.mean_weight,
         )
 
     def _warn_of_not_finite(self, result: StepResult, summary: SelectionSummary) -> None:

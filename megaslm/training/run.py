@@ -18,6 +18,7 @@ from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.threshold import SelectionState
+from megaslm.slm.weights import WeightedObjective
 from megaslm.stream.loader import TrainingStream
 from megaslm.training.changes import may_change
 from megaslm.training.exact_way import ExactWay
@@ -26,6 +27,7 @@ from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
 from megaslm.training.step import TrainStep
+from megaslm.training.target_weights import weight_rule
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
@@ -45,7 +47,8 @@ def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
         measure_rest=slm.measure_unselected,
         seed=config.seed,
     )
-    return SelectiveObjective(rule, selection)
+    selective, weights = SelectiveObjective(rule, selection), weight_rule(slm)
+    return selective if weights is None else WeightedObjective(selective, weights)
 
 
 def description_of(config: RunConfig) -> RunDescription:

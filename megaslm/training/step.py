@@ -113,6 +113,7 @@ class TrainStep:
             selected=batch.selected,
             before=before,
             after=after,
+            weight=batch.weight,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:

@@ -49,6 +49,7 @@ from megaslm.training.start import (
     start_engine,
     unfinished_warnings,
 )
+from megaslm.training.target_weights import weight_range
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation
@@ -229,6 +230,7 @@ def _prepare(
         workers=config.data.loader_workers,
         fetch=config.data.fetch,
         eos_id=data.eos_id if config.model.document_isolation else None,
+        weight_range=weight_range(config),
     )
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.dataset.fit import ReadDataset, require_targets_of, training_domains
+from megaslm.dataset.fit import ReadDataset, require_targets_of, require_weights, training_domains
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
@@ -160,7 +160,9 @@ def open_training_data(config: RunConfig) -> TrainingData:
     """
     datasets = tuple(_opened(config))
     for dataset in datasets:
-        require_targets_of(config.train.objective, dataset.manifest, f"{dataset.setting} = {dataset.source.place}")
+        named = f"{dataset.setting} = {dataset.source.place}"
+        require_targets_of(config.train.objective, dataset.manifest, named)
+        require_weights(config, dataset.manifest, named)
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])

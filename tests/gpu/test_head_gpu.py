@@ -22,6 +22,7 @@ class Above:
     """The rows whose loss is above `cut`, forecast a little too high."""
 
     share = 0.5
+    weights = None
 
     def __init__(self, cut: float) -> None:
         self.cut = cut
@@ -55,7 +56,7 @@ def test_gradients_are_those_of_float64(method: HeadMethod, dtype: torch.dtype) 
     expected_losses = F.cross_entropy(logits, targets, reduction="none")
     cut = float(expected_losses.detach().median())
     if method == "every row":
-        total, losses = weighted_loss(hidden, weight, targets, row_weight, bias)
+        total, losses, _ = weighted_loss(hidden, weight, targets, row_weight, bias)
         mask = torch.ones_like(losses, dtype=torch.bool)
     else:
         total, losses, mask, _ = selective_loss(hidden, weight, targets, row_weight, Above(cut), bias, method=method)

@@ -90,7 +90,7 @@ def test_training_on_every_row_never_waits(dtype: torch.dtype, logit_scale: floa
     row_weight = torch.ones(ROWS, device="cuda")
 
     def run() -> None:
-        total, _ = weighted_loss(hidden, weight, targets, row_weight, None, logit_scale)
+        total, *_ = weighted_loss(hidden, weight, targets, row_weight, None, logit_scale)
         torch.autograd.grad(total, [hidden, weight])
 
     run_twice(run)

@@ -69,6 +69,7 @@ EVERYTHING = [
         domain_ratio={"web": 0.7, "code": 0.4},
         domain_tokens={"web": 48, "code": 12},
         domain_passes={"web": 1.5, "code": 0.5},
+        mean_weight=0.5,
     ),
     skipped(2, 1),
     REPORT,

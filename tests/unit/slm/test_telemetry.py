@@ -20,11 +20,13 @@ def targets_and_losses(seed: int, *, scored: bool = True) -> tuple[Targets, Tens
     return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), ref_loss if scored else None), losses
 
 
-def sums_of(targets: Targets, losses: Tensor, measured: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def sums_of(
+    targets: Targets, losses: Tensor, measured: Tensor | None = None, applied: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     selected = targets.valid & (losses > 3.2)
     domain = torch.arange(ROWS) % 2  # The third domain has no row.
     measured = targets.valid if measured is None else measured
-    output = HeadOutput(losses[selected].sum(), losses, selected, no_threshold(losses.device))
+    output = HeadOutput(losses[selected].sum(), losses, selected, no_threshold(losses.device), applied)
     sums = selection_sums(output, measured, targets, domain, DOMAINS)
     return sums, selected, domain
 
@@ -83,6 +85,17 @@ def test_what_was_not_measured_is_not_reported() -> None:
     assert found.selected_loss > 3.2
 
 
+def test_weights_are_reported_beside_a_loss_without_them() -> None:
+    targets, losses = targets_and_losses(0)
+    weights = torch.rand(ROWS, LENGTH, generator=torch.Generator().manual_seed(1))
+    applied = weights.where(targets.valid & (losses > 3.2), 0.0)
+    plain = summarise(sums_of(targets, losses)[0].tolist())
+    weighted = summarise(sums_of(targets, losses, applied=applied)[0].tolist())
+    assert plain.mean_weight is None
+    assert weighted.mean_weight == pytest.approx(float(applied.double().sum() / plain.selected), rel=1e-12)
+    assert weighted.selected_loss == plain.selected_loss
+
+
 def test_without_a_reference_there_is_no_excess() -> None:
     found = summarise(sums_of(*targets_and_losses(0, scored=False))[0].tolist())
     assert found.excess_quantiles == {}
@@ -108,6 +121,7 @@ def test_a_step_without_targets_is_all_zeros() -> None:
     sums, *_ = sums_of(*targets_and_losses(0))
     assert summarise([0.0] * len(sums)) == SelectionSummary(
         selected_loss=0.0,
+        mean_weight=0.0,
         all_loss=0.0,
         selected=0,
         valid=0,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm import head_pass
-from megaslm.slm.choice import Selected
+from megaslm.slm.choice import Selected, Weights
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
@@ -54,6 +54,7 @@ class Larger:
 
     cut: float
     forecast: LossesAbove | None = None
+    weights: Weights | None = None
 
     def __call__(self, losses: Tensor) -> Selected:
         assert not losses.requires_grad
@@ -191,7 +192,7 @@ def test_float64_agrees_with_float64_to_its_last_digits() -> None:
     hidden, weight, targets, offset, row_weight = inputs(torch.float64)
     assert offset is not None
     for logit_scale in LOGIT_SCALES:
-        total, losses = weighted_loss(hidden, weight, targets, row_weight.double(), offset, logit_scale)
+        total, losses, _ = weighted_loss(hidden, weight, targets, row_weight.double(), offset, logit_scale)
         expected = exact(hidden, weight, targets, offset, logit_scale)
         torch.testing.assert_close(losses, expected.detach(), rtol=1e-13, atol=1e-13)
         found = torch.autograd.grad(total, [hidden, weight, offset])
@@ -220,7 +221,7 @@ def test_an_empty_selection_runs_its_backward(method: HeadMethod) -> None:
 def test_no_rows_at_all_run_their_backward() -> None:
     hidden, weight, targets, offset, row_weight = inputs()
     none = torch.empty(0, dtype=torch.int64)
-    total, losses = weighted_loss(hidden[none], weight, targets[none], row_weight[none], offset)
+    total, losses, _ = weighted_loss(hidden[none], weight, targets[none], row_weight[none], offset)
     assert len(losses) == 0
     assert all((grad == 0).all() for grad in torch.autograd.grad(total, [hidden, weight]))
 
@@ -238,7 +239,7 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
 
 def test_a_second_backward_is_refused() -> None:
     hidden, weight, targets, _, row_weight = inputs(bias=False)
-    total, _ = weighted_loss(hidden, weight, targets, row_weight)
+    total, *_ = weighted_loss(hidden, weight, targets, row_weight)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="inplace"):
         total.backward()
