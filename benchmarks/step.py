@@ -1,4 +1,7 @@
-"""A whole optimiser step of SLM against one of CLM, and against a reference model that runs beside the training."""
+"""A whole optimiser step of SLM against one of CLM, and against a reference model that runs beside the training.
+
+And a step on every target with weights that follow from the model's predictions.
+"""
 
 import time
 from collections.abc import Callable
@@ -17,9 +20,16 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import EXACT_STEPS
+from megaslm.slm.weights import EntropyWeights, ProbabilityWeights, SigmoidWeights, WeightedObjective, WeightRule
 
 ROOT = Path(__file__).parents[1]
 K60 = KeepRatio(Decimal("0.6"))
+EVERY = SelectionRule(KeepRatio(Decimal(1)))
+WEIGHTS: dict[str, WeightRule] = {
+    "probability": lambda _: ProbabilityWeights(1.0),
+    "entropy": lambda _: EntropyWeights(1.0, 20),
+    "sigmoid": lambda targets: SigmoidWeights("excess", 1.0, 0.0, targets),
+}
 
 
 def main() -> None:
@@ -43,6 +53,7 @@ def main() -> None:
             ("SLM exact", exact, None),
             ("SLM running", running, None),
             ("SLM exact, reference online", online, reference.measure),
+            *((by, WeightedObjective(SelectiveObjective(EVERY), weights), None) for by, weights in WEIGHTS.items()),
         ):
             alternatives[f"{name}, {suffix}"] = lambda steps=steps, objective=objective, measure=measure: steps.step(
                 objective, measure
@@ -62,6 +73,10 @@ def main() -> None:
         ],
         [
             Bar("SLM exact to CLM, 1 micro-step", _ratio(times, "SLM exact", "CLM", "1 micro-step"), 1.0),
+            *(
+                Bar(f"weights by {by} to CLM, 1 micro-step", _ratio(times, by, "CLM", "1 micro-step"), 1.1)
+                for by in WEIGHTS
+            ),
             Bar("SLM running to CLM, 2 micro-steps", _ratio(times, "SLM running", "CLM", "2 micro-steps"), 1.0),
             Bar(
                 "SLM with stored reference losses to SLM with the reference online",

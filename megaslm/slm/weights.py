@@ -97,8 +97,7 @@ class SignedWeights:
     """1 where a target is selected, −negative where a valid one is not: its loss is raised, up to a bound.
 
     A target of negative weight whose loss has reached `bound_nats` has weight 0. So the objective has a lower bound,
-    which −λ times a loss has not. "Forgetting" (arXiv 2508.04329) subtracts the losses of negative tokens likewise,
-    with a mean of their own and a factor that grows over the run.
+    which −λ times a loss has not. "Forgetting" (arXiv 2508.04329) subtracts the losses of negative tokens likewise.
     """
 
     negative: float

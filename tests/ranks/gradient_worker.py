@@ -1,5 +1,6 @@
 """Of test_gradients: the gradients of a ZeRO step, and those of plain PyTorch in float64 over the whole batch."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from megaslm.config.deepspeed import deepspeed_settings
 from megaslm.config.plan import plan_batches
-from megaslm.config.schema import Recompute, RunConfig
+from megaslm.config.schema import Recompute, RunConfig, SlmSection
+from megaslm.config.weighting import OWN_VALUES, WeightName
 from megaslm.engine.distributed import World
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.decoder_layers import prepare_layers
@@ -28,8 +30,10 @@ from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
+from megaslm.slm.weights import WeightedObjective
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
+from megaslm.training.target_weights import weight_rule
 from tests.chosen import state_at
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 
@@ -39,6 +43,13 @@ STEP = 3
 EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
+WEIGHTS: dict[WeightName, dict[str, object]] = {
+    "probability": {"power": 0.5},
+    "entropy": {"top_tokens": 7, "power": 2.0},
+    "sigmoid": {"temperature": 0.7, "center_nats": 0.3},
+    "signed": {"negative": 0.25, "bound_nats": 4.0},
+    "column": {"bound_nats": 4.0},
+}
 KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
 
 
@@ -58,6 +69,13 @@ class Case:
     stage: int = 3
     window: int | None = None
     keeps_graphs: bool = False
+    weight: WeightName = "hard"
+
+    @property
+    def slm(self) -> SlmSection:
+        """What a run's configuration says of the weights."""
+        weight = {"by": self.weight, **WEIGHTS.get(self.weight, {})}
+        return SlmSection.model_validate({"criterion": self.criterion, "keep_ratio": self.keep_ratio, "weight": weight})
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -104,6 +122,14 @@ def cases_of(engine: int) -> Iterator[Case]:
         yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
     for criterion in EXPECTED_CUT if micro_steps > 1 else ():
         yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True)
+    for (number, weight), scope, (place, method) in product(enumerate(WEIGHTS), SCOPES, enumerate(METHODS)):
+        criterion = OWN_VALUES[(number + place + engine) % len(OWN_VALUES)]
+        yield Case(scope, micro_steps, tied, criterion=criterion, method=method, weight=weight)
+    for number, weight in enumerate(WEIGHTS):
+        criterion = tuple(EXPECTED_CUT)[(number + engine) % len(EXPECTED_CUT)]
+        yield Case("batch", micro_steps, tied, criterion, "running", METHODS[(number + engine) % 3], weight=weight)
+        if micro_steps > 1:
+            yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, weight=weight)
 
 
 ENGINES = list(product((False, True), (1, 4)))
@@ -158,6 +184,7 @@ class Batch:
     tokens: Tensor
     ref_loss: Tensor
     ref_entropy: Tensor
+    weight: Tensor
 
     @classmethod
     def of(cls, case: Case) -> "Batch":
@@ -166,11 +193,12 @@ class Batch:
         tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = EOS_ID
         ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
         ref_entropy = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 4.0
+        weight = torch.rand(GLOBAL_ROWS, SEQ_LEN, generator=generator) * 3.0 - 1.0
         if case.starved_rank and case.scope == "batch":
             ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
         elif case.starved_rank:
             tokens[GLOBAL_ROWS // 2 :] = EOS_ID
-        return cls(tokens, ref_loss, ref_entropy)
+        return cls(tokens, ref_loss, ref_entropy, weight)
 
     @property
     def valid(self) -> Tensor:
@@ -190,6 +218,7 @@ class Batch:
                 self.ref_loss[rows],
                 ref_entropy=self.ref_entropy[rows],
                 visit=0,
+                weight=self.weight[rows],
             )
 
 
@@ -204,7 +233,8 @@ class Definition:
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
-        self.losses = torch.stack([documents_apart(lm, row) for row in self.batch.tokens])
+        measured = [documents_apart(lm, row) for row in self.batch.tokens]
+        self.losses, self.top_logits = (torch.stack(part) for part in zip(*measured, strict=True))
 
     def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
         selected = self.selected(case, world_size)
@@ -213,10 +243,32 @@ class Definition:
         denominator = max(1, int(selected.sum()))
         if case.mode == "running":
             denominator = float(case.keep_ratio) * int(self.batch.valid.sum())
-        found = torch.autograd.grad(
-            self.losses[selected].sum() / denominator, list(self.parameters.values()), retain_graph=True
-        )
+        total = (self.losses * self.weights(case, selected)).sum()
+        found = torch.autograd.grad(total / denominator, list(self.parameters.values()), retain_graph=True)
         return dict(zip(self.parameters, found, strict=True))
+
+    def weights(self, case: Case, selected: Tensor) -> Tensor:
+        """(8, L) float64, by the formulas of docs/concepts.md."""
+        losses, batch, setting = self.losses.detach(), self.batch, case.slm.weight
+        top = torch.softmax(self.top_logits[..., : setting.top_tokens], -1)
+        own = {
+            "excess": losses - batch.ref_loss,
+            "loss": losses,
+            "reference": -batch.ref_loss.double(),
+            "entropy": -batch.ref_entropy.double(),
+        }.get(case.criterion, losses)
+        can_unlearn = losses < (setting.bound_nats or 0.0)
+        stored = batch.weight.double()
+        of_selected = {
+            "hard": torch.ones_like(losses),
+            "probability": torch.exp(-losses) ** setting.power,
+            "entropy": (-(top * top.log()).sum(-1) / math.log(setting.top_tokens)) ** setting.power,
+            "sigmoid": 1 / (1 + torch.exp((setting.center_nats - own) / (setting.temperature or 1.0))),
+            "signed": torch.ones_like(losses),
+            "column": stored.where((stored >= 0) | can_unlearn, 0.0),
+        }[case.weight]
+        of_others = -(setting.negative or 0.0) * (batch.valid & can_unlearn).double()
+        return of_selected.where(selected, of_others)
 
     def selected(self, case: Case, world_size: int) -> Tensor:
         batch, losses = self.batch, self.losses.detach()
@@ -267,16 +319,17 @@ def groups(case: Case, world_size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
 
 
-def documents_apart(lm: torch.nn.Module, row: Tensor) -> Tensor:
-    """A row's losses, each document run through the model by itself."""
+def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A row's losses, each document run through the model by itself; and the logits, the largest first."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
-    losses = []
+    losses, top_logits = [], []
     for start, end in zip(starts, ends, strict=True):
         if start < end:
             logits = lm(row[None, start:end]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
-    return torch.cat(losses)
+            top_logits.append(logits.detach().sort(descending=True).values)
+    return torch.cat(losses), torch.cat(top_logits)
 
 
 def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
@@ -306,7 +359,8 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,
     )
-    objective = SelectiveObjective(rule, case.state)
+    selective, weights = SelectiveObjective(rule, case.state), weight_rule(case.slm)
+    objective = selective if weights is None else WeightedObjective(selective, weights)
     train_step = TrainStep(
         engine,
         objective,

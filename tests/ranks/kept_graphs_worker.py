@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +24,15 @@ from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, SelectionRule
 from megaslm.slm.targets import Criterion
+from megaslm.slm.weights import EntropyWeights, SignedWeights, WeightedObjective, WeightRule
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, run_config
 
+WEIGHTS: dict[str, WeightRule] = {
+    "entropy": lambda _: EntropyWeights(power=1.0, top_tokens=20),
+    "signed": partial(SignedWeights, 0.25, 4.0),
+}
 STEPS = 3
 BAD_STEP = 2
 """No target of the last micro-batch of the last rank can be ranked in it: the step is skipped."""
@@ -45,6 +51,7 @@ class Case:
     mode: Mode = "exact"
     max_ref_loss: float | None = None
     persistent_parameters: int = 0
+    weights: Literal["entropy", "signed"] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,9 +137,10 @@ def train(world: World, case: Case, keeps_graphs: bool) -> Run:
     """The job: makes the steps."""
     engine, run = WatchedEngine(case, world), Run()
     rule = SelectionRule(KeepRatio(Decimal("0.6")), case.criterion, mode=case.mode, max_ref_loss=case.max_ref_loss)
+    selective = SelectiveObjective(rule)
     step = TrainStep(
         engine,
-        SelectiveObjective(rule),
+        selective if case.weights is None else WeightedObjective(selective, WEIGHTS[case.weights]),
         world,
         EOS_ID,
         domain_count=2,

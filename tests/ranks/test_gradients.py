@@ -1,5 +1,6 @@
 """Gradient equality: ZeRO on 1 and 2 ranks against plain PyTorch in float64 over the whole batch."""
 
+from collections.abc import Hashable
 from dataclasses import asdict
 from itertools import product
 
@@ -7,15 +8,30 @@ import pytest
 
 from tests.pairwise import pairwise
 from tests.rank_pool import RankPool
-from tests.ranks.gradient_worker import Case, Definition, every_case, gradients
+from tests.ranks.gradient_worker import KNOWN_BEFOREHAND, Case, Definition, every_case, gradients
 
 CASES = every_case()
 ON_RANKS = list(product(CASES, (1, 2)))
 # To trace layers takes ten times as long as all else of a case: on two ranks those that recompute, on one the others.
 ON_TWO = [case for case in CASES if not (case.compiled and case.recompute == "none")]
 ON_ONE = [case for case in CASES if not (case.compiled and case.recompute != "none")]
-QUICK = [(case, 2) for case in pairwise(ON_TWO, asdict)] + [(case, 1) for case in pairwise(ON_ONE, asdict, together=1)]
+HARD = {
+    world_size: [case for case in cases if case.weight == "hard"] for world_size, cases in ((1, ON_ONE), (2, ON_TWO))
+}
+
+
+def way_of(case: Case) -> dict[str, Hashable]:
+    """The kind of the weights, and whether the choice is known before the losses, by them, or between the passes."""
+    way = "known" if case.criterion in KNOWN_BEFOREHAND else "kept" if case.keeps_graphs else "by loss"
+    return {"weight": case.weight, "way": way}
+
+
+QUICK = [(case, 2) for case in pairwise(HARD[2], asdict)] + [
+    (case, 1) for case in pairwise(HARD[1], asdict, together=1)
+]
 """On two ranks any two values that meet in a case meet in one of these; on one rank each value is in one."""
+QUICK_WEIGHTED = [(case, 2) for case in pairwise([case for case in ON_TWO if case.weight != "hard"], way_of)]
+"""Weights of each kind in each way. tests/unit/slm/test_weights.py has them in each method of the head."""
 
 
 def id_of(case: Case) -> str:
@@ -34,7 +50,9 @@ def definition_of(case: Case) -> Definition:
 @pytest.mark.parametrize(
     ("case", "world_size"),
     [
-        pytest.param(*one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in QUICK else pytest.mark.slow)
+        pytest.param(
+            *one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in QUICK + QUICK_WEIGHTED else pytest.mark.slow
+        )
         for one in ON_RANKS
     ],
 )
@@ -53,3 +71,4 @@ def test_every_parameter_gets_the_gradient_of_the_definition(
 def test_there_are_cases() -> None:
     assert len(CASES) > 150
     assert 20 < len(QUICK) < 50
+    assert 10 < len(QUICK_WEIGHTED) < 20

@@ -21,6 +21,8 @@ CASES = [
     Case(stage=2, offload=True, recompute="full"),
     Case(stage=3, precision="bf16"),
     Case(stage=3, offload=True),
+    Case(stage=3, weights="entropy"),
+    Case(stage=2, weights="signed"),
 ]
 ON_RANKS = list(product(CASES, (1, 2)))
 QUICK = [(case, 2) for case in pairwise(CASES, asdict)] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]

@@ -1,4 +1,4 @@
-"""Weights of targets: those of the published formulas, in float64; and what each way through the head does with them."""
+"""Weights of targets: the published formulas, in float64; and what each way through the head does with them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ def probabilities(row: list[float]) -> list[float]:
 
 
 def of_dft(row: list[float], target: int) -> float:
-    """arXiv 2508.05629, equation 9: the loss −sg(p) ln p of a token."""
+    """arXiv 2508.05629: the loss of a token is −sg(p) ln p."""
     return probabilities(row)[target]
 
 

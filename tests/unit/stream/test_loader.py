@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from megaslm.config.plan import BatchPlan
-from megaslm.dataset.index import merge_index
+from megaslm.dataset.index import CHECKSUM, merge_index
+from megaslm.dataset.mosaic import MDSWriter
 from megaslm.dataset.rows import pack_mask
 from megaslm.dataset.shards import RowFormat, part_writer
+from megaslm.errors import DataError
 from megaslm.model.documents import Documents
 from megaslm.stream.loader import MicroBatch, TrainingStream
 from megaslm.stream.mixture import MixtureStream
+from tests.messages import Says
 
 ROWS, SEQ_LEN = 12, 4
 TOKENS = np.arange(ROWS * (SEQ_LEN + 1), dtype=np.uint16).reshape(ROWS, SEQ_LEN + 1)
@@ -65,6 +68,44 @@ def test_each_row_has_its_own_mask(tmp_path: Path) -> None:
     assert torch.equal(arrived.selected, batch.selected)
 
 
+WEIGHTS = np.linspace(-1, 2, ROWS * SEQ_LEN, dtype=np.float32).reshape(ROWS, SEQ_LEN)
+ANY = (-3e38, 3e38)
+
+
+def weighted_stream(folder: Path, weights: np.ndarray, weight_range: tuple[float, float] | None) -> TrainingStream:
+    columns = {**TOKENS_ONLY.columns, "weight": f"ndarray:float32:{SEQ_LEN}"}
+    with MDSWriter(columns=columns, out=str(folder), hashes=[CHECKSUM]) as writer:
+        for tokens, weight in zip(TOKENS, weights, strict=True):
+            writer.write({"tokens": tokens, "domain": np.uint16(0), "weight": weight})
+    streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
+    return TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, weight_range=weight_range)
+
+
+def test_each_row_has_its_own_weights(tmp_path: Path) -> None:
+    batch = next(weighted_stream(tmp_path / "a", WEIGHTS, ANY).micro_batches(rows_seen=0))
+    assert batch.weight is not None
+    assert batch.weight.dtype == torch.float32
+    assert np.array_equal(batch.weight, WEIGHTS[batch.rows.numpy()])
+
+
+@pytest.mark.parametrize(
+    ("value", "weight_range"), [(np.nan, ANY), (np.inf, ANY), (-0.5, (0.0, 3e38))], ids=["NaN", "inf", "negative"]
+)
+def test_a_weight_out_of_range_is_named(
+    tmp_path: Path, value: float, weight_range: tuple[float, float], says: Says
+) -> None:
+    weights = np.abs(WEIGHTS)
+    weights[7, 2] = value
+    with pytest.raises(DataError) as refused:
+        next(weighted_stream(tmp_path / "a", weights, weight_range).micro_batches(rows_seen=0))
+    says(refused, "row 7", "target 2", f"{value:g}")
+
+
+def test_a_run_without_weights_reads_any(tmp_path: Path) -> None:
+    batch = next(weighted_stream(tmp_path / "a", WEIGHTS * np.nan, None).micro_batches(rows_seen=0))
+    assert batch.weight is not None
+
+
 @pytest.mark.parametrize("row_format", [TOKENS_ONLY, SCORED], ids=["tokens", "scored"])
 def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -> None:
     batch = first_micro_batch(tmp_path, row_format)
@@ -86,6 +127,7 @@ def test_all_of_it_moves() -> None:
         selected=nats > 0.5,
         target_mask=nats > 0.5,
         document_bounds=numbers,
+        weight=nats,
     )
     there = batch.to(torch.device("meta"))
     moved = (
@@ -97,8 +139,9 @@ def test_all_of_it_moves() -> None:
         there.selected,
         there.target_mask,
         there.document_bounds,
+        there.weight,
     )
-    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 8
+    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 9
     assert there.visit == 2
 
 

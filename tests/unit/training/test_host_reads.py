@@ -28,6 +28,15 @@ from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
 from megaslm.slm.threshold import AT_START
 from megaslm.slm.token_loss import HeadMethod
+from megaslm.slm.weights import (
+    ColumnWeights,
+    EntropyWeights,
+    ProbabilityWeights,
+    SigmoidWeights,
+    SignedWeights,
+    WeightedObjective,
+    WeightRule,
+)
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
 from tests.chosen import state_at
@@ -147,6 +156,7 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
             ref_entropy=ref_entropy[rows],
             visit=0,
             target_mask=target_mask[rows],
+            weight=ref_entropy[rows] - 1.0,
             document_bounds=torch.from_numpy(document_bounds(tokens[rows, :-1].numpy(), EOS_ID)),
         )
         for rows in torch.arange(GLOBAL_ROWS).chunk(micro_steps)
@@ -202,6 +212,30 @@ def test_selective_training_reads_at_most_once_a_micro_step(
     in_chunks(CHUNK_ROWS)
     chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
     assert chunked == whole
+
+
+WEIGHTS: dict[str, WeightRule] = {
+    "probability": lambda _: ProbabilityWeights(1.0),
+    "entropy": lambda _: EntropyWeights(1.0, 20),
+    "sigmoid": lambda targets: SigmoidWeights("excess", 1.0, 0.0, targets),
+    "signed": lambda targets: SignedWeights(0.1, 4.0, targets),
+    "column": lambda targets: ColumnWeights(4.0, targets),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_are_computed_without_another_read(
+    model: SelectiveLM, world: World, in_chunks: Callable[[int], None], name: str, method: HeadMethod
+) -> None:
+    in_chunks(CHUNK_ROWS)
+    model.lm.lm_head.settings = HeadSettings(method)
+    for rule, reads in ((SelectionRule(KEEP), 1), (SelectionRule(KeepRatio(Decimal(1))), 0)):
+        objective = WeightedObjective(SelectiveObjective(rule), WEIGHTS[name])
+        assert [len(places) for places in reads_of_steps(model, objective, 1, world)] == [reads] * STEPS
+    kept = WeightedObjective(SelectiveObjective(SelectionRule(KEEP)), WEIGHTS[name])
+    steps = reads_of_steps(model, kept, max(MICRO_STEPS), world, keeps_graphs=True)
+    assert [len(places) for places in steps] == [1] * STEPS
 
 
 @pytest.mark.parametrize("criterion", ["excess", "loss"])

@@ -88,3 +88,21 @@ def test_another_eos_of_the_same_tokenizer_is_refused(web: Path, tmp_path: Path,
     with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, tmp_path / "other"))
     says(refused, "web", "other", "EOS 2", "EOS 3")
+
+
+@pytest.mark.parametrize(
+    "slm",
+    [
+        {"criterion": "loss", "weight": {"by": "column"}},
+        {"criterion": "entropy", "weight": {"by": "sigmoid", "temperature": 1.0}},
+    ],
+    ids=["column", "sigmoid"],
+)
+def test_a_dataset_without_what_weights_are_computed_from_is_refused(
+    web: Path, slm: dict[str, object], says: Says
+) -> None:
+    config = run_config(Path("run"), web, train={"objective": "slm"}, slm=slm)
+    with pytest.raises(DataError) as refused:
+        open_training_data(config)
+    says(refused, "data.train", web, "slm.weight.by")
+    open_training_data(run_config(Path("run"), web, slm=slm))
