@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(dataset: Path, tmp_path: Pat
     assert all(0 < float(str(step["mean_weight"])) < 1 for step in steps)
 
 
-@pytest.mark.parametrize(("world_size", "by"), product((1, 2), ("probability", "entropy")))
+@pytest.mark.parametrize(("world_size", "by"), list(product((1, 2), ("probability", "entropy"))))
 def test_weights_of_1_on_every_target_are_causal_language_modeling(
     dataset: Path, tmp_path: Path, world_size: int, by: str
 ) -> None:
