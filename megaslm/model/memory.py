@@ -118,7 +118,7 @@ def _head(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: to
         model.vocab_size,
         dtype,
         head_way(config, plan, rows, model.vocab_size, dtype),
-        keep_ratio=float(config.slm.keep_ratio),
+        keep_ratio=1.0 if config.slm.weight.by == "signed" else float(config.slm.keep_ratio),
         on_gpu=on_gpu,
     )
 
@@ -130,4 +130,6 @@ def head_way(config: RunConfig, plan: BatchPlan, rows: int, vocab_size: int, dty
     if config.train.objective != "slm" or slm.criterion not in ("excess", "loss") or known_first:
         return "every"
     settings = HeadSettings(slm.head, int(slm.head_cache_gib * (1 << 30)))
-    return settings.method_for(torch.empty(rows, 0, dtype=dtype), vocab_size)
+    method = settings.method_for(torch.empty(rows, 0, dtype=dtype), vocab_size)
+    # Signed weights train on every valid target, so that a forecast of the selected ones has no use.
+    return "recompute" if method == "bracket" and slm.weight.by == "signed" else method

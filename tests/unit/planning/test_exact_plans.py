@@ -59,3 +59,12 @@ def test_the_way_depends_on_the_memory_left() -> None:
 
 def test_one_micro_step_needs_neither() -> None:
     assert planned(EXACT, "train.micro_batch_rows=16").exact is None
+
+
+def test_signed_weights_need_no_room_for_a_forecast() -> None:
+    signed = ("slm.weight.by=signed", "slm.weight.negative=0.1", "slm.weight.bound_nats=8")
+
+    def head_bytes(head: str, *weights: str) -> int:
+        return planned("model.precision=fp32", f"slm.head={head}", *weights).memory.head
+
+    assert head_bytes("bracket", *signed) == head_bytes("recompute", *signed) < head_bytes("bracket")
