@@ -128,6 +128,23 @@ def test_an_entropy_of_more_tokens_than_there_are_is_that_of_all(logits: Tensor)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("vocabulary", [319, 320, 1003])
+def test_the_most_likely_tokens_are_found_wherever_they_are(vocabulary: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    # Whole numbers, so that there are ties; a row whose largest are neighbours, and one whose largest are 16 apart.
+    drawn = torch.randint(0, 9, (40, vocabulary), generator=generator).double()
+    drawn[0, 5:20] += 9.0
+    drawn[1, : 16 * 15 : 16] += 9.0
+    drawn[2, -7:] += torch.arange(7)
+    drawn[3:] += torch.randn(37, vocabulary, generator=generator)
+    top = torch.softmax(drawn.topk(10).values, 1)
+    expected = -(top * top.log()).sum(1) / log(10)
+    hidden, rows = drawn.float(), torch.arange(40)
+    head = HeadPass(hidden, torch.eye(vocabulary), None, torch.zeros(40, dtype=torch.int64), 1.0)
+    found = EntropyWeights(1.0, 10).of_selected(rows, head.softmax(rows))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_negative_number_of_a_column_counts_up_to_the_bound(logits: Tensor) -> None:
     stored = torch.tensor([[-1.0, -0.5, 0.25, 2.0, -3.0, 0.0]])
     targets = replace(EVERY_TARGET, weight=stored)
