@@ -99,6 +99,7 @@ def train(
     for step, (tokens, targets) in enumerate(steps, start=1):
         plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
         output = model(tokens, plan.choices[0])
+        assert plan.denominator is not None, "k is known before the step"
         (output.total / plan.denominator).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_threshold
 from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.rule import StepPlan
 from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import EXACT_STEPS, SelectionState
 from megaslm.slm.topk import ordered_image
@@ -26,6 +27,12 @@ def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
     else:
         mask, cut, *_ = choice(flat)
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
+
+
+def denominator_of(plan: StepPlan) -> Tensor:
+    """Of a step whose count of selected targets is known beforehand."""
+    assert plan.denominator is not None
+    return plan.denominator
 
 
 def selected(mask: Tensor, non_finite: Tensor | None = None) -> Selected:

@@ -14,6 +14,7 @@ from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
+from megaslm.config.selection import PolicySettings, selection_problem
 from megaslm.errors import ConfigError
 
 # With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
@@ -258,7 +259,7 @@ class TrainSection(Section):
         return self
 
 
-class SlmSection(Section):
+class SlmSection(PolicySettings):
     """Selective language modeling (Rho-1, section 2.2). Used under `objective: slm` only."""
 
     keep_ratio: Ratio = Decimal("0.6")
@@ -314,21 +315,9 @@ class SlmSection(Section):
         return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
 
     @model_validator(mode="after")
-    def _granularity_fits(self) -> "SlmSection":
-        if self.granularity != "token" and self.criterion == "random":
-            raise ValueError(
-                f"granularity {self.granularity} has no meaning under criterion random; use granularity token, or "
-                "another criterion"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _mode_fits(self) -> "SlmSection":
-        if self.mode == "running" and (self.scope != "batch" or self.criterion not in ("excess", "loss")):
-            raise ValueError(
-                f"mode running needs scope batch and criterion excess or loss; found scope {self.scope} and criterion "
-                f"{self.criterion}, whose choice is exact in one pass: use mode exact"
-            )
+    def _settings_fit(self) -> "SlmSection":
+        if (problem := selection_problem(self)) is not None:
+            raise ValueError(problem)
         return self
 
 

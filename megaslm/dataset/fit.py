@@ -131,6 +131,7 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
     settings = {
         "criterion": (mask.criterion, run.criterion),
         "scope": (mask.scope, run.scope),
+        "policy": ("top", run.policy),
         "keep_ratio": (mask.keep_ratio, run.keep_ratio),
         "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
         "granularity": ("token", run.granularity),

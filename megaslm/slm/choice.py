@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from megaslm.slm.targets import RankedTargets, excess_loss
+from megaslm.slm.targets import RankedTargets
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
-from megaslm.slm.topk import AllReduceSum, select_top
+from megaslm.slm.topk import AllReduceSum, Ranks, select_ranks
 
 
 @dataclass(frozen=True)
@@ -142,22 +142,20 @@ class ThresholdForecast:
 
     def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
-        values = losses
-        if self.ranked.criterion == "excess":
-            values = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
-        return (values - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+        margin = self.ranked.values_at(losses, rows) - self.threshold
+        return margin.where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
 class TopOfGroups:
-    """The `count` largest values of each group, over the ranks that share the group.
+    """The largest values of each group, over the ranks that share the group.
 
-    `count`: (G,) int64, equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum`
-    sums over all ranks, because all ranks have to stop together.
+    `ranks`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
+    ranks, because all ranks have to stop together.
     """
 
     ranked: RankedTargets
-    count: Tensor
+    ranks: Ranks
     rank_sum: AllReduceSum
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
@@ -166,7 +164,7 @@ class TopOfGroups:
         """See `ByLoss`."""
         ranked = self.ranked
         values = ranked.values(losses)
-        top = select_top(values, ranked.targets.keys, ranked.eligible, self.count, self.rank_sum)
+        top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
         non_finite = ranked.unrankable(values).flatten()
         return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.policy import TOP, Policy
 from megaslm.slm.targets import Criterion
 
 Scope = Literal["batch", "sequence", "microbatch"]
@@ -42,7 +43,8 @@ class Threshold(NamedTuple):
 class StepPlan:
     """The choice for each micro-batch, and the denominator of the loss.
 
-    `choices`: one per micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or its stand-in.
+    `choices`: one per micro-batch. `denominator`: scalar, |S| over all ranks and micro-steps, or its stand-in; None
+    where the single choice of the step decides how many targets are selected.
     `losses`: (R, L) float32, where they were measured beforehand. `measures_rest`: whether the losses of all valid
     targets are computed, not only those of the selected ones. `known_threshold`: int64 scalar, the sort key from which
     targets are selected, where it is known beforehand. `threshold_of`: computes the step's threshold from the step's
@@ -50,7 +52,7 @@ class StepPlan:
     """
 
     choices: tuple[Choice, ...]
-    denominator: Tensor
+    denominator: Tensor | None
     losses: Tensor | None = None
     measures_rest: bool = True
     known_threshold: Tensor | None = None
@@ -73,7 +75,7 @@ class KeepRatio:
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What is ranked, in which scope, and how much of it is kept."""
+    """What is ranked, in which scope, and how much of it is selected in which way."""
 
     keep_ratio: KeepRatio
     """k, by the number of tokens read."""
@@ -88,4 +90,6 @@ class SelectionRule:
     measure_rest: bool = True
     """Whether losses of unselected targets are computed where the choice does not need them."""
     seed: int = 0
-    """Seed of the criterion `random`."""
+    """Seed of the criterion `random`, and of draws."""
+    policy: Policy = TOP
+    """How targets are selected by the criterion."""

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
@@ -86,18 +87,35 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Targets in groups, (G, n), and the criterion that ranks them. `eligible`: (G, n) bool."""
+    """Targets in groups, (G, n), and what ranks them: a criterion, and the noise of a draw.
+
+    `eligible`: (G, n) bool. `draw`: None where there is no noise.
+    """
 
     targets: Targets
     eligible: Tensor
     criterion: LossCriterion
+    draw: Draw | None = None
 
     def values(self, losses: Tensor) -> Tensor:
         """(G, n) float32 values from losses of the same number."""
         losses = losses.view_as(self.eligible)
         if self.criterion == "excess":
             losses = excess_loss(losses, self.targets.needed_ref_loss())
-        return self.targets.over_spans(losses)
+        values = self.targets.over_spans(losses)
+        return values if self.draw is None else self.draw.perturbed(values, self.targets.keys)
+
+    def values_at(self, losses: Tensor, rows: Tensor) -> Tensor:
+        """(n,) float32 values of some targets, where each is ranked by its own loss.
+
+        Args:
+            losses: (n,) float32.
+            rows: (n,) int64, their places among all G·n.
+        """
+        values = losses
+        if self.criterion == "excess":
+            values = excess_loss(losses, self.targets.needed_ref_loss().flatten()[rows])
+        return values if self.draw is None else self.draw.perturbed(values, self.targets.keys.flatten()[rows])
 
     def unrankable(self, values: Tensor) -> Tensor:
         """(G, n) bool: eligible targets whose value is NaN or infinite."""

@@ -15,7 +15,6 @@ from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
 from megaslm.observe.run_description import RunDescription, Scalar
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.stream.loader import TrainingStream
@@ -25,6 +24,7 @@ from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
+from megaslm.training.selection_rule import rule_of
 from megaslm.training.step import TrainStep
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData
@@ -35,17 +35,7 @@ def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
     """The objective, with the selection state of an earlier attempt."""
     if config.train.objective != "slm":
         return CausalObjective()
-    slm = config.slm
-    rule = SelectionRule(
-        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
-        criterion=slm.criterion,
-        scope=slm.scope,
-        mode=slm.mode,
-        max_ref_loss=slm.max_ref_loss,
-        measure_rest=slm.measure_unselected,
-        seed=config.seed,
-    )
-    return SelectiveObjective(rule, selection)
+    return SelectiveObjective(rule_of(config), selection)
 
 
 def description_of(config: RunConfig) -> RunDescription:

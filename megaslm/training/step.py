@@ -121,13 +121,17 @@ class TrainStep:
         Returns:
             The head's output for the step, and whether the update was left out, see `ZeroEngine.step`.
         """
-        # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
-        scale = self.world.size * len(plan.choices) / plan.denominator.clamp(min=1)
+        denominator = plan.denominator
         outputs: list[HeadOutput] = []
         is_left_out = False
         for number, choice in enumerate(plan.choices):
             output = passes.train(number, choice)
             self.ends("forward")
+            if denominator is None:
+                denominator = all_reduce_sum(output.mask.sum())
+            # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the
+            # sum.
+            scale = self.world.size * len(plan.choices) / denominator.clamp(min=1)
             # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             self.engine.backward(output.total * (scale + 0 * output.total.detach()))

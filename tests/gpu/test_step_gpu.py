@@ -17,7 +17,7 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import on_this_rank_alone
-from tests.chosen import joined
+from tests.chosen import denominator_of, joined
 from tests.waits import when_the_host_waits
 
 pytestmark = [
@@ -84,7 +84,7 @@ def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], 
     outputs = []
     for (part, hidden, labels), choice in zip(parts, plan.choices, strict=True):
         output = head(hidden, weight, labels, choice).view_as(part.valid)
-        (output.total / plan.denominator.clamp(min=1)).backward()
+        (output.total / denominator_of(plan).clamp(min=1)).backward()
         outputs.append(output._replace(total=output.total.detach()))
     whole = HeadOutput.of_step(outputs)
     objective.end_step(plan, whole)

@@ -21,8 +21,9 @@ from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
-from megaslm.slm.keys import hash_of, target_keys
+from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
@@ -39,6 +40,12 @@ STEP = 3
 EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
+POLICIES = {
+    "top": Policy(),
+    "band": Policy(skip_ratio=Decimal("0.15")),
+    "stochastic": Policy(temperature=2.0),
+    "threshold": Policy(threshold=-0.7),
+}
 KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
 
 
@@ -49,6 +56,7 @@ class Case:
     tied: bool
     criterion: Criterion = "excess"
     mode: Mode = "exact"
+    policy: str = "top"
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
     span_reach: int | None = None
@@ -132,6 +140,14 @@ FURTHER = [
     Case("batch", 4, tied=True, span_reach=2),
     Case("sequence", 1, tied=True, criterion="loss", span_reach=2),
     Case("batch", 4, tied=True, criterion="reference_and_entropy", span_reach=2),
+    *(
+        Case("batch", 1, tied=True, policy=policy, method=method)
+        for policy, method in product(("band", "stochastic", "threshold"), METHODS)
+    ),
+    *(Case("batch", 4, tied=True, policy=policy) for policy in ("band", "stochastic", "threshold")),
+    Case("batch", 4, tied=False, policy="threshold", keeps_graphs=True, max_ref_loss=4.5),
+    Case("sequence", 4, tied=True, policy="stochastic", criterion="loss"),
+    Case("sequence", 1, tied=True, policy="band", criterion="reference"),
 ]
 
 
@@ -236,7 +252,13 @@ class Definition:
             )
         if case.mode == "running":
             return eligible & (values[case.criterion] >= EXPECTED_CUT[case.criterion])
-        return top_of_groups(case, groups(case, world_size), values[case.criterion], batch.valid, eligible)
+        policy, own = POLICIES[case.policy], values[case.criterion]
+        if policy.threshold is not None:
+            return eligible & (own >= policy.threshold)
+        if policy.temperature is not None:
+            uniform = (hash_of(batch.keys, 0, STEP).double() + 0.5) / (1 << HASH_BITS)
+            own = own / policy.temperature - (-uniform.log()).log()
+        return top_of_groups(case, groups(case, world_size), own, batch.valid, eligible)
 
     def means_of_spans(self, values: Tensor, reach: int) -> Tensor:
         """The means over the valid targets at most `reach` places away in the same document."""
@@ -251,9 +273,10 @@ def top_of_groups(case: Case, row_groups: list[list[int]], values: Tensor, valid
     selected = torch.zeros_like(valid)
     for group in row_groups:
         places = [(row, place) for row in group for place in range(SEQ_LEN)]
-        keep = int(case.keep_ratio * sum(bool(valid[place]) for place in places) + Decimal("0.5"))
+        count, half = sum(bool(valid[place]) for place in places), Decimal("0.5")
+        skip = int(POLICIES[case.policy].skip_ratio * count + half)
         candidates = sorted((-float(values[place]), *place) for place in places if eligible[place])
-        for _, row, place in candidates[:keep]:
+        for _, row, place in candidates[skip : skip + int(case.keep_ratio * count + half)]:
             selected[row, place] = True
     return selected
 
@@ -305,6 +328,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         scope=case.scope,
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,
+        policy=POLICIES[case.policy],
     )
     objective = SelectiveObjective(rule, case.state)
     train_step = TrainStep(

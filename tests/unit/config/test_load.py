@@ -161,6 +161,21 @@ BAD_SETTINGS = [
         "slm={mode: running, scope: sequence}",
         "slm: ",
     ),
+    *(
+        (f"slm={{{settings}}}", "slm: ")
+        for settings in (
+            "policy: threshold",
+            "threshold: 1.5",
+            "policy: threshold, threshold: 1.5, scope: sequence",
+            "policy: threshold, threshold: 1.5, keep_ratio_warmup_tokens: 1024",
+            "policy: band, keep_ratio: 0.8, skip_ratio: 0.3",
+            "policy: band, mode: running",
+            "policy: stochastic, granularity: span",
+            "policy: stochastic, criterion: random",
+        )
+    ),
+    ("slm.temperature=0", "slm.temperature = 0"),
+    ("slm.skip_ratio=1", "slm.skip_ratio = 1"),
     ("train.lr=fast", "train.lr = fast"),
     ("train.lr=true", "train.lr = true"),
     ("train.lr=.inf", "train.lr = .inf"),

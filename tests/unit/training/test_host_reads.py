@@ -23,6 +23,7 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
@@ -50,6 +51,10 @@ RULES = {
     "loss-running": SelectionRule(KEEP, "loss", mode="running"),
     "capped": SelectionRule(KEEP, max_ref_loss=4.5),
     "reference-alone": SelectionRule(KEEP, "reference", measure_rest=False),
+    "band": SelectionRule(KEEP, policy=Policy(skip_ratio=Decimal("0.2"))),
+    "stochastic": SelectionRule(KEEP, policy=Policy(temperature=0.5)),
+    "threshold": SelectionRule(KEEP, policy=Policy(threshold=-0.7)),
+    "threshold-reference": SelectionRule(KEEP, "reference", policy=Policy(threshold=-4.0)),
     "warming-up": SelectionRule(KeepRatio(Decimal("0.6"), warmup_tokens=1000)),
 }
 CASES = {
@@ -246,7 +251,7 @@ def test_rows_without_document_isolation_read_no_more(
     ("owner", "name", "calls"),
     [
         (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
-        (megaslm.slm.choice, "select_top", 1),
+        (megaslm.slm.choice, "select_ranks", 1),
         (megaslm.training.step, "selection_sums", 1),
         (SelectiveObjective, "end_step", 1),
     ],

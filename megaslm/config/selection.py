@@ -1,0 +1,68 @@
+"""The settings of how targets are selected by a criterion, and which settings of a selection go together."""
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from megaslm.config.section import Section
+
+if TYPE_CHECKING:
+    from megaslm.config.schema import SlmSection
+
+
+class PolicySettings(Section):
+    """How targets are selected by a criterion."""
+
+    policy: Literal["top", "band", "stochastic", "threshold"] = "top"
+    """Which targets are selected by the criterion. top: the share `keep_ratio` of largest value. band: the share
+    `keep_ratio` that follows the share `skip_ratio` of largest value. stochastic: the share `keep_ratio`, drawn in
+    proportion to exp(value / `temperature`). threshold: all whose value is at least `threshold`."""
+    skip_ratio: Annotated[Decimal, Field(gt=0, lt=1, decimal_places=9)] = Decimal("0.1")
+    """Under policy band: the share of targets that is left out because its values are largest."""
+    temperature: Annotated[float, Field(ge=1e-3)] = 1.0
+    """Under policy stochastic, in nats. A low one selects nearly the top, a high one nearly at random."""
+    threshold: float | None = None
+    """Under policy threshold: the smallest value of a selected target, in nats. It decides how many are selected;
+    `keep_ratio` has no effect."""
+
+
+def selection_problem(slm: "SlmSection") -> str | None:
+    """Why settings of a selection do not go together; None where they do."""
+    if slm.granularity != "token" and slm.criterion == "random":
+        return (
+            f"granularity {slm.granularity} has no meaning under criterion random; use granularity token, or another "
+            "criterion"
+        )
+    if slm.mode == "running" and (slm.scope != "batch" or slm.criterion not in ("excess", "loss")):
+        return (
+            f"mode running needs scope batch and criterion excess or loss; found scope {slm.scope} and criterion "
+            f"{slm.criterion}, whose choice is exact in one pass: use mode exact"
+        )
+    return _policy_problem(slm)
+
+
+def _policy_problem(slm: "SlmSection") -> str | None:
+    policy, threshold = slm.policy, slm.threshold
+    if (policy == "threshold") != (threshold is not None):
+        found = "null" if threshold is None else threshold
+        return f"policy threshold needs a threshold, and no other policy has one; found {found} under policy {policy}"
+    if policy == "top":
+        return None
+    if slm.criterion in ("random", "reference_and_entropy"):
+        return f"policy {policy} has no meaning under criterion {slm.criterion}; use policy top, or another criterion"
+    if slm.mode == "running":
+        return f"mode running has the threshold of a top; found policy {policy}: use mode exact"
+    if policy == "band" and slm.skip_ratio + slm.keep_ratio > 1:
+        return (
+            f"policy band leaves out skip_ratio = {slm.skip_ratio} and selects keep_ratio = {slm.keep_ratio}, together "
+            "more than 1; lower one of them"
+        )
+    if policy == "stochastic" and slm.granularity != "token":
+        return f"policy stochastic draws single targets; found granularity {slm.granularity}: use granularity token"
+    if policy == "threshold" and (slm.scope != "batch" or slm.keep_ratio_warmup_tokens):
+        return (
+            "policy threshold selects the same targets in every scope, and has no keep_ratio to warm up; found scope "
+            f"{slm.scope} and keep_ratio_warmup_tokens = {slm.keep_ratio_warmup_tokens}: use scope batch and 0"
+        )
+    return None

@@ -1,0 +1,32 @@
+"""The rule that selects targets in a run, made from its settings."""
+
+from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.slm.policy import TOP, Policy
+from megaslm.slm.rule import KeepRatio, SelectionRule
+
+
+def rule_of(config: RunConfig) -> SelectionRule:
+    """The rule of a run with `objective: slm`."""
+    slm = config.slm
+    return SelectionRule(
+        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
+        criterion=slm.criterion,
+        scope=slm.scope,
+        mode=slm.mode,
+        max_ref_loss=slm.max_ref_loss,
+        measure_rest=slm.measure_unselected,
+        seed=config.seed,
+        policy=_policy_of(slm),
+    )
+
+
+def _policy_of(slm: SlmSection) -> Policy:
+    match slm.policy:
+        case "top":
+            return TOP
+        case "band":
+            return Policy(skip_ratio=slm.skip_ratio)
+        case "stochastic":
+            return Policy(temperature=slm.temperature)
+        case "threshold":
+            return Policy(threshold=slm.threshold)
