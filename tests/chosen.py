@@ -19,13 +19,15 @@ def joined(micro_batches: Sequence[Targets]) -> Targets:
     return Targets(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
 
 
-def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
-    """For (B, L) losses."""
+def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -> HeadOutput:
+    """For (B, L) losses, and entropies where the choice is made by them."""
     flat = losses.flatten()
     if isinstance(choice, Every | Known):
         mask, cut = choice.mask, no_threshold(losses.device)
     else:
-        mask, cut, *_ = choice(flat)
+        measured = entropies if choice.by_entropy else losses
+        assert measured is not None
+        mask, cut, *_ = choice(measured.flatten())
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
 
 

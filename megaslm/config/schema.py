@@ -14,11 +14,9 @@ from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
-from megaslm.config.selection import PolicySettings, selection_problem
+from megaslm.config.selection import PolicySettings, Ratio, selection_problem
 from megaslm.errors import ConfigError
 
-# With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
-Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 # As decimals, so that 0.3 of 10 steps are 3.
 Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -265,11 +263,14 @@ class SlmSection(PolicySettings):
     keep_ratio: Ratio = Decimal("0.6")
     """The share k of targets to train on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
-    """Targets over which the share falls linearly from 1 to `keep_ratio`."""
-    criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
+    """Targets over which the share falls linearly from 1 to `keep_ratio`: the shortest schedule."""
+    criterion: Literal[
+        "excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"
+    ] = "excess"
     """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
-    intersection of these two. Controls are random, and loss: the model's own."""
+    intersection of these two. loss, student_entropy: the model's own loss, or the entropy of its prediction. random is
+    a control."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
@@ -310,9 +311,14 @@ class SlmSection(PolicySettings):
         return self.criterion in ("entropy", "reference_and_entropy")
 
     @property
+    def ranks_by_model(self) -> bool:
+        """Whether targets are ranked by losses or entropies of the model that is trained."""
+        return self.criterion in ("excess", "loss", "student_entropy")
+
+    @property
     def needs_all_losses(self) -> bool:
         """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
-        return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
+        return self.ranks_by_model and self.scope == "batch" and self.mode == "exact"
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "SlmSection":

@@ -1,19 +1,35 @@
 """The settings of how targets are selected by a criterion, and which settings of a selection go together."""
 
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from megaslm.config.section import Section
+from megaslm.config.section import NonNegative, Section
 
 if TYPE_CHECKING:
     from megaslm.config.schema import SlmSection
+
+# With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
+Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
+
+
+class KeepRatioPoint(Section):
+    """A point of the schedule of `keep_ratio`."""
+
+    tokens: NonNegative
+    """Targets read before."""
+    keep_ratio: Ratio
+    """The share there."""
 
 
 class PolicySettings(Section):
     """How targets are selected by a criterion."""
 
+    keep_ratio_schedule: tuple[KeepRatioPoint, ...] = ()
+    """Points between which the share of targets is linear. Their tokens rise, and equal ones make a jump. The last
+    point has `keep_ratio`. Excludes `keep_ratio_warmup_tokens`."""
     policy: Literal["top", "band", "stochastic", "threshold"] = "top"
     """Which targets are selected by the criterion. top: the share `keep_ratio` of largest value. band: the share
     `keep_ratio` that follows the share `skip_ratio` of largest value. stochastic: the share `keep_ratio`, drawn in
@@ -34,12 +50,31 @@ def selection_problem(slm: "SlmSection") -> str | None:
             f"granularity {slm.granularity} has no meaning under criterion random; use granularity token, or another "
             "criterion"
         )
+    if slm.mode == "running" and slm.criterion == "student_entropy":
+        return "mode running has the threshold of losses; found criterion student_entropy: use mode exact"
     if slm.mode == "running" and (slm.scope != "batch" or slm.criterion not in ("excess", "loss")):
         return (
             f"mode running needs scope batch and criterion excess or loss; found scope {slm.scope} and criterion "
             f"{slm.criterion}, whose choice is exact in one pass: use mode exact"
         )
-    return _policy_problem(slm)
+    return _schedule_problem(slm) or _policy_problem(slm)
+
+
+def _schedule_problem(slm: "SlmSection") -> str | None:
+    points = slm.keep_ratio_schedule
+    if not points:
+        return None
+    if slm.keep_ratio_warmup_tokens:
+        return f"keep_ratio_warmup_tokens = {slm.keep_ratio_warmup_tokens} beside a keep_ratio_schedule; set only one"
+    if points[-1].keep_ratio != slm.keep_ratio:
+        return (
+            f"keep_ratio = {slm.keep_ratio} is not that of the last point of keep_ratio_schedule, "
+            f"{points[-1].keep_ratio}; make them equal"
+        )
+    falling = [(one.tokens, other.tokens) for one, other in pairwise(points) if other.tokens < one.tokens]
+    if falling:
+        return f"the tokens of keep_ratio_schedule must rise; found {falling[0][1]} after {falling[0][0]}"
+    return None
 
 
 def _policy_problem(slm: "SlmSection") -> str | None:
@@ -60,9 +95,8 @@ def _policy_problem(slm: "SlmSection") -> str | None:
         )
     if policy == "stochastic" and slm.granularity != "token":
         return f"policy stochastic draws single targets; found granularity {slm.granularity}: use granularity token"
-    if policy == "threshold" and (slm.scope != "batch" or slm.keep_ratio_warmup_tokens):
-        return (
-            "policy threshold selects the same targets in every scope, and has no keep_ratio to warm up; found scope "
-            f"{slm.scope} and keep_ratio_warmup_tokens = {slm.keep_ratio_warmup_tokens}: use scope batch and 0"
-        )
+    if policy == "threshold" and slm.scope != "batch":
+        return f"policy threshold selects the same targets in every scope; found scope {slm.scope}: use scope batch"
+    if policy == "threshold" and (slm.keep_ratio_warmup_tokens or slm.keep_ratio_schedule):
+        return "policy threshold has no keep_ratio; remove keep_ratio_warmup_tokens and keep_ratio_schedule"
     return None

@@ -134,6 +134,7 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
         "policy": ("top", run.policy),
         "keep_ratio": (mask.keep_ratio, run.keep_ratio),
         "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "keep_ratio_schedule": ("[]", "[]" if not run.keep_ratio_schedule else "[…]"),
         "granularity": ("token", run.granularity),
         "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
     }

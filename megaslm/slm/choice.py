@@ -40,10 +40,13 @@ class Known:
 class Deferred:
     """In place of a choice: rows that become known between the forward and the backward pass, which alone needs them.
 
-    `known`: to be set before the backward pass; see `HeadOutput.decided`.
+    `known`: to be set before the backward pass; see `HeadOutput.decided`. `by_entropy`: whether the rows will be chosen
+    by the entropies of the predictions; `entropies`, (T,) float32, then takes them in the forward pass.
     """
 
     known: Known | None = None
+    by_entropy: bool = False
+    entropies: Tensor | None = None
 
 
 class Selected(NamedTuple):
@@ -68,21 +71,27 @@ class Forecast(Protocol):
         """The share of all rows that is likely to be chosen."""
         ...
 
-    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, measured: Tensor, rows: Tensor, /) -> Tensor:
         """Values of the given rows minus the value above which a row is surely chosen: (n,) float32 of (n,) each."""
         ...
 
 
 class ByLoss(Protocol):
-    """A choice that depends on all losses of the call. Called once, under no_grad; may contain collectives."""
+    """A choice that depends on all losses or entropies of the call. Called once, under no_grad; may contain
+    collectives."""
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether it depends on the entropies of the predictions."""
+        ...
 
     @property
     def forecast(self) -> Forecast | None:
         """None where there is none: the head then waits for the choice."""
         ...
 
-    def __call__(self, losses: Tensor) -> Selected:
-        """Chooses among rows by their losses, (T,) float32."""
+    def __call__(self, measured: Tensor, /) -> Selected:
+        """Chooses among rows by their losses or entropies, (T,) float32."""
         ...
 
     def unrankable(self, losses: Tensor) -> Tensor:
@@ -140,9 +149,9 @@ class ThresholdForecast:
     share: float
     threshold: Tensor
 
-    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, measured: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
-        margin = self.ranked.values_at(losses, rows) - self.threshold
+        margin = self.ranked.values_at(measured, rows) - self.threshold
         return margin.where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
@@ -160,17 +169,22 @@ class TopOfGroups:
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
 
-    def __call__(self, losses: Tensor) -> Selected:
+    @property
+    def by_entropy(self) -> bool:
+        """See `ByLoss`."""
+        return self.ranked.by_entropy
+
+    def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self.ranked
-        values = ranked.values(losses)
+        values = ranked.values(measured)
         top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
         non_finite = ranked.unrankable(values).flatten()
         return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+        return _unrankable_by(losses, self.ranked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,17 +199,30 @@ class AboveThreshold:
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
 
-    def __call__(self, losses: Tensor) -> Selected:
+    @property
+    def by_entropy(self) -> bool:
+        """See `ByLoss`."""
+        return self.ranked.by_entropy
+
+    def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self.ranked
-        values = ranked.values(losses)
+        values = ranked.values(measured)
         mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self.threshold)).flatten()
         non_finite = ranked.unrankable(values).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+        return _unrankable_by(losses, self.ranked)
+
+
+def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
+    """(T,) bool: targets that cannot be ranked, as far as (T,) losses tell. An entropy is NaN where the loss is, and
+    finite where the loss is infinite."""
+    if ranked.by_entropy:
+        return (ranked.eligible & losses.view_as(ranked.eligible).isnan()).flatten()
+    return ranked.unrankable(ranked.values(losses)).flatten()
 
 
 def forecast_from(

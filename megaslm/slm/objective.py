@@ -29,7 +29,7 @@ from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.policy import select_by, threshold_image
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
 from megaslm.slm.static import StaticRanking, select_static
-from megaslm.slm.targets import LossCriterion, RankedTargets, Targets
+from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -85,8 +85,10 @@ class StepPlanner:
 
     def _after_all_losses(self, ranked: RankedTargets) -> StepPlan:
         """The first backward pass needs every loss of the step, hence all forward passes come first."""
-        losses = torch.cat([self.measure_losses(number) for number in range(self.micro_steps)])
-        values, policy = ranked.values(losses), self.rule.policy
+        parts = [self.measure_losses(number) for number in range(self.micro_steps)]
+        losses = torch.cat([part.losses for part in parts])
+        entropies = [part.entropies for part in parts if part.entropies is not None]
+        values, policy = ranked.values(torch.cat(entropies) if ranked.by_entropy else losses), self.rule.policy
         found = select_by(policy, values, ranked.targets, ranked.eligible, self.ratio, self.all_reduce_sum)
         return StepPlan(
             self._known(found.mask, ranked.unrankable(values), measure_rest=False),
@@ -179,7 +181,7 @@ class StepPlanner:
         )
 
     def _ranked(self, targets: Targets) -> RankedTargets:
-        criterion, temperature = cast(LossCriterion, self.rule.criterion), self.rule.policy.temperature
+        criterion, temperature = cast(ModelCriterion, self.rule.criterion), self.rule.policy.temperature
         draw = None if temperature is None else Draw(temperature, self.rule.seed, self.step)
         return RankedTargets(targets, targets.eligible(self.rule.max_ref_loss), criterion, draw)
 

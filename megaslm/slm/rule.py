@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -15,8 +16,17 @@ Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
 _RATIO_STEP = Decimal("0.000001")
 
-MeasureLosses = Callable[[int], Tensor]
-"""Runs the model over the micro-batch with this number: (B, L) float32 losses, detached. Called once for each."""
+
+class Measured(NamedTuple):
+    """The losses of a micro-batch, and the entropies of its predictions where they rank the targets; (B, L) float32
+    each, in nats, detached."""
+
+    losses: Tensor
+    entropies: Tensor | None = None
+
+
+MeasureLosses = Callable[[int], Measured]
+"""Runs the model over the micro-batch with this number. Called once for each."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +71,35 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class KeepRatio:
-    """k in (0, 1], after a linear decrease from 1 over `warmup_tokens` targets."""
+    """k in (0, 1], by the number of targets read.
+
+    `target`: k at the end. `warmup_tokens`: targets over which k falls linearly from 1 to it. `points`: in place of
+    that, pairs of targets and k. The targets rise, and the last k is `target`. Between two points k is linear, before
+    the first and after the last it is constant. Two points at equal targets make a jump.
+    """
 
     target: Decimal
     warmup_tokens: int = 0
+    points: tuple[tuple[int, Decimal], ...] = ()
 
     def at(self, tokens: int) -> Decimal:
-        """The ratio of the step before which `tokens` targets have been read; a decimal of six places."""
-        if tokens >= self.warmup_tokens:
-            return self.target
-        return (1 - (1 - self.target) * tokens / self.warmup_tokens).quantize(_RATIO_STEP)
+        """The ratio of the step before which `tokens` targets have been read; between two points of six places."""
+        points = self._points
+        for (start, before), (end, after) in pairwise(points):
+            if start <= tokens < end:
+                return (before + (after - before) * (tokens - start) / (end - start)).quantize(_RATIO_STEP)
+        return points[0][1] if tokens < points[0][0] else points[-1][1]
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """Numbers of targets read at which k is smallest, and largest."""
+        # A jump leaves the value that k had before.
+        places = [place for tokens, _ in self._points for place in (max(0, tokens - 1), tokens)]
+        return min(places, key=self.at), max(places, key=self.at)
+
+    @property
+    def _points(self) -> tuple[tuple[int, Decimal], ...]:
+        return self.points or ((0, Decimal(1)), (self.warmup_tokens, self.target))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
-Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"]
 StaticCriterion = Literal["reference", "entropy", "random"]
-LossCriterion = Literal["excess", "loss"]
+ModelCriterion = Literal["excess", "loss", "student_entropy"]
+"""A criterion that depends on the model that is trained: on its losses, or on the entropies of its predictions."""
 
 
 @dataclass(frozen=True)
@@ -94,27 +95,32 @@ class RankedTargets:
 
     targets: Targets
     eligible: Tensor
-    criterion: LossCriterion
+    criterion: ModelCriterion
     draw: Draw | None = None
 
-    def values(self, losses: Tensor) -> Tensor:
-        """(G, n) float32 values from losses of the same number."""
-        losses = losses.view_as(self.eligible)
+    @property
+    def by_entropy(self) -> bool:
+        """Whether the model's entropies rank the targets in place of its losses."""
+        return self.criterion == "student_entropy"
+
+    def values(self, measured: Tensor) -> Tensor:
+        """(G, n) float32 values from losses of the same number, or from entropies."""
+        measured = measured.view_as(self.eligible)
         if self.criterion == "excess":
-            losses = excess_loss(losses, self.targets.needed_ref_loss())
-        values = self.targets.over_spans(losses)
+            measured = excess_loss(measured, self.targets.needed_ref_loss())
+        values = self.targets.over_spans(measured)
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys)
 
-    def values_at(self, losses: Tensor, rows: Tensor) -> Tensor:
-        """(n,) float32 values of some targets, where each is ranked by its own loss.
+    def values_at(self, measured: Tensor, rows: Tensor) -> Tensor:
+        """(n,) float32 values of some targets, where each is ranked by its own loss or entropy.
 
         Args:
-            losses: (n,) float32.
+            measured: (n,) float32, losses or entropies.
             rows: (n,) int64, their places among all G·n.
         """
-        values = losses
+        values = measured
         if self.criterion == "excess":
-            values = excess_loss(losses, self.targets.needed_ref_loss().flatten()[rows])
+            values = excess_loss(measured, self.targets.needed_ref_loss().flatten()[rows])
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys.flatten()[rows])
 
     def unrankable(self, values: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ NEVER = (
     "train.global_batch_tokens",
     "slm.keep_ratio",
     "slm.keep_ratio_warmup_tokens",
+    "slm.keep_ratio_schedule",
+    "slm.keep_ratio_schedule.*",
     "slm.policy",
     "slm.skip_ratio",
     "slm.temperature",

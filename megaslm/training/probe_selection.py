@@ -25,7 +25,13 @@ def ratio_at(config: RunConfig, tokens_seen: int) -> str | None:
 
 
 def would_keep(
-    config: RunConfig, rows: ProbeRows, losses: NDArray[np.float32], *, step: int, tokens_seen: int
+    config: RunConfig,
+    rows: ProbeRows,
+    losses: NDArray[np.float32],
+    entropies: NDArray[np.float32] | None = None,
+    *,
+    step: int,
+    tokens_seen: int,
 ) -> NDArray[np.bool_] | None:
     """The targets that the run's criterion, policy and ratio keep of the probe rows, (R, L).
 
@@ -44,10 +50,12 @@ def would_keep(
     policy, ratio = rule.policy, rule.keep_ratio.at(tokens_seen)
     targets = _targets(rows, SpanRule.of(slm.granularity, slm.span_reach, rows.eos_id))
     groups = targets if slm.scope == "sequence" else targets.in_groups(1)
-    if slm.criterion == "excess" or slm.criterion == "loss":
+    if slm.criterion == "excess" or slm.criterion == "loss" or slm.criterion == "student_entropy":
         draw = None if policy.temperature is None else Draw(policy.temperature, rule.seed, step)
         ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
-        values = ranked.values(torch.from_numpy(losses))
+        measured = entropies if ranked.by_entropy else losses
+        assert measured is not None, "entropies are measured where they rank the targets"
+        values = ranked.values(torch.from_numpy(measured))
         rankable = ranked.eligible & torch.isfinite(values)
         mask = select_by(policy, values, groups, rankable, ratio, on_this_rank_alone).mask
     else:

@@ -9,7 +9,11 @@ def rule_of(config: RunConfig) -> SelectionRule:
     """The rule of a run with `objective: slm`."""
     slm = config.slm
     return SelectionRule(
-        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
+        KeepRatio(
+            slm.keep_ratio,
+            slm.keep_ratio_warmup_tokens,
+            tuple((point.tokens, point.keep_ratio) for point in slm.keep_ratio_schedule),
+        ),
         criterion=slm.criterion,
         scope=slm.scope,
         mode=slm.mode,
@@ -18,6 +22,11 @@ def rule_of(config: RunConfig) -> SelectionRule:
         seed=config.seed,
         policy=_policy_of(slm),
     )
+
+
+def ranks_by_entropy(config: RunConfig) -> bool:
+    """Whether the entropies of the model's own predictions rank the targets of a run."""
+    return config.train.objective == "slm" and config.slm.criterion == "student_entropy"
 
 
 def _policy_of(slm: SlmSection) -> Policy:

@@ -37,7 +37,7 @@ from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 GLOBAL_ROWS = 8
 STEP = 3
 # Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
-EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1}
+EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1, "student_entropy": 2.9}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
 POLICIES = {
@@ -102,7 +102,7 @@ def every_case() -> list[Case]:
 
 def cases_of(engine: int) -> Iterator[Case]:
     tied, micro_steps = ENGINES[engine]
-    for criterion, scope, method in product(("excess", "loss"), SCOPES, METHODS):
+    for criterion, scope, method in product(("excess", "loss", "student_entropy"), SCOPES, METHODS):
         yield Case(scope, micro_steps, tied, criterion=criterion, method=method)
     for criterion, method in product(("excess", "loss"), METHODS):
         yield Case("batch", micro_steps, tied, criterion=criterion, method=method, mode="running")
@@ -220,7 +220,8 @@ class Definition:
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=Unsharded())
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
-        self.losses = torch.stack([documents_apart(lm, row) for row in self.batch.tokens])
+        losses, entropies = zip(*(documents_apart(lm, row) for row in self.batch.tokens), strict=True)
+        self.losses, self.entropies = torch.stack(losses), torch.stack(entropies).detach()
 
     def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
         selected = self.selected(case, world_size)
@@ -240,6 +241,7 @@ class Definition:
         values = {
             "excess": losses - batch.ref_loss,
             "loss": losses,
+            "student_entropy": self.entropies,
             "reference": -batch.ref_loss.double(),
             "entropy": -batch.ref_entropy.double(),
             "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
@@ -290,16 +292,17 @@ def groups(case: Case, world_size: int) -> list[list[int]]:
     return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
 
 
-def documents_apart(lm: torch.nn.Module, row: Tensor) -> Tensor:
-    """A row's losses, each document run through the model by itself."""
+def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A row's losses, and the entropies of the predictions, each document run through the model by itself."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
-    losses = []
+    losses, entropies = [], []
     for start, end in zip(starts, ends, strict=True):
         if start < end:
             logits = lm(row[None, start:end]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
-    return torch.cat(losses)
+            entropies.append(torch.distributions.Categorical(logits=logits).entropy())
+    return torch.cat(losses), torch.cat(entropies)
 
 
 def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
@@ -339,6 +342,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         domain_count=2,
         may_repeat_rows=False,
         keeps_graphs=case.keeps_graphs,
+        by_entropy=case.criterion == "student_entropy",
         spans=None if case.span_reach is None else SpanRule(EOS_ID, case.span_reach),
     )
     train_step(micro_batches, Moment(STEP, 0), learning_rate=0.0)

@@ -63,6 +63,7 @@ class Hardest:
     """The targets of a loss above 4 nats."""
 
     forecast = None
+    by_entropy = False
 
     def __call__(self, losses: Tensor) -> Selected:
         return selected(losses > 4.0)

@@ -15,7 +15,7 @@ from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, HeadOutput, Known
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Measured, Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
@@ -55,7 +55,7 @@ class Rows:
         return self.losses - self.targets.ref_loss
 
 
-def never_measured(number: int) -> Tensor:
+def never_measured(number: int) -> Measured:
     raise AssertionError(f"micro-batch {number} was measured without need")
 
 
@@ -70,7 +70,7 @@ def choose(
         joined([part.targets for part in micro_batches]),
         len(micro_batches),
         moment,
-        lambda number: micro_batches[number].losses,
+        lambda number: Measured(micro_batches[number].losses),
         all_reduce_sum,
     )
     outputs = [output_of(choice, part.losses) for part, choice in zip(micro_batches, plan.choices, strict=True)]
@@ -194,7 +194,9 @@ def test_what_cannot_be_ranked_stops_every_rank_and_is_named(
         parts = parts_of(rows)
         try:
             targets = joined([part.targets for part in parts])
-            plan = objective.plan_step(targets, micro_steps, START, lambda number: parts[number].losses, all_reduce_sum)
+            plan = objective.plan_step(
+                targets, micro_steps, START, lambda number: Measured(parts[number].losses), all_reduce_sum
+            )
         except NonFiniteCriterion as error:
             keys = torch.cat([part.targets.keys.flatten() for part in parts])
             return row_of(keys[error.places]).tolist()
@@ -332,6 +334,33 @@ def test_the_ratio_falls_from_1_over_its_warm_up() -> None:
     valid = int(rows.targets.valid.sum())
     plan, _ = choose(SelectiveObjective(SelectionRule(ratio)), [rows], moment=Moment(2, 500))
     assert int(denominator_of(plan)) == int(Decimal("0.8") * valid + Decimal("0.5"))
+
+
+def test_the_ratio_follows_the_points_of_a_schedule() -> None:
+    """Constant before the first point, linear between two, a jump at 300, constant after the last."""
+    points = ((100, Decimal("0.9")), (200, Decimal("0.5")), (300, Decimal("0.8")), (300, Decimal("0.2")))
+    ratio = KeepRatio(Decimal("0.2"), points=points)
+    found = {tokens: ratio.at(tokens) for tokens in (0, 100, 150, 200, 250, 299, 300, 10_000)}
+    assert found == {
+        0: Decimal("0.9"),
+        100: Decimal("0.9"),
+        150: Decimal("0.7"),
+        200: Decimal("0.5"),
+        250: Decimal("0.65"),
+        299: Decimal("0.797"),
+        300: Decimal("0.2"),
+        10_000: Decimal("0.2"),
+    }
+    assert ratio.extremes == (300, 99)
+    jump = KeepRatio(Decimal("0.2"), points=((0, Decimal("0.3")), (300, Decimal("0.8")), (300, Decimal("0.2"))))
+    assert jump.extremes == (300, 299)
+
+
+@given(st.integers(1, 10**12), st.integers(0, 10**12), st.sampled_from(["0.1", "0.6", "0.123456789"]))
+def test_a_warm_up_is_a_schedule_of_two_points(warmup: int, tokens: int, keep_ratio: str) -> None:
+    target = Decimal(keep_ratio)
+    points = ((0, Decimal(1)), (warmup, target))
+    assert KeepRatio(target, points=points).at(tokens) == KeepRatio(target, warmup_tokens=warmup).at(tokens)
 
 
 def test_a_forecast_comes_of_the_steps_before_and_is_equal_on_all_ranks() -> None:

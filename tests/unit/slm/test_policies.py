@@ -16,7 +16,7 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.keys import hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.policy import Policy
-from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, Scope, SelectionRule
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone, select_top
 from tests.chosen import joined, output_of
@@ -26,6 +26,7 @@ from tests.threads import run_together
 ROWS, LENGTH, SEED, STEP = 16, 9, 3, 7
 CAP = 3.0
 POLICIES = {
+    "top": Policy(),
     "band": Policy(skip_ratio=Decimal("0.15")),
     "long skip": Policy(skip_ratio=Decimal("0.7")),
     "stochastic": Policy(temperature=0.5),
@@ -64,7 +65,7 @@ CASES = pairwise(
             Case(*values)
             for values in product(
                 POLICIES,
-                ("excess", "loss", "reference", "entropy"),
+                ("excess", "loss", "student_entropy", "reference", "entropy"),
                 ("batch", "sequence"),
                 ("0.01", "0.3", "0.6", "1"),
                 (None, CAP),
@@ -81,15 +82,20 @@ CASES = pairwise(
 
 @dataclass(frozen=True)
 class Step:
-    """The targets of a step, and the losses that a model has there."""
+    """The targets of a step, and the losses and entropies that a model has there."""
 
     targets: Targets
     losses: Tensor
+    entropies: Tensor
 
     def of(self, rank: int, ranks: int, micro_steps: int) -> list["Step"]:
         """The micro-batches of a rank: every row is on one rank, in one of them."""
         mine = [slice(rank + ranks * part, None, ranks * micro_steps) for part in range(micro_steps)]
-        return [Step(self.targets[rows], self.losses[rows]) for rows in mine]
+        return [Step(self.targets[rows], self.losses[rows], self.entropies[rows]) for rows in mine]
+
+    @property
+    def measured(self) -> Measured:
+        return Measured(self.losses, self.entropies)
 
 
 def drawn_step(seed: int) -> Step:
@@ -97,9 +103,9 @@ def drawn_step(seed: int) -> Step:
     generator = torch.Generator().manual_seed(seed)
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.8
     valid[2] = False
-    losses, ref_loss, ref_entropy = torch.randint(0, 20, (3, ROWS, LENGTH), generator=generator) / 4
+    losses, entropies, ref_loss, ref_entropy = torch.randint(0, 20, (4, ROWS, LENGTH), generator=generator) / 4
     rows = torch.randperm(1000, generator=generator)[:ROWS]
-    return Step(Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy), losses)
+    return Step(Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy), losses, entropies)
 
 
 def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
@@ -108,6 +114,7 @@ def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
     of_criterion = {
         "excess": losses - ref_loss,
         "loss": losses,
+        "student_entropy": step.entropies.double().numpy(),
         "reference": -ref_loss,
         "entropy": -step.targets.needed_ref_entropy().double().numpy(),
     }
@@ -146,10 +153,11 @@ def chosen_keys(step: Step, rule: SelectionRule, ranks: int, micro_steps: int) -
             joined([part.targets for part in parts]),
             micro_steps,
             Moment(STEP, 0),
-            lambda micro_batch: parts[micro_batch].losses,
+            lambda micro_batch: parts[micro_batch].measured,
             all_reduce_sum,
         )
-        masks = [output_of(choice, part.losses).mask for choice, part in zip(plan.choices, parts, strict=True)]
+        outputs = [output_of(choice, *part.measured) for choice, part in zip(plan.choices, parts, strict=True)]
+        masks = [output.mask for output in outputs]
         keys = [key for part, mask in zip(parts, masks, strict=True) for key in part.targets.keys[mask].tolist()]
         if plan.denominator is None:
             assert micro_steps == 1
@@ -194,7 +202,7 @@ def test_a_band_begins_as_causal_language_modeling() -> None:
     objective = SelectiveObjective(SelectionRule(ratio, "loss", policy=Policy(skip_ratio=Decimal("0.2"))))
     valid, keys = step.targets.valid, set(step.targets.keys[step.targets.valid].tolist())
     for tokens, skipped in ((0, "0"), (200, "0.1"), (1000, "0.2")):
-        plan = objective.plan_step(step.targets, 1, Moment(1, tokens), lambda _: step.losses, on_this_rank_alone)
+        plan = objective.plan_step(step.targets, 1, Moment(1, tokens), lambda _: step.measured, on_this_rank_alone)
         mask = output_of(plan.choices[0], step.losses).mask
         assert isinstance(plan.choices[0], Every) == (tokens == 0)
         left_out = keys - set(step.targets.keys[mask].tolist())
@@ -237,7 +245,7 @@ def test_a_step_reports_a_fixed_threshold_and_none_of_a_draw(micro_steps: int) -
         objective = SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.6")), policy=POLICIES[name]))
         targets = joined([part.targets for part in parts])
         plan = objective.plan_step(
-            targets, micro_steps, Moment(1, 0), lambda number: parts[number].losses, on_this_rank_alone
+            targets, micro_steps, Moment(1, 0), lambda number: parts[number].measured, on_this_rank_alone
         )
         outputs = [output_of(choice, part.losses) for choice, part in zip(plan.choices, parts, strict=True)]
         found = objective.end_step(plan, HeadOutput.of_step(outputs))
@@ -263,7 +271,7 @@ def test_what_cannot_be_ranked_stops_the_step(policy: str, micro_steps: int, val
     def named() -> list[int]:
         try:
             plan = objective.plan_step(
-                targets, micro_steps, Moment(1, 0), lambda number: parts[number].losses, on_this_rank_alone
+                targets, micro_steps, Moment(1, 0), lambda number: parts[number].measured, on_this_rank_alone
             )
         except NonFiniteCriterion as error:
             return targets.keys.flatten()[error.places].tolist()

@@ -10,7 +10,7 @@ from torch import Tensor
 from megaslm.slm.choice import Known
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule, StepPlan
 from megaslm.slm.static import StaticRanking, select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
@@ -70,7 +70,7 @@ def test_what_cannot_be_ranked_is_named(ranking: StaticRanking) -> None:
 
 
 def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduceSum = on_this_rank_alone) -> StepPlan:
-    def never(number: int) -> Tensor:
+    def never(number: int) -> Measured:
         raise AssertionError("a static criterion needs no losses")
 
     return SelectiveObjective(rule).plan_step(joined(parts), len(parts), Moment(1, 0), never, all_reduce_sum)

@@ -42,7 +42,15 @@ STEPS = 2
 CHUNK_ROWS = 4
 MICRO_STEPS = [1, 4]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
-CRITERIA: list[Criterion] = ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+CRITERIA: list[Criterion] = [
+    "excess",
+    "reference",
+    "entropy",
+    "reference_and_entropy",
+    "random",
+    "loss",
+    "student_entropy",
+]
 SCOPES: list[Scope] = ["batch", "sequence", "microbatch"]
 KEEP = KeepRatio(Decimal("0.6"))
 RULES = {
@@ -63,7 +71,7 @@ CASES = {
     for method in METHODS
     for micro_steps in MICRO_STEPS
     # A choice that does not wait for the losses has no use for a method.
-    if rule.criterion in ("excess", "loss") or method == "bracket"
+    if rule.criterion in ("excess", "loss", "student_entropy") or method == "bracket"
 }
 
 
@@ -89,6 +97,10 @@ class PlainEngine:
     def measure(self, tokens: Tensor, document_bounds: Tensor | None) -> Tensor:
         with torch.no_grad():
             return cast(Tensor, self.model(tokens, None, document_bounds))
+
+    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return cast(tuple[Tensor, Tensor], self.model(tokens, None, document_bounds, entropies=True))
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -165,6 +177,7 @@ def reads_of_steps(
     world: World,
     *,
     keeps_graphs: bool = False,
+    by_entropy: bool = False,
     spans: SpanRule | None = None,
 ) -> list[list[str]]:
     """Where each of the steps read the device."""
@@ -177,6 +190,7 @@ def reads_of_steps(
         domain_count=2,
         may_repeat_rows=True,
         keeps_graphs=keeps_graphs,
+        by_entropy=by_entropy,
         spans=spans,
     )
     batches = micro_batches(micro_steps)
@@ -202,10 +216,14 @@ def test_selective_training_reads_at_most_once_a_micro_step(
 ) -> None:
     model.lm.lm_head.settings = HeadSettings(method)
     start = state_at(0.0) if rule.mode == "running" else AT_START
-    whole = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
+    whole = reads_of_steps(
+        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
+    )
     assert all(len(places) <= micro_steps for places in whole), whole
     in_chunks(CHUNK_ROWS)
-    chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
+    chunked = reads_of_steps(
+        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
+    )
     assert chunked == whole
 
 

@@ -57,6 +57,14 @@ def test_each_policy_keeps_what_a_step_would(criterion: str) -> None:
     assert not np.array_equal(cold, warm)
 
 
+def test_entropies_rank_where_the_criterion_is_theirs() -> None:
+    entropies = np.random.default_rng(1).random((2, 8), np.float32)
+    found = would_keep(slm(criterion="student_entropy"), ROWS, LOSSES, entropies, step=1, tokens_seen=100)
+    assert found is not None
+    assert found.sum() == 8
+    assert entropies[found].min() >= entropies[~found].max()
+
+
 def test_scope_sequence_ranks_each_row() -> None:
     assert kept(slm(scope="sequence")).sum(axis=1).tolist() == [4, 4]
 
