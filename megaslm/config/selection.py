@@ -30,6 +30,9 @@ class PolicySettings(Section):
     keep_ratio_schedule: tuple[KeepRatioPoint, ...] = ()
     """Points between which the share of targets is linear. Their tokens rise, and equal ones make a jump. The last
     point has `keep_ratio`. Excludes `keep_ratio_warmup_tokens`."""
+    keep_ratio_of_domains: dict[str, Ratio] = Field(default_factory=dict)
+    """The share of targets by domain. Each domain of a step is then ranked on its own; one that is not named here has
+    `keep_ratio`. Domains of a stream with several are named STREAM/DOMAIN."""
     policy: Literal["top", "band", "stochastic", "threshold"] = "top"
     """Which targets are selected by the criterion. top: the share `keep_ratio` of largest value. band: the share
     `keep_ratio` that follows the share `skip_ratio` of largest value. stochastic: the share `keep_ratio`, drawn in
@@ -57,7 +60,20 @@ def selection_problem(slm: "SlmSection") -> str | None:
             f"mode running needs scope batch and criterion excess or loss; found scope {slm.scope} and criterion "
             f"{slm.criterion}, whose choice is exact in one pass: use mode exact"
         )
-    return _schedule_problem(slm) or _policy_problem(slm)
+    return _schedule_problem(slm) or _domains_problem(slm) or _policy_problem(slm)
+
+
+def _domains_problem(slm: "SlmSection") -> str | None:
+    if not slm.keep_ratio_of_domains:
+        return None
+    if slm.scope != "batch" or slm.mode != "exact":
+        return (
+            f"keep_ratio_of_domains needs scope batch and mode exact; found scope {slm.scope} and mode {slm.mode}: "
+            "change them, or remove keep_ratio_of_domains"
+        )
+    if slm.policy == "threshold":
+        return "policy threshold has no keep_ratio; remove keep_ratio_of_domains"
+    return None
 
 
 def _schedule_problem(slm: "SlmSection") -> str | None:
@@ -88,10 +104,11 @@ def _policy_problem(slm: "SlmSection") -> str | None:
         return f"policy {policy} has no meaning under criterion {slm.criterion}; use policy top, or another criterion"
     if slm.mode == "running":
         return f"mode running has the threshold of a top; found policy {policy}: use mode exact"
-    if policy == "band" and slm.skip_ratio + slm.keep_ratio > 1:
+    largest = max((slm.keep_ratio, *slm.keep_ratio_of_domains.values()))
+    if policy == "band" and slm.skip_ratio + largest > 1:
         return (
-            f"policy band leaves out skip_ratio = {slm.skip_ratio} and selects keep_ratio = {slm.keep_ratio}, together "
-            "more than 1; lower one of them"
+            f"policy band leaves out skip_ratio = {slm.skip_ratio} and selects keep_ratio = {largest}, together more "
+            "than 1; lower one of them"
         )
     if policy == "stochastic" and slm.granularity != "token":
         return f"policy stochastic draws single targets; found granularity {slm.granularity}: use granularity token"

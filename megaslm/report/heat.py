@@ -62,8 +62,9 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
 
 
 def _ranking(slm: SlmSection) -> str:
-    """The criterion, with the policy where it is not the top, which alone the page ranks by."""
-    return slm.criterion if slm.policy == "top" else f"{slm.criterion} under policy {slm.policy}"
+    """The criterion, with what keeps the page from ranking by it: another policy than the top, domains apart."""
+    within = " within domains" if slm.keep_ratio_of_domains else ""
+    return f"{slm.criterion}{within}" if slm.policy == "top" else f"{slm.criterion}{within} under policy {slm.policy}"
 
 
 def _span_reach(slm: SlmSection, seq_len: int) -> int | None:

@@ -157,7 +157,8 @@ class ThresholdForecast:
 
 @dataclass(frozen=True, eq=False)
 class TopOfGroups:
-    """The largest values of each group, over the ranks that share the group.
+    """The largest values of each group, over the ranks that share the group. The groups hold each target once, or are
+    those of `Targets.in_domains`.
 
     `ranks`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
     ranks, because all ranks have to stop together.
@@ -179,8 +180,9 @@ class TopOfGroups:
         ranked = self.ranked
         values = ranked.values(measured)
         top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
-        non_finite = ranked.unrankable(values).flatten()
-        return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
+        mask = top.mask.view(-1, len(measured)).any(0)
+        non_finite = ranked.unrankable(values).view(-1, len(measured)).any(0)
+        return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
@@ -220,9 +222,9 @@ class AboveThreshold:
 def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
     """(T,) bool: targets that cannot be ranked, as far as (T,) losses tell. An entropy is NaN where the loss is, and
     finite where the loss is infinite."""
-    if ranked.by_entropy:
-        return (ranked.eligible & losses.view_as(ranked.eligible).isnan()).flatten()
-    return ranked.unrankable(ranked.values(losses)).flatten()
+    values = ranked.values(losses)
+    unrankable = ranked.eligible & values.isnan() if ranked.by_entropy else ranked.unrankable(values)
+    return unrankable.view(-1, len(losses)).any(0)
 
 
 def forecast_from(

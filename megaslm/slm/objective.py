@@ -27,7 +27,7 @@ from megaslm.slm.choice import (
 from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.policy import select_by, threshold_image
-from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
+from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
 from megaslm.slm.static import StaticRanking, select_static
 from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets
 from megaslm.slm.threshold import (
@@ -44,6 +44,7 @@ from megaslm.slm.threshold import (
 from megaslm.slm.topk import (
     AllReduceSum,
     Ranks,
+    Ratio,
     find_threshold,
     keep_count,
     kept,
@@ -55,10 +56,13 @@ from megaslm.slm.topk import (
 
 @dataclass(frozen=True, eq=False)
 class StepPlanner:
-    """Plans one step under a rule. `ratio`: k of this step. `targets`: those of all `micro_steps` micro-batches."""
+    """Plans one step under a rule.
+
+    `ratio`: k of this step, or of its domains. `targets`: those of all `micro_steps` micro-batches.
+    """
 
     rule: SelectionRule
-    ratio: Decimal
+    ratio: Ratio
     step: int
     targets: Targets
     micro_steps: int
@@ -67,7 +71,7 @@ class StepPlanner:
 
     def over_all(self, recent: RecentThresholds) -> StepPlan:
         """The exact selection in the whole step."""
-        ranked = self._ranked(self.targets.in_groups(1))
+        ranked = self._ranked(self.rule.whole_step(self.targets))
         if self.micro_steps > 1:
             return self._after_all_losses(ranked)
         if self.rule.policy.threshold is not None:
@@ -79,7 +83,7 @@ class StepPlanner:
         top = TopOfGroups(ranked, ranks, self.all_reduce_sum, self.all_reduce_sum, forecast)
         return StepPlan(
             (top,),
-            ranks.count[0],
+            ranks.count.sum(),
             threshold_of=lambda output: self._exact_threshold(output.threshold, output.losses, ranked, ranks.count),
         )
 
@@ -90,9 +94,10 @@ class StepPlanner:
         entropies = [part.entropies for part in parts if part.entropies is not None]
         values, policy = ranked.values(torch.cat(entropies) if ranked.by_entropy else losses), self.rule.policy
         found = select_by(policy, values, ranked.targets, ranked.eligible, self.ratio, self.all_reduce_sum)
+        unrankable = ranked.unrankable(values).view(-1, losses.numel()).any(0)
         return StepPlan(
-            self._known(found.mask, ranked.unrankable(values), measure_rest=False),
-            found.count[0],
+            self._known(found.mask.view(-1, losses.numel()).any(0), unrankable, measure_rest=False),
+            found.count.sum(),
             losses=losses,
             known_threshold=None if policy.threshold is None else self._fixed_threshold(policy.threshold),
             threshold_of=lambda _: self._exact_threshold(found.threshold, losses, ranked, found.count),
@@ -100,6 +105,7 @@ class StepPlanner:
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
         """Targets above the threshold that the steps before forecast. k·N stands for the number selected."""
+        assert isinstance(self.ratio, Decimal), "domains have no threshold in common"
         everything = self._ranked(self.targets.in_groups(1))
         valid, eligible = self.all_reduce_sum(torch.stack([everything.targets.valid.sum(), everything.eligible.sum()]))
         count = keep_count(valid, self.ratio).minimum(eligible)
@@ -136,11 +142,15 @@ class StepPlanner:
 
     def by_static_criterion(self) -> StepPlan:
         """The selection by a criterion that does not depend on the model."""
-        groups_of = {"batch": 1, "microbatch": self.micro_steps, "sequence": len(self.targets.valid)}
+        groups_of = {"microbatch": self.micro_steps, "sequence": len(self.targets.valid)}
         over_ranks = self.rule.scope == "batch"
+        if over_ranks:
+            groups = self.rule.whole_step(self.targets)
+        else:
+            groups = self.targets.in_groups(groups_of[self.rule.scope])
         selection = select_static(
             cast(StaticRanking, self.rule.criterion),
-            self.targets.in_groups(groups_of[self.rule.scope]),
+            groups,
             self.ratio,
             self.rule.max_ref_loss,
             policy=self.rule.policy,
@@ -149,9 +159,11 @@ class StepPlanner:
             all_reduce_sum=self.all_reduce_sum if over_ranks else on_this_rank_alone,
         )
         threshold, count = selection.threshold, selection.count
+        of_targets = self.targets.valid.numel()
+        mask, unrankable = (part.view(-1, of_targets).any(0) for part in (selection.mask, selection.unrankable))
         return StepPlan(
-            self._known(selection.mask, selection.unrankable, measure_rest=self.rule.measure_rest),
-            count[0] if over_ranks else self.all_reduce_sum(count.sum()),
+            self._known(mask, unrankable, measure_rest=self.rule.measure_rest),
+            count.sum() if over_ranks else self.all_reduce_sum(count.sum()),
             measures_rest=self.rule.measure_rest,
             threshold_of=None if threshold is None else lambda _: self._mean_threshold(threshold, count),
         )
@@ -189,8 +201,9 @@ class StepPlanner:
         return kept(ranked.targets.valid, ranked.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
 
     def _forecast(self, recent: RecentThresholds, ranked: RankedTargets, *, surely: bool) -> ThresholdForecast | None:
-        """None where the largest values are skipped: the threshold tells only where the band ends."""
-        if self.rule.policy.skip_ratio:
+        """None where one threshold does not tell what is selected: it tells only where a band ends, and domains have
+        thresholds of their own."""
+        if self.rule.policy.skip_ratio or isinstance(self.ratio, tuple):
             return None
         return forecast_from(recent, ranked, float(self.ratio), surely=surely)
 
@@ -199,9 +212,11 @@ class StepPlanner:
         return threshold_image(threshold, self.targets.valid.device) << HASH_BITS
 
     def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
-        """The threshold of an exact step. Only `running` needs to tell equal values apart."""
+        """The threshold of an exact step; the mean of domains. Only `running` needs to tell equal values apart."""
         if self.rule.mode == "running":
             return Threshold(self._sort_key_at(ranked.values(losses), ranked, count[0]))
+        if self.rule.domain_ratios:
+            return self._mean_threshold(threshold, count)
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
 
     def _sort_key_at(self, values: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
@@ -293,8 +308,8 @@ class SelectiveObjective:
         Raises:
             NonFiniteCriterion: a target cannot be ranked.
         """
-        ratio = self._rule.keep_ratio.at(moment.tokens)
-        if ratio == 1 and self._rule.max_ref_loss is None and self._rule.policy.threshold is None:
+        ratio = self._rule.ratio_at(moment.tokens)
+        if selects_all(ratio) and self._rule.max_ref_loss is None and self._rule.policy.threshold is None:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
         step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
         if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.targets import Targets
-from megaslm.slm.topk import AllReduceSum, kept, ordered_image, select_ranks
+from megaslm.slm.topk import AllReduceSum, Ratio, kept, ordered_image, select_ranks
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def threshold_image(threshold: float, device: torch.device) -> Tensor:
 
 
 def select_by(
-    policy: Policy, values: Tensor, groups: Targets, eligible: Tensor, ratio: Decimal, all_reduce_sum: AllReduceSum
+    policy: Policy, values: Tensor, groups: Targets, eligible: Tensor, ratio: Ratio, all_reduce_sum: AllReduceSum
 ) -> Selection:
     """Selects in each group.
 
@@ -55,7 +55,7 @@ def select_by(
         values: (G, n) float32, largest first; those of a draw are perturbed.
         groups: (G, n) targets; with an all-reduce, each rank holds its own n of the same G groups.
         eligible: (G, n) bool.
-        ratio: k.
+        ratio: k, or that of each group.
         all_reduce_sum: sums over the ranks that share a group.
     """
     if policy.threshold is not None:

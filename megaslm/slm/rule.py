@@ -10,7 +10,8 @@ from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
 from megaslm.slm.policy import TOP, Policy
-from megaslm.slm.targets import Criterion
+from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.topk import Ratio
 
 Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
@@ -102,6 +103,11 @@ class KeepRatio:
         return self.points or ((0, Decimal(1)), (self.warmup_tokens, self.target))
 
 
+def selects_all(ratio: Ratio) -> bool:
+    """Whether k is 1 everywhere."""
+    return set(ratio if isinstance(ratio, tuple) else (ratio,)) == {1}
+
+
 @dataclass(frozen=True)
 class SelectionRule:
     """What is ranked, in which scope, and how much of it is selected in which way."""
@@ -120,5 +126,17 @@ class SelectionRule:
     """Whether losses of unselected targets are computed where the choice does not need them."""
     seed: int = 0
     """Seed of the criterion `random`, and of draws."""
+    domain_ratios: tuple[Decimal | None, ...] = ()
+    """Under scope batch: k of each domain, by its number, where each domain is ranked on its own. None stands for
+    `keep_ratio`. Empty where all domains are ranked together."""
     policy: Policy = TOP
     """How targets are selected by the criterion."""
+
+    def ratio_at(self, tokens: int) -> Ratio:
+        """k of the step before which `tokens` targets have been read: of the whole step, or of each domain."""
+        ratio = self.keep_ratio.at(tokens)
+        return tuple(ratio if own is None else own for own in self.domain_ratios) or ratio
+
+    def whole_step(self, targets: Targets) -> Targets:
+        """The targets in the groups of scope batch: all in one, or one for each domain."""
+        return targets.in_domains(len(self.domain_ratios)) if self.domain_ratios else targets.in_groups(1)

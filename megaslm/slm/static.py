@@ -1,7 +1,6 @@
 """Selection by values that do not depend on the model: before a forward pass, or once for all runs as a mask."""
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from megaslm.slm.draw import Draw
 from megaslm.slm.policy import TOP, Policy, select_by
 from megaslm.slm.targets import StaticCriterion, Targets, static_values
-from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
+from megaslm.slm.topk import AllReduceSum, Ratio, on_this_rank_alone
 
 StaticRanking = StaticCriterion | Literal["reference_and_entropy"]
 
@@ -33,7 +32,7 @@ class StaticSelection:
 def select_static(
     criterion: StaticRanking,
     groups: Targets,
-    ratio: Decimal,
+    ratio: Ratio,
     max_ref_loss: float | None,
     *,
     policy: Policy = TOP,
@@ -49,7 +48,7 @@ def select_static(
     Args:
         criterion: what is ranked.
         groups: (G, n) targets; with an all-reduce, each rank holds its own n of the same G groups.
-        ratio: k.
+        ratio: k, or that of each group.
         max_ref_loss: targets with a larger reference loss, in nats, are not eligible.
         policy: how targets are selected by the criterion.
         seed: of the criterion `random`, and of a draw.

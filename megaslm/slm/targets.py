@@ -1,6 +1,6 @@
 """The targets of a step: which are valid, what the dataset stores for them, and the values that rank them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,7 +23,7 @@ class Targets:
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
     before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
-    by its own value.
+    by its own value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown.
     """
 
     valid: Tensor
@@ -33,10 +33,18 @@ class Targets:
     selected: Tensor | None = None
     before: Tensor | None = None
     after: Tensor | None = None
+    domain: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
         return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+
+    def in_domains(self, count: int) -> "Targets":
+        """The same targets (count, n) times. In the group of a domain only its own are valid."""
+        flat = self.in_groups(1)
+        groups = Targets(**{name: part.expand(count, -1) for name, part in vars(flat).items() if part is not None})
+        own = self.needed_domain().flatten() == torch.arange(count, device=self.valid.device)[:, None]
+        return replace(groups, valid=groups.valid & own)
 
     def micro_batches(self, count: int) -> list["Targets"]:
         """Views of `count` micro-batches, of equally many rows each."""
@@ -69,6 +77,16 @@ class Targets:
         if self.ref_loss is None:
             raise ValueError("this selection needs the reference's losses of every micro-batch")
         return self.ref_loss
+
+    def needed_domain(self) -> Tensor:
+        """The numbers of the domains.
+
+        Raises:
+            ValueError: they are unknown.
+        """
+        if self.domain is None:
+            raise ValueError("this selection needs the domains of every micro-batch")
+        return self.domain
 
     def needed_ref_entropy(self) -> Tensor:
         """The entropies of the reference's predictions.
@@ -104,8 +122,8 @@ class RankedTargets:
         return self.criterion == "student_entropy"
 
     def values(self, measured: Tensor) -> Tensor:
-        """(G, n) float32 values from losses of the same number, or from entropies."""
-        measured = measured.view_as(self.eligible)
+        """(G, n) float32 values from the losses, or entropies, of the G·n targets, or of n that are in each group."""
+        measured = measured.reshape(-1, self.eligible.shape[1]).expand_as(self.eligible)
         if self.criterion == "excess":
             measured = excess_loss(measured, self.targets.needed_ref_loss())
         values = self.targets.over_spans(measured)

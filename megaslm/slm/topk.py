@@ -18,6 +18,9 @@ from megaslm.slm.keys import KEY_BITS
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; every rank gets the sum."""
 
+Ratio = Decimal | tuple[Decimal, ...]
+"""k of all groups, or of each group."""
+
 VALUE_BITS = 32
 _DIGIT_BITS = 8
 _BINS = 1 << _DIGIT_BITS
@@ -65,7 +68,7 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
 
 
 def kept(
-    valid: Tensor, eligible: Tensor, ratio: Decimal, all_reduce_sum: AllReduceSum, skip_ratio: Decimal = Decimal(0)
+    valid: Tensor, eligible: Tensor, ratio: Ratio, all_reduce_sum: AllReduceSum, skip_ratio: Decimal = Decimal(0)
 ) -> Ranks:
     """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller.
 
@@ -74,15 +77,18 @@ def kept(
     Args:
         valid: (G, n) bool.
         eligible: (G, n) bool.
-        ratio: k.
+        ratio: k, or that of each group.
         all_reduce_sum: sums over the ranks that share a group.
         skip_ratio: in [0, 1).
     """
     valid_count, eligible_count = all_reduce_sum(torch.stack([valid.sum(1), eligible.sum(1)]))
-    count = keep_count(valid_count, ratio)
+    ratios = ratio if isinstance(ratio, tuple) else (ratio,)
+    parts = valid_count.tensor_split(len(ratios))
+    count = torch.cat([keep_count(part, one) for part, one in zip(parts, ratios, strict=True)])
     if not skip_ratio:
         return Ranks(count.minimum(eligible_count))
-    skipped = keep_count(valid_count, min(skip_ratio, 1 - ratio)).minimum(eligible_count)
+    skips = [keep_count(part, min(skip_ratio, 1 - one)) for part, one in zip(parts, ratios, strict=True)]
+    skipped = torch.cat(skips).minimum(eligible_count)
     return Ranks(count.minimum(eligible_count - skipped), skipped)
 
 

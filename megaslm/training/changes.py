@@ -30,6 +30,8 @@ NEVER = (
     "slm.keep_ratio_warmup_tokens",
     "slm.keep_ratio_schedule",
     "slm.keep_ratio_schedule.*",
+    "slm.keep_ratio_of_domains",
+    "slm.keep_ratio_of_domains.*",
     "slm.policy",
     "slm.skip_ratio",
     "slm.temperature",

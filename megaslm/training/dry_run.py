@@ -64,10 +64,11 @@ def lack_of_memory_named(part: str, world: World) -> Iterator[None]:
 
 def _step(run: TrainingRun) -> None:
     """At learning rate 0, with rows of the first step, at the largest and at the smallest keep ratio of the run."""
-    for tokens in sorted(set(rule_of(run.config).keep_ratio.extremes)):
+    domains = run.data.mixture.domains
+    for tokens in sorted(set(rule_of(run.config, domains).keep_ratio.extremes)):
         with closing(run.stream.micro_batches(0)) as stream:
             micro_batches = [rows.to(run.world.device) for rows in islice(stream, run.plan.micro_steps)]
-        run.train_step(objective_of(run.config, AT_START))(micro_batches, Moment(1, tokens), learning_rate=0.0)
+        run.train_step(objective_of(run.config, domains, AT_START))(micro_batches, Moment(1, tokens), learning_rate=0.0)
 
 
 def _validation(run: TrainingRun) -> None:

@@ -17,11 +17,12 @@ from megaslm.training.selection_rule import rule_of
 
 
 def ratio_at(config: RunConfig, tokens_seen: int) -> str | None:
-    """The share of targets that the run is to train on after `tokens_seen` targets, as a decimal; None if all, or as
-    many as lie above a fixed threshold."""
-    if config.train.objective != "slm" or config.slm.policy == "threshold":
+    """The share of targets that the run is to train on after `tokens_seen` targets, as a decimal. None if it trains on
+    all, from a fixed threshold on, or on a share of its own in each domain."""
+    slm = config.slm
+    if config.train.objective != "slm" or slm.policy == "threshold" or slm.keep_ratio_of_domains:
         return None
-    return str(rule_of(config).keep_ratio.at(tokens_seen))
+    return str(rule_of(config, ()).keep_ratio.at(tokens_seen))
 
 
 def would_keep(
@@ -46,10 +47,10 @@ def would_keep(
         return rows.selected
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None
-    rule = rule_of(config)
-    policy, ratio = rule.policy, rule.keep_ratio.at(tokens_seen)
+    rule = rule_of(config, rows.domains)
+    policy, ratio = rule.policy, rule.ratio_at(tokens_seen)
     targets = _targets(rows, SpanRule.of(slm.granularity, slm.span_reach, rows.eos_id))
-    groups = targets if slm.scope == "sequence" else targets.in_groups(1)
+    groups = targets if slm.scope == "sequence" else rule.whole_step(targets)
     if slm.criterion == "excess" or slm.criterion == "loss" or slm.criterion == "student_entropy":
         draw = None if policy.temperature is None else Draw(policy.temperature, rule.seed, step)
         ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
@@ -62,7 +63,7 @@ def would_keep(
         mask = select_static(
             slm.criterion, groups, ratio, slm.max_ref_loss, policy=policy, seed=rule.seed, step=step
         ).mask
-    return mask.view(rows.valid.shape).numpy()
+    return mask.view(-1, rows.valid.size).any(0).view(rows.valid.shape).numpy()
 
 
 def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
@@ -73,6 +74,7 @@ def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
         keys=torch.arange(valid.numel()).view(valid.shape),
         ref_loss=_floats(rows.ref_loss),
         ref_entropy=_floats(rows.ref_entropy),
+        domain=torch.from_numpy(rows.domain.astype(np.int64))[:, None].expand_as(valid),
         before=before,
         after=after,
     )

@@ -1,6 +1,6 @@
 """The parts of a run, made from its configuration, that stay the same while it trains, rolls back and trains again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -31,11 +31,11 @@ from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
 
 
-def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
-    """The objective, with the selection state of an earlier attempt."""
+def objective_of(config: RunConfig, domains: Sequence[str], selection: SelectionState) -> Objective:
+    """The objective over these domains, with the selection state of an earlier attempt."""
     if config.train.objective != "slm":
         return CausalObjective()
-    return SelectiveObjective(rule_of(config), selection)
+    return SelectiveObjective(rule_of(config, domains), selection)
 
 
 def description_of(config: RunConfig) -> RunDescription:

@@ -1,13 +1,16 @@
 """The rule that selects targets in a run, made from its settings."""
 
+from collections.abc import Sequence
+
 from megaslm.config.schema import RunConfig, SlmSection
 from megaslm.slm.policy import TOP, Policy
 from megaslm.slm.rule import KeepRatio, SelectionRule
 
 
-def rule_of(config: RunConfig) -> SelectionRule:
-    """The rule of a run with `objective: slm`."""
+def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:
+    """The rule of a run with `objective: slm` that reads these domains."""
     slm = config.slm
+    of_domains = slm.keep_ratio_of_domains
     return SelectionRule(
         KeepRatio(
             slm.keep_ratio,
@@ -20,6 +23,7 @@ def rule_of(config: RunConfig) -> SelectionRule:
         max_ref_loss=slm.max_ref_loss,
         measure_rest=slm.measure_unselected,
         seed=config.seed,
+        domain_ratios=tuple(map(of_domains.get, domains)) if of_domains else (),
         policy=_policy_of(slm),
     )
 

@@ -112,6 +112,7 @@ class TrainStep:
             ref_loss=batch.ref_loss,
             ref_entropy=batch.ref_entropy,
             selected=batch.selected,
+            domain=batch.domain[:, None].expand_as(batch.tokens[:, 1:]),
             before=before,
             after=after,
         )

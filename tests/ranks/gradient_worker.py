@@ -46,7 +46,9 @@ POLICIES = {
     "stochastic": Policy(temperature=2.0),
     "threshold": Policy(threshold=-0.7),
 }
-KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
+ONE_METHOD_EACH: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random", "student_entropy")
+"""Those known beforehand, for which all methods go one way, and one that the head ranks as it ranks losses."""
+DOMAIN_RATIOS = (None, Decimal("0.3"))
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Case:
     stage: int = 3
     window: int | None = None
     keeps_graphs: bool = False
+    apart: bool = False
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -94,19 +97,19 @@ class Case:
 def every_case() -> list[Case]:
     """On each engine every scope × criterion; further cases for what they leave out.
 
-    A choice that depends on losses meets every method with every scope. For one known beforehand all methods go one
-    way: each engine has every pair of criterion, scope and method, and all engines together every three of them.
+    A choice that depends on losses meets every method with every scope. Of the other criteria each engine has every
+    pair of criterion, scope and method, and all engines together have every three of them.
     """
     return [case for cases in zip_longest(*map(cases_of, range(len(ENGINES)))) for case in cases if case] + FURTHER
 
 
 def cases_of(engine: int) -> Iterator[Case]:
     tied, micro_steps = ENGINES[engine]
-    for criterion, scope, method in product(("excess", "loss", "student_entropy"), SCOPES, METHODS):
+    for criterion, scope, method in product(("excess", "loss"), SCOPES, METHODS):
         yield Case(scope, micro_steps, tied, criterion=criterion, method=method)
     for criterion, method in product(("excess", "loss"), METHODS):
         yield Case("batch", micro_steps, tied, criterion=criterion, method=method, mode="running")
-    for (number, criterion), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
+    for (number, criterion), (place, scope) in product(enumerate(ONE_METHOD_EACH), enumerate(SCOPES)):
         yield Case(scope, micro_steps, tied, criterion=criterion, method=METHODS[(number + place + engine) % 3])
     for place, scope in enumerate(SCOPES):
         yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
@@ -140,14 +143,13 @@ FURTHER = [
     Case("batch", 4, tied=True, span_reach=2),
     Case("sequence", 1, tied=True, criterion="loss", span_reach=2),
     Case("batch", 4, tied=True, criterion="reference_and_entropy", span_reach=2),
-    *(
-        Case("batch", 1, tied=True, policy=policy, method=method)
-        for policy, method in product(("band", "stochastic", "threshold"), METHODS)
-    ),
-    *(Case("batch", 4, tied=True, policy=policy) for policy in ("band", "stochastic", "threshold")),
-    Case("batch", 4, tied=False, policy="threshold", keeps_graphs=True, max_ref_loss=4.5),
-    Case("sequence", 4, tied=True, policy="stochastic", criterion="loss"),
-    Case("sequence", 1, tied=True, policy="band", criterion="reference"),
+    Case("batch", 1, tied=True, policy="band", method="cache"),
+    Case("batch", 1, tied=True, policy="stochastic"),
+    Case("batch", 1, tied=True, policy="threshold", method="recompute"),
+    Case("batch", 4, tied=True, policy="threshold", max_ref_loss=4.5, keeps_graphs=True),
+    Case("sequence", 4, tied=True, policy="band", criterion="loss"),
+    Case("batch", 1, tied=True, apart=True),
+    Case("batch", 4, tied=True, apart=True, policy="stochastic"),
 ]
 
 
@@ -271,25 +273,29 @@ class Definition:
         return torch.where(span, values[:, None].double(), 0.0).sum(2) / span.sum(2).clamp(min=1)
 
 
-def top_of_groups(case: Case, row_groups: list[list[int]], values: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
+def top_of_groups(
+    case: Case, row_groups: list[tuple[list[int], Decimal]], values: Tensor, valid: Tensor, eligible: Tensor
+) -> Tensor:
     selected = torch.zeros_like(valid)
-    for group in row_groups:
+    for group, ratio in row_groups:
         places = [(row, place) for row in group for place in range(SEQ_LEN)]
         count, half = sum(bool(valid[place]) for place in places), Decimal("0.5")
         skip = int(POLICIES[case.policy].skip_ratio * count + half)
         candidates = sorted((-float(values[place]), *place) for place in places if eligible[place])
-        for _, row, place in candidates[skip : skip + int(case.keep_ratio * count + half)]:
+        for _, row, place in candidates[skip : skip + int(ratio * count + half)]:
             selected[row, place] = True
     return selected
 
 
-def groups(case: Case, world_size: int) -> list[list[int]]:
-    """The rows among which a target must rank, as the definition of the scope has them."""
+def groups(case: Case, world_size: int) -> list[tuple[list[int], Decimal]]:
+    """The rows among which a target must rank, as the definition of the scope has them, with k of each group."""
     rows = list(range(GLOBAL_ROWS))
+    if case.apart:
+        return [(rows[number::2], ratio or case.keep_ratio) for number, ratio in enumerate(DOMAIN_RATIOS)]
     if case.scope == "batch":
-        return [rows]
+        return [(rows, case.keep_ratio)]
     size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world_size // case.micro_steps
-    return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
+    return [(rows[start : start + size], case.keep_ratio) for start in range(0, GLOBAL_ROWS, size)]
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -331,6 +337,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         scope=case.scope,
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,
+        domain_ratios=DOMAIN_RATIOS if case.apart else (),
         policy=POLICIES[case.policy],
     )
     objective = SelectiveObjective(rule, case.state)

@@ -36,6 +36,14 @@ POLICIES = {
 }
 
 
+DOMAINS = 3
+DOMAIN_RATIOS: dict[str, tuple[Decimal | None, ...]] = {
+    "together": (),
+    "apart": (None, Decimal("0.2"), Decimal("0.8")),
+    "whole": (Decimal(1), None, Decimal(1)),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     policy: str
@@ -43,6 +51,7 @@ class Case:
     scope: Scope
     keep_ratio: str
     max_ref_loss: float | None
+    domains: str
     ranks: int
     micro_steps: int
 
@@ -54,6 +63,7 @@ class Case:
             self.scope,
             max_ref_loss=self.max_ref_loss,
             seed=SEED,
+            domain_ratios=DOMAIN_RATIOS[self.domains],
             policy=POLICIES[self.policy],
         )
 
@@ -69,12 +79,14 @@ CASES = pairwise(
                 ("batch", "sequence"),
                 ("0.01", "0.3", "0.6", "1"),
                 (None, CAP),
+                DOMAIN_RATIOS,
                 (1, 2, 4),
                 (1, 2, 4),
             )
         )
-        # A fixed threshold has one scope.
-        if case.scope == "batch" or POLICIES[case.policy].threshold is None
+        # A fixed threshold has one scope, and is none of a domain's share. Domains are ranked within the step.
+        if (case.scope == "batch" or (POLICIES[case.policy].threshold is None and case.domains == "together"))
+        and (case.domains == "together" or POLICIES[case.policy].threshold is None)
     ],
     vars,
 )
@@ -105,7 +117,9 @@ def drawn_step(seed: int) -> Step:
     valid[2] = False
     losses, entropies, ref_loss, ref_entropy = torch.randint(0, 20, (4, ROWS, LENGTH), generator=generator) / 4
     rows = torch.randperm(1000, generator=generator)[:ROWS]
-    return Step(Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy), losses, entropies)
+    domain = (rows % DOMAINS)[:, None].expand(ROWS, LENGTH)
+    targets = Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy, domain=domain)
+    return Step(targets, losses, entropies)
 
 
 def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
@@ -133,10 +147,16 @@ def expected_keys(step: Step, rule: SelectionRule) -> set[int]:
         eligible &= step.targets.needed_ref_loss().numpy() <= rule.max_ref_loss
     if rule.policy.threshold is not None:
         return set(keys[eligible & (values >= rule.policy.threshold)].tolist())
-    ratio, half = rule.keep_ratio.target, Decimal("0.5")
-    groups = [[row] for row in range(ROWS)] if rule.scope == "sequence" else [list(range(ROWS))]
+    half, own = Decimal("0.5"), rule.keep_ratio.target
+    groups = [([row], own) for row in range(ROWS)] if rule.scope == "sequence" else [(list(range(ROWS)), own)]
+    if rule.domain_ratios:
+        of_rows = step.targets.needed_domain()[:, 0].numpy()
+        groups = [
+            (np.flatnonzero(of_rows == number).tolist(), own if ratio is None else ratio)
+            for number, ratio in enumerate(rule.domain_ratios)
+        ]
     found: set[int] = set()
-    for group in groups:
+    for group, ratio in groups:
         count = int(valid[group].sum())
         skipped = int(min(rule.policy.skip_ratio, 1 - ratio) * count + half)
         candidates = sorted(zip((-values[group][eligible[group]]).tolist(), keys[group][eligible[group]], strict=True))
