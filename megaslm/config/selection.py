@@ -33,17 +33,23 @@ class PolicySettings(Section):
     keep_ratio_of_domains: dict[str, Ratio] = Field(default_factory=dict)
     """The share of targets by domain. Each domain of a step is then ranked on its own; one that is not named here has
     `keep_ratio`. Domains of a stream with several are named STREAM/DOMAIN."""
-    policy: Literal["top", "band", "stochastic", "threshold"] = "top"
+    policy: Literal["top", "band", "stochastic", "threshold", "dataset"] = "top"
     """Which targets are selected by the criterion. top: the share `keep_ratio` of largest value. band: the share
     `keep_ratio` that follows the share `skip_ratio` of largest value. stochastic: the share `keep_ratio`, drawn in
-    proportion to exp(value / `temperature`). threshold: all whose value is at least `threshold`."""
+    proportion to exp(value / `temperature`). threshold: all whose value is at least `threshold`. dataset: the share
+    `keep_ratio` of the whole data set, by criterion reference; its scores.json gives the threshold."""
     skip_ratio: Annotated[Decimal, Field(gt=0, lt=1, decimal_places=9)] = Decimal("0.1")
     """Under policy band: the share of targets that is left out because its values are largest."""
     temperature: Annotated[float, Field(ge=1e-3)] = 1.0
     """Under policy stochastic, in nats. A low one selects nearly the top, a high one nearly at random."""
     threshold: float | None = None
     """Under policy threshold: the smallest value of a selected target, in nats. It decides how many are selected;
-    `keep_ratio` has no effect."""
+    `keep_ratio` has no effect. Policy dataset sets it at the start, and config.yaml of the run holds it."""
+
+    @property
+    def has_fixed_threshold(self) -> bool:
+        """Whether a value decides what is selected, so that the number selected varies from step to step."""
+        return self.policy in ("threshold", "dataset")
 
 
 def selection_problem(slm: "SlmSection") -> str | None:
@@ -71,8 +77,8 @@ def _domains_problem(slm: "SlmSection") -> str | None:
             f"keep_ratio_of_domains needs scope batch and mode exact; found scope {slm.scope} and mode {slm.mode}: "
             "change them, or remove keep_ratio_of_domains"
         )
-    if slm.policy == "threshold":
-        return "policy threshold has no keep_ratio; remove keep_ratio_of_domains"
+    if slm.has_fixed_threshold:
+        return f"policy {slm.policy} has one threshold for all domains; remove keep_ratio_of_domains"
     return None
 
 
@@ -95,7 +101,7 @@ def _schedule_problem(slm: "SlmSection") -> str | None:
 
 def _policy_problem(slm: "SlmSection") -> str | None:
     policy, threshold = slm.policy, slm.threshold
-    if (policy == "threshold") != (threshold is not None):
+    if policy != "dataset" and (policy == "threshold") != (threshold is not None):
         found = "null" if threshold is None else threshold
         return f"policy threshold needs a threshold, and no other policy has one; found {found} under policy {policy}"
     if policy == "top":
@@ -112,8 +118,15 @@ def _policy_problem(slm: "SlmSection") -> str | None:
         )
     if policy == "stochastic" and slm.granularity != "token":
         return f"policy stochastic draws single targets; found granularity {slm.granularity}: use granularity token"
-    if policy == "threshold" and slm.scope != "batch":
-        return f"policy threshold selects the same targets in every scope; found scope {slm.scope}: use scope batch"
-    if policy == "threshold" and (slm.keep_ratio_warmup_tokens or slm.keep_ratio_schedule):
-        return "policy threshold has no keep_ratio; remove keep_ratio_warmup_tokens and keep_ratio_schedule"
+    if slm.has_fixed_threshold and slm.scope != "batch":
+        return f"policy {policy} selects the same targets in every scope; found scope {slm.scope}: use scope batch"
+    if slm.has_fixed_threshold and (slm.keep_ratio_warmup_tokens or slm.keep_ratio_schedule):
+        return (
+            f"policy {policy} has one threshold for all steps; remove keep_ratio_warmup_tokens and keep_ratio_schedule"
+        )
+    if policy == "dataset" and (slm.criterion != "reference" or slm.granularity != "token"):
+        return (
+            "policy dataset ranks by the losses of single targets that scores.json counts; found criterion "
+            f"{slm.criterion} and granularity {slm.granularity}: use criterion reference and granularity token"
+        )
     return None

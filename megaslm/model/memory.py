@@ -119,7 +119,7 @@ def _head(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: to
         dtype,
         head_way(config, plan, rows, model.vocab_size, dtype),
         # A fixed threshold may select every target.
-        keep_ratio=1.0 if config.slm.policy == "threshold" else float(config.slm.keep_ratio),
+        keep_ratio=1.0 if config.slm.has_fixed_threshold else float(config.slm.keep_ratio),
         on_gpu=on_gpu,
     )
 

@@ -28,6 +28,7 @@ def objective_in_words(config: RunConfig) -> str:
         "band": f"{kept} after skip_ratio {slm.skip_ratio}",
         "stochastic": f"{kept} at temperature {slm.temperature}",
         "threshold": f"threshold {slm.threshold}",
+        "dataset": f"{kept} of the data set, threshold {slm.threshold},",
     }
     return f"slm · {of_policy[slm.policy]} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}"
 

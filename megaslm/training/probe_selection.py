@@ -20,7 +20,7 @@ def ratio_at(config: RunConfig, tokens_seen: int) -> str | None:
     """The share of targets that the run is to train on after `tokens_seen` targets, as a decimal. None if it trains on
     all, from a fixed threshold on, or on a share of its own in each domain."""
     slm = config.slm
-    if config.train.objective != "slm" or slm.policy == "threshold" or slm.keep_ratio_of_domains:
+    if config.train.objective != "slm" or slm.has_fixed_threshold or slm.keep_ratio_of_domains:
         return None
     return str(rule_of(config, ()).keep_ratio.at(tokens_seen))
 

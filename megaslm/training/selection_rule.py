@@ -41,5 +41,6 @@ def _policy_of(slm: SlmSection) -> Policy:
             return Policy(skip_ratio=slm.skip_ratio)
         case "stochastic":
             return Policy(temperature=slm.temperature)
-        case "threshold":
+        case "threshold" | "dataset":
+            assert slm.threshold is not None, "that of the data set is computed at the start"
             return Policy(threshold=slm.threshold)
