@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from megaslm.slm.targets import RankedTargets
+from megaslm.slm.targets import RankedTargets, in_any_group
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, Ranks, select_ranks
 
@@ -180,8 +180,7 @@ class TopOfGroups:
         ranked = self.ranked
         values = ranked.values(measured)
         top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
-        mask = top.mask.view(-1, len(measured)).any(0)
-        non_finite = ranked.unrankable(values).view(-1, len(measured)).any(0)
+        mask, non_finite = (in_any_group(marks, len(measured)) for marks in (top.mask, ranked.unrankable(values)))
         return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
@@ -224,7 +223,7 @@ def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
     finite where the loss is infinite."""
     values = ranked.values(losses)
     unrankable = ranked.eligible & values.isnan() if ranked.by_entropy else ranked.unrankable(values)
-    return unrankable.view(-1, len(losses)).any(0)
+    return in_any_group(unrankable, len(losses))
 
 
 def forecast_from(

@@ -29,7 +29,7 @@ from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.policy import select_by, threshold_image
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
 from megaslm.slm.static import StaticRanking, select_static
-from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets
+from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets, in_any_group
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -94,9 +94,8 @@ class StepPlanner:
         entropies = [part.entropies for part in parts if part.entropies is not None]
         values, policy = ranked.values(torch.cat(entropies) if ranked.by_entropy else losses), self.rule.policy
         found = select_by(policy, values, ranked.targets, ranked.eligible, self.ratio, self.all_reduce_sum)
-        unrankable = ranked.unrankable(values).view(-1, losses.numel()).any(0)
         return StepPlan(
-            self._known(found.mask.view(-1, losses.numel()).any(0), unrankable, measure_rest=False),
+            self._known(found.mask, ranked.unrankable(values), measure_rest=False),
             found.count.sum(),
             losses=losses,
             known_threshold=None if policy.threshold is None else self._fixed_threshold(policy.threshold),
@@ -159,10 +158,8 @@ class StepPlanner:
             all_reduce_sum=self.all_reduce_sum if over_ranks else on_this_rank_alone,
         )
         threshold, count = selection.threshold, selection.count
-        of_targets = self.targets.valid.numel()
-        mask, unrankable = (part.view(-1, of_targets).any(0) for part in (selection.mask, selection.unrankable))
         return StepPlan(
-            self._known(mask, unrankable, measure_rest=self.rule.measure_rest),
+            self._known(selection.mask, selection.unrankable, measure_rest=self.rule.measure_rest),
             count.sum() if over_ranks else self.all_reduce_sum(count.sum()),
             measures_rest=self.rule.measure_rest,
             threshold_of=None if threshold is None else lambda _: self._mean_threshold(threshold, count),
@@ -176,12 +173,13 @@ class StepPlanner:
 
     def _known(self, mask: Tensor, unrankable: Tensor, *, measure_rest: bool) -> tuple[Choice, ...]:
         """Turns the mask of the step into choices. The host reads their numbers of rows, once per step."""
+        mask, unrankable = (in_any_group(marks, self.targets.valid.numel()) for marks in (mask, unrankable))
         valid, masks = self.targets.valid.view(self.micro_steps, -1), mask.view(self.micro_steps, -1)
         rests = valid & ~masks if measure_rest else torch.zeros_like(masks)
         stop = self.all_reduce_sum(unrankable.sum())
         stop, *counts = torch.cat([stop[None], masks.sum(1), rests.sum(1)]).tolist()
         if stop:
-            raise NonFiniteCriterion(unrankable.flatten().nonzero().squeeze(1).tolist())
+            raise NonFiniteCriterion(unrankable.nonzero().squeeze(1).tolist())
         sizes = zip(counts[: self.micro_steps], counts[self.micro_steps :], strict=True)
         return tuple(
             Known(

@@ -99,6 +99,12 @@ class Targets:
         return self.ref_entropy
 
 
+def in_any_group(marks: Tensor, count: int) -> Tensor:
+    """(count,) bool: the targets that a (G, n) mask marks, where its groups hold each once or are those of
+    `Targets.in_domains`."""
+    return marks.view(-1, count).any(0)
+
+
 def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
     """The model's loss minus the reference's, in nats (Rho-1, equation 3). Any equal shapes."""
     return losses - ref_loss

@@ -11,7 +11,7 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.policy import select_by
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import RankedTargets, Targets
+from megaslm.slm.targets import RankedTargets, Targets, in_any_group
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.training.selection_rule import rule_of
 
@@ -63,7 +63,7 @@ def would_keep(
         mask = select_static(
             slm.criterion, groups, ratio, slm.max_ref_loss, policy=policy, seed=rule.seed, step=step
         ).mask
-    return mask.view(-1, rows.valid.size).any(0).view(rows.valid.shape).numpy()
+    return in_any_group(mask, rows.valid.size).view(rows.valid.shape).numpy()
 
 
 def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
