@@ -28,7 +28,7 @@ from megaslm.preparing.prepare import prepare
 from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
@@ -97,8 +97,11 @@ def train(
     """Makes the steps with AdamW; gives the losses of each, (B, L)."""
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
     for step, (tokens, targets) in enumerate(steps, start=1):
-        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
+        plan = objective.plan_step(
+            targets, 1, Moment(step, 0), lambda number: Measured(torch.empty(0)), on_this_rank_alone
+        )
         output = model(tokens, plan.choices[0])
+        assert plan.denominator is not None, "k is known before the step"
         (output.total / plan.denominator).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -146,7 +149,9 @@ def running(steps: list[Tensor], keep_ratio: str) -> list[float]:
         targets = Targets(
             torch.ones(1, len(values), dtype=torch.bool), target_keys(torch.tensor([step]), 0, len(values))
         )
-        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: torch.empty(0), on_this_rank_alone)
+        plan = objective.plan_step(
+            targets, 1, Moment(step, 0), lambda number: Measured(torch.empty(0)), on_this_rank_alone
+        )
         choice = plan.choices[0]
         mask = choice(values).mask  # type: ignore[operator]
         output = HeadOutput(values[mask].sum(), values[None], mask[None], no_threshold(values.device))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megaslm.slm.choice import Choice, Every, HeadOutput, Known, Selected, no_threshold
 from megaslm.slm.keys import HASH_BITS
+from megaslm.slm.rule import StepPlan
 from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import EXACT_STEPS, SelectionState
 from megaslm.slm.topk import ordered_image
@@ -18,14 +19,22 @@ def joined(micro_batches: Sequence[Targets]) -> Targets:
     return Targets(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
 
 
-def output_of(choice: Choice, losses: Tensor) -> HeadOutput:
-    """For (B, L) losses."""
+def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -> HeadOutput:
+    """For (B, L) losses, and entropies where the choice is made by them."""
     flat = losses.flatten()
     if isinstance(choice, Every | Known):
         mask, cut = choice.mask, no_threshold(losses.device)
     else:
-        mask, cut, *_ = choice(flat)
+        measured = entropies if choice.by_entropy else losses
+        assert measured is not None
+        mask, cut, *_ = choice(measured.flatten())
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
+
+
+def denominator_of(plan: StepPlan) -> Tensor:
+    """Of a step whose count of selected targets is known beforehand."""
+    assert plan.denominator is not None
+    return plan.denominator
 
 
 def selected(mask: Tensor, non_finite: Tensor | None = None) -> Selected:

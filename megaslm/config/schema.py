@@ -14,11 +14,10 @@ from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
+from megaslm.config.selection import PolicySettings, Ratio, selection_problem
 from megaslm.config.weighting import WeightSection
 from megaslm.errors import ConfigError
 
-# With nine decimal places k·N stays exact in 64 bits for a billion targets per step.
-Ratio = Annotated[Decimal, Field(gt=0, le=1, decimal_places=9)]
 # As decimals, so that 0.3 of 10 steps are 3.
 Epochs = Annotated[Decimal, Field(gt=0)]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -259,17 +258,20 @@ class TrainSection(Section):
         return self
 
 
-class SlmSection(Section):
+class SlmSection(PolicySettings):
     """Selective language modeling (Rho-1, section 2.2). Used under `objective: slm` only."""
 
     keep_ratio: Ratio = Decimal("0.6")
     """The share k of targets to train on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
-    """Targets over which the share falls linearly from 1 to `keep_ratio`."""
-    criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
+    """Targets over which the share falls linearly from 1 to `keep_ratio`: the shortest schedule."""
+    criterion: Literal[
+        "excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"
+    ] = "excess"
     """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
-    intersection of these two. Controls are random, and loss: the model's own."""
+    intersection of these two. loss, student_entropy: the model's own loss, or the entropy of its prediction. random is
+    a control."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
@@ -312,33 +314,19 @@ class SlmSection(Section):
         return self.criterion in ("entropy", "reference_and_entropy")
 
     @property
+    def ranks_by_model(self) -> bool:
+        """Whether targets are ranked by losses or entropies of the model that is trained."""
+        return self.criterion in ("excess", "loss", "student_entropy")
+
+    @property
     def needs_all_losses(self) -> bool:
         """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
-        return self.criterion in ("excess", "loss") and self.scope == "batch" and self.mode == "exact"
+        return self.ranks_by_model and self.scope == "batch" and self.mode == "exact"
 
     @model_validator(mode="after")
-    def _granularity_fits(self) -> "SlmSection":
-        if self.granularity != "token" and self.criterion == "random":
-            raise ValueError(
-                f"granularity {self.granularity} has no meaning under criterion random; use granularity token, or "
-                "another criterion"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _weight_fits(self) -> "SlmSection":
-        keeps_all = self.keep_ratio == 1 and self.max_ref_loss is None
-        if (problem := self.weight.misfit(self.criterion, self.granularity, keeps_all=keeps_all)) is not None:
+    def _settings_fit(self) -> "SlmSection":
+        if (problem := selection_problem(self)) is not None:
             raise ValueError(problem)
-        return self
-
-    @model_validator(mode="after")
-    def _mode_fits(self) -> "SlmSection":
-        if self.mode == "running" and (self.scope != "batch" or self.criterion not in ("excess", "loss")):
-            raise ValueError(
-                f"mode running needs scope batch and criterion excess or loss; found scope {self.scope} and criterion "
-                f"{self.criterion}, whose choice is exact in one pass: use mode exact"
-            )
         return self
 
 

@@ -114,6 +114,16 @@ def reads_reference(config: RunConfig) -> bool:
     return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
 
 
+def require_named_domains(config: RunConfig, domains: Sequence[str]) -> None:
+    """Raises DataError where a domain of `slm.keep_ratio_of_domains` is none of those that the run reads."""
+    unknown = [name for name in config.slm.keep_ratio_of_domains if name not in domains]
+    if unknown and config.train.objective == "slm":
+        raise DataError(
+            f"slm.keep_ratio_of_domains names {', '.join(unknown)}; the run reads {', '.join(domains)}: correct the "
+            "names"
+        )
+
+
 def require_reference(manifest: Manifest, place: str, *, needs_entropy: bool) -> Reference:
     """The reference whose losses the dataset at `place` holds. Raises DataError where it is not scored, or lacks the
     entropies that the run needs."""
@@ -148,9 +158,12 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
     """Raises DataError where the mask of the dataset at `place` was made by another rule than the run selects by."""
     settings = {
         "criterion": (mask.criterion, run.criterion),
+        "keep_ratio_of_domains": ("{}", "{…}" if run.keep_ratio_of_domains else "{}"),
         "scope": (mask.scope, run.scope),
+        "policy": ("top", run.policy),
         "keep_ratio": (mask.keep_ratio, run.keep_ratio),
         "keep_ratio_warmup_tokens": (0, run.keep_ratio_warmup_tokens),
+        "keep_ratio_schedule": ("[]", "[]" if not run.keep_ratio_schedule else "[…]"),
         "granularity": ("token", run.granularity),
         "max_ref_loss": (mask.max_ref_loss, run.max_ref_loss),
     }

@@ -28,6 +28,11 @@ class LossCounts:
         return cls(np.bincount(patterns, minlength=_PATTERNS).astype(np.int64))
 
     @classmethod
+    def none(cls) -> "LossCounts":
+        """No targets."""
+        return cls(np.zeros(_PATTERNS, dtype=np.int64))
+
+    @classmethod
     def parse(cls, text: str) -> "LossCounts":
         """Reads what `text` gives. Raises ValueError for anything else."""
         size_bytes = _PATTERNS * _STORED.itemsize
@@ -56,6 +61,11 @@ class LossCounts:
     def losses() -> NDArray[np.float64]:
         """The loss of each pattern in nats, ascending, (31744,)."""
         return np.arange(_PATTERNS, dtype=np.uint16).view(np.float16).astype(np.float64)
+
+    def loss_at(self, place: int) -> float:
+        """The loss in nats of the target at this place from the smallest loss up, counted from 1. There must be so many
+        targets."""
+        return float(self.losses()[np.searchsorted(np.cumsum(self.counts), place)])
 
     def quantile(self, share: float) -> float:
         """The loss in nats below which `share` of the targets are: `numpy.quantile` of all of them, to the last bit.

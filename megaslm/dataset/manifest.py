@@ -11,8 +11,8 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from megaslm.config.hub import Hub
 from megaslm.config.recipe import Bos, DomainName
-from megaslm.config.schema import Ratio
 from megaslm.config.section import Split
+from megaslm.config.selection import Ratio
 from megaslm.dataset.kinds import Kind, described, kind_of
 from megaslm.errors import CorruptData, DataError
 from megaslm.files import first_problem, write_file

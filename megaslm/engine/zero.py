@@ -154,6 +154,11 @@ class ZeroEngine:
         with torch.no_grad():
             return cast(Tensor, self._engine(tokens, None, document_bounds))
 
+    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `measure`, followed by the (B, L) entropies of the predictions."""
+        with torch.no_grad():
+            return cast(tuple[Tensor, Tensor], self._engine(tokens, None, document_bounds, entropies=True))
+
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """Within the context the model is in evaluation mode and continues texts; see `next_logits`."""

@@ -31,7 +31,7 @@ class RunFacts:
 
     run: str
     objective: str
-    """What is trained on: all tokens (clm), a share of them by a criterion (slm), or the assistant's (sft)."""
+    """What is trained on: all tokens (clm), some of them by a criterion (slm), or the assistant's (sft)."""
     model: str
     """What the run started from."""
     datasets: tuple[str, ...]

@@ -111,14 +111,15 @@ def rank_memory(
 
 
 def _head(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> int:
-    rows = plan.micro_batch_rows * plan.seq_len
+    slm, rows = config.slm, plan.micro_batch_rows * plan.seq_len
     return head_bytes(
         rows,
         model.hidden_size,
         model.vocab_size,
         dtype,
         head_way(config, plan, rows, model.vocab_size, dtype),
-        keep_ratio=1.0 if config.slm.weight.by == "signed" else float(config.slm.keep_ratio),
+        # A fixed threshold may select every target, and signed weights train on every valid one.
+        keep_ratio=1.0 if slm.has_fixed_threshold or slm.weight.by == "signed" else float(slm.keep_ratio),
         on_gpu=on_gpu,
     )
 
@@ -127,7 +128,7 @@ def head_way(config: RunConfig, plan: BatchPlan, rows: int, vocab_size: int, dty
     """How the head computes in a run: by its choice, and by its settings where the choice waits for the losses."""
     slm = config.slm
     known_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    if config.train.objective != "slm" or slm.criterion not in ("excess", "loss") or known_first:
+    if config.train.objective != "slm" or not slm.ranks_by_model or known_first:
         return "every"
     settings = HeadSettings(slm.head, int(slm.head_cache_gib * (1 << 30)))
     method = settings.method_for(torch.empty(rows, 0, dtype=dtype), vocab_size)

@@ -183,7 +183,9 @@ class SelectiveLM(nn.Module):
         tokens: Tensor | DecodingStep,
         choice: Choice | Deferred | None = None,
         document_bounds: Tensor | None = None,
-    ) -> Tensor | HeadOutput:
+        *,
+        entropies: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
@@ -192,15 +194,20 @@ class SelectiveLM(nn.Module):
             choice: which of the B·L targets, in row order, to train on; None only measures. With `Deferred` they may
                 be chosen until the backward pass.
             document_bounds: (documents + 1,) int32 of the (B, L) inputs, see `megaslm.dataset.packing`.
+            entropies: whether the entropies of the predictions are measured, too; without a choice only.
 
         Returns:
-            (B, L) float32 losses, detached; with `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the
-            losses of all other rows are 0. Where a target of any rank cannot be ranked, the total is NaN on all ranks,
-            and so is the norm of its gradient. Of a `DecodingStep` (B, V) float32 logits.
+            (B, L) float32 losses, detached; with `entropies` the losses, then the entropies, of the same shape. With
+            `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the losses of all other rows are 0. Where
+            a target of any rank cannot be ranked, the total is NaN on all ranks, and so is the norm of its gradient. Of
+            a `DecodingStep` (B, V) float32 logits.
         """
         if isinstance(tokens, DecodingStep):
             return next_logits(self.lm, tokens)
         hidden, targets = self._hidden_states(tokens, document_bounds)
+        if entropies:
+            losses, of_rows = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
+            return losses.view(targets.shape), of_rows.view(targets.shape)
         if choice is None:
             return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
         return cast(HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
@@ -214,14 +221,9 @@ class SelectiveLM(nn.Module):
         """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients."""
         with torch.inference_mode():
             losses, entropies = zip(
-                *(self._with_entropy(rows) for rows in _at_once(tokens, self.lm.device)), strict=True
+                *(self(rows, entropies=True) for rows in _at_once(tokens, self.lm.device)), strict=True
             )
             return torch.cat(losses), torch.cat(entropies)
-
-    def _with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, targets = self._hidden_states(tokens)
-        losses, entropies = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
-        return losses.view(targets.shape), entropies.view(targets.shape)
 
     def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The (B·L, D) hidden states of (B, L+1) tokens, and their (B, L) targets, both on the model's device."""

@@ -45,8 +45,8 @@ class StepRecord:
     tokens_per_second: float
     """Mean over the steps since the last report, all ranks together."""
     threshold: float | None = None
-    """Value of the criterion from which targets were selected; the mean if rows or micro-batches have thresholds of
-    their own. None if all targets were selected, or there were none."""
+    """Value of the criterion from which targets were selected; the mean if rows, micro-batches or domains have
+    thresholds of their own. None if all targets were selected, there were none, or they were drawn."""
     excess_quantiles: dict[str, float] = field(default_factory=dict)
     """Excess loss in nats at 5, 25, 50, 75 and 95% of all valid targets."""
     domain_ratio: dict[str, float] = field(default_factory=dict)
@@ -150,7 +150,8 @@ class ReportRecord:
     selected_tokens: int
     """Targets trained on so far, over all ranks."""
     keep_ratio: float | None
-    """The share of targets that the newest step was to select. None if the objective selects nothing."""
+    """The share of targets that the newest step was to select. None if the objective selects nothing, from a fixed
+    threshold on, or a share of its own in each domain."""
     position_ratio: list[float | None]
     """Selected targets divided by valid ones, in equally long bands of the row, the first positions first. None for a
     band without valid targets."""

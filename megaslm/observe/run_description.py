@@ -18,12 +18,20 @@ class RunDescription:
 
 
 def objective_in_words(config: RunConfig) -> str:
-    """What is trained on: all tokens (clm), a share of them by a criterion (slm), or the assistant's (sft)."""
+    """What is trained on: all tokens (clm), some of them by a criterion (slm), or the assistant's (sft)."""
     slm = config.slm
     if config.train.objective != "slm":
         return config.train.objective
     weight = "" if slm.weight.by == "hard" else f" · weight {slm.weight.by}"
-    return f"slm · keep_ratio {slm.keep_ratio} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}{weight}"
+    kept = f"keep_ratio {slm.keep_ratio}"
+    of_policy = {
+        "top": kept,
+        "band": f"{kept} after skip_ratio {slm.skip_ratio}",
+        "stochastic": f"{kept} at temperature {slm.temperature}",
+        "threshold": f"threshold {slm.threshold}",
+        "dataset": f"{kept} of the data set, threshold {slm.threshold},",
+    }
+    return f"slm · {of_policy[slm.policy]} by {slm.criterion} · scope {slm.scope} · mode {slm.mode}{weight}"
 
 
 def model_in_words(config: RunConfig) -> str:

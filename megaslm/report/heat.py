@@ -33,7 +33,7 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
     last, slm = found[-1], probe.run.config.slm
     selects = probe.run.is_selective
     ranks_by_loss = rows.ref_loss is None
-    criterion = "mask" if rows.selected is not None else str(slm.criterion)
+    criterion = "mask" if rows.selected is not None else _ranking(slm)
     return {
         "run": probe.run.name,
         "domains": list(rows.domains),
@@ -53,12 +53,18 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
         ],
         "keep_ratio": None if last.keep_ratio is None else float(last.keep_ratio),
         "criterion": criterion if selects else ("loss" if ranks_by_loss else "excess"),
-        "higher_is_kept": not selects or criterion in ("excess", "loss"),
+        "higher_is_kept": not selects or slm.criterion in ("excess", "loss"),
         "scope": "sequence" if selects and slm.scope == "sequence" else "batch",
         "span_reach": _span_reach(slm, rows.valid.shape[1]) if selects else None,
         "max_ref_loss": slm.max_ref_loss if selects else None,
         "kept_by_run": None if last.kept is None else packed_bits(last.kept[shown]),
     }
+
+
+def _ranking(slm: SlmSection) -> str:
+    """The criterion, with what keeps the page from ranking by it: another policy than the top, domains apart."""
+    within = " within domains" if slm.keep_ratio_of_domains else ""
+    return f"{slm.criterion}{within}" if slm.policy == "top" else f"{slm.criterion}{within} under policy {slm.policy}"
 
 
 def _span_reach(slm: SlmSection, seq_len: int) -> int | None:

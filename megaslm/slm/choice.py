@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.head_pass import Softmax
-from megaslm.slm.targets import RankedTargets, excess_loss
+from megaslm.slm.targets import RankedTargets, in_any_group
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
-from megaslm.slm.topk import AllReduceSum, select_top
+from megaslm.slm.topk import AllReduceSum, Ranks, select_ranks
 
 
 class Weights(Protocol):
@@ -60,11 +60,14 @@ class Known:
 class Deferred:
     """In place of a choice: rows that become known between the forward and the backward pass, which alone needs them.
 
-    `known`: to be set before the backward pass; see `HeadOutput.decided`. `applied`: (T,) float32 or None, takes the
-    weights in the backward pass.
+    `known`: to be set before the backward pass; see `HeadOutput.decided`. `by_entropy`: whether the rows will be chosen
+    by the entropies of the predictions; `entropies`, (T,) float32, then takes them in the forward pass. `applied`: (T,)
+    float32 or None, takes the weights in the backward pass.
     """
 
     known: Known | None = None
+    by_entropy: bool = False
+    entropies: Tensor | None = None
     applied: Tensor | None = None
 
 
@@ -90,13 +93,19 @@ class Forecast(Protocol):
         """The share of all rows that is likely to be chosen."""
         ...
 
-    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, measured: Tensor, rows: Tensor, /) -> Tensor:
         """Values of the given rows minus the value above which a row is surely chosen: (n,) float32 of (n,) each."""
         ...
 
 
 class ByLoss(Protocol):
-    """A choice that depends on all losses of the call. Called once, under no_grad; may contain collectives."""
+    """A choice that depends on all losses or entropies of the call. Called once, under no_grad; may contain
+    collectives."""
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether it depends on the entropies of the predictions."""
+        ...
 
     @property
     def forecast(self) -> Forecast | None:
@@ -108,8 +117,8 @@ class ByLoss(Protocol):
         """None where all are 1."""
         ...
 
-    def __call__(self, losses: Tensor) -> Selected:
-        """Chooses among rows by their losses, (T,) float32."""
+    def __call__(self, measured: Tensor, /) -> Selected:
+        """Chooses among rows by their losses or entropies, (T,) float32."""
         ...
 
     def unrankable(self, losses: Tensor) -> Tensor:
@@ -181,40 +190,44 @@ class ThresholdForecast:
     share: float
     threshold: Tensor
 
-    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, measured: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
-        values = losses
-        if self.ranked.criterion == "excess":
-            values = excess_loss(losses, self.ranked.targets.needed_ref_loss().flatten()[rows])
-        return (values - self.threshold).where(self.ranked.eligible.flatten()[rows], float("-inf"))
+        margin = self.ranked.values_at(measured, rows) - self.threshold
+        return margin.where(self.ranked.eligible.flatten()[rows], float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
 class TopOfGroups:
-    """The `count` largest values of each group, over the ranks that share the group.
+    """The largest values of each group, over the ranks that share the group. The groups hold each target once, or are
+    those of `Targets.in_domains`.
 
-    `count`: (G,) int64, equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum`
-    sums over all ranks, because all ranks have to stop together.
+    `ranks`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
+    ranks, because all ranks have to stop together.
     """
 
     ranked: RankedTargets
-    count: Tensor
+    ranks: Ranks
     rank_sum: AllReduceSum
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
     weights: Weights | None = None
 
-    def __call__(self, losses: Tensor) -> Selected:
+    @property
+    def by_entropy(self) -> bool:
+        """See `ByLoss`."""
+        return self.ranked.by_entropy
+
+    def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self.ranked
-        values = ranked.values(losses)
-        top = select_top(values, ranked.targets.keys, ranked.eligible, self.count, self.rank_sum)
-        non_finite = ranked.unrankable(values).flatten()
-        return Selected(top.mask.flatten(), top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
+        values = ranked.values(measured)
+        top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
+        mask, non_finite = (in_any_group(marks, len(measured)) for marks in (top.mask, ranked.unrankable(values)))
+        return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+        return _unrankable_by(losses, self.ranked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,17 +243,30 @@ class AboveThreshold:
     forecast: ThresholdForecast | None
     weights: Weights | None = None
 
-    def __call__(self, losses: Tensor) -> Selected:
+    @property
+    def by_entropy(self) -> bool:
+        """See `ByLoss`."""
+        return self.ranked.by_entropy
+
+    def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
         ranked = self.ranked
-        values = ranked.values(losses)
+        values = ranked.values(measured)
         mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self.threshold)).flatten()
         non_finite = ranked.unrankable(values).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unrankable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return self.ranked.unrankable(self.ranked.values(losses)).flatten()
+        return _unrankable_by(losses, self.ranked)
+
+
+def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
+    """(T,) bool: targets that cannot be ranked, as far as (T,) losses tell. An entropy is NaN where the loss is, and
+    finite where the loss is infinite."""
+    values = ranked.values(losses)
+    unrankable = ranked.eligible & values.isnan() if ranked.by_entropy else ranked.unrankable(values)
+    return in_any_group(unrankable, len(losses))
 
 
 def forecast_from(

@@ -27,11 +27,20 @@ class Softmax(NamedTuple):
     """The softmax of n rows before its division by the norms.
 
     `exponentials`: (n, V), exp(z − max z). `losses`, `norms`: (n,) float32; norms are the sums of the exponentials.
+    `entropies`: (n,) float32 in nats, where they were asked for.
     """
 
     exponentials: Tensor
     losses: Tensor
     norms: Tensor
+    entropies: Tensor | None = None
+
+    def measured(self, by_entropy: bool) -> Tensor:
+        """The entropies, or the losses; (n,) float32."""
+        if not by_entropy:
+            return self.losses
+        assert self.entropies is not None, "they were asked for"
+        return self.entropies
 
 
 def chunk_count(rows: int, vocab_size: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
@@ -73,12 +82,17 @@ class HeadPass:
         """The given rows in chunks sized so that (n, V) elements of `dtype` fit into memory."""
         return rows.tensor_split(chunk_count(len(rows), self.weight.shape[0], dtype, on_gpu=self.hidden.is_cuda))
 
-    def softmax(self, rows: Tensor, out: Tensor | None = None) -> Softmax:
+    def softmax(self, rows: Tensor, out: Tensor | None = None, *, entropies: bool = False) -> Softmax:
         """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too."""
         logits = self.logits(rows)
         if out is None:
             out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
-        return Softmax(out, *exponentials(logits, self.targets[rows], out))
+        if not entropies:
+            return Softmax(out, *exponentials(logits, self.targets[rows], out))
+        # The entropies are of the exponentials before `out` rounds them.
+        losses, norms = exponentials(logits, self.targets[rows], logits)
+        of_rows = _entropies(logits, norms)
+        return Softmax(logits if out is logits else out.copy_(logits), losses, norms, of_rows)
 
     def logits(self, rows: Tensor | slice, columns: slice = slice(None)) -> Tensor:
         """(n, V) float32 logits, or only the given columns. The next call may overwrite them."""
@@ -132,6 +146,14 @@ class HeadGradient:
             _accumulate_product(self.weight, derivative.t(), scaled)
         if self.bias is not None:
             self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
+
+
+def _entropies(exponentials: Tensor, norms: Tensor) -> Tensor:
+    """-Σ p ln p of the rows of a softmax, in nats: (n,) of (n, V) and (n,). With p = E/s it is ln s - ΣE ln E / s."""
+    total = torch.zeros_like(norms)
+    for columns in exponentials.split(_COLUMNS, dim=1):
+        total += torch.special.entr(columns).sum(1)
+    return norms.log() + total / norms
 
 
 def _accumulate_product(total: Tensor, left: Tensor, right: Tensor) -> None:

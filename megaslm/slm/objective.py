@@ -1,8 +1,9 @@
 """What one optimiser step trains on: the selected targets of all its micro-batches, and the count that divides them.
 
 The step's loss is the sum of the selected losses over all ranks and micro-steps, divided by their number: a sum over a
-global count, never a mean of means (Rho-1, equation 4). The count follows from the tokens and the reference alone, so
-it is known before the first backward pass. The plan of a step depends on the criterion, the scope and the mode.
+global count, never a mean of means (Rho-1, equation 4). The count is known before the first backward pass: it follows
+from the tokens and the reference alone, or, under a fixed threshold, from the losses of all micro-steps. The plan of a
+step depends on the criterion, the scope, the mode and the policy.
 """
 
 from dataclasses import dataclass
@@ -13,11 +14,22 @@ import torch
 from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
-from megaslm.slm.choice import AboveThreshold, Choice, Every, HeadOutput, Known, TopOfGroups, forecast_from
+from megaslm.slm.choice import (
+    AboveThreshold,
+    Choice,
+    Every,
+    HeadOutput,
+    Known,
+    ThresholdForecast,
+    TopOfGroups,
+    forecast_from,
+)
+from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold
+from megaslm.slm.policy import select_by, threshold_image
+from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
 from megaslm.slm.static import StaticRanking, select_static
-from megaslm.slm.targets import LossCriterion, RankedTargets, Targets
+from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets, in_any_group
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -31,22 +43,26 @@ from megaslm.slm.threshold import (
 )
 from megaslm.slm.topk import (
     AllReduceSum,
+    Ranks,
+    Ratio,
     find_threshold,
     keep_count,
     kept,
     on_this_rank_alone,
     ordered_image,
-    select_top,
     value_of_image,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class StepPlanner:
-    """Plans one step under a rule. `ratio`: k of this step. `targets`: those of all `micro_steps` micro-batches."""
+    """Plans one step under a rule.
+
+    `ratio`: k of this step, or of its domains. `targets`: those of all `micro_steps` micro-batches.
+    """
 
     rule: SelectionRule
-    ratio: Decimal
+    ratio: Ratio
     step: int
     targets: Targets
     micro_steps: int
@@ -54,30 +70,41 @@ class StepPlanner:
     all_reduce_sum: AllReduceSum
 
     def over_all(self, recent: RecentThresholds) -> StepPlan:
-        """The exact top of the whole step."""
-        ranked = self._ranked(self.targets.in_groups(1))
-        count = kept(ranked.targets.valid, ranked.eligible, self.ratio, self.all_reduce_sum)
-        if self.micro_steps == 1:
-            forecast = forecast_from(recent, ranked, float(self.ratio), surely=False)
-            choice = TopOfGroups(ranked, count, self.all_reduce_sum, self.all_reduce_sum, forecast)
-            return StepPlan(
-                (choice,),
-                count[0],
-                threshold_of=lambda output: self._exact_threshold(output.threshold, output.losses, ranked, count),
-            )
-        # The first backward pass needs every loss of the step, hence all forward passes come first.
-        losses = torch.cat([self.measure_losses(number) for number in range(self.micro_steps)])
-        values = ranked.values(losses)
-        top = select_top(values, ranked.targets.keys, ranked.eligible, count, self.all_reduce_sum)
+        """The exact selection in the whole step."""
+        ranked = self._ranked(self.rule.whole_step(self.targets))
+        if self.micro_steps > 1:
+            return self._after_all_losses(ranked)
+        if self.rule.policy.threshold is not None:
+            fixed = self._fixed_threshold(self.rule.policy.threshold)
+            choice = AboveThreshold(ranked, fixed, self.all_reduce_sum, forecast=None)
+            return StepPlan((choice,), None, known_threshold=fixed, threshold_of=lambda _: Threshold(fixed))
+        ranks = self._kept(ranked, self.all_reduce_sum)
+        forecast = self._forecast(recent, ranked, surely=False)
+        top = TopOfGroups(ranked, ranks, self.all_reduce_sum, self.all_reduce_sum, forecast)
         return StepPlan(
-            self._known(top.mask, ranked.unrankable(values), measure_rest=False),
-            count[0],
+            (top,),
+            ranks.count.sum(),
+            threshold_of=lambda output: self._exact_threshold(output.threshold, output.losses, ranked, ranks.count),
+        )
+
+    def _after_all_losses(self, ranked: RankedTargets) -> StepPlan:
+        """The first backward pass needs every loss of the step, hence all forward passes come first."""
+        parts = [self.measure_losses(number) for number in range(self.micro_steps)]
+        losses = torch.cat([part.losses for part in parts])
+        entropies = [part.entropies for part in parts if part.entropies is not None]
+        values, policy = ranked.values(torch.cat(entropies) if ranked.by_entropy else losses), self.rule.policy
+        found = select_by(policy, values, ranked.targets, ranked.eligible, self.ratio, self.all_reduce_sum)
+        return StepPlan(
+            self._known(found.mask, ranked.unrankable(values), measure_rest=False),
+            found.count.sum(),
             losses=losses,
-            threshold_of=lambda _: self._exact_threshold(top.threshold, losses, ranked, count),
+            known_threshold=None if policy.threshold is None else self._fixed_threshold(policy.threshold),
+            threshold_of=lambda _: self._exact_threshold(found.threshold, losses, ranked, found.count),
         )
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
         """Targets above the threshold that the steps before forecast. k·N stands for the number selected."""
+        assert isinstance(self.ratio, Decimal), "domains have no threshold in common"
         everything = self._ranked(self.targets.in_groups(1))
         valid, eligible = self.all_reduce_sum(torch.stack([everything.targets.valid.sum(), everything.eligible.sum()]))
         count = keep_count(valid, self.ratio).minimum(eligible)
@@ -85,7 +112,7 @@ class StepPlanner:
         choices = []
         for targets in self.targets.micro_batches(self.micro_steps):
             ranked = self._ranked(targets)
-            forecast = forecast_from(recent, ranked, float(self.ratio), surely=True)
+            forecast = self._forecast(recent, ranked, surely=True)
             choices.append(AboveThreshold(ranked, known, self.all_reduce_sum, forecast))
 
         def threshold_of(output: HeadOutput) -> Threshold:
@@ -101,10 +128,10 @@ class StepPlanner:
         choices, counts = [], []
         for targets in self.targets.micro_batches(self.micro_steps):
             ranked = self._ranked(targets if self.rule.scope == "sequence" else targets.in_groups(1))
-            count = kept(ranked.targets.valid, ranked.eligible, self.ratio, on_this_rank_alone)
-            forecast = forecast_from(recent, ranked, float(self.ratio), surely=False)
-            choices.append(TopOfGroups(ranked, count, on_this_rank_alone, self.all_reduce_sum, forecast))
-            counts.append(count)
+            ranks = self._kept(ranked, on_this_rank_alone)
+            forecast = self._forecast(recent, ranked, surely=False)
+            choices.append(TopOfGroups(ranked, ranks, on_this_rank_alone, self.all_reduce_sum, forecast))
+            counts.append(ranks.count)
         of_groups = torch.cat(counts)
         return StepPlan(
             tuple(choices),
@@ -113,14 +140,19 @@ class StepPlanner:
         )
 
     def by_static_criterion(self) -> StepPlan:
-        """The top by a criterion that does not depend on the model."""
-        groups_of = {"batch": 1, "microbatch": self.micro_steps, "sequence": len(self.targets.valid)}
+        """The selection by a criterion that does not depend on the model."""
+        groups_of = {"microbatch": self.micro_steps, "sequence": len(self.targets.valid)}
         over_ranks = self.rule.scope == "batch"
+        if over_ranks:
+            groups = self.rule.whole_step(self.targets)
+        else:
+            groups = self.targets.in_groups(groups_of[self.rule.scope])
         selection = select_static(
             cast(StaticRanking, self.rule.criterion),
-            self.targets.in_groups(groups_of[self.rule.scope]),
+            groups,
             self.ratio,
             self.rule.max_ref_loss,
+            policy=self.rule.policy,
             seed=self.rule.seed,
             step=self.step,
             all_reduce_sum=self.all_reduce_sum if over_ranks else on_this_rank_alone,
@@ -128,7 +160,7 @@ class StepPlanner:
         threshold, count = selection.threshold, selection.count
         return StepPlan(
             self._known(selection.mask, selection.unrankable, measure_rest=self.rule.measure_rest),
-            count[0] if over_ranks else self.all_reduce_sum(count.sum()),
+            count.sum() if over_ranks else self.all_reduce_sum(count.sum()),
             measures_rest=self.rule.measure_rest,
             threshold_of=None if threshold is None else lambda _: self._mean_threshold(threshold, count),
         )
@@ -141,12 +173,13 @@ class StepPlanner:
 
     def _known(self, mask: Tensor, unrankable: Tensor, *, measure_rest: bool) -> tuple[Choice, ...]:
         """Turns the mask of the step into choices. The host reads their numbers of rows, once per step."""
+        mask, unrankable = (in_any_group(marks, self.targets.valid.numel()) for marks in (mask, unrankable))
         valid, masks = self.targets.valid.view(self.micro_steps, -1), mask.view(self.micro_steps, -1)
         rests = valid & ~masks if measure_rest else torch.zeros_like(masks)
         stop = self.all_reduce_sum(unrankable.sum())
         stop, *counts = torch.cat([stop[None], masks.sum(1), rests.sum(1)]).tolist()
         if stop:
-            raise NonFiniteCriterion(unrankable.flatten().nonzero().squeeze(1).tolist())
+            raise NonFiniteCriterion(unrankable.nonzero().squeeze(1).tolist())
         sizes = zip(counts[: self.micro_steps], counts[self.micro_steps :], strict=True)
         return tuple(
             Known(
@@ -158,13 +191,30 @@ class StepPlanner:
         )
 
     def _ranked(self, targets: Targets) -> RankedTargets:
-        criterion = cast(LossCriterion, self.rule.criterion)
-        return RankedTargets(targets, targets.eligible(self.rule.max_ref_loss), criterion)
+        criterion, temperature = cast(ModelCriterion, self.rule.criterion), self.rule.policy.temperature
+        draw = None if temperature is None else Draw(temperature, self.rule.seed, self.step)
+        return RankedTargets(targets, targets.eligible(self.rule.max_ref_loss), criterion, draw)
+
+    def _kept(self, ranked: RankedTargets, rank_sum: AllReduceSum) -> Ranks:
+        return kept(ranked.targets.valid, ranked.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
+
+    def _forecast(self, recent: RecentThresholds, ranked: RankedTargets, *, surely: bool) -> ThresholdForecast | None:
+        """None where one threshold does not tell what is selected: it tells only where a band ends, and domains have
+        thresholds of their own."""
+        if self.rule.policy.skip_ratio or isinstance(self.ratio, tuple):
+            return None
+        return forecast_from(recent, ranked, float(self.ratio), surely=surely)
+
+    def _fixed_threshold(self, threshold: float) -> Tensor:
+        """The sort key of a value in nats, an int64 scalar."""
+        return threshold_image(threshold, self.targets.valid.device) << HASH_BITS
 
     def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
-        """The threshold of an exact step. Only `running` needs to tell equal values apart."""
+        """The threshold of an exact step; the mean of domains. Only `running` needs to tell equal values apart."""
         if self.rule.mode == "running":
             return Threshold(self._sort_key_at(ranked.values(losses), ranked, count[0]))
+        if self.rule.domain_ratios:
+            return self._mean_threshold(threshold, count)
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
 
     def _sort_key_at(self, values: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
@@ -201,7 +251,7 @@ class Objective(Protocol):
 
     def end_step(self, plan: StepPlan, output: HeadOutput) -> Tensor | None:
         """Records the head's output for the step. Returns the value from which targets were selected, a float32 scalar;
-        NaN where there were none to select.
+        NaN where there were none to select; None where values do not decide alone.
 
         Called on every rank; contains collectives.
         """
@@ -237,7 +287,7 @@ class CausalObjective:
 
 
 class SelectiveObjective:
-    """Selective language modeling: the top k of the targets by a criterion (Rho-1, section 2.2)."""
+    """Selective language modeling: targets are selected by a criterion, such as its top k (Rho-1, section 2.2)."""
 
     def __init__(self, rule: SelectionRule, state: SelectionState = AT_START) -> None:
         self._rule = rule
@@ -256,8 +306,8 @@ class SelectiveObjective:
         Raises:
             NonFiniteCriterion: a target cannot be ranked.
         """
-        ratio = self._rule.keep_ratio.at(moment.tokens)
-        if ratio == 1 and self._rule.max_ref_loss is None:
+        ratio = self._rule.ratio_at(moment.tokens)
+        if selects_all(ratio) and self._rule.max_ref_loss is None and self._rule.policy.threshold is None:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
         step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
         if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):
@@ -276,6 +326,8 @@ class SelectiveObjective:
             return None
         threshold = plan.threshold_of(output)
         self._recent.add(threshold.sort_key, threshold.surplus)
+        if self._rule.policy.temperature is not None:
+            return None
         selected_from = threshold.sort_key if plan.known_threshold is None else plan.known_threshold
         return value_of_sort_key(selected_from).where(selected_from != NO_THRESHOLD, torch.nan)
 

@@ -1,14 +1,15 @@
 """Selection by values that do not depend on the model: before a forward pass, or once for all runs as a mask."""
 
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from megaslm.slm.draw import Draw
+from megaslm.slm.policy import TOP, Policy, select_by
 from megaslm.slm.targets import StaticCriterion, Targets, static_values
-from megaslm.slm.topk import AllReduceSum, kept, on_this_rank_alone, select_top
+from megaslm.slm.topk import AllReduceSum, Ratio, on_this_rank_alone
 
 StaticRanking = StaticCriterion | Literal["reference_and_entropy"]
 
@@ -19,7 +20,7 @@ class StaticSelection:
 
     `mask`: (G, n) bool. `unrankable`: (G, n) bool, eligible targets whose value is NaN or infinite. `count`: (G,)
     int64, selected targets over the ranks that share a group. `threshold`: (G,) int64, see `select_top`; None for an
-    intersection, and for `random`, whose values mean nothing.
+    intersection, and where values are random.
     """
 
     mask: Tensor
@@ -31,25 +32,27 @@ class StaticSelection:
 def select_static(
     criterion: StaticRanking,
     groups: Targets,
-    ratio: Decimal,
+    ratio: Ratio,
     max_ref_loss: float | None,
     *,
+    policy: Policy = TOP,
     seed: int = 0,
     step: int = 0,
     all_reduce_sum: AllReduceSum = on_this_rank_alone,
 ) -> StaticSelection:
-    """The top k of each group by a static criterion.
+    """The selection in each group by a static criterion.
 
     The intersection holds the targets that are in the top by −ref_loss and in the top by −ref_entropy. It has no K of
-    its own.
+    its own, and no other policy.
 
     Args:
         criterion: what is ranked.
         groups: (G, n) targets; with an all-reduce, each rank holds its own n of the same G groups.
-        ratio: k.
+        ratio: k, or that of each group.
         max_ref_loss: targets with a larger reference loss, in nats, are not eligible.
-        seed: of the criterion `random`.
-        step: of the criterion `random`.
+        policy: how targets are selected by the criterion.
+        seed: of the criterion `random`, and of a draw.
+        step: of the criterion `random`, and of a draw.
         all_reduce_sum: sums over the ranks that share a group.
     """
     if criterion == "reference_and_entropy":
@@ -58,8 +61,9 @@ def select_static(
         mask = by_loss.mask & by_entropy.mask
         return StaticSelection(mask, by_loss.unrankable | by_entropy.unrankable, all_reduce_sum(mask.sum(1)), None)
     values = static_values(criterion, groups, seed=seed, step=step)
+    if policy.temperature is not None:
+        values = Draw(policy.temperature, seed, step).perturbed(values, groups.keys)
     eligible = groups.eligible(max_ref_loss)
-    count = kept(groups.valid, eligible, ratio, all_reduce_sum)
-    top = select_top(values, groups.keys, eligible, count, all_reduce_sum)
-    threshold = None if criterion == "random" else top.threshold
-    return StaticSelection(top.mask, eligible & ~torch.isfinite(values), count, threshold)
+    found = select_by(policy, values, groups, eligible, ratio, all_reduce_sum)
+    threshold = None if criterion == "random" or policy.temperature is not None else found.threshold
+    return StaticSelection(found.mask, eligible & ~torch.isfinite(values), found.count, threshold)

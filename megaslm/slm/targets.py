@@ -1,17 +1,19 @@
 """The targets of a step: which are valid, what the dataset stores for them, and the values that rank them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
-Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"]
 StaticCriterion = Literal["reference", "entropy", "random"]
-LossCriterion = Literal["excess", "loss"]
+ModelCriterion = Literal["excess", "loss", "student_entropy"]
+"""A criterion that depends on the model that is trained: on its losses, or on the entropies of its predictions."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Targets:
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
     before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
-    by its own value. `weight`: (R, L) float32, the stored weights, or None where the dataset has none.
+    by its own value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L)
+    float32, the stored weights, or None where the dataset has none.
     """
 
     valid: Tensor
@@ -31,11 +34,19 @@ class Targets:
     selected: Tensor | None = None
     before: Tensor | None = None
     after: Tensor | None = None
+    domain: Tensor | None = None
     weight: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
         return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+
+    def in_domains(self, count: int) -> "Targets":
+        """The same targets (count, n) times. In the group of a domain only its own are valid."""
+        flat = self.in_groups(1)
+        groups = Targets(**{name: part.expand(count, -1) for name, part in vars(flat).items() if part is not None})
+        own = self.needed_domain().flatten() == torch.arange(count, device=self.valid.device)[:, None]
+        return replace(groups, valid=groups.valid & own)
 
     def micro_batches(self, count: int) -> list["Targets"]:
         """Views of `count` micro-batches, of equally many rows each."""
@@ -69,6 +80,16 @@ class Targets:
             raise ValueError("this selection needs the reference's losses of every micro-batch")
         return self.ref_loss
 
+    def needed_domain(self) -> Tensor:
+        """The numbers of the domains.
+
+        Raises:
+            ValueError: they are unknown.
+        """
+        if self.domain is None:
+            raise ValueError("this selection needs the domains of every micro-batch")
+        return self.domain
+
     def needed_ref_entropy(self) -> Tensor:
         """The entropies of the reference's predictions.
 
@@ -90,6 +111,12 @@ class Targets:
         return self.weight
 
 
+def in_any_group(marks: Tensor, count: int) -> Tensor:
+    """(count,) bool: the targets that a (G, n) mask marks, where its groups hold each once or are those of
+    `Targets.in_domains`."""
+    return marks.view(-1, count).any(0)
+
+
 def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
     """The model's loss minus the reference's, in nats (Rho-1, equation 3). Any equal shapes."""
     return losses - ref_loss
@@ -97,18 +124,40 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Targets in groups, (G, n), and the criterion that ranks them. `eligible`: (G, n) bool."""
+    """Targets in groups, (G, n), and what ranks them: a criterion, and the noise of a draw.
+
+    `eligible`: (G, n) bool. `draw`: None where there is no noise.
+    """
 
     targets: Targets
     eligible: Tensor
-    criterion: LossCriterion
+    criterion: ModelCriterion
+    draw: Draw | None = None
 
-    def values(self, losses: Tensor) -> Tensor:
-        """(G, n) float32 values from losses of the same number."""
-        losses = losses.view_as(self.eligible)
+    @property
+    def by_entropy(self) -> bool:
+        """Whether the model's entropies rank the targets in place of its losses."""
+        return self.criterion == "student_entropy"
+
+    def values(self, measured: Tensor) -> Tensor:
+        """(G, n) float32 values from the losses, or entropies, of the G·n targets, or of n that are in each group."""
+        measured = measured.reshape(-1, self.eligible.shape[1]).expand_as(self.eligible)
         if self.criterion == "excess":
-            losses = excess_loss(losses, self.targets.needed_ref_loss())
-        return self.targets.over_spans(losses)
+            measured = excess_loss(measured, self.targets.needed_ref_loss())
+        values = self.targets.over_spans(measured)
+        return values if self.draw is None else self.draw.perturbed(values, self.targets.keys)
+
+    def values_at(self, measured: Tensor, rows: Tensor) -> Tensor:
+        """(n,) float32 values of some targets, where each is ranked by its own loss or entropy.
+
+        Args:
+            measured: (n,) float32, losses or entropies.
+            rows: (n,) int64, their places among all G·n.
+        """
+        values = measured
+        if self.criterion == "excess":
+            values = excess_loss(measured, self.targets.needed_ref_loss().flatten()[rows])
+        return values if self.draw is None else self.draw.perturbed(values, self.targets.keys.flatten()[rows])
 
     def unrankable(self, values: Tensor) -> Tensor:
         """(G, n) bool: eligible targets whose value is NaN or infinite."""

@@ -248,7 +248,10 @@ class _DeferredHeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.deferred, ctx.logit_scale = deferred, logit_scale
-        losses = token_losses(hidden, weight, targets, bias, logit_scale)
+        if deferred.by_entropy:
+            losses, deferred.entropies = token_losses_and_entropies(hidden, weight, targets, bias, logit_scale)
+        else:
+            losses = token_losses(hidden, weight, targets, bias, logit_scale)
         ctx.mark_non_differentiable(losses)
         return losses.new_zeros(()), losses
 
@@ -300,18 +303,19 @@ def _add_from_cache(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
-    losses, norms = torch.empty(2, shape[0], dtype=head.loss_dtype, device=device)
+    losses, measured, norms = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
     chunks = head.chunks()
     first = 0
     for rows in chunks:
         # Chunks are consecutive in the cache, so that each is written in one piece.
-        softmax = head.softmax(rows, out=cached[first : first + len(rows)])
+        softmax = head.softmax(rows, out=cached[first : first + len(rows)], entropies=select.by_entropy)
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
+        measured[rows] = softmax.measured(select.by_entropy)
         weights.note(rows, softmax)
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
-    selected = select(losses)
+    selected = select(measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
         gradient.add(rows, kept, weights.where(selected.mask[rows], rows))
@@ -321,16 +325,17 @@ def _add_from_cache(
 def _add_around_threshold(
     head: HeadPass, gradient: HeadGradient, weights: RowWeights, select: ByLoss, forecast: Forecast | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
+    losses, measured = torch.empty(2, len(head.targets), dtype=head.loss_dtype, device=head.hidden.device)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows)
+        softmax = head.softmax(rows, entropies=select.by_entropy)
         losses[rows] = softmax.losses
+        measured[rows] = softmax.measured(select.by_entropy)
         weights.note(rows, softmax)
         if forecast is not None:
             # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
-            margin, best = forecast.margin(softmax.losses, rows).topk(places, sorted=False)
+            margin, best = forecast.margin(measured[rows], rows).topk(places, sorted=False)
             sure, taken = margin > 0, rows[best]
             # No name keeps the copy: its memory is free for the next chunk.
             gradient.add(
@@ -339,7 +344,7 @@ def _add_around_threshold(
                 weights.where(sure, taken),
             )
             added[taken] = sure
-    selected = select(losses)
+    selected = select(measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
         missing = ~added[rows]
         change = weights.where(selected.mask[rows] | added[rows], rows)

@@ -6,6 +6,7 @@ pass all-reduces 256 counters of 4 bytes per group.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -17,10 +18,24 @@ from megaslm.slm.keys import KEY_BITS
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks; every rank gets the sum."""
 
+Ratio = Decimal | tuple[Decimal, ...]
+"""k of all groups, or of each group."""
+
 VALUE_BITS = 32
 _DIGIT_BITS = 8
 _BINS = 1 << _DIGIT_BITS
 _LARGEST_KEY = (1 << KEY_BITS) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Which targets of each group are selected, by their ranks from the largest value down; (G,) int64 each.
+
+    `skipped`: the largest, which are left out; None where none are. `count`: the next, which are selected.
+    """
+
+    count: Tensor
+    skipped: Tensor | None = None
 
 
 class Top(NamedTuple):
@@ -43,7 +58,7 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
 
     Args:
         target_count: int64 of any shape, N.
-        keep_ratio: k in (0, 1].
+        keep_ratio: k in [0, 1].
 
     Returns:
         int64 of the same shape.
@@ -52,17 +67,29 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
     return (2 * numerator * target_count + denominator) // (2 * denominator)
 
 
-def kept(valid: Tensor, eligible: Tensor, ratio: Decimal, all_reduce_sum: AllReduceSum) -> Tensor:
-    """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller; (G,) int64.
+def kept(
+    valid: Tensor, eligible: Tensor, ratio: Ratio, all_reduce_sum: AllReduceSum, skip_ratio: Decimal = Decimal(0)
+) -> Ranks:
+    """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller.
+
+    With a share to skip, s = min(skip_ratio, 1 - k), the ⌊s·N + ½⌋ largest do not count as eligible.
 
     Args:
         valid: (G, n) bool.
         eligible: (G, n) bool.
-        ratio: k.
+        ratio: k, or that of each group.
         all_reduce_sum: sums over the ranks that share a group.
+        skip_ratio: in [0, 1).
     """
     valid_count, eligible_count = all_reduce_sum(torch.stack([valid.sum(1), eligible.sum(1)]))
-    return keep_count(valid_count, ratio).minimum(eligible_count)
+    ratios = ratio if isinstance(ratio, tuple) else (ratio,)
+    parts = valid_count.tensor_split(len(ratios))
+    count = torch.cat([keep_count(part, one) for part, one in zip(parts, ratios, strict=True)])
+    if not skip_ratio:
+        return Ranks(count.minimum(eligible_count))
+    skips = [keep_count(part, min(skip_ratio, 1 - one)) for part, one in zip(parts, ratios, strict=True)]
+    skipped = torch.cat(skips).minimum(eligible_count)
+    return Ranks(count.minimum(eligible_count - skipped), skipped)
 
 
 def select_top(
@@ -91,6 +118,17 @@ def select_top(
     key_threshold, _ = find_threshold(mirrored_keys, KEY_BITS, ties, left, all_reduce_sum)
     above = (eligible & (images > threshold[:, None])) | (ties & (mirrored_keys >= key_threshold[:, None]))
     return Top(above & (count > 0)[:, None], threshold)
+
+
+def select_ranks(
+    values: Tensor, keys: Tensor, eligible: Tensor, ranks: Ranks, all_reduce_sum: AllReduceSum = on_this_rank_alone
+) -> Top:
+    """`select_top` of the `ranks.count` elements that follow the `ranks.skipped` largest of each group."""
+    if ranks.skipped is None:
+        return select_top(values, keys, eligible, ranks.count, all_reduce_sum)
+    down_to_last = select_top(values, keys, eligible, ranks.skipped + ranks.count, all_reduce_sum)
+    skipped = select_top(values, keys, eligible, ranks.skipped, all_reduce_sum)
+    return Top(down_to_last.mask & ~skipped.mask, down_to_last.threshold)
 
 
 def find_threshold(

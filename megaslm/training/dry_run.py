@@ -20,6 +20,7 @@ from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.store import remove_folder, remove_unfinished
 from megaslm.training.run import TrainingRun, objective_of
+from megaslm.training.selection_rule import rule_of
 
 
 def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
@@ -63,10 +64,11 @@ def lack_of_memory_named(part: str, world: World) -> Iterator[None]:
 
 def _step(run: TrainingRun) -> None:
     """At learning rate 0, with rows of the first step, at the largest and at the smallest keep ratio of the run."""
-    for tokens in sorted({0, run.config.slm.keep_ratio_warmup_tokens}):
+    domains = run.data.mixture.domains
+    for tokens in sorted(set(rule_of(run.config, domains).keep_ratio.extremes)):
         with closing(run.stream.micro_batches(0)) as stream:
             micro_batches = [rows.to(run.world.device) for rows in islice(stream, run.plan.micro_steps)]
-        run.train_step(objective_of(run.config, AT_START))(micro_batches, Moment(1, tokens), learning_rate=0.0)
+        run.train_step(objective_of(run.config, domains, AT_START))(micro_batches, Moment(1, tokens), learning_rate=0.0)
 
 
 def _validation(run: TrainingRun) -> None:

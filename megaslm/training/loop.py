@@ -40,7 +40,9 @@ class Trainer:
         self._skips = SkipCount(guard.max_skipped_steps, self._before.skipped_in_a_row)
         meters = RunMeters(run.config, run.plan, run.world, forward_flops(run.engine.model.lm.config))
         self._clock = meters.clock
-        self._step = run.train_step(objective_of(run.config, self._before.selection), ends=self._clock.mark)
+        self._step = run.train_step(
+            objective_of(run.config, run.data.mixture.domains, self._before.selection), ends=self._clock.mark
+        )
         self._counts = DomainCounts(run.data.mixture, run.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
             run.folder,

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from megaslm.config.run_files import PROBE, measurement_file
 from megaslm.config.schema import RunConfig
@@ -24,6 +25,7 @@ from megaslm.observe.records import ProbeRecord
 from megaslm.training.probe_record import ProbeReport
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.probe_selection import ratio_at, would_keep
+from megaslm.training.selection_rule import ranks_by_entropy
 from megaslm.training.training_data import TrainingData
 
 _BATCHES_BETWEEN_QUESTIONS = 8
@@ -76,11 +78,11 @@ class Probe:
             if tells_again and self._world.is_first:
                 self._report(rows, read_measurement(self._folder, step, rows), say, tell)
             return True
-        losses = self._losses(engine, rows, is_to_stop)
-        if losses is None:
+        measured = self._measured(engine, rows, is_to_stop)
+        if measured is None:
             return False
         if self._world.is_first:
-            measurement = measurement_of(self._config, rows, losses, step=step, tokens=tokens)
+            measurement = measurement_of(self._config, rows, *measured, step=step, tokens=tokens)
             self._report(rows, measurement, say, tell)
             try:
                 write_measurement(self._folder, measurement)
@@ -104,28 +106,37 @@ class Probe:
         if record is not None:
             tell(record)
 
-    def _losses(
+    def _measured(
         self, engine: ZeroEngine, rows: ProbeRows, is_to_stop: Callable[[], bool]
-    ) -> NDArray[np.float32] | None:
+    ) -> tuple[NDArray[np.float32], ...] | None:
+        """The losses of the rows, and the entropies if they rank the run's targets; None where it was stopped."""
         world, count = self._world, len(rows.tokens)
         # Ranks need equally many rows, or ZeRO-3 would wait for ever. Padding repeats the last row.
         per_rank = math.ceil(count / world.size)
         mine = np.minimum(np.arange(world.rank * per_rank, (world.rank + 1) * per_rank), count - 1)
-        measured = []
+        measured: list[tuple[Tensor, ...]] = []
         with engine.evaluating():
             batches = torch.from_numpy(rows.tokens[mine].astype(np.int64)).split(self._config.validation.batch_rows)
             for number, tokens in enumerate(batches):
                 if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
                     return None
-                measured.append(engine.measure(tokens.to(world.device)))
-        everywhere: NDArray[np.float32] = all_gather(torch.cat(measured)).flatten(0, 1)[:count].cpu().numpy()
-        return everywhere
+                tokens = tokens.to(world.device)
+                by_entropy = ranks_by_entropy(self._config)
+                measured.append(engine.measure_with_entropy(tokens) if by_entropy else (engine.measure(tokens),))
+        columns = [torch.cat(column) for column in zip(*measured, strict=True)]
+        return tuple(all_gather(column).flatten(0, 1)[:count].cpu().numpy() for column in columns)
 
 
 def measurement_of(
-    config: RunConfig, rows: ProbeRows, losses: NDArray[np.float32], *, step: int, tokens: int
+    config: RunConfig,
+    rows: ProbeRows,
+    losses: NDArray[np.float32],
+    entropies: NDArray[np.float32] | None = None,
+    *,
+    step: int,
+    tokens: int,
 ) -> Measurement:
-    """The measurement of (R, L) losses, with what the run's selection keeps of them."""
+    """The measurement of (R, L) losses, with what the run's selection keeps by them, or by entropies."""
     losses = np.where(rows.valid, losses, np.float32(0))
     return Measurement(
         step=step,
@@ -133,5 +144,5 @@ def measurement_of(
         rows_sha256=rows.sha256,
         losses=losses,
         keep_ratio=ratio_at(config, tokens),
-        kept=would_keep(config, rows, losses, step=step, tokens_seen=tokens),
+        kept=would_keep(config, rows, losses, entropies, step=step, tokens_seen=tokens),
     )

@@ -20,6 +20,7 @@ from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.probe import measurement_of
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.run_folder import RunFolder
+from megaslm.training.selection_rule import ranks_by_entropy
 from megaslm.training.training_data import open_training_data
 
 
@@ -54,16 +55,16 @@ def measure_checkpoints(
     chosen = None if changes else read_rows(folder)
     if chosen is None:
         chosen = keep_or_choose_rows(folder, config, open_training_data(config))
-    measured = measured_steps(folder)
-    missing = [checkpoint for checkpoint in complete if checkpoint.step not in measured]
+    done = measured_steps(folder)
+    missing = [checkpoint for checkpoint in complete if checkpoint.step not in done]
     for number, checkpoint in enumerate(missing, start=1):
         try:
-            losses = _measured(run, checkpoint.folder, config, chosen)
+            measured = _measured(run, checkpoint.folder, config, chosen)
         except CheckpointError as error:
             say(f"warning: {error}; this checkpoint is left out")
             continue
         tokens = checkpoint.step * config.train.global_batch_tokens
-        measurement = measurement_of(config, chosen, losses, step=checkpoint.step, tokens=tokens)
+        measurement = measurement_of(config, chosen, *measured, step=checkpoint.step, tokens=tokens)
         try:
             write_measurement(folder, measurement)
         except OSError as error:
@@ -74,11 +75,14 @@ def measure_checkpoints(
         say(f"step {checkpoint.step} · {len(chosen.tokens)} rows measured · checkpoint {number} of {len(missing)}")
 
 
-def _measured(run: RunFolder, checkpoint: Path, config: RunConfig, rows: ProbeRows) -> NDArray[np.float32]:
+def _measured(run: RunFolder, checkpoint: Path, config: RunConfig, rows: ProbeRows) -> list[NDArray[np.float32]]:
+    """The losses of the rows, and the entropies if they rank the run's targets."""
     check_whole(checkpoint, lambda name: name == LAYOUT or name.startswith(WEIGHTS))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lm = model_of(StoredWeights(checkpoint), run.model_description, checkpoint).to(device)
     prepare_layers(lm, recompute="none", compiled=False)
     model = SelectiveLM(lm, eos_id=rows.eos_id, document_isolation=config.model.document_isolation)
     batches = torch.from_numpy(rows.tokens.astype(np.int64)).split(config.validation.batch_rows)
-    return torch.cat([model.measure(tokens) for tokens in batches]).cpu().numpy()
+    by_entropy = ranks_by_entropy(config)
+    found = [model.measure_with_entropy(tokens) if by_entropy else (model.measure(tokens),) for tokens in batches]
+    return [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)]

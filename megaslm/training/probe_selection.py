@@ -7,24 +7,34 @@ from torch import Tensor
 
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
-from megaslm.slm.rule import KeepRatio
+from megaslm.slm.draw import Draw
+from megaslm.slm.policy import select_by
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import RankedTargets, Targets
-from megaslm.slm.topk import kept, on_this_rank_alone, select_top
+from megaslm.slm.targets import RankedTargets, Targets, in_any_group
+from megaslm.slm.topk import on_this_rank_alone
+from megaslm.training.selection_rule import rule_of
 
 
 def ratio_at(config: RunConfig, tokens_seen: int) -> str | None:
-    """The share of targets that the run trains on after `tokens_seen` targets, as a decimal; None if all."""
-    if config.train.objective != "slm":
+    """The share of targets that the run is to train on after `tokens_seen` targets, as a decimal. None if it trains on
+    all, from a fixed threshold on, or on a share of its own in each domain."""
+    slm = config.slm
+    if config.train.objective != "slm" or slm.has_fixed_threshold or slm.keep_ratio_of_domains:
         return None
-    return str(KeepRatio(config.slm.keep_ratio, config.slm.keep_ratio_warmup_tokens).at(tokens_seen))
+    return str(rule_of(config, ()).keep_ratio.at(tokens_seen))
 
 
 def would_keep(
-    config: RunConfig, rows: ProbeRows, losses: NDArray[np.float32], *, step: int, tokens_seen: int
+    config: RunConfig,
+    rows: ProbeRows,
+    losses: NDArray[np.float32],
+    entropies: NDArray[np.float32] | None = None,
+    *,
+    step: int,
+    tokens_seen: int,
 ) -> NDArray[np.bool_] | None:
-    """The targets that the run's criterion and ratio keep of the probe rows, (R, L).
+    """The targets that the run's criterion, policy and ratio keep of the probe rows, (R, L).
 
     The rows are ranked together, or each on its own under scope sequence: they stand for the rows of a step. A target
     whose value is NaN or infinite is not kept. None where the run trains on all valid targets, or the rows lack what
@@ -37,17 +47,23 @@ def would_keep(
         return rows.selected
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None
-    ratio = KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens).at(tokens_seen)
+    rule = rule_of(config, rows.domains)
+    policy, ratio = rule.policy, rule.ratio_at(tokens_seen)
     targets = _targets(rows, SpanRule.of(slm.granularity, slm.span_reach, rows.eos_id))
-    groups = targets if slm.scope == "sequence" else targets.in_groups(1)
-    if slm.criterion == "excess" or slm.criterion == "loss":
-        ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion)
-        values = ranked.values(torch.from_numpy(losses))
-        count = kept(groups.valid, ranked.eligible, ratio, on_this_rank_alone)
-        mask = select_top(values, groups.keys, ranked.eligible & torch.isfinite(values), count).mask
+    groups = targets if slm.scope == "sequence" else rule.whole_step(targets)
+    if slm.criterion == "excess" or slm.criterion == "loss" or slm.criterion == "student_entropy":
+        draw = None if policy.temperature is None else Draw(policy.temperature, rule.seed, step)
+        ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
+        measured = entropies if ranked.by_entropy else losses
+        assert measured is not None, "entropies are measured where they rank the targets"
+        values = ranked.values(torch.from_numpy(measured))
+        rankable = ranked.eligible & torch.isfinite(values)
+        mask = select_by(policy, values, groups, rankable, ratio, on_this_rank_alone).mask
     else:
-        mask = select_static(slm.criterion, groups, ratio, slm.max_ref_loss, seed=config.seed, step=step).mask
-    return mask.view(rows.valid.shape).numpy()
+        mask = select_static(
+            slm.criterion, groups, ratio, slm.max_ref_loss, policy=policy, seed=rule.seed, step=step
+        ).mask
+    return in_any_group(mask, rows.valid.size).view(rows.valid.shape).numpy()
 
 
 def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
@@ -58,6 +74,7 @@ def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
         keys=torch.arange(valid.numel()).view(valid.shape),
         ref_loss=_floats(rows.ref_loss),
         ref_entropy=_floats(rows.ref_entropy),
+        domain=torch.from_numpy(rows.domain.astype(np.int64))[:, None].expand_as(valid),
         before=before,
         after=after,
     )

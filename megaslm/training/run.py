@@ -1,6 +1,6 @@
 """The parts of a run, made from its configuration, that stay the same while it trains, rolls back and trains again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -15,7 +15,6 @@ from megaslm.engine.stop_signal import StopSignal
 from megaslm.engine.zero import ZeroEngine
 from megaslm.observe.run_description import RunDescription, Scalar
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.threshold import SelectionState
 from megaslm.slm.weights import WeightedObjective
@@ -26,6 +25,7 @@ from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
+from megaslm.training.selection_rule import ranks_by_entropy, rule_of
 from megaslm.training.step import TrainStep
 from megaslm.training.target_weights import weight_rule
 from megaslm.training.task_validation import TaskValidation
@@ -33,21 +33,11 @@ from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation
 
 
-def objective_of(config: RunConfig, selection: SelectionState) -> Objective:
-    """The objective, with the selection state of an earlier attempt."""
+def objective_of(config: RunConfig, domains: Sequence[str], selection: SelectionState) -> Objective:
+    """The objective over these domains, with the selection state of an earlier attempt."""
     if config.train.objective != "slm":
         return CausalObjective()
-    slm = config.slm
-    rule = SelectionRule(
-        KeepRatio(slm.keep_ratio, slm.keep_ratio_warmup_tokens),
-        criterion=slm.criterion,
-        scope=slm.scope,
-        mode=slm.mode,
-        max_ref_loss=slm.max_ref_loss,
-        measure_rest=slm.measure_unselected,
-        seed=config.seed,
-    )
-    selective, weights = SelectiveObjective(rule, selection), weight_rule(slm)
+    selective, weights = SelectiveObjective(rule_of(config, domains), selection), weight_rule(config.slm)
     return selective if weights is None else WeightedObjective(selective, weights)
 
 
@@ -98,6 +88,7 @@ class TrainingRun:
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
             keeps_graphs=self.exact_way.keeps_graphs,
+            by_entropy=ranks_by_entropy(self.config),
             spans=self._spans(),
             ends=ends,
         )

@@ -126,7 +126,7 @@ def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> No
     """Raises ConfigError where `slm.head: cache` exceeds its budget in a run whose choices wait for the losses."""
     slm = config.slm
     measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    waits_for_losses = config.train.objective == "slm" and slm.criterion in ("excess", "loss") and not measured_first
+    waits_for_losses = config.train.objective == "slm" and slm.ranks_by_model and not measured_first
     needed_gib = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size) / (1 << 30)
     if slm.head == "cache" and waits_for_losses and needed_gib > slm.head_cache_gib:
         raise ConfigError(

@@ -12,7 +12,7 @@ from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Choice, Deferred, HeadOutput, Known
 from megaslm.slm.keys import earlier_copies, target_keys
 from megaslm.slm.objective import Objective
-from megaslm.slm.rule import Moment, StepPlan
+from megaslm.slm.rule import Measured, Moment, StepPlan
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_unused
@@ -48,9 +48,9 @@ class TrainStep:
 
     If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages. Where the
     plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
-    forward pass, whose graph is kept until its backward pass; without it a second forward pass. `spans` is the rule of
-    targets that are ranked by means; None where each is ranked by its own value. `ends` is called at the end of each
-    phase.
+    forward pass, whose graph is kept until its backward pass; without it a second forward pass. With `by_entropy` these
+    measure entropies, too. `spans` is the rule of targets that are ranked by means; None where each is ranked by its
+    own value. `ends` is called at the end of each phase.
     """
 
     engine: ZeroEngine
@@ -61,6 +61,7 @@ class TrainStep:
     may_repeat_rows: bool
     row_name: Callable[[int], str] = str
     keeps_graphs: bool = False
+    by_entropy: bool = False
     spans: SpanRule | None = None
     ends: Callable[[Phase], None] = untimed
 
@@ -72,7 +73,7 @@ class TrainStep:
         """
         batch = MicroBatch.joined(micro_batches)
         targets = self._targets(batch)
-        passes = ForwardPasses(self.engine, micro_batches, self.keeps_graphs, self.ends)
+        passes = ForwardPasses(self.engine, micro_batches, self.keeps_graphs, self.by_entropy, self.ends)
         nothing = torch.full((), torch.nan, device=self.world.device)
 
         def skipped(reason: str) -> StepResult:
@@ -111,6 +112,7 @@ class TrainStep:
             ref_loss=batch.ref_loss,
             ref_entropy=batch.ref_entropy,
             selected=batch.selected,
+            domain=batch.domain[:, None].expand_as(batch.tokens[:, 1:]),
             before=before,
             after=after,
             weight=batch.weight,
@@ -122,13 +124,17 @@ class TrainStep:
         Returns:
             The head's output for the step, and whether the update was left out, see `ZeroEngine.step`.
         """
-        # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the sum.
-        scale = self.world.size * len(plan.choices) / plan.denominator.clamp(min=1)
+        denominator = plan.denominator
         outputs: list[HeadOutput] = []
         is_left_out = False
         for number, choice in enumerate(plan.choices):
             output = passes.train(number, choice)
             self.ends("forward")
+            if denominator is None:
+                denominator = all_reduce_sum(output.mask.sum())
+            # DeepSpeed averages over ranks and micro-steps. The scale undoes that: only the global count divides the
+            # sum.
+            scale = self.world.size * len(plan.choices) / denominator.clamp(min=1)
             # The added term is 0, or NaN where the sum is non-finite: an infinite loss can have a finite gradient. One
             # NaN makes the gradient norm NaN on all ranks, and their engines leave the update out.
             self.engine.backward(output.total * (scale + 0 * output.total.detach()))
@@ -149,30 +155,33 @@ class TrainStep:
 @dataclass(eq=False)
 class ForwardPasses:
     """The forward passes of a step: first those that measure losses for its plan, if it needs them; then those that
-    train. `keeps_graphs`, `ends`: see `TrainStep`. `repeated`: micro-batches with a pass of either kind.
+    train. `keeps_graphs`, `by_entropy`, `ends`: see `TrainStep`. `repeated`: micro-batches with a pass of either kind.
     """
 
     engine: ZeroEngine
     micro_batches: Sequence[MicroBatch]
     keeps_graphs: bool
+    by_entropy: bool
     ends: Callable[[Phase], None]
     repeated: int = 0
     _kept: dict[int, tuple[Deferred, HeadOutput]] = field(default_factory=dict)
 
-    def measure(self, number: int) -> Tensor:
+    def measure(self, number: int) -> Measured:
         """See `MeasureLosses`."""
         self.ends("selection")
         micro_batch = self.micro_batches[number]
         if self.keeps_graphs:
-            deferred = Deferred()
+            deferred = Deferred(by_entropy=self.by_entropy)
             output = self.engine.forward(micro_batch.tokens, deferred, micro_batch.document_bounds)
             self._kept[number] = deferred, output
-            losses = output.losses
+            measured = Measured(output.losses, deferred.entropies)
         else:
-            losses = self.engine.measure(micro_batch.tokens, micro_batch.document_bounds)
+            measure = self.engine.measure_with_entropy if self.by_entropy else self.engine.measure
+            found = measure(micro_batch.tokens, micro_batch.document_bounds)
+            measured = Measured(*found) if isinstance(found, tuple) else Measured(found)
             self.repeated += 1
         self.ends("forward")
-        return losses
+        return measured
 
     def train(self, number: int, choice: Choice) -> HeadOutput:
         """The output for a choice, with the graph that `measure` kept or that of another pass."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from megaslm.config.plan import BatchPlan, plan_batches
@@ -29,6 +30,7 @@ from megaslm.stream.mixture import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored
+from megaslm.training.dataset_cut import with_dataset_threshold
 from megaslm.training.dry_run import dry_run
 from megaslm.training.exact_way import exact_way
 from megaslm.training.guard import after_rollbacks, roll_back
@@ -109,7 +111,7 @@ def _train(
     say = _voice(world)
     with _run_folder(config, requirements_of(config), world, say):
         data = on_first_rank(lambda: open_training_data(config))
-        config = with_total_tokens(config, data.mixture.rows)
+        config = on_first_rank(partial(with_dataset_threshold, with_total_tokens(config, data.mixture.rows), data))
         plan = plan_batches(config, world.size)
         differences = on_first_rank(
             lambda: check_run(config, data.read, resume=may_resume, allow_changed=allow_changed)
@@ -131,7 +133,7 @@ def _smoke(config: RunConfig, world: World, stop: StopSignal, steps: int) -> Non
     with _run_folder(tried, requirements_of(tried, smoke_steps=steps), world, say):
         on_first_rank(lambda: start_over(folder))
         data = on_first_rank(lambda: open_training_data(tried))
-        tried = with_total_tokens(tried, data.mixture.rows)
+        tried = on_first_rank(partial(with_dataset_threshold, with_total_tokens(tried, data.mixture.rows), data))
         run = _prepare(tried, plan_batches(tried, world.size), data, world, stop, say)
         _say_plan(run, config, say, after_step=0)
         smoke_test(run, config, steps, say)

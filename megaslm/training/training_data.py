@@ -8,7 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
-from megaslm.dataset.fit import ReadDataset, require_targets_of, require_weights, training_domains
+from megaslm.dataset.fit import (
+    ReadDataset,
+    require_named_domains,
+    require_targets_of,
+    require_weights,
+    training_domains,
+)
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder, open_dataset
@@ -166,6 +172,7 @@ def open_training_data(config: RunConfig) -> TrainingData:
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])
+    require_named_domains(config, mixture.domains)
     mixture.check_epoch(config.train.global_batch_tokens // config.data.seq_len)
     for dataset in datasets:
         check_layout(dataset.source.path, shards_are_here=dataset.source.url is None)

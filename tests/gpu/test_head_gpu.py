@@ -22,6 +22,7 @@ class Above:
     """The rows whose loss is above `cut`, forecast a little too high."""
 
     share = 0.5
+    by_entropy = False
     weights = None
 
     def __init__(self, cut: float) -> None:

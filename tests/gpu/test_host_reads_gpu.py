@@ -18,7 +18,7 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
-from megaslm.slm.topk import on_this_rank_alone, ordered_image
+from megaslm.slm.topk import Ranks, on_this_rank_alone, ordered_image
 from tests.waits import when_the_host_waits
 
 pytestmark = [
@@ -58,7 +58,7 @@ def top_rows() -> TopOfGroups:
     recent.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
     forecast = forecast_from(recent, ranked, KEPT_ROWS / ROWS, surely=False)
     count = torch.tensor([KEPT_ROWS], device="cuda")
-    return TopOfGroups(ranked, count, on_this_rank_alone, on_this_rank_alone, forecast)
+    return TopOfGroups(ranked, Ranks(count), on_this_rank_alone, on_this_rank_alone, forecast)
 
 
 def run_twice(run: Callable[[], object]) -> None:

@@ -12,12 +12,12 @@ from megaslm.slm import objective, token_loss
 from megaslm.slm.choice import Choice, HeadOutput, Selected
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import on_this_rank_alone
-from tests.chosen import joined
+from tests.chosen import denominator_of, joined
 from tests.waits import when_the_host_waits
 
 pytestmark = [
@@ -76,15 +76,16 @@ def drawn(step: int, micro_steps: int) -> list[tuple[Targets, Tensor, Tensor]]:
 def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], weight: Tensor, step: int) -> Tensor:
     """A step as training makes it, its trunk left out."""
 
-    def measure(number: int) -> Tensor:
-        return token_loss.token_losses(parts[number][1], weight.detach(), parts[number][2]).view(-1, LENGTH)
+    def measure(number: int) -> Measured:
+        losses = token_loss.token_losses(parts[number][1], weight.detach(), parts[number][2])
+        return Measured(losses.view(-1, LENGTH))
 
     targets = joined([part[0] for part in parts])
     plan = objective.plan_step(targets, len(parts), Moment(step, 0), measure, on_this_rank_alone)
     outputs = []
     for (part, hidden, labels), choice in zip(parts, plan.choices, strict=True):
         output = head(hidden, weight, labels, choice).view_as(part.valid)
-        (output.total / plan.denominator.clamp(min=1)).backward()
+        (output.total / denominator_of(plan).clamp(min=1)).backward()
         outputs.append(output._replace(total=output.total.detach()))
     whole = HeadOutput.of_step(outputs)
     objective.end_step(plan, whole)

@@ -23,8 +23,9 @@ from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm import head_pass
-from megaslm.slm.keys import hash_of, target_keys
+from megaslm.slm.keys import HASH_BITS, hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
+from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Mode, Moment, Scope, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
@@ -40,7 +41,7 @@ from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 GLOBAL_ROWS = 8
 STEP = 3
 # Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
-EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1}
+EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1, "student_entropy": 2.9}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
 WEIGHTS: dict[WeightName, dict[str, object]] = {
@@ -50,7 +51,15 @@ WEIGHTS: dict[WeightName, dict[str, object]] = {
     "signed": {"negative": 0.25, "bound_nats": 4.0},
     "column": {"bound_nats": 4.0},
 }
-KNOWN_BEFOREHAND: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random")
+POLICIES = {
+    "top": Policy(),
+    "band": Policy(skip_ratio=Decimal("0.15")),
+    "stochastic": Policy(temperature=2.0),
+    "threshold": Policy(threshold=-0.7),
+}
+ONE_METHOD_EACH: tuple[Criterion, ...] = ("reference", "entropy", "reference_and_entropy", "random", "student_entropy")
+"""Those known beforehand, for which all methods go one way, and one that the head ranks as it ranks losses."""
+DOMAIN_RATIOS = (None, Decimal("0.3"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Case:
     tied: bool
     criterion: Criterion = "excess"
     mode: Mode = "exact"
+    policy: str = "top"
     method: HeadMethod = "bracket"
     max_ref_loss: float | None = None
     span_reach: int | None = None
@@ -69,6 +79,7 @@ class Case:
     stage: int = 3
     window: int | None = None
     keeps_graphs: bool = False
+    apart: bool = False
     weight: WeightName = "hard"
 
     @property
@@ -104,8 +115,8 @@ class Case:
 def every_case() -> list[Case]:
     """On each engine every scope × criterion; further cases for what they leave out.
 
-    A choice that depends on losses meets every method with every scope. For one known beforehand all methods go one
-    way: each engine has every pair of criterion, scope and method, and all engines together every three of them.
+    A choice that depends on losses meets every method with every scope. Of the other criteria each engine has every
+    pair of criterion, scope and method, and all engines together have every three of them.
     """
     return [case for cases in zip_longest(*map(cases_of, range(len(ENGINES)))) for case in cases if case] + FURTHER
 
@@ -116,7 +127,7 @@ def cases_of(engine: int) -> Iterator[Case]:
         yield Case(scope, micro_steps, tied, criterion=criterion, method=method)
     for criterion, method in product(("excess", "loss"), METHODS):
         yield Case("batch", micro_steps, tied, criterion=criterion, method=method, mode="running")
-    for (number, criterion), (place, scope) in product(enumerate(KNOWN_BEFOREHAND), enumerate(SCOPES)):
+    for (number, criterion), (place, scope) in product(enumerate(ONE_METHOD_EACH), enumerate(SCOPES)):
         yield Case(scope, micro_steps, tied, criterion=criterion, method=METHODS[(number + place + engine) % 3])
     for place, scope in enumerate(SCOPES):
         yield Case(scope, micro_steps, tied, method=METHODS[(place + engine) % 3], max_ref_loss=4.5)
@@ -158,6 +169,13 @@ FURTHER = [
     Case("batch", 4, tied=True, span_reach=2),
     Case("sequence", 1, tied=True, criterion="loss", span_reach=2),
     Case("batch", 4, tied=True, criterion="reference_and_entropy", span_reach=2),
+    Case("batch", 1, tied=True, policy="band", method="cache"),
+    Case("batch", 1, tied=True, policy="stochastic"),
+    Case("batch", 1, tied=True, policy="threshold", method="recompute"),
+    Case("batch", 4, tied=True, policy="threshold", max_ref_loss=4.5, keeps_graphs=True),
+    Case("sequence", 4, tied=True, policy="band", criterion="loss"),
+    Case("batch", 1, tied=True, apart=True),
+    Case("batch", 4, tied=True, apart=True, policy="stochastic"),
 ]
 
 
@@ -234,7 +252,8 @@ class Definition:
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
         measured = [documents_apart(lm, row) for row in self.batch.tokens]
-        self.losses, self.top_logits = (torch.stack(part) for part in zip(*measured, strict=True))
+        losses, entropies, top_logits = (torch.stack(part) for part in zip(*measured, strict=True))
+        self.losses, self.entropies, self.top_logits = losses, entropies.detach(), top_logits
 
     def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
         selected = self.selected(case, world_size)
@@ -276,6 +295,7 @@ class Definition:
         values = {
             "excess": losses - batch.ref_loss,
             "loss": losses,
+            "student_entropy": self.entropies,
             "reference": -batch.ref_loss.double(),
             "entropy": -batch.ref_entropy.double(),
             "random": (hash_of(batch.keys, 0, STEP) >> 7).double(),
@@ -288,7 +308,13 @@ class Definition:
             )
         if case.mode == "running":
             return eligible & (values[case.criterion] >= EXPECTED_CUT[case.criterion])
-        return top_of_groups(case, groups(case, world_size), values[case.criterion], batch.valid, eligible)
+        policy, own = POLICIES[case.policy], values[case.criterion]
+        if policy.threshold is not None:
+            return eligible & (own >= policy.threshold)
+        if policy.temperature is not None:
+            uniform = (hash_of(batch.keys, 0, STEP).double() + 0.5) / (1 << HASH_BITS)
+            own = own / policy.temperature - (-uniform.log()).log()
+        return top_of_groups(case, groups(case, world_size), own, batch.valid, eligible)
 
     def means_of_spans(self, values: Tensor, reach: int) -> Tensor:
         """The means over the valid targets at most `reach` places away in the same document."""
@@ -299,37 +325,44 @@ class Definition:
         return torch.where(span, values[:, None].double(), 0.0).sum(2) / span.sum(2).clamp(min=1)
 
 
-def top_of_groups(case: Case, row_groups: list[list[int]], values: Tensor, valid: Tensor, eligible: Tensor) -> Tensor:
+def top_of_groups(
+    case: Case, row_groups: list[tuple[list[int], Decimal]], values: Tensor, valid: Tensor, eligible: Tensor
+) -> Tensor:
     selected = torch.zeros_like(valid)
-    for group in row_groups:
+    for group, ratio in row_groups:
         places = [(row, place) for row in group for place in range(SEQ_LEN)]
-        keep = int(case.keep_ratio * sum(bool(valid[place]) for place in places) + Decimal("0.5"))
+        count, half = sum(bool(valid[place]) for place in places), Decimal("0.5")
+        skip = int(POLICIES[case.policy].skip_ratio * count + half)
         candidates = sorted((-float(values[place]), *place) for place in places if eligible[place])
-        for _, row, place in candidates[:keep]:
+        for _, row, place in candidates[skip : skip + int(ratio * count + half)]:
             selected[row, place] = True
     return selected
 
 
-def groups(case: Case, world_size: int) -> list[list[int]]:
-    """The rows among which a target must rank, as the definition of the scope has them."""
+def groups(case: Case, world_size: int) -> list[tuple[list[int], Decimal]]:
+    """The rows among which a target must rank, as the definition of the scope has them, with k of each group."""
     rows = list(range(GLOBAL_ROWS))
+    if case.apart:
+        return [(rows[number::2], ratio or case.keep_ratio) for number, ratio in enumerate(DOMAIN_RATIOS)]
     if case.scope == "batch":
-        return [rows]
+        return [(rows, case.keep_ratio)]
     size = 1 if case.scope == "sequence" else GLOBAL_ROWS // world_size // case.micro_steps
-    return [rows[start : start + size] for start in range(0, GLOBAL_ROWS, size)]
+    return [(rows[start : start + size], case.keep_ratio) for start in range(0, GLOBAL_ROWS, size)]
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A row's losses, each document run through the model by itself; and the logits, the largest first."""
+    """A row's losses, the entropies of the predictions, and the logits, the largest first; each document run through the
+    model by itself."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
-    losses, top_logits = [], []
+    losses, entropies, top_logits = [], [], []
     for start, end in zip(starts, ends, strict=True):
         if start < end:
             logits = lm(row[None, start:end]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
+            entropies.append(torch.distributions.Categorical(logits=logits).entropy())
             top_logits.append(logits.detach().sort(descending=True).values)
-    return torch.cat(losses), torch.cat(top_logits)
+    return torch.cat(losses), torch.cat(entropies), torch.cat(top_logits)
 
 
 def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
@@ -358,6 +391,8 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         scope=case.scope,
         mode=case.mode,
         max_ref_loss=case.max_ref_loss,
+        domain_ratios=DOMAIN_RATIOS if case.apart else (),
+        policy=POLICIES[case.policy],
     )
     selective, weights = SelectiveObjective(rule, case.state), weight_rule(case.slm)
     objective = selective if weights is None else WeightedObjective(selective, weights)
@@ -369,6 +404,7 @@ def step_gradients(engine: RecordingEngine, case: Case, world: World) -> dict[st
         domain_count=2,
         may_repeat_rows=False,
         keeps_graphs=case.keeps_graphs,
+        by_entropy=case.criterion == "student_entropy",
         spans=None if case.span_reach is None else SpanRule(EOS_ID, case.span_reach),
     )
     train_step(micro_batches, Moment(STEP, 0), learning_rate=0.0)

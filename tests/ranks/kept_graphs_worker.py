@@ -146,6 +146,7 @@ def train(world: World, case: Case, keeps_graphs: bool) -> Run:
         domain_count=2,
         may_repeat_rows=False,
         keeps_graphs=keeps_graphs,
+        by_entropy=case.criterion == "student_entropy",
     )
     for number in range(1, STEPS + 1):
         result = step(list(micro_batches(case, number, world)), Moment(number, 0), learning_rate=1e-2 / number)

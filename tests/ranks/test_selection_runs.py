@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from megaslm.config.schema import RunConfig
@@ -47,6 +48,57 @@ def test_a_running_threshold_resumes_from_its_checkpoint(chain: Chain, tmp_path:
     # The losses of this toy fall so fast that the threshold lags far behind them.
     assert len(set(ratios[EXACT_STEPS:])) > 2
     assert 0.2 < min(ratios) <= max(ratios) < 0.95
+
+
+OTHERWISE: dict[str, dict[str, object]] = {
+    "drawn within domains by entropy": {
+        "policy": "stochastic",
+        "criterion": "student_entropy",
+        "keep_ratio": "0.4",
+        "keep_ratio_of_domains": {"b": "0.8"},
+    },
+    "from a threshold on": {"policy": "threshold", "threshold": 0.5, "keep_ratio": "1"},
+    "a band on a schedule": {
+        "policy": "band",
+        "skip_ratio": "0.2",
+        "keep_ratio": "0.5",
+        "keep_ratio_schedule": [{"tokens": 0, "keep_ratio": "0.8"}, {"tokens": 6 * 8 * SEQ_LEN, "keep_ratio": "0.5"}],
+    },
+}
+
+
+@pytest.mark.parametrize("slm", OTHERWISE.values(), ids=OTHERWISE)
+def test_a_run_that_selects_otherwise_resumes_as_it_was(chain: Chain, tmp_path: Path, slm: dict[str, object]) -> None:
+    run = tmp_path / "run"
+    config = changed(chain.slm_config(run), run, slm=slm, train={"micro_batch_rows": 1})
+    path = write_config(tmp_path / "run.yaml", config)
+    run_megaslm("train", path, world_size=2)
+    undisturbed = steps_of(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    run_megaslm("train", path, "--resume", world_size=2)
+    assert steps_of(run) == undisturbed
+    ratios = [float(str(step["selected_ratio"])) for step in undisturbed]
+    thresholds = [step["threshold"] for step in undisturbed]
+    if slm["policy"] == "stochastic":
+        for step in undisturbed:
+            of_domains = step["domain_ratio"]
+            assert isinstance(of_domains, dict)
+            # K is a whole number of some hundred targets.
+            assert of_domains == pytest.approx({"a": 0.4, "b": 0.8}, abs=0.01)
+        assert thresholds == [None] * 8
+    elif slm["policy"] == "threshold":
+        assert thresholds == [0.5] * 8
+        assert len(set(ratios)) > 2
+    else:
+        assert ratios == pytest.approx([0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.5], abs=0.01)
+
+
+def test_a_domain_that_is_not_read_has_no_share(chain: Chain, tmp_path: Path, says: Says) -> None:
+    run = tmp_path / "run"
+    config = changed(chain.slm_config(run), run, slm={"keep_ratio_of_domains": {"c": "0.8"}})
+    said = run_megaslm("train", write_config(tmp_path / "run.yaml", config), expect_status=2)
+    says(line_with(said, "slm.keep_ratio_of_domains"), " c;", " a, b")
+    assert not run.exists()
 
 
 def test_a_run_by_documents_selects_others(chain: Chain, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ class Hardest:
     """The targets of a loss above 4 nats."""
 
     forecast = None
+    by_entropy = False
     weights = None
 
     def __call__(self, losses: Tensor) -> Selected:

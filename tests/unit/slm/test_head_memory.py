@@ -22,6 +22,7 @@ class BestHalf:
     """Takes the half of the rows with the largest losses, whose threshold is known beforehand."""
 
     threshold: float
+    by_entropy: bool = False
     weights: None = None
 
     @property

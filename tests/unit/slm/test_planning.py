@@ -15,11 +15,11 @@ from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, HeadOutput, Known
 from megaslm.slm.keys import row_of, target_keys
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Measured, Moment, Scope, SelectionRule, StepPlan
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
-from tests.chosen import joined, output_of
+from tests.chosen import denominator_of, joined, output_of
 from tests.threads import run_together
 
 EOS = 2
@@ -55,7 +55,7 @@ class Rows:
         return self.losses - self.targets.ref_loss
 
 
-def never_measured(number: int) -> Tensor:
+def never_measured(number: int) -> Measured:
     raise AssertionError(f"micro-batch {number} was measured without need")
 
 
@@ -70,7 +70,7 @@ def choose(
         joined([part.targets for part in micro_batches]),
         len(micro_batches),
         moment,
-        lambda number: micro_batches[number].losses,
+        lambda number: Measured(micro_batches[number].losses),
         all_reduce_sum,
     )
     outputs = [output_of(choice, part.losses) for part, choice in zip(micro_batches, plan.choices, strict=True)]
@@ -90,7 +90,9 @@ def test_k_1_is_causal_language_modeling(scope: Scope, criterion: Criterion) -> 
     causal, theirs = choose(CausalObjective(), batches)
     selective, ours = choose(SelectiveObjective(SelectionRule(KeepRatio(Decimal(1)), criterion, scope)), batches)
     assert (
-        int(causal.denominator) == int(selective.denominator) == sum(int(part.targets.valid.sum()) for part in batches)
+        int(denominator_of(causal))
+        == int(denominator_of(selective))
+        == sum(int(part.targets.valid.sum()) for part in batches)
     )
     # The same kind of choice, so that the head does bit for bit the same.
     assert all(isinstance(choice, Every) for choice in (*causal.choices, *selective.choices))
@@ -104,7 +106,7 @@ def test_sequence_keeps_k_of_each_row() -> None:
         valid = rows.targets.valid[row]
         assert int(selected[row].sum()) == (int(valid.sum()) + 1) // 2
         assert rows.excess[row][selected[row]].min() >= rows.excess[row][valid & ~selected[row]].max()
-    assert int(plan.denominator) == int(selected.sum())
+    assert int(denominator_of(plan)) == int(selected.sum())
 
 
 def test_microbatch_keeps_k_of_each_micro_batch() -> None:
@@ -112,7 +114,7 @@ def test_microbatch_keeps_k_of_each_micro_batch() -> None:
     plan, masks = choose(SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.3")), scope="microbatch")), batches)
     counts = [int(mask.sum()) for mask in masks]
     assert counts == [int(Decimal("0.3") * int(part.targets.valid.sum()) + Decimal("0.5")) for part in batches]
-    assert int(plan.denominator) == sum(counts)
+    assert int(denominator_of(plan)) == sum(counts)
 
 
 @st.composite
@@ -149,7 +151,7 @@ def test_every_division_selects_the_set_of_a_naive_sort(step: Rows, keep_ratio: 
         objective = SelectiveObjective(SelectionRule(KeepRatio(ratio)))
         plan, masks = choose(objective, parts, all_reduce_sum)
         keys = [part.targets.keys[mask].tolist() for part, mask in zip(parts, masks, strict=True)]
-        return int(plan.denominator), [key for part in keys for key in part]
+        return int(denominator_of(plan)), [key for part in keys for key in part]
 
     found = run_together(ranks, rank)
     assert {denominator for denominator, _ in found} == {count}
@@ -192,7 +194,9 @@ def test_what_cannot_be_ranked_stops_every_rank_and_is_named(
         parts = parts_of(rows)
         try:
             targets = joined([part.targets for part in parts])
-            plan = objective.plan_step(targets, micro_steps, START, lambda number: parts[number].losses, all_reduce_sum)
+            plan = objective.plan_step(
+                targets, micro_steps, START, lambda number: Measured(parts[number].losses), all_reduce_sum
+            )
         except NonFiniteCriterion as error:
             keys = torch.cat([part.targets.keys.flatten() for part in parts])
             return row_of(keys[error.places]).tolist()
@@ -231,7 +235,7 @@ def test_a_step_without_targets_selects_nothing(scope: Scope, criterion: Criteri
     rows = Rows.drawn(0)
     empty = replace(rows, targets=replace(rows.targets, valid=torch.zeros_like(rows.targets.valid)))
     plan, (mask,) = choose(SelectiveObjective(SelectionRule(K60, criterion, scope)), [empty])
-    assert int(plan.denominator) == 0
+    assert int(denominator_of(plan)) == 0
     assert not mask.any()
 
 
@@ -254,13 +258,13 @@ def test_static_scores_are_known_before_the_forward_pass(scope: Scope) -> None:
         for group in groups:
             chosen, left = masks[criterion][group], valid[group] & ~masks[criterion][group]
             assert values[group][chosen].min() >= values[group][left].max()
-        assert int(plan.denominator) == int(choice.mask.sum())
+        assert int(denominator_of(plan)) == int(choice.mask.sum())
     objective = SelectiveObjective(SelectionRule(K60, "reference_and_entropy", scope, measure_rest=False))
     plan = objective.plan_step(rows.targets, 1, START, never_measured, on_this_rank_alone)
     (choice,) = plan.choices
     assert isinstance(choice, Known)
     assert torch.equal(choice.mask.view_as(valid), masks["reference"] & masks["entropy"])
-    assert int(plan.denominator) == int(choice.mask.sum()) < int(valid.sum() * 0.6)
+    assert int(denominator_of(plan)) == int(choice.mask.sum()) < int(valid.sum() * 0.6)
     assert len(choice.rest) == 0
 
 
@@ -291,7 +295,7 @@ def test_a_cap_keeps_out_what_the_reference_finds_too_hard(mode: str) -> None:
     plan, (mask,) = choose(SelectiveObjective(rule), [rows])
     # Fewer are eligible than K: their number is K.
     assert torch.equal(mask, rows.targets.valid & ~too_hard)
-    assert int(plan.denominator) == int(mask.sum()) < 0.6 * int(rows.targets.valid.sum())
+    assert int(denominator_of(plan)) == int(mask.sum()) < 0.6 * int(rows.targets.valid.sum())
 
 
 def test_a_forecast_selects_nearly_all_where_a_cap_leaves_fewer_than_k() -> None:
@@ -329,7 +333,34 @@ def test_the_ratio_falls_from_1_over_its_warm_up() -> None:
     rows = Rows.drawn(0, rows=20)
     valid = int(rows.targets.valid.sum())
     plan, _ = choose(SelectiveObjective(SelectionRule(ratio)), [rows], moment=Moment(2, 500))
-    assert int(plan.denominator) == int(Decimal("0.8") * valid + Decimal("0.5"))
+    assert int(denominator_of(plan)) == int(Decimal("0.8") * valid + Decimal("0.5"))
+
+
+def test_the_ratio_follows_the_points_of_a_schedule() -> None:
+    """Constant before the first point, linear between two, a jump at 300, constant after the last."""
+    points = ((100, Decimal("0.9")), (200, Decimal("0.5")), (300, Decimal("0.8")), (300, Decimal("0.2")))
+    ratio = KeepRatio(Decimal("0.2"), points=points)
+    found = {tokens: ratio.at(tokens) for tokens in (0, 100, 150, 200, 250, 299, 300, 10_000)}
+    assert found == {
+        0: Decimal("0.9"),
+        100: Decimal("0.9"),
+        150: Decimal("0.7"),
+        200: Decimal("0.5"),
+        250: Decimal("0.65"),
+        299: Decimal("0.797"),
+        300: Decimal("0.2"),
+        10_000: Decimal("0.2"),
+    }
+    assert ratio.extremes == (300, 99)
+    jump = KeepRatio(Decimal("0.2"), points=((0, Decimal("0.3")), (300, Decimal("0.8")), (300, Decimal("0.2"))))
+    assert jump.extremes == (300, 299)
+
+
+@given(st.integers(1, 10**12), st.integers(0, 10**12), st.sampled_from(["0.1", "0.6", "0.123456789"]))
+def test_a_warm_up_is_a_schedule_of_two_points(warmup: int, tokens: int, keep_ratio: str) -> None:
+    target = Decimal(keep_ratio)
+    points = ((0, Decimal(1)), (warmup, target))
+    assert KeepRatio(target, points=points).at(tokens) == KeepRatio(target, warmup_tokens=warmup).at(tokens)
 
 
 def test_a_forecast_comes_of_the_steps_before_and_is_equal_on_all_ranks() -> None:

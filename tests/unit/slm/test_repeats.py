@@ -14,7 +14,7 @@ from torch import Tensor
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import AllReduceSum
@@ -84,7 +84,9 @@ def select_on_rank(
         Targets(torch.ones(len(part), LENGTH).bool(), target_keys(part, epoch + earlier, LENGTH), *nats)
         for (part, earlier), *nats in zip(parts, ref_loss, entropy, strict=True)
     ]
-    plan = objective.plan_step(joined(targets), len(targets), moment, lambda number: losses[number], all_reduce_sum)
+    plan = objective.plan_step(
+        joined(targets), len(targets), moment, lambda number: Measured(losses[number]), all_reduce_sum
+    )
     selected: list[tuple[int, int]] = []
     outputs = [output_of(choice, loss) for choice, loss in zip(plan.choices, losses, strict=True)]
     for output, target in zip(outputs, targets, strict=True):

@@ -13,7 +13,7 @@ from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
 from megaslm.slm.spans import SpanRule, span_means
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import on_this_rank_alone
@@ -92,7 +92,7 @@ def test_a_step_keeps_the_largest_means(criterion: str, reach: int | None, micro
     parts = losses.split(size)
     for step in (1, 2):
         plan = objective.plan_step(
-            targets, micro_steps, Moment(step, 0), lambda number: parts[number], on_this_rank_alone
+            targets, micro_steps, Moment(step, 0), lambda number: Measured(parts[number]), on_this_rank_alone
         )
         outputs = [output_of(choice, part) for choice, part in zip(plan.choices, parts, strict=True)]
         objective.end_step(plan, HeadOutput.of_step(outputs))
@@ -110,7 +110,7 @@ def test_a_running_threshold_compares_means() -> None:
     targets = targets_of(tokens, torch.zeros(ROWS, LENGTH), 3)
     objective = SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.4")), mode="running"))
     for step in range(1, 30):
-        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: losses, on_this_rank_alone)
+        plan = objective.plan_step(targets, 1, Moment(step, 0), lambda number: Measured(losses), on_this_rank_alone)
         output = output_of(plan.choices[0], losses)
         objective.end_step(plan, HeadOutput.of_step([output]))
     assert plan.known_threshold is not None
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_stops_the_step() -> None:
     objective = SelectiveObjective(SelectionRule(KeepRatio(Decimal("0.3"))))
     halves = losses.split(2)
     with pytest.raises(NonFiniteCriterion) as caught:
-        objective.plan_step(targets, 2, START, lambda number: halves[number], on_this_rank_alone)
+        objective.plan_step(targets, 2, START, lambda number: Measured(halves[number]), on_this_rank_alone)
     assert caught.value.places == [row * LENGTH + place]
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from megaslm.slm.choice import Known
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule, StepPlan
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule, StepPlan
 from megaslm.slm.static import StaticRanking, select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
-from tests.chosen import joined
+from tests.chosen import denominator_of, joined
 from tests.threads import run_together
 
 RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"]
@@ -70,15 +70,15 @@ def test_what_cannot_be_ranked_is_named(ranking: StaticRanking) -> None:
 
 
 def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduceSum = on_this_rank_alone) -> StepPlan:
-    def never(number: int) -> Tensor:
+    def never(number: int) -> Measured:
         raise AssertionError("a static criterion needs no losses")
 
     return SelectiveObjective(rule).plan_step(joined(parts), len(parts), Moment(1, 0), never, all_reduce_sum)
 
 
 def assert_alike(one: StepPlan, other: StepPlan) -> None:
-    assert torch.equal(one.denominator, other.denominator)
-    assert one.denominator.dtype == other.denominator.dtype
+    assert torch.equal(denominator_of(one), denominator_of(other))
+    assert denominator_of(one).dtype == denominator_of(other).dtype
     for ours, theirs in zip(one.choices, other.choices, strict=True):
         assert isinstance(ours, Known)
         assert isinstance(theirs, Known)
@@ -102,7 +102,7 @@ def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRanking, measure_r
 
     for by_mask, by_score in run_together(2, rank):
         assert_alike(by_mask, by_score)
-        assert int(by_mask.denominator) == sum(int(mask.sum()) for mask in masks)
+        assert int(denominator_of(by_mask)) == sum(int(mask.sum()) for mask in masks)
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
@@ -115,7 +115,7 @@ def test_all_ranks_divide_by_what_all_of_them_selected(ranking: StaticRanking) -
 
     plans = run_together(2, rank)
     selected = sum(int(choice.mask.sum()) for each in plans for choice in each.choices)  # type: ignore[union-attr]
-    assert [int(each.denominator) for each in plans] == [selected, selected]
+    assert [int(denominator_of(each)) for each in plans] == [selected, selected]
 
 
 def test_a_mask_selects_no_invalid_target_and_has_no_say_in_other_scores() -> None:
@@ -124,4 +124,4 @@ def test_a_mask_selects_no_invalid_target_and_has_no_say_in_other_scores() -> No
     by_mask = plan(SelectionRule(KeepRatio(Decimal("0.6")), "reference", "sequence"), [everything])
     assert torch.equal(by_mask.choices[0].mask.view_as(targets.valid), targets.valid)  # type: ignore[union-attr]
     by_chance = plan(SelectionRule(KeepRatio(Decimal("0.6")), "random", "sequence"), [everything])
-    assert int(by_chance.denominator) < int(targets.valid.sum())
+    assert int(denominator_of(by_chance)) < int(targets.valid.sum())

@@ -13,7 +13,7 @@ from torch import Tensor
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import (
     EXACT_STEPS,
@@ -25,7 +25,7 @@ from megaslm.slm.threshold import (
     value_of_sort_key,
 )
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
-from tests.chosen import output_of
+from tests.chosen import denominator_of, output_of
 from tests.threads import run_together
 
 ROWS, LENGTH = 256, 256
@@ -67,7 +67,9 @@ def one_step(
     keys = target_keys(torch.arange(len(losses)) + first_row + step * ROWS, 0, losses.shape[1])
     parts = losses.chunk(micro_steps)
     targets = Targets(torch.ones_like(losses, dtype=torch.bool), keys)
-    plan = objective.plan_step(targets, micro_steps, Moment(step, 0), lambda number: parts[number], all_reduce_sum)
+    plan = objective.plan_step(
+        targets, micro_steps, Moment(step, 0), lambda number: Measured(parts[number]), all_reduce_sum
+    )
     outputs = [output_of(choice, part) for part, choice in zip(parts, plan.choices, strict=True)]
     objective.end_step(plan, HeadOutput.of_step(outputs))
     return [output.mask for output in outputs]
@@ -124,10 +126,10 @@ def test_the_first_steps_are_exact_and_the_denominator_is_k_n() -> None:
         assert int(mask.sum()) == round(0.6 * ROWS * LENGTH)
     targets = Targets(torch.ones(2, 7, dtype=torch.bool), target_keys(torch.arange(2), 0, 7))
     plan = objective.plan_step(targets, 1, Moment(EXACT_STEPS + 1, 0), never_measured, on_this_rank_alone)
-    assert float(plan.denominator) == pytest.approx(0.6 * 14, rel=1e-12)
+    assert float(denominator_of(plan)) == pytest.approx(0.6 * 14, rel=1e-12)
 
 
-def never_measured(number: int) -> Tensor:
+def never_measured(number: int) -> Measured:
     raise AssertionError(f"micro-batch {number} was measured without need")
 
 
@@ -287,7 +289,9 @@ def test_a_step_without_targets_leaves_the_next_one_sound(empty_step: int) -> No
     ratios = []
     for step in range(1, 12):
         if step == empty_step:
-            plan = objective.plan_step(empty, 1, Moment(step, 0), lambda number: torch.zeros(2, 8), on_this_rank_alone)
+            plan = objective.plan_step(
+                empty, 1, Moment(step, 0), lambda number: Measured(torch.zeros(2, 8)), on_this_rank_alone
+            )
             threshold = objective.end_step(plan, output_of(plan.choices[0], torch.zeros(2, 8)))
             assert threshold is not None
             assert threshold.isnan() == (empty_step == 1)

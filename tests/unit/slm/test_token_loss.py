@@ -54,6 +54,7 @@ class Larger:
 
     cut: float
     forecast: LossesAbove | None = None
+    by_entropy: bool = False
     weights: Weights | None = None
 
     def __call__(self, losses: Tensor) -> Selected:
@@ -153,6 +154,62 @@ def test_every_method_gives_the_gradients_of_float64(
         logit_scale=logit_scale,
         tolerance=tolerance_of(dtype, method),
     )
+
+
+def entropies(hidden: Tensor, weight: Tensor, bias: Tensor | None, logit_scale: float) -> Tensor:
+    logits = hidden.double() @ weight.double().t()
+    logits = (logits if bias is None else logits + bias.double()) * logit_scale
+    return torch.distributions.Categorical(logits=logits).entropy()
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "logit_scale", "method", "dtype", "bias"), EVERY_PAIR, indirect=["chunk_rows"], ids=str
+)
+@pytest.mark.usefixtures("chunk_rows")
+def test_a_choice_by_entropy_gives_the_gradients_of_float64(
+    logit_scale: float, method: HeadMethod, dtype: torch.dtype, bias: bool
+) -> None:
+    hidden, weight, _, offset, _ = inputs(dtype, bias)
+    of_rows = entropies(hidden, weight, offset, logit_scale).detach()
+    cut = float(of_rows.sort().values[ROWS // 2 - 1 : ROWS // 2 + 1].mean())
+
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor, offset: Tensor | None, _: float
+    ) -> tuple[Tensor, Tensor]:
+        select = Larger(cut, LossesAbove(cut + 0.1, 0.3), by_entropy=True)
+        return selective_loss(
+            hidden, weight, targets, row_weight, select, offset, method=method, logit_scale=logit_scale
+        )
+
+    assert_parity(
+        loss,
+        lambda _: of_rows > cut,
+        dtype=dtype,
+        bias=bias,
+        logit_scale=logit_scale,
+        tolerance=tolerance_of(dtype, method),
+    )
+
+
+@pytest.mark.usefixtures("chunk_rows")
+def test_the_entropies_of_a_softmax_are_those_of_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where exponentials are 0 because logits are -inf or small, and in blocks of columns."""
+    monkeypatch.setattr(head_pass, "_COLUMNS", 7)
+    hidden, weight, targets, offset, _ = inputs()
+    assert offset is not None
+    with torch.no_grad():
+        weight *= torch.linspace(0.1, 30.0, VOCAB)[:, None]
+        offset[3] = float("-inf")
+        head = head_pass.HeadPass(hidden, weight, offset, targets, 1.0)
+        found = head.softmax(torch.arange(ROWS), entropies=True).measured(by_entropy=True)
+        log_p = (hidden.double() @ weight.double().t() + offset.double()).log_softmax(1)
+    expected = torch.special.entr(log_p.exp()).sum(1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert expected.min() < 0.01
+    hidden.data[2] = float("nan")
+    head = head_pass.HeadPass(hidden.detach(), weight.detach(), None, targets, 1.0)
+    found = head.softmax(torch.arange(ROWS), entropies=True).measured(by_entropy=True)
+    assert found.isnan().nonzero().flatten().tolist() == [2]
 
 
 @pytest.mark.parametrize(

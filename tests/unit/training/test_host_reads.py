@@ -23,6 +23,7 @@ from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
+from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Criterion
@@ -50,7 +51,15 @@ STEPS = 2
 CHUNK_ROWS = 4
 MICRO_STEPS = [1, 4]
 METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
-CRITERIA: list[Criterion] = ["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+CRITERIA: list[Criterion] = [
+    "excess",
+    "reference",
+    "entropy",
+    "reference_and_entropy",
+    "random",
+    "loss",
+    "student_entropy",
+]
 SCOPES: list[Scope] = ["batch", "sequence", "microbatch"]
 KEEP = KeepRatio(Decimal("0.6"))
 RULES = {
@@ -59,6 +68,10 @@ RULES = {
     "loss-running": SelectionRule(KEEP, "loss", mode="running"),
     "capped": SelectionRule(KEEP, max_ref_loss=4.5),
     "reference-alone": SelectionRule(KEEP, "reference", measure_rest=False),
+    "band": SelectionRule(KEEP, policy=Policy(skip_ratio=Decimal("0.2"))),
+    "stochastic": SelectionRule(KEEP, policy=Policy(temperature=0.5)),
+    "threshold": SelectionRule(KEEP, policy=Policy(threshold=-0.7)),
+    "threshold-reference": SelectionRule(KEEP, "reference", policy=Policy(threshold=-4.0)),
     "warming-up": SelectionRule(KeepRatio(Decimal("0.6"), warmup_tokens=1000)),
 }
 CASES = {
@@ -67,7 +80,7 @@ CASES = {
     for method in METHODS
     for micro_steps in MICRO_STEPS
     # A choice that does not wait for the losses has no use for a method.
-    if rule.criterion in ("excess", "loss") or method == "bracket"
+    if rule.criterion in ("excess", "loss", "student_entropy") or method == "bracket"
 }
 
 
@@ -93,6 +106,10 @@ class PlainEngine:
     def measure(self, tokens: Tensor, document_bounds: Tensor | None) -> Tensor:
         with torch.no_grad():
             return cast(Tensor, self.model(tokens, None, document_bounds))
+
+    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return cast(tuple[Tensor, Tensor], self.model(tokens, None, document_bounds, entropies=True))
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -170,6 +187,7 @@ def reads_of_steps(
     world: World,
     *,
     keeps_graphs: bool = False,
+    by_entropy: bool = False,
     spans: SpanRule | None = None,
 ) -> list[list[str]]:
     """Where each of the steps read the device."""
@@ -182,6 +200,7 @@ def reads_of_steps(
         domain_count=2,
         may_repeat_rows=True,
         keeps_graphs=keeps_graphs,
+        by_entropy=by_entropy,
         spans=spans,
     )
     batches = micro_batches(micro_steps)
@@ -207,10 +226,14 @@ def test_selective_training_reads_at_most_once_a_micro_step(
 ) -> None:
     model.lm.lm_head.settings = HeadSettings(method)
     start = state_at(0.0) if rule.mode == "running" else AT_START
-    whole = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
+    whole = reads_of_steps(
+        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
+    )
     assert all(len(places) <= micro_steps for places in whole), whole
     in_chunks(CHUNK_ROWS)
-    chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world)
+    chunked = reads_of_steps(
+        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
+    )
     assert chunked == whole
 
 
@@ -280,7 +303,7 @@ def test_rows_without_document_isolation_read_no_more(
     ("owner", "name", "calls"),
     [
         (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
-        (megaslm.slm.choice, "select_top", 1),
+        (megaslm.slm.choice, "select_ranks", 1),
         (megaslm.training.step, "selection_sums", 1),
         (SelectiveObjective, "end_step", 1),
     ],

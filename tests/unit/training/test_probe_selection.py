@@ -37,6 +37,34 @@ def test_the_largest_of_all_rows_are_kept(criterion: str) -> None:
     assert values[found].min() >= values[~found].max()
 
 
+@pytest.mark.parametrize("criterion", ["excess", "reference"])
+def test_each_policy_keeps_what_a_step_would(criterion: str) -> None:
+    ref_loss = ROWS.ref_loss
+    assert ref_loss is not None
+    values = LOSSES - ref_loss if criterion == "excess" else -ref_loss.astype(np.float32)
+    fixed = slm(criterion=criterion, policy="threshold", threshold=-1.0)
+    assert np.array_equal(kept(fixed), values >= -1.0)
+    assert 0 < kept(fixed).sum() < 16
+    assert ratio_at(fixed, 100) is None
+    # 4 of 16 are skipped, 8 follow.
+    band = kept(slm(criterion=criterion, policy="band", skip_ratio="0.25"))
+    assert band.sum() == 8
+    assert (values > values[band].max()).sum() <= 4
+    assert (values < values[band].min()).sum() <= 4
+    cold, warm = (kept(slm(criterion=criterion, policy="stochastic", temperature=one)) for one in (0.001, 100.0))
+    assert cold.sum() == warm.sum() == 8
+    assert values[cold].min() >= values[~cold].max()
+    assert not np.array_equal(cold, warm)
+
+
+def test_entropies_rank_where_the_criterion_is_theirs() -> None:
+    entropies = np.random.default_rng(1).random((2, 8), np.float32)
+    found = would_keep(slm(criterion="student_entropy"), ROWS, LOSSES, entropies, step=1, tokens_seen=100)
+    assert found is not None
+    assert found.sum() == 8
+    assert entropies[found].min() >= entropies[~found].max()
+
+
 def test_scope_sequence_ranks_each_row() -> None:
     assert kept(slm(scope="sequence")).sum(axis=1).tolist() == [4, 4]
 
