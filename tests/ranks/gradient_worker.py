@@ -138,7 +138,8 @@ def cases_of(engine: int) -> Iterator[Case]:
         yield Case(scope, micro_steps, tied, criterion=criterion, method=method, weight=weight)
     for number, weight in enumerate(WEIGHTS):
         criterion = tuple(EXPECTED_CUT)[(number + engine) % len(EXPECTED_CUT)]
-        yield Case("batch", micro_steps, tied, criterion, "running", METHODS[(number + engine) % 3], weight=weight)
+        method = METHODS[(number + engine) % 3]
+        yield Case("batch", micro_steps, tied, criterion=criterion, mode="running", method=method, weight=weight)
         if micro_steps > 1:
             yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, weight=weight)
 
