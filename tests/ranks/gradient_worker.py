@@ -352,8 +352,8 @@ def groups(case: Case, world_size: int) -> list[tuple[list[int], Decimal]]:
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A row's losses, the entropies of the predictions, and the logits, the largest first; each document run through the
-    model by itself."""
+    """A row's losses, the entropies of its predictions, and the logits, the largest first. Each document is run by
+    itself."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
     losses, entropies, top_logits = [], [], []
