@@ -163,6 +163,7 @@ class Above:
     weights: Weights | None
     cut: float = CUT
     share: float = 0.5
+    by_entropy: bool = False
 
     @property
     def forecast(self) -> "Above":
