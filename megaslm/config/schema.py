@@ -265,10 +265,13 @@ class SlmSection(Section):
     """The share k of targets to train on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls linearly from 1 to `keep_ratio`."""
-    criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
+    criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss"] = (
+        "excess"
+    )
     """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
-    intersection of these two. Controls are random, and loss: the model's own."""
+    intersection of these two. selected: the dataset's own mask selects, whatever keep_ratio. Controls are random, and
+    loss: the model's own."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
@@ -315,10 +318,10 @@ class SlmSection(Section):
 
     @model_validator(mode="after")
     def _granularity_fits(self) -> "SlmSection":
-        if self.granularity != "token" and self.criterion == "random":
+        if self.granularity != "token" and self.criterion in ("random", "selected"):
             raise ValueError(
-                f"granularity {self.granularity} has no meaning under criterion random; use granularity token, or "
-                "another criterion"
+                f"granularity {self.granularity} has no meaning under criterion {self.criterion}; use granularity "
+                "token, or another criterion"
             )
         return self
 

@@ -257,6 +257,10 @@ class SelectiveObjective:
             NonFiniteCriterion: a target cannot be ranked.
         """
         ratio = self._rule.keep_ratio.at(moment.tokens)
+        if self._rule.criterion == "selected":
+            mask = targets.needed_selected()
+            step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
+            return step.by_mask(mask)
         if ratio == 1 and self._rule.max_ref_loss is None:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
         step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)

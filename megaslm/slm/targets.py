@@ -9,7 +9,7 @@ from torch import Tensor
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
-Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"]
+Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss"]
 StaticCriterion = Literal["reference", "entropy", "random"]
 LossCriterion = Literal["excess", "loss"]
 
@@ -19,8 +19,8 @@ class Targets:
     """The targets of R rows, those of a step or of a micro-batch; or the same targets in groups of n.
 
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
-    nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
-    before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
+    nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
+    run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
     by its own value.
     """
 
@@ -67,6 +67,16 @@ class Targets:
         if self.ref_loss is None:
             raise ValueError("this selection needs the reference's losses of every micro-batch")
         return self.ref_loss
+
+    def needed_selected(self) -> Tensor:
+        """The dataset's own selection.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.selected is None:
+            raise ValueError("this selection needs the mask of every micro-batch")
+        return self.selected
 
     def needed_ref_entropy(self) -> Tensor:
         """The entropies of the reference's predictions.

@@ -95,10 +95,10 @@ class MicroBatch:
     `domain`: (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats; None if the dataset is not scored.
     `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats; None if the dataset has none. `selected`: (B, L) bool,
     the targets that the dataset's mask selects; None if it has no mask. `target_mask`: (B, L) bool, false at targets
-    that the dataset excludes; None if it excludes none. `weight`: (B, L) float32, finite, 0 at invalid targets; None if
-    the dataset has no weights. `document_bounds`: (documents + 1,) int32, the
+    that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
     first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
-    found on the host: a GPU could tell their number only by making the host wait.
+    found on the host: a GPU could tell their number only by making the host wait. `weight`: (B, L) float32; None if
+    the dataset has none.
     """
 
     tokens: Tensor
@@ -109,8 +109,8 @@ class MicroBatch:
     ref_entropy: Tensor | None = None
     selected: Tensor | None = None
     target_mask: Tensor | None = None
-    weight: Tensor | None = None
     document_bounds: Tensor | None = None
+    weight: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
