@@ -26,9 +26,11 @@ CANONICAL_NODES = 64
 SHARD_BYTES = 8 * 2**20
 FULL, QUICK = 4096, 128
 FEWEST_TOKENS_A_SECOND = 2.5e6
+MOST_FOR_ATTACHED = 1.02
 CASES = {
     "tokens only": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=SHARD_BYTES),
     "with ref_loss": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES),
+    "with weight": RowFormat(SEQ_LEN, VOCAB_SIZE, weighted=True, shard_bytes=SHARD_BYTES),
     "with ref_loss, zstd": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES, compression="zstd"),
 }
 
@@ -41,13 +43,16 @@ class Content:
     """(rows, SEQ_LEN + 1) uint16."""
     losses: np.ndarray
     """(rows, SEQ_LEN) float16."""
+    weights: np.ndarray
+    """(rows, SEQ_LEN) float32."""
 
     @classmethod
     def drawn(cls, rows: int) -> "Content":
         generator = np.random.default_rng(0)
         # Few tokens are frequent and most are rare, as in text, or zstd would find nothing.
         tokens = np.minimum(generator.zipf(1.2, (rows, SEQ_LEN + 1)), VOCAB_SIZE - 1).astype(np.uint16)
-        return cls(tokens, generator.gamma(1.0, 2.0, (rows, SEQ_LEN)).astype(np.float16))
+        losses = generator.gamma(1.0, 2.0, (rows, SEQ_LEN)).astype(np.float16)
+        return cls(tokens, losses, generator.random((rows, SEQ_LEN), np.float32))
 
     @property
     def rows(self) -> int:
@@ -55,7 +60,8 @@ class Content:
 
     def write(self, folder: Path, row_format: RowFormat) -> MixtureStream:
         with part_writer(folder / "part-00000", row_format) as writer:
-            writer.write(self.tokens, 0, self.losses if row_format.scored else None)
+            losses, weights = self.losses if row_format.scored else None, self.weights if row_format.weighted else None
+            writer.write(self.tokens, 0, losses, weight=weights)
         merge_index(folder, [writer.part])
         return MixtureStream(folder, remote=None, rows=self.rows, domain=0, proportion=None)
 
@@ -69,12 +75,14 @@ class Plain(StreamingDataset):
 
 def collate(rows: list[Mapping[str, np.ndarray | int]]) -> MicroBatch:
     losses = np.stack([row["ref_loss"] for row in rows]).astype(np.float32) if "ref_loss" in rows[0] else None
+    weights = np.stack([row["weight"] for row in rows]) if "weight" in rows[0] else None
     return MicroBatch(
         tokens=torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64)),
         rows=torch.tensor([int(row["row"]) for row in rows]),
         domain=torch.tensor([int(row["domain"]) for row in rows]),
         ref_loss=None if losses is None else torch.from_numpy(losses),
         visit=0,
+        weight=None if weights is None else torch.from_numpy(weights),
     )
 
 
@@ -101,6 +109,8 @@ def conversions(content: Content, row_format: RowFormat) -> Callable[[], None]:
             torch.from_numpy(content.tokens[numbers].astype(np.int64))
             if row_format.scored:
                 torch.from_numpy(content.losses[numbers].astype(np.float32))
+            if row_format.weighted:
+                torch.from_numpy(content.weights[numbers])
 
     return run
 
@@ -124,16 +134,19 @@ def main() -> None:
     tokens = content.rows * SEQ_LEN
     rows: list[dict[str, str | float | int]] = []
     bars: list[Bar] = []
+    epochs: dict[str, Callable[[], None]] = {}
+    repetitions = 3 if chosen.quick else 11
     with tempfile.TemporaryDirectory() as folder:
         for case, row_format in CASES.items():
             stream = content.write(Path(folder) / case, row_format)
             training = open_training(stream)
+            epochs[case] = training_epochs(training, stream)
             alternatives = {
-                "the training stream": training_epochs(training, stream),
+                "the training stream": epochs[case],
                 "plain streaming": plain_epochs(stream),
                 "conversions alone": conversions(content, row_format),
             }
-            times = in_turns(alternatives, repetitions=3 if chosen.quick else 11)
+            times = in_turns(alternatives, repetitions=repetitions)
             rows += [row_of(case, name, taken, times["plain streaming"], tokens) for name, taken in times.items()]
             rate = tokens / times["the training stream"].median / 1e6
             bars.append(Bar(f"{case}: M tokens/s", rate, FEWEST_TOKENS_A_SECOND / 1e6, "higher"))
@@ -147,6 +160,9 @@ def main() -> None:
                     "from – to": "",
                 }
             )
+        columns = in_turns({case: epochs[case] for case in ("with ref_loss", "with weight")}, repetitions=repetitions)
+        attached = columns["with weight"].over(columns["with ref_loss"])
+        bars.append(Bar("with weight: time, to ref_loss", attached, MOST_FOR_ATTACHED))
     report(
         f"How fast does one process read rows of {SEQ_LEN:,} tokens? {content.rows:,} rows, shuffled, micro-batches of "
         f"{BATCH_ROWS}, int64 tokens and float32 losses, processor time",

@@ -30,7 +30,7 @@ from megaslm.doctor_cli import doctor
 from megaslm.dynamics_cli import dynamics
 from megaslm.errors import INTERRUPTED, ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
-from megaslm.jobs_cli import mask, prepare, score
+from megaslm.jobs_cli import attach, mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
 from megaslm.plan_cli import plan
 from megaslm.report_cli import report
@@ -130,6 +130,7 @@ def init(
 app.command()(prepare)
 app.command()(score)
 app.command()(mask)
+app.command()(attach)
 app.command()(plan)
 
 

@@ -1,4 +1,4 @@
-"""`megaslm prepare`, `score` and `mask`: make a dataset of text, of another dataset, or of a scored one."""
+"""`megaslm prepare`, `score`, `mask` and `attach`: make a dataset of text, or of another dataset."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -260,6 +260,58 @@ def mask(
     task = MaskRequest(dataset, output, rule, workers=workers, working=work, cache=cache)
     with console:
         manifest = mask_dataset(task, console)
+    _say_dataset(output, manifest.model_dump(mode="json"), json_file)
+
+
+def attach(
+    dataset: Annotated[str, typer.Argument(help="The dataset: a folder or a URL.")],
+    column: Annotated[Path, typer.Argument(help="The column, a parquet file (docs/data.md).")],
+    name: Annotated[
+        Literal["target_mask", "selected", "weight"],
+        typer.Option(
+            "--as",
+            help="What the column is: which targets are trained on at all, which are selected (bool), or their weights "
+            "(float32).",
+        ),
+    ],
+    output: Annotated[
+        str | None, typer.Option("--out", help="The dataset to write: a folder or a URL; by default DATASET-NAME.")
+    ] = None,
+    default: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE",
+            help="The value of targets that the column does not name; by default true for target_mask, false for "
+            "selected, 1 for weight.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; by default one per core.")] = None,
+    work: Work = None,
+    cache: Cache = Path("~/.cache/megaslm"),
+    json_file: JsonFile = None,
+) -> None:
+    """Put a mask or a weight of one's own beside the tokens of a dataset.
+
+    All lines of the column are checked before anything is written. The rows stay as they are. An interrupted job
+    resumes when the command is run again.
+    """
+    from megaslm.config.section import without_credentials
+
+    output = f"{dataset.rstrip('/')}-{name}" if output is None else output
+    console = _begin("attach", f"{without_credentials(dataset)}, {name} of {column} → {without_credentials(output)}")
+
+    from megaslm.launch.inputs import look_at_attaching
+
+    given = {"dataset": dataset, "output": output, "name": name}
+    refuse_early(lambda findings: look_at_attaching(findings, given))
+
+    from megaslm.scoring.attach_job import AttachRequest, default_of
+    from megaslm.scoring.attach_job import attach as attach_column
+
+    value = default_of(name, default)
+    task = AttachRequest(dataset, column, name, output, value, workers=workers, working=work, cache=cache)
+    with console:
+        manifest = attach_column(task, console)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 

@@ -7,7 +7,15 @@ import numpy as np
 
 from megaslm.dataset.folder import tokenizer_files
 from megaslm.dataset.index import merge_index
-from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part, Reference, write_manifest
+from megaslm.dataset.manifest import (
+    TOKENIZER,
+    AttachedColumn,
+    DomainSplit,
+    Manifest,
+    Part,
+    Reference,
+    write_manifest,
+)
 from megaslm.dataset.rows import pack_mask
 from megaslm.dataset.shards import RowFormat, part_name, part_writer
 from megaslm.inspect.verify import verify
@@ -22,6 +30,7 @@ FORMATS = {
     "scored": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, entropy=True, shard_bytes=1200),
     "masked": RowFormat(SEQ_LEN, VOCAB_SIZE, masked=True, shard_bytes=700),
     "target mask": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, target_mask=True, shard_bytes=1200),
+    "weighted": RowFormat(SEQ_LEN, VOCAB_SIZE, weighted=True, shard_bytes=1200),
     "compressed": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=900, compression="zstd"),
 }
 
@@ -41,7 +50,7 @@ def make(
     """Two domains of two parts; the rest changes part 1 of domain `b`, and nothing else knows.
 
     A mask selects what has a loss; `more_bits` come into the last byte of row 7. A target mask excludes every third
-    target; `spoil_mask` is given the tokens and it.
+    target; `spoil_mask` is given the tokens and it. A weight equals the loss.
     """
     generator = np.random.default_rng(0)
     splits: dict[str, DomainSplit] = {}
@@ -76,6 +85,7 @@ def make(
                     entropies,
                     bits if row_format.masked else None,
                     target_mask,
+                    losses.astype(np.float32) if row_format.weighted else None,
                 )
             parts.append(writer.part)
         rows = merge_index(dataset / "train" / name, parts)
@@ -86,12 +96,13 @@ def make(
         weights_sha256="", name="", precision="fp32", document_isolation=True, window=SEQ_LEN, stride=SEQ_LEN,
         batch_rows=8, dataset_sha256="", entropy=row_format.entropy,
     )  # fmt: skip
+    column = AttachedColumn(file="c.parquet", sha256="", addressed_by="row", lines=0, targets=0, default=1.0)
     manifest = Manifest(
         kind=kind_of(row_format), name="n", megaslm_version="0", recipe_sha256="",
         seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, tokenizer_sha256=facts.sha256,
         tokenizer_files=tokenizer_files(dataset / TOKENIZER), eos_id=EOS_ID, bos_id=None, domains=("a", "b"),
         target_mask=row_format.target_mask, licences={}, splits={"train": splits}, sources=(),
-        reference=reference if row_format.scored else None,
+        reference=reference if row_format.scored else None, columns={"weight": column} if row_format.weighted else {},
     )  # fmt: skip
     write_manifest(dataset, manifest)
 

@@ -266,12 +266,12 @@ class SlmSection(PolicySettings):
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls linearly from 1 to `keep_ratio`: the shortest schedule."""
     criterion: Literal[
-        "excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"
+        "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
     ] = "excess"
     """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
-    intersection of these two. loss, student_entropy: the model's own loss, or the entropy of its prediction. random is
-    a control."""
+    intersection of these two. selected: the dataset's own mask selects, whatever keep_ratio. loss, student_entropy: the
+    model's own loss, or the entropy of its prediction. random is a control."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"

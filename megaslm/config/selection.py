@@ -54,10 +54,10 @@ class PolicySettings(Section):
 
 def selection_problem(slm: "SlmSection") -> str | None:
     """Why settings of a selection do not go together; None where they do."""
-    if slm.granularity != "token" and slm.criterion == "random":
+    if slm.granularity != "token" and slm.criterion in ("random", "selected"):
         return (
-            f"granularity {slm.granularity} has no meaning under criterion random; use granularity token, or another "
-            "criterion"
+            f"granularity {slm.granularity} has no meaning under criterion {slm.criterion}; use granularity token, or "
+            "another criterion"
         )
     if slm.mode == "running" and slm.criterion == "student_entropy":
         return "mode running has the threshold of losses; found criterion student_entropy: use mode exact"
@@ -106,7 +106,7 @@ def _policy_problem(slm: "SlmSection") -> str | None:
         return f"policy threshold needs a threshold, and no other policy has one; found {found} under policy {policy}"
     if policy == "top":
         return None
-    if slm.criterion in ("random", "reference_and_entropy"):
+    if slm.criterion in ("random", "reference_and_entropy", "selected"):
         return f"policy {policy} has no meaning under criterion {slm.criterion}; use policy top, or another criterion"
     if slm.mode == "running":
         return f"mode running has the threshold of a top; found policy {policy}: use mode exact"
@@ -133,6 +133,6 @@ def _policy_problem(slm: "SlmSection") -> str | None:
 
 
 def _weight_problem(slm: "SlmSection") -> str | None:
-    may_leave_out = slm.max_ref_loss is not None or slm.has_fixed_threshold or bool(slm.keep_ratio_of_domains)
-    keeps_all = slm.keep_ratio == 1 and not may_leave_out
+    may_leave_out = slm.max_ref_loss is not None or slm.has_fixed_threshold or slm.criterion == "selected"
+    keeps_all = slm.keep_ratio == 1 and not may_leave_out and not slm.keep_ratio_of_domains
     return slm.weight.misfit(slm.criterion, slm.granularity, keeps_all=keeps_all)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
-from megaslm.dataset.manifest import Manifest, Mask, Reference
+from megaslm.dataset.manifest import AttachedName, Manifest, Mask, Reference
 from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError
 
@@ -124,14 +124,22 @@ def require_named_domains(config: RunConfig, domains: Sequence[str]) -> None:
         )
 
 
+def selects_by_column(config: RunConfig) -> bool:
+    """Whether the run trains on what the datasets' own masks select."""
+    return config.train.objective == "slm" and config.slm.criterion == "selected"
+
+
 def require_reference(manifest: Manifest, place: str, *, needs_entropy: bool) -> Reference:
     """The reference whose losses the dataset at `place` holds. Raises DataError where it is not scored, or lacks the
     entropies that the run needs."""
     found = manifest.reference
     if manifest.kind != "scored" or found is None:
-        raise DataError(
-            f"{place} holds no ref_loss (kind {manifest.kind!r}); run `megaslm score` on it for train.objective slm"
+        remedy = (
+            "set slm.criterion selected, which trains on its mask"
+            if manifest.kind == "masked"
+            else "run `megaslm score` on it for train.objective slm"
         )
+        raise DataError(f"{place} holds no ref_loss (kind {manifest.kind!r}); {remedy}")
     if needs_entropy and not found.entropy:
         raise DataError(
             f"{place} holds no ref_entropy, which slm.criterion needs; run `megaslm score --entropy` into "
@@ -175,4 +183,34 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
         raise DataError(
             f"{place} is masked for {of_mask}; the run has {of_run}: change the run, make another mask with "
             "`megaslm mask`, or train on the scored dataset"
+        )
+
+
+def require_attachable(manifest: Manifest, place: str, name: AttachedName) -> None:
+    """Raises DataError where the dataset at `place` has the column `name` already, or has other columns that were made
+    without it."""
+    attached = manifest.columns.get(name)
+    if attached is not None:
+        raise DataError(
+            f"{place} has {name} already, attached from {attached.file} (SHA-256 {attached.sha256[:12]}); attach to "
+            "the dataset without it"
+        )
+    if name == "target_mask" and manifest.target_mask:
+        raise DataError(
+            f"{place} has a target_mask already, of its conversations; attach selected or weight, or prepare the text "
+            "without chat_format"
+        )
+    if name != "weight" and manifest.kind != "tokens":
+        raise DataError(
+            f"{place} is of kind {manifest.kind!r}; {name} is attached to the dataset of tokens that it was made from: "
+            "name that one"
+        )
+
+
+def require_selected(manifest: Manifest, place: str) -> None:
+    """Raises DataError where the dataset at `place` lacks `selected`, which slm.criterion selected trains on."""
+    if manifest.kind != "masked":
+        raise DataError(
+            f"{place} holds no mask (kind {manifest.kind!r}), which slm.criterion selected needs; run `megaslm attach "
+            "--as selected`, or set another criterion"
         )

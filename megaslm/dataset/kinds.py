@@ -11,7 +11,7 @@ from megaslm.errors import DataError
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
 _OF_DATASETS = ("train", "heldout", "tokenizer")
-_OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".derived", ".upload.json")
+_OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".attach", ".derived", ".upload.json")
 # The second one is in the manifests that another program has written anew.
 _OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
 _OF_WEIGHTS = ("*.safetensors", "*.bin")

@@ -55,6 +55,8 @@ class Part(_Record):
     """Hash of the column `selected`, row after row."""
     target_mask_sha256: str | None = None
     """Hash of the column `target_mask`, row after row."""
+    weight_sha256: str | None = None
+    """Hash of the column `weight`, row after row, as little-endian float32."""
     index_sha256: str
     """Hash of its index.json, which holds a checksum of each shard."""
     bytes: int
@@ -159,13 +161,34 @@ class Mask(_Record):
     """The set in which a target was ranked: its row."""
 
 
+AttachedName = Literal["target_mask", "selected", "weight"]
+"""The columns that `megaslm attach` can put beside the tokens."""
+
+
+class AttachedColumn(_Record):
+    """A column that `megaslm attach` took from a file."""
+
+    file: str
+    """The file's name."""
+    sha256: str
+    """Hash of the file."""
+    addressed_by: Literal["row", "document"]
+    """What the lines of the file name: targets of a row, or tokens of a document."""
+    lines: int
+    """Lines of the file. Each of them is in the column."""
+    targets: int
+    """Valid targets that the lines covered when it was attached."""
+    default: bool | float
+    """The value of the other valid targets."""
+
+
 class Manifest(_Record):
     """A finished dataset."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
     """Version of this file's format."""
     kind: Literal["tokens", "scored", "masked"]
-    """Scored datasets have `ref_loss` beside the tokens, masked ones one bit per target."""
+    """Scored datasets have `ref_loss` beside the tokens, masked ones one bit per target, `selected`."""
     name: str
     """Name of the corpus."""
     megaslm_version: str
@@ -189,7 +212,8 @@ class Manifest(_Record):
     """The tokenizer's BOS id. `packing.bos` says where rows have it."""
     packing: Packing = Packing()
     target_mask: bool = False
-    """Whether rows have the column `target_mask`: conversations exclude prompts and outputs of tools."""
+    """Whether rows have the column `target_mask`: conversations exclude prompts and outputs of tools, and a mask may be
+    attached."""
     domains: tuple[DomainName, ...]
     """Names, which are also folders. A domain's index here is its number in the column `domain`."""
     licences: dict[str, str]
@@ -212,7 +236,9 @@ class Manifest(_Record):
     reference: Reference | None = None
     """The reference of a scored dataset, or of a masked dataset made from one."""
     mask: Mask | None = None
-    """The rule of a masked dataset."""
+    """The rule of a masked dataset; null where its mask is attached."""
+    columns: dict[AttachedName, AttachedColumn] = {}
+    """The attached columns, by name."""
 
     def ids_fingerprint(self, other: "Manifest") -> str:
         """A fingerprint that is equal for both datasets if ids mean the same in both, as far as both record it."""

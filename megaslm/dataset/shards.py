@@ -36,6 +36,8 @@ class RowFormat:
     """Whether scored rows carry `ref_entropy` too."""
     masked: bool = False
     """Whether rows carry `selected` instead of the losses it was made of."""
+    weighted: bool = False
+    """Whether rows carry `weight`."""
     target_mask: bool = False
     """Whether rows carry `target_mask`, the targets that the text itself excludes or not."""
     shard_bytes: int = 64 * 2**20
@@ -60,6 +62,7 @@ class RowFormat:
             scored=scored,
             entropy=entropy,
             masked=masked,
+            weighted="weight" in manifest.columns,
             target_mask=manifest.target_mask,
         )
 
@@ -80,6 +83,8 @@ class RowFormat:
             columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
         if self.masked:
             columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
+        if self.weighted:
+            columns["weight"] = f"ndarray:float32:{self.seq_len}"
         return columns
 
     @property
@@ -125,6 +130,7 @@ class PartWriter:
         ref_entropy: NDArray[np.float16] | None = None,
         selected: NDArray[np.uint8] | None = None,
         target_mask: NDArray[np.uint8] | None = None,
+        weight: NDArray[np.float32] | None = None,
     ) -> None:
         """Append rows of one domain.
 
@@ -135,6 +141,7 @@ class PartWriter:
             ref_entropy: likewise; only where the format has entropy.
             selected: (n, bytes) uint8 of `pack_mask`; only where rows are masked.
             target_mask: (n, seq_len) uint8, 1 where a target is valid and 0 elsewhere; only where the format has it.
+            weight: (n, seq_len) float32, finite, 0 where a target is not valid; only where rows are weighted.
 
         Raises:
             DataError: a wrong shape or type, a missing column or one that the format lacks, or a value out of range.
@@ -144,12 +151,14 @@ class PartWriter:
         self._check_nats("ref_entropy", ref_entropy, len(tokens))
         self._check_form("selected", selected, (len(tokens), mask_bytes(self._format.seq_len)), np.dtype(np.uint8))
         self._check_form("target_mask", target_mask, (len(tokens), self._format.seq_len), np.dtype(np.uint8))
+        self._check_form("weight", weight, (len(tokens), self._format.seq_len), np.dtype(np.float32))
         columns = {
             "tokens": tokens,
             "target_mask": target_mask,
             "ref_loss": ref_loss,
             "ref_entropy": ref_entropy,
             "selected": selected,
+            "weight": weight,
         }
         given = {name: values for name, values in columns.items() if values is not None}
         for name, values in given.items():
@@ -173,6 +182,7 @@ class PartWriter:
             ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
             ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
             selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,
+            weight_sha256=self._hashes["weight"].hexdigest() if self._format.weighted else None,
             index_sha256=hashlib.sha256(index).hexdigest(),
             bytes=parse_index(self._folder, index).stored_bytes,
         )

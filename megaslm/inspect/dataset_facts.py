@@ -157,6 +157,8 @@ class ShareFacts:
     """The share of sampled rows' targets that the target mask leaves; None if the dataset has none."""
     selected_share: float | None
     """The share of sampled rows' targets that the mask selects; None if the dataset is not masked."""
+    mean_weight: float | None
+    """The mean weight of sampled rows' targets; None if the dataset has no weights."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ def _share_facts(
         scores=None if its_scores is None else score_facts(dataset, manifest, its_scores),
         selected_share=_selected_share(dataset, manifest, split, domain) if manifest.kind == "masked" else None,
         trained_share=_trained_share(dataset, manifest, split, domain) if manifest.target_mask else None,
+        mean_weight=_mean_weight(dataset, manifest, split, domain) if "weight" in manifest.columns else None,
     )
 
 
@@ -266,6 +269,17 @@ def _trained_share(dataset: Path, manifest: Manifest, split: Split, domain: str)
         trained += int(valid_targets(row["tokens"], manifest.eos_id, row["target_mask"]).sum())
         targets += int(valid_targets(row["tokens"], manifest.eos_id).sum())
     return trained / max(1, targets)
+
+
+def _mean_weight(dataset: Path, manifest: Manifest, split: Split, domain: str) -> float:
+    reader = RowReader(dataset, split, domain)
+    total, targets = 0.0, 0
+    for number in _sampled(reader):
+        row = reader[number]
+        # The weight of what is no target is 0.
+        total += float(cast(NDArray[np.float32], row["weight"]).sum(dtype=np.float64))
+        targets += int(valid_targets(row["tokens"], manifest.eos_id, row.get("target_mask")).sum())
+    return total / max(1, targets)
 
 
 def _sampled(reader: RowReader) -> list[int]:

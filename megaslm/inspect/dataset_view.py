@@ -151,7 +151,7 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
         f"{packing.overlap_tokens or 'no'} token shared by neighbours · padded with {packing.padding} · "
         f"special tokens {packing.special_tokens_in_text}",
     )
-    if manifest.target_mask:
+    if manifest.target_mask and "target_mask" not in manifest.columns:
         yield "target mask", "prompts and outputs of tools are context, and no targets"
     if manifest.reference is not None:
         reference = manifest.reference
@@ -167,6 +167,12 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
         mask = manifest.mask
         cap = "" if mask.max_ref_loss is None else f" · none above {mask.max_ref_loss:g} nats"
         yield "mask", f"slm.criterion {mask.criterion} · keep_ratio {mask.keep_ratio} · scope {mask.scope}{cap}"
+    for name, column in manifest.columns.items():
+        yield (
+            name,
+            f"attached from {column.file} · SHA-256 {column.sha256[:_HASH_DIGITS]} · {counted(column.lines, 'line')} "
+            f"by {column.addressed_by} for {counted(column.targets, 'target')} · {_value(column.default)} elsewhere",
+        )
     licences = dict.fromkeys(manifest.licences.values())
     yield (
         "licences",
@@ -183,6 +189,10 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "written by", f"MegaSLM {manifest.megaslm_version} · manifest version {manifest.schema_version}"
 
 
+def _value(default: bool | float) -> str:
+    return str(default).lower() if isinstance(default, bool) else f"{default:g}"
+
+
 def _shares(facts: DatasetFacts) -> Table:
     table = _table(
         "rows",
@@ -194,7 +204,8 @@ def _shares(facts: DatasetFacts) -> Table:
         "bytes\nper target",
         "padding",
         *(("trained",) if facts.manifest.target_mask else ()),
-        *(("selected",) if facts.manifest.mask is not None else ()),
+        *(("selected",) if facts.manifest.kind == "masked" else ()),
+        *(("mean\nweight",) if "weight" in facts.manifest.columns else ()),
     )
     for place, share in _places(facts):
         table.add_row(
@@ -209,6 +220,7 @@ def _shares(facts: DatasetFacts) -> Table:
             f"{share.padding_share:.2%}",
             *(() if share.trained_share is None else (f"{share.trained_share:.2%}",)),
             *(() if share.selected_share is None else (f"{share.selected_share:.2%}",)),
+            *(() if share.mean_weight is None else (f"{share.mean_weight:.4g}",)),
         )
     return table
 

@@ -18,7 +18,7 @@ from megaslm.errors import CorruptData
 from megaslm.files import UNFINISHED
 from megaslm.slm.valid_targets import valid_targets
 
-_OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask")
+_OF_AN_INTERRUPTED_RUN = (UNFINISHED, ".prepare", ".score", ".mask", ".attach")
 _CHUNK_BYTES = 2**20
 """Rows are checked in chunks of this size, which stay in a core's cache from one check to the next."""
 _LARGEST_FLOAT16 = 0x7BFF
@@ -108,7 +108,9 @@ class RowCheck:
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Compare the hashes of all rows of the part, stored at `path`, with its record."""
-        recorded = {name: getattr(part, f"{name}_sha256") for name in ("tokens", "target_mask", *_NATS, "selected")}
+        recorded = {
+            name: getattr(part, f"{name}_sha256") for name in ("tokens", "target_mask", *_NATS, "selected", "weight")
+        }
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
             if found.get(name) != expected:
@@ -140,6 +142,10 @@ class RowCheck:
                 yield from _nats_faults(name, columns[name], valid)
         if "selected" in columns:
             yield from _bits_faults(columns["selected"], valid)
+        if "weight" in columns:
+            weight = columns["weight"]
+            yield from _Fault.at("weight", weight, ~np.isfinite(weight), "a finite number")
+            yield from _Fault.at("weight without a target", weight, (weight != 0) & ~valid, "0")
 
     def _bos_faults(self, tokens: NDArray[np.unsignedinteger]) -> Iterator["_Fault"]:
         """The faults of rows (n, seq_len + 1) that lack BOS in its places, or have it elsewhere."""

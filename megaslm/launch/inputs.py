@@ -27,11 +27,14 @@ from megaslm.dataset.fit import (
     ReadDataset,
     heldout_domains,
     reads_reference,
+    require_attachable,
     require_losses_to_mask,
     require_reference,
     require_rule,
+    require_selected,
     require_targets_of,
     require_weights,
+    selects_by_column,
     training_domains,
 )
 from megaslm.dataset.kinds import Kind, kind_of, require_output
@@ -106,6 +109,15 @@ def look_at_masking(findings: Findings, options: Mapping[str, Any]) -> None:
     manifest = _manifest(findings, "the dataset", place)
     if manifest is not None:
         findings.ask(lambda: require_losses_to_mask(manifest, place, options["criterion"]))
+    look_at_output(findings, options["output"])
+
+
+def look_at_attaching(findings: Findings, options: Mapping[str, Any]) -> None:
+    """Looks at the dataset and the output of `attach`."""
+    place, name = options["dataset"], options["name"]
+    manifest = _manifest(findings, "the dataset", place)
+    if manifest is not None:
+        findings.ask(lambda: require_attachable(manifest, place, name))
     look_at_output(findings, options["output"])
 
 
@@ -210,6 +222,8 @@ def _training_dataset(
             findings.ask(lambda: require_rule(mask, place, slm), prefix=named)
         else:
             findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy), prefix=named)
+    if selects_by_column(config):
+        findings.ask(lambda: require_selected(manifest, place), prefix=named)
     return ReadDataset(setting, manifest, domains or ())
 
 

@@ -162,21 +162,28 @@ class Derivation(Generic[Outcome]):
             )
         return [(item, outcome) for item, outcome in noted if outcome is not None]
 
-    def assemble(self, outcomes: Sequence[tuple[SourcePart, Outcome]], beside: Mapping[str, str]) -> Manifest:
+    def assemble(
+        self,
+        outcomes: Sequence[tuple[SourcePart, Outcome]],
+        beside: Mapping[str, str],
+        described: Manifest | None = None,
+    ) -> Manifest:
         """Join the parts and finish the dataset.
 
         `outcomes` are those of all parts. `beside` maps the names of the files beside the rows to their content.
+        `described` is the manifest of the same plan with counts that were not known at the start; None: as it was.
         """
+        described = described or self._described
         made = {item.name: outcome.part for item, outcome in outcomes}
         splits: dict[Split, dict[str, DomainSplit]] = {}
-        for split, domains in self._described.splits.items():
+        for split, domains in described.splits.items():
             for domain, share in domains.items():
                 parts = tuple(made[SourcePart(split, domain, part).name] for part in share.parts)
                 splits.setdefault(split, {})[domain] = share.model_copy(update={"parts": parts})
         shutil.copytree(self.source.path / TOKENIZER, self.working / TOKENIZER, dirs_exist_ok=True)
         for name, content in beside.items():
             write_file(self.working / name, content)
-        manifest = self._described.model_copy(update={"splits": splits, "megaslm_version": __version__})
+        manifest = described.model_copy(update={"splits": splits, "megaslm_version": __version__})
         self._output.finish(manifest)
         self.tidy_up()
         return manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from megaslm.config.section import Split
-from megaslm.dataset.manifest import Manifest, Mask, Part, Reference
+from megaslm.dataset.manifest import AttachedColumn, AttachedName, Manifest, Mask, Part, Reference
 from megaslm.errors import DataError
 
 
@@ -18,6 +18,8 @@ class SourcePart:
     split: Split
     domain: str
     part: Part
+    mask_is_attached: bool = False
+    """Whether the derived dataset has an attached `target_mask`, which the part itself may lack."""
 
     @property
     def name(self) -> str:
@@ -31,14 +33,16 @@ class SourcePart:
 
     def has_rows_of(self, other: Part) -> bool:
         """Whether `other` holds the same rows of tokens."""
-        return (self.part.rows, self.part.hashes) == (other.rows, other.hashes)
+        hashes = other.hashes[: len(self.part.hashes)] if self.mask_is_attached else other.hashes
+        return (self.part.rows, self.part.hashes) == (other.rows, hashes)
 
 
 def source_parts(manifest: Manifest) -> Iterator[SourcePart]:
     """All parts of a dataset, in the order of their rows."""
+    mask_is_attached = "target_mask" in manifest.columns
     for split, domains in manifest.splits.items():
         for domain, share in domains.items():
-            yield from (SourcePart(split, domain, part) for part in share.parts)
+            yield from (SourcePart(split, domain, part, mask_is_attached) for part in share.parts)
 
 
 class DerivationPlan(BaseModel):
@@ -56,6 +60,9 @@ class DerivationPlan(BaseModel):
     reference: Reference | None
     """The reference without its name, which is only for people, and without the fingerprint of its rows."""
     mask: Mask | None
+    columns: dict[AttachedName, AttachedColumn] = {}
+    """The attached columns without their file's name, which is only for people, and without their counts of targets,
+    which are known at the end."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DerivationPlan":
@@ -70,6 +77,9 @@ class DerivationPlan(BaseModel):
             domains={domain: number for number, domain in enumerate(manifest.domains)},
             reference=None if reference is None else reference.model_copy(update={"name": "", "dataset_sha256": ""}),
             mask=manifest.mask,
+            columns={
+                name: column.model_copy(update={"file": "", "targets": 0}) for name, column in manifest.columns.items()
+            },
         )
 
     def require_continues(self, other: "DerivationPlan", place: str) -> None:

@@ -1,36 +1,25 @@
 """The `mask` verb: stores a scored dataset's static choice as one bit per target, in place of losses and entropies."""
 
-import os
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import COST, Manifest, Mask, read_manifest
 from megaslm.dataset.remote import open_dataset
-from megaslm.dataset.rows import pack_mask
+from megaslm.dataset.rows import Rows, pack_mask
 from megaslm.dataset.shards import RowFormat, part_writer
-from megaslm.engine.stop_signal import StopSignal
-from megaslm.errors import DataError, Stopped
-from megaslm.jobs.ledger import Drawn, draw_all, keeping_what_is_done, new_run_id
-from megaslm.jobs.progress import Tally, Unwatched, Watcher
-from megaslm.jobs.run import JobRun
-from megaslm.observe.display import counted
+from megaslm.errors import DataError
+from megaslm.jobs.ledger import keeping_what_is_done
+from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.scoring.derivation import Derivation, PartOutcome
 from megaslm.scoring.derivation_plan import SourcePart, source_parts
 from megaslm.scoring.mask import describe_masked, selected_targets
+from megaslm.scoring.part_scoring import StoredRows
+from megaslm.scoring.part_threads import PartThreads
 
 _WORKING = ".mask"
-_TARGETS_AT_ONCE = 1 << 18
-_LOOK_SECONDS = 0.25
 _UNWATCHED = Unwatched()
 
 
@@ -80,7 +69,8 @@ def mask(task: MaskRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
         watcher.say(f"{task.output} was finished already, from these rows by this rule")
         return finished
     with keeping_what_is_done(task.output), derivation.claimed(alone=True):
-        _MaskJob(derivation, described, watcher).run(task.workers or len(os.sched_getaffinity(0)))
+        make = partial(_make, described, task.rule)
+        PartThreads(derivation, make, watcher, verb="mask", seq_len=described.seq_len).run(task.workers)
         watcher.say(f"joins the masked parts into {task.output}")
         cost = source.path / COST
         return derivation.assemble(
@@ -92,75 +82,15 @@ def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
     return {item.name: PartOutcome(part=item.part) for item in source_parts(finished)}
 
 
-class _MaskJob:
-    def __init__(self, derivation: Derivation[PartOutcome], described: Manifest, watcher: Watcher) -> None:
-        assert described.mask is not None, "describe_masked has set it"
-        self._derivation = derivation
-        self._rule = described.mask
-        self._eos_id = described.eos_id
-        self._format = RowFormat.of(described)
-        self._watcher = watcher
-        self._run = JobRun(
-            derivation.ledger,
-            new_run_id(),
-            derivation.parts(),
-            watcher,
-            job="mask",
-            unit="rows",
-            size=lambda item: item.part.rows,
-            is_done=derivation.is_done,
-        )
-        self._over = threading.Event()
-
-    def run(self, threads: int) -> None:
-        """Does them in `threads` threads, until one fails."""
-        waiting = len(self._run.waiting)
-        idle = "" if waiting >= threads else "; a part is one task, so the other threads have none"
-        self._watcher.say(f"{counted(waiting, 'part')} for {counted(threads, 'thread')}{idle}")
-        # Each of these threads would start as many torch threads, which would compete for the same cores.
-        torch_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        pool = ThreadPoolExecutor(threads)
-        with StopSignal() as stop:
+def _make(
+    described: Manifest, rule: Mask, item: SourcePart, stored: Iterator[tuple[int, Rows]], folder: Path
+) -> PartOutcome:
+    with part_writer(folder, RowFormat.of(described)) as writer:
+        for start, rows in stored:
             try:
-                running = {pool.submit(self._draw_all, number, stop) for number in range(threads)}
-                while running:
-                    ended, running = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
-                    for thread in ended:
-                        thread.result()
-                    self._run.publish(all_done=not running)
-            finally:
-                self._over.set()
-                pool.shutdown(cancel_futures=True)
-                torch.set_num_threads(torch_threads)
-
-    def _draw_all(self, thread: int, stop: StopSignal) -> None:
-        tally = Tally(self._derivation.ledger.folder, self._run.id, thread)
-
-        def look() -> None:
-            stop.raise_if_told("the parts that are done are kept; start it again for the others")
-            if self._over.is_set():
-                raise Stopped("another thread has failed")
-
-        def draw(item: SourcePart) -> Drawn:
-            return self._derivation.draw(item, partial(self._make, item, tally, look), self._run.id, tally)
-
-        draw_all(self._run.waiting, draw, look)
-
-    def _make(self, item: SourcePart, tally: Tally, look: Callable[[], None], folder: Path) -> PartOutcome:
-        reader = self._derivation.source.reader(item.split, item.domain, item.part.name, checked=True)
-        at_once = max(1, _TARGETS_AT_ONCE // self._format.seq_len)
-        with part_writer(folder, self._format) as writer:
-            for start in range(0, len(reader), at_once):
-                look()
-                rows = reader.rows(start, min(len(reader), start + at_once))
-                try:
-                    selected = selected_targets(self._rule, rows, self._eos_id)
-                except DataError as error:
-                    raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
-                tokens = cast(NDArray[np.unsignedinteger], rows["tokens"])
-                target_mask = cast(NDArray[np.uint8] | None, rows.get("target_mask"))
-                writer.write(tokens, int(rows["domain"][0]), selected=pack_mask(selected), target_mask=target_mask)
-                done = start + len(tokens)
-                tally.report(rows=done, targets=done * self._format.seq_len)
-        return PartOutcome(part=writer.part)
+                selected = selected_targets(rule, rows, described.eos_id)
+            except DataError as error:
+                raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
+            tokens, domain, target_mask, weight = StoredRows.of(rows)
+            writer.write(tokens, domain, selected=pack_mask(selected), target_mask=target_mask, weight=weight)
+    return PartOutcome(part=writer.part)

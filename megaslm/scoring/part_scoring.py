@@ -39,11 +39,12 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 class StoredRows(NamedTuple):
-    """Rows of one domain as stored: (n, L+1), and (n, L) uint8 where the dataset has a target mask."""
+    """Rows of one domain as stored: (n, L+1), and (n, L) uint8 and float32 where the dataset has them."""
 
     tokens: NDArray[np.unsignedinteger]
     domain: int
     target_mask: NDArray[np.uint8] | None
+    weight: NDArray[np.float32] | None
 
     @classmethod
     def of(cls, rows: Rows) -> "StoredRows":
@@ -52,6 +53,7 @@ class StoredRows(NamedTuple):
             cast(NDArray[np.unsignedinteger], rows["tokens"]),
             int(rows["domain"][0]),
             cast(NDArray[np.uint8] | None, rows.get("target_mask")),
+            cast(NDArray[np.float32] | None, rows.get("weight")),
         )
 
 
@@ -69,8 +71,8 @@ def write_part(folder: Path, manifest: Manifest, scored: Iterable[ScoredRows]) -
     with part_writer(folder, RowFormat.of(manifest)) as writer:
         for rows in scored:
             entropies = rows.values[1] if len(rows.values) == 2 else None
-            tokens, domain, target_mask = rows.stored
-            writer.write(tokens, domain, rows.values[0], entropies, target_mask=target_mask)
+            tokens, domain, target_mask, weight = rows.stored
+            writer.write(tokens, domain, rows.values[0], entropies, target_mask=target_mask, weight=weight)
             statistics.add(tokens, rows.values[0], target_mask)
     return writer.part, statistics.finish()
 

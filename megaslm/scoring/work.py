@@ -254,8 +254,8 @@ class ScoreProcess:
         def counting() -> Iterator[ScoredRows]:
             nonlocal targets
             for some in rows:
-                tokens, _, target_mask = some.stored
-                targets += int(valid_targets(tokens, self._work.described.eos_id, target_mask).sum())
+                stored = some.stored
+                targets += int(valid_targets(stored.tokens, self._work.described.eos_id, stored.target_mask).sum())
                 yield some
 
         write_values(self._work.values(task), counting())

@@ -307,9 +307,11 @@ class SelectiveObjective:
             NonFiniteCriterion: a target cannot be ranked.
         """
         ratio = self._rule.ratio_at(moment.tokens)
+        step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
+        if self._rule.criterion == "selected":
+            return step.by_mask(targets.needed_selected())
         if selects_all(ratio) and self._rule.max_ref_loss is None and self._rule.policy.threshold is None:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
-        step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
         if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):
             return step.by_static_criterion() if targets.selected is None else step.by_mask(targets.selected)
         if self._rule.criterion == "random":

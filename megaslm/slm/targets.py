@@ -10,7 +10,9 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
-Criterion = Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss", "student_entropy"]
+Criterion = Literal[
+    "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
+]
 StaticCriterion = Literal["reference", "entropy", "random"]
 ModelCriterion = Literal["excess", "loss", "student_entropy"]
 """A criterion that depends on the model that is trained: on its losses, or on the entropies of its predictions."""
@@ -21,10 +23,10 @@ class Targets:
     """The targets of R rows, those of a step or of a micro-batch; or the same targets in groups of n.
 
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
-    nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made of both
-    before the run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked
-    by its own value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L)
-    float32, the stored weights, or None where the dataset has none.
+    nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
+    run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked by its own
+    value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
+    the stored weights, or None where the dataset has none.
     """
 
     valid: Tensor
@@ -89,6 +91,16 @@ class Targets:
         if self.domain is None:
             raise ValueError("this selection needs the domains of every micro-batch")
         return self.domain
+
+    def needed_selected(self) -> Tensor:
+        """The dataset's own selection.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.selected is None:
+            raise ValueError("this selection needs the mask of every micro-batch")
+        return self.selected
 
     def needed_ref_entropy(self) -> Tensor:
         """The entropies of the reference's predictions.

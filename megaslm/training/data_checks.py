@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
-from megaslm.dataset.fit import reads_reference, require_reference, require_rule
+from megaslm.dataset.fit import reads_reference, require_reference, require_rule, require_selected, selects_by_column
 from megaslm.dataset.manifest import Manifest, Mask, Reference
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import Rows, unpack_mask
@@ -181,6 +181,9 @@ def check_scored(config: RunConfig, data: TrainingData, device: torch.device) ->
 
     Raises DataError where they are missing or do not fit the run.
     """
+    if selects_by_column(config):
+        for dataset in data.datasets:
+            require_selected(dataset.manifest, dataset.source.place)
     if not reads_reference(config):
         return []
     rows, verified = config.slm.verify_rows, []

@@ -43,7 +43,7 @@ def would_keep(
     slm = config.slm
     if config.train.objective != "slm":
         return None
-    if rows.selected is not None:
+    if rows.selected is not None or slm.criterion == "selected":
         return rows.selected
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None

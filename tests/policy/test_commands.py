@@ -19,6 +19,7 @@ VERBATIM = {
 """Pages whose commands without a mark a test reads from the page and runs."""
 
 _SHARES = "tests/ranks/test_documented_commands.py::test_shares_are_prepared_and_scored_and_a_mask_is_made"
+_ATTACH = "tests/ranks/test_attach.py::test_the_documented_column_is_attached"
 _EVALUATE = "tests/ranks/test_evaluate.py::test_results_do_not_depend_on_batches_or_ranks"
 _OVERLAP = "tests/system/evaluation/test_overlap.py::test_the_command_names_how_many"
 _RESUME = "tests/ranks/test_train.py::test_a_resumed_and_extended_run_repeats_the_undisturbed_one"
@@ -42,6 +43,9 @@ RUN_BY = {
     "mask": _SHARES,
     "mask --criterion": _SHARES,
     "mask --keep-ratio": _SHARES,
+    "attach": _ATTACH,
+    "attach --as": _ATTACH,
+    "attach --out": _ATTACH,
     "train": _RESUME,
     "train --resume": _RESUME,
     "train --allow-changed": _RESUME,

@@ -82,6 +82,7 @@ def test_what_another_job_has_left_in_the_environment_hides_no_message(arguments
         ("prepare", "data/demo.yaml", "OUTPUT"),
         ("score", "--reference", "reference", "tokens", "OUTPUT"),
         ("mask", "scored", "OUTPUT"),
+        ("attach", "tokens", "column", "--as", "weight", "--out", "OUTPUT"),
         ("train", "configs/demo/slm.yaml", "--set", "run_dir=OUTPUT"),
         ("export", "runs/slm", "OUTPUT"),
     ],

@@ -66,6 +66,17 @@ def test_only_targets_may_be_selected(
     says(problem, "train/b/part-00001/shard.00000.mds", row)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "row"),
+    [(put(7, 0, loss=np.nan), "row 7"), (put(7, 11, loss=np.inf), "row 7"), (losses_after_eos, "row ")],
+    ids=["nan", "infinite", "after EOS"],
+)
+def test_weights_are_finite_and_belong_to_targets(tmp_path: Path, spoil: Change, row: str, says: Says) -> None:
+    make(tmp_path, RowFormat(SEQ_LEN, VOCAB_SIZE, weighted=True, shard_bytes=100_000), spoil=spoil)
+    (problem,) = found_in(tmp_path)
+    says(problem, "train/b/part-00001/shard.00000.mds", row)
+
+
 def twos(tokens: np.ndarray, target_mask: np.ndarray) -> None:
     target_mask[7, 4] = 2
 

@@ -22,6 +22,7 @@ ROWS, SEQ_LEN = 12, 4
 TOKENS = np.arange(ROWS * (SEQ_LEN + 1), dtype=np.uint16).reshape(ROWS, SEQ_LEN + 1)
 LOSSES = np.linspace(0, 9, ROWS * SEQ_LEN, dtype=np.float16).reshape(ROWS, SEQ_LEN)
 ENTROPIES = LOSSES[:, ::-1] / 2
+WEIGHTS = np.linspace(-3, 3, ROWS * SEQ_LEN, dtype=np.float32).reshape(ROWS, SEQ_LEN)
 SELECTED = np.random.default_rng(0).random((ROWS, SEQ_LEN)) < 0.5
 PLAN = BatchPlan(
     world_size=1, seq_len=SEQ_LEN, global_batch_rows=ROWS, rows_per_rank=ROWS, micro_batch_rows=ROWS, micro_steps=1,
@@ -31,6 +32,7 @@ TOKENS_ONLY = RowFormat(SEQ_LEN, 100)
 SCORED = RowFormat(SEQ_LEN, 100, scored=True)
 ENTROPY = RowFormat(SEQ_LEN, 100, scored=True, entropy=True)
 MASKED = RowFormat(SEQ_LEN, 100, masked=True)
+WEIGHTED = RowFormat(SEQ_LEN, 100, scored=True, weighted=True)
 
 
 def first_micro_batch(dataset: Path, row_format: RowFormat, eos_id: int | None = None) -> MicroBatch:
@@ -39,7 +41,7 @@ def first_micro_batch(dataset: Path, row_format: RowFormat, eos_id: int | None =
         losses = LOSSES if row_format.scored else None
         entropies = ENTROPIES if row_format.entropy else None
         selected = pack_mask(SELECTED) if row_format.masked else None
-        writer.write(TOKENS, 0, losses, entropies, selected)
+        writer.write(TOKENS, 0, losses, entropies, selected, weight=WEIGHTS if row_format.weighted else None)
     merge_index(folder, [writer.part])
     streams = [MixtureStream(folder, remote=None, rows=ROWS, domain=0, proportion=None)]
     stream = TrainingStream(streams, PLAN, shuffle_seed=1, workers=0, eos_id=eos_id)
@@ -68,7 +70,6 @@ def test_each_row_has_its_own_mask(tmp_path: Path) -> None:
     assert torch.equal(arrived.selected, batch.selected)
 
 
-WEIGHTS = np.linspace(-1, 2, ROWS * SEQ_LEN, dtype=np.float32).reshape(ROWS, SEQ_LEN)
 ANY = (-3e38, 3e38)
 
 
@@ -82,8 +83,9 @@ def weighted_stream(folder: Path, weights: np.ndarray, weight_range: tuple[float
 
 
 def test_each_row_has_its_own_weights(tmp_path: Path) -> None:
-    batch = next(weighted_stream(tmp_path / "a", WEIGHTS, ANY).micro_batches(rows_seen=0))
+    batch = first_micro_batch(tmp_path, WEIGHTED)
     assert batch.weight is not None
+    assert batch.ref_loss is not None
     assert batch.weight.dtype == torch.float32
     assert np.array_equal(batch.weight, WEIGHTS[batch.rows.numpy()])
 
@@ -111,6 +113,7 @@ def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -
     batch = first_micro_batch(tmp_path, row_format)
     moved = batch.to(torch.device("cpu"))
     assert batch.selected is moved.selected is None
+    assert batch.weight is moved.weight is None
     assert (batch.ref_loss is not None, batch.ref_entropy) == (row_format.scored, None)
     assert (moved.ref_loss is not None, moved.ref_entropy) == (row_format.scored, None)
 
@@ -126,8 +129,8 @@ def test_all_of_it_moves() -> None:
         ref_entropy=nats,
         selected=nats > 0.5,
         target_mask=nats > 0.5,
-        document_bounds=numbers,
         weight=nats,
+        document_bounds=numbers,
     )
     there = batch.to(torch.device("meta"))
     moved = (
@@ -138,8 +141,8 @@ def test_all_of_it_moves() -> None:
         there.ref_entropy,
         there.selected,
         there.target_mask,
-        there.document_bounds,
         there.weight,
+        there.document_bounds,
     )
     assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 9
     assert there.visit == 2
