@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from megaslm.config.schema import RunConfig
+from tests.columns import write_column
+from tests.forked_cli import run_megaslm
 from tests.toy import make_dataset, run_config
 from tests.training import are_equal, changed, last_weights, run_training, with_steps
 
@@ -77,3 +79,16 @@ def test_weights_of_1_on_every_target_are_causal_language_modeling(
         for run in ("weighted", "clm")
     ]
     assert without[0] == without[1]
+
+
+@pytest.mark.parametrize(("world_size", "value"), [(1, 1.0), (2, 1.0), (2, 0.25)])
+def test_a_run_by_an_attached_column(dataset: Path, tmp_path: Path, world_size: int, value: float) -> None:
+    columns = {"row": [0, 0, 17, 40], "position": [0, 5, 3, 7], "value": [value] * 4}
+    file = write_column(tmp_path / "column.parquet", dataset, columns)
+    run_megaslm("attach", dataset, file, "--as", "weight", "--out", tmp_path / "attached", "--default", str(value))
+    by_column = six_steps(tmp_path / "column", tmp_path / "attached", keep_ratio="1", weight={"by": "column"})
+    plain = changed(six_steps(tmp_path / "clm", dataset), train={"objective": "clm"})
+    for config in (by_column, plain):
+        run_training(config, world_size=world_size)
+    assert {step["mean_weight"] for step in steps_of(tmp_path / "column")} == {value}
+    assert are_equal(last_weights(tmp_path / "column"), last_weights(tmp_path / "clm")) == (value == 1.0)
