@@ -45,6 +45,8 @@ class Forecast:
 class TopByExcess:
     """The K rows of largest excess loss; the choice of naive code and of ours."""
 
+    by_entropy = False
+
     def __init__(self, ref_loss: Tensor, forecast: Forecast | None) -> None:
         self.ref_loss = ref_loss
         self.forecast = forecast

@@ -42,6 +42,8 @@ class Forecast:
 class TopByLoss:
     """The rows whose loss is at or above a quantile; the choice of every head here."""
 
+    by_entropy = False
+
     def __init__(self, forecast: Forecast | None) -> None:
         self.forecast = forecast
 
