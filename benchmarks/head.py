@@ -45,6 +45,7 @@ class Forecast:
 class TopByExcess:
     """The K rows of largest excess loss; the choice of naive code and of ours."""
 
+    by_entropy = False
     weights = None
 
     def __init__(self, ref_loss: Tensor, forecast: Forecast | None) -> None:

@@ -42,6 +42,7 @@ class Forecast:
 class TopByLoss:
     """The rows whose loss is at or above a quantile; the choice of every head here."""
 
+    by_entropy = False
     weights = None
 
     def __init__(self, forecast: Forecast | None) -> None:

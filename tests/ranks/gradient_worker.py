@@ -41,7 +41,8 @@ from tests.toy import EOS_ID, SEQ_LEN, SHAPE, VOCAB_SIZE, Unsharded, run_config
 GLOBAL_ROWS = 8
 STEP = 3
 # Forecasts and thresholds: near the cut that k = 0.6 has here, and off it, so that brackets guess wrong.
-EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1, "student_entropy": 2.9}
+EXPECTED_CUT: dict[Criterion, float] = {"excess": -0.7, "loss": 3.1}
+FORECASTS: dict[Criterion, float] = {**EXPECTED_CUT, "student_entropy": 2.9}
 METHODS: tuple[HeadMethod, ...] = ("cache", "bracket", "recompute")
 SCOPES: tuple[Scope, ...] = ("batch", "sequence", "microbatch")
 WEIGHTS: dict[WeightName, dict[str, object]] = {
@@ -96,9 +97,9 @@ class Case:
     @property
     def state(self) -> SelectionState:
         """The thresholds of the steps before."""
-        if self.criterion not in EXPECTED_CUT:
+        if self.criterion not in FORECASTS:
             return AT_START
-        return state_at(EXPECTED_CUT[self.criterion])
+        return state_at(FORECASTS[self.criterion])
 
     @property
     def data(self) -> object:
@@ -109,7 +110,12 @@ class Case:
     def is_cached(self) -> bool:
         """Whether the gradient comes from exponentials kept in bf16: where the choice waits for the losses."""
         measured_before = self.scope == "batch" and self.mode == "exact" and self.micro_steps > 1
-        return self.method == "cache" and self.criterion in EXPECTED_CUT and not measured_before
+        return self.method == "cache" and self.criterion in FORECASTS and not measured_before
+
+    @property
+    def selects_otherwise(self) -> bool:
+        """Whether it selects in another way than by the top of a criterion of the reference or of losses."""
+        return self.policy != "top" or self.apart or self.criterion == "student_entropy"
 
 
 def every_case() -> list[Case]:
@@ -170,6 +176,7 @@ FURTHER = [
     Case("batch", 4, tied=True, span_reach=2),
     Case("sequence", 1, tied=True, criterion="loss", span_reach=2),
     Case("batch", 4, tied=True, criterion="reference_and_entropy", span_reach=2),
+    Case("batch", 4, tied=False, criterion="student_entropy", keeps_graphs=True),
     Case("batch", 1, tied=True, policy="band", method="cache"),
     Case("batch", 1, tied=True, policy="stochastic"),
     Case("batch", 1, tied=True, policy="threshold", method="recompute"),

@@ -15,23 +15,36 @@ ON_RANKS = list(product(CASES, (1, 2)))
 # To trace layers takes ten times as long as all else of a case: on two ranks those that recompute, on one the others.
 ON_TWO = [case for case in CASES if not (case.compiled and case.recompute == "none")]
 ON_ONE = [case for case in CASES if not (case.compiled and case.recompute != "none")]
-HARD = {
-    world_size: [case for case in cases if case.weight == "hard"] for world_size, cases in ((1, ON_ONE), (2, ON_TWO))
+TOP = {
+    world_size: [case for case in cases if not case.selects_otherwise and case.weight == "hard"]
+    for world_size, cases in ((1, ON_ONE), (2, ON_TWO))
 }
 
 
 def way_of(case: Case) -> dict[str, Hashable]:
+    """What is selected, how its losses are known, and how the head computes."""
+    return {
+        "what": (case.policy, case.criterion == "student_entropy", case.apart),
+        "way": (case.micro_steps, case.keeps_graphs),
+        "method": case.method,
+    }
+
+
+QUICK = [(case, 2) for case in pairwise(TOP[2], asdict)] + [(case, 1) for case in pairwise(TOP[1], asdict, together=1)]
+"""On two ranks any two values that meet in a case meet in one of these; on one rank each value is in one."""
+QUICK_OTHERWISE = [(case, 2) for case in pairwise([case for case in ON_TWO if case.selects_otherwise], way_of)]
+"""Each in each way that losses reach a choice. tests/unit/slm/test_policies.py has more pairs, without a model."""
+
+
+def weighted_way_of(case: Case) -> dict[str, Hashable]:
     """The kind of the weights, and whether the choice is known before the losses, by them, or between the passes."""
     way = "known" if case.criterion in ONE_METHOD_EACH else "kept" if case.keeps_graphs else "by loss"
     return {"weight": case.weight, "way": way}
 
 
-QUICK = [(case, 2) for case in pairwise(HARD[2], asdict)] + [
-    (case, 1) for case in pairwise(HARD[1], asdict, together=1)
-]
-"""On two ranks any two values that meet in a case meet in one of these; on one rank each value is in one."""
-QUICK_WEIGHTED = [(case, 2) for case in pairwise([case for case in ON_TWO if case.weight != "hard"], way_of)]
+QUICK_WEIGHTED = [(case, 2) for case in pairwise([case for case in ON_TWO if case.weight != "hard"], weighted_way_of)]
 """Weights of each kind in each way. tests/unit/slm/test_weights.py has them in each method of the head."""
+IN_QUICK = [*QUICK, *QUICK_OTHERWISE, *QUICK_WEIGHTED]
 
 
 def id_of(case: Case) -> str:
@@ -50,9 +63,7 @@ def definition_of(case: Case) -> Definition:
 @pytest.mark.parametrize(
     ("case", "world_size"),
     [
-        pytest.param(
-            *one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in QUICK + QUICK_WEIGHTED else pytest.mark.slow
-        )
+        pytest.param(*one, id=f"{id_of(one[0])}-{one[1]}", marks=[] if one in IN_QUICK else pytest.mark.slow)
         for one in ON_RANKS
     ],
 )
@@ -70,5 +81,6 @@ def test_every_parameter_gets_the_gradient_of_the_definition(
 
 def test_there_are_cases() -> None:
     assert len(CASES) > 150
-    assert 20 < len(QUICK) < 65
+    assert 20 < len(QUICK) < 50
+    assert 8 < len(QUICK_OTHERWISE) < 16
     assert 10 < len(QUICK_WEIGHTED) < 20

@@ -57,7 +57,7 @@ OTHERWISE: dict[str, dict[str, object]] = {
         "keep_ratio": "0.4",
         "keep_ratio_of_domains": {"b": "0.8"},
     },
-    "from a threshold on": {"policy": "threshold", "threshold": 0.5, "keep_ratio": "1"},
+    "from a threshold on": {"policy": "threshold", "threshold": -0.125, "keep_ratio": "1"},
     "a band on a schedule": {
         "policy": "band",
         "skip_ratio": "0.2",
@@ -87,7 +87,7 @@ def test_a_run_that_selects_otherwise_resumes_as_it_was(chain: Chain, tmp_path: 
             assert of_domains == pytest.approx({"a": 0.4, "b": 0.8}, abs=0.01)
         assert thresholds == [None] * 8
     elif slm["policy"] == "threshold":
-        assert thresholds == [0.5] * 8
+        assert thresholds == [-0.125] * 8
         assert len(set(ratios)) > 2
     else:
         assert ratios == pytest.approx([0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.5], abs=0.01)
