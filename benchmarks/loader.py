@@ -31,6 +31,7 @@ CASES = {
     "tokens only": RowFormat(SEQ_LEN, VOCAB_SIZE, shard_bytes=SHARD_BYTES),
     "with ref_loss": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES),
     "with weight": RowFormat(SEQ_LEN, VOCAB_SIZE, weighted=True, shard_bytes=SHARD_BYTES),
+    "with ref_loss and weight": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, weighted=True, shard_bytes=SHARD_BYTES),
     "with ref_loss, zstd": RowFormat(SEQ_LEN, VOCAB_SIZE, scored=True, shard_bytes=SHARD_BYTES, compression="zstd"),
 }
 

@@ -74,6 +74,8 @@ class RowText:
     """For each token whether it is a target that the dataset's target mask leaves. None if it has no target mask."""
     selected: tuple[bool, ...] | None
     """For each token whether it is a target that the dataset's mask selects. None if the dataset has no mask."""
+    weight: tuple[float | None, ...] | None
+    """The weight of each token, as `ref_loss`. None if the dataset has no weights."""
 
 
 def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -> RowText:
@@ -113,6 +115,7 @@ def read_row(dataset: Path, split: Split, row: int, domain: str | None = None) -
         ref_entropy=_of_tokens(read.get("ref_entropy"), valid),
         trained=(False, *valid) if manifest.target_mask else None,
         selected=_selected(read.get("selected"), len(tokens) - 1),
+        weight=_of_tokens(read.get("weight"), valid),
     )
 
 
@@ -164,7 +167,7 @@ def _of_tokens(values: NDArray[np.generic] | None, valid: Sequence[bool]) -> tup
     """The value of each token as a target; None for the first token, and where a target is not `valid`."""
     if values is None:
         return None
-    of_targets = zip(cast(NDArray[np.float16], values).tolist(), valid, strict=True)
+    of_targets = zip(cast(NDArray[np.floating], values).tolist(), valid, strict=True)
     return (None, *(value if is_valid else None for value, is_valid in of_targets))
 
 

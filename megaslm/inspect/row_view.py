@@ -85,6 +85,8 @@ def show_row(console: Console, row: RowText) -> None:
         console.print(view.legend())
     if view.marks is not None:
         console.print(view.marks.legend())
+    if row.weight is not None:
+        console.print(view.weights())
     for document in row.documents:
         console.print(_opening(document), width=width)
         # Outside a terminal, lines have no maximum width.
@@ -119,6 +121,13 @@ class _RowView:
             return "none of its tokens is a target"
         mean = sum(losses) / len(losses)
         return f"mean ref_loss {mean:.3f} nats · perplexity {perplexity(mean):,.2f} · {len(losses):,} targets"
+
+    def weights(self) -> str:
+        weights = [weight for weight in self._row.weight or () if weight is not None]
+        if not weights:
+            return "none of its tokens has a weight"
+        mean = sum(weights) / len(weights)
+        return f"weight from {min(weights):.4g} to {max(weights):.4g} · mean {mean:.4g} · {len(weights):,} targets"
 
     def legend(self) -> Text:
         if not self._colours:

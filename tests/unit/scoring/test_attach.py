@@ -1,11 +1,13 @@
 """An attached column: each line at its target, the other rows as they were, and what does not fit is refused."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from megaslm.config.recipe import Bos
 from megaslm.dataset.manifest import SCORES, AttachedName, Manifest, read_manifest
@@ -13,6 +15,8 @@ from megaslm.dataset.packing import RowPacker
 from megaslm.dataset.rows import RowReader, unpack_mask
 from megaslm.errors import ConfigError, DataError
 from megaslm.inspect.dataset_facts import dataset_facts
+from megaslm.inspect.row_text import read_row
+from megaslm.inspect.row_view import show_row
 from megaslm.inspect.verify import verify
 from megaslm.scoring import column_file, column_places, part_threads
 from megaslm.scoring.attach_job import AttachRequest, attach, default_of
@@ -21,7 +25,7 @@ from megaslm.scoring.mask_job import MaskRequest, mask
 from megaslm.slm.valid_targets import valid_targets
 from tests.columns import write_column
 from tests.inspected import DOCUMENTS, EOS_ID, SEQ_LEN, make_inspected
-from tests.messages import Says
+from tests.messages import Says, line_with
 
 BOS: tuple[Bos, ...] = ("none", "document", "row")
 BOOL = {"value": pa.bool_()}
@@ -178,6 +182,23 @@ def test_a_column_outlives_what_is_made_of_the_dataset(tmp_path: Path) -> None:
     assert manifest.columns == read_manifest(tmp_path / "out").columns
     assert np.array_equal(column_of(tmp_path / "masked", "weight"), column_of(tmp_path / "out", "weight"))
     assert is_intact(tmp_path / "masked")
+
+
+def test_a_row_shows_its_weights(tokens: Path, tmp_path: Path, says: Says) -> None:
+    columns = {"row": [1, 1], "position": [0, 2], "value": [-0.5, 3.0]}
+    attached(tokens, write_column(tmp_path / "column.parquet", tokens, columns))
+    row = read_row(tmp_path / "out", "train", 1)
+    valid = valid_of(tokens)[1]
+    assert row.weight == (
+        None,
+        *(
+            value if is_valid else None
+            for value, is_valid in zip([-0.5, 1.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0], valid.tolist(), strict=True)
+        ),
+    )
+    output = io.StringIO()
+    show_row(Console(file=output, width=90), row)
+    says(line_with(output.getvalue(), "-0.5"), "3", f"{valid.sum()} targets")
 
 
 def test_what_a_later_mask_excludes_has_no_weight(tokens: Path, tmp_path: Path) -> None:
