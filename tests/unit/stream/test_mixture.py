@@ -12,7 +12,8 @@ from megaslm.config.plan import BatchPlan
 from megaslm.dataset.manifest import DomainSplit, Manifest
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.mixture import Mixture, MixtureDataset, lengthened, plan_mixture
+from megaslm.stream.order import Extent, RowOrder
 from tests.messages import Says
 from tests.toy import SEQ_LEN, make_dataset
 
@@ -112,6 +113,16 @@ def test_only_streams_with_shares_repeat_rows_in_a_step() -> None:
     assert not mixture_of(10, 99, None).may_repeat_rows
     # Also where an epoch holds less than all of each: a pass may end anywhere.
     assert mixture_of(10, 997, 0.01).may_repeat_rows
+
+
+@pytest.mark.parametrize(("rows_seen", "first_epoch"), [(0, 0), (8, 1), (16, 1), (24, 1), (32, 2), (48, 2)])
+def test_new_rows_come_with_the_next_epoch_that_has_not_started(rows_seen: int, first_epoch: int) -> None:
+    before, now = Extent(0, (26,), None), Extent(0, (50,), None)
+    order = RowOrder(((26,),), None, BATCH, BATCH, seed=0)
+    assert order.rows_per_epoch == 24
+    found = lengthened((before,), now, rows_seen, lambda _: order)
+    assert found == (before, Extent(first_epoch, (50,), None))
+    assert lengthened(found, now, rows_seen, lambda _: order) == found
 
 
 def test_shares_that_cannot_be_drawn_are_refused(says: Says) -> None:
