@@ -44,7 +44,8 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     longer = ("--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}")
     refused = run_megaslm("train", config, *longer, world_size=2, expect_status=2)
     assert "--allow-changed train.total_tokens" in refused
-    said = run_megaslm("train", config, *longer, "--allow-changed", "train.total_tokens", world_size=2)
+    longer = (*longer, "--allow-changed", "train.total_tokens", "--set", "checkpoint.keep_last=3")
+    said = run_megaslm("train", config, *longer, world_size=2)
 
     assert "train.total_tokens: 1024 → 1280" in said
     assert CPU_KERNEL in said
@@ -52,6 +53,10 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
     assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
+    # A checkpoint of the shorter run is one of eight steps still.
+    run_megaslm("export", run / "checkpoints" / "step-00000004", tmp_path / "half")
+    exported = json.loads((tmp_path / "half" / "cost.json").read_text())["training"]
+    assert (exported["steps"], exported["total_steps"]) == (4, 8)
 
 
 def test_a_finished_run_is_told_before_the_imports(chain: Chain, tmp_path: Path, says: Says) -> None:
