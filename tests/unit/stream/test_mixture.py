@@ -135,6 +135,13 @@ def test_shares_that_cannot_be_drawn_are_refused(says: Says) -> None:
     says(refused, "small: ", "3 rows", "0.909", "1000 rows", "256")
 
 
+def test_the_end_of_the_pass_before_counts_among_the_copies_of_a_row() -> None:
+    # 765 rows of a stream of 3 are 255 passes. The end of the pass before makes 256, as many as keys tell apart.
+    mixture_of(3, 997, 0.7645 / 0.2355).check_epoch(BATCH)
+    with pytest.raises(DataError):
+        mixture_of(3, 997, 0.7655 / 0.2345).check_epoch(BATCH)
+
+
 def drawn(mixture: Mixture, epochs: int) -> list[tuple[Counter[int], Counter[int]]]:
     """Of each epoch, how often each row and each domain came."""
     plan = BatchPlan(
