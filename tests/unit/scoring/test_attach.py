@@ -280,6 +280,10 @@ REFUSED: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
     "out of order": (FINE | {"row": [1, 0, 1]}, ("line 2",)),
     "out of order in its row": (FINE | {"position": [1, 0, 0]}, ("line 2",)),
     "twice": (FINE | {"position": [0, 0, 0]}, ("line 2",)),
+    "twice, read in two pieces": (
+        {"row": [0, 0, 1, 1], "position": [0, 1, 2, 2], "value": [1.0] * 4},
+        ("line 4",),
+    ),
     "a document that is not there": (OF_DOCUMENTS | {"document": [0, 8]}, ("line 2", "document 8", "0 to 7")),
     "overlapping spans": (OF_DOCUMENTS | {"document": [0, 0], "start": [0, 1], "stop": [3, 4]}, ("line 2",)),
     "spans that begin together": (OF_DOCUMENTS | {"document": [0, 0]}, ("line 2",)),
