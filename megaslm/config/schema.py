@@ -266,11 +266,11 @@ class SlmSection(Section):
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls linearly from 1 to `keep_ratio`."""
     criterion: Literal["excess", "reference", "entropy", "reference_and_entropy", "random", "loss"] = "excess"
-    """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
+    """The value that targets are sorted by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
     intersection of these two. Controls are random, and loss: the model's own."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
-    """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
+    """The targets among which a target is sorted: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
     """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs the losses of all of
     them before the first backward pass. running keeps the targets above the threshold of recent steps, K on average."""
@@ -278,7 +278,7 @@ class SlmSection(Section):
     """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
     forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
     granularity: Literal["token", "span", "document"] = "token"
-    """What a target is ranked by: its own value, or the mean over its span or over its document in the row. Means keep
+    """What a target is sorted by: its own value, or the mean over its span or over its document in the row. Means keep
     or drop text as a whole, which tells noise from text like the reference's."""
     span_reach: Positive = 16
     """Under granularity span: the targets of its document on each side of a target that belong to its span."""

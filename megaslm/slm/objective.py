@@ -254,7 +254,7 @@ class SelectiveObjective:
         """Selects by the rule.
 
         Raises:
-            NonFiniteCriterion: a target cannot be ranked.
+            NonFiniteCriterion: a target cannot be sorted.
         """
         ratio = self._rule.keep_ratio.at(moment.tokens)
         if ratio == 1 and self._rule.max_ref_loss is None:

@@ -149,7 +149,7 @@ def selective_loss(
         The head's output; its total is differentiable once in hidden, weight and bias.
 
     Raises:
-        NonFiniteCriterion: a row cannot be ranked.
+        NonFiniteCriterion: a row cannot be sorted.
     """
     return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, row_weight, select, method, logit_scale))
 
