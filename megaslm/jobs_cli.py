@@ -219,7 +219,9 @@ def mask(
             "entropy of its predictions; as slm.criterion of the runs."
         ),
     ] = "reference",
-    keep_ratio: Annotated[str, typer.Option(help="The share of targets to keep; as slm.keep_ratio.")] = "0.6",
+    keep_ratio: Annotated[
+        str, typer.Option(metavar="RATIO", help="The share of targets to keep; as slm.keep_ratio.")
+    ] = "0.6",
     max_ref_loss: Annotated[
         float | None, typer.Option(help="Most reference loss, in nats, of a kept target; as slm.max_ref_loss.")
     ] = None,
