@@ -45,7 +45,9 @@ def test_one_rank_is_told_to_stop_and_all_do(
     made = steps_made(before.out)
     assert made == list(range(1, len(made) + 1))
     assert len(made) < STEPS
-    assert lines_with(before.err, f"SIG{action.upper()}", "--resume")
+    # Without a step there is nothing to resume.
+    assert bool(lines_with(before.err, "--resume")) == bool(made)
+    assert lines_with(before.err, f"SIG{action.upper()}")
     assert run_ranks(config) == [0, 0]
     made += steps_made(capfd.readouterr().out)
     assert weights_sha256(config) == undisturbed
