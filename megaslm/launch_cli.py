@@ -192,8 +192,8 @@ def look_at_training(
 ) -> "RunConfig | None":
     """Looks at all that `train` reads, and whether it may start or resume in its folder.
 
-    The arguments are those of the command. With `compares`, inputs that are all here are compared with one another too,
-    as the start itself does once more.
+    The arguments are those of the command. With `compares`, inputs that this host sees all of are compared with one
+    another too, as the start itself does once more.
 
     Returns:
         The run with its length in tokens; None where its folder is not looked at, or its data cannot be read here.
@@ -207,7 +207,6 @@ def look_at_training(
     from megaslm.training.length import with_total_tokens
     from megaslm.training.resumption import check_run
     from megaslm.training.smoke_folder import check_replaceable, smoke_folder
-    from megaslm.training.start_checks import check_start
 
     run, findings.origins = loaded.value, loaded.provenance
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
@@ -226,7 +225,10 @@ def look_at_training(
     sized: RunConfig | None = run
     if datasets is not None:
         sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
-    if compares and sized is not None and datasets is not None and not (findings.problems or findings.mistakes):
+    all_are_here = not (findings.problems or findings.mistakes or findings.unseen)
+    if compares and sized is not None and all_are_here:
+        from megaslm.training.start_checks import check_start
+
         findings.ask(partial(check_start, sized, ranks or 1))
     if smoke:
         return None

@@ -16,7 +16,6 @@ from megaslm.generation.text_tokens import TextTokens
 from megaslm.model.fit import check_cache_fits, check_model_fits, check_tokenizer_fits
 from megaslm.model.stated_config import CONFIG, StatedShape, stated_shape
 from megaslm.model.weight_files import plain_weights
-from megaslm.storage.file_systems import is_remote
 from megaslm.stream.mixture import require_whole_batch
 from megaslm.training.asked_tasks import read_task
 from megaslm.training.probe_rows import check_probe
@@ -26,16 +25,11 @@ from megaslm.training.training_data import TrainingData, check_provenance, open_
 def check_start(config: RunConfig, ranks: int) -> None:
     """Compares the datasets and the model of a run whose length is in tokens with one another and with its settings.
 
-    What lies at a URL is not compared.
+    All that it reads is in local folders.
 
     Raises:
         UserMistake: `train` would refuse to start, with the same message.
     """
-    places = [config.data.train, config.probe.dataset]
-    places += [stream.dataset for stream in config.data.streams.values()]
-    places += [held_out.dataset for held_out in config.validation.sets.values()]
-    if any(place is not None and is_remote(place) for place in places):
-        return
     training, plan = open_training_data(config), plan_batches(config, ranks)
     require_whole_batch(training.mixture.streams, plan.global_batch_rows)
     if reads_reference(config):
