@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from megaslm.cli_help import VerbApp
 from megaslm.cli_output import JsonFile, say_on_stderr, write_json
 from megaslm.errors import CheckpointError
 
 if TYPE_CHECKING:
     from megaslm.training.checkpoints.store import Checkpoint
 
-checkpoint_app = typer.Typer(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
+checkpoint_app = VerbApp(help="List, verify and prune the checkpoints of a run.", no_args_is_help=True)
 
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 
@@ -21,6 +22,9 @@ Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 @checkpoint_app.command("ls")
 def list_checkpoints(run: Run, json_file: JsonFile = None) -> None:
     """List the checkpoints of a run, oldest first. Only their file lists are read."""
+    # Before the imports that take seconds, and so below.
+    say_on_stderr("checkpoint ls", str(run))
+
     from megaslm.config.run_files import COMPLETE
     from megaslm.observe.display import size
     from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
@@ -57,11 +61,13 @@ def verify(
     json_file: JsonFile = None,
 ) -> None:
     """Read every byte of checkpoints and report every corrupt file."""
+    say_on_stderr("checkpoint verify", str(place))
+
     from megaslm.observe.display import counted
     from megaslm.training.checkpoints.store import describe_corruption, find_corruption
 
     folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
-    say_on_stderr("checkpoint verify", f"reads every byte of {counted(len(folders), 'checkpoint')} in {place}")
+    say_on_stderr("checkpoint verify", f"reads every byte of {counted(len(folders), 'checkpoint')}")
     problems: dict[str, str | None] = {}
     for folder in folders:
         try:
@@ -96,6 +102,8 @@ def prune_checkpoints(
 
     The newest checkpoint is verified first. Nothing is removed if it is corrupt.
     """
+    say_on_stderr("checkpoint prune", str(run))
+
     from megaslm.config.retention import Retention, retention_of
     from megaslm.training.checkpoints.store import check_whole, remove_checkpoint
     from megaslm.training.run_folder import RunFolder, take

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 from megaslm import __version__
 from megaslm.checkpoint_cli import checkpoint_app
+from megaslm.cli_help import VerbApp
 from megaslm.cli_output import (
     JsonFile,
     Overrides,
@@ -38,14 +40,14 @@ from megaslm.report_cli import report
 if TYPE_CHECKING:
     from megaslm.launch.findings import Findings
 
-app = typer.Typer(
+app = VerbApp(
     invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-config_app = typer.Typer(help="Look at configurations.", no_args_is_help=True)
+config_app = VerbApp(help="Look at configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(checkpoint_app, name="checkpoint")
 
@@ -114,8 +116,13 @@ def init(
     announce("init", f"looks at {model} and at the text → {folder}")
 
     from megaslm.launch.inputs import look_at_project
+    from megaslm.scaffold.text_look import require_text
 
-    refuse_early(lambda findings: look_at_project(findings, folder, model, {"corpus": corpus, "curated": curated}))
+    def look(findings: "Findings") -> None:
+        for paths in look_at_project(findings, folder, model, {"corpus": corpus, "curated": curated}):
+            findings.ask(partial(require_text, paths))
+
+    refuse_early(look)
 
     with loading("init"):
         from megaslm.scaffold.init import init as write_project
@@ -190,7 +197,13 @@ def train(
     def look(findings: "Findings") -> RunConfig | None:
         allowed = allow_changed or ()
         return look_at_training(
-            findings, loaded, ranks=seat.world_size, resume=resume, allow_changed=allowed, smoke=smoke
+            findings,
+            loaded,
+            ranks=seat.world_size,
+            resume=resume,
+            allow_changed=allowed,
+            smoke=smoke,
+            compares=check,
         )
 
     def look_for_others(findings: "Findings") -> None:

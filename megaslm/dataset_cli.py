@@ -50,7 +50,7 @@ def inspect(
     split: Annotated[
         Literal["train", "heldout"] | None, typer.Option(help="Only this split; with --row, train by default.")
     ] = None,
-    domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
+    domain: Annotated[str | None, typer.Option(metavar="DOMAIN", help="Only this domain.")] = None,
     row: Annotated[
         int | None, typer.Option(help="Show this row, counted from 0 as in training or, with --domain, in the domain.")
     ] = None,

@@ -26,7 +26,8 @@ def dynamics(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Measure the checkpoints on rows of this dataset, into OUTPUT/probe; as the setting probe.dataset."
+            metavar="DATASET",
+            help="Measure the checkpoints on rows of this dataset, into OUTPUT/probe; as the setting probe.dataset.",
         ),
     ] = None,
     rows: Annotated[

@@ -110,7 +110,7 @@ class NonFiniteLoss(MegaSLMError):
 
 
 class NonFiniteCriterion(MegaSLMError):
-    """Targets cannot be ranked: their criterion is NaN or infinite."""
+    """Targets cannot be sorted: their criterion is NaN or infinite."""
 
     def __init__(self, places: list[int]) -> None:
         """Takes the targets' indices in the call; empty where they are on another rank."""

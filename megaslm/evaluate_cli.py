@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 Data = Annotated[Path, typer.Option(help="The folder of the tasks' files.")]
-Server = Annotated[str | None, typer.Option(help="URL of an OpenAI-compatible completions server that generates.")]
+Server = Annotated[
+    str | None, typer.Option(metavar="URL", help="An OpenAI-compatible completions server that generates.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of all tasks; may be repeated."),
@@ -40,9 +42,7 @@ def evaluate(
     model: Annotated[
         str | None, typer.Argument(help="The model, a Hugging Face folder; with --server, its name there.")
     ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Names of tasks or paths of task files, with commas between them.")
-    ] = None,
+    tasks: Annotated[str | None, typer.Option(metavar="TASK,…", help="Names of tasks or paths of task files.")] = None,
     suite: Annotated[Path | None, typer.Option(help="A file of tasks that are reported together.")] = None,
     lm_eval: Annotated[
         str | None,
@@ -51,7 +51,7 @@ def evaluate(
         ),
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="--lm-eval: examples in a prompt; by default as its task files say.")
+        int | None, typer.Option(min=0, help="lm-eval: examples in a prompt; by default as its task files say.")
     ] = None,
     include_path: Annotated[Path | None, typer.Option(help="lm-eval: a folder with task files of your own.")] = None,
     download: Annotated[
@@ -68,7 +68,7 @@ def evaluate(
     precision: Precision = "auto",
     limit: Limit = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each item; more than one needs a temperature.")] = 1,
-    k: Annotated[str, typer.Option("--k", help="Report pass@k and maj@k for these k, with commas.")] = "1",
+    k: Annotated[str, typer.Option("--k", metavar="K,…", help="Report pass@k and maj@k for these k.")] = "1",
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
@@ -162,14 +162,17 @@ def evaluate(
 def sample(
     model: Annotated[str, typer.Argument(help="The model, a Hugging Face folder; with --server, its name there.")],
     tasks: Annotated[
-        str, typer.Option(help="Names of tasks with an interpreter or paths of task files, with commas between them.")
+        str, typer.Option(metavar="TASK,…", help="Names of tasks with an interpreter, or paths of task files.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     data: Data = Path("data/eval"),
     samples: Annotated[int, typer.Option(min=1, help="Trajectories that are drawn for each item.")] = 10,
     most_per_item: Annotated[int, typer.Option(min=1, help="Trajectories of one item that are kept.")] = 4,
     avoid: Annotated[
-        str | None, typer.Option(help="Tasks to be evaluated later: items that share 13 words with them are left out.")
+        str | None,
+        typer.Option(
+            metavar="TASK,…", help="Tasks to be evaluated later: items that share 13 words with them are left out."
+        ),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 0.6,
     top_p: TopP = 0.95,

@@ -35,6 +35,8 @@ Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Where processes run: on this host or as its launcher placed them (local), or on a Ray cluster."),
 ]
+OldShare = Annotated[str | None, typer.Option("--part", hidden=True)]
+"""What --share was called."""
 RayAddress = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="With --engine ray: the cluster's head; by default $RAY_ADDRESS."),
@@ -46,33 +48,30 @@ def prepare(
     output: Annotated[str, typer.Argument(help="The dataset to write: a folder or a URL, such as s3://bucket/web.")],
     work: Work = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one per core.")] = None,
-    part: Annotated[
-        str | None,
-        typer.Option(metavar="N/COUNT", help="Do only share N of COUNT of the work."),
-    ] = None,
+    share: Annotated[str | None, typer.Option(metavar="N/COUNT", help="Do only share N of COUNT of the work.")] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Make the dataset from the work of all --part runs.")
+        bool, typer.Option("--finish", help="Make the dataset from the work of all --share runs.")
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     overrides: Overrides = None,
     json_file: JsonFile = None,
+    part: OldShare = None,
 ) -> None:
     """Make a dataset of packed token rows from text. An interrupted job resumes when the command is run again."""
-    from megaslm.config.cluster import Share
     from megaslm.config.load import load
     from megaslm.config.recipe import Recipe
     from megaslm.config.section import without_credentials
 
-    share = None if part is None else Share.parse(part)
-    if share is not None and finish:
-        raise ConfigError("--part and --finish: --part does a share of the work, --finish follows when all are done")
+    asked = _share_of(share, part)
+    if asked is not None and finish:
+        raise ConfigError("--share and --finish: --share does a share of the work, --finish follows when all are done")
     if finish and engine != "local":
         raise ConfigError(
             f"--engine {engine}: has no effect with --finish, which starts no processes that read text; leave it out"
         )
     loaded = load(Recipe, recipe, overrides or [])
-    of_share = "" if part is None else f", share {part}"
+    of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin("prepare", f"recipe {recipe} → {without_credentials(output)}{of_share}")
 
     from megaslm.dataset.kinds import Kind, kind_of
@@ -94,9 +93,9 @@ def prepare(
 
     of_recipe = loaded.value
     with console, _engine(engine, ray_address) as ray:
-        if share is not None:
-            preparing.prepare_share(of_recipe, output, share, working=work, workers=workers, watcher=console, ray=ray)
-            _say_shares_left(console, share)
+        if asked is not None:
+            preparing.prepare_share(of_recipe, output, asked, working=work, workers=workers, watcher=console, ray=ray)
+            _say_shares_left(console, asked)
             return
         if finish:
             manifest = preparing.finish(of_recipe, output, working=work, watcher=console)
@@ -143,18 +142,18 @@ def score(
         typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
     ] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
-    part: Annotated[
-        str | None,
-        typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows."),
+    share: Annotated[
+        str | None, typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows.")
     ] = None,
     finish: Annotated[
-        bool, typer.Option("--finish", help="Make the dataset from the scores of all --part jobs.")
+        bool, typer.Option("--finish", help="Make the dataset from the scores of all --share jobs.")
     ] = False,
     engine: Engine = "local",
     ray_address: RayAddress = None,
     work: Work = None,
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
+    part: OldShare = None,
 ) -> None:
     """Store a reference model's losses beside a dataset's tokens. Use a launcher for several ranks.
 
@@ -163,13 +162,14 @@ def score(
     """
     seat = take_seat()
 
-    from megaslm.config.cluster import Share
     from megaslm.config.section import without_credentials
 
-    share = None if part is None else Share.parse(part)
-    if share is not None and finish:
-        raise ConfigError("--part and --finish: --part scores a share of the parts, --finish follows when all are done")
-    of_share = "" if part is None else f", share {part}"
+    asked = _share_of(share, part)
+    if asked is not None and finish:
+        raise ConfigError(
+            "--share and --finish: --share scores a share of the parts, --finish follows when all are done"
+        )
+    of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin(
         "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
     )
@@ -195,11 +195,11 @@ def score(
     task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
     with console, _engine(engine, ray_address) as ray:
-        if ray is not None and (part is not None or finish or seat.world_size > 1):
-            raise ConfigError("--engine ray: scores all parts; leave out --part, --finish and the launcher")
-        if share is not None:
-            job.score_share(task, share, console)
-            _say_shares_left(console, share)
+        if ray is not None and (asked is not None or finish or seat.world_size > 1):
+            raise ConfigError("--engine ray: scores all parts; leave out --share, --finish and the launcher")
+        if asked is not None:
+            job.score_share(task, asked, console)
+            _say_shares_left(console, asked)
             return
         if ray is not None:
             manifest = job.score_on_ray(task, ray, console)
@@ -215,11 +215,13 @@ def mask(
     criterion: Annotated[
         Literal["reference", "entropy", "reference_and_entropy"],
         typer.Option(
-            help="What the targets of a row are ranked by, largest first: minus the reference's loss, or minus the "
+            help="What the targets of a row are sorted by, largest first: minus the reference's loss, or minus the "
             "entropy of its predictions; as slm.criterion of the runs."
         ),
     ] = "reference",
-    keep_ratio: Annotated[str, typer.Option(help="The share of targets to keep; as slm.keep_ratio.")] = "0.6",
+    keep_ratio: Annotated[
+        str, typer.Option(metavar="RATIO", help="The share of targets to keep; as slm.keep_ratio.")
+    ] = "0.6",
     max_ref_loss: Annotated[
         float | None, typer.Option(help="Most reference loss, in nats, of a kept target; as slm.max_ref_loss.")
     ] = None,
@@ -315,6 +317,16 @@ def attach(
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
 
 
+def _share_of(text: str | None, old_text: str | None) -> "Share | None":
+    """The share that --share, or --part, asks for."""
+    from megaslm.config.cluster import Share
+
+    if old_text is not None:
+        say_warnings(["--part is called --share now, and the old name will be removed soon; use the new one"])
+    text = old_text if text is None else text
+    return None if text is None else Share.parse(text)
+
+
 def _begin(verb: str, work: str) -> "JobConsole":
     """Prints a job's first line, before the imports that take seconds, and returns the console for the others."""
     announce(verb, work)
@@ -335,7 +347,7 @@ def _say_dataset(folder: Path | str, manifest: dict[str, object], json_file: Pat
 def _say_shares_left(console: "JobConsole", share: "Share") -> None:
     console.say(
         f"share {share.number} of {share.count} is done; when all {share.count} are, run the command with --finish in "
-        "place of --part to make the dataset"
+        "place of --share to make the dataset"
     )
 
 

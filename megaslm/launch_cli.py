@@ -110,7 +110,8 @@ def _work(context: typer.Context, words: list[str]) -> "tuple[VerbCall, Mapping[
     arguments = words if verb is None else words[1:]
     verb = verb or "train"
     given: Mapping[str, Any] = known[verb].make_context(f"megaslm {verb}", list(arguments)).params
-    is_share, is_finish = given.get("part") is not None, bool(given.get("finish"))
+    is_share = any(given.get(option) is not None for option in ("share", "part"))
+    is_finish = bool(given.get("finish"))
     is_smoke_test = bool(given.get("smoke") or given.get("smoke_steps"))
     call = VerbCall(verb, tuple(arguments), is_share=is_share, is_finish=is_finish, is_smoke_test=is_smoke_test)
     return call, given
@@ -167,6 +168,7 @@ def _look(
             resume=resume,
             allow_changed=given["allow_changed"] or (),
             smoke=smoke,
+            compares=True,
         )
     elif work.verb == "score":
         inputs.look_at_scoring(findings, given)
@@ -186,17 +188,21 @@ def look_at_training(
     resume: bool,
     allow_changed: Sequence[str] = (),
     smoke: bool = False,
+    compares: bool = False,
 ) -> "RunConfig | None":
     """Looks at all that `train` reads, and whether it may start or resume in its folder.
 
-    The arguments are those of the command.
+    The arguments are those of the command. With `compares`, inputs that this host sees all of are compared with one
+    another too, as the start itself does once more.
 
     Returns:
         The run with its length in tokens; None where its folder is not looked at, or its data cannot be read here.
     """
+    from megaslm.config.deepspeed import check_deepspeed
     from megaslm.config.run_files import require_folder
     from megaslm.launch.findings import Reach
     from megaslm.launch.inputs import look_at_run
+    from megaslm.observe.tracker import check_tracker
     from megaslm.training.changes import check_allowed_keys
     from megaslm.training.length import with_total_tokens
     from megaslm.training.resumption import check_run
@@ -204,6 +210,11 @@ def look_at_training(
 
     run, findings.origins = loaded.value, loaded.provenance
     findings.ask(lambda: check_allowed_keys(allow_changed, run))
+    # Whether `auto` is bf16 depends on the device.
+    precision = "bf16" if run.model.precision == "bf16" else "fp32"
+    findings.ask(lambda: check_deepspeed(run, precision), is_setting=True)
+    if findings.reach is Reach.ALL:
+        findings.ask(lambda: check_tracker(run.log.tracker))
     if findings.reach is not Reach.NONE:
         findings.ask(lambda: require_folder(Path(run.run_dir)))
         if smoke:
@@ -214,6 +225,11 @@ def look_at_training(
     sized: RunConfig | None = run
     if datasets is not None:
         sized = findings.ask(partial(with_total_tokens, run, sum(dataset.rows for dataset in datasets)))
+    all_are_here = not (findings.problems or findings.mistakes or findings.unseen)
+    if compares and sized is not None and all_are_here:
+        from megaslm.training.start_checks import check_start
+
+        findings.ask(partial(check_start, sized, ranks or 1))
     if smoke:
         return None
     if sized is not None:

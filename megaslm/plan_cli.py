@@ -27,7 +27,9 @@ def plan(
     ] = None,
     gpu: Annotated[
         str | None,
-        typer.Option(help="Their kind, such as h100-80g; a wrong name lists all.", show_default="this machine's"),
+        typer.Option(
+            metavar="KIND", help="Their kind, such as h100-80g; a wrong name lists all.", show_default="this machine's"
+        ),
     ] = None,
     mfu: Annotated[
         float | None,

@@ -6,7 +6,7 @@ usage() {
     cat <<'HELP'
 usage: launcher/k8s/part.sh COUNT prepare|score ARGUMENT ...
 
-Runs `megaslm VERB ARGUMENT ... --part N/COUNT`: `score` in RANKS processes, through launcher/local.sh, `prepare` in one.
+Runs `megaslm VERB ARGUMENT ... --share N/COUNT`: `score` in RANKS processes, through launcher/local.sh, `prepare` in one.
 
   JOB_COMPLETION_INDEX  N - 1, as Kubernetes numbers the pods of a Job
 HELP
@@ -29,6 +29,6 @@ count="$1"
 shift
 part="$((10#$JOB_COMPLETION_INDEX + 1))/$count"
 if [[ "$1" == score ]]; then
-    exec "$(dirname "${BASH_SOURCE[0]}")/../local.sh" "$@" --part "$part"
+    exec "$(dirname "${BASH_SOURCE[0]}")/../local.sh" "$@" --share "$part"
 fi
-exec python -m megaslm "$@" --part "$part"
+exec python -m megaslm "$@" --share "$part"

@@ -6,7 +6,7 @@ usage() {
     cat <<'HELP'
 usage: launcher/slurm/array_task.sh prepare|score ARGUMENT ...
 
-Runs `megaslm VERB ARGUMENT ... --part N/COUNT`, where N is the number of the task in the array and COUNT the array's size;
+Runs `megaslm VERB ARGUMENT ... --share N/COUNT`, where N is the number of the task in the array and COUNT the array's size;
 prepare_array.sbatch and score_array.sbatch, which say how to submit them, call it in each task.
 
   PARTS   COUNT, where only some tasks of an array are submitted again
@@ -18,7 +18,7 @@ what is missing:
 
 With another size of array, too, nothing is done twice.
 
-Other schedulers: start `megaslm VERB ARGUMENT ... --part N/COUNT` for N = 1 … COUNT, then with --finish once.
+Other schedulers: start `megaslm VERB ARGUMENT ... --share N/COUNT` for N = 1 … COUNT, then with --finish once.
 HELP
 }
 
@@ -45,6 +45,6 @@ else
     fi
 fi
 
-if [[ "$1" == score ]]; then exec launcher/slurm/ranks.sh "$@" --part "$part/$count"; fi
+if [[ "$1" == score ]]; then exec launcher/slurm/ranks.sh "$@" --share "$part/$count"; fi
 if [[ -x .venv/bin/python ]]; then PATH="$PWD/.venv/bin:$PATH"; fi
-exec python -m megaslm "$@" --part "$part/$count"
+exec python -m megaslm "$@" --share "$part/$count"

@@ -48,7 +48,7 @@ class Share:
         """Reads `3/400`. Raises ConfigError for anything else."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ConfigError(f"--part {text}: expected N/COUNT with 1 ≤ N ≤ COUNT, such as 3/400")
+            raise ConfigError(f"--share {text}: expected N/COUNT with 1 ≤ N ≤ COUNT, such as 3/400")
         return cls(int(match[1]), int(match[2]))
 
     def of(self, items: Sequence[T]) -> Sequence[T]:

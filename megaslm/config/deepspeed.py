@@ -67,7 +67,7 @@ def deepspeed_settings(
     on_gpu: bool,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration for a torch AdamW that MegaSLM makes. `deepspeed_extra` is merged last."""
-    _refuse_what_needs_zero(config, precision)
+    check_deepspeed(config, precision)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.micro_batch_rows,
         "gradient_accumulation_steps": plan.micro_steps,
@@ -81,8 +81,13 @@ def deepspeed_settings(
     }
     if config.zero.offload_optimizer:
         settings["zero_force_ds_cpu_optimizer"] = False
-    _refuse_governed_keys(config.deepspeed_extra)
     return _merged(settings, copy.deepcopy(config.deepspeed_extra))
+
+
+def check_deepspeed(config: RunConfig, precision: str) -> None:
+    """Raises ConfigError where the settings contradict one another, for `precision` bf16 or fp32."""
+    _refuse_what_needs_zero(config, precision)
+    _refuse_governed_keys(config.deepspeed_extra)
 
 
 def _refuse_what_needs_zero(config: RunConfig, precision: str) -> None:

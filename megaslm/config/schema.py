@@ -268,12 +268,12 @@ class SlmSection(PolicySettings):
     criterion: Literal[
         "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
     ] = "excess"
-    """The value that targets are ranked by, largest first. excess: the model's loss minus the reference's. reference,
+    """The value that targets are sorted by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
     intersection of these two. selected: the dataset's own mask selects, whatever keep_ratio. loss, student_entropy: the
     model's own loss, or the entropy of its prediction. random is a control."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
-    """The targets among which a target is ranked: the whole optimiser step, its row, or one rank's micro-batch."""
+    """The targets among which a target is sorted: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
     """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs the losses of all of
     them before the first backward pass. running keeps the targets above the threshold of recent steps, K on average."""
@@ -281,7 +281,7 @@ class SlmSection(PolicySettings):
     """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
     forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
     granularity: Literal["token", "span", "document"] = "token"
-    """What a target is ranked by: its own value, or the mean over its span or over its document in the row. Means keep
+    """What a target is sorted by: its own value, or the mean over its span or over its document in the row. Means keep
     or drop text as a whole, which tells noise from text like the reference's."""
     span_reach: Positive = 16
     """Under granularity span: the targets of its document on each side of a target that belong to its span."""

@@ -149,7 +149,7 @@ def require_reference(manifest: Manifest, place: str, *, needs_entropy: bool) ->
 
 
 def require_losses_to_mask(manifest: Manifest, place: str, criterion: str) -> None:
-    """Raises DataError where the dataset at `place` lacks the column that a mask by `criterion` ranks by."""
+    """Raises DataError where the dataset at `place` lacks the column that a mask by `criterion` sorts by."""
     if manifest.kind != "scored" or manifest.reference is None:
         raise DataError(
             f"{place} holds no ref_loss (kind {manifest.kind!r}), of which a mask is made; name a dataset that "

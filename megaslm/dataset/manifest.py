@@ -152,13 +152,13 @@ class Mask(_Record):
     criterion: Literal["reference", "entropy", "reference_and_entropy"] = Field(
         validation_alias=AliasChoices("criterion", "score")
     )
-    """What was ranked, largest first: minus the reference's losses, minus the entropies of its predictions, or both."""
+    """What was sorted, largest first: minus the reference's losses, minus the entropies of its predictions, or both."""
     keep_ratio: Ratio
     """The share of targets that was kept, as the user wrote it."""
     max_ref_loss: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     """In nats. Targets with a larger reference loss were never selected; null: no cap."""
     scope: Literal["sequence"] = "sequence"
-    """The set in which a target was ranked: its row."""
+    """The set in which a target was sorted: its row."""
 
 
 AttachedName = Literal["target_mask", "selected", "weight"]

@@ -18,7 +18,7 @@ from megaslm.model.decoder_layers import is_compiled
 from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
 from megaslm.model.shapes import shape_of
-from megaslm.observe.display import counted
+from megaslm.observe.display import counted, gib
 from megaslm.observe.tracker import check_tracker
 from megaslm.storage.file_systems import is_remote
 from megaslm.storage.retries import RemoteSettings
@@ -124,10 +124,9 @@ def choices(config: RunConfig) -> Iterator[Check]:
 def memory(needed_bytes: int, usable_bytes: int, device: str, fit_command: str) -> Iterator[Check]:
     """Whether a rank's memory holds the run, by its plan. A prediction: the run is not kept from starting."""
     facts = {"needed_bytes": needed_bytes, "usable_bytes": usable_bytes, "device": device}
-    gib = 1 << 30
     fits = needed_bytes <= usable_bytes
-    usable = f"the {usable_bytes / gib:,.2f} GiB of {device} that may be used"
-    found = f"a rank is predicted to take {needed_bytes / gib:,.2f} GiB, {'of' if fits else 'more than'} {usable}"
+    usable = f"the {gib(usable_bytes)} GiB of {device} that may be used"
+    found = f"a rank is predicted to take {gib(needed_bytes)} GiB, {'of' if fits else 'more than'} {usable}"
     if fits:
         yield Check("plan", "ok", found, facts=facts)
     else:

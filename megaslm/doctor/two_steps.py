@@ -11,14 +11,13 @@ from pathlib import Path
 
 from megaslm.config.run_files import SMOKE
 from megaslm.doctor.check import Check
-from megaslm.observe.display import counted
+from megaslm.observe.display import counted, gib
 
 STEPS = 2
 """The second step shows whether the first one left room: the optimiser's states are allocated in the first."""
 _LINES_TOLD = 12
 _WARNING = "warning: "
 _PATIENCE_SECONDS = 60
-_GIB = 1 << 30
 _OF_TORCHRUN = re.compile(r"[IWE]\d{4} .*torch/distributed/")
 _REPORT = re.compile(r"E\d{4} .*torch/distributed/elastic/")
 
@@ -61,7 +60,7 @@ def make(dry_run: DryRun) -> Iterator[Check]:
     found = (
         f"{counted(result['steps'], 'step')} on {ranks}: loss {first:.4f} → {last:.4f}, "
         f"{result['step_seconds']:.3g} s per step, at most "
-        f"{result['peak_memory']['peak_bytes'] / _GIB:.2f} GiB per rank; "
+        f"{gib(result['peak_memory']['peak_bytes'])} GiB per rank; "
         "a checkpoint was written, read back and removed"
     )
     yield Check("dry run", "ok", found, facts={"command": dry_run.command(), "result": result, "output": lines})

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megaslm.errors import DataError, PromptTooLong
+from megaslm.errors import PromptTooLong
 from megaslm.generation.decoding_loop import KeepGoing
-from megaslm.generation.text_tokens import TextTokens
+from megaslm.generation.text_tokens import TextTokens, encode_pairs
 from megaslm.model.plain_lm import PlainLM
 
 _SHOWN_PAIRS = 5
@@ -105,39 +105,9 @@ def continuation_losses(
     return [done[place] for place in range(len(pairs))]
 
 
-def longest_pair(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> int:
-    """The tokens that a model reads for the longest pair; 0 without pairs. The last one is only a target."""
-    return max((len(ids) - 1 for ids, _ in encode_pairs(tokens, pairs)), default=0)
-
-
 def _longest_first(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list[_Pair]:
     encoded = [_Pair(place, ids, first) for place, (ids, first) in enumerate(encode_pairs(tokens, pairs))]
     return sorted(encoded, key=lambda pair: -len(pair.ids))
-
-
-def encode_pairs(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-    """The ids of each pair, and the index of the continuation's first one.
-
-    As in lm-eval 0.4 (`_encode_pair`), white space at the end of a context belongs to the continuation. The ids are
-    those of the context alone, then those of both as one text after as many. Where a tokenizer merges across the
-    border, this is neither text exactly.
-
-    Raises:
-        DataError: a continuation has no id of its own.
-    """
-    contexts = tokens.encode([context.rstrip() for context, _ in pairs])
-    whole = tokens.encode([context + continuation for context, continuation in pairs])
-    encoded = [
-        ([*before, *ids[len(before) :]], len(before)) if before else ([tokens.start_id, *ids], 1)
-        for before, ids in zip(contexts, whole, strict=True)
-    ]
-    for place, (ids, first) in enumerate(encoded):
-        if len(ids) <= first:
-            raise DataError(
-                f"the pair at place {place} has no token of its own for the continuation {pairs[place][1]!r}; correct "
-                "the item"
-            )
-    return encoded
 
 
 def _measured(lm: PlainLM, batch: Sequence[_Pair], pad_id: int) -> list[LogLikelihood]:

@@ -134,3 +134,33 @@ def _stated_eos_ids(folder: Path) -> list[int]:
         stated = read_object(folder / file).get("eos_token_id")
         found += [each for each in (stated if isinstance(stated, list) else [stated]) if isinstance(each, int)]
     return found
+
+
+def longest_pair(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> int:
+    """The tokens that a model reads for the longest pair; 0 without pairs. The last one is only a target."""
+    return max((len(ids) - 1 for ids, _ in encode_pairs(tokens, pairs)), default=0)
+
+
+def encode_pairs(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """The ids of each pair, and the index of the continuation's first one.
+
+    As in lm-eval 0.4 (`_encode_pair`), white space at the end of a context belongs to the continuation. The ids are
+    those of the context alone, then those of both as one text after as many. Where a tokenizer merges across the
+    border, this is neither text exactly.
+
+    Raises:
+        DataError: a continuation has no id of its own.
+    """
+    contexts = tokens.encode([context.rstrip() for context, _ in pairs])
+    whole = tokens.encode([context + continuation for context, continuation in pairs])
+    encoded = [
+        ([*before, *ids[len(before) :]], len(before)) if before else ([tokens.start_id, *ids], 1)
+        for before, ids in zip(contexts, whole, strict=True)
+    ]
+    for place, (ids, first) in enumerate(encoded):
+        if len(ids) <= first:
+            raise DataError(
+                f"the pair at place {place} has no token of its own for the continuation {pairs[place][1]!r}; correct "
+                "the item"
+            )
+    return encoded

@@ -11,7 +11,7 @@ from rich.text import Text
 from megaslm.dataset.manifest import SCORES, Manifest
 from megaslm.dataset.score_summary import LOSS_BIN_EDGES, LOSS_BIN_WIDTH, ScoreSummary
 from megaslm.inspect.dataset_facts import SAMPLED_ROWS, DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
-from megaslm.observe.display import counted, duration, operations, size, visible_on_one_line
+from megaslm.observe.display import counted, duration, operations, percent, rounded, size, visible_on_one_line
 
 _BAR_LINES = 3
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -96,12 +96,12 @@ def _devices(scores: ScoreSummary) -> Table:
             f"{device.parts:,}",
             f"{device.targets:,}",
             duration(device.rank_seconds),
-            f"{device.tokens_per_second_per_rank:,.0f}",
-            "unknown" if device.mfu is None else f"{device.mfu:.1%}",
+            rounded(device.tokens_per_second_per_rank),
+            "unknown" if device.mfu is None else percent(device.mfu, 1),
         )
     table.caption = f"{operations(scores.forward_flops_per_token)} per token"
     if scores.gpu_hours:
-        table.caption += f" · {scores.gpu_hours:,.2f} GPU-hours"
+        table.caption += f" · {rounded(scores.gpu_hours, 2)} GPU-hours"
     return table
 
 

@@ -104,8 +104,8 @@ class _RowView:
         self._row = row
         self._colours = colours
         self._losses = row.ref_loss or (None,) * len(row.tokens)
-        ranked = sorted((-loss, token) for token, loss in enumerate(self._losses) if loss is not None)
-        self._hardest = [token for _, token in ranked[:_HARDEST]]
+        by_loss = sorted((-loss, token) for token, loss in enumerate(self._losses) if loss is not None)
+        self._hardest = [token for _, token in by_loss[:_HARDEST]]
 
     def heading(self) -> Text:
         place = self._row.place
@@ -169,7 +169,7 @@ class _RowView:
         words = dict(self._words())
         for token in self._hardest:
             loss = self._losses[token]
-            assert loss is not None, "only tokens with a loss are ranked"
+            assert loss is not None, "only tokens with a loss are sorted"
             entropies = [] if self._row.ref_entropy is None else [f"{self._row.ref_entropy[token]:.2f}"]
             before, shown = words[token]
             table.add_row(

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from megaslm.inspect.run_facts import RunFacts
 from megaslm.observe.console import loss_of
-from megaslm.observe.display import counted, duration, size
+from megaslm.observe.display import counted, duration, rounded, size
 
 _SHOWN_CHECKPOINTS = 10
 
@@ -41,7 +41,7 @@ def _lines(facts: RunFacts) -> Iterator[tuple[str, str]]:
         )
         yield (
             "last report",
-            f"{loss_of(step)} · lr {step.learning_rate:.2e} · {step.tokens_per_second:,.0f} tokens/s",
+            f"{loss_of(step)} · lr {step.learning_rate:.2e} · {rounded(step.tokens_per_second)} tokens/s",
         )
     for found in facts.validations:
         yield (
@@ -50,7 +50,7 @@ def _lines(facts: RunFacts) -> Iterator[tuple[str, str]]:
         )
     if facts.seconds is not None:
         ranks = "" if facts.ranks is None else f" on {counted(facts.ranks, 'rank')}"
-        gpu_hours = f" · {facts.gpu_hours:,.2f} GPU-hours" if facts.gpu_hours else ""
+        gpu_hours = f" · {rounded(facts.gpu_hours, 2)} GPU-hours" if facts.gpu_hours else ""
         yield "trained for", f"{duration(facts.seconds)}{ranks}{gpu_hours}"
     if not facts.checkpoints:
         yield "checkpoints", "none yet"

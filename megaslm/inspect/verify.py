@@ -117,7 +117,7 @@ def progress_bar(console: Console, name: str) -> Iterator[OnProgress]:
             said_at = now
             seconds = now - began_at
             left = duration((total - done) / done * seconds)
-            rate = f"{done / 1e6 / seconds:,.0f} MB/s"
+            rate = f"{size(done / seconds)}/s"
             console.print(
                 f"{name} · {100 * done // total:3}% · {size(done)} of {size(total)} · {rate} · {left} left",
                 markup=False,
@@ -134,7 +134,7 @@ def show_verification(console: Console, found: Verification) -> None:
     _show(console, "warning", "yellow", found.warnings)
     console.print(
         f"verify · {found.dataset} · {found.parts:,} parts · {found.rows:,} rows · {size(found.bytes)} in "
-        f"{found.seconds:,.2f} s · {found.bytes / 1e6 / found.seconds:,.0f} MB/s · {found.workers} workers",
+        f"{found.seconds:,.2f} s · {size(found.bytes / found.seconds)}/s · {found.workers} workers",
         markup=False,
         soft_wrap=True,
     )

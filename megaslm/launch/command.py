@@ -27,7 +27,7 @@ class VerbCall:
     verb: Verb
     arguments: tuple[str, ...]
     is_share: bool = False
-    """Whether it does one share of the work (--part)."""
+    """Whether it does one share of the work (--share)."""
     is_finish: bool = False
     """Whether it joins the shares into a dataset (--finish)."""
     is_smoke_test: bool = False

@@ -46,7 +46,7 @@ from megaslm.launch.findings import Findings, Reach
 from megaslm.launch.making import making_command
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.stated_config import require_model, stated_config
-from megaslm.model.weight_files import count_parameters
+from megaslm.model.weight_files import StoredWeight, count_parameters, plain_weights
 from megaslm.storage.file_systems import is_remote
 from megaslm.tokenizer.tokenizer import require_tokenizer_folder, tokenizer_facts
 
@@ -145,15 +145,26 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
             findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
 
 
-def look_at_project(findings: Findings, folder: Path, model: Path, texts: Mapping[str, Sequence[str]]) -> None:
-    """Looks at the model and the texts of `init`, by their domains, and whether its folder is free."""
+def look_at_project(
+    findings: Findings, folder: Path, model: Path, texts: Mapping[str, Sequence[str]]
+) -> list[Sequence[str]]:
+    """Looks at the model of `init`, its tokenizer and the texts, by their domains, and whether its folder is free.
+
+    Returns:
+        The paths of each text whose files are all found on this machine.
+    """
     findings.ask(lambda: require_absent(folder))
-    findings.ask(lambda: _require_stated(model), prefix="--model: ")
+    if findings.ask(lambda: _floating_point_weights(model), prefix="--model: ") is not None:
+        findings.ask(lambda: tokenizer_facts(model), prefix="--model: ")
+    found = []
     for domain, paths in texts.items():
-        for path in paths:
-            # `init` itself lists what is remote, and refuses a path that is empty.
-            if path.strip() and not is_remote(path):
-                findings.ask(partial(find_files, Source(domain=domain, reader="tree", paths=(path,))))
+        # `init` itself lists what is remote, and refuses a path that is empty.
+        here = [path for path in paths if path.strip() and not is_remote(path)]
+        sources = [Source(domain=domain, reader="tree", paths=(path,)) for path in here]
+        missing = [findings.ask(partial(find_files, source)) is None for source in sources]
+        if not any(missing) and not any(map(is_remote, paths)):
+            found.append(paths)
+    return found
 
 
 def look_at_fields(findings: Findings, loaded: Loaded[Recipe]) -> None:
@@ -255,6 +266,11 @@ def _parameters(findings: Findings, setting: str, place: str, hub: HubModel | No
 def _require_stated(folder: Path, hub: HubModel | None = None) -> None:
     require_model(folder, hub)
     stated_config(folder)
+
+
+def _floating_point_weights(folder: Path) -> Mapping[str, StoredWeight]:
+    _require_stated(folder)
+    return plain_weights(folder)
 
 
 def _checkpoint_bytes(findings: Findings, model: ModelSection) -> int | None:

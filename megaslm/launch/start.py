@@ -84,7 +84,7 @@ def command_of(cluster: Cluster, work: VerbCall, after: Sequence[str] = ()) -> C
         )
     if work.is_share and isinstance(cluster, SlurmCluster | KubernetesCluster):
         raise ConfigError(
-            f"--part: on a cluster of kind {cluster.kind} every job of `{work.verb}` gets its own part; leave it out"
+            f"--share: on a cluster of kind {cluster.kind} every job of `{work.verb}` gets its own part; leave it out"
         )
     match cluster:
         case SlurmCluster():

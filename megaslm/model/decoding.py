@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers import DynamicCache
 
-from megaslm.model.folder import longest_steady_row
+from megaslm.model.fit import longest_steady_row
 
 _ATTENTION = "sdpa"
 

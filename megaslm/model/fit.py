@@ -1,21 +1,42 @@
-"""Checks that a model and a dataset belong together."""
+"""Checks that a model and a dataset belong together. Imports neither transformers nor torch."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PretrainedConfig
-
+from megaslm.config.plan import BatchPlan
+from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import Manifest
-from megaslm.errors import DataError, ModelError
-from megaslm.model.folder import longest_steady_row
+from megaslm.errors import ConfigError, DataError, ModelError
+from megaslm.model.stated_config import StatedShape
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE, special_id
 from megaslm.tokenizer.tokenizer import ids_sha256, load_tokenizer, text_tokenizer, tokenizer_sha256
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 _COST = "the first tokens of each document are predicted worse than they could be (docs/results.md has measurements)"
 
 
+def longest_steady_row(config: "PretrainedConfig | StatedShape") -> int | None:
+    """The number of tokens beyond which a row's angles depend on other rows of its batch; None where they never do.
+
+    Under `longrope`, transformers changes the angles of all rows of a batch as soon as one has a longer document.
+    """
+    stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if stated.get("rope_type", stated.get("type")) != "longrope":
+        return None
+    original = getattr(config, "original_max_position_embeddings", None)
+    return int(original or stated.get("original_max_position_embeddings") or config.max_position_embeddings)
+
+
 def check_model_fits(
-    config: PretrainedConfig, manifest: Manifest, *, model: str, dataset: str | Path, window: int | None = None
+    config: "PretrainedConfig | StatedShape",
+    manifest: Manifest,
+    *,
+    model: str,
+    dataset: str | Path,
+    window: int | None = None,
 ) -> None:
     """Compares a model's shape with a dataset's rows, or with the windows in which it reads them.
 
@@ -39,6 +60,25 @@ def check_model_fits(
         raise ModelError(
             f"{model} scales its positions by longrope: with rows of more than {steady} tokens a loss would depend on "
             f"the rows beside it; prepare {dataset} with shorter rows or, to score it, pass --window {steady}"
+        )
+
+
+def check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> None:
+    """Raises ConfigError where `slm.head: cache` exceeds its budget in a run whose choices wait for the losses."""
+    slm = config.slm
+    measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
+    waits_for_losses = config.train.objective == "slm" and slm.ranks_by_model and not measured_first
+    if slm.head != "cache" or not waits_for_losses:
+        return
+    # Only these runs need torch here.
+    from megaslm.slm.token_loss import cache_bytes
+
+    needed_gib = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size) / (1 << 30)
+    if needed_gib > slm.head_cache_gib:
+        raise ConfigError(
+            f"slm.head = cache: holds {needed_gib:.3g} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} targets "
+            f"and a vocabulary of {vocab_size}, more than slm.head_cache_gib = {slm.head_cache_gib:.3g}; raise it, "
+            "lower train.micro_batch_rows, or use slm.head = bracket"
         )
 
 

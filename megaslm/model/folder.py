@@ -1,6 +1,5 @@
 """The configuration of a Hugging Face model folder, read before its weights are."""
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import AutoConfig, GraniteConfig, LlamaConfig, MistralConfig, 
 from megaslm.config.hub import HubModel
 from megaslm.errors import ModelError
 from megaslm.model.stated_config import CONFIG, require_known, require_model, stated_config
-from megaslm.model.weight_files import StoredWeight, hold_the_same, stored_weights
+from megaslm.model.weight_files import NEEDLESS, StoredWeight, hold_the_same, plain_weights
 
 # Loading and saving draw progress bars and tables on every rank, between our own lines. Errors are raised here.
 transformers.utils.logging.disable_progress_bar()
@@ -29,9 +28,6 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The prefix is missing in folders that were saved from the model without its head.
 _BASE = "model."
-_FLOATING_POINT = ("F64", "F32", "F16", "BF16")
-# Unused by the supported releases: the angles of rotary embeddings, which follow from config.json.
-_NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
 def check_model_folder(folder: Path, hub: HubModel | None = None) -> PretrainedConfig:
@@ -46,14 +42,7 @@ def check_model_folder(folder: Path, hub: HubModel | None = None) -> PretrainedC
     """
     require_model(folder, hub)
     config = read_config(folder)
-    weights = stored_weights(folder)
-    for name, weight in weights.items():
-        if weight.dtype not in _FLOATING_POINT and not _NEEDLESS.search(name):
-            raise ModelError(
-                f"{folder}: {name} is stored as {weight.dtype}; expected one of {', '.join(_FLOATING_POINT)}: the "
-                "model is quantised, or this weight does not belong to it; use the model that it was made from, or "
-                "load it with transformers and save it again"
-            )
+    weights = plain_weights(folder)
     config.tie_word_embeddings = config.tie_word_embeddings and not _has_a_head_of_its_own(weights)
     return config
 
@@ -86,7 +75,7 @@ def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: It
         for name in weights
         if name not in known
         and (f"{_BASE}{name}" not in known or f"{_BASE}{name}" in weights)
-        and not _NEEDLESS.search(name)
+        and not NEEDLESS.search(name)
     ]
     if unused:
         raise ModelError(
@@ -129,15 +118,3 @@ def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
         "rope_scaling": scaling,
         "rope_parameters": {**beside, "rope_type": rope_type, **stated},
     }
-
-
-def longest_steady_row(config: PretrainedConfig) -> int | None:
-    """The number of tokens beyond which a row's angles depend on other rows of its batch; None where they never do.
-
-    Under `longrope`, transformers changes the angles of all rows of a batch as soon as one has a longer document.
-    """
-    stated = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    if stated.get("rope_type", stated.get("type")) != "longrope":
-        return None
-    original = getattr(config, "original_max_position_embeddings", None)
-    return int(original or stated.get("original_max_position_embeddings") or config.max_position_embeddings)

@@ -91,7 +91,7 @@ class SelectiveHead(nn.Linear):
     ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be ranked. With `entropies`
+        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be sorted. With `entropies`
         the losses, then the entropies of the predictions.
         """
         if targets is None:
@@ -199,7 +199,7 @@ class SelectiveLM(nn.Module):
         Returns:
             (B, L) float32 losses, detached; with `entropies` the losses, then the entropies, of the same shape. With
             `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the losses of all other rows are 0. Where
-            a target of any rank cannot be ranked, the total is NaN on all ranks, and so is the norm of its gradient. Of
+            a target of any rank cannot be sorted, the total is NaN on all ranks, and so is the norm of its gradient. Of
             a `DecodingStep` (B, V) float32 logits.
         """
         if isinstance(tokens, DecodingStep):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megaslm.config.hub import HubModel, hub_hint
 from megaslm.dataset.kinds import Kind, kind_of
@@ -12,6 +12,34 @@ from megaslm.errors import ModelError
 CONFIG = "config.json"
 MODEL_TYPES = ("llama", "mistral", "qwen2", "granite")
 """The supported architectures; `megaslm.model.folder.FAMILIES` has transformers' classes for them."""
+
+
+class StatedShape(NamedTuple):
+    """What a config.json says of the rows that its model reads, under the names of transformers' configurations."""
+
+    vocab_size: int
+    max_position_embeddings: int
+    rope_parameters: Mapping[str, Any] | None = None
+    original_max_position_embeddings: int | None = None
+
+
+def stated_shape(folder: Path) -> StatedShape | None:
+    """The shape in a folder's config.json; None where it leaves one of the numbers to transformers' defaults.
+
+    Raises ModelError as `stated_config` does.
+    """
+    stated = stated_config(folder)
+    sizes = [stated.get(key) for key in ("vocab_size", "max_position_embeddings")]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    scaling = stated.get("rope_parameters") or stated.get("rope_scaling")
+    original = stated.get("original_max_position_embeddings")
+    return StatedShape(
+        stated["vocab_size"],
+        stated["max_position_embeddings"],
+        scaling if isinstance(scaling, dict) else None,
+        original if isinstance(original, int) else None,
+    )
 
 
 def require_model(folder: Path, hub: HubModel | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,9 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _HASHED_AT_ONCE = 4
 _COMPARED_ELEMENTS = 1 << 24
+_FLOATING_POINT = ("F64", "F32", "F16", "BF16")
+NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
+"""Unused by the supported releases: the angles of rotary embeddings, which follow from config.json."""
 
 
 class StoredWeight(NamedTuple):
@@ -68,6 +72,19 @@ def stored_weights(folder: Path) -> Mapping[str, StoredWeight]:
     if files != [folder / _SINGLE]:
         _require_listed(folder, found)
     return found
+
+
+def plain_weights(folder: Path) -> Mapping[str, StoredWeight]:
+    """As `stored_weights`. Raises ModelError where one is stored as anything but floating point."""
+    weights = stored_weights(folder)
+    for name, weight in weights.items():
+        if weight.dtype not in _FLOATING_POINT and not NEEDLESS.search(name):
+            raise ModelError(
+                f"{folder}: {name} is stored as {weight.dtype}; expected one of {', '.join(_FLOATING_POINT)}: the "
+                "model is quantised, or this weight does not belong to it; use the model that it was made from, or "
+                "load it with transformers and save it again"
+            )
+    return weights
 
 
 def hold_the_same(weights: Mapping[str, StoredWeight], first: str, second: str) -> bool:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from megaslm.jobs.progress import JobProgress
-from megaslm.observe.display import duration, short_count
+from megaslm.observe.display import duration, percent, rounded, short_count, size
 from megaslm.observe.records import (
     Record,
     ReportRecord,
@@ -30,14 +30,8 @@ _LINE_SHARE = 0.01
 _QUIET_SECONDS = 30.0
 # A drawing takes two milliseconds, in which the thread that trains waits.
 _DRAWING_SECONDS = 3.0
-_COUNTED = {
-    "text_bytes": (1e6, "{:,.1f} MB of text", "{:,.1f} MB/s"),
-    "documents": (1, "{:,.0f} documents", "{:,.0f} documents/s"),
-    "tokens": (1, "{:,.0f} tokens", "{:,.0f} tokens/s"),
-    "rows": (1, "{:,.0f} rows", "{:,.1f} rows/s"),
-    "targets": (1, "{:,.0f} targets", "{:,.0f} targets/s"),
-}
-"""The quantities that jobs count, in printed order: the unit, and the formats of the quantity and its rate."""
+_COUNTED = ("documents", "tokens", "rows", "targets")
+"""The quantities that jobs count beside bytes of text, in printed order."""
 
 
 class _Terminal(Console):
@@ -153,7 +147,7 @@ class RunConsole:
         self._block.stop()
 
     def _show_step(self, record: StepRecord, mfu: float | None) -> None:
-        pace = f"{record.tokens_per_second:,.0f} tokens/s" + ("" if mfu is None else f" · MFU {mfu:.0%}")
+        pace = f"{rounded(record.tokens_per_second)} tokens/s" + ("" if mfu is None else f" · MFU {percent(mfu)}")
         if self._block.is_live:
             numbers = f"{_short_loss_of(record)} · {short_count(record.tokens)} tokens · {pace}"
             is_last = record.step == self._total_steps
@@ -240,12 +234,13 @@ def state_of(progress: JobProgress) -> JobState:
     """Converts a job's progress to the form that is shown."""
     seconds = max(1e-9, progress.seconds)
     numbers = []
-    for name, text in _COUNTED.items():
+    text_bytes = progress.counts.get("text_bytes")
+    if text_bytes is not None:
+        numbers += [f"{size(text_bytes)} of text", f"{size(text_bytes / seconds)}/s"]
+    for name in _COUNTED:
         if name in progress.counts:
-            per_unit, said, per_second = text
-            count = progress.counts[name] / per_unit
-            numbers.append(said.format(count))
-            numbers.append(per_second.format(count / seconds))
+            count = progress.counts[name]
+            numbers += [f"{count:,} {name}", f"{rounded(count / seconds)} {name}/s"]
     numbers.append(f"{progress.tasks_done:,} of {progress.tasks:,} tasks")
     numbers.append("1 process" if progress.processes == 1 else f"{progress.processes} processes")
     if progress.tasks_retried:

@@ -1,8 +1,10 @@
 """Formats numbers with their units, and text so that every character is visible."""
 
+import math
 import unicodedata
 
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+_GIB = 1 << 30
 _NEW_LINE = "↵\n"
 _TAB = "⇥   "
 _FIRST_CONTROL_PICTURE = 0x2400
@@ -10,12 +12,28 @@ _DELETE, _DELETE_PICTURE = 0x7F, "\u2421"
 _UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
 
 
-def size(count_bytes: int) -> str:
-    """A number of bytes, such as `1.3 GB`."""
+def size(count_bytes: float) -> str:
+    """A number of bytes, or of bytes per second, such as `1.3 GB`."""
     for unit, factor in _UNITS:
         if count_bytes >= factor:
             return f"{count_bytes / factor:,.1f} {unit}"
-    return f"{count_bytes} bytes"
+    return f"{count_bytes:.4g} bytes"
+
+
+def gib(count_bytes: float, decimals: int = 2) -> str:
+    """A number of bytes in GiB, such as `13.02` or `0.0042`, without the unit."""
+    return rounded(count_bytes / _GIB, decimals)
+
+
+def rounded(number: float, decimals: int = 0) -> str:
+    """A number with `decimals` decimals, or with more where it would have fewer than two digits: no rate becomes 0."""
+    shown = max(decimals, 1 - math.floor(math.log10(abs(number)))) if number else decimals
+    return f"{number:,.{shown}f}"
+
+
+def percent(part: float, decimals: int = 0) -> str:
+    """A share of 1 in percent, rounded as `rounded` does, such as `47%` or `0.21%`."""
+    return f"{rounded(100 * part, decimals)}%"
 
 
 def short_count(number: int) -> str:

@@ -73,8 +73,8 @@ class Measurement:
     keep_ratio: str | None = None
     """The share of valid targets, a decimal, that the run trained on at that time; None if all."""
     kept: NDArray[np.bool_] | None = None
-    """(R, L), the targets that the run's selection keeps when it ranks the probe rows; None if it keeps all, or where
-    the rows lack what it ranks by."""
+    """(R, L), the targets that the run's selection keeps when it sorts the probe rows; None if it keeps all, or where
+    the rows lack what it sorts by."""
 
 
 def write_rows(folder: Path, rows: ProbeRows) -> None:

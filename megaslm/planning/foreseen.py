@@ -14,7 +14,7 @@ from megaslm.planning.machine import Machine
 
 
 @dataclass(frozen=True)
-class ExactWay:
+class PlannedExact:
     """How a step of several micro-steps gets all losses before its first backward pass, and why (`slm.exact_by`)."""
 
     keeps_graphs: bool
@@ -32,7 +32,7 @@ class Foreseen:
     """What a rank needs."""
 
     memory: RankMemory
-    exact: ExactWay | None
+    exact: PlannedExact | None
     """None where no selection waits for the losses of several micro-steps."""
 
     @property
@@ -62,7 +62,7 @@ def foresee(config: RunConfig, shape: Shape, machine: Machine) -> Foreseen:
     may_take = kept_graphs_may_take_bytes(machine.memory_bytes - one_graph.state_bytes)
     keeps = slm.exact_by == "kept_graphs" or (slm.exact_by == "auto" and graphs <= may_take)
     memory = _memory(config, plan, shape, machine, keeps_graphs=True) if keeps else one_graph
-    return Foreseen(memory, ExactWay(keeps, slm.exact_by, graphs, may_take))
+    return Foreseen(memory, PlannedExact(keeps, slm.exact_by, graphs, may_take))
 
 
 def _memory(

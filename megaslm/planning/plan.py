@@ -15,7 +15,7 @@ from megaslm.model.load import ChosenPrecision, dtype_of
 from megaslm.model.memory import RankMemory
 from megaslm.model.shapes import Shape, shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
-from megaslm.planning.foreseen import ExactWay, foresee, planned_precision
+from megaslm.planning.foreseen import PlannedExact, foresee, planned_precision
 from megaslm.planning.machine import Machine
 from megaslm.planning.work import Disk, Network, Rate, Work, disk_of, network_of
 from megaslm.storage.file_systems import is_remote
@@ -77,7 +77,7 @@ class Plan:
     tokens: int | None
     """Targets of the whole run; None where only the dataset tells."""
     memory: RankMemory
-    exact: ExactWay | None
+    exact: PlannedExact | None
     """None where no selection waits for the losses of several micro-steps."""
     one_micro_step: OneMicroStep | None
     """None where the run has one already, or it does not fit."""

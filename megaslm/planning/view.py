@@ -7,14 +7,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.observe.display import counted, duration, operations, size
+from megaslm.observe.display import counted, duration, gib, operations, percent, rounded, size
 from megaslm.planning.fit import Fit
-from megaslm.planning.foreseen import ExactWay
+from megaslm.planning.foreseen import PlannedExact
 from megaslm.planning.machine import GPUS_OF_A_HOST, USABLE_MEMORY
 from megaslm.planning.plan import Plan
 from megaslm.planning.work import Work
 
-_GIB = 1 << 30
 _RUNS = 4
 """That share scores, for an example."""
 _UNKNOWN_LENGTH = "only the dataset tells the length; give the targets of an epoch with --epoch-tokens"
@@ -33,8 +32,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     better = plan.one_micro_step
     if better is not None:
         line = (
-            f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {_gib(better.peak_bytes)} of "
-            f"the {_gib(plan.machine.usable_bytes)} that may be used"
+            f"one micro-step fits too, with --set train.micro_batch_rows={better.rows}: {gib(better.peak_bytes)} GiB "
+            f"of the {gib(plan.machine.usable_bytes)} GiB that may be used"
         )
         if better.network_bytes_per_step < plan.network.bytes_per_step:
             who = "GPU" if plan.machine.on_gpu else "rank"
@@ -46,7 +45,7 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 def show_fit(console: Console, fit: Fit) -> None:
     """Prints what makes a run fit."""
-    needed, room = _gib(fit.plan.memory.peak_bytes), _gib(fit.plan.machine.usable_bytes)
+    needed, room = (f"{gib(count)} GiB" for count in (fit.plan.memory.peak_bytes, fit.plan.machine.usable_bytes))
     options = " ".join(f"--set {override}" for override in fit.overrides)
     if not fit.plan.fits:
         line = (
@@ -86,7 +85,7 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.exact is not None:
         yield "exact", _exact(plan.exact)
     if plan.training is not None:
-        yield "time", f"at {plan.mfu:.0%} MFU {_time(plan.training)}"
+        yield "time", f"at {percent(plan.mfu)} MFU {_time(plan.training)}"
         if plan.recompute != "none":
             yield "", f"recompute {plan.recompute} is not counted: MFU has model FLOPs only, and is lower with it"
     elif plan.machine.peak_tflops is None or plan.precision != "bf16":
@@ -111,7 +110,7 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "network", _network(plan)
 
 
-def _exact(exact: ExactWay) -> str:
+def _exact(exact: PlannedExact) -> str:
     graphs, may_take = size(exact.graph_bytes), size(exact.may_take_bytes)
     asked = f"slm.exact_by = {exact.asked_for}"
     if exact.keeps_graphs:
@@ -167,7 +166,8 @@ def _network(plan: Plan) -> str:
 def _time(work: Work) -> str:
     money = "" if work.money is None else f", which cost {work.money:,.0f}"
     return (
-        f"{duration(3600 * work.hours)}, {work.tokens_per_second:,.0f} tokens/s; {work.gpu_hours:,.4g} GPU-hours{money}"
+        f"{duration(3600 * work.hours)}, {rounded(work.tokens_per_second)} tokens/s; "
+        f"{work.gpu_hours:,.4g} GPU-hours{money}"
     )
 
 
@@ -186,7 +186,7 @@ def _memory(plan: Plan) -> Table:
     }
     for name, (count_bytes, text) in states.items():
         if count_bytes:
-            table.add_row(name, _plain_gib(count_bytes), text)
+            table.add_row(name, gib(count_bytes), text)
     moments = {
         "gathered": (memory.gathered, "whole weights of the layers at hand"),
         "activations": (memory.activations, f"kept for the backward pass, recompute {plan.recompute}"),
@@ -198,21 +198,14 @@ def _memory(plan: Plan) -> Table:
     for name, (count_bytes, text) in moments.items():
         marked = Text(text + (" ← the peak" if name == memory.peak_moment else ""))
         if count_bytes:
-            table.add_row(name, _plain_gib(count_bytes), marked)
+            table.add_row(name, gib(count_bytes), marked)
     table.add_section()
     verdict = "fits" if plan.fits else "does not fit: --fit looks for settings that do"
     table.add_row(
         "peak",
-        _plain_gib(memory.peak_bytes),
-        f"{verdict}; {_gib(machine.usable_bytes)} may be used, {USABLE_MEMORY:.0%} of {_gib(machine.memory_bytes)}",
+        gib(memory.peak_bytes),
+        f"{verdict}; {gib(machine.usable_bytes)} GiB may be used, {USABLE_MEMORY:.0%} of "
+        f"{gib(machine.memory_bytes)} GiB",
         style="bold",
     )
     return table
-
-
-def _gib(count_bytes: int) -> str:
-    return f"{_plain_gib(count_bytes)} GiB"
-
-
-def _plain_gib(count_bytes: int) -> str:
-    return f"{count_bytes / _GIB:,.2f}"

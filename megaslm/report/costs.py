@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megaslm.observe.display import duration
+from megaslm.observe.display import duration, rounded
 from megaslm.report.before import StageSpent
 from megaslm.report.runs import ReportedRun
 from megaslm.report.spent import AXES
@@ -116,4 +116,4 @@ def _sentence(
 
 
 def _amount(value: float, axis: str) -> str:
-    return f"{value:,.2f} GPU-hours" if axis == "gpu_hours" else duration(value)
+    return f"{rounded(value, 2)} GPU-hours" if axis == "gpu_hours" else duration(value)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from megaslm.observe.display import counted, duration
+from megaslm.observe.display import counted, duration, rounded
 from megaslm.observe.run_description import datasets_in_words, model_in_words, objective_in_words
 from megaslm.report.metrics import MEASURED, Measured, Numbers
 from megaslm.report.packed import known, packed, spread
@@ -118,7 +118,7 @@ def _facts(run: ReportedRun) -> Iterator[tuple[str, str]]:
     if run.cost is not None:
         cost = run.cost.training
         ranks = "" if cost.ranks is None else f" on {counted(cost.ranks, 'rank')}"
-        gpu_hours = f" · {cost.gpu_hours:,.2f} GPU-hours" if cost.gpu_hours else ""
+        gpu_hours = f" · {rounded(cost.gpu_hours, 2)} GPU-hours" if cost.gpu_hours else ""
         yield "trained for", f"{duration(cost.seconds)}{ranks}{gpu_hours}"
     for place, found in run.metrics.validations.items():
         yield f"held out {place}", f"{found.values[0]:.4f} → {found.values[-1]:.4f} nats"

@@ -45,7 +45,7 @@ def heat_entry(probe: Probe, most_bytes: int) -> Entry:
             {
                 "step": one.step,
                 "tokens": one.tokens_seen,
-                # The page ranks by the losses of the last step as the run does, so they are exact.
+                # The page sorts by the losses of the last step as the run does, so they are exact.
                 "loss": packed(one.losses[shown], "f4" if one is last else "f2"),
                 "kept": None if one.kept is None else packed_bits(one.kept[shown]),
             }
@@ -68,7 +68,7 @@ def _ranking(slm: SlmSection) -> str:
 
 
 def _span_reach(slm: SlmSection, seq_len: int) -> int | None:
-    """Targets on each side of a target whose mean value ranks it; None where each is ranked by its own value."""
+    """Targets on each side of a target whose mean value it is sorted by; None where each is sorted by its own value."""
     return {"token": None, "span": slm.span_reach, "document": seq_len}[slm.granularity]
 
 

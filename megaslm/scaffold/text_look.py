@@ -65,15 +65,7 @@ def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
         DataError: there are no files or no records, or they cannot be read.
     """
     reader, files, unread = _reader_of(paths)
-    fields: tuple[str, ...] = ()
-    taken_from: Mapping[str, str] = {}
-    if reader != "text":
-        # Files at the front may be empty.
-        records = list(islice(chain.from_iterable(_records(reader, file) for file in files), _RECORDS))
-        if not records:
-            raise DataError(f"{', '.join(paths)}: {counted(len(files), 'file')} without a record; name files with text")
-        taken_from = _text_in(records, ", ".join(paths))
-        fields = tuple(dict.fromkeys(name for record in records for name in record))
+    taken_from, fields = _taken_from(reader, files, paths)
     source = Source.model_validate({"domain": "text", "reader": reader, "paths": tuple(paths), **taken_from})
     documents, tokens = _amount(source, tokenizer)
     return TextLook(
@@ -87,6 +79,12 @@ def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:
         tokens=tokens,
         unread=unread,
     )
+
+
+def require_text(paths: Sequence[str]) -> None:
+    """Raises as `look_at_text`, as far as the first records tell. Reads no tokenizer."""
+    reader, files, _ = _reader_of(paths)
+    _taken_from(reader, files, paths)
 
 
 def files_in_both(first: TextLook, second: TextLook) -> tuple[str, ...]:
@@ -136,6 +134,20 @@ def _reader_of(paths: Sequence[str]) -> tuple[Reader, list[InputFile], tuple[str
         if reader != best
     ]
     return best, fitting[best], tuple(others)
+
+
+def _taken_from(
+    reader: Reader, files: Sequence[InputFile], paths: Sequence[str]
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The `taken_from` and the `fields` of a look at files."""
+    if reader == "text":
+        return {}, ()
+    # Files at the front may be empty.
+    records = list(islice(chain.from_iterable(_records(reader, file) for file in files), _RECORDS))
+    if not records:
+        raise DataError(f"{', '.join(paths)}: {counted(len(files), 'file')} without a record; name files with text")
+    fields = tuple(dict.fromkeys(name for record in records for name in record))
+    return _text_in(records, ", ".join(paths)), fields
 
 
 def _records(reader: Reader, file: InputFile) -> Iterator[dict[str, Any]]:

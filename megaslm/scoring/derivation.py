@@ -158,7 +158,7 @@ class Derivation(Generic[Outcome]):
             shown = ", ".join(missing[:10]) + (" …" if len(missing) > 10 else "")
             raise DataError(
                 f"{self._output.place}: {len(missing)} of {len(noted)} parts are not done ({shown}); start it again, "
-                "with or without --part, for those that are missing"
+                "with or without --share, for those that are missing"
             )
         return [(item, outcome) for item, outcome in noted if outcome is not None]
 

@@ -33,16 +33,16 @@ def mask_rule(criterion: str, keep_ratio: str, max_ref_loss: float | None) -> Ma
 def describe_masked(manifest: Manifest, dataset: DatasetFolder, rule: Mask) -> Manifest:
     """The manifest of the masked `dataset`, but with the parts of its present manifest `manifest`.
 
-    Raises DataError where the dataset lacks the column that the rule ranks by.
+    Raises DataError where the dataset lacks the column that the rule sorts by.
     """
     require_losses_to_mask(manifest, dataset.place, rule.criterion)
     return manifest.model_copy(update={"kind": "masked", "mask": rule})
 
 
 def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
-    """The targets that the rule selects in n scored rows: (n, L) bool. Each row is ranked on its own.
+    """The targets that the rule selects in n scored rows: (n, L) bool. Each row is sorted on its own.
 
-    Raises DataError where a target cannot be ranked because its reference loss or entropy is non-finite.
+    Raises DataError where a target cannot be sorted because its reference loss or entropy is non-finite.
     """
     tokens = torch.from_numpy(rows["tokens"].astype(np.int64))
     targets = Targets(

@@ -47,7 +47,7 @@ def mask(task: MaskRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
     Parts that an earlier job has finished, and those of a finished output whose dataset has grown, are not made again.
 
     Raises:
-        DataError: the dataset is corrupt or lacks the column that the rule ranks by, or the output holds something
+        DataError: the dataset is corrupt or lacks the column that the rule sorts by, or the output holds something
             else.
         Stopped: on SIGTERM.
         MegaSLMError: the system reports an error, such as a full disk.

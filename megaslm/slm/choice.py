@@ -74,7 +74,7 @@ class Deferred:
 class Selected(NamedTuple):
     """The result of a choice by loss.
 
-    `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, rows that cannot be ranked
+    `mask`: (T,) bool. `threshold`: (G,) int64, see `HeadOutput`. `non_finite`: (T,) bool, rows that cannot be sorted
     because their value is NaN or infinite. `stop`: int64 scalar, the number of such rows on all ranks. Where it is not
     0, all ranks stop together.
     """
@@ -122,7 +122,7 @@ class ByLoss(Protocol):
         ...
 
     def unrankable(self, losses: Tensor) -> Tensor:
-        """(T,) bool: rows that cannot be ranked by these losses. No collectives."""
+        """(T,) bool: rows that cannot be sorted by these losses. No collectives."""
         ...
 
 
@@ -272,7 +272,7 @@ def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
 def forecast_from(
     recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
 ) -> ThresholdForecast | None:
-    """The forecast for this step from the steps before. None before the first step, and where targets are ranked by the
+    """The forecast for this step from the steps before. None before the first step, and where targets are sorted by the
     means of their spans, which are unknown while some of the losses are.
 
     Args:

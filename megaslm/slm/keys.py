@@ -8,13 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from megaslm.slm.visits import MOST_VISITS, VISIT_BITS
+
 POSITION_BITS = 16
-VISIT_BITS = 8
 ROW_BITS = 32
 KEY_BITS = ROW_BITS + VISIT_BITS + POSITION_BITS
 HASH_BITS = 31
-MOST_VISITS = 1 << VISIT_BITS
-"""Most copies of a row in one step."""
 
 # The mixing constants of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)

@@ -304,7 +304,7 @@ class SelectiveObjective:
         """Selects by the rule.
 
         Raises:
-            NonFiniteCriterion: a target cannot be ranked.
+            NonFiniteCriterion: a target cannot be sorted.
         """
         ratio = self._rule.ratio_at(moment.tokens)
         step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)

@@ -110,12 +110,12 @@ def selects_all(ratio: Ratio) -> bool:
 
 @dataclass(frozen=True)
 class SelectionRule:
-    """What is ranked, in which scope, and how much of it is selected in which way."""
+    """What targets are sorted by, in which scope, and how much of it is selected in which way."""
 
     keep_ratio: KeepRatio
     """k, by the number of tokens read."""
     criterion: Criterion = "excess"
-    """What is ranked, largest first."""
+    """What targets are sorted by, largest first."""
     scope: Scope = "batch"
     """The targets among which the largest are kept."""
     mode: Mode = "exact"

@@ -28,7 +28,7 @@ class SpanRule:
 
     @classmethod
     def of(cls, granularity: Granularity, span_reach: int, eos_id: int) -> "SpanRule | None":
-        """The rule of a granularity; None where each target is ranked by its own value. Only `span` has a reach."""
+        """The rule of a granularity; None where each target is sorted by its own value. Only `span` has a reach."""
         return None if granularity == "token" else cls(eos_id, span_reach if granularity == "span" else None)
 
     def bounds(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

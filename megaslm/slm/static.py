@@ -46,7 +46,7 @@ def select_static(
     its own, and no other policy.
 
     Args:
-        criterion: what is ranked.
+        criterion: what targets are sorted by.
         groups: (G, n) targets; with an all-reduce, each rank holds its own n of the same G groups.
         ratio: k, or that of each group.
         max_ref_loss: targets with a larger reference loss, in nats, are not eligible.

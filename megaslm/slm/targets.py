@@ -1,4 +1,4 @@
-"""The targets of a step: which are valid, what the dataset stores for them, and the values that rank them."""
+"""The targets of a step: which are valid, what the dataset stores for them, and the values that they are sorted by."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,7 +24,7 @@ class Targets:
 
     `valid`: (R, L) bool. `keys`: (R, L) int64, unique over the step. `ref_loss`, `ref_entropy`: (R, L) float32 in
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
-    run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is ranked by its own
+    run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is sorted by its own
     value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
     the stored weights, or None where the dataset has none.
     """
@@ -61,7 +61,7 @@ class Targets:
     def eligible(self, max_ref_loss: float | None) -> Tensor:
         """(R, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
 
-        A NaN reference loss stays eligible, so that ranking reports it.
+        A NaN reference loss stays eligible, so that the selection reports it.
         """
         return self.valid if max_ref_loss is None else self.valid & ~(self.needed_ref_loss() > max_ref_loss)
 
@@ -136,7 +136,7 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RankedTargets:
-    """Targets in groups, (G, n), and what ranks them: a criterion, and the noise of a draw.
+    """Targets in groups, (G, n), and what sorts them: a criterion, and the noise of a draw.
 
     `eligible`: (G, n) bool. `draw`: None where there is no noise.
     """

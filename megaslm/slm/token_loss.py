@@ -157,7 +157,7 @@ def selective_loss(
         The head's output; its total is differentiable once in hidden, weight and bias.
 
     Raises:
-        NonFiniteCriterion: a row cannot be ranked.
+        NonFiniteCriterion: a row cannot be sorted.
     """
     rows = RowWeights(row_weight, select.weights)
     return HeadOutput(*_HeadLoss.apply(hidden, weight, bias, targets, rows, select, method, logit_scale))

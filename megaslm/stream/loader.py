@@ -32,8 +32,8 @@ from megaslm.dataset.packing import document_bounds
 from megaslm.dataset.rows import unpack_mask
 from megaslm.errors import DataError
 from megaslm.stream.host_folder import HostFolder
-from megaslm.stream.mixture import MixtureStream, order_of
-from megaslm.stream.order import Extent, Numbers, first_place
+from megaslm.stream.mixture import MixtureStream
+from megaslm.stream.order import Extent, Numbers, first_place, order_of
 from megaslm.stream.shard_files import files_of
 from megaslm.stream.shards import ShardChecks, TrainingShards, claim_caches
 

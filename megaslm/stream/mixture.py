@@ -1,19 +1,16 @@
-"""The mixture that a run reads: domains of datasets, each with its share of an epoch."""
+"""The mixture that a run reads: domains of datasets, each with its share of an epoch. Imports no torch."""
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from megaslm.config.plan import BatchPlan
 from megaslm.config.section import Split
-from megaslm.dataset.index import ShardIndex
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import DataError
-from megaslm.slm.keys import MOST_VISITS
-from megaslm.stream.order import Extent, RowOrder
+from megaslm.slm.visits import MOST_VISITS
 
 TRAINING: Split = "train"
 """The split that runs are trained on."""
@@ -144,59 +141,14 @@ def plan_mixture(datasets: Sequence[MixtureDataset]) -> Mixture:
     return Mixture(tuple(streams), tuple(names))
 
 
-def extent_of(streams: Sequence[MixtureStream]) -> Extent:
-    """The number of rows of the streams, from the first epoch on."""
-    shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
-    return Extent(0, tuple(stream.rows for stream in streams), shares)
-
-
-def order_of(
-    streams: Sequence[MixtureStream],
-    indices: Sequence[ShardIndex],
-    plan: BatchPlan,
-    seed: int,
-    extents: tuple[Extent, ...] = (),
-) -> RowOrder:
-    """The order in which a run reads its streams; `indices` are theirs.
-
-    `extents`: the lengths of the streams, from which epoch on, the current ones last; empty if they never changed.
-
-    Raises DataError where they have fewer rows than one global batch.
-    """
-    before: RowOrder | None = None
-    for extent in extents or (extent_of(streams),):
-        shards = tuple(_first_shards(index, rows) for index, rows in zip(indices, extent.rows, strict=True))
-        order = RowOrder(
-            shards, extent.shares, plan.global_batch_rows, plan.canonical_nodes, seed, before, extent.first_epoch
-        )
-        before = order
-    if order.rows_per_epoch == 0:
+def require_whole_batch(streams: Sequence[MixtureStream], global_batch_rows: int) -> None:
+    """Raises DataError where the streams have fewer rows than one global batch."""
+    rows = sum(stream.rows for stream in streams)
+    if rows < global_batch_rows:
         raise DataError(
-            f"{order.rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
-            f"{plan.global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
+            f"{rows} training rows in {', '.join(str(stream.local) for stream in streams)}, fewer than the "
+            f"{global_batch_rows} of one global batch; lower train.global_batch_tokens or prepare more text"
         )
-    return order
-
-
-def lengthened(
-    extents: tuple[Extent, ...], now: Extent, rows_seen: int, order: Callable[[tuple[Extent, ...]], RowOrder]
-) -> tuple[Extent, ...]:
-    """The extents of a run that has read `rows_seen` rows, with one more if its streams are longer `now`.
-
-    An epoch that has started is not changed. New rows come from the next epoch on.
-    """
-    if not extents:
-        return (now,)
-    if extents[-1].rows == now.rows:
-        return extents
-    epoch, rows_into_epoch = order(extents).place_of(rows_seen)
-    return (*extents, now._replace(first_epoch=epoch + (rows_into_epoch > 0)))
-
-
-def _first_shards(index: ShardIndex, rows: int) -> tuple[int, ...]:
-    """The rows of each of a stream's first shards, up to `rows` in total."""
-    shards = tuple(shard.samples for shard in index.shards)
-    return shards[: [0, *accumulate(shards)].index(rows)]
 
 
 def _check_read_once(datasets: Sequence[MixtureDataset]) -> None:

@@ -4,14 +4,19 @@ Rows are numbered over the streams, one stream after the other. An epoch is a se
 each step takes the next `batch_rows` of them, so the number of ranks does not matter.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megaslm.config.plan import BatchPlan
+from megaslm.dataset.index import ShardIndex
 from megaslm.dataset.mosaic import get_shuffle
+from megaslm.stream.mixture import MixtureStream, require_whole_batch
 
 Numbers = NDArray[np.integer]
 
@@ -201,3 +206,54 @@ def first_place(rank: int, world_size: int, host_ranks: int) -> int:
     hosts = world_size // host_ranks if world_size % host_ranks == 0 else 1
     host, local_rank = divmod(rank, world_size // hosts)
     return host + hosts * local_rank
+
+
+def extent_of(streams: Sequence[MixtureStream]) -> Extent:
+    """The number of rows of the streams, from the first epoch on."""
+    shares = tuple(stream.proportion for stream in streams if stream.proportion is not None) or None
+    return Extent(0, tuple(stream.rows for stream in streams), shares)
+
+
+def order_of(
+    streams: Sequence[MixtureStream],
+    indices: Sequence[ShardIndex],
+    plan: BatchPlan,
+    seed: int,
+    extents: tuple[Extent, ...] = (),
+) -> RowOrder:
+    """The order in which a run reads its streams; `indices` are theirs.
+
+    `extents`: the lengths of the streams, from which epoch on, the current ones last; empty if they never changed.
+
+    Raises DataError where they have fewer rows than one global batch.
+    """
+    require_whole_batch(streams, plan.global_batch_rows)
+    before: RowOrder | None = None
+    for extent in extents or (extent_of(streams),):
+        shards = tuple(_first_shards(index, rows) for index, rows in zip(indices, extent.rows, strict=True))
+        order = RowOrder(
+            shards, extent.shares, plan.global_batch_rows, plan.canonical_nodes, seed, before, extent.first_epoch
+        )
+        before = order
+    return order
+
+
+def lengthened(
+    extents: tuple[Extent, ...], now: Extent, rows_seen: int, order: Callable[[tuple[Extent, ...]], RowOrder]
+) -> tuple[Extent, ...]:
+    """The extents of a run that has read `rows_seen` rows, with one more if its streams are longer `now`.
+
+    An epoch that has started is not changed. New rows come from the next epoch on.
+    """
+    if not extents:
+        return (now,)
+    if extents[-1].rows == now.rows:
+        return extents
+    epoch, rows_into_epoch = order(extents).place_of(rows_seen)
+    return (*extents, now._replace(first_epoch=epoch + (rows_into_epoch > 0)))
+
+
+def _first_shards(index: ShardIndex, rows: int) -> tuple[int, ...]:
+    """The rows of each of a stream's first shards, up to `rows` in total."""
+    shards = tuple(shard.samples for shard in index.shards)
+    return shards[: [0, *accumulate(shards)].index(rows)]

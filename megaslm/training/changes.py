@@ -98,7 +98,7 @@ _REASONS: dict[Change, str] = {"never": "never changes in a run", "free": "chang
 def may_change(key: str, config: RunConfig) -> Change:
     """Whether a setting of a run may change."""
     if key == "train.micro_batch_rows" and config.slm.scope == "microbatch" and config.train.objective == "slm":
-        # Targets are ranked within the micro-batch.
+        # Targets are sorted within the micro-batch.
         return "if allowed"
     if _is_one_of(key, NEVER):
         return "never"

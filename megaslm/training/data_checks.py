@@ -50,7 +50,7 @@ def check_reference(
         dataset: a scored dataset.
         domains: those that the run trains on.
         document_isolation: of the run that uses the losses.
-        needs_entropy: whether the run ranks by the entropy of the reference's predictions.
+        needs_entropy: whether the run sorts by the entropy of the reference's predictions.
         reference: the model, or None.
         rows: how many rows of each domain to score again, evenly spread; 0 for none.
         device: where to score.

@@ -13,7 +13,7 @@ from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.errors import ConfigError
 from megaslm.files import UNFINISHED
-from megaslm.observe.display import duration
+from megaslm.observe.display import duration, gib
 from megaslm.slm.rule import Moment
 from megaslm.slm.threshold import AT_START
 from megaslm.training.checkpoints.progress import Progress
@@ -43,8 +43,8 @@ def dry_run(run: TrainingRun, say: Callable[[str], None]) -> None:
     run.engine.state().forget_moments()
     peak = ""
     if run.world.device.type == "cuda":
-        peak_gib = torch.cuda.max_memory_allocated(run.world.device) / (1 << 30)
-        peak = f"; at most {peak_gib:.1f} GiB of GPU memory on the first rank"
+        peak_gib = gib(torch.cuda.max_memory_allocated(run.world.device), 1)
+        peak = f"; at most {peak_gib} GiB of GPU memory on the first rank"
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(run.world.device)
     say(f"dry run of a step, a validation and a save in {duration(time.monotonic() - started)}{peak}")

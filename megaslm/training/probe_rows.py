@@ -53,20 +53,30 @@ def keep_or_choose_rows(folder: Path, config: RunConfig, data: TrainingData) -> 
         ConfigError: the folder holds rows that were chosen by other settings.
         DataError: the dataset has other rows than the run, or the files are corrupt.
     """
-    section = config.probe
     places, source = _places(config, data)
-    description = f"{section.rows} rows of {source}"
-    found = read_rows(folder)
+    found = check_probe(folder, config, data)
     if found is None:
-        found = _chosen(places, data, description, rows=section.rows)
+        found = _chosen(places, data, _description(config, source), rows=config.probe.rows)
         write_rows(folder, found)
-    if found.description != description:
+    return found
+
+
+def check_probe(folder: Path, config: RunConfig, data: TrainingData) -> ProbeRows | None:
+    """The probe rows that a run's folder holds; None where they are still to be chosen. Raises as
+    `keep_or_choose_rows` does."""
+    description = _description(config, _places(config, data)[1])
+    found = read_rows(folder)
+    if found is not None and found.description != description:
         raise ConfigError(
             f"probe: {folder} holds {found.description}, whose losses were measured; the settings ask for "
             f"{description}: undo the change of rows or dataset, or remove that folder to measure other rows from now "
             "on"
         )
     return found
+
+
+def _description(config: RunConfig, source: str) -> str:
+    return f"{config.probe.rows} rows of {source}"
 
 
 def _places(config: RunConfig, data: TrainingData) -> tuple[list[_Place], str]:

@@ -36,9 +36,9 @@ def would_keep(
 ) -> NDArray[np.bool_] | None:
     """The targets that the run's criterion, policy and ratio keep of the probe rows, (R, L).
 
-    The rows are ranked together, or each on its own under scope sequence: they stand for the rows of a step. A target
+    The rows are sorted together, or each on its own under scope sequence: they stand for the rows of a step. A target
     whose value is NaN or infinite is not kept. None where the run trains on all valid targets, or the rows lack what
-    the criterion ranks by.
+    the criterion sorts by.
     """
     slm = config.slm
     if config.train.objective != "slm":

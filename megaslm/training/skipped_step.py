@@ -14,11 +14,11 @@ _MOST_ROWS_NAMED = 10
 
 
 def why_unrankable(targets: Targets, places: Sequence[int], row_name: Callable[[int], str]) -> str:
-    """Why targets cannot be ranked, in one sentence, the same on all ranks. Contains collectives.
+    """Why targets cannot be sorted, in one sentence, the same on all ranks. Contains collectives.
 
     Args:
         targets: of this rank in the step.
-        places: indices of the targets that cannot be ranked.
+        places: indices of the targets that cannot be sorted.
         row_name: the name of a row in messages.
     """
     keys = targets.keys.flatten()
@@ -49,7 +49,7 @@ def _unrankable(choice: Choice, losses: Tensor) -> Tensor:
 
 
 def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
-    causes = ("{:,} targets cannot be ranked, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
+    causes = ("{:,} targets cannot be sorted, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
     of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
     for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
         targets = sum(count for count, _ in found)

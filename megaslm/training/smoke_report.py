@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from megaslm.observe.display import counted, duration, size
+from megaslm.observe.display import counted, duration, gib, rounded, size
 
 _FULL_MEMORY = 0.95
 """Rows differ in their documents and allocations: a run needs a little more than its first steps."""
 _NEAR_CHANCE = 0.05
 """Share of the uniform loss. The first loss of new weights is within a few hundredths of it."""
-_GIB = 1 << 30
 
 
 class PeakMemory(NamedTuple):
@@ -71,7 +70,7 @@ def report(result: SmokeResult) -> Iterator[str]:
         f"{ranks}; a model that knows nothing has {result.uniform_loss:.4f}",
         **_start(result),
         "held out": f"{held_out}; took {duration(result.validation_seconds)}" if held_out else "no validation set",
-        "speed": f"{result.step_seconds:,.3g} s per step, {result.tokens_per_second:,.0f} tokens/s; the first step "
+        "speed": f"{result.step_seconds:,.3g} s per step, {rounded(result.tokens_per_second)} tokens/s; the first step "
         f"took {duration(result.first_step_seconds)}",
         "memory": _memory(result.peak_memory),
         "checkpoint": f"{size(result.checkpoint_bytes)}, written, read back and equal to the memory",
@@ -101,10 +100,10 @@ def _start(result: SmokeResult) -> dict[str, str]:
 
 
 def _memory(memory: PeakMemory) -> str:
-    at_most = f"at most {memory.peak_bytes / _GIB:.1f} GiB"
+    at_most = f"at most {gib(memory.peak_bytes, 1)} GiB"
     if memory.gpu_bytes is None:
         return f"{at_most} resident, on rank {memory.rank}"
-    return f"{at_most} of the {memory.gpu_bytes / _GIB:.1f} GiB of a GPU, on rank {memory.rank}"
+    return f"{at_most} of the {gib(memory.gpu_bytes, 1)} GiB of a GPU, on rank {memory.rank}"
 
 
 def _needed_bytes(result: SmokeResult) -> int:

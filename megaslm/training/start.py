@@ -13,10 +13,9 @@ from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
-from megaslm.errors import ConfigError
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.finished import unfinished_export
-from megaslm.model.fit import bos_warning, check_model_fits, check_tokenizer_fits
+from megaslm.model.fit import bos_warning, check_cache_fits, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import (
     ChosenPrecision,
@@ -29,7 +28,6 @@ from megaslm.model.load import (
 from megaslm.model.selective_lm import CausalLM, HeadSettings, SelectiveLM
 from megaslm.model.self_check import require_library_losses
 from megaslm.model.weight_files import weights_sha256
-from megaslm.slm.token_loss import cache_bytes
 from megaslm.training.export import newest_weights
 from megaslm.training.run_folder import RunFolder, open_run
 from megaslm.training.training_data import TrainingData
@@ -100,7 +98,7 @@ def start_engine(
         on_first_rank(lambda: _check_pretrained(pretrained, config.model.hub, data))
     sharding = ZeroSharding(settings)
     lm = _build(config, precision, data, sharding, pretrained)
-    on_first_rank(lambda: _check_cache_fits(config, plan, lm.config.vocab_size))
+    on_first_rank(lambda: check_cache_fits(config, plan, lm.config.vocab_size))
     on_first_rank(lambda: open_run(config, data, lm, dtype_of(precision), pretrained=pretrained))
     return under_engine(lm, config, settings, eos_id=data.eos_id, device=world.device)
 
@@ -120,20 +118,6 @@ def under_engine(
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
     model = SelectiveLM(lm, eos_id=eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train), deterministic=config.train.deterministic)
-
-
-def _check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> None:
-    """Raises ConfigError where `slm.head: cache` exceeds its budget in a run whose choices wait for the losses."""
-    slm = config.slm
-    measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    waits_for_losses = config.train.objective == "slm" and slm.ranks_by_model and not measured_first
-    needed_gib = cache_bytes(plan.micro_batch_rows * plan.seq_len, vocab_size) / (1 << 30)
-    if slm.head == "cache" and waits_for_losses and needed_gib > slm.head_cache_gib:
-        raise ConfigError(
-            f"slm.head = cache: holds {needed_gib:.3g} GiB for {plan.micro_batch_rows} rows of {plan.seq_len} targets "
-            f"and a vocabulary of {vocab_size}, more than slm.head_cache_gib = {slm.head_cache_gib:.3g}; raise it, "
-            "lower train.micro_batch_rows, or use slm.head = bracket"
-        )
 
 
 def _check_pretrained(folder: Path, hub: HubModel | None, data: TrainingData) -> None:

@@ -49,7 +49,7 @@ class TrainStep:
     If `may_repeat_rows` is false, no row comes twice in a step. `row_name` is the name of a row in messages. Where the
     plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
     forward pass, whose graph is kept until its backward pass; without it a second forward pass. With `by_entropy` these
-    measure entropies, too. `spans` is the rule of targets that are ranked by means; None where each is ranked by its
+    measure entropies, too. `spans` is the rule of targets that are sorted by means; None where each is sorted by its
     own value. `ends` is called at the end of each phase.
     """
 

@@ -10,7 +10,7 @@ from megaslm.config.run_files import CONFIG
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.index import read_index
 from megaslm.errors import ConfigError
-from megaslm.stream.mixture import extent_of, lengthened, order_of
+from megaslm.stream.order import extent_of, lengthened, order_of
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.rollbacks import (
     ROLL_BACKS,

@@ -1,40 +1,27 @@
 """Tasks during training: the live model answers, with greedy choices, and is graded; or its losses are measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from megaslm.config.measuring import ValidationSection, ValidationTask
-from megaslm.config.task import Task
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, all_reduce_sum, gather_objects, on_first_rank
 from megaslm.engine.heartbeat import heartbeat
 from megaslm.engine.zero import ZeroEngine
-from megaslm.errors import ConfigError
 from megaslm.generation.decoding_loop import KeepGoing
 from megaslm.generation.local import LocalGenerator
-from megaslm.generation.log_likelihood import continuation_losses, longest_pair
+from megaslm.generation.log_likelihood import continuation_losses
 from megaslm.generation.sampling import Prompt, Sampling
 from megaslm.generation.text_tokens import TextTokens
 from megaslm.observe.records import TaskLossRecord, TaskRecord
 from megaslm.tasks.grading import extracted, grading
-from megaslm.tasks.items import Item, items_of
-from megaslm.tasks.losses import Losses, losses_of, measured_items, pairs_of, require_losses
-from megaslm.tasks.task_files import load_tasks
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A task, all of its items, and those that this rank measures."""
-
-    name: str
-    task: Task
-    measures_losses: bool
-    items: tuple[Item, ...]
-    mine: tuple[Item, ...]
+from megaslm.tasks.items import Item
+from megaslm.tasks.losses import Losses, losses_of, measured_items, pairs_of
+from megaslm.training.asked_tasks import AskedTask, read_task
 
 
 class TaskValidation:
@@ -52,39 +39,15 @@ class TaskValidation:
         self._tokens = TextTokens.of_folder(tokenizer) if section.tasks else None
         self._asked = [self._read(name, chosen) for name, chosen in section.tasks.items()]
 
-    def _read(self, name: str, chosen: ValidationTask) -> _Asked:
-        (task,) = load_tasks([chosen.task]).values()
-        task = task.model_copy(update={"max_new_tokens": chosen.max_new_tokens})
-        measures_losses = chosen.measure == "losses"
-        if task.interpreter and not measures_losses:
-            raise ConfigError(
-                f"validation.tasks.{name}: the task {chosen.task} runs programs, which a training run does not; "
-                "measure it with `megaslm evaluate` on an exported model"
-            )
-        items = tuple(items_of(task, Path(chosen.data), limit=chosen.max_items))
-        if measures_losses:
-            require_losses(f"validation.tasks.{name}", task, items)
-        asked = _Asked(name, task, measures_losses, items, items[self._world.rank :: self._world.size])
-        on_first_rank(lambda: self._require_fit(asked))
+    def _read(self, name: str, chosen: ValidationTask) -> AskedTask:
+        asked = read_task(name, chosen)
+        assert self._tokens is not None
+        on_first_rank(partial(asked.require_fit, self._tokens, self._context_tokens))
         return asked
 
-    def _require_fit(self, asked: _Asked) -> None:
-        assert self._tokens is not None
-        if asked.measures_losses:
-            longest = longest_pair(self._tokens, pairs_of(asked.items))
-            if longest > self._context_tokens:
-                raise ConfigError(
-                    f"validation.tasks.{asked.name}: a prompt with its solution or choice has {longest} tokens, which "
-                    f"exceeds the model's {self._context_tokens}; take a task file with fewer examples"
-                )
-            return
-        longest = max(map(len, self._tokens.encode([item.prompt for item in asked.items])), default=0)
-        if longest + asked.task.max_new_tokens > self._context_tokens:
-            raise ConfigError(
-                f"validation.tasks.{asked.name}: a prompt has {longest} tokens, and with max_new_tokens = "
-                f"{asked.task.max_new_tokens} it exceeds the model's {self._context_tokens}; lower max_new_tokens, or "
-                "take a task file with fewer examples"
-            )
+    def _mine(self, asked: AskedTask) -> tuple[Item, ...]:
+        """The items that this rank measures."""
+        return asked.items[self._world.rank :: self._world.size]
 
     def run(self, engine: ZeroEngine, group: CpuGroup, *, step: int, tokens: int) -> list[TaskRecord | TaskLossRecord]:
         """Measures every task. All ranks run equally many forward passes."""
@@ -102,7 +65,7 @@ class TaskValidation:
                 records.append(self._answers(asked, engine, any_works, step=step, tokens=tokens))
         return records
 
-    def _losses(self, asked: _Asked, engine: ZeroEngine, any_works: KeepGoing) -> Losses:
+    def _losses(self, asked: AskedTask, engine: ZeroEngine, any_works: KeepGoing) -> Losses:
         assert self._tokens is not None
 
         def measure(ids: Tensor, wanted: Tensor) -> Tensor:
@@ -115,16 +78,16 @@ class TaskValidation:
             found = continuation_losses(
                 measure,
                 self._tokens,
-                pairs_of(asked.mine),
+                pairs_of(self._mine(asked)),
                 device=self._world.device,
                 batch_rows=self._batch_rows,
                 keep_going=any_works,
             )
-        of_ranks = gather_objects(measured_items(asked.mine, found))
+        of_ranks = gather_objects(measured_items(self._mine(asked), found))
         return losses_of(item for of_rank in of_ranks for item in of_rank)
 
     def _answers(
-        self, asked: _Asked, engine: ZeroEngine, any_works: KeepGoing, *, step: int, tokens: int
+        self, asked: AskedTask, engine: ZeroEngine, any_works: KeepGoing, *, step: int, tokens: int
     ) -> TaskRecord:
         assert self._tokens is not None
         generator = LocalGenerator(
@@ -134,7 +97,7 @@ class TaskValidation:
             device=self._world.device,
             batch_rows=self._batch_rows,
         )
-        prompts = [Prompt(item.prompt, item.number) for item in asked.mine]
+        prompts = [Prompt(item.prompt, item.number) for item in self._mine(asked)]
         sampling = Sampling(asked.task.max_new_tokens, asked.task.stop)
         with engine.decoding():
             completions = generator.generate(prompts, sampling, keep_going=any_works)
@@ -142,7 +105,7 @@ class TaskValidation:
             answers = [extracted(completion.text, asked.task.grader) for completion in completions]
             right = sum(
                 bool(answer) and grades.verdict(answer, item.answer) == "right"
-                for answer, item in zip(answers, asked.mine, strict=True)
+                for answer, item in zip(answers, self._mine(asked), strict=True)
             )
         empty = sum(not answer for answer in answers)
         counts = torch.tensor([right, empty], dtype=torch.float64, device=self._world.device)
@@ -157,7 +120,7 @@ class TaskValidation:
         )
 
 
-def _loss_record(asked: _Asked, losses: Losses, *, step: int, tokens: int) -> TaskLossRecord:
+def _loss_record(asked: AskedTask, losses: Losses, *, step: int, tokens: int) -> TaskLossRecord:
     return TaskLossRecord(
         step=step,
         tokens=tokens,

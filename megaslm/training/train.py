@@ -26,7 +26,7 @@ from megaslm.model.documents import kernel_name
 from megaslm.observe.third_party_output import keep_in
 from megaslm.observe.tracker import check_tracker
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import extent_of, lengthened
+from megaslm.stream.order import extent_of, lengthened
 from megaslm.training.changes import check_allowed_keys
 from megaslm.training.checkpoints.store import Resumed, resume
 from megaslm.training.data_checks import check_scored

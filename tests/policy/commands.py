@@ -80,7 +80,7 @@ def verb_words(words: Sequence[str]) -> list[str] | None:
 
 
 def calls_of(command: Command) -> set[str]:
-    """What a command uses: its program, its verb, and each option of the verb, as `score --part`."""
+    """What a command uses: its program, its verb, and each option of the verb, as `score --share`."""
     arguments = verb_words(command.words)
     if arguments is None:
         return {" ".join(word for word in command.words[:2])}

@@ -27,12 +27,12 @@ def test_shares_are_prepared_and_scored_and_a_mask_is_made(corpus: Path, chain: 
     recipe, whole, shared = tmp_path / "recipe.yaml", tmp_path / "whole", tmp_path / "shared"
     recipe.write_text(dump(recipe_of(corpus)), encoding="utf-8")
     run_megaslm("prepare", recipe, whole, "--workers", "1")
-    for share in (("--part", "1/2"), ("--part", "2/2"), ("--finish",)):
+    for share in (("--share", "1/2"), ("--share", "2/2"), ("--finish",)):
         run_megaslm("prepare", recipe, shared, "--workers", "1", *share)
     assert content(shared) == content(whole)
 
     scored, masked = tmp_path / "scored", tmp_path / "masked"
-    for share in (("--part", "1/2"), ("--part", "2/2"), ("--finish",)):
+    for share in (("--share", "1/2"), ("--share", "2/2"), ("--finish",)):
         run_megaslm("score", "--reference", chain.reference, chain.tokens, scored, *share)
     losses = {name: bytes_ for name, bytes_ in content(scored).items() if name.endswith(".mds")}
     assert losses == {name: bytes_ for name, bytes_ in content(chain.scored).items() if name.endswith(".mds")}

@@ -130,4 +130,4 @@ def test_shares_cover_everything_once() -> None:
 def test_what_is_no_share_is_refused(written: str, says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
         Share.parse(written)
-    says(refused, f"--part {written}: ")
+    says(refused, f"--share {written}: ")

@@ -1,4 +1,4 @@
-"""Whole runs that select otherwise than by exact excess loss, and runs that meet what cannot be ranked."""
+"""Whole runs that select otherwise than by exact excess loss, and runs that meet what cannot be sorted."""
 
 import json
 import re

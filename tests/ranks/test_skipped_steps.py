@@ -10,7 +10,7 @@ from tests.rank_pool import RankPool
 from tests.ranks.skipped_steps_worker import BAD_ROW, BAD_STEP, CASES, Run, train_with_and_without
 
 REASONS = {
-    "reference": f"3 targets cannot be ranked, their criterion is NaN or infinite, in the rows row {BAD_ROW}",
+    "reference": f"3 targets cannot be sorted, their criterion is NaN or infinite, in the rows row {BAD_ROW}",
     "hidden": f"3 losses are NaN or infinite, in the rows row {BAD_ROW}",
     "infinite": f"3 losses are NaN or infinite, in the rows row {BAD_ROW}",
     "gradient": "the gradient is NaN or infinite although every loss is a number",

@@ -16,8 +16,8 @@ from megaslm.dataset.index import read_index
 from megaslm.dataset.manifest import read_manifest
 from megaslm.engine.distributed import join_world
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import Mixture, MixtureDataset, extent_of, order_of, plan_mixture
-from megaslm.stream.order import RowOrder, first_place
+from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.order import RowOrder, extent_of, first_place, order_of
 from tests.forks import fork_ranks, statuses_of
 from tests.pairwise import pairwise
 from tests.toy import SEQ_LEN, make_dataset

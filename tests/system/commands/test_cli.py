@@ -41,8 +41,10 @@ def test_help_names_the_verbs_without_importing_anything_heavy() -> None:
         (("dynamics", "nowhere"), "CheckpointError: nowhere"),
         (("inspect", "nowhere"), "DataError: nowhere does not exist"),
         (("prepare", "nowhere.yaml", "out", "--finish", "--engine", "ray"), "ConfigError: --engine ray"),
-        (("prepare", "nowhere.yaml", "out", "--part", "1/2", "--finish"), "ConfigError: --part and --finish"),
+        (("prepare", "nowhere.yaml", "out", "--share", "1/2", "--finish"), "ConfigError: --share and --finish"),
         (("train", "configs/demo/slm.yaml", "--set", "train.epochs=1"), "epochs = 1"),
+        (("checkpoint", "ls", "docs", "tests"), "tests"),
+        (("prepare", "nowhere.yaml", "out", "--part", "5/2"), "--share 5/2"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: tuple[str, ...], named: str, says: Says) -> None:
@@ -85,6 +87,7 @@ def test_what_another_job_has_left_in_the_environment_hides_no_message(arguments
         ("attach", "tokens", "column", "--as", "weight", "--out", "OUTPUT"),
         ("train", "configs/demo/slm.yaml", "--set", "run_dir=OUTPUT"),
         ("export", "runs/slm", "OUTPUT"),
+        ("init", "OUTPUT", "--model", "model", "--corpus", "web", "--curated", "good"),
     ],
 )
 def test_work_announces_itself_before_the_imports_that_take_seconds(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -99,6 +102,13 @@ def test_work_announces_itself_before_the_imports_that_take_seconds(arguments: t
     assert done.returncode in (1, 2)
     assert done.stdout.startswith(f"{arguments[0]} · ")
     assert f"→ {output}" in done.stdout.splitlines()[0]
+
+
+@pytest.mark.parametrize("verb", ["ls", "verify", "prune"])
+def test_what_reads_checkpoints_announces_itself_beside_its_output(verb: str) -> None:
+    done = without_torch("checkpoint", verb, "nowhere")
+    assert done.stderr.startswith(f"checkpoint {verb} · nowhere\n")
+    assert done.stdout == ""
 
 
 def test_work_is_announced_once_for_all_ranks() -> None:
@@ -137,6 +147,14 @@ def test_a_resume_with_other_settings_is_refused_before_the_slow_imports(tmp_pat
     other = without_torch("train", str(path), "--resume", "--check", "--set", f"data.train={tmp_path / 'other'}")
     assert other.returncode == 2
     says(other.stderr, "data.train.tokens_sha256: ")
+
+
+def test_text_of_no_known_format_is_refused_before_the_slow_imports(tmp_path: Path, says: Says) -> None:
+    (tmp_path / "table.csv").write_text("a,b\n", encoding="utf-8")
+    texts = [word for option in ("--corpus", "--curated") for word in (option, str(tmp_path / "table.csv"))]
+    refused = without_torch("init", str(tmp_path / "project"), "--model", "nowhere", *texts)
+    assert refused.returncode == 2
+    says(refused.stderr, "nowhere", "table.csv", ".jsonl")
 
 
 def without_torch(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -29,7 +29,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> "subprocess.Complete
 @pytest.mark.parametrize(("index", "part"), [("0", "1/12"), ("8", "9/12"), ("11", "12/12")])
 def test_a_pod_does_its_part(pod: Path, index: str, part: str) -> None:
     ran = run(pod, "12", "prepare", "a $(recipe).yaml", "out's", JOB_COMPLETION_INDEX=index)
-    assert ran.stdout == repr(["prepare", "a $(recipe).yaml", "out's", "--part", part]) + "\n"
+    assert ran.stdout == repr(["prepare", "a $(recipe).yaml", "out's", "--share", part]) + "\n"
     assert ran.returncode == 0, ran.stderr
 
 
@@ -45,7 +45,7 @@ def test_scoring_is_started_in_ranks(pod: Path) -> None:
     ran = subprocess.run(
         [str(copy), "4", "score", "in", "out"], cwd=pod, env=environment, capture_output=True, text=True, check=True
     )
-    assert ran.stdout == "8 score in out --part 4/4\n"
+    assert ran.stdout == "8 score in out --share 4/4\n"
 
 
 @pytest.mark.parametrize("index", ["", "-1", "a[$(touch pwned)]", "1 2"])

@@ -92,9 +92,9 @@ def ran(folder: Path) -> tuple[list[str], dict[str, str | None]]:
 
 
 def share_of(folder: Path) -> str:
-    """What follows --part, the last of the verb's options."""
+    """What follows --share, the last of the verb's options."""
     arguments, _ = ran(folder)
-    assert arguments[-2] == "--part"
+    assert arguments[-2] == "--share"
     return arguments[-1]
 
 
@@ -203,7 +203,7 @@ def test_a_task_of_an_array_does_its_share(
     array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": least, "SLURM_ARRAY_TASK_MAX": most}
     done = run(submitted_from, f"{verb}_array.sbatch", *HOSTILE, **array)
     assert done.returncode == 0, done.stderr
-    assert ran(submitted_from)[0] == [verb, *HOSTILE, "--part", part]
+    assert ran(submitted_from)[0] == [verb, *HOSTILE, "--share", part]
 
 
 def test_some_tasks_of_an_array_are_submitted_again_by_their_numbers(submitted_from: Path, says: Says) -> None:

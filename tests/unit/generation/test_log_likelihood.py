@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megaslm.errors import DataError, PromptTooLong
-from megaslm.generation.log_likelihood import LogLikelihood, encode_pairs, log_likelihoods
+from megaslm.generation.log_likelihood import LogLikelihood, log_likelihoods
+from megaslm.generation.text_tokens import encode_pairs
 from tests.generating import CONTEXT_TOKENS, load, make_folder
 from tests.messages import Says
 

@@ -54,7 +54,8 @@ def test_without_losses_it_says_nothing_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count_bytes", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_560_000_000_000, "2.6 TB")]
+    ("count_bytes", "text"),
+    [(0, "0 bytes"), (0.25, "0.25 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_560_000_000_000, "2.6 TB")],
 )
-def test_sizes(count_bytes: int, text: str) -> None:
+def test_sizes(count_bytes: float, text: str) -> None:
     assert size(count_bytes) == text

@@ -33,7 +33,7 @@ def test_it_says_who_scored_how_fast(scored: Path, says: Says) -> None:
     text = printed(scored)
     (line,) = [line.split() for line in text.splitlines() if line.split()[:2] == ["NVIDIA", "H200"]]
     # 58 targets in three parts, by three ranks that took half a second each.
-    assert line[2:] == ["1", "3", "3", "58", "1.5", "s", "39", "0.0%"]
+    assert line[2:] == ["1", "3", "3", "58", "1.5", "s", "39", "0.0078%"]
     says(below_the_title(text))
 
 

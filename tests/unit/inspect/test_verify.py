@@ -293,8 +293,8 @@ def test_into_a_file_progress_comes_as_lines(monkeypatch: pytest.MonkeyPatch, sa
             show(second * 1_000_000, 20_000_000)
     assert isinstance(console.file, StringIO)
     quarter, half = console.file.getvalue().splitlines()
-    says(quarter, "25%", "5.0 MB", "20.0 MB", "1 MB/s", "15.0 s")
-    says(half, "50%", "10.0 MB", "20.0 MB", "1 MB/s", "10.0 s")
+    says(quarter, "25%", "5.0 MB", "20.0 MB", "1.0 MB/s", "15.0 s")
+    says(half, "50%", "10.0 MB", "20.0 MB", "1.0 MB/s", "10.0 s")
 
 
 def test_without_a_dataset_there_is_nothing_to_verify(tmp_path: Path, says: Says) -> None:

@@ -190,8 +190,8 @@ def test_slurm_begins_where_its_nodes_find_the_project(
 
 def test_the_tasks_of_an_array_are_told_their_part(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
-        command_of(SLURM, VerbCall("score", (*SCORE.arguments, "--part", "1/2"), is_share=True))
-    says(refused, "--part", "slurm")
+        command_of(SLURM, VerbCall("score", (*SCORE.arguments, "--share", "1/2"), is_share=True))
+    says(refused, "--share", "slurm")
 
 
 def test_what_another_launcher_left_in_the_shell_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from megaslm.training.checkpoints.store import step_folder
 from megaslm.training.run_folder import RunFolder
 from tests.messages import Says
 from tests.model_folders import edit_config, make_model
-from tests.toy import make_dataset, run_config
+from tests.toy import make_dataset, make_tokenizer, run_config
 
 
 def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_path: Path, says: Says) -> None:
@@ -50,9 +50,21 @@ def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_pa
     look_at_project(empty, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
     assert [problem.partition(": ")[0] for problem in empty.problems] == ["--model"]
     make_model(tmp_path / "model")
+    make_tokenizer(tmp_path / "tokenizer")
+    for file in (tmp_path / "tokenizer").iterdir():
+        file.rename(tmp_path / "model" / file.name)
     fitting = Findings(Reach.ALL, "")
-    look_at_project(fitting, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
+    texts = {"curated": [str(tmp_path / "good.txt"), " "], "corpus": ["s3://bucket/web"]}
+    assert look_at_project(fitting, tmp_path / "project", tmp_path / "model", texts) == [texts["curated"]]
     assert fitting.problems == []
+
+
+def test_weights_and_tokenizer_of_a_project_are_looked_at(here: Findings, tmp_path: Path, says: Says) -> None:
+    make_model(tmp_path / "model")
+    look_at_project(here, tmp_path / "project", tmp_path / "model", {})
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
+    look_at_project(here, tmp_path / "project", tmp_path / "model", {})
+    says("\n".join(here.problems), "tokenizer.json", "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["missing", "file", "other folder"])

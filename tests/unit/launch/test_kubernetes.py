@@ -112,5 +112,5 @@ def test_nodes_without_gpus_and_with_a_secret() -> None:
 
 def test_a_part_is_told_by_the_pods(says: Says) -> None:
     with pytest.raises(ConfigError) as refused:
-        command_of(cluster(), VerbCall("score", (*SCORE.arguments, "--part", "1/4"), is_share=True))
-    says(refused, "--part", "kubernetes")
+        command_of(cluster(), VerbCall("score", (*SCORE.arguments, "--share", "1/4"), is_share=True))
+    says(refused, "--share", "kubernetes")

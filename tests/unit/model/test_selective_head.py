@@ -115,7 +115,7 @@ def test_every_choice_of_the_same_rows_gives_the_same_gradient() -> None:
 
 
 class Unrankable(Hardest):
-    """The same, but some rank has a target that cannot be ranked."""
+    """The same, but some rank has a target that cannot be sorted."""
 
     def __call__(self, losses: Tensor) -> Selected:
         return super().__call__(losses)._replace(stop=torch.ones((), dtype=torch.int64))

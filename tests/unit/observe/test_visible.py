@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaslm.observe.display import short_count, visible
+from megaslm.observe.display import gib, percent, rounded, short_count, visible
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,23 @@ def test_what_has_no_form_gets_one(text: str, shown: str) -> None:
 )
 def test_a_count_has_digits_enough_to_be_seen_changing(number: int, shown: str) -> None:
     assert short_count(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("number", "decimals", "shown"),
+    [
+        (0, 0, "0"),
+        (0.0417, 0, "0.042"),
+        (3.2, 0, "3.2"),
+        (1_234.5, 0, "1,234"),
+        (0.0042, 2, "0.0042"),
+        (7.126, 2, "7.13"),
+    ],
+)
+def test_a_small_number_keeps_two_digits(number: float, decimals: int, shown: str) -> None:
+    assert rounded(number, decimals) == shown
+
+
+def test_small_memory_and_small_shares_are_not_nothing() -> None:
+    assert (gib(3 << 30), gib(1 << 20)) == ("3.00", "0.00098")
+    assert (percent(0.473), percent(0.0021), percent(0.473, 1)) == ("47%", "0.21%", "47.3%")

@@ -49,11 +49,11 @@ def test_into_a_file_it_prints_a_line_every_few_seconds_and_one_once_all_is_done
         shown.say("joins the parts")
         now = 90.0
     fifth, almost_all, said, whole = capsys.readouterr().out.splitlines()
-    says(fifth, "20%", " 200 rows", "20.0 rows/s", "1 of 4 ", "2 processes", "40.0 s")
+    says(fifth, "20%", " 200 rows", "20 rows/s", "1 of 4 ", "2 processes", "40.0 s")
     # All rows are read, but the last task is not done.
-    says(almost_all, "99%", "1,000 rows", "100.0 rows/s", "1 of 4 ", "2 processes")
+    says(almost_all, "99%", "1,000 rows", "100 rows/s", "1 of 4 ", "2 processes")
     assert said == "score · joins the parts"
-    says(whole, "100%", "1,000 rows", "100.0 rows/s", "4 of 4 ", "2 processes", "1 min 30 s")
+    says(whole, "100%", "1,000 rows", "100 rows/s", "4 of 4 ", "2 processes", "1 min 30 s")
 
 
 def test_in_a_long_job_lines_come_a_minute_apart(
@@ -83,5 +83,11 @@ def test_an_error_and_a_quiet_console_leave_no_last_line(capsys: pytest.CaptureF
 
 def test_what_was_begun_again_or_left_is_told(says: Says) -> None:
     told = state_of(progress(1500, before=500, total=4000, retried=2, left=1))
-    says(told.numbers, "1 of 4", "1,500", "150.0 rows/s", "2", "1")
+    says(told.numbers, "1 of 4", "1,500", "150 rows/s", "2", "1")
     assert (told.total, told.done, told.before) == (4000, 2000, 500)
+
+
+def test_what_is_slow_or_small_is_not_said_to_be_nothing(says: Says) -> None:
+    counts = {"text_bytes": 5_000, "documents": 3, "tokens": 900, "rows": 1}
+    told = state_of(progress(0).model_copy(update={"counts": counts, "seconds": 100.0}))
+    says(told.numbers, "5.0 kB", "50 bytes/s", "0.030 documents/s", "9.0 tokens/s", "0.010 rows/s")

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaslm.slm.keys import KEY_BITS, MOST_VISITS, hash_of, row_of, target_keys
+from megaslm.slm.keys import KEY_BITS, hash_of, row_of, target_keys
+from megaslm.slm.visits import MOST_VISITS
 
 
 def test_keys_are_unique_and_ordered_by_row_visit_position() -> None:

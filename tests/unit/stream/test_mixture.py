@@ -12,8 +12,8 @@ from megaslm.config.plan import BatchPlan
 from megaslm.dataset.manifest import DomainSplit, Manifest
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import Mixture, MixtureDataset, lengthened, plan_mixture
-from megaslm.stream.order import Extent, RowOrder
+from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.order import Extent, RowOrder, lengthened
 from tests.messages import Says
 from tests.toy import SEQ_LEN, make_dataset
 

@@ -59,7 +59,7 @@ def test_a_small_run_on_a_cpu(says: Says) -> None:
         validation_seconds=0.0,
         peak_memory=PeakMemory(GIB // 2, None, 0),
     )
-    says("\n".join(report(small)), "0.5 GiB resident", "1 step,", "1 checkpoint at once")
+    says("\n".join(report(small)), "0.50 GiB resident", "1 step,", "1 checkpoint at once")
 
 
 @pytest.mark.parametrize(
