@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from megaslm.engine.seat import ALONE, Seat, seat_in
-from megaslm.errors import ConfigError, MegaSLMError
+from megaslm.errors import BrokenLibrary, ConfigError, MegaSLMError
 
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.")]
 Overrides = Annotated[
@@ -72,13 +72,19 @@ def say(line: str) -> None:
 
 @contextmanager
 def loading(verb: str, *, before: str = "") -> Iterator[None]:
-    """Announces the imports within the context, which take seconds. What libraries print goes to a log from now on."""
+    """Announces the imports within the context, which take seconds. What libraries print goes to a log from now on.
+
+    Raises BrokenLibrary where an import fails.
+    """
     announce(verb, f"{before}loads PyTorch and DeepSpeed, which takes up to a minute")
 
     from megaslm.observe.third_party_output import diverted
 
     with diverted(verb), lasting():
-        yield
+        try:
+            yield
+        except (ImportError, RuntimeError, OSError, AttributeError) as error:
+            raise BrokenLibrary(error) from error
 
 
 @contextmanager

@@ -5,6 +5,8 @@ the command asks for something impossible (exit status 2). `Stopped` means that 
 others are faults (exit status 1).
 """
 
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 INTERRUPTED = 130
@@ -129,6 +131,26 @@ class PeerFailed(MegaSLMError):
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class BrokenLibrary(MegaSLMError):
+    """A library is installed and cannot be imported."""
+
+    def __init__(self, error: Exception) -> None:
+        """`error`: what its import raised."""
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        self.finding = f"a library cannot be imported ({type(cause).__name__}: {cause})"
+        self.remedy = "run `make install`, in a new .venv if that does not help"
+        with suppress(PackageNotFoundError):
+            # transformers imports it where it is installed. It breaks with every torch but its own.
+            found = version("torchvision")
+            self.remedy = (
+                f"torchvision {found} may not fit torch {version('torch')}, and MegaSLM does not need it: run `pip "
+                "uninstall torchvision`"
+            )
+        super().__init__(f"{self.finding}; {self.remedy}")
 
 
 class CorruptData(DataError):

@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 
 import megaslm
 from megaslm.doctor.check import Check
+from megaslm.errors import BrokenLibrary
 
 _OF_DEVELOPERS = "dev"
 _ALWAYS = ""
@@ -133,8 +134,8 @@ def imports() -> Iterator[Check]:
         try:
             import_module(module)
         except Exception as error:  # A library of another platform, a missing shared object, a bug of a release: all.
-            found = f"{module} cannot be imported ({type(error).__name__}: {error})"
-            yield Check("imports", "problem", found, "make install, in a new .venv if that does not help")
+            broken = BrokenLibrary(error)
+            yield Check("imports", "problem", broken.finding, broken.remedy)
             return
     seconds = time.monotonic() - began
     yield Check("imports", "ok", f"torch, DeepSpeed and the others took {seconds:.1f} s", facts={"seconds": seconds})

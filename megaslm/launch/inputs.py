@@ -44,8 +44,6 @@ from megaslm.model.finished import unfinished_reference
 from megaslm.model.stated_config import require_model, stated_config
 from megaslm.model.weight_files import count_parameters
 from megaslm.storage.file_systems import is_remote
-from megaslm.tasks.items import items_of
-from megaslm.tasks.task_files import load_tasks
 from megaslm.tokenizer.tokenizer import require_tokenizer_folder, tokenizer_facts
 
 
@@ -85,6 +83,10 @@ def look_at_run(
 
 
 def _read_task(asked: ValidationTask) -> None:
+    # The other verbs, which read no tasks, should not pay for the import of their readers.
+    from megaslm.tasks.items import items_of
+    from megaslm.tasks.task_files import load_tasks
+
     (task,) = load_tasks([asked.task]).values()
     items_of(task, Path(asked.data), limit=1)
 

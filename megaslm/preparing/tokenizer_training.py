@@ -20,7 +20,12 @@ from megaslm.preparing.sentencepiece_original import require_same_ids, texts_to_
 from megaslm.tokenizer.bos import require_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILES
 from megaslm.tokenizer.sentencepiece_export import ORIGINAL, export_sentencepiece
-from megaslm.tokenizer.tokenizer import SentencePieceEncoder, require_tokenizer_folder, tokenizer_facts
+from megaslm.tokenizer.tokenizer import (
+    SentencePieceEncoder,
+    TokenizerFacts,
+    require_tokenizer_folder,
+    tokenizer_facts,
+)
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
 _CHUNK_CHARACTERS = 2048
@@ -123,8 +128,7 @@ def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     """
     try:
         filled = start_folder(folder)
-        _fill(recipe, tasks, filled)
-        require_bos(recipe.bos, tokenizer_facts(filled))
+        require_bos(recipe.bos, _fill(recipe, tasks, filled))
         require_chat_templates(recipe, filled)
         finish_folder(folder)
     except BaseException:
@@ -132,11 +136,10 @@ def make_tokenizer(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
         raise
 
 
-def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
+def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> TokenizerFacts:
     section = recipe.tokenizer
     if section.huggingface is not None:
-        _copy(home_expanded(section.huggingface), folder)
-        return
+        return _copy(home_expanded(section.huggingface), folder)
     if section.train_sentencepiece is not None:
         model = train_sentencepiece(recipe, section.train_sentencepiece, tasks)
     else:
@@ -145,14 +148,17 @@ def _fill(recipe: Recipe, tasks: Sequence[Task], folder: Path) -> None:
     if texts_to_compare(model) is not None:
         (folder / ORIGINAL).write_bytes(model)
     require_same_ids(SentencePieceEncoder(model), fastest_encoder(folder), _sample(tasks))
+    return tokenizer_facts(folder)
 
 
-def _copy(source: Path, folder: Path) -> None:
+def _copy(source: Path, folder: Path) -> TokenizerFacts:
     require_tokenizer_folder(source)
-    tokenizer_facts(source)
+    # Messages about the tokenizer name the user's folder.
+    facts = tokenizer_facts(source)
     for name in (*TOKENIZER_FILES, ORIGINAL):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    return facts
 
 
 def _read_model(path: Path) -> bytes:

@@ -123,7 +123,6 @@ def _classes(bpe: _WholeTextBPE) -> tuple[NDArray[np.uint16], NDArray[np.bool_]]
     for number, character in enumerate(told_apart, start=_FIRST_OF_OTHERS):
         class_of[ord(character)] = number
     joins = np.zeros((_FIRST_OF_OTHERS + len(told_apart),) * 2, dtype=np.bool_)
-    joins[_RARE, :] = joins[:, _RARE] = True
     # Neighbouring characters that the vocabulary lacks may become one unknown token.
     joins[_LACKING, _LACKING] = True
     for left, right in joints:

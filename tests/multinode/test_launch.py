@@ -1,7 +1,6 @@
 """`megaslm launch` on two hosts and on a Slurm of two nodes: from a cluster's file to the trained model."""
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_on_the_nodes_of_slurm(hosts: Hosts, run: Path, tmp_path: Path) -> None:
     (tmp_path / "cluster.yaml").write_text(to_yaml(settings))
     with SlurmCluster(hosts) as cluster:
         said = cluster.run(*LAUNCH, "--cluster", tmp_path / "cluster.yaml", run, "--resume", cwd=ROOT)
-        (job,) = re.findall(r"Submitted batch job (\d+)", said)
+        job = str(int(said))
         cluster.wait_until(
             lambda: "JobState=COMPLETED" in cluster.run("scontrol", "show", "job", job),
             seconds=120,

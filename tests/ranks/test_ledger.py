@@ -197,7 +197,10 @@ def test_a_removed_ledger_is_gone_at_once_and_so_is_what_a_kill_left(
         assert list(tmp_path.iterdir()) == []
 
 
-def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Path) -> None:
+def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaslm.jobs.progress._WRITE_SECONDS", 0.0)
     run, watched = run_of({"a": 10, "b": 40, "c": 20, "d": 20, "e": 10}, done="a", folder=tmp_path)
     first, second = Tally(tmp_path, RUN, 0), Tally(tmp_path, RUN, 1)
     first.report(rows=20)
@@ -210,10 +213,12 @@ def test_tallies_are_added_up_and_that_of_a_dead_process_is_resumed(tmp_path: Pa
     again.report(rows=30)
     again.end_task()
     again.end(left=1)
+    # Process 2 is in the midst of its first task.
+    Tally(tmp_path, RUN, 2).report(rows=4)
     run.publish()
     (progress,) = watched.shown
-    assert (progress.done, progress.total, progress.tasks) == (65, 100, 5)
-    assert (progress.counts, progress.processes) == ({"rows": 55}, 2)
+    assert (progress.done, progress.total, progress.tasks) == (69, 100, 5)
+    assert (progress.counts, progress.processes) == ({"rows": 59}, 3)
     assert (progress.tasks_done, progress.tasks_retried, progress.tasks_left) == (4, 1, 1)
     assert read_progress(tmp_path) == progress
     run.publish()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,18 @@ from megaslm.dataset.rows import RowReader
 from megaslm.model import traced_memory
 from megaslm.model.documents import CPU_KERNEL
 from megaslm.observe.records import read_validations
+from megaslm.slm.rule import Moment
+from megaslm.stream.loader import MicroBatch
 from megaslm.training.checkpoints.progress import Progress
 from megaslm.training.checkpoints.saver import Saver
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.loop import learning_rate
+from megaslm.training.step import StepResult, TrainStep
 from tests.chain import Chain
 from tests.forked_cli import run_megaslm
 from tests.messages import Says, line_with
 from tests.toy import EOS_ID, SEQ_LEN, make_dataset, run_config, write_config
-from tests.training import changed, run_training
+from tests.training import changed, run_training, with_steps
 
 
 def steps_of(run: Path) -> list[dict[str, float]]:
@@ -44,7 +48,8 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     longer = ("--resume", "--set", f"train.total_tokens={10 * 8 * SEQ_LEN}")
     refused = run_megaslm("train", config, *longer, world_size=2, expect_status=2)
     assert "--allow-changed train.total_tokens" in refused
-    said = run_megaslm("train", config, *longer, "--allow-changed", "train.total_tokens", world_size=2)
+    longer = (*longer, "--allow-changed", "train.total_tokens", "--set", "checkpoint.keep_last=3")
+    said = run_megaslm("train", config, *longer, world_size=2)
 
     assert "train.total_tokens: 1024 → 1280" in said
     assert CPU_KERNEL in said
@@ -52,6 +57,10 @@ def test_a_resumed_and_extended_run_repeats_the_undisturbed_one(chain: Chain, tm
     assert [record["step"] for record in resumed] == list(range(1, 11))
     assert resumed[:8] == undisturbed
     assert (run / "checkpoints" / "step-00000010" / "COMPLETE").is_file()
+    # A checkpoint of the shorter run is one of eight steps still.
+    run_megaslm("export", run / "checkpoints" / "step-00000004", tmp_path / "half")
+    exported = json.loads((tmp_path / "half" / "cost.json").read_text())["training"]
+    assert (exported["steps"], exported["total_steps"]) == (4, 8)
 
 
 def test_a_finished_run_is_told_before_the_imports(chain: Chain, tmp_path: Path, says: Says) -> None:
@@ -107,6 +116,29 @@ def test_each_step_is_made_at_the_rate_of_its_schedule(tmp_path: Path) -> None:
     for name, initial in weights_after(tmp_path / "still", 1).items():
         # Adam's first step is as long as its rate wherever there is a gradient.
         assert float((moved[name] - initial).abs().max()) == pytest.approx(rates[0], rel=1e-3), name
+
+
+def test_the_seed_of_dropout_depends_on_step_and_rank_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    make_step, seeds = TrainStep.__call__, tmp_path / "seeds"
+
+    def noting(self: TrainStep, rows: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
+        with seeds.open("a") as file:
+            file.write(f"{self.world.rank} {moment.step} {torch.initial_seed()}\n")
+        return make_step(self, rows, moment, learning_rate)
+
+    def seeds_of(name: str, *lengths: int) -> list[list[str]]:
+        """Rank, step and seed of the steps of a run that is lengthened and resumed."""
+        seeds.unlink(missing_ok=True)
+        for length in lengths:
+            config = with_steps(run_config(tmp_path / name, tmp_path / "tokens"), length)
+            run_training(config, world_size=2, resume=length != lengths[0])
+        return sorted(line.split() for line in seeds.read_text().splitlines())
+
+    monkeypatch.setattr(TrainStep, "__call__", noting)
+    found = seeds_of("whole", 4)
+    assert len({seed for _, _, seed in found}) == len(found) == 2 * 4
+    assert seeds_of("resumed", 2, 4) == found
 
 
 def test_one_rank_trains_on_what_two_trained_on(chain: Chain, tmp_path: Path) -> None:

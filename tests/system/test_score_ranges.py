@@ -15,7 +15,6 @@ import torch
 
 import megaslm.dataset.mosaic  # noqa: F401 (imported once, here, and not by each process that is forked)
 from megaslm.config.cluster import Share
-from megaslm.dataset.manifest import read_manifest
 from megaslm.dataset.score_summary import ScoreSummary, read_scores
 from megaslm.engine.distributed import join_world
 from megaslm.health import shared_folders
@@ -25,11 +24,9 @@ from megaslm.jobs.ledger import Drawn
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.observe.console import JobConsole
 from megaslm.scoring import job, work
-from megaslm.scoring.derivation_plan import source_parts
 from megaslm.scoring.job import finish, score, score_share
 from megaslm.scoring.reports import joined, scored_by
 from megaslm.scoring.request import ScoreRequest
-from megaslm.scoring.work import ranges_of
 from tests.forks import fork, fork_ranks, statuses_of, wait_until
 from tests.messages import Says, line_with
 from tests.scoring import NOTES, failing, make_reference, notes, rows_of, run_job, task_of
@@ -74,17 +71,6 @@ def require_same(scored: Path, folder: Path) -> None:
         assert sum(by.targets for by in part.by) == part.statistics.targets
     assert not verify(scored).problems
     assert not (scored / ".score").exists()
-
-
-@pytest.mark.parametrize(("rows", "batch_rows"), [(1, 4), (12, 4), (13, 4), (61, 5), (1000, 7), (5000, 16)])
-def test_ranges_cover_a_part_and_begin_at_whole_batches(folder: Path, cut: None, rows: int, batch_rows: int) -> None:
-    item = next(source_parts(read_manifest(folder / "tokens")))
-    part = item.part.model_copy(update={"rows": rows})
-    ranges = ranges_of(type(item)(item.split, item.domain, part), SEQ_LEN, batch_rows, "")
-    assert [row for each in ranges for row in each.rows] == list(range(rows))
-    assert all(each.rows.start % batch_rows == 0 for each in ranges)
-    assert len(ranges) <= 32
-    assert len({each.name for each in ranges}) == len(ranges)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

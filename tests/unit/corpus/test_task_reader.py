@@ -28,10 +28,10 @@ def write(path: Path, records: list[dict[str, object]]) -> Path:
 
 
 def test_a_share_of_the_documents_is_kept(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.jsonl", [{"text": f"document {number}"} for number in range(2000)])
+    path = write(tmp_path / "t.jsonl", [{"text": f"document {number}", "site": "one"} for number in range(2000)])
 
-    def kept(fraction: float) -> set[str]:
-        reader = reader_of(path, keep_fraction=fraction)
+    def kept(fraction: float, **source: object) -> set[str]:
+        reader = reader_of(path, keep_fraction=fraction, **source)
         texts = {document.text for document in reader.documents()}
         assert len(texts) + reader.left_out["sources.0.keep_fraction"] == 2000
         return texts
@@ -39,6 +39,8 @@ def test_a_share_of_the_documents_is_kept(tmp_path: Path) -> None:
     assert len(kept(1.0)) == 2000
     assert 450 < len(kept(0.25)) < 550
     assert kept(0.25) < kept(0.5)
+    # Groups decide the split, not the share.
+    assert kept(0.25, group_field="site") == kept(0.25)
 
 
 def test_filters_leave_out_and_count(tmp_path: Path) -> None:

@@ -75,6 +75,11 @@ def test_tokens_are_drawn_as_often_as_their_probabilities_say(sampling: Sampling
     assert chi_square < 23.5
 
 
+def test_a_nucleus_ends_with_the_token_that_reaches_its_probability() -> None:
+    tokens = chosen(torch.zeros(200, 4), Sampling(1, temperature=1.0, top_p=0.5))
+    assert set(tokens.tolist()) == {0, 1}
+
+
 def test_positions_and_keys_draw_independently() -> None:
     """Pairs of draws, of neighbouring positions and of neighbouring keys, are as often as their products."""
     sampling = Sampling(1, temperature=1.0)

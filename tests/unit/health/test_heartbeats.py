@@ -55,6 +55,13 @@ def test_a_standstill_is_over_when_one_moves() -> None:
     assert tracker.seconds_at_a_standstill(65.0) == 5.0
 
 
+def test_a_goodbye_is_a_movement() -> None:
+    tracker = HeartbeatTracker()
+    tracker.hear([beat(0, 1.0), beat(1, 1.0)], now=0.0)
+    tracker.hear([beat(0, 50.0), beat(1, 50.0, is_last=True)], now=50.0)
+    assert tracker.seconds_at_a_standstill(53.0) == 3.0
+
+
 def test_of_512_ranks_the_silent_ones_are_found() -> None:
     tracker = HeartbeatTracker()
     for second in range(100):

@@ -1,13 +1,16 @@
 """What a process of a run tells the others of its failure."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from megaslm.errors import ConfigError, MegaSLMError, PeerFailed
 from megaslm.jobs.ledger import Ledger
-from megaslm.jobs.progress import JobProgress
-from megaslm.jobs.run import _telling
+from megaslm.jobs.progress import JobProgress, Unwatched
+from megaslm.jobs.ray_workers import RayCluster
+from megaslm.jobs.run import JobRun, _telling
 
 
 @pytest.fixture
@@ -53,3 +56,22 @@ def test_a_process_that_only_follows_tells_nothing(
 ) -> None:
     assert failure_of(ledger, PeerFailed("another process has failed", 1)) is None
     assert capsys.readouterr().err == ""
+
+
+class OneAfterTheOther:
+    """A cluster whose process fails after the last look at it."""
+
+    def run(self, count: int, work: Callable[[int], None], *, look: Callable[[], None], **_: object) -> None:
+        look()
+        for number in range(count):
+            work(number)
+
+
+def fail(number: int) -> None:
+    raise ConfigError("a setting")
+
+
+def test_a_failure_just_before_the_end_is_raised_by_the_run(ledger: Ledger[JobProgress]) -> None:
+    run = JobRun(ledger, "run", [0], Unwatched(), job="a-verb", unit="rows", size=lambda _: 1, is_done=lambda _: True)
+    with pytest.raises(ConfigError, match=r"^a setting$"):
+        run.in_processes(1, fail, ray=cast(RayCluster, OneAfterTheOther()))

@@ -62,6 +62,13 @@ def test_a_resumed_run_takes_back_the_validation_that_it_makes_again(
     assert shown["loss/selected"] == [(1, 1.5), (2, 1.5)]
 
 
+def test_a_run_that_starts_over_takes_back_its_first_validation(tmp_path: Path) -> None:
+    log_in(tmp_path).write([validation(0, 3.0), step(1)])
+    log_in(tmp_path).write([validation(0, 2.0)])
+    assert steps_in(tmp_path) == [0]
+    assert points_in(tmp_path / "tensorboard")["loss_validation/held/a"] == [(0, 2.0)]
+
+
 def test_a_sync_writes_what_waits_and_fails_as_a_write_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], says: Says
 ) -> None:

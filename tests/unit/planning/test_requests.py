@@ -88,6 +88,23 @@ def test_a_length_in_epochs_is_that_of_the_dataset(tmp_path: Path) -> None:
     assert (elsewhere.tokens, elsewhere.training, elsewhere.disk) == (None, None, None)
 
 
+def test_rows_that_are_read_again_are_scored_and_stored_once(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "tokens", {("train", "a"): [40]})
+    config = run_config(tmp_path / "run", tmp_path / "tokens", train={"objective": "slm"})
+    file = write_config(tmp_path / "run.yaml", config)
+    once, again = (
+        make_plan(file, [f"train.total_tokens={rows * SEQ_LEN}"], Request(machine_of("h100-80g", 2), mfu=0.3))
+        for rows in (40, 96)
+    )
+    assert (once.tokens, again.tokens) == (40 * SEQ_LEN, 96 * SEQ_LEN)
+    assert once.scoring is not None
+    assert once.scoring.tokens == 40 * SEQ_LEN
+    assert once.scoring == again.scoring
+    assert once.disk is not None
+    assert again.disk is not None
+    assert once.disk.shards == again.disk.shards
+
+
 def test_a_peak_that_is_not_known_gives_no_hours(tmp_path: Path) -> None:
     file = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
     plan = make_plan(file, ["model.precision=fp32"], Request(machine_of("h100-80g", 2), mfu=0.3))

@@ -193,6 +193,15 @@ def test_on_gpus_the_balance_is_in_gpu_hours(says: Says) -> None:
     says(balance["sentence"], "12.00 GPU-hours")
 
 
+def test_on_gpus_with_a_reference_of_cpus_the_balance_is_in_seconds() -> None:
+    cost = scored_cost(seconds=60.0, ratio=0.5, reference=100.0, scoring=20.0)
+    cost["training"]["gpu_hours"] = 6.0
+    plain = write_run(Path("clm"), losses=CLM, cost=cost_of(seconds=60.0, gpu_hours=6.0))
+    (balance,) = costs_of(runs(plain, slm("slm", FAST, cost=cost)))["break_even"]
+    assert (balance["spent_once_gpu_hours"], balance["spent_once_seconds"]) == (None, 120.0)
+    assert (balance["runs"], balance["is_known"]) == (pytest.approx(4.0), True)
+
+
 def test_costs_that_are_not_known_are_not_guessed(tmp_path: Path, says: Says) -> None:
     cost = scored_cost(seconds=60.0, ratio=0.5, reference=100.0, scoring=20.0)
     # As scoring writes it where no cost.json was beside the reference.

@@ -1,6 +1,9 @@
-"""What makes two ranges of rows the same task."""
+"""How a part is divided into ranges of rows, and what makes two ranges the same task."""
 
 from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megaslm.dataset.manifest import Part
 from megaslm.scoring.derivation_plan import SourcePart
@@ -16,6 +19,16 @@ PART = SourcePart(
 
 def names(item: SourcePart, made_by: str) -> set[str]:
     return {each.name for each in ranges_of(item, seq_len=512, batch_rows=16, made_by=made_by)}
+
+
+@given(rows=st.integers(1, 50_000), seq_len=st.sampled_from([500, 2048, 1 << 18]), batch_rows=st.integers(1, 70))
+def test_ranges_cover_a_part_and_begin_at_whole_batches(rows: int, seq_len: int, batch_rows: int) -> None:
+    item = replace(PART, part=PART.part.model_copy(update={"rows": rows}))
+    ranges = ranges_of(item, seq_len, batch_rows, "model one")
+    assert [0, *(each.rows.stop for each in ranges)] == [*(each.rows.start for each in ranges), rows]
+    assert not any(each.rows.start % batch_rows for each in ranges)
+    assert len(ranges) <= 32
+    assert len({each.name for each in ranges}) == len(ranges)
 
 
 def test_rows_that_are_scored_in_another_way_or_are_others_are_other_tasks() -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm import head_pass
-from megaslm.slm.choice import Selected
+from megaslm.slm.choice import Deferred, HeadOutput, Known, Selected, no_threshold
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
+    deferred_loss,
     selective_loss,
     token_losses,
     token_losses_and_entropies,
@@ -184,6 +185,39 @@ def test_a_bracket_is_exact_whatever_was_forecast(forecast: LossesAbove | None) 
         bias=True,
         logit_scale=1.0,
         tolerance=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("chunk_rows", "logit_scale", "dtype", "bias"),
+    [(*case[:2], *case[3:]) for case in EVERY_PAIR],
+    indirect=["chunk_rows"],
+    ids=str,
+)
+@pytest.mark.usefixtures("chunk_rows")
+def test_a_deferred_pass_gives_the_gradients_of_float64(logit_scale: float, dtype: torch.dtype, bias: bool) -> None:
+    cut = 1.5 if logit_scale < 1 else 4.0
+
+    def loss(
+        hidden: Tensor, weight: Tensor, targets: Tensor, row_weight: Tensor, offset: Tensor | None, logit_scale: float
+    ) -> HeadOutput:
+        # The rows of a deferred pass have equal weights.
+        row_weight.fill_(1.0)
+        deferred = Deferred()
+        total, losses = deferred_loss(hidden, weight, targets, deferred, offset, logit_scale)
+        assert float(total.detach()) == 0.0
+        output = HeadOutput(total, losses, torch.zeros_like(losses, dtype=torch.bool), no_threshold(losses.device))
+        mask = losses > cut
+        rows = mask.nonzero().squeeze(1)
+        return output.decided(deferred, Known(mask, rows, rest=rows[:0]))
+
+    assert_parity(
+        loss,
+        lambda losses: losses > cut,
+        dtype=dtype,
+        bias=bias,
+        logit_scale=logit_scale,
+        tolerance=tolerance_of(dtype),
     )
 
 

@@ -1,6 +1,13 @@
 """URLs, and what is said where a driver or a store cannot serve them; the stores themselves are in tests/system."""
 
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from megaslm.errors import ConfigError, DataError
 from megaslm.storage.remote import (
@@ -11,7 +18,7 @@ from megaslm.storage.remote import (
     read_bytes,
     require_unchanged,
 )
-from megaslm.storage.uploads import write_bytes
+from megaslm.storage.uploads import has_arrived, upload_file, write_bytes
 from tests.messages import Says
 
 
@@ -52,6 +59,32 @@ def test_any_file_system_of_fsspec_serves(says: Says) -> None:
         require_unchanged(found)
     says(refused, found.url, BEFORE=found.version, AFTER=describe_remote(found.url).version)
     require_unchanged(describe_remote(found.url))
+
+
+STATED: dict[str, Callable[[bytes], dict[str, str]]] = {
+    "an entity tag": lambda md5: {"ETag": f'"{md5.hex()}"'},
+    "base64": lambda md5: {"md5Hash": base64.b64encode(md5).decode()},
+}
+"""How stores state the MD5 of a file."""
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_only_a_file_of_the_same_bytes_has_arrived(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = MemoryFileSystem.info
+
+    def with_md5(files: MemoryFileSystem, path: str, **options: Any) -> dict[str, Any]:
+        return info(files, path, **options) | STATED[name](hashlib.md5(files.cat_file(path)).digest())
+
+    local, url = tmp_path / "shard", f"memory://test-arrived/{name}"
+    local.write_bytes(b"what was meant")
+    upload_file(local, url)
+    # A store that states no MD5 tells no file from another one of its size.
+    assert not has_arrived(local, url)
+    monkeypatch.setattr(MemoryFileSystem, "info", with_md5)
+    assert has_arrived(local, url)
+    for other in (b"what was meanT", b"what was"):
+        write_bytes(url, other)
+        assert not has_arrived(local, url)
 
 
 @pytest.mark.parametrize("url", ["https://host/folder/*.jsonl", "s3://*/x", "s3://b*/x", "no/url"])

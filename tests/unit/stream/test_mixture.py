@@ -12,7 +12,8 @@ from megaslm.config.plan import BatchPlan
 from megaslm.dataset.manifest import DomainSplit, Manifest
 from megaslm.errors import DataError
 from megaslm.stream.loader import TrainingStream
-from megaslm.stream.mixture import Mixture, MixtureDataset, plan_mixture
+from megaslm.stream.mixture import Mixture, MixtureDataset, lengthened, plan_mixture
+from megaslm.stream.order import Extent, RowOrder
 from tests.messages import Says
 from tests.toy import SEQ_LEN, make_dataset
 
@@ -114,6 +115,16 @@ def test_only_streams_with_shares_repeat_rows_in_a_step() -> None:
     assert mixture_of(10, 997, 0.01).may_repeat_rows
 
 
+@pytest.mark.parametrize(("rows_seen", "first_epoch"), [(0, 0), (8, 1), (16, 1), (24, 1), (32, 2), (48, 2)])
+def test_new_rows_come_with_the_next_epoch_that_has_not_started(rows_seen: int, first_epoch: int) -> None:
+    before, now = Extent(0, (26,), None), Extent(0, (50,), None)
+    order = RowOrder(((26,),), None, BATCH, BATCH, seed=0)
+    assert order.rows_per_epoch == 24
+    found = lengthened((before,), now, rows_seen, lambda _: order)
+    assert found == (before, Extent(first_epoch, (50,), None))
+    assert lengthened(found, now, rows_seen, lambda _: order) == found
+
+
 def test_shares_that_cannot_be_drawn_are_refused(says: Says) -> None:
     mixture_of(10, 990, 0.01).check_epoch(BATCH)
     with pytest.raises(DataError) as refused:
@@ -122,6 +133,13 @@ def test_shares_that_cannot_be_drawn_are_refused(says: Says) -> None:
     with pytest.raises(DataError) as refused:
         mixture_of(3, 997, 10.0).check_epoch(BATCH)
     says(refused, "small: ", "3 rows", "0.909", "1000 rows", "256")
+
+
+def test_the_end_of_the_pass_before_counts_among_the_copies_of_a_row() -> None:
+    # 765 rows of a stream of 3 are 255 passes. The end of the pass before makes 256, as many as keys tell apart.
+    mixture_of(3, 997, 0.7645 / 0.2355).check_epoch(BATCH)
+    with pytest.raises(DataError):
+        mixture_of(3, 997, 0.7655 / 0.2345).check_epoch(BATCH)
 
 
 def drawn(mixture: Mixture, epochs: int) -> list[tuple[Counter[int], Counter[int]]]:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megaslm.tokenizer.sentencepiece_export import export_sentencepiece
-from megaslm.tokenizer.token_text import TokenText, pieces
+from megaslm.tokenizer.token_text import TokenText, pieces, texts_of_row
 from tests.unit.conftest import AWKWARD, standard_library_texts
 
 EOS = 2
@@ -67,6 +67,17 @@ def test_within_a_text_a_word_keeps_its_space(tokenizer: Tokenizer) -> None:
         whole = joined(list(pieces(tokenizer, ids, 0, after=None)))
         begun = joined(list(pieces(tokenizer, ids[:cut], 0, after=None)))
         assert begun + joined(list(pieces(tokenizer, ids[cut:], cut, after=EOS))) == whole
+
+
+def test_the_texts_of_a_row_continue_that_of_the_row_before(tokenizer: Tokenizer) -> None:
+    text, end = "one of many 𝄞", tokenizer.id_to_token(EOS)
+    ids = ids_of(tokenizer, text)
+    for cut in range(1, len(ids_of(tokenizer, "one of many")) + 1):
+        begun = joined(list(pieces(tokenizer, ids[:cut], 0, after=None)))
+        texts = list(texts_of_row(tokenizer, [*ids[cut:], EOS, *ids, EOS, EOS], EOS))
+        assert begun + "".join(texts) == f"{text}{end}{text}{end}{end}"
+        assert texts[len(ids) - cut] == texts[-1] == end
+        assert len(texts) == 2 * len(ids) - cut + 3
 
 
 def test_bytes_of_half_a_character_hide_nothing_else(tokenizer: Tokenizer) -> None:

@@ -55,6 +55,12 @@ def test_ids_are_the_same_where_blocks_end(folder: Path, monkeypatch: pytest.Mon
     require_same(folder, [*AWKWARD, standard_library_texts()[0][:5000]])
 
 
+def test_ids_are_the_same_where_most_characters_are_rare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A vocabulary of many scripts has more characters than classes.
+    monkeypatch.setattr(word_encoder, "_MOST_CLASSES", 8)
+    require_same(folder, [*AWKWARD, standard_library_texts()[0][:5000]])
+
+
 # Few characters and any merges at all, so that what can go wrong at a cut does.
 CHARACTERS = "ab▁<é"
 texts = st.text(alphabet="ab <é☃", max_size=30)

@@ -7,7 +7,8 @@ import pytest
 from megaslm.config.schema import RunConfig
 from megaslm.dataset.manifest import write_manifest
 from megaslm.errors import DataError
-from megaslm.training.training_data import open_training_data
+from megaslm.storage.uploads import write_bytes
+from megaslm.training.training_data import fetch_descriptions, open_training_data
 from tests.messages import Says
 from tests.toy import make_dataset, run_config
 
@@ -88,3 +89,25 @@ def test_another_eos_of_the_same_tokenizer_is_refused(web: Path, tmp_path: Path,
     with pytest.raises(DataError) as refused:
         open_training_data(streams_config(web, tmp_path / "other"))
     says(refused, "web", "other", "EOS 2", "EOS 3")
+
+
+def test_a_host_that_finds_another_dataset_than_the_first_rank_is_refused(web: Path, tmp_path: Path) -> None:
+    url = "memory://test-training-data/web"
+
+    def put(dataset: Path) -> None:
+        for path in dataset.rglob("*"):
+            if path.is_file():
+                write_bytes(f"{url}/{path.relative_to(dataset).as_posix()}", path.read_bytes())
+
+    def config_on(host: str) -> RunConfig:
+        return run_config(Path("run"), web, data={"train": url, "fetch": {"cache": str(tmp_path / host)}})
+
+    put(web)
+    data = open_training_data(config_on("first"))
+    for host in ("first", "second"):
+        fetch_descriptions(config_on(host), data)
+    make_dataset(tmp_path / "other", {("train", "a"): [12], ("train", "b"): [8]}, seed=1)
+    put(tmp_path / "other")
+    with pytest.raises(DataError) as refused:
+        fetch_descriptions(config_on("third"), data)
+    assert url in str(refused.value)

@@ -114,7 +114,7 @@ def test_a_document_has_the_same_bits_whatever_else_is_in_the_batch(case: Case, 
     assert torch.equal(output[:tokens], same)
 
 
-@pytest.mark.parametrize("lengths", [(3, 5), (80, 70)], ids=["padded", "one by one"])
+@pytest.mark.parametrize("lengths", [(3, 5), (3, 4), (80, 70)], ids=["padded", "padded together", "one by one"])
 def test_nan_stays_in_its_document(lengths: tuple[int, ...]) -> None:
     case = Case(lengths)
     tensors = case.tensors()
