@@ -146,7 +146,7 @@ def score(
         bool,
         typer.Option(
             "--align",
-            help="For a reference with another tokenizer: it reads whole documents in tokens of its own; its losses are "
+            help="For a reference with another tokenizer: it reads whole documents in its own tokens; its losses are "
             "carried over to the dataset's tokens.",
         ),
     ] = False,

@@ -71,7 +71,7 @@ def check_reference(
 
 
 MeasureRow = Callable[[str, int, torch.Tensor], Sequence[torch.Tensor]]
-"""Measures a row of a domain, by its number and its (1, L+1) tokens: its losses and any entropies, (L,) float32 each."""
+"""Measures a row of a domain, by its number and (1, L+1) tokens: its losses and any entropies, (L,) float32 each."""
 
 
 def _measure_of(

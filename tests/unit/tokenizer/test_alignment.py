@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megaslm.tokenizer.alignment import TokensInText, begins_of, byte_offsets, carried_over
-from megaslm.tokenizer.token_places import PlacedTokens, PlacingEncoder
+from megaslm.tokenizer.token_places import PlacedTokens
 from megaslm.tokenizer.tokenizer import FolderEncoder
 from tests.conversations import FOLDERS, TEXT
 from tests.unit.conftest import AWKWARD
