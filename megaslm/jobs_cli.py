@@ -141,6 +141,14 @@ def score(
         int | None,
         typer.Option(help="Tokens between the starts of two windows of a row, where a window is shorter than a row."),
     ] = None,
+    align: Annotated[
+        bool,
+        typer.Option(
+            "--align",
+            help="For a reference with another tokenizer: it reads whole documents in its own tokens; its losses are "
+            "carried over to the dataset's tokens.",
+        ),
+    ] = False,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
     share: Annotated[
         str | None, typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows.")
@@ -191,6 +199,7 @@ def score(
         entropy=entropy,
         window=window,
         stride=stride,
+        align=align,
     )
     task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.

@@ -125,7 +125,7 @@ class Reference(_Record):
     """Fingerprint of its weights."""
     name: str
     tokenizer_sha256: str | None = None
-    """Fingerprint of its tokenizer if that differs from the dataset's and still gives texts the same ids."""
+    """Fingerprint of its tokenizer if that differs from the dataset's. Unless `aligned`, it gives a text equal ids."""
     precision: str
     """Arithmetic of its forward pass."""
     attention: str | None = None
@@ -143,6 +143,8 @@ class Reference(_Record):
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
     entropy: bool = False
     """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
+    aligned: bool = False
+    """Whether it read whole documents in tokens of its own, and its values were carried over to the rows' tokens."""
 
 
 class Mask(_Record):

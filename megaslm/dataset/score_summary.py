@@ -95,6 +95,8 @@ class ScoredBy(_Record):
     """Time before that, since its start or its last rows: loading the model, waiting, joining."""
     targets: int = 0
     """Their valid targets."""
+    read_tokens: int | None = None
+    """Tokens that an aligned reference read for them; null where the windows of the rows tell."""
 
 
 def scored_by_one(values: object) -> object:

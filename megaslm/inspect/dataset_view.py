@@ -160,6 +160,7 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             "reference",
             f"{reference.name} · weights {reference.weights_sha256[:_HASH_DIGITS]} · {reference.precision} · "
             f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
+            + (" · by its own tokenizer, carried over" if reference.aligned else "")
             + (" · with entropies" if reference.entropy else "")
             + (f" · attention by {reference.attention}" if reference.attention else ""),
         )

@@ -10,7 +10,7 @@ from megaslm.errors import ConfigError, DataError, ModelError
 from megaslm.model.stated_config import StatedShape
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE, special_id
-from megaslm.tokenizer.tokenizer import ids_sha256, load_tokenizer, text_tokenizer, tokenizer_sha256
+from megaslm.tokenizer.tokenizer import ids_sha256, load_tokenizer, text_tokenizer, tokenizer_facts, tokenizer_sha256
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -155,6 +155,26 @@ def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path
             f"files of {dataset}/tokenizer into it"
         )
     check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset)
+
+
+def check_own_tokenizer(model_folder: Path, config: PretrainedConfig) -> None:
+    """Checks that a model's folder has the tokenizer by which the model was trained.
+
+    Raises:
+        DataError: the folder has no tokenizer, or one that names no EOS.
+        ModelError: the model has fewer embeddings than the tokenizer has ids.
+    """
+    if not (model_folder / TOKENIZER_FILE).is_file():
+        raise DataError(
+            f"{model_folder} has no {TOKENIZER_FILE}, in whose tokens the model reads texts; copy the files of its "
+            "tokenizer into it"
+        )
+    vocab_size = tokenizer_facts(model_folder).vocab_size
+    if config.vocab_size < vocab_size:
+        raise ModelError(
+            f"{model_folder} has a vocabulary of {config.vocab_size}, and its {TOKENIZER_FILE} has ids up to "
+            f"{vocab_size - 1}: it belongs to another model; copy the files of the model's own tokenizer"
+        )
 
 
 def _ids_sha256(folder: Path, eos_id: int) -> str:

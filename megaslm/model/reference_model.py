@@ -52,6 +52,22 @@ class Measured(NamedTuple):
     entropies: Tensor | None
 
 
+class OnItsWay:
+    """A tensor that is being copied to the host asynchronously."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if tensor.is_cuda else None
+        if self._event is not None:
+            self._event.record()
+
+    def arrived(self) -> Tensor:
+        """Waits for the copy and returns it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor
+
+
 class ReferenceModel:
     """Measures rows, without gradients and dropout."""
 
@@ -91,15 +107,18 @@ class ReferenceModel:
         columns = 2 if self._record.entropy else 1
         measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=self.device)
         for start, stop, fresh in windows_of(seq_len, self._record.window, self._record.stride):
-            in_window = self._measure_window(tokens[:, start : stop + 1])
+            in_window = self.measure_apart(tokens[:, start : stop + 1])
             measured[:, :, fresh:stop] = in_window[:, :, fresh - start :]
         return Measured(measured[0], measured[1] if self._record.entropy else None)
 
-    def _measure_window(self, tokens: Tensor) -> Tensor:
-        """(columns, B, W) for (B, W+1) tokens."""
+    def measure_apart(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
+        """(columns, B, W) float32 values of (B, W+1) int64 tokens that are one window: losses, then any entropies.
+
+        `document_bounds`: on the host, those of the (B, W) inputs, where EOS does not tell them.
+        """
         if self._record.entropy:
-            return torch.stack(self._lm.measure_with_entropy(tokens))
-        return self._lm.measure(tokens)[None]
+            return torch.stack(self._lm.measure_with_entropy(tokens, document_bounds))
+        return self._lm.measure(tokens, document_bounds)[None]
 
 
 def as_stored(nats: Tensor, valid: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ only for what the engine's forward returns. So the head is a module of its own, 
 computed inside the wrapped module's forward; and the selection, with its collectives, is passed in as a callable.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -212,17 +213,20 @@ class SelectiveLM(nn.Module):
             return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
         return cast(HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
 
-    def measure(self, tokens: Tensor) -> Tensor:
-        """The (B, L) float32 losses of (B, L+1) tokens, without gradients."""
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
+        """The (B, L) float32 losses of (B, L+1) tokens, without gradients. `document_bounds`: as in `forward`, on the
+        host."""
         with torch.inference_mode():
-            return torch.cat([self(rows) for rows in _at_once(tokens, self.lm.device)])
+            groups = _at_once(tokens, document_bounds, self.lm.device)
+            return torch.cat([self(rows, document_bounds=bounds) for rows, bounds in groups])
 
-    def measure_with_entropy(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients."""
+    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients.
+        `document_bounds`: as in `forward`, on the host."""
         with torch.inference_mode():
-            losses, entropies = zip(
-                *(self(rows, entropies=True) for rows in _at_once(tokens, self.lm.device)), strict=True
-            )
+            groups = _at_once(tokens, document_bounds, self.lm.device)
+            measured = (self(rows, document_bounds=bounds, entropies=True) for rows, bounds in groups)
+            losses, entropies = zip(*measured, strict=True)
             return torch.cat(losses), torch.cat(entropies)
 
     def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -241,11 +245,25 @@ class SelectiveLM(nn.Module):
         return cast(Tensor, output.last_hidden_state).flatten(0, 1), tokens[:, 1:]
 
 
-def _at_once(tokens: Tensor, device: torch.device) -> tuple[Tensor, ...]:
-    """The rows of (B, L+1) tokens in groups that pass through the model together; on a GPU one group.
+def _at_once(
+    tokens: Tensor, document_bounds: Tensor | None, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The rows of (B, L+1) tokens in groups that pass through the model together, with the bounds of their documents on
+    `device`; on a GPU one group.
 
     On a CPU, groups whose activations stay in its cache are faster for the same products.
     """
     if device.type == "cuda":
-        return (tokens,)
-    return tokens.split(max(1, _TOKENS_AT_ONCE_ON_CPU // (tokens.shape[1] - 1)))
+        bounds = None if document_bounds is None else document_bounds.pin_memory().to(device, non_blocking=True)
+        yield tokens, bounds
+        return
+    length, first = tokens.shape[1] - 1, 0
+    for rows in tokens.split(max(1, _TOKENS_AT_ONCE_ON_CPU // length)):
+        stop = first + rows.shape[0] * length
+        inside = (
+            None
+            if document_bounds is None
+            else document_bounds[(document_bounds >= first) & (document_bounds <= stop)] - first
+        )
+        yield rows, inside
+        first = stop

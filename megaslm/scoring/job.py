@@ -13,7 +13,7 @@ import torch
 
 from megaslm.config.cluster import Share
 from megaslm.config.section import home_expanded, without_credentials
-from megaslm.dataset.manifest import MANIFEST, SCORES, Manifest, Reference
+from megaslm.dataset.manifest import MANIFEST, SCORES, TOKENIZER, Manifest, Reference
 from megaslm.dataset.remote import DatasetFolder, open_dataset
 from megaslm.engine.distributed import World, join_world, on_first_rank
 from megaslm.engine.stop_signal import StopSignal
@@ -25,13 +25,14 @@ from megaslm.health.shared_folders import locks_hold, require_shared
 from megaslm.jobs.ledger import keeping_what_is_done, new_run_id
 from megaslm.jobs.progress import Unwatched, Watcher
 from megaslm.jobs.ray_workers import RayCluster
+from megaslm.model.aligned_reference import AlignedReference
 from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import compile_line, is_compiled
 from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
-from megaslm.scoring.part_scoring import PartScorer
+from megaslm.scoring.part_scoring import AlignedScorer, PartScorer, Scorer
 from megaslm.scoring.provenance import describe_scored
 from megaslm.scoring.reports import ScoredPart, known_parts, reports
 from megaslm.scoring.request import ScoreRequest
@@ -315,7 +316,7 @@ def _open(task: ScoreRequest) -> DatasetFolder:
 
 def _warn(task: ScoreRequest, described: Manifest) -> None:
     for warning in (
-        bos_warning(task.reference, described, dataset=task.dataset),
+        None if task.settings.align else bos_warning(task.reference, described, dataset=task.dataset),
         unfinished_reference(task.reference),
     ):
         if warning is not None:
@@ -334,11 +335,16 @@ def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
     )
 
 
-def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> PartScorer:
+def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> Scorer:
     record = cast(Reference, described.reference)
     compiled = is_compiled(task.settings.compile, device, name=_COMPILE)
     flash.activate(task.settings.flash_attention, device, name="--flash-attention")
     try:
+        if record.aligned:
+            aligned = AlignedReference.load(
+                task.reference, described, tokenizer=_open(task).path / TOKENIZER, device=device, compiled=compiled
+            )
+            return AlignedScorer(aligned, described.eos_id)
         model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
     except torch.OutOfMemoryError as error:
         raise MegaSLMError(f"{task.reference} does not fit into the memory of {device}: {error}") from error

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from megaslm.dataset.score_summary import PartStatistics
 from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
 from megaslm.files import sync, unfinished
-from megaslm.model.reference_model import ReferenceModel, as_stored
+from megaslm.model.aligned_reference import AlignedReference
+from megaslm.model.reference_model import OnItsWay, ReferenceModel, as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
 from megaslm.slm.valid_targets import valid_targets
 
@@ -97,21 +98,61 @@ def with_values(reader: RowReader, paths: Sequence[Path], at_once: int) -> Itera
             yield ScoredRows(StoredRows.of(rows), some)
 
 
+class Scorer(Protocol):
+    """Scores rows of a part."""
+
+    @property
+    def read_tokens(self) -> int | None:
+        """Tokens that the model has read so far; None where the windows of the rows tell."""
+        ...
+
+    def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
+        """Rows of a part, from a multiple of the batch's rows on, with the model's losses and entropies.
+
+        `place` is the part's name in messages. Raises NonFiniteLoss where the model gives NaN or an infinite value,
+        CorruptData where a shard is corrupt.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class AlignedScorer:
+    """Scores rows with a model that has another tokenizer."""
+
+    reference: AlignedReference
+    eos_id: int
+    """Of the rows."""
+
+    @property
+    def read_tokens(self) -> int:
+        """See `Scorer`."""
+        return self.reference.read_tokens
+
+    def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
+        """See `Scorer`."""
+        for first, values in self.reference.measure(reader, rows, place):
+            stored = StoredRows.of(reader.rows(first, first + values.shape[1]))
+            valid = valid_targets(stored.tokens, self.eos_id, stored.target_mask)
+            in_storage = as_stored(torch.from_numpy(values), torch.from_numpy(valid))
+            yield ScoredRows(stored, in_storage.numpy())
+            on_rows(len(stored.tokens))
+
+
 @dataclass(frozen=True)
 class PartScorer:
-    """Scores rows with one model."""
+    """Scores rows with a model of their tokenizer."""
 
     model: ReferenceModel
     eos_id: int
     batch_rows: int
     """Rows per batch. All batches are equally large, so that a row's losses do not depend on the number of ranks."""
 
-    def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
-        """Rows of a part, from a multiple of `batch_rows` on, with the model's losses and entropies.
+    @property
+    def read_tokens(self) -> None:
+        """See `Scorer`."""
 
-        `place` is the part's name in messages. Raises NonFiniteLoss where the model gives NaN or an infinite value,
-        CorruptData where a shard is corrupt.
-        """
+    def scored(self, reader: RowReader, rows: range, place: str, on_rows: OnRows) -> Iterator[ScoredRows]:
+        """See `Scorer`."""
         try:
             for batch in self._measured(reader, rows):
                 yield _arrived(batch, place)
@@ -158,7 +199,7 @@ class PartScorer:
         columns = [losses] if entropies is None else [losses, entropies]
         values = torch.stack([as_stored(column, valid) for column in columns])
         finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
-        return _Scored(batch.start, batch.stored, _OnItsWay(values), _OnItsWay(finite))
+        return _Scored(batch.start, batch.stored, OnItsWay(values), OnItsWay(finite))
 
 
 class _Batch(NamedTuple):
@@ -175,24 +216,8 @@ class _Scored(NamedTuple):
 
     start: int
     stored: StoredRows
-    values: "_OnItsWay"
-    finite: "_OnItsWay"
-
-
-class _OnItsWay:
-    """A tensor that is being copied to the host asynchronously."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor.to("cpu", non_blocking=True)
-        self._event = torch.cuda.Event() if tensor.is_cuda else None
-        if self._event is not None:
-            self._event.record()
-
-    def arrived(self) -> Tensor:
-        """Waits for the copy and returns it."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensor
+    values: OnItsWay
+    finite: OnItsWay
 
 
 def _arrived(batch: _Scored, place: str) -> ScoredRows:

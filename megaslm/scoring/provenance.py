@@ -11,7 +11,7 @@ from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import ConfigError, DataError
 from megaslm.model.attention import flash
 from megaslm.model.documents import kernel_name
-from megaslm.model.fit import check_model_fits, require_tokenizer
+from megaslm.model.fit import check_model_fits, check_own_tokenizer, require_tokenizer
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import choose_precision, dtype_of
 from megaslm.model.weight_files import weights_sha256
@@ -35,9 +35,15 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
             f"{dataset.place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from"
         )
     config = check_model_folder(reference)
-    require_tokenizer(reference, manifest, tokenizer=dataset.path / TOKENIZER, dataset=dataset.place)
-    window, stride = _windows(settings, manifest.seq_len, int(config.max_position_embeddings), reference)
-    check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
+    positions = int(config.max_position_embeddings)
+    if settings.align:
+        _require_isolation(settings)
+        check_own_tokenizer(reference, config)
+        window, stride = _windows_of_documents(settings, manifest.seq_len, positions, reference)
+    else:
+        require_tokenizer(reference, manifest, tokenizer=dataset.path / TOKENIZER, dataset=dataset.place)
+        window, stride = _windows(settings, manifest.seq_len, positions, reference)
+        check_model_fits(config, manifest, model=str(reference), dataset=dataset.place, window=window)
     check_layout(dataset.path, shards_are_here=dataset.url is None)
     precision = choose_precision(settings.precision, device)
     described = Reference(
@@ -52,6 +58,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
         batch_rows=settings.batch_rows,
         dataset_sha256=manifest.tokens_fingerprint(),
         entropy=settings.entropy,
+        aligned=settings.align,
     )
     return manifest.model_copy(update={"kind": "scored", "reference": described})
 
@@ -80,3 +87,19 @@ def _windows(settings: ScoreSettings, seq_len: int, positions: int, reference: P
     if not 1 <= settings.stride <= window:
         raise ConfigError(f"--stride {settings.stride}: must be between 1 and the window, {window}")
     return window, window if window == seq_len else settings.stride
+
+
+def _windows_of_documents(settings: ScoreSettings, seq_len: int, positions: int, reference: Path) -> tuple[int, int]:
+    """Window and stride for documents in the reference's own tokens."""
+    window = min(seq_len, positions) if settings.window is None else settings.window
+    if not 2 <= window <= positions:
+        raise ConfigError(f"--window {window}: must be between 2 and the {positions} positions of {reference}")
+    stride = window // 2 if settings.stride is None else settings.stride
+    if not 1 <= stride <= window:
+        raise ConfigError(f"--stride {stride}: must be between 1 and the window, {window}")
+    return window, stride
+
+
+def _require_isolation(settings: ScoreSettings) -> None:
+    if not settings.document_isolation:
+        raise ConfigError("--align reads each document on its own; leave out --no-document-isolation")

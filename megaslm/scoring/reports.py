@@ -47,7 +47,14 @@ from megaslm.scoring.loss_statistics import MOST_DOCUMENTS
 _CLOSE_SECONDS = 1.0
 
 
-def scored_by(rank: int, device: torch.device, targets: int, rank_seconds: float, start_seconds: float) -> ScoredBy:
+def scored_by(
+    rank: int,
+    device: torch.device,
+    targets: int,
+    rank_seconds: float,
+    start_seconds: float,
+    read_tokens: int | None = None,
+) -> ScoredBy:
     """The record of this process after rows that took `rank_seconds`, started `start_seconds` after its last ones."""
     return ScoredBy(
         host=socket.gethostname(),
@@ -62,6 +69,7 @@ def scored_by(rank: int, device: torch.device, targets: int, rank_seconds: float
         rank_seconds=rank_seconds,
         start_seconds=start_seconds,
         targets=targets,
+        read_tokens=read_tokens,
     )
 
 
@@ -75,6 +83,8 @@ def joined(by: Iterable[ScoredBy]) -> tuple[ScoredBy, ...]:
             # Jobs of an array on one host all have a rank 0. Records that overlap in time are different processes.
             if abs(seconds - last.rank_seconds) <= _CLOSE_SECONDS:
                 update = {"rank_seconds": seconds + each.rank_seconds, "targets": last.targets + each.targets}
+                if last.read_tokens is not None and each.read_tokens is not None:
+                    update["read_tokens"] = last.read_tokens + each.read_tokens
                 known[-1] = last.model_copy(update=update)
                 continue
         known.append(each)
@@ -266,17 +276,21 @@ def reports(
         )
         for item, scored in outcomes
     ]
-    flops = _flops_per_target(record, manifest.seq_len, reference)
+    flops = _flops_per_target(record, manifest.seq_len, reference, parts)
     before = None if earlier is None else parse_scores(earlier, f"the output's {SCORES}")
     summary = summarise(parts, flops, cast(ChosenPrecision, record.precision), before)
     cost = _cost([by for _, scored in outcomes for by in scored.by], reference)
     return {SCORES: summary.model_dump_json(indent=1) + "\n", COST: json.dumps(cost, indent=1) + "\n"}
 
 
-def _flops_per_target(record: Reference, seq_len: int, reference: Path) -> float:
-    """FLOPs per target. Overlapping windows read some of a row's tokens several times."""
+def _flops_per_target(record: Reference, seq_len: int, reference: Path, parts: Sequence[PartScores]) -> float:
+    """FLOPs per target. Overlapping windows read some tokens several times, and an aligned reference reads its own."""
+    per_token = forward_flops_per_token(check_model_folder(reference), record.window)
+    if record.aligned:
+        everyone = [by for part in parts for by in part.by]
+        return per_token * sum(by.read_tokens or 0 for by in everyone) / max(1, sum(by.targets for by in everyone))
     read_tokens = sum(stop - start for start, stop, _ in windows_of(seq_len, record.window, record.stride))
-    return forward_flops_per_token(check_model_folder(reference), record.window) * read_tokens / seq_len
+    return per_token * read_tokens / seq_len
 
 
 def _cost(by: Sequence[ScoredBy], reference: Path) -> dict[str, object]:

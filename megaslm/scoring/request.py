@@ -23,7 +23,10 @@ class ScoreSettings:
     window: int | None = None
     """Tokens of context of the reference. None: a row, or the reference's number of positions if that is smaller."""
     stride: int | None = None
-    """Tokens between the starts of two windows of a row. Required if a window is shorter than a row."""
+    """Tokens between the starts of two windows of a row or, under `align`, of a document. Required if a window is
+    shorter than a row; under `align`, None is half a window."""
+    align: bool = False
+    """Whether the reference has a tokenizer of its own, and its losses are carried over to the rows' tokens."""
 
 
 @dataclass(frozen=True)

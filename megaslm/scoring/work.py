@@ -24,7 +24,7 @@ from megaslm.jobs.run import JobRun
 from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation
 from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart
-from megaslm.scoring.part_scoring import PartScorer, ScoredRows, with_values, write_part, write_values
+from megaslm.scoring.part_scoring import ScoredRows, Scorer, with_values, write_part, write_values
 from megaslm.scoring.reports import ScoredPart, joined, scored_by
 from megaslm.slm.valid_targets import valid_targets
 
@@ -156,7 +156,7 @@ class ScoreProcess:
         self,
         work: ScoreLedger,
         world: World,
-        load: Callable[[], PartScorer],
+        load: Callable[[], Scorer],
         stop: StopSignal,
         watcher: Watcher | None,
         *,
@@ -167,8 +167,9 @@ class ScoreProcess:
         self._locks_hold = locks_hold
         # Parts with an abandoned range.
         self._left: set[str] = set()
-        self._scorer: PartScorer | None = None
+        self._scorer: Scorer | None = None
         self._free_since = time.monotonic()
+        self._read_before = 0
         self._tally = Tally(work.ledger.folder, work.run_id, world.rank)
         self._run: JobRun[RowRange | SourcePart] | None = None
         self._reader_of = lru_cache(maxsize=1)(self._open_reader)
@@ -298,7 +299,9 @@ class ScoreProcess:
     def _ended(self, began: float, targets: int) -> ScoredBy:
         seconds, start_seconds = time.monotonic() - began, began - self._free_since
         self._free_since = time.monotonic()
-        return scored_by(self._world.rank, self._world.device, targets, seconds, start_seconds)
+        read = None if self._scorer is None else self._scorer.read_tokens
+        read_now, self._read_before = None if read is None else read - self._read_before, read or 0
+        return scored_by(self._world.rank, self._world.device, targets, seconds, start_seconds, read_now)
 
     def _open_reader(self, item: SourcePart) -> RowReader:
         return self._work.derivation.source.reader(item.split, item.domain, item.part.name, checked=True)

@@ -1,4 +1,4 @@
-"""Token ids together with the place in the text where each token begins."""
+"""Token ids together with their places in the text."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,12 @@ class PlacedTokens(NamedTuple):
     starts: NDArray[np.int64]
     """(tokens,), the index of the character at which each token begins. The tokens that spell the bytes of one
     character all begin at it."""
+    stops: NDArray[np.int64]
+    """(tokens,), the index after its last character. Some tokenizers leave out the spaces between tokens."""
 
 
 class PlacingEncoder:
-    """A tokenizer's folder as an encoder that also tells where tokens begin."""
+    """A tokenizer's folder as an encoder that also tells the places of tokens."""
 
     def __init__(self, folder: Path, *, special_tokens: bool = False) -> None:
         """With `special_tokens` the name of a special token in a text gives that token, otherwise it is encoded as
@@ -38,5 +40,5 @@ class PlacingEncoder:
         """The tokens of a text, encoded as a whole. Raises DataError where the tokenizer has no ids for it."""
         with refusing_texts():
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        starts = [start for start, _ in encoding.offsets]
-        return PlacedTokens(np.array(encoding.ids, dtype=np.uint32), np.array(starts, dtype=np.int64))
+        places = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return PlacedTokens(np.array(encoding.ids, dtype=np.uint32), places[:, 0], places[:, 1])

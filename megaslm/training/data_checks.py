@@ -3,17 +3,19 @@
 A few rows are scored again, because hashes cannot reveal a mistake of the scorer itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
 from megaslm.dataset.fit import reads_reference, require_reference, require_rule, require_selected, selects_by_column
-from megaslm.dataset.manifest import Manifest, Mask, Reference
+from megaslm.dataset.manifest import TOKENIZER, Manifest, Mask, Reference
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import Rows, unpack_mask
 from megaslm.errors import ReferenceMismatch
+from megaslm.model.aligned_reference import AlignedReference
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
 from megaslm.slm.static import select_static
@@ -63,25 +65,57 @@ def check_reference(
     found = require_reference(manifest, dataset.place, needs_entropy=needs_entropy)
     check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
     if reference is not None and rows:
-        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        measure = _measure_of(reference.folder, manifest, dataset, found, device)
         for domain in domains:
-            _check_loss_rows(model, found, dataset, domain, rows, manifest.eos_id)
+            _check_loss_rows(measure, found, dataset, domain, rows, manifest.eos_id)
+
+
+MeasureRow = Callable[[str, int, torch.Tensor], Sequence[torch.Tensor]]
+"""Measures a row of a domain, by its number and (1, L+1) tokens: its losses and any entropies, (L,) float32 each."""
+
+
+def _measure_of(
+    folder: Path, manifest: Manifest, dataset: DatasetFolder, found: Reference, device: torch.device
+) -> MeasureRow:
+    if not found.aligned:
+        model = ReferenceModel.load(folder, found, eos_id=manifest.eos_id, device=device)
+
+        def measure(_domain: str, _number: int, tokens: torch.Tensor) -> list[torch.Tensor]:
+            return [column[0].cpu() for column in model.measure(tokens) if column is not None]
+
+        return measure
+    aligned = AlignedReference.load(folder, manifest, tokenizer=dataset.path / TOKENIZER, device=device)
+
+    def measure_aligned(domain: str, number: int, _tokens: torch.Tensor) -> list[torch.Tensor]:
+        part, row = _part_with(manifest, domain, number)
+        reader = dataset.reader("train", domain, part)
+        [measured] = aligned.measure(reader, range(row, row + 1), f"{dataset.place}, train/{domain}/{part}")
+        return list(torch.from_numpy(measured.values)[:, 0])
+
+    return measure_aligned
+
+
+def _part_with(manifest: Manifest, domain: str, number: int) -> tuple[str, int]:
+    """The part that holds a row of a domain, and the row's number in it. No document crosses the end of a part."""
+    for part in manifest.splits["train"][domain].parts:
+        if number < part.rows:
+            return part.name, number
+        number -= part.rows
+    raise IndexError(f"train/{domain} has no row {number} beyond its parts")
 
 
 def _check_loss_rows(
-    model: ReferenceModel, found: Reference, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+    measure: MeasureRow, found: Reference, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
 ) -> None:
     reader = dataset.reader("train", domain)
     where = f"{dataset.place}, train/{domain}, row"
     for number in spread_evenly(rows, len(reader)):
         row = reader[number]
-        tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None].to(model.device)
-        valid = valid_targets(tokens, eos_id, _target_mask(row, tokens))[0].cpu()
-        losses, entropies = model.measure(tokens)
-        for column, again in (("ref_loss", losses), ("ref_entropy", entropies)):
-            if again is not None:
-                stored = torch.from_numpy(row[column].astype(np.float32))[valid]
-                _check_column(stored, again[0].cpu()[valid], found.precision, f"{where} {number}", column)
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64))[None]
+        valid = valid_targets(tokens, eos_id, _target_mask(row, tokens))[0]
+        for column, again in zip(("ref_loss", "ref_entropy"), measure(domain, number, tokens), strict=False):
+            stored = torch.from_numpy(row[column].astype(np.float32))[valid]
+            _check_column(stored, again[valid], found.precision, f"{where} {number}", column)
 
 
 def _check_column(stored: torch.Tensor, again: torch.Tensor, precision: str, where: str, column: str) -> None:
@@ -130,15 +164,15 @@ def check_mask(
         raise ReferenceMismatch(f"{dataset.place}: its manifest names no reference; mask the scored dataset again")
     check_provenance(found, manifest, dataset, document_isolation=document_isolation, reference=reference)
     if reference is not None and run.verify_rows:
-        model = ReferenceModel.load(reference.folder, found, eos_id=manifest.eos_id, device=device)
+        measure = _measure_of(reference.folder, manifest, dataset, found, device)
         for domain in domains:
-            _check_mask_rows(model, mask, dataset, domain, run.verify_rows, manifest.eos_id)
+            _check_mask_rows(measure, mask, dataset, domain, run.verify_rows, manifest.eos_id)
 
 
 def _check_mask_rows(
-    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+    measure: MeasureRow, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
 ) -> None:
-    compared = list(_compared(model, mask, dataset, domain, rows, eos_id))
+    compared = list(_compared(measure, mask, dataset, domain, rows, eos_id))
     different, selected, targets = (sum(counts) for counts in zip(*compared, strict=True))
     if different > _MOST_DIFFERENT * min(selected, targets - selected):
         raise ReferenceMismatch(
@@ -148,23 +182,23 @@ def _check_mask_rows(
 
 
 def _compared(
-    model: ReferenceModel, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
+    measure: MeasureRow, mask: Mask, dataset: DatasetFolder, domain: str, rows: int, eos_id: int
 ) -> Iterator[tuple[int, int, int]]:
     """For each of `rows` rows: targets whose new mask differs from the stored one, targets selected, all targets."""
     reader = dataset.reader("train", domain)
     for number in spread_evenly(rows, len(reader)):
         row = reader.rows(number, number + 1)
-        tokens = torch.from_numpy(row["tokens"].astype(np.int64)).to(model.device)
+        tokens = torch.from_numpy(row["tokens"].astype(np.int64))
         seq_len = tokens.shape[1] - 1
-        losses, entropies = model.measure(tokens)
+        losses, *entropies = measure(domain, number, tokens)
         valid = valid_targets(tokens, eos_id, _target_mask(row, tokens))
         targets = Targets(
             valid=valid,
-            keys=target_keys(torch.zeros(1, dtype=torch.int64, device=model.device), 0, seq_len),
-            ref_loss=as_stored(losses, valid).float(),
-            ref_entropy=None if entropies is None else as_stored(entropies, valid).float(),
+            keys=target_keys(torch.zeros(1, dtype=torch.int64), 0, seq_len),
+            ref_loss=as_stored(losses[None], valid).float(),
+            ref_entropy=as_stored(entropies[0][None], valid).float() if entropies else None,
         )
-        again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask.cpu()
+        again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask
         stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))
         yield int((again != stored).sum()), int(again.sum()), int(valid.sum())
 
