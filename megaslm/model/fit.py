@@ -157,7 +157,7 @@ def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path
     check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset)
 
 
-def check_own_tokenizer(model_folder: Path, config: PretrainedConfig) -> None:
+def check_own_tokenizer(model_folder: Path, config: "PretrainedConfig") -> None:
     """Checks that a model's folder has the tokenizer by which the model was trained.
 
     Raises:

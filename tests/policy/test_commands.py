@@ -37,6 +37,7 @@ RUN_BY = {
     "prepare --finish": _SHARES,
     "inspect": "tests/ranks/test_cli_datasets.py::test_a_row_is_shown",
     "score": _SHARES,
+    "score --align": "tests/ranks/test_score_align.py::test_the_command",
     "score --reference": _SHARES,
     "score --share": _SHARES,
     "score --finish": _SHARES,

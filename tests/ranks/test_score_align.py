@@ -26,6 +26,7 @@ from megaslm.scoring import work
 from megaslm.training.data_checks import check_reference
 from megaslm.training.training_data import NamedReference
 from tests.conversations import byte_level_folder
+from tests.forked_cli import run_megaslm
 from tests.messages import Says
 from tests.scoring import fail, make_reference, rows_of, run_job, task_of
 
@@ -145,6 +146,23 @@ def test_values_are_those_of_a_loop_over_bytes(texts: Texts, scored: Path) -> No
             np.testing.assert_allclose(found[valid], theirs[valid], rtol=6e-4, atol=1e-4)
             compared += int(valid.sum())
     assert compared > 2_000
+
+
+@pytest.mark.parametrize("texts", ["none"], indirect=True)
+def test_the_command(texts: Texts, scored: Path, tmp_path: Path) -> None:
+    words = (
+        "score",
+        "--align",
+        "--window",
+        str(POSITIONS),
+        "--batch-rows",
+        "4",
+        "--entropy",
+        "--reference",
+        texts.model,
+    )
+    run_megaslm(*words, texts.tokens, tmp_path / "scored")
+    assert rows_of(tmp_path / "scored") == rows_of(scored)
 
 
 def test_a_document_keeps_the_sum_of_its_losses(texts: Texts, scored: Path) -> None:
