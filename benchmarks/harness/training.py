@@ -10,10 +10,13 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def train(folder: Path, dataset: Path, *, vocab_size: int, seq_len: int, batch_rows: int, total_tokens: int) -> Path:
+def train(
+    folder: Path, dataset: Path, *, vocab_size: int, seq_len: int, batch_rows: int, total_tokens: int, seed: int = 0
+) -> Path:
     """Trains a llama of 4 layers of 128, with one head for both ends, in `folder`; gives its export."""
     config = {
         "run_dir": str(folder / "run"),
+        "seed": seed,
         "model": {
             "from_scratch": {
                 "vocab_size": vocab_size,
