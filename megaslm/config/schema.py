@@ -315,7 +315,7 @@ class SlmSection(PolicySettings):
 
     @property
     def ranks_by_model(self) -> bool:
-        """Whether targets are ranked by losses or entropies of the model that is trained."""
+        """Whether targets are sorted by losses or entropies of the model that is trained."""
         return self.criterion in ("excess", "loss", "student_entropy")
 
     @property

@@ -31,7 +31,7 @@ class PolicySettings(Section):
     """Points between which the share of targets is linear. Their tokens rise, and equal ones make a jump. The last
     point has `keep_ratio`. Excludes `keep_ratio_warmup_tokens`."""
     keep_ratio_of_domains: dict[str, Ratio] = Field(default_factory=dict)
-    """The share of targets by domain. Each domain of a step is then ranked on its own; one that is not named here has
+    """The share of targets by domain. Each domain of a step is then sorted on its own; one that is not named here has
     `keep_ratio`. Domains of a stream with several are named STREAM/DOMAIN."""
     policy: Literal["top", "band", "stochastic", "threshold", "dataset"] = "top"
     """Which targets are selected by the criterion. top: the share `keep_ratio` of largest value. band: the share
@@ -126,7 +126,7 @@ def _policy_problem(slm: "SlmSection") -> str | None:
         )
     if policy == "dataset" and (slm.criterion != "reference" or slm.granularity != "token"):
         return (
-            "policy dataset ranks by the losses of single targets that scores.json counts; found criterion "
+            "policy dataset sorts by the losses of single targets that scores.json counts; found criterion "
             f"{slm.criterion} and granularity {slm.granularity}: use criterion reference and granularity token"
         )
     return None
