@@ -72,7 +72,13 @@ def prepared(folder: Path, name: str, documents: list[str], tokenizer: Path) -> 
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
     (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     source = {"domain": "text", "reader": "jsonl", "paths": [str(folder / f"{name}.jsonl")]}
-    recipe = {**BASE, "name": name, "bos": "document", "tokenizer": {"huggingface": str(tokenizer)}, "sources": [source]}
+    recipe = {
+        **BASE,
+        "name": name,
+        "bos": "document",
+        "tokenizer": {"huggingface": str(tokenizer)},
+        "sources": [source],
+    }
     output = folder / f"{name}-{tokenizer.name}"
     prepare(Recipe.model_validate(recipe), output, workers=1)
     return output
@@ -152,8 +158,8 @@ def main() -> None:
         for k in KEEP_RATIOS
     ]
     report(
-        "Which share of the targets that a reference selects does a reference of another vocabulary select? Models of 1M "
-        f"parameters, {len(losses):,} targets of sources of Python",
+        "Which share of the targets that a reference selects does a reference of another vocabulary select? Models of "
+        f"1M parameters, {len(losses):,} targets of sources of Python",
         rows,
         bars,
         chosen,

@@ -57,7 +57,7 @@ class TopByExcess:
         bad = ~torch.isfinite(values)
         return Selected(values >= kept_above(values), no_threshold(losses.device), bad, bad.sum())
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses - self.ref_loss)
 
 

@@ -52,7 +52,7 @@ class TopByLoss:
         bad = ~torch.isfinite(losses)
         return Selected(losses >= kept_above(losses), no_threshold(losses.device), bad, bad.sum())
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses)
 
 

@@ -314,14 +314,14 @@ class SlmSection(PolicySettings):
         return self.criterion in ("entropy", "reference_and_entropy")
 
     @property
-    def ranks_by_model(self) -> bool:
+    def sorts_by_model(self) -> bool:
         """Whether targets are sorted by losses or entropies of the model that is trained."""
         return self.criterion in ("excess", "loss", "student_entropy")
 
     @property
     def needs_all_losses(self) -> bool:
         """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
-        return self.ranks_by_model and self.scope == "batch" and self.mode == "exact"
+        return self.sorts_by_model and self.scope == "batch" and self.mode == "exact"
 
     @model_validator(mode="after")
     def _settings_fit(self) -> "SlmSection":

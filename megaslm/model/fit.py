@@ -67,7 +67,7 @@ def check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> Non
     """Raises ConfigError where `slm.head: cache` exceeds its budget in a run whose choices wait for the losses."""
     slm = config.slm
     measured_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    waits_for_losses = config.train.objective == "slm" and slm.ranks_by_model and not measured_first
+    waits_for_losses = config.train.objective == "slm" and slm.sorts_by_model and not measured_first
     if slm.head != "cache" or not waits_for_losses:
         return
     # Only these runs need torch here.

@@ -128,7 +128,7 @@ def head_way(config: RunConfig, plan: BatchPlan, rows: int, vocab_size: int, dty
     """How the head computes in a run: by its choice, and by its settings where the choice waits for the losses."""
     slm = config.slm
     known_first = slm.scope == "batch" and slm.mode == "exact" and plan.micro_steps > 1
-    if config.train.objective != "slm" or not slm.ranks_by_model or known_first:
+    if config.train.objective != "slm" or not slm.sorts_by_model or known_first:
         return "every"
     settings = HeadSettings(slm.head, int(slm.head_cache_gib * (1 << 30)))
     method = settings.method_for(torch.empty(rows, 0, dtype=dtype), vocab_size)

@@ -52,8 +52,8 @@ def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
         ref_entropy=torch.from_numpy(rows["ref_entropy"].astype(np.float32)) if "ref_entropy" in rows else None,
     )
     selection = select_static(rule.criterion, targets, rule.keep_ratio, rule.max_ref_loss)
-    if selection.unrankable.any():
-        row = int(selection.unrankable.any(1).nonzero()[0])
+    if selection.unsortable.any():
+        row = int(selection.unsortable.any(1).nonzero()[0])
         raise DataError(f"row {row} has a ref_loss or ref_entropy that is NaN or infinite; score the dataset again")
     mask: NDArray[np.bool_] = selection.mask.numpy()
     return mask

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.head_pass import Softmax
-from megaslm.slm.targets import RankedTargets, in_any_group
+from megaslm.slm.targets import Candidates, in_any_group
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
-from megaslm.slm.topk import AllReduceSum, Ranks, select_ranks
+from megaslm.slm.topk import AllReduceSum, Quota, select_quota
 
 
 class Weights(Protocol):
@@ -121,7 +121,7 @@ class ByLoss(Protocol):
         """Chooses among rows by their losses or entropies, (T,) float32."""
         ...
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         """(T,) bool: rows that cannot be sorted by these losses. No collectives."""
         ...
 
@@ -186,14 +186,14 @@ class ThresholdForecast:
     `threshold`: float32 scalar, the value above which a row is surely chosen.
     """
 
-    ranked: RankedTargets
+    candidates: Candidates
     share: float
     threshold: Tensor
 
     def margin(self, measured: Tensor, rows: Tensor) -> Tensor:
         """See `Forecast`."""
-        margin = self.ranked.values_at(measured, rows) - self.threshold
-        return margin.where(self.ranked.eligible.flatten()[rows], float("-inf"))
+        margin = self.candidates.values_at(measured, rows) - self.threshold
+        return margin.where(self.candidates.eligible.flatten()[rows], float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +201,12 @@ class TopOfGroups:
     """The largest values of each group, over the ranks that share the group. The groups hold each target once, or are
     those of `Targets.in_domains`.
 
-    `ranks`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
+    `quota`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
     ranks, because all ranks have to stop together.
     """
 
-    ranked: RankedTargets
-    ranks: Ranks
+    candidates: Candidates
+    quota: Quota
     rank_sum: AllReduceSum
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
@@ -215,19 +215,19 @@ class TopOfGroups:
     @property
     def by_entropy(self) -> bool:
         """See `ByLoss`."""
-        return self.ranked.by_entropy
+        return self.candidates.by_entropy
 
     def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
-        ranked = self.ranked
-        values = ranked.values(measured)
-        top = select_ranks(values, ranked.targets.keys, ranked.eligible, self.ranks, self.rank_sum)
-        mask, non_finite = (in_any_group(marks, len(measured)) for marks in (top.mask, ranked.unrankable(values)))
+        candidates = self.candidates
+        values = candidates.values(measured)
+        top = select_quota(values, candidates.targets.keys, candidates.eligible, self.quota, self.rank_sum)
+        mask, non_finite = (in_any_group(marks, len(measured)) for marks in (top.mask, candidates.unsortable(values)))
         return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return _unrankable_by(losses, self.ranked)
+        return _unsortable_by(losses, self.candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +237,7 @@ class AboveThreshold:
     `threshold`: int64 scalar, the same on every rank.
     """
 
-    ranked: RankedTargets
+    candidates: Candidates
     threshold: Tensor
     all_reduce_sum: AllReduceSum
     forecast: ThresholdForecast | None
@@ -246,43 +246,43 @@ class AboveThreshold:
     @property
     def by_entropy(self) -> bool:
         """See `ByLoss`."""
-        return self.ranked.by_entropy
+        return self.candidates.by_entropy
 
     def __call__(self, measured: Tensor) -> Selected:
         """See `ByLoss`."""
-        ranked = self.ranked
-        values = ranked.values(measured)
-        mask = (ranked.eligible & (sort_keys_of(values, ranked.targets.keys) >= self.threshold)).flatten()
-        non_finite = ranked.unrankable(values).flatten()
+        candidates = self.candidates
+        values = candidates.values(measured)
+        mask = (candidates.eligible & (sort_keys_of(values, candidates.targets.keys) >= self.threshold)).flatten()
+        non_finite = candidates.unsortable(values).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         """See `ByLoss`."""
-        return _unrankable_by(losses, self.ranked)
+        return _unsortable_by(losses, self.candidates)
 
 
-def _unrankable_by(losses: Tensor, ranked: RankedTargets) -> Tensor:
-    """(T,) bool: targets that cannot be ranked, as far as (T,) losses tell. An entropy is NaN where the loss is, and
+def _unsortable_by(losses: Tensor, candidates: Candidates) -> Tensor:
+    """(T,) bool: targets that cannot be sorted, as far as (T,) losses tell. An entropy is NaN where the loss is, and
     finite where the loss is infinite."""
-    values = ranked.values(losses)
-    unrankable = ranked.eligible & values.isnan() if ranked.by_entropy else ranked.unrankable(values)
-    return in_any_group(unrankable, len(losses))
+    values = candidates.values(losses)
+    unsortable = candidates.eligible & values.isnan() if candidates.by_entropy else candidates.unsortable(values)
+    return in_any_group(unsortable, len(losses))
 
 
 def forecast_from(
-    recent: RecentThresholds, ranked: RankedTargets, share: float, *, surely: bool
+    recent: RecentThresholds, candidates: Candidates, share: float, *, surely: bool
 ) -> ThresholdForecast | None:
     """The forecast for this step from the steps before. None before the first step, and where targets are sorted by the
     means of their spans, which are unknown while some of the losses are.
 
     Args:
         recent: thresholds of the steps before.
-        ranked: the targets to choose among.
+        candidates: the targets to choose among.
         share: the share of them that is to be chosen.
         surely: whether the steps before set the threshold of this step, in place of forecasting it.
     """
-    if not recent or ranked.targets.before is not None:
+    if not recent or candidates.targets.before is not None:
         return None
-    device = ranked.eligible.device
+    device = candidates.eligible.device
     threshold = value_of_sort_key(recent.forecast(device))
-    return ThresholdForecast(ranked, share, threshold if surely else threshold + recent.spread(device))
+    return ThresholdForecast(candidates, share, threshold if surely else threshold + recent.spread(device))

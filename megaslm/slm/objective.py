@@ -28,8 +28,8 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.policy import select_by, threshold_image
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
-from megaslm.slm.static import StaticRanking, select_static
-from megaslm.slm.targets import ModelCriterion, RankedTargets, Targets, in_any_group
+from megaslm.slm.static import StaticRule, select_static
+from megaslm.slm.targets import Candidates, ModelCriterion, Targets, in_any_group
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -43,7 +43,7 @@ from megaslm.slm.threshold import (
 )
 from megaslm.slm.topk import (
     AllReduceSum,
-    Ranks,
+    Quota,
     Ratio,
     find_threshold,
     keep_count,
@@ -71,49 +71,49 @@ class StepPlanner:
 
     def over_all(self, recent: RecentThresholds) -> StepPlan:
         """The exact selection in the whole step."""
-        ranked = self._ranked(self.rule.whole_step(self.targets))
+        candidates = self._candidates(self.rule.whole_step(self.targets))
         if self.micro_steps > 1:
-            return self._after_all_losses(ranked)
+            return self._after_all_losses(candidates)
         if self.rule.policy.threshold is not None:
             fixed = self._fixed_threshold(self.rule.policy.threshold)
-            choice = AboveThreshold(ranked, fixed, self.all_reduce_sum, forecast=None)
+            choice = AboveThreshold(candidates, fixed, self.all_reduce_sum, forecast=None)
             return StepPlan((choice,), None, known_threshold=fixed, threshold_of=lambda _: Threshold(fixed))
-        ranks = self._kept(ranked, self.all_reduce_sum)
-        forecast = self._forecast(recent, ranked, surely=False)
-        top = TopOfGroups(ranked, ranks, self.all_reduce_sum, self.all_reduce_sum, forecast)
+        quota = self._kept(candidates, self.all_reduce_sum)
+        forecast = self._forecast(recent, candidates, surely=False)
+        top = TopOfGroups(candidates, quota, self.all_reduce_sum, self.all_reduce_sum, forecast)
         return StepPlan(
             (top,),
-            ranks.count.sum(),
-            threshold_of=lambda output: self._exact_threshold(output.threshold, output.losses, ranked, ranks.count),
+            quota.count.sum(),
+            threshold_of=lambda output: self._exact_threshold(output.threshold, output.losses, candidates, quota.count),
         )
 
-    def _after_all_losses(self, ranked: RankedTargets) -> StepPlan:
+    def _after_all_losses(self, candidates: Candidates) -> StepPlan:
         """The first backward pass needs every loss of the step, hence all forward passes come first."""
         parts = [self.measure_losses(number) for number in range(self.micro_steps)]
         losses = torch.cat([part.losses for part in parts])
         entropies = [part.entropies for part in parts if part.entropies is not None]
-        values, policy = ranked.values(torch.cat(entropies) if ranked.by_entropy else losses), self.rule.policy
-        found = select_by(policy, values, ranked.targets, ranked.eligible, self.ratio, self.all_reduce_sum)
+        values, policy = candidates.values(torch.cat(entropies) if candidates.by_entropy else losses), self.rule.policy
+        found = select_by(policy, values, candidates.targets, candidates.eligible, self.ratio, self.all_reduce_sum)
         return StepPlan(
-            self._known(found.mask, ranked.unrankable(values), measure_rest=False),
+            self._known(found.mask, candidates.unsortable(values), measure_rest=False),
             found.count.sum(),
             losses=losses,
             known_threshold=None if policy.threshold is None else self._fixed_threshold(policy.threshold),
-            threshold_of=lambda _: self._exact_threshold(found.threshold, losses, ranked, found.count),
+            threshold_of=lambda _: self._exact_threshold(found.threshold, losses, candidates, found.count),
         )
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
         """Targets above the threshold that the steps before forecast. k·N stands for the number selected."""
         assert isinstance(self.ratio, Decimal), "domains have no threshold in common"
-        everything = self._ranked(self.targets.in_groups(1))
+        everything = self._candidates(self.targets.in_groups(1))
         valid, eligible = self.all_reduce_sum(torch.stack([everything.targets.valid.sum(), everything.eligible.sum()]))
         count = keep_count(valid, self.ratio).minimum(eligible)
         known = recent.forecast(valid.device)
         choices = []
         for targets in self.targets.micro_batches(self.micro_steps):
-            ranked = self._ranked(targets)
-            forecast = self._forecast(recent, ranked, surely=True)
-            choices.append(AboveThreshold(ranked, known, self.all_reduce_sum, forecast))
+            candidates = self._candidates(targets)
+            forecast = self._forecast(recent, candidates, surely=True)
+            choices.append(AboveThreshold(candidates, known, self.all_reduce_sum, forecast))
 
         def threshold_of(output: HeadOutput) -> Threshold:
             surplus = recent.surplus_with(self.all_reduce_sum(output.mask.sum()), count)
@@ -127,11 +127,11 @@ class StepPlanner:
         """The top of each row, or of each rank's micro-batch."""
         choices, counts = [], []
         for targets in self.targets.micro_batches(self.micro_steps):
-            ranked = self._ranked(targets if self.rule.scope == "sequence" else targets.in_groups(1))
-            ranks = self._kept(ranked, on_this_rank_alone)
-            forecast = self._forecast(recent, ranked, surely=False)
-            choices.append(TopOfGroups(ranked, ranks, on_this_rank_alone, self.all_reduce_sum, forecast))
-            counts.append(ranks.count)
+            candidates = self._candidates(targets if self.rule.scope == "sequence" else targets.in_groups(1))
+            quota = self._kept(candidates, on_this_rank_alone)
+            forecast = self._forecast(recent, candidates, surely=False)
+            choices.append(TopOfGroups(candidates, quota, on_this_rank_alone, self.all_reduce_sum, forecast))
+            counts.append(quota.count)
         of_groups = torch.cat(counts)
         return StepPlan(
             tuple(choices),
@@ -148,7 +148,7 @@ class StepPlanner:
         else:
             groups = self.targets.in_groups(groups_of[self.rule.scope])
         selection = select_static(
-            cast(StaticRanking, self.rule.criterion),
+            cast(StaticRule, self.rule.criterion),
             groups,
             self.ratio,
             self.rule.max_ref_loss,
@@ -159,7 +159,7 @@ class StepPlanner:
         )
         threshold, count = selection.threshold, selection.count
         return StepPlan(
-            self._known(selection.mask, selection.unrankable, measure_rest=self.rule.measure_rest),
+            self._known(selection.mask, selection.unsortable, measure_rest=self.rule.measure_rest),
             count.sum() if over_ranks else self.all_reduce_sum(count.sum()),
             measures_rest=self.rule.measure_rest,
             threshold_of=None if threshold is None else lambda _: self._mean_threshold(threshold, count),
@@ -171,15 +171,15 @@ class StepPlanner:
         choices = self._known(selected, torch.zeros_like(selected), measure_rest=self.rule.measure_rest)
         return StepPlan(choices, self.all_reduce_sum(selected.sum()), measures_rest=self.rule.measure_rest)
 
-    def _known(self, mask: Tensor, unrankable: Tensor, *, measure_rest: bool) -> tuple[Choice, ...]:
+    def _known(self, mask: Tensor, unsortable: Tensor, *, measure_rest: bool) -> tuple[Choice, ...]:
         """Turns the mask of the step into choices. The host reads their numbers of rows, once per step."""
-        mask, unrankable = (in_any_group(marks, self.targets.valid.numel()) for marks in (mask, unrankable))
+        mask, unsortable = (in_any_group(marks, self.targets.valid.numel()) for marks in (mask, unsortable))
         valid, masks = self.targets.valid.view(self.micro_steps, -1), mask.view(self.micro_steps, -1)
         rests = valid & ~masks if measure_rest else torch.zeros_like(masks)
-        stop = self.all_reduce_sum(unrankable.sum())
+        stop = self.all_reduce_sum(unsortable.sum())
         stop, *counts = torch.cat([stop[None], masks.sum(1), rests.sum(1)]).tolist()
         if stop:
-            raise NonFiniteCriterion(unrankable.nonzero().squeeze(1).tolist())
+            raise NonFiniteCriterion(unsortable.nonzero().squeeze(1).tolist())
         sizes = zip(counts[: self.micro_steps], counts[self.micro_steps :], strict=True)
         return tuple(
             Known(
@@ -190,37 +190,37 @@ class StepPlanner:
             for mask, rest, (selected, others) in zip(masks, rests, sizes, strict=True)
         )
 
-    def _ranked(self, targets: Targets) -> RankedTargets:
+    def _candidates(self, targets: Targets) -> Candidates:
         criterion, temperature = cast(ModelCriterion, self.rule.criterion), self.rule.policy.temperature
         draw = None if temperature is None else Draw(temperature, self.rule.seed, self.step)
-        return RankedTargets(targets, targets.eligible(self.rule.max_ref_loss), criterion, draw)
+        return Candidates(targets, targets.eligible(self.rule.max_ref_loss), criterion, draw)
 
-    def _kept(self, ranked: RankedTargets, rank_sum: AllReduceSum) -> Ranks:
-        return kept(ranked.targets.valid, ranked.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
+    def _kept(self, candidates: Candidates, rank_sum: AllReduceSum) -> Quota:
+        return kept(candidates.targets.valid, candidates.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
 
-    def _forecast(self, recent: RecentThresholds, ranked: RankedTargets, *, surely: bool) -> ThresholdForecast | None:
+    def _forecast(self, recent: RecentThresholds, candidates: Candidates, *, surely: bool) -> ThresholdForecast | None:
         """None where one threshold does not tell what is selected: it tells only where a band ends, and domains have
         thresholds of their own."""
         if self.rule.policy.skip_ratio or isinstance(self.ratio, tuple):
             return None
-        return forecast_from(recent, ranked, float(self.ratio), surely=surely)
+        return forecast_from(recent, candidates, float(self.ratio), surely=surely)
 
     def _fixed_threshold(self, threshold: float) -> Tensor:
         """The sort key of a value in nats, an int64 scalar."""
         return threshold_image(threshold, self.targets.valid.device) << HASH_BITS
 
-    def _exact_threshold(self, threshold: Tensor, losses: Tensor, ranked: RankedTargets, count: Tensor) -> Threshold:
+    def _exact_threshold(self, threshold: Tensor, losses: Tensor, candidates: Candidates, count: Tensor) -> Threshold:
         """The threshold of an exact step; the mean of domains. Only `running` needs to tell equal values apart."""
         if self.rule.mode == "running":
-            return Threshold(self._sort_key_at(ranked.values(losses), ranked, count[0]))
+            return Threshold(self._sort_key_at(candidates.values(losses), candidates, count[0]))
         if self.rule.domain_ratios:
             return self._mean_threshold(threshold, count)
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
 
-    def _sort_key_at(self, values: Tensor, ranked: RankedTargets, count: Tensor) -> Tensor:
+    def _sort_key_at(self, values: Tensor, candidates: Candidates, count: Tensor) -> Tensor:
         """The sort key of the last of the `count` largest over all ranks."""
-        sort_keys = sort_keys_of(values.view_as(ranked.eligible), ranked.targets.keys)
-        threshold, _ = find_threshold(sort_keys, SORT_KEY_BITS, ranked.eligible, count[None], self.all_reduce_sum)
+        sort_keys = sort_keys_of(values.view_as(candidates.eligible), candidates.targets.keys)
+        threshold, _ = find_threshold(sort_keys, SORT_KEY_BITS, candidates.eligible, count[None], self.all_reduce_sum)
         return threshold[0].where(count > 0, NO_THRESHOLD)
 
     def _mean_threshold(self, threshold: Tensor, count: Tensor) -> Threshold:

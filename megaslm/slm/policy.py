@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.targets import Targets
-from megaslm.slm.topk import AllReduceSum, Ratio, kept, ordered_image, select_ranks
+from megaslm.slm.topk import AllReduceSum, Ratio, kept, ordered_image, select_quota
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,6 @@ def select_by(
         threshold = threshold_image(policy.threshold, values.device)
         mask = eligible & (ordered_image(values) >= threshold)
         return Selection(mask, all_reduce_sum(mask.sum(1)), threshold.expand(len(mask)))
-    ranks = kept(groups.valid, eligible, ratio, all_reduce_sum, policy.skip_ratio)
-    top = select_ranks(values, groups.keys, eligible, ranks, all_reduce_sum)
-    return Selection(top.mask, ranks.count, top.threshold)
+    quota = kept(groups.valid, eligible, ratio, all_reduce_sum, policy.skip_ratio)
+    top = select_quota(values, groups.keys, eligible, quota, all_reduce_sum)
+    return Selection(top.mask, quota.count, top.threshold)

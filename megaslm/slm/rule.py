@@ -127,8 +127,8 @@ class SelectionRule:
     seed: int = 0
     """Seed of the criterion `random`, and of draws."""
     domain_ratios: tuple[Decimal | None, ...] = ()
-    """Under scope batch: k of each domain, by its number, where each domain is ranked on its own. None stands for
-    `keep_ratio`. Empty where all domains are ranked together."""
+    """Under scope batch: k of each domain, by its number, where each domain is sorted on its own. None stands for
+    `keep_ratio`. Empty where all domains are sorted together."""
     policy: Policy = TOP
     """How targets are selected by the criterion."""
 

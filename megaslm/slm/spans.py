@@ -1,4 +1,4 @@
-"""Spans: the targets around each target, within its document, whose mean value ranks it in place of its own value.
+"""Spans: the targets around each target, within its document, whose mean it is sorted by in place of its own value.
 
 The sums are of whole numbers. They are therefore exact, and do not depend on the distribution of rows over ranks.
 """

@@ -11,26 +11,26 @@ from megaslm.slm.policy import TOP, Policy, select_by
 from megaslm.slm.targets import StaticCriterion, Targets, static_values
 from megaslm.slm.topk import AllReduceSum, Ratio, on_this_rank_alone
 
-StaticRanking = StaticCriterion | Literal["reference_and_entropy"]
+StaticRule = StaticCriterion | Literal["reference_and_entropy"]
 
 
 @dataclass(frozen=True)
 class StaticSelection:
     """The selection in each of G groups of n targets.
 
-    `mask`: (G, n) bool. `unrankable`: (G, n) bool, eligible targets whose value is NaN or infinite. `count`: (G,)
+    `mask`: (G, n) bool. `unsortable`: (G, n) bool, eligible targets whose value is NaN or infinite. `count`: (G,)
     int64, selected targets over the ranks that share a group. `threshold`: (G,) int64, see `select_top`; None for an
     intersection, and where values are random.
     """
 
     mask: Tensor
-    unrankable: Tensor
+    unsortable: Tensor
     count: Tensor
     threshold: Tensor | None
 
 
 def select_static(
-    criterion: StaticRanking,
+    criterion: StaticRule,
     groups: Targets,
     ratio: Ratio,
     max_ref_loss: float | None,
@@ -59,7 +59,7 @@ def select_static(
         by_loss = select_static("reference", groups, ratio, max_ref_loss, all_reduce_sum=all_reduce_sum)
         by_entropy = select_static("entropy", groups, ratio, max_ref_loss, all_reduce_sum=all_reduce_sum)
         mask = by_loss.mask & by_entropy.mask
-        return StaticSelection(mask, by_loss.unrankable | by_entropy.unrankable, all_reduce_sum(mask.sum(1)), None)
+        return StaticSelection(mask, by_loss.unsortable | by_entropy.unsortable, all_reduce_sum(mask.sum(1)), None)
     values = static_values(criterion, groups, seed=seed, step=step)
     if policy.temperature is not None:
         values = Draw(policy.temperature, seed, step).perturbed(values, groups.keys)

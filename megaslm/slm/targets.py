@@ -135,7 +135,7 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RankedTargets:
+class Candidates:
     """Targets in groups, (G, n), and what sorts them: a criterion, and the noise of a draw.
 
     `eligible`: (G, n) bool. `draw`: None where there is no noise.
@@ -160,7 +160,7 @@ class RankedTargets:
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys)
 
     def values_at(self, measured: Tensor, rows: Tensor) -> Tensor:
-        """(n,) float32 values of some targets, where each is ranked by its own loss or entropy.
+        """(n,) float32 values of some targets, where each is sorted by its own loss or entropy.
 
         Args:
             measured: (n,) float32, losses or entropies.
@@ -171,7 +171,7 @@ class RankedTargets:
             values = excess_loss(measured, self.targets.needed_ref_loss().flatten()[rows])
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys.flatten()[rows])
 
-    def unrankable(self, values: Tensor) -> Tensor:
+    def unsortable(self, values: Tensor) -> Tensor:
         """(G, n) bool: eligible targets whose value is NaN or infinite."""
         return self.eligible & ~torch.isfinite(values)
 

@@ -28,8 +28,8 @@ _LARGEST_KEY = (1 << KEY_BITS) - 1
 
 
 @dataclass(frozen=True, eq=False)
-class Ranks:
-    """Which targets of each group are selected, by their ranks from the largest value down; (G,) int64 each.
+class Quota:
+    """How many targets of each group are selected, from the largest value down; (G,) int64 each.
 
     `skipped`: the largest, which are left out; None where none are. `count`: the next, which are selected.
     """
@@ -69,7 +69,7 @@ def keep_count(target_count: Tensor, keep_ratio: Decimal) -> Tensor:
 
 def kept(
     valid: Tensor, eligible: Tensor, ratio: Ratio, all_reduce_sum: AllReduceSum, skip_ratio: Decimal = Decimal(0)
-) -> Ranks:
+) -> Quota:
     """K of each group: ⌊k·N + ½⌋ of its N valid targets, or the number of eligible ones if smaller.
 
     With a share to skip, s = min(skip_ratio, 1 - k), the ⌊s·N + ½⌋ largest do not count as eligible.
@@ -86,10 +86,10 @@ def kept(
     parts = valid_count.tensor_split(len(ratios))
     count = torch.cat([keep_count(part, one) for part, one in zip(parts, ratios, strict=True)])
     if not skip_ratio:
-        return Ranks(count.minimum(eligible_count))
+        return Quota(count.minimum(eligible_count))
     skips = [keep_count(part, min(skip_ratio, 1 - one)) for part, one in zip(parts, ratios, strict=True)]
     skipped = torch.cat(skips).minimum(eligible_count)
-    return Ranks(count.minimum(eligible_count - skipped), skipped)
+    return Quota(count.minimum(eligible_count - skipped), skipped)
 
 
 def select_top(
@@ -120,14 +120,14 @@ def select_top(
     return Top(above & (count > 0)[:, None], threshold)
 
 
-def select_ranks(
-    values: Tensor, keys: Tensor, eligible: Tensor, ranks: Ranks, all_reduce_sum: AllReduceSum = on_this_rank_alone
+def select_quota(
+    values: Tensor, keys: Tensor, eligible: Tensor, quota: Quota, all_reduce_sum: AllReduceSum = on_this_rank_alone
 ) -> Top:
-    """`select_top` of the `ranks.count` elements that follow the `ranks.skipped` largest of each group."""
-    if ranks.skipped is None:
-        return select_top(values, keys, eligible, ranks.count, all_reduce_sum)
-    down_to_last = select_top(values, keys, eligible, ranks.skipped + ranks.count, all_reduce_sum)
-    skipped = select_top(values, keys, eligible, ranks.skipped, all_reduce_sum)
+    """`select_top` of the `quota.count` elements that follow the `quota.skipped` largest of each group."""
+    if quota.skipped is None:
+        return select_top(values, keys, eligible, quota.count, all_reduce_sum)
+    down_to_last = select_top(values, keys, eligible, quota.skipped + quota.count, all_reduce_sum)
+    skipped = select_top(values, keys, eligible, quota.skipped, all_reduce_sum)
     return Top(down_to_last.mask & ~skipped.mask, down_to_last.threshold)
 
 

@@ -11,7 +11,7 @@ from megaslm.slm.draw import Draw
 from megaslm.slm.policy import select_by
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.static import select_static
-from megaslm.slm.targets import RankedTargets, Targets, in_any_group
+from megaslm.slm.targets import Candidates, Targets, in_any_group
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.training.selection_rule import rule_of
 
@@ -53,12 +53,12 @@ def would_keep(
     groups = targets if slm.scope == "sequence" else rule.whole_step(targets)
     if slm.criterion == "excess" or slm.criterion == "loss" or slm.criterion == "student_entropy":
         draw = None if policy.temperature is None else Draw(policy.temperature, rule.seed, step)
-        ranked = RankedTargets(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
-        measured = entropies if ranked.by_entropy else losses
+        candidates = Candidates(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
+        measured = entropies if candidates.by_entropy else losses
         assert measured is not None, "entropies are measured where they rank the targets"
-        values = ranked.values(torch.from_numpy(measured))
-        rankable = ranked.eligible & torch.isfinite(values)
-        mask = select_by(policy, values, groups, rankable, ratio, on_this_rank_alone).mask
+        values = candidates.values(torch.from_numpy(measured))
+        sortable = candidates.eligible & torch.isfinite(values)
+        mask = select_by(policy, values, groups, sortable, ratio, on_this_rank_alone).mask
     else:
         mask = select_static(
             slm.criterion, groups, ratio, slm.max_ref_loss, policy=policy, seed=rule.seed, step=step

@@ -13,7 +13,7 @@ from megaslm.slm.targets import Targets
 _MOST_ROWS_NAMED = 10
 
 
-def why_unrankable(targets: Targets, places: Sequence[int], row_name: Callable[[int], str]) -> str:
+def why_unsortable(targets: Targets, places: Sequence[int], row_name: Callable[[int], str]) -> str:
     """Why targets cannot be sorted, in one sentence, the same on all ranks. Contains collectives.
 
     Args:
@@ -22,7 +22,7 @@ def why_unrankable(targets: Targets, places: Sequence[int], row_name: Callable[[
         row_name: the name of a row in messages.
     """
     keys = targets.keys.flatten()
-    return _sentence(unrankable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
+    return _sentence(unsortable=keys[list(places)], without_loss=keys[:0], row_name=row_name)
 
 
 def why_left_out(
@@ -38,19 +38,19 @@ def why_left_out(
     """
     keys, losses = targets.keys.flatten(), output.losses.flatten()
     of_choices = zip(choices, losses.view(len(choices), -1), strict=True)
-    unrankable = torch.cat([_unrankable(choice, part) for choice, part in of_choices])
+    unsortable = torch.cat([_unrankable(choice, part) for choice, part in of_choices])
     without_loss = output.mask.flatten() & ~torch.isfinite(losses)
-    return _sentence(unrankable=keys[unrankable], without_loss=keys[without_loss], row_name=row_name)
+    return _sentence(unsortable=keys[unsortable], without_loss=keys[without_loss], row_name=row_name)
 
 
 def _unrankable(choice: Choice, losses: Tensor) -> Tensor:
     """(T,) bool. All false for a choice that was made before the passes, or that takes every target."""
-    return torch.zeros_like(choice.mask) if isinstance(choice, Every | Known) else choice.unrankable(losses)
+    return torch.zeros_like(choice.mask) if isinstance(choice, Every | Known) else choice.unsortable(losses)
 
 
-def _sentence(*, unrankable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
+def _sentence(*, unsortable: Tensor, without_loss: Tensor, row_name: Callable[[int], str]) -> str:
     causes = ("{:,} targets cannot be sorted, their criterion is NaN or infinite", "{:,} losses are NaN or infinite")
-    of_ranks = gather_objects([_counted(keys) for keys in (unrankable, without_loss)])
+    of_ranks = gather_objects([_counted(keys) for keys in (unsortable, without_loss)])
     for cause, found in zip(causes, zip(*of_ranks, strict=True), strict=True):
         targets = sum(count for count, _ in found)
         if targets:

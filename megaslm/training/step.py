@@ -19,7 +19,7 @@ from megaslm.slm.telemetry import selection_sums, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.phases import Phase, untimed
-from megaslm.training.skipped_step import why_left_out, why_unrankable
+from megaslm.training.skipped_step import why_left_out, why_unsortable
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class TrainStep:
         try:
             plan = self.objective.plan_step(targets, len(micro_batches), moment, passes.measure, all_reduce_sum)
         except NonFiniteCriterion as error:  # Raised on all ranks, before any backward pass.
-            return skipped(why_unrankable(targets, error.places, self.row_name))
+            return skipped(why_unsortable(targets, error.places, self.row_name))
         self.ends("selection")
         output, is_left_out = self._update(plan, passes, learning_rate)
         if is_left_out:

@@ -33,9 +33,9 @@ class Above:
         return losses - self.cut - 0.1
 
     def __call__(self, losses: Tensor) -> Selected:
-        return selected(losses > self.cut, self.unrankable(losses))
+        return selected(losses > self.cut, self.unsortable(losses))
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses)
 
 

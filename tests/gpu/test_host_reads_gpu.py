@@ -9,7 +9,7 @@ from torch import Tensor
 from megaslm.slm import head_pass, token_loss
 from megaslm.slm.choice import Selected, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.targets import RankedTargets, Targets
+from megaslm.slm.targets import Candidates, Targets
 from megaslm.slm.threshold import RecentThresholds
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -18,7 +18,7 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
-from megaslm.slm.topk import Ranks, on_this_rank_alone, ordered_image
+from megaslm.slm.topk import Quota, on_this_rank_alone, ordered_image
 from tests.waits import when_the_host_waits
 
 pytestmark = [
@@ -53,12 +53,12 @@ def top_rows() -> TopOfGroups:
     """The rows of largest loss, forecast from a cut that is near theirs."""
     keys = torch.arange(ROWS, device="cuda")[None]
     targets = Targets(torch.ones_like(keys, dtype=torch.bool), keys)
-    ranked = RankedTargets(targets, targets.valid, "loss")
+    candidates = Candidates(targets, targets.valid, "loss")
     recent = RecentThresholds()
     recent.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
-    forecast = forecast_from(recent, ranked, KEPT_ROWS / ROWS, surely=False)
+    forecast = forecast_from(recent, candidates, KEPT_ROWS / ROWS, surely=False)
     count = torch.tensor([KEPT_ROWS], device="cuda")
-    return TopOfGroups(ranked, Ranks(count), on_this_rank_alone, on_this_rank_alone, forecast)
+    return TopOfGroups(candidates, Quota(count), on_this_rank_alone, on_this_rank_alone, forecast)
 
 
 def run_twice(run: Callable[[], object]) -> None:

@@ -35,7 +35,7 @@ WEIGHTS: dict[str, WeightRule] = {
 }
 STEPS = 3
 BAD_STEP = 2
-"""No target of the last micro-batch of the last rank can be ranked in it: the step is skipped."""
+"""No target of the last micro-batch of the last rank can be sorted in it: the step is skipped."""
 
 
 @dataclass(frozen=True)

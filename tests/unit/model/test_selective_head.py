@@ -69,7 +69,7 @@ class Hardest:
     def __call__(self, losses: Tensor) -> Selected:
         return selected(losses > 4.0)
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return torch.zeros_like(losses, dtype=torch.bool)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from megaslm.slm.choice import AboveThreshold, forecast_from
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import RankedTargets, Targets
+from megaslm.slm.targets import Candidates, Targets
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of
 from megaslm.slm.topk import on_this_rank_alone
 
@@ -23,25 +23,25 @@ def recent() -> RecentThresholds:
 
 
 @pytest.fixture
-def ranked() -> RankedTargets:
+def candidates() -> Candidates:
     valid = torch.ones(1, LENGTH, dtype=torch.bool)
-    return RankedTargets(Targets(valid, target_keys(torch.tensor([1]), 0, LENGTH)), valid, "loss")
+    return Candidates(Targets(valid, target_keys(torch.tensor([1]), 0, LENGTH)), valid, "loss")
 
 
 def test_under_a_running_threshold_the_forecast_leaves_nothing_to_a_second_pass(
-    recent: RecentThresholds, ranked: RankedTargets
+    recent: RecentThresholds, candidates: Candidates
 ) -> None:
     losses, rows = torch.linspace(0.0, 2.5, LENGTH), torch.arange(LENGTH)
-    forecast = forecast_from(recent, ranked, 0.6, surely=True)
+    forecast = forecast_from(recent, candidates, 0.6, surely=True)
     assert forecast is not None
-    choice = AboveThreshold(ranked, recent.forecast(losses.device), on_this_rank_alone, forecast)
+    choice = AboveThreshold(candidates, recent.forecast(losses.device), on_this_rank_alone, forecast)
     assert torch.equal(forecast.margin(losses, rows) > 0, choice(losses).mask)
 
 
 def test_before_an_exact_choice_only_rows_beyond_the_spread_are_sure(
-    recent: RecentThresholds, ranked: RankedTargets
+    recent: RecentThresholds, candidates: Candidates
 ) -> None:
     losses, rows = torch.linspace(0.0, 2.5, LENGTH), torch.arange(LENGTH)
-    forecast = forecast_from(recent, ranked, 0.6, surely=False)
+    forecast = forecast_from(recent, candidates, 0.6, surely=False)
     assert forecast is not None
     assert torch.equal(forecast.margin(losses, rows) > 0, losses > LAST + SPREAD)

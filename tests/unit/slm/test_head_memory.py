@@ -32,7 +32,7 @@ class BestHalf:
     def __call__(self, losses: Tensor) -> Selected:
         return selected(losses > self.threshold)
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return torch.zeros_like(losses, dtype=torch.bool)
 
 

@@ -84,7 +84,7 @@ CASES = pairwise(
                 (1, 2, 4),
             )
         )
-        # A fixed threshold has one scope, and is none of a domain's share. Domains are ranked within the step.
+        # A fixed threshold has one scope, and is none of a domain's share. Domains are sorted within the step.
         if (case.scope == "batch" or (POLICIES[case.policy].threshold is None and case.domains == "together"))
         and (case.domains == "together" or POLICIES[case.policy].threshold is None)
     ],

@@ -1,4 +1,4 @@
-"""Targets that are ranked by the means of their spans."""
+"""Targets that are sorted by the means of their spans."""
 
 from dataclasses import replace
 from decimal import Decimal

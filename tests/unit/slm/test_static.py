@@ -11,13 +11,13 @@ from megaslm.slm.choice import Known
 from megaslm.slm.keys import target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule, StepPlan
-from megaslm.slm.static import StaticRanking, select_static
+from megaslm.slm.static import StaticRule, select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.chosen import denominator_of, joined
 from tests.threads import run_together
 
-RANKINGS: list[StaticRanking] = ["reference", "entropy", "reference_and_entropy"]
+RANKINGS: list[StaticRule] = ["reference", "entropy", "reference_and_entropy"]
 ROWS, LENGTH = 12, 21
 
 
@@ -45,7 +45,7 @@ def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) 
         for second, ratio in enumerate(["0.01", "0.6", "1"])
     ],
 )
-def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRanking, ratio: str, max_ref_loss: float | None) -> None:
+def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRule, ratio: str, max_ref_loss: float | None) -> None:
     targets = drawn_targets()
     losses, entropies = targets.needed_ref_loss(), targets.needed_ref_entropy()
     chosen = select_static(ranking, targets, Decimal(ratio), max_ref_loss)
@@ -56,17 +56,17 @@ def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRanking, ratio: str, ma
         tops = [top_of_row(values[row], valid, eligible, Decimal(ratio)) for values in ranked]
         assert set(chosen.mask[row].nonzero().squeeze(1).tolist()) == set.intersection(*tops)
     assert torch.equal(chosen.count, chosen.mask.sum(1))
-    assert not chosen.unrankable.any()
+    assert not chosen.unsortable.any()
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
-def test_what_cannot_be_ranked_is_named(ranking: StaticRanking) -> None:
+def test_what_cannot_be_ranked_is_named(ranking: StaticRule) -> None:
     targets = drawn_targets()
     place = tuple(targets.valid.nonzero()[5].tolist())
     for column in (targets.needed_ref_loss(), targets.needed_ref_entropy()):
         column[place] = float("nan")
         column[~targets.valid] = float("nan")
-    assert select_static(ranking, targets, Decimal("0.6"), None).unrankable.nonzero().tolist() == [list(place)]
+    assert select_static(ranking, targets, Decimal("0.6"), None).unsortable.nonzero().tolist() == [list(place)]
 
 
 def plan(rule: SelectionRule, parts: Sequence[Targets], all_reduce_sum: AllReduceSum = on_this_rank_alone) -> StepPlan:
@@ -89,7 +89,7 @@ def assert_alike(one: StepPlan, other: StepPlan) -> None:
 
 @pytest.mark.parametrize("ranking", RANKINGS)
 @pytest.mark.parametrize("measure_rest", [True, False])
-def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRanking, measure_rest: bool) -> None:
+def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRule, measure_rest: bool) -> None:
     rule = SelectionRule(KeepRatio(Decimal("0.6")), ranking, "sequence", max_ref_loss=2.0, measure_rest=measure_rest)
     micro_batches = [drawn_targets(seed) for seed in range(4)]
     masks = [select_static(ranking, part, Decimal("0.6"), 2.0).mask for part in micro_batches]
@@ -106,7 +106,7 @@ def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRanking, measure_r
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
-def test_all_ranks_divide_by_what_all_of_them_selected(ranking: StaticRanking) -> None:
+def test_all_ranks_divide_by_what_all_of_them_selected(ranking: StaticRule) -> None:
     micro_batches = [drawn_targets(number, number * ROWS) for number in range(4)]
 
     def rank(number: int, all_reduce_sum: AllReduceSum) -> StepPlan:

@@ -64,7 +64,7 @@ class Larger:
         bad = ~torch.isfinite(losses)
         return selected(losses > self.cut, bad)
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses)
 
 

@@ -175,7 +175,7 @@ class Above:
     def __call__(self, losses: Tensor) -> Selected:
         return selected(losses > self.cut)
 
-    def unrankable(self, losses: Tensor) -> Tensor:
+    def unsortable(self, losses: Tensor) -> Tensor:
         return torch.zeros_like(losses, dtype=torch.bool)
 
 

@@ -303,7 +303,7 @@ def test_rows_without_document_isolation_read_no_more(
     ("owner", "name", "calls"),
     [
         (megaslm.slm.head_pass.HeadPass, "softmax", GLOBAL_ROWS * SEQ_LEN // CHUNK_ROWS),
-        (megaslm.slm.choice, "select_ranks", 1),
+        (megaslm.slm.choice, "select_quota", 1),
         (megaslm.training.step, "selection_sums", 1),
         (SelectiveObjective, "end_step", 1),
     ],

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megaslm.slm.choice import Every, HeadOutput
 from megaslm.slm.keys import target_keys
 from megaslm.slm.targets import Targets
-from megaslm.training.skipped_step import why_left_out, why_unrankable
+from megaslm.training.skipped_step import why_left_out, why_unsortable
 from tests.chosen import output_of
 from tests.messages import Says
 
@@ -36,14 +36,14 @@ def test_ten_rows_are_named_in_order_and_of_more_that_there_are(says: Says) -> N
     targets = targets_of(torch.arange(ROWS))
     ten, eleven = (range(0, rows * SEQ_LEN, SEQ_LEN) for rows in (10, 11))
     named = ", ".join(f"web:{row}" for row in range(10))
-    says(why_unrankable(targets, ten, row_name), named)
-    said = why_unrankable(targets, eleven, row_name)
+    says(why_unsortable(targets, ten, row_name), named)
+    said = why_unsortable(targets, eleven, row_name)
     says(said, "11", named)
 
 
 def test_places_are_counted_through_the_step(says: Says) -> None:
     targets = targets_of(torch.tensor([3, 8, 5]))
-    says(why_unrankable(targets, [5, 6, 11], row_name), "web:5", "web:8")
+    says(why_unsortable(targets, [5, 6, 11], row_name), "web:5", "web:8")
 
 
 def test_losses_of_targets_that_were_not_chosen_are_not_to_blame(says: Says) -> None:
