@@ -301,7 +301,7 @@ def attach(
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
 ) -> None:
-    """Put a mask or a weight of one's own beside the tokens of a dataset.
+    """Put your own mask or weights beside a dataset's tokens.
 
     All lines of the column are checked before anything is written. The rows stay as they are. An interrupted job
     resumes when the command is run again.

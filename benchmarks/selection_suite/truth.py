@@ -66,6 +66,6 @@ def _labelled(
     encoder: PlacingEncoder, document: Document, numbers: Mapping[str, int]
 ) -> tuple[NDArray[np.uint32], NDArray[np.int16]]:
     """The tokens of a document, and the number of the kind of each."""
-    ids, starts = encoder.encode(document.text)
+    ids, starts, _ = encoder.encode(document.text)
     ends = np.append(starts[1:], len(document.text))
     return ids, document.kinds(numbers)[np.maximum(starts, ends - 1)]

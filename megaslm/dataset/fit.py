@@ -6,7 +6,6 @@ from typing import NamedTuple
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import AttachedName, Manifest, Mask, Reference
-from megaslm.dataset.shards import RowFormat
 from megaslm.errors import DataError
 
 
@@ -70,7 +69,7 @@ def require_weights(config: RunConfig, manifest: Manifest, place: str) -> None:
     weight, criterion = config.slm.weight, config.slm.criterion
     if config.train.objective != "slm":
         return
-    if weight.by == "column" and "weight" not in RowFormat.of(manifest).columns:
+    if weight.by == "column" and "weight" not in manifest.columns:
         raise DataError(
             f"{place} has no column weight, which slm.weight.by column needs; add it with `megaslm attach`, or use "
             "another slm.weight.by"
