@@ -262,7 +262,10 @@ def test_a_table_tells_each_chart_and_row_without_its_sight(open_page: Open) -> 
     chart.locator("summary").click()
     assert "4.314" in chart.locator("table").inner_text()
     page.locator("#heat summary").click()
-    assert page.locator("#heat details tbody tr").count() == ROW_TARGETS
+    rows = page.locator("#heat details tbody tr")
+    # The table is made after the click.
+    rows.nth(ROW_TARGETS - 1).wait_for(state="attached")
+    assert rows.count() == ROW_TARGETS
     named = "(nodes) => nodes.every((node) => node.querySelector('caption, figcaption'))"
     assert page.locator("table, figure").evaluate_all(named)
     assert page.locator("th:not([scope])").count() == 0
