@@ -11,6 +11,7 @@ from megaslm.files import read_back
 from megaslm.tasks.statistics import Comparison, compared
 
 _SHOWN_HASH = 12
+_ANSWERS_ONLY = "only evaluations of answers can be compared, not those of losses"
 
 
 class TaskComparison(NamedTuple):
@@ -71,11 +72,13 @@ def _compare_task(name: str, folders: tuple[Path, Path], results: tuple[Results,
 def _scores(path: Path) -> Iterator[tuple[int, float]]:
     """Each item's share of right answers, or its score by a metric of lm-eval."""
     if not path.is_file():
-        raise DataError(f"{path}: is missing; only evaluations of answers can be compared, not those of losses")
+        raise DataError(f"{path}: is missing; {_ANSWERS_ONLY}")
     scores: dict[int, list[float]] = {}
     # A model may write U+2028 and its like, at which splitlines would end a line.
     for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         answered = json.loads(line)
+        if not answered.keys() & {"score", "verdict"}:
+            raise DataError(f"{path}: has losses and no answers; {_ANSWERS_ONLY}")
         score = answered["score"] if "score" in answered else float(answered["verdict"] == "right")
         scores.setdefault(answered["item"], []).append(score)
     for item, found in scores.items():

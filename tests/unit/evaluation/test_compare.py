@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from megaslm.errors import DataError
 from megaslm.evaluation.compare import compare
 from megaslm.evaluation.records import RESULTS, Answered, Results, TaskResult
 from tests.evaluations import description
+from tests.messages import Says
 
 LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg\rh\r\ni\nj"
 
@@ -53,3 +55,12 @@ def test_equal_answers_differ_by_0_with_an_interval(tmp_path: Path) -> None:
     (found,) = compare(*folders)
     assert found.comparison.difference == 0
     assert found.comparison.interval == pytest.approx((-0.0567, 0.0567), abs=1e-4)
+
+
+def test_evaluations_of_losses_are_refused(tmp_path: Path, says: Says) -> None:
+    folders = [write_evaluation(tmp_path / name, ["1"], [True]) for name in ("first", "second")]
+    for folder in folders:
+        (folder / "sums.jsonl").write_text('{"item": 0, "nats": 1.5, "tokens": 3}\n', encoding="utf-8")
+    with pytest.raises(DataError) as refused:
+        compare(*folders)
+    says(refused, folders[0] / "sums.jsonl")
