@@ -119,16 +119,11 @@ class _Reading:
         begin, stop = max(0, targets.start - self.document.first), targets.stop - self.document.first
         own, tokens = len(self._own_begins), len(self._begins)
         both = np.intersect1d(self._own_begins, self._begins)
-        if begin < tokens:
-            first = np.searchsorted(
-                self._own_begins, both[np.searchsorted(both, self._begins[begin], side="right") - 1]
-            )
-        else:
-            first = own
-        if stop > tokens:
-            return range(int(first), own + 1)
-        after = np.searchsorted(both, self._begins[stop - 1], side="right")
-        last = own if after == len(both) else np.searchsorted(self._own_begins, both[after])
+        stretch = np.searchsorted(both, self._begins, side="right") - 1
+        # The reference's first token of each stretch, then the end. A text may have no token of the reference at all.
+        edges = np.append(np.searchsorted(self._own_begins, both), own)
+        first = edges[stretch[begin]] if begin < tokens else own
+        last = own + 1 if stop > tokens else edges[stretch[stop - 1] + 1]
         return range(int(first), int(last))
 
     def put(self, window: Window, values: NDArray[np.float32]) -> None:

@@ -25,7 +25,7 @@ from megaslm.observe.records import ProbeRecord
 from megaslm.training.probe_record import ProbeReport
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.probe_selection import ratio_at, would_keep
-from megaslm.training.selection_rule import ranks_by_entropy
+from megaslm.training.selection_rule import sorts_by_entropy
 from megaslm.training.training_data import TrainingData
 
 _BATCHES_BETWEEN_QUESTIONS = 8
@@ -121,7 +121,7 @@ class Probe:
                 if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
                     return None
                 tokens = tokens.to(world.device)
-                by_entropy = ranks_by_entropy(self._config)
+                by_entropy = sorts_by_entropy(self._config)
                 measured.append(engine.measure_with_entropy(tokens) if by_entropy else (engine.measure(tokens),))
         columns = [torch.cat(column) for column in zip(*measured, strict=True)]
         return tuple(all_gather(column).flatten(0, 1)[:count].cpu().numpy() for column in columns)

@@ -20,7 +20,7 @@ from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.probe import measurement_of
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.run_folder import RunFolder
-from megaslm.training.selection_rule import ranks_by_entropy
+from megaslm.training.selection_rule import sorts_by_entropy
 from megaslm.training.training_data import open_training_data
 
 
@@ -83,6 +83,6 @@ def _measured(run: RunFolder, checkpoint: Path, config: RunConfig, rows: ProbeRo
     prepare_layers(lm, recompute="none", compiled=False)
     model = SelectiveLM(lm, eos_id=rows.eos_id, document_isolation=config.model.document_isolation)
     batches = torch.from_numpy(rows.tokens.astype(np.int64)).split(config.validation.batch_rows)
-    by_entropy = ranks_by_entropy(config)
+    by_entropy = sorts_by_entropy(config)
     found = [model.measure_with_entropy(tokens) if by_entropy else (model.measure(tokens),) for tokens in batches]
     return [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)]

@@ -25,7 +25,7 @@ from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
-from megaslm.training.selection_rule import ranks_by_entropy, rule_of
+from megaslm.training.selection_rule import rule_of, sorts_by_entropy
 from megaslm.training.step import TrainStep
 from megaslm.training.target_weights import weight_rule
 from megaslm.training.task_validation import TaskValidation
@@ -88,7 +88,7 @@ class TrainingRun:
             may_repeat_rows=mixture.may_repeat_rows,
             row_name=mixture.row_name,
             keeps_graphs=self.exact_way.keeps_graphs,
-            by_entropy=ranks_by_entropy(self.config),
+            by_entropy=sorts_by_entropy(self.config),
             spans=self._spans(),
             ends=ends,
         )

@@ -28,8 +28,8 @@ def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:
     )
 
 
-def ranks_by_entropy(config: RunConfig) -> bool:
-    """Whether the entropies of the model's own predictions rank the targets of a run."""
+def sorts_by_entropy(config: RunConfig) -> bool:
+    """Whether the entropies of the model's own predictions sort the targets of a run."""
     return config.train.objective == "slm" and config.slm.criterion == "student_entropy"
 
 

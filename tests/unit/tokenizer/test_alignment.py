@@ -15,13 +15,6 @@ from tests.conversations import FOLDERS, TEXT
 from tests.unit.conftest import AWKWARD
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tokenizer") / "folder"
-    FOLDERS[request.param](made)
-    return made
-
-
 @pytest.mark.parametrize("text", [TEXT, *AWKWARD])
 def test_the_places_of_a_documents_tokens_are_those_of_its_text(folder: Path, text: str) -> None:
     ids = FolderEncoder(folder).encode([text])[0]

@@ -11,13 +11,6 @@ from tests.conversations import FOLDERS, TEXT
 from tests.unit.conftest import AWKWARD
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("tokenizer") / "folder"
-    FOLDERS[request.param](made)
-    return made
-
-
 @pytest.mark.parametrize("text", [TEXT, *AWKWARD])
 def test_ids_are_those_of_documents_and_starts_rise(folder: Path, text: str) -> None:
     tokens = PlacingEncoder(folder).encode(text)
