@@ -26,6 +26,7 @@ from megaslm.cli_output import (
     say_warnings,
     take_seat,
     write_json,
+    write_whole_lines,
 )
 from megaslm.dataset_cli import inspect, verify
 from megaslm.doctor_cli import doctor
@@ -58,6 +59,7 @@ def main() -> None:
     The exit status is 0 on success, 2 on the user's mistake, 75 when told to stop, 130 on Ctrl-C where there is nothing
     to resume, 1 on a fault.
     """
+    write_whole_lines()
     leave_out_needless_lines()
     try:
         app()

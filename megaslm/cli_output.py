@@ -1,6 +1,7 @@
 """What the verbs have in common: options of several of them, and what they print, once for all ranks."""
 
 import gc
+import io
 import json
 import logging
 import os
@@ -52,6 +53,16 @@ def write_json(path: Path | None, value: object) -> None:
 def leave_out_needless_lines() -> None:
     """Keeps DeepSpeed from telling, between our lines, that it runs on CPUs. Called before anything imports it."""
     logging.getLogger("DeepSpeed").addFilter(lambda record: not record.getMessage().startswith(_NEEDLESS))
+
+
+def write_whole_lines() -> None:
+    """Hands each printed line over in one write, so that ranks which share an output do not break each other's lines.
+
+    Python would write a line and its end one after the other where PYTHONUNBUFFERED is set, as images of containers do.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(write_through=False, line_buffering=True)
 
 
 def announce(verb: str, work: str) -> None:

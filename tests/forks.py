@@ -18,6 +18,7 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401  # Every model's.
 
 import megaslm.engine.zero  # noqa: F401  # Before DeepSpeed's Muon, as in every run.
+from megaslm.cli_output import write_whole_lines
 from megaslm.engine.distributed import end_process
 from megaslm.errors import MegaSLMError
 from megaslm.model import traced_memory
@@ -47,14 +48,14 @@ def fork(run: Callable[[], None], *, group: int = 0, **environment: str) -> int:
         # In a child torch makes its pool of threads anew at first use, and fails where two threads use it first.
         torch.set_num_threads(torch.get_num_threads())
         faulthandler.dump_traceback_later(_STACKS_AFTER_SECONDS, file=2)
+        write_whole_lines()
         try:
             os.setpgid(0, group)
             os.environ.update(environment)
             run()
             status = 0
         except MegaSLMError as error:
-            # In one write: several ranks may say this at the same moment.
-            sys.stderr.write(f"{error}\n")
+            print(error, file=sys.stderr)
             status = error.exit_status
         except BaseException:
             traceback.print_exc()

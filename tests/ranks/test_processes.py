@@ -1,11 +1,14 @@
-"""What is seen of processes, and that only the right one is killed."""
+"""What is seen of processes, that only the right one is killed, and that their lines stay whole."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,20 @@ def test_another_process_of_that_number_is_not_touched(
 def test_a_process_sees_itself() -> None:
     assert Process.own().state == "running (R)"
     assert not Process.own().is_gone
+
+
+def test_a_line_and_its_end_are_one_write(tmp_path: Path) -> None:
+    """Ranks of one host share an output. A socket of datagrams keeps each write apart."""
+    read, written = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with read, written:
+        subprocess.run(
+            [sys.executable, "-m", "megaslm", "verify", str(tmp_path / "absent")],
+            stdout=written, stderr=written, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False, timeout=60,
+        )  # fmt: skip
+        read.setblocking(False)
+        writes = [read.recv(1 << 16)]
+        with suppress(BlockingIOError):
+            while True:
+                writes.append(read.recv(1 << 16))
+    assert len(writes) == 2
+    assert all(write.count(b"\n") == 1 and write.endswith(b"\n") for write in writes)
