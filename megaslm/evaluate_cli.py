@@ -3,16 +3,20 @@
 `megaslm sample`: keep right answers to fine-tune on.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megaslm.cli_output import JsonFile, announce, is_first_rank, lasting, take_seat, write_json
+from megaslm.engine.seat import Seat
 from megaslm.errors import ConfigError
+from megaslm.launch_cli import refuse_early
 
 if TYPE_CHECKING:
     from megaslm.config.task import HarnessTask, Suite, Task
+    from megaslm.launch.findings import Findings
 
 
 Data = Annotated[Path, typer.Option(help="The folder of the tasks' files.")]
@@ -117,6 +121,7 @@ def evaluate(
     if by_lm_eval is not None and seat.world_size > 1:
         raise ConfigError("lm-eval runs in one process; start evaluate without a launcher for its tasks")
     announce("evaluate", f"{model} on {', '.join(names)} → {output}")
+    loaded = {} if by_lm_eval is not None else _with_data(names, overrides or [], data, seat)
 
     from megaslm.observe.third_party_output import diverted
 
@@ -124,11 +129,10 @@ def evaluate(
         from megaslm.evaluation.request import EvaluationRequest
         from megaslm.evaluation.view import show_results, wide_console
         from megaslm.observe.console import JobConsole
-        from megaslm.tasks.task_files import load_tasks
 
     request = EvaluationRequest(
         model=model,
-        tasks={} if by_lm_eval is not None else load_tasks(names, overrides or []),
+        tasks=loaded,
         data=data,
         output=output,
         measure=measure if by_lm_eval is None else "lm-eval",
@@ -194,8 +198,9 @@ def sample(
     """
     _require_temperature(samples, temperature)
     names = _names(tasks)
-    take_seat()
+    seat = take_seat()
     announce("sample", f"{model} on {', '.join(names)} → {output}")
+    loaded = _with_data(names, overrides or [], data, seat)
 
     from megaslm.observe.third_party_output import diverted
 
@@ -209,7 +214,6 @@ def sample(
         from megaslm.tasks.items import items_of
         from megaslm.tasks.task_files import load_tasks
 
-    loaded = load_tasks(names, overrides or [])
     without = [name for name, task in loaded.items() if not task.interpreter]
     if without:
         raise ConfigError(
@@ -266,6 +270,21 @@ def _tasks(
     assert suite is not None
     loaded = load_suite(suite)
     return list(loaded.tasks or loaded.lm_eval), loaded.lm_eval or None, loaded
+
+
+def _with_data(names: list[str], overrides: list[str], data: Path, seat: Seat) -> dict[str, "Task"]:
+    """The tasks by name, once the first record of each has been found. Raises as `load_tasks` and `refuse_early` do."""
+    from megaslm.tasks.items import items_of
+    from megaslm.tasks.task_files import load_tasks
+
+    loaded = load_tasks(names, overrides)
+
+    def look(findings: "Findings") -> None:
+        for name, task in loaded.items():
+            findings.ask(partial(items_of, task, data, limit=1), prefix=f"{name}: ")
+
+    refuse_early(look, seat)
+    return loaded
 
 
 def _names(text: str) -> list[str]:

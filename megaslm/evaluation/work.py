@@ -26,6 +26,7 @@ from megaslm.tasks.grading import Grades, extracted, grading
 from megaslm.tasks.items import Item
 from megaslm.tasks.losses import measured_items, pairs_of
 
+_FEWER_EXAMPLES = "with --set 'examples=[]', with --set examples_from=null or with fewer examples in the task file"
 _WHAT_IS_KEPT = "finished batches are kept; start it again for the rest"
 
 
@@ -167,7 +168,7 @@ class EvaluationProcess:
                 batch,
                 numbers,
                 f", and with max_new_tokens = {task.max_new_tokens} it exceeds",
-                "evaluate with --set max_new_tokens=N or with fewer examples in the task file",
+                f"evaluate with --set max_new_tokens=N, {_FEWER_EXAMPLES}",
             ) from error
         if task.grader not in self._grades:
             self._grades[task.grader] = held.enter_context(grading(task.grader))
@@ -185,7 +186,7 @@ class EvaluationProcess:
             of_pairs = [item.number for item in items for _ in pairs_of([item])]
             numbers = [of_pairs[place] for place in error.places]
             what = " with its solution or choice, which exceeds"
-            raise _of_items(error, batch, numbers, what, "evaluate with fewer examples in the task file") from error
+            raise _of_items(error, batch, numbers, what, f"evaluate {_FEWER_EXAMPLES}") from error
         return Batch(measured=tuple(measured_items(items, [(-each.nats, each.tokens) for each in found])))
 
     def _new_sandbox(self) -> Sandbox:

@@ -82,7 +82,12 @@ def check_cache_fits(config: RunConfig, plan: BatchPlan, vocab_size: int) -> Non
         )
 
 
-def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
+_PREPARE_AGAIN = "prepare the text with the model's tokenizer"
+
+
+def check_tokenizer_fits(
+    model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path, advice: str = _PREPARE_AGAIN
+) -> None:
     """Compares the ids from the tokenizer in a model's folder, where it has one, with those of a dataset.
 
     Args:
@@ -90,6 +95,7 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: P
         manifest: of the dataset.
         tokenizer: the folder of the dataset's tokenizer.
         dataset: its name in messages.
+        advice: what to do where the ids differ.
 
     Raises:
         DataError: the ids differ, or rows have another BOS.
@@ -101,8 +107,8 @@ def check_tokenizer_fits(model_folder: Path, manifest: Manifest, *, tokenizer: P
     if _ids_sha256(model_folder, manifest.eos_id) != expected:
         raise DataError(
             f"{model_folder} has the tokenizer {tokenizer_sha256(model_folder)[:12]}; {dataset} was tokenised with "
-            f"{manifest.tokenizer_sha256[:12]}, which gives texts other ids, so that losses would be meaningless: "
-            f"prepare the text with the model's tokenizer"
+            f"{manifest.tokenizer_sha256[:12]}, which gives texts other ids, so that losses would be "
+            f"meaningless: {advice}"
         )
     if manifest.bos_in_rows is not None:
         _require_bos(model_folder, manifest, manifest.bos_in_rows, tokenizer=tokenizer, dataset=dataset)
@@ -116,8 +122,7 @@ def _require_bos(model_folder: Path, manifest: Manifest, bos_id: int, *, tokeniz
     if (found, own.id_to_token(found)) != (bos_id, of_rows.id_to_token(bos_id)):
         raise DataError(
             f"{model_folder} has the BOS {found}, {own.id_to_token(found)!r}; rows of {dataset} (bos: "
-            f"{manifest.packing.bos}) have {bos_id}, {of_rows.id_to_token(bos_id)!r}: prepare the text with the "
-            "model's tokenizer"
+            f"{manifest.packing.bos}) have {bos_id}, {of_rows.id_to_token(bos_id)!r}: {_PREPARE_AGAIN}"
         )
 
 
@@ -143,7 +148,7 @@ def bos_warning(model_folder: Path, manifest: Manifest, *, dataset: str | Path) 
 
 
 def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path, dataset: str | Path) -> None:
-    """Like `check_tokenizer_fits`, for cases where the model's folder must have a tokenizer.
+    """Like `check_tokenizer_fits`, for a reference that scores: its folder must have a tokenizer.
 
     Raises:
         DataError: the folder has another tokenizer, or none.
@@ -154,7 +159,8 @@ def require_tokenizer(model_folder: Path, manifest: Manifest, *, tokenizer: Path
             f"{manifest.tokenizer_sha256[:12]}: its ids may be others; if they are the same, copy the "
             f"files of {dataset}/tokenizer into it"
         )
-    check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset)
+    advice = f"score with --align, or {_PREPARE_AGAIN}"
+    check_tokenizer_fits(model_folder, manifest, tokenizer=tokenizer, dataset=dataset, advice=advice)
 
 
 def check_own_tokenizer(model_folder: Path, config: "PretrainedConfig") -> None:

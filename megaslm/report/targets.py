@@ -105,8 +105,18 @@ def _table(place: str, baseline: ReportedRun, runs: Sequence[ReportedRun]) -> di
 
 
 def sentences(place: str, baseline: ReportedRun, runs: Sequence[ReportedRun]) -> list[str]:
-    """How each selective run ended at a place, beside the baseline: a sentence per run."""
-    return [_sentence(run, place, baseline) for run in _with(place, runs) if run.is_selective]
+    """How each selective run ended at a place, beside the baseline: a sentence per run. And one for each reference that
+    is worse there than the baseline."""
+    measured = _with(place, runs)
+    selective = [run for run in measured if run.is_selective]
+    worse = [
+        f"{reference.name}, the reference, ended at {final_loss(reference, place):.4f} on {place}, above "
+        f"{baseline.name}: train it longer or at another learning rate."
+        for reference in measured
+        if any(reference.is_reference_of(run) for run in selective)
+        and final_loss(reference, place) > final_loss(baseline, place)
+    ]
+    return [*(_sentence(run, place, baseline) for run in selective), *worse]
 
 
 def _with(place: str, runs: Sequence[ReportedRun]) -> list[ReportedRun]:

@@ -64,7 +64,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
     parameters, positions = count_parameters(model), int(config.max_position_embeddings)
     facts = tokenizer_facts(model)
     looks = {name: look_at_text(paths, model) for name, paths in (("corpus", corpus), ("curated", curated))}
-    seq_len = row_length(parameters, positions, min(look.tokens for look in looks.values()))
+    seq_len = row_length(parameters, positions, min(look.trained_tokens for look in looks.values()))
     project = Project(
         folder=folder,
         family=str(config.model_type),
@@ -102,21 +102,28 @@ def _commands(folder: Path) -> tuple[str, ...]:
         f"megaslm prepare {{0}}/curated.yaml {data}/curated",
         f"megaslm inspect {data}/corpus --row 0",
         "megaslm doctor {0}/reference.yaml",
-        "launcher/local.sh train {0}/reference.yaml --smoke",
-        "launcher/local.sh train {0}/reference.yaml",
+        "{1} train {0}/reference.yaml --smoke",
+        "{1} train {0}/reference.yaml",
         f"megaslm export {runs}/reference {models}/reference",
-        f"launcher/local.sh score --reference {models}/reference {data}/corpus {data}/corpus-scored",
+        f"{{1}} score --reference {models}/reference {data}/corpus {data}/corpus-scored",
         f"megaslm inspect {data}/corpus-scored",
         f"megaslm inspect {data}/corpus-scored --row 0",
-        "launcher/local.sh train {0}/clm.yaml",
-        "launcher/local.sh train {0}/slm.yaml",
+        "{1} train {0}/clm.yaml",
+        "{1} train {0}/slm.yaml",
         f"megaslm inspect {runs}/clm",
         f"megaslm inspect {runs}/slm",
         f"megaslm report {runs}/clm {runs}/slm -o {runs}/report.html",
         f"tensorboard --logdir {runs}",
         f"megaslm export {runs}/slm {models}/slm",
     )
-    return tuple(command.format(shlex.quote(str(folder))) for command in commands)
+    return tuple(command.format(shlex.quote(str(folder)), _on_all_ranks()) for command in commands)
+
+
+def _on_all_ranks() -> str:
+    """The program that starts a verb once per GPU: the clone's launcher, which an installed wheel lacks."""
+    launcher = Path("launcher/local.sh")
+    found = next((path for path in (launcher, Path(__file__).parents[2] / launcher) if path.is_file()), None)
+    return "megaslm" if found is None else shlex.quote(str(found))
 
 
 def _recipe(project: Project, model: Path, name: str, look: TextLook) -> str:
@@ -150,9 +157,9 @@ _BOS = {
 
 def _reference(project: Project, model: Path) -> str:
     sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
-    run = run_sizes(_REFERENCE_EPOCHS * project.curated.tokens, project.seq_len)
+    run = run_sizes(_REFERENCE_EPOCHS * project.curated.trained_tokens, project.seq_len)
     # The other runs take it from this file.
-    batch_tokens = max(run.batch_tokens, run_sizes(project.corpus.tokens, project.seq_len).batch_tokens)
+    batch_tokens = max(run.batch_tokens, run_sizes(project.corpus.trained_tokens, project.seq_len).batch_tokens)
     micro_batch_rows = min(sizes.micro_batch_rows, batch_tokens // project.seq_len)
     return f"""\
 # The reference: the model, trained on the curated text alone. The other runs are based on this file.
@@ -183,7 +190,7 @@ checkpoint: {{every_tokens: {run.checkpoint_tokens}}}\t# 5 times; the newest two
 
 def _clm(project: Project) -> str:
     sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
-    run = run_sizes(project.corpus.tokens, project.seq_len)
+    run = run_sizes(project.corpus.trained_tokens, project.seq_len)
     return f"""\
 # The baseline: the model, continued on every token of the corpus.
 base: reference.yaml
@@ -223,7 +230,11 @@ def _batch_note(batch_tokens: int, seq_len: int) -> str:
 
 
 def _lr_note(parameters: int) -> str:
-    return "the paper's for a model of about this size" if parameters >= SMALL else "our guess for a small model"
+    return (
+        "the paper's for a model of about this size"
+        if parameters >= SMALL
+        else "our guess for a small model; one that has learned nothing yet needs about 1e-3"
+    )
 
 
 def _heldout(project: Project, name: str, look: TextLook) -> str:

@@ -19,6 +19,7 @@ from megaslm.corpus.source_bytes import ReadLog, open_input
 from megaslm.corpus.tasks import TaskReader, plan_tasks
 from megaslm.errors import ConfigError, DataError
 from megaslm.observe.display import counted, size
+from megaslm.scaffold.sizes import heldout_fraction
 from megaslm.tokenizer.word_encoder import fastest_encoder
 
 Reader = Literal["jsonl", "json", "parquet", "text"]
@@ -55,6 +56,11 @@ class TextLook:
     """Likewise."""
     unread: tuple[str, ...]
     """Files of other kinds in the same folders, in words."""
+
+    @property
+    def trained_tokens(self) -> int:
+        """The tokens without those of the documents that are held out."""
+        return round(self.tokens * (1 - heldout_fraction(self.documents)))
 
 
 def look_at_text(paths: Sequence[str], tokenizer: Path) -> TextLook:

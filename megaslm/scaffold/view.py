@@ -52,8 +52,8 @@ def _warnings(name: str, look: TextLook, seq_len: int) -> Iterator[str]:
             f"{counted(look.documents, 'document')}, too few to hold any out for validation; to compare runs by their "
             "loss on this text, divide it into more documents"
         )
-    step_tokens = run_sizes(look.tokens, seq_len).batch_tokens
-    if look.tokens * (1 - heldout) < step_tokens:
+    step_tokens = run_sizes(look.trained_tokens, seq_len).batch_tokens
+    if look.trained_tokens < step_tokens:
         yield (
             f"about {counted(look.tokens, 'token')} are less than one step of {step_tokens:,}, and a run on them will "
             "be refused; give more text"

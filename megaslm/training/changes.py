@@ -92,6 +92,7 @@ FREE = (
 """How the run is carried out and reported. What is learned is the same except for rounding."""
 
 _EXTRA = "deepspeed_extra"
+_UNDO = "undo the change (repeat each --set of its start)"
 _REASONS: dict[Change, str] = {"never": "never changes in a run", "free": "changes without it; leave it out"}
 
 
@@ -145,7 +146,7 @@ def check_changes(
     if refused:
         raise ConfigError(
             f"run_dir = {now.run_dir}: the run in it differs in what makes it this run; choose another run_dir, or "
-            + "\n  ".join(["undo the change", *refused])
+            + "\n  ".join([_UNDO, *refused])
         )
     guarded = [key for key in lines if may_change(key, now) == "if allowed"]
     unnamed = [key for key in guarded if _named(key) not in allowed]
@@ -153,8 +154,10 @@ def check_changes(
         # With those that are allowed already, so that the options can be copied as they are.
         options = " ".join(f"--allow-changed {key}" for key in dict.fromkeys(map(_named, guarded)))
         raise ConfigError(
-            f"run_dir = {now.run_dir}: the run in it has learned with other settings; undo the change, choose another "
-            + "\n  ".join([f"run_dir, or resume with {options}", *data_changes, *(lines[key] for key in unnamed)])
+            f"run_dir = {now.run_dir}: the run in it has learned with other settings; {_UNDO}, "
+            + "\n  ".join(
+                [f"choose another run_dir, or resume with {options}", *data_changes, *(lines[key] for key in unnamed)]
+            )
         )
     return list(lines.values())
 

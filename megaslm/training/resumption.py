@@ -5,6 +5,7 @@ Imports no torch: the command looks before its slow imports, and the ranks look 
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,27 @@ def check_run(
     if not (run / CONFIG).exists():
         return []
     if not resume:
-        require_no_run(run)
+        _refuse_second_start(run)
     if datasets is None and config.train.epochs is not None:
         return []
     longer = [] if datasets is None else _check_same_data(run, datasets)
     has_learned = any(run.glob(COMPLETE_CHECKPOINTS))
     before = load(RunConfig, run / CONFIG).value
     return [*longer, *check_changes(before, config, allow_changed, has_learned=has_learned, data_changes=longer)]
+
+
+def _refuse_second_start(run: Path) -> None:
+    """Raises ConfigError: the folder holds a run, which may be finished."""
+    before = None
+    # The configuration of another build need not be readable.
+    with suppress(ConfigError):
+        before = load(RunConfig, run / CONFIG).value.model_copy(update={"run_dir": str(run)})
+    if before is not None and is_finished(before):
+        raise ConfigError(
+            f"run_dir = {run}: the run in it is finished; choose another run_dir, or go on with its model: "
+            "`megaslm export`"
+        )
+    require_no_run(run)
 
 
 def no_step_made(run_dir: str) -> str:

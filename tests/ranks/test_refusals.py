@@ -16,7 +16,7 @@ from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import RowReader
 from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import DataError, ModelError, ReferenceMismatch
-from megaslm.model.fit import check_model_fits, check_tokenizer_fits
+from megaslm.model.fit import check_model_fits, check_tokenizer_fits, require_tokenizer
 from megaslm.training.data_checks import check_reference
 from megaslm.training.training_data import NamedReference, open_training_data
 from tests.chain import Chain
@@ -219,6 +219,9 @@ def test_another_tokenizer(chain: Chain, tmp_path: Path, says: Says) -> None:
             other, read_manifest(chain.tokens), tokenizer=chain.tokens / TOKENIZER, dataset=chain.tokens
         )
     says(refused, other, chain.tokens)
+    with pytest.raises(DataError) as refused:
+        require_tokenizer(other, read_manifest(chain.tokens), tokenizer=chain.tokens / TOKENIZER, dataset=chain.tokens)
+    says(refused, other, "--align")
 
 
 def test_another_vocabulary(chain: Chain, says: Says) -> None:

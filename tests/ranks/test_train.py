@@ -68,6 +68,7 @@ def test_a_finished_run_is_told_before_the_imports(chain: Chain, tmp_path: Path,
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     config = write_config(tmp_path / "run.yaml", chain.slm_config(run))
     says(run_megaslm("train", config, "--resume", world_size=2), "8 steps")
+    says(run_megaslm("train", config, expect_status=2), run, "is finished")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     (run / "checkpoints" / "step-00000008" / "COMPLETE").unlink()
     said = run_megaslm("train", config, "--resume", world_size=2)

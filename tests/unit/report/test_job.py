@@ -39,6 +39,17 @@ def test_a_report_replaces_a_report_only(says: Says) -> None:
     assert output.read_text() == "<html>my own page</html>"
 
 
+def test_smoke_tests_beside_runs_are_left_out(says: Says) -> None:
+    smoke = Path("run.smoke")
+    smoke.mkdir()
+    (smoke / "smoke.json").write_text("{}")
+    written = report([write_run(Path("run")), smoke], Path("report.html"))
+    assert [run["name"] for run in written.document["runs"]] == ["run"]
+    says("\n".join(written.notes), str(smoke))
+    with pytest.raises(ConfigError):
+        report([smoke], Path("report.html"))
+
+
 def test_a_report_leaves_its_runs_as_they_are() -> None:
     run = write_run(Path("run"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

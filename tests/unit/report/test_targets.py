@@ -69,6 +69,18 @@ def test_in_short_each_selective_run_has_a_sentence_for_each_place(says: Says) -
     )
 
 
+def test_in_short_a_reference_that_is_worse_than_the_baseline_is_told(says: Says) -> None:
+    selective = slm("slm", FAST)
+    training = json.loads((selective / "cost.json").read_text())["reference_training"]
+    sections, plain = {"train": {"lr": 0.5}, "data": {"shuffle_seed": 3}}, clm()
+    for name, losses, is_worse in (("weak", (4.0, 3.0, 2.5), True), ("good", (4.0, 2.0, 1.5), False)):
+        reference = write_run(Path(name), losses=losses, cost={"training": training}, sections=sections)
+        told = [line for line in said_in_short(runs(reference, plain, selective)).splitlines() if line.startswith(name)]
+        assert len(told) == is_worse
+        if is_worse:
+            says(told[0], "2.5000", "clm")
+
+
 def test_in_short_an_unfinished_run_is_told_beside_the_baseline_at_as_many_tokens(says: Says) -> None:
     said = said_in_short(runs(clm(), slm("half", NEVER, steps=4)))
     # CLM falls from 4 to 2 in six steps, and so is at 3 after three.

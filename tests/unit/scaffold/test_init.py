@@ -61,9 +61,25 @@ def test_what_it_writes_is_read_and_hangs_together(model: Path, tmp_path: Path) 
     assert (reference.train.epochs, clm.train.epochs, slm.train.objective) == (3, 1, "slm")
     batch_rows = max(run.train.global_batch_tokens for run in (reference, clm)) // reference.data.seq_len
     assert reference.train.micro_batch_rows == clm.train.micro_batch_rows <= batch_rows
+    # 20 times, of what is not held out.
+    (held, _) = (recipe.heldout_fraction for recipe in recipes)
+    assert held > 0
+    assert project.corpus.trained_tokens == round(project.corpus.tokens * (1 - held))
+    assert clm.train.global_batch_tokens is not None
+    assert clm.validation.every_tokens is not None
+    assert abs(clm.validation.every_tokens - project.corpus.trained_tokens / 20) <= clm.train.global_batch_tokens / 2
     written = " ".join(project.commands)
     for folder in (reference.data.train, clm.data.train, slm.data.train, slm.slm.reference, slm.run_dir):
         assert f" {folder}" in written
+
+
+def test_the_commands_start_the_launcher_from_any_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = project_of(model, tmp_path)
+    (launched,) = {command.split()[0] for command in project.commands if " train " in command}
+    assert Path(launched).is_file()
 
 
 def test_a_run_is_shortened_by_settings_of_the_command(model: Path, tmp_path: Path) -> None:
