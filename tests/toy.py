@@ -1,6 +1,7 @@
 """Small datasets, models and configurations for tests, made from nothing in a moment."""
 
 import json
+import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -71,9 +72,10 @@ def make_dataset(
     vocab_size: int = VOCAB_SIZE,
     seed: int = 0,
     target_mask: bool = False,
+    tokenizer: Path | None = None,
 ) -> Manifest:
     """A dataset with parts of the given numbers of rows in each split and domain; one part ends padded. The target mask
-    leaves about half of the targets."""
+    leaves about half of the targets. `tokenizer`: the folder of another one."""
     generator = np.random.default_rng(seed)
     domains = tuple(dict.fromkeys(domain for _, domain in rows))
     row_format = RowFormat(seq_len, vocab_size, target_mask=target_mask)
@@ -96,7 +98,10 @@ def make_dataset(
         splits.setdefault(split, {})[domain] = DomainSplit(
             rows=sum(part_rows), tokens=targets, documents=1, parts=tuple(parts)
         )
-    make_tokenizer(folder / TOKENIZER, vocab_size)
+    if tokenizer is None:
+        make_tokenizer(folder / TOKENIZER, vocab_size)
+    else:
+        shutil.copytree(tokenizer, folder / TOKENIZER)
     facts = tokenizer_facts(folder / TOKENIZER)
     manifest = Manifest(
         kind="tokens",

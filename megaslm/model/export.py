@@ -26,7 +26,8 @@ from megaslm.tokenizer.tokenizer import FolderEncoder, load_tokenizer
 _TRIED_TOKENS = 8
 _TOLERANCE_NATS = 1e-3
 _SHOWN_IDS = 8
-_OF_THE_FILE = ("_name_or_path", "architectures", "transformers_version")
+# The last one stands beside `rope_parameters` for release 4 only.
+_OF_THE_FILE = ("_name_or_path", "architectures", "transformers_version", "partial_rotary_factor")
 # Text on which tokenizers differ: kinds of spaces, line ends, combining characters, characters with two forms, joined
 # emoji, digits, signs, other scripts, unused code points, and the signs for a space or a byte in vocabularies.
 _SAMPLE = (

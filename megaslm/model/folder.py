@@ -5,7 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, GraniteConfig, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    Gemma3TextConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from megaslm.config.hub import HubModel
 from megaslm.errors import ModelError
@@ -22,6 +35,12 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,
     "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
+    "olmo2": Olmo2Config,
+    "olmo3": Olmo3Config,
+    "smollm3": SmolLM3Config,
+    "phi3": Phi3Config,
+    "gemma3_text": Gemma3TextConfig,
     "granite": GraniteConfig,
 }
 """The supported architectures, by model type."""
@@ -103,9 +122,15 @@ def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str,
 def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the same rotary embeddings for both releases; unchanged where it has none.
 
-    Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`.
+    Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`, of
+    Gemma 3 and OLMo 3 once per kind of layer. For Gemma 3, release 4 has `rope_local_base_freq`.
     """
     stated = {**(config.get("rope_scaling") or config.get("rope_parameters") or {})}
+    if "full_attention" in stated:
+        whole = in_both_spellings({**config, "rope_parameters": stated["full_attention"], "rope_scaling": None})
+        if config.get("model_type") == "gemma3_text":
+            whole["rope_local_base_freq"] = stated["sliding_attention"]["rope_theta"]
+        return {**whole, "rope_parameters": stated}
     if not stated and "rope_theta" not in config:
         return dict(config)
     beside = {key: stated.pop(key, config.get(key)) for key in _BESIDE}

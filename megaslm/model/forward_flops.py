@@ -54,7 +54,7 @@ def matrix_parameters(shape: ModelShape) -> int:
     """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
 
     The embedding table does not count. The head counts once, also where it shares the table. Biases and gains are left
-    out. Holds for the families that MegaSLM supports: llama, mistral, qwen2, granite.
+    out. Holds for the families that MegaSLM supports.
     """
     width = shape.hidden_size
     keys_values_width = 2 * shape.num_key_value_heads * head_size(shape)
@@ -69,7 +69,7 @@ def _queries_width(shape: ModelShape) -> int:
 
 def head_size(shape: ModelShape) -> int:
     """The width of one attention head."""
-    # Qwen2's and Granite's configurations may lack this key, and others have it as null.
+    # Some families' configurations lack this key, and others have it as null.
     return getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
 
 

@@ -10,7 +10,7 @@ from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ModelError
 
 CONFIG = "config.json"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "granite")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "smollm3", "phi3", "gemma3_text", "granite")
 """The supported architectures; `megaslm.model.folder.FAMILIES` has transformers' classes for them."""
 
 

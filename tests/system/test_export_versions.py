@@ -47,6 +47,9 @@ for folder in sys.argv[3:]:
 print(json.dumps({"version": transformers.__version__, "folders": found}))
 """
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+LOCAL = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+ANGLES = {"rope_type": "default", "rope_theta": 300.0}
+PER_LAYER = {"sliding_attention": {**ANGLES, "rope_theta": 7e4}, "full_attention": {**ANGLES, "rope_theta": 7e4}}
 MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "llama": ("llama", {}, settings()),
     "llama, another `rope_theta`": (
@@ -64,6 +67,20 @@ MODELS: dict[str, tuple[str, dict[str, Any], Any]] = {
     "llama, tied by config.json, with a head of its own": ("llama", {}, tie(True, "both")),
     "mistral, window": ("mistral", {"sliding_window": 5}, settings()),
     "granite, multipliers": ("granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5}, settings()),
+    "qwen3": ("qwen3", {"head_dim": 16}, settings()),
+    "olmo2": ("olmo2", {}, settings()),
+    "olmo3, window": ("olmo3", {**LOCAL, "rope_parameters": PER_LAYER}, settings()),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 0]}, settings()),
+    "phi3, part of each head rotated": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        settings(),
+    ),
+    "gemma3_text, a window and angles of its own": (
+        "gemma3_text",
+        {**LOCAL, "head_dim": 16, "rope_parameters": {**PER_LAYER, "sliding_attention": ANGLES}},
+        settings(),
+    ),
     "qwen2, with a tokenizer that is not Qwen2's": ("qwen2", {}, settings()),
 }
 

@@ -7,11 +7,17 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
 )
 
 from megaslm.config.load import load
@@ -62,8 +68,14 @@ def test_the_matrices_are_those_of_a_model_from_a_shape(family: str, *, tied: bo
         MistralConfig(**SIZES, head_dim=24),
         Qwen2Config(**SIZES),
         GraniteConfig(**SIZES),
+        Qwen3Config(**SIZES, head_dim=24),
+        Olmo2Config(**SIZES),
+        Olmo3Config(**SIZES),
+        SmolLM3Config(**SIZES, pad_token_id=None),
+        Phi3Config(**SIZES, pad_token_id=None),
+        Gemma3TextConfig(**SIZES, head_dim=24),
     ],
-    ids=["llama-biases", "llama-heads", "mistral-heads", "qwen2", "granite"],
+    ids=lambda config: config.model_type,
 )
 def test_the_matrices_are_those_of_every_family(config: PretrainedConfig, *, tied: bool) -> None:
     config.tie_word_embeddings = tied

@@ -44,7 +44,22 @@ WINDOWS: dict[str, dict[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     },
+    "qwen3": {
+        "none": {},
+        "one layer, wide heads": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    },
+    "olmo2": {"none": {}},
+    "smollm3": {"none": {}, "a layer without positions": {"no_rope_layers": [1, 0]}},
+    "phi3": {"none": {}, "all layers": {"sliding_window": 5}},
 }
+PER_LAYER: dict[str, dict[str, dict[str, Any]]] = {
+    "olmo3": {"windows": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}},
+    "gemma3_text": {
+        "windows": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
+        "another scale of queries": {"query_pre_attn_scalar": 24, "layer_types": ["sliding_attention"] * 2},
+    },
+}
+"""Families whose kinds of layers have rotary embeddings of their own."""
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 ROPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -64,6 +79,10 @@ EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     "mistral": {"none": {}, "another family's keys": {"final_logit_softcapping": 2.0, "logits_scaling": 8.0}},
     "qwen2": {"none": {}, "another family's keys": {"logit_scale": 0.25, "embedding_multiplier": 3.0}},
     "granite": {"none": {}, "multipliers": {"logits_scaling": 4.0, "residual_multiplier": 0.5}},
+    "qwen3": {"none": {}, "another family's keys": {"logit_scale": 0.25, "final_logit_softcapping": 3.0}},
+    "olmo2": {"none": {}, "another family's keys": {"logits_scaling": 8.0, "sliding_window": 4}},
+    "smollm3": {"none": {}, "another family's keys": {"logits_scaling": 8.0}},
+    "phi3": {"none": {}, "another family's keys": {"logits_scaling": 8.0}},
 }
 FAMILIES = tuple(WINDOWS)
 HALVED = 0.5
@@ -74,7 +93,9 @@ TIES = (("untied", "both"), ("untied", "equal"), ("tied", "both"), ("tied", "equ
 def folders(draw: st.DrawFn) -> tuple[str, dict[str, Any], str]:
     """A family, what config.json says, and which of the two matrices are stored."""
     family = draw(st.sampled_from(FAMILIES))
-    parts = (WINDOWS[family], ROPES, EXTRAS[family])
+    # transformers lets Phi 3 scale its positions by longrope only.
+    ropes = {name: ROPES[name] for name in (("default", "another base") if family == "phi3" else ROPES)}
+    parts = (WINDOWS[family], ropes, EXTRAS[family])
     said = {key: value for part in parts for key, value in part[draw(st.sampled_from(sorted(part)))].items()}
     tie, stored = draw(st.sampled_from(TIES))
     # The model is saved by release 5; what the other spelling says has to come in its place.
@@ -124,7 +145,15 @@ def test_every_window_is_the_librarys(family: str, window: str, tmp_path: Path) 
     assert largest_difference(tmp_path, isolated=True) <= 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "said"), [(family, name) for family in PER_LAYER for name in PER_LAYER[family]])
+def test_rotary_embeddings_per_kind_of_layer_are_the_librarys(family: str, said: str, tmp_path: Path) -> None:
+    config = make_model(tmp_path, family, **PER_LAYER[family][said]).config
+    require_library_losses(config, model="model")
+    for isolated in (True, False):
+        assert largest_difference(tmp_path, isolated=isolated) <= 1e-5
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *PER_LAYER])
 def test_the_check_at_load_sees_what_a_layer_does(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A window that is none of the model's, and a head that is scaled as another family's, are each found out."""
     config = make_model(tmp_path, family).config
