@@ -12,8 +12,6 @@ import yaml
 
 from benchmarks.selection_suite.settings import AT, Suite, Training, merged
 
-SCORED = ("corpus", "probe")
-"""The texts whose losses selection reads."""
 HELD_OUT = ("target", "near")
 
 
@@ -116,7 +114,7 @@ class PairPlan:
         if training.starts_from is not None:
             needs.append(self._training(training.starts_from, seed))
         if training.scored_by is not None:
-            needs += [self._scored(text, training.scored_by) for text in SCORED]
+            needs += [self._scored(text, training.scored_by) for text in (*training.reads, "probe")]
         config = self._config(training, seed, output, is_arm=run is not None)
         return self._stage(label, "train", ("--resume",), output, needs, config, run)
 
@@ -152,8 +150,7 @@ class PairPlan:
         return [name for name in HELD_OUT if (self._folder / "texts" / f"{name}.jsonl").is_file()]
 
     def _tokens(self, text: str, scored_by: str | None = None) -> Path:
-        is_scored = scored_by is not None and text in SCORED
-        return self._folder / "scored" / f"{scored_by}" / text if is_scored else self._folder / "tokens" / text
+        return self._folder / ("tokens" if scored_by is None else f"scored/{scored_by}") / text
 
     def _prepared(self, text: str) -> Stage:
         """The tokens of a text. The corpus trains the tokenizer of all."""
