@@ -31,6 +31,7 @@ transformers.utils.logging.set_verbosity_error()
 
 _READS_ROPE_PARAMETERS = hasattr(LlamaConfig(), "rope_parameters")
 _BESIDE = ("rope_theta", "partial_rotary_factor")
+_LOGIT_CAP = "final_logit_softcapping"
 FAMILIES: dict[str, type[PretrainedConfig]] = {
     "llama": LlamaConfig,
     "mistral": MistralConfig,
@@ -57,7 +58,7 @@ def check_model_folder(folder: Path, hub: HubModel | None = None) -> PretrainedC
 
     Raises:
         ModelError: no such folder, no config.json, one that transformers rejects, safetensors that are missing or
-            incomplete, a quantised model, an adapter, or an unsupported architecture.
+            incomplete, a quantised model, one that caps its logits, an adapter, or an unsupported architecture.
     """
     require_model(folder, hub)
     config = read_config(folder)
@@ -70,8 +71,8 @@ def read_config(folder: Path) -> PretrainedConfig:
     """The configuration in a folder's config.json.
 
     Raises:
-        ModelError: there is none, or one that is not JSON, that transformers rejects, of a quantised model, or of an
-            unsupported architecture.
+        ModelError: there is none, or one that is not JSON, that transformers rejects, of a quantised model, of one that
+            caps its logits, or of an unsupported architecture.
     """
     path, stated = folder / CONFIG, stated_config(folder)
     try:
@@ -82,7 +83,19 @@ def read_config(folder: Path) -> PretrainedConfig:
         ) from error
     # Other keys may make transformers choose another family.
     require_known(config.model_type, stated, path)
+    _require_uncapped(config, path)
     return config
+
+
+def _require_uncapped(config: PretrainedConfig, path: Path) -> None:
+    """Raises ModelError where the model caps its logits. The check of losses would not see a large cap."""
+    cap = getattr(config, _LOGIT_CAP, None)
+    # A family that does not read the key keeps it all the same, and its logits are not capped.
+    if cap is not None and hasattr(FAMILIES[config.model_type](), _LOGIT_CAP):
+        raise ModelError(
+            f"{path}: {_LOGIT_CAP} = {cap}: the model caps its logits, which MegaSLM's head does not; expected null: "
+            "use a model without the cap"
+        )
 
 
 def require_all_used(folder: Path, weights: Mapping[str, StoredWeight], used: Iterable[str]) -> None:

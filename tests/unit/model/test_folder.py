@@ -256,3 +256,18 @@ def test_both_spellings_are_read_alike(tmp_path: Path) -> None:
     edit_config(tmp_path, rope_parameters=REMOVED, rope_theta=777.0, rope_scaling=scaled)
     assert check_model_folder(tmp_path).rope_parameters == now
     assert "rope_parameters" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("cap", [3.0, 100.0])
+def test_a_model_that_caps_its_logits_is_refused(cap: float, tmp_path: Path, says: Says) -> None:
+    make_model(tmp_path, "gemma3_text")
+    check_model_folder(tmp_path)
+    edit_config(tmp_path, final_logit_softcapping=cap)
+    with pytest.raises(ModelError) as refused:
+        check_model_folder(tmp_path)
+    says(refused, "config.json", f"final_logit_softcapping = {cap}")
+
+
+def test_a_cap_that_the_family_does_not_read_is_ignored(folder: Path) -> None:
+    edit_config(folder, final_logit_softcapping=3.0)
+    check_model_folder(folder)
