@@ -27,8 +27,8 @@ def main() -> None:
 
 
 def _plan(run: Path) -> dict[str, str | float | int]:
-    # The demo's runs continue one another, and none has been trained.
-    shape = ("--model", str(CONFIGS / "demo" / "base.yaml")) if run.parent.name == "demo" else ()
+    # The demo's runs continue one another, and the methods those; none has been trained.
+    shape = ("--model", str(CONFIGS / "demo" / "base.yaml")) if run.parent.name in ("demo", "methods") else ()
     command = (sys.executable, "-m", "megaslm", "plan", str(run), *MACHINE, *shape)
     with timed() as took:
         subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=True)
