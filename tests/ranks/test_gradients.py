@@ -8,7 +8,9 @@ import pytest
 
 from tests.pairwise import pairwise
 from tests.rank_pool import RankPool
-from tests.ranks.gradient_worker import ONE_METHOD_EACH, Case, Definition, every_case, gradients
+from tests.ranks.gradient_cases import ONE_METHOD_EACH, Case, every_case
+from tests.ranks.gradient_definition import Definition
+from tests.ranks.gradient_worker import gradients
 
 CASES = every_case()
 ON_RANKS = list(product(CASES, (1, 2)))
