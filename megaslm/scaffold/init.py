@@ -120,7 +120,7 @@ def _commands(folder: Path) -> tuple[str, ...]:
 
 
 def _on_all_ranks() -> str:
-    """The program that starts a verb once per GPU: the clone's launcher, which an installed wheel lacks."""
+    """What starts a verb once per GPU: the clone's launcher. A wheel has none; a verb is then started once."""
     launcher = Path("launcher/local.sh")
     found = next((path for path in (launcher, Path(__file__).parents[2] / launcher) if path.is_file()), None)
     return "megaslm" if found is None else shlex.quote(str(found))
