@@ -25,9 +25,8 @@ def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -
     if isinstance(choice, Every | Known):
         mask, cut = choice.mask, no_threshold(losses.device)
     else:
-        measured = entropies if choice.by_entropy else losses
-        assert measured is not None
-        mask, cut, *_ = choice(measured.flatten())
+        measured = [losses] if entropies is None else [losses, entropies]
+        mask, cut, *_ = choice(*(column.flatten() for column in measured))
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from megaslm.config.expression import OF_MODEL
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import AttachedName, Manifest, Mask, Reference
@@ -74,10 +75,24 @@ def require_weights(config: RunConfig, manifest: Manifest, place: str) -> None:
             f"{place} has no column weight, which slm.weight.by column needs; add it with `megaslm attach`, or use "
             "another slm.weight.by"
         )
-    if weight.by == "sigmoid" and criterion != "loss" and manifest.kind != "scored":
+    if weight.by == "sigmoid" and criterion in ("excess", "reference", "entropy") and manifest.kind != "scored":
         raise DataError(
             f"{place} holds no ref_loss (kind {manifest.kind!r}), from which slm.weight.by sigmoid computes the "
             f"{criterion} of each target; name a dataset that `megaslm score` has written"
+        )
+
+
+def require_columns(config: RunConfig, manifest: Manifest, place: str) -> None:
+    """Raises DataError where the dataset at `place` lacks a column that the expression of `slm.criterion` names."""
+    expression = config.slm.expression
+    if config.train.objective != "slm" or expression is None:
+        return
+    present = manifest.number_columns
+    missing = sorted(expression.columns - set(present))
+    if missing:
+        raise DataError(
+            f"{place} has no column {', '.join(missing)}, which slm.criterion {config.slm.criterion} names; an "
+            f"expression may name {', '.join((*OF_MODEL, *present))} here: correct it, or add the column"
         )
 
 

@@ -258,6 +258,14 @@ class Manifest(_Record):
         """Where rows have BOS and, if they have, which id; equal for datasets whose rows may be mixed."""
         return self.packing.bos if self.bos_in_rows is None else f"{self.packing.bos} (id {self.bos_in_rows})"
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """The columns that hold a number per target."""
+        scored = self.kind == "scored"
+        has_entropy = scored and self.reference is not None and self.reference.entropy
+        present = {"ref_loss": scored, "ref_entropy": has_entropy, "weight": "weight" in self.columns}
+        return tuple(name for name, is_there in present.items() if is_there)
+
     def part_counts(self) -> dict[Split, dict[DomainName, int]]:
         """The number of parts of each domain in each split."""
         return {

@@ -28,6 +28,7 @@ from megaslm.dataset.fit import (
     heldout_domains,
     reads_reference,
     require_attachable,
+    require_columns,
     require_losses_to_mask,
     require_reference,
     require_rule,
@@ -229,6 +230,7 @@ def _training_dataset(
     )
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, place), prefix=named)
     findings.ask(lambda: require_weights(config, manifest, place), prefix=named)
+    findings.ask(lambda: require_columns(config, manifest, place), prefix=named)
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:

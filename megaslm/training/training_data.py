@@ -10,6 +10,7 @@ import numpy as np
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
 from megaslm.dataset.fit import (
     ReadDataset,
+    require_columns,
     require_named_domains,
     require_targets_of,
     require_weights,
@@ -169,6 +170,7 @@ def open_training_data(config: RunConfig) -> TrainingData:
         named = f"{dataset.setting} = {dataset.source.place}"
         require_targets_of(config.train.objective, dataset.manifest, named)
         require_weights(config, dataset.manifest, named)
+        require_columns(config, dataset.manifest, named)
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])
