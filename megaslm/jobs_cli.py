@@ -149,6 +149,15 @@ def score(
             "carried over to the dataset's tokens.",
         ),
     ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Store the losses as a column of this name, beside all that the dataset has: for expressions in "
+            "slm.criterion.",
+        ),
+    ] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
     share: Annotated[
         str | None, typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows.")
@@ -170,6 +179,7 @@ def score(
     """
     seat = take_seat()
 
+    from megaslm.config.expression import column_named
     from megaslm.config.section import without_credentials
 
     asked = _share_of(share, part)
@@ -177,6 +187,7 @@ def score(
         raise ConfigError(
             "--share and --finish: --share scores a share of the parts, --finish follows when all are done"
         )
+    column = "ref_loss" if name is None else column_named(name)
     of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin(
         "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
@@ -184,7 +195,7 @@ def score(
 
     from megaslm.launch.inputs import look_at_scoring
 
-    given = {"dataset": dataset, "reference": reference, "output": output}
+    given = {"dataset": dataset, "reference": reference, "output": output, "name": name}
     refuse_early(lambda findings: look_at_scoring(findings, given), seat)
     with loading("score"):
         from megaslm.scoring import job
@@ -201,7 +212,7 @@ def score(
         stride=stride,
         align=align,
     )
-    task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
+    task = ScoreRequest(reference, dataset, output, settings, column, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
     with console, _engine(engine, ray_address) as ray:
         if ray is not None and (asked is not None or finish or seat.world_size > 1):

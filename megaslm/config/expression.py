@@ -4,7 +4,9 @@ The text is parsed, and nothing in it is executed. What is not on the white list
 """
 
 import ast
+import keyword
 import operator
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -12,12 +14,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator
 
+from megaslm.errors import ConfigError
+
 NamedCriterion = Literal[
     "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
 ]
 OF_MODEL = ("loss", "entropy")
 """The names that stand for the model that is trained: its loss of a target, the entropy of its prediction."""
 FUNCTIONS = ("abs", "min", "max")
+_NAME = r"[a-z][a-z0-9_]{0,39}"
+_TAKEN = {*get_args(NamedCriterion), *FUNCTIONS, "tokens", "domain", "target_mask", "ref_loss", "ref_entropy", "weight"}
 Term = str | float
 _MOST_CHARACTERS = 200
 # Values are float32.
@@ -51,6 +57,18 @@ class Expression:
     def columns(self) -> frozenset[str]:
         """The columns of the dataset that it names."""
         return self.names - frozenset(OF_MODEL)
+
+
+def column_named(name: str) -> str:
+    """The name that `--as` gives to a column of losses, by which expressions name it.
+
+    Raises ConfigError where it cannot be one.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise ConfigError(f"--as {name}: must begin with a-z and hold a-z, 0-9 and _, at most 40 characters")
+    if name in {*_TAKEN, "self"} or keyword.iskeyword(name):
+        raise ConfigError(f"--as {name}: has a meaning in an expression or a dataset already; choose another name")
+    return name
 
 
 @lru_cache

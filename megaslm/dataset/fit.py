@@ -123,6 +123,19 @@ def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, traini
         yield domain
 
 
+def reads_scores(config: RunConfig) -> bool:
+    """Whether the run selects by what a scoring job has stored."""
+    expression = config.slm.expression
+    names_losses = expression is not None and bool(expression.columns - {"weight"})
+    return reads_reference(config) or (config.train.objective == "slm" and names_losses)
+
+
+def losses_read(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, Reference]]:
+    """The columns of further losses that the expression of `slm.criterion` names, and their references."""
+    if config.train.objective == "slm" and config.slm.expression is not None:
+        yield from (item for item in manifest.losses.items() if item[0] in config.slm.expression.columns)
+
+
 def reads_reference(config: RunConfig) -> bool:
     """Whether the run selects by a reference model's losses or entropies."""
     return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
@@ -200,6 +213,21 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
         )
 
 
+def require_scorable(manifest: Manifest, place: str, column: str) -> None:
+    """Raises DataError where losses cannot be stored as `column` beside the tokens of the dataset at `place`."""
+    if column == "ref_loss" and manifest.kind != "tokens":
+        raise DataError(
+            f"{place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from, or add --as NAME "
+            "for a further column of losses"
+        )
+    if column in manifest.losses:
+        found = manifest.losses[column]
+        raise DataError(
+            f"{place} has {column} already, the losses of {found.name} (weights {found.weights_sha256[:12]}); choose "
+            "another name for --as"
+        )
+
+
 def require_attachable(manifest: Manifest, place: str, name: AttachedName) -> None:
     """Raises DataError where the dataset at `place` has the column `name` already, or has other columns that were made
     without it."""
@@ -214,10 +242,10 @@ def require_attachable(manifest: Manifest, place: str, name: AttachedName) -> No
             f"{place} has a target_mask already, of its conversations; attach selected or weight, or prepare the text "
             "without chat_format"
         )
-    if name != "weight" and manifest.kind != "tokens":
+    if name != "weight" and (manifest.kind != "tokens" or manifest.losses):
+        found = f"is of kind {manifest.kind!r}" if manifest.kind != "tokens" else f"has {', '.join(manifest.losses)}"
         raise DataError(
-            f"{place} is of kind {manifest.kind!r}; {name} is attached to the dataset of tokens that it was made from: "
-            "name that one"
+            f"{place} {found}; {name} is attached to the dataset of tokens that it was made from: name that one"
         )
 
 

@@ -57,6 +57,8 @@ class Part(_Record):
     """Hash of the column `target_mask`, row after row."""
     weight_sha256: str | None = None
     """Hash of the column `weight`, row after row, as little-endian float32."""
+    losses_sha256: tuple[tuple[str, str], ...] = ()
+    """Name and hash of each column of `Manifest.losses`; the hash as that of `ref_loss`."""
     index_sha256: str
     """Hash of its index.json, which holds a checksum of each shard."""
     bytes: int
@@ -241,6 +243,8 @@ class Manifest(_Record):
     """The rule of a masked dataset; null where its mask is attached."""
     columns: dict[AttachedName, AttachedColumn] = {}
     """The attached columns, by name."""
+    losses: dict[str, Reference] = {}
+    """References whose losses rows have as columns of their own, by the names of the columns (`score --as`)."""
 
     def ids_fingerprint(self, other: "Manifest") -> str:
         """A fingerprint that is equal for both datasets if ids mean the same in both, as far as both record it."""
@@ -264,7 +268,7 @@ class Manifest(_Record):
         scored = self.kind == "scored"
         has_entropy = scored and self.reference is not None and self.reference.entropy
         present = {"ref_loss": scored, "ref_entropy": has_entropy, "weight": "weight" in self.columns}
-        return tuple(name for name, is_there in present.items() if is_there)
+        return (*(name for name, is_there in present.items() if is_there), *self.losses)
 
     def part_counts(self) -> dict[Split, dict[DomainName, int]]:
         """The number of parts of each domain in each split."""

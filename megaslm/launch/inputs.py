@@ -32,6 +32,7 @@ from megaslm.dataset.fit import (
     require_losses_to_mask,
     require_reference,
     require_rule,
+    require_scorable,
     require_selected,
     require_targets_of,
     require_weights,
@@ -98,7 +99,10 @@ def _read_task(asked: ValidationTask) -> None:
 
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the dataset, the reference and the output of `score`."""
-    _manifest(findings, "the dataset", options["dataset"])
+    place = options["dataset"]
+    manifest = _manifest(findings, "the dataset", place)
+    if manifest is not None and options["name"] is not None:
+        findings.ask(lambda: require_scorable(manifest, place, options["name"]))
     reference = str(options["reference"])
     if _parameters(findings, "--reference", reference) is not None:
         warning = unfinished_reference(Path(reference))

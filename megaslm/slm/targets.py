@@ -1,6 +1,7 @@
 """The targets of a step: which are valid, what the dataset stores for them, and the values that they are sorted by."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -32,7 +33,7 @@ class Targets:
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
     run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is sorted by its own
     value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
-    the stored weights, or None where the dataset has none.
+    the stored weights, or None where the dataset has none. `columns`: (R, L) float32 each, further columns by name.
     """
 
     valid: Tensor
@@ -44,15 +45,16 @@ class Targets:
     after: Tensor | None = None
     domain: Tensor | None = None
     weight: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
-        return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+        return self._with(lambda part: part.reshape(count, -1))
 
     def in_domains(self, count: int) -> "Targets":
         """The same targets (count, n) times. In the group of a domain only its own are valid."""
         flat = self.in_groups(1)
-        groups = Targets(**{name: part.expand(count, -1) for name, part in vars(flat).items() if part is not None})
+        groups = flat._with(lambda part: part.expand(count, -1))
         own = self.needed_domain().flatten() == torch.arange(count, device=self.valid.device)[:, None]
         return replace(groups, valid=groups.valid & own)
 
@@ -62,7 +64,12 @@ class Targets:
         return [self[first : first + size] for first in range(0, len(self.valid), size)]
 
     def __getitem__(self, rows: slice) -> "Targets":
-        return Targets(**{name: part[rows] for name, part in vars(self).items() if part is not None})
+        return self._with(lambda part: part[rows])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        """Each tensor changed."""
+        parts = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return Targets(**parts, columns={name: change(part) for name, part in self.columns.items()})
 
     def eligible(self, max_ref_loss: float | None) -> Tensor:
         """(R, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
@@ -84,7 +91,8 @@ class Targets:
         Raises:
             ValueError: the dataset has none.
         """
-        found = {"ref_loss": self.ref_loss, "ref_entropy": self.ref_entropy, "weight": self.weight}.get(name)
+        own = {"ref_loss": self.ref_loss, "ref_entropy": self.ref_entropy, "weight": self.weight}
+        found = {**self.columns, **own}.get(name)
         if found is None:
             raise ValueError(f"this selection needs the column {name} of every micro-batch")
         return found

@@ -80,20 +80,24 @@ def check_provenance(
     *,
     document_isolation: bool,
     reference: NamedReference | None,
+    column: str | None = None,
 ) -> None:
     """Compares the record `found` in the manifest of `dataset` with its rows, the run and the model `reference`.
+
+    `column`: the one of its losses; None for `ref_loss`.
 
     Raises:
         ReferenceMismatch: its losses were computed for other rows, with another document_isolation or other weights.
     """
+    place = dataset.place if column is None else f"{dataset.place}, column {column}"
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
-            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it "
+            f"{place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it "
             f"holds the rows {manifest.tokens_fingerprint()[:12]}; score the dataset again"
         )
     if found.document_isolation != document_isolation:
         raise ReferenceMismatch(
-            f"{dataset.place} was scored with document_isolation = {found.document_isolation}; the run has "
+            f"{place} was scored with document_isolation = {found.document_isolation}; the run has "
             f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
         )
     if reference is not None:

@@ -44,8 +44,9 @@ Columns = dict[str, NDArray[np.float64]]
 EXPRESSIONS: dict[str, Callable[[Columns], NDArray[np.float64]]] = {
     "loss - ref_loss": lambda of: of["loss"] - of["ref_loss"],
     "ref_loss - ref_entropy": lambda of: of["ref_loss"] - of["ref_entropy"],
-    "max(loss, 2, entropy) * -weight / 4 + abs(1 - entropy)": lambda of: (
-        np.maximum(np.maximum(of["loss"], 2), of["entropy"]) * -of["weight"] / 4 + np.abs(1 - of["entropy"])
+    "history - 0.5 * loss": lambda of: of["history"] - 0.5 * of["loss"],
+    "max(loss, 2, entropy) * -history / 4 + abs(weight - entropy)": lambda of: (
+        np.maximum(np.maximum(of["loss"], 2), of["entropy"]) * -of["history"] / 4 + np.abs(of["weight"] - of["entropy"])
     ),
 }
 """By each an oracle in float64."""
@@ -133,11 +134,19 @@ def drawn_step(seed: int) -> Step:
     generator = torch.Generator().manual_seed(seed)
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.8
     valid[2] = False
-    columns = torch.randint(0, 20, (5, ROWS, LENGTH), generator=generator) / 4
-    losses, entropies, ref_loss, ref_entropy, weight = columns
+    columns = torch.randint(0, 20, (6, ROWS, LENGTH), generator=generator) / 4
+    losses, entropies, ref_loss, ref_entropy, weight, history = columns
     rows = torch.randperm(1000, generator=generator)[:ROWS]
     domain = (rows % DOMAINS)[:, None].expand(ROWS, LENGTH)
-    targets = Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy, domain=domain, weight=weight)
+    targets = Targets(
+        valid,
+        target_keys(rows, 0, LENGTH),
+        ref_loss,
+        ref_entropy,
+        domain=domain,
+        weight=weight,
+        columns={"history": history},
+    )
     return Step(targets, losses, entropies)
 
 
@@ -152,7 +161,9 @@ def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
         "entropy": -step.targets.needed("ref_entropy").double().numpy(),
     }
     columns = {"loss": losses, "entropy": step.entropies.double().numpy()}
-    columns |= {name: step.targets.needed(name).double().numpy() for name in ("ref_loss", "ref_entropy", "weight")}
+    columns |= {
+        name: step.targets.needed(name).double().numpy() for name in ("ref_loss", "ref_entropy", "weight", "history")
+    }
     of_expression = {criterion_named(text): expected(columns) for text, expected in EXPRESSIONS.items()}
     values = np.asarray((of_criterion | of_expression)[rule.criterion], dtype=np.float64)
     if rule.policy.temperature is None:
