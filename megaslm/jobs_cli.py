@@ -108,7 +108,10 @@ def prepare(
 def score(
     dataset: Annotated[str, typer.Argument(help="The dataset to score: a folder or a URL.")],
     output: Annotated[str, typer.Argument(help="The scored dataset to write: a folder or a URL.")],
-    reference: Annotated[Path, typer.Option(help="The reference model, a Hugging Face folder.")],
+    reference: Annotated[Path | None, typer.Option(help="The reference model, a Hugging Face folder.")] = None,
+    from_run: Annotated[
+        Path | None, typer.Option(help="In its place a run, for its newest checkpoint, or one of its checkpoints.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
     ] = "auto",
@@ -190,16 +193,18 @@ def score(
     column = "ref_loss" if name is None else column_named(name)
     of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin(
-        "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
+        "score",
+        f"{without_credentials(dataset)} by {reference or from_run} → {without_credentials(output)}{of_share}",
     )
 
     from megaslm.launch.inputs import look_at_scoring
 
-    given = {"dataset": dataset, "reference": reference, "output": output, "name": name}
+    given = {"dataset": dataset, "reference": reference, "from_run": from_run, "output": output, "name": name}
     refuse_early(lambda findings: look_at_scoring(findings, given), seat)
     with loading("score"):
         from megaslm.scoring import job
         from megaslm.scoring.request import ScoreRequest, ScoreSettings
+        from megaslm.training.export import weights_of_run
 
     settings = ScoreSettings(
         precision=precision,
@@ -212,7 +217,9 @@ def score(
         stride=stride,
         align=align,
     )
-    task = ScoreRequest(reference, dataset, output, settings, column, working=work, cache=cache)
+    folder, run = (reference, None) if from_run is None else weights_of_run(from_run)
+    assert folder is not None, "one of the two is named"
+    task = ScoreRequest(folder, dataset, output, settings, column, run, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
     with console, _engine(engine, ray_address) as ray:
         if ray is not None and (asked is not None or finish or seat.world_size > 1):

@@ -120,6 +120,15 @@ class Packing(_Record):
         return cls(bos=bos, overlap_tokens=0 if bos == "row" else 1)
 
 
+class RunStep(_Record):
+    """The checkpoint of a run that a reference was made of."""
+
+    run: str
+    """The run folder, as it was named."""
+    step: int
+    """Optimiser steps that the weights have learned in."""
+
+
 class Reference(_Record):
     """The model whose losses a scored dataset holds, and how it was run."""
 
@@ -147,6 +156,8 @@ class Reference(_Record):
     """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
     aligned: bool = False
     """Whether it read whole documents in tokens of its own, and its values were carried over to the rows' tokens."""
+    run: RunStep | None = None
+    """Where it is from, if it was named as a run."""
 
 
 class Mask(_Record):

@@ -191,6 +191,7 @@ def _reference(reference: Reference) -> str:
         + (" · by its own tokenizer, carried over" if reference.aligned else "")
         + (" · with entropies" if reference.entropy else "")
         + (f" · attention by {reference.attention}" if reference.attention else "")
+        + (f" · from step {reference.run.step:,} of {reference.run.run}" if reference.run else "")
     )
 
 

@@ -103,8 +103,13 @@ def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     manifest = _manifest(findings, "the dataset", place)
     if manifest is not None and options["name"] is not None:
         findings.ask(lambda: require_scorable(manifest, place, options["name"]))
-    reference = str(options["reference"])
-    if _parameters(findings, "--reference", reference) is not None:
+    reference, run = options["reference"], options["from_run"]
+    if (reference is None) == (run is None):
+        found = "neither" if run is None else "both"
+        findings.problems.append(f"--reference or --from-run: found {found}; name one model, a folder or a run")
+    elif run is not None:
+        _look_at_checkpoint(findings, str(run))
+    elif _parameters(findings, "--reference", str(reference)) is not None:
         warning = unfinished_reference(Path(reference))
         findings.warnings += [] if warning is None else [warning]
     look_at_output(findings, options["output"])
@@ -203,12 +208,17 @@ def look_at_output(findings: Findings, place: str) -> None:
 
 def look_at_export(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the run, or the checkpoint, that `export` reads, and whether its output is free."""
-    source = findings.local("the run", str(options["source"]))
+    _look_at_checkpoint(findings, str(options["source"]))
+    if findings.reach is not Reach.NONE:
+        findings.ask(lambda: require_absent(options["output"]))
+
+
+def _look_at_checkpoint(findings: Findings, place: str) -> None:
+    """Looks at a run, or at one of its checkpoints."""
+    source = findings.local("the run", place)
     if source is not None:
         run = source.parent.parent if source.parent.name == CHECKPOINTS else source
         findings.ask(lambda: _newest_checkpoint(run))
-    if findings.reach is not Reach.NONE:
-        findings.ask(lambda: require_absent(options["output"]))
 
 
 def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:

@@ -61,7 +61,7 @@ class DerivationPlan(BaseModel):
     domains: dict[str, int]
     """Name to number."""
     reference: Reference | None
-    """The reference without its name, which is only for people, and without the fingerprint of its rows."""
+    """The reference without its name and its run, which are only for people, and the fingerprint of its rows."""
     mask: Mask | None
     columns: dict[AttachedName, AttachedColumn] = {}
     """The attached columns without their file's name, which is only for people, and without their counts of targets,
@@ -112,7 +112,7 @@ def with_reference(manifest: Manifest, column: str, reference: Reference) -> Man
 
 
 def _nameless(reference: Reference) -> Reference:
-    return reference.model_copy(update={"name": "", "dataset_sha256": ""})
+    return reference.model_copy(update={"name": "", "dataset_sha256": "", "run": None})
 
 
 def require_rows(sources: Mapping[str, SourcePart], known: Mapping[str, Part], place: str) -> None:

@@ -318,7 +318,8 @@ def _open(task: ScoreRequest) -> DatasetFolder:
 def _warn(task: ScoreRequest, described: Manifest) -> None:
     for warning in (
         None if task.settings.align else bos_warning(task.reference, described, dataset=task.dataset),
-        unfinished_reference(task.reference),
+        # The losses of an unfinished run are what --from-run asks for.
+        unfinished_reference(task.reference) if task.run is None else None,
     ):
         if warning is not None:
             print(f"warning: {warning}", flush=True)

@@ -49,7 +49,7 @@ def describe_scored(task: ScoreRequest, dataset: DatasetFolder, device: torch.de
     check_layout(dataset.path, shards_are_here=dataset.url is None)
     precision = choose_precision(settings.precision, device)
     described = Reference(
-        name=reference.resolve().name,
+        name=reference.resolve().name if task.run is None else Path(task.run.run).resolve().name,
         weights_sha256=weights_sha256(reference),
         tokenizer_sha256=_other_tokenizer(reference, manifest),
         precision=precision,
@@ -61,6 +61,7 @@ def describe_scored(task: ScoreRequest, dataset: DatasetFolder, device: torch.de
         dataset_sha256=manifest.tokens_fingerprint(),
         entropy=settings.entropy,
         aligned=settings.align,
+        run=task.run,
     )
     kind = "scored" if task.column == REF_LOSS else manifest.kind
     return with_reference(manifest.model_copy(update={"kind": kind}), task.column, described)

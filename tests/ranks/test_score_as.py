@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megaslm.dataset.manifest import Reference, read_manifest, write_manifest
+from megaslm.dataset.manifest import Reference, RunStep, read_manifest, write_manifest
 from megaslm.dataset.rows import RowReader
 from tests.chain import Chain
 from tests.columns import write_column
@@ -99,6 +99,53 @@ def test_other_verbs_show_check_and_keep_it(dataset: Path, chain: Chain, tmp_pat
     }
     write_manifest(broken, manifest.model_copy(update={"splits": splits}))
     assert "a column history" in run_megaslm("verify", broken, expect_status=2)
+
+
+def test_a_run_is_the_reference_of_its_own_history(chain: Chain, history: Path, dataset: Path, tmp_path: Path) -> None:
+    """The newest checkpoint is that which `export` writes."""
+    run = Path(shutil.copytree(chain.slm_run, tmp_path / "earlier"))
+    command = ("score", "--as", "history", chain.scored)
+    said = run_megaslm(*command, tmp_path / "newest", "--from-run", run, world_size=2)
+    assert "warning" not in said
+    fourth = run / "checkpoints" / "step-00000004"
+    assert "warning" not in run_megaslm(*command, tmp_path / "fourth", "--from-run", fourth)
+    assert np.array_equal(column_of(tmp_path / "newest", "history"), column_of(dataset, "history"))
+    assert not np.array_equal(column_of(tmp_path / "fourth", "history"), column_of(dataset, "history"))
+    newest, middle = (read_manifest(tmp_path / name).losses["history"] for name in ("newest", "fourth"))
+    assert newest.run == RunStep(run=str(run), step=8)
+    assert middle.run == RunStep(run=str(run), step=4)
+    assert (newest.name, middle.name) == ("earlier", "earlier")
+    assert newest.weights_sha256 == read_manifest(dataset).losses["history"].weights_sha256 != middle.weights_sha256
+    assert "from step 4 of" in " ".join(run_megaslm("inspect", tmp_path / "fourth").replace("│", "").split())
+    # Which run it was is told, and does not matter: the weights are the same.
+    run_megaslm(*command, tmp_path / "newest", "--reference", history)
+
+
+def test_a_run_trains_on_what_it_has_learned_since_and_resumes_as_it_was(chain: Chain, tmp_path: Path) -> None:
+    """As in ssToken: the run's own past is the reference, and the sign is turned."""
+    command = ("score", "--as", "history", "--from-run", chain.slm_run)
+    run_megaslm(*command, chain.tokens, tmp_path / "data", world_size=2)
+    run = tmp_path / "run"
+    slm = {"criterion": "history - loss", "reference": None}
+    model = {"from_run": str(chain.slm_run)}
+    config = changed(chain.slm_config(run), run, slm=slm, model=model, data={"train": str(tmp_path / "data")})
+    path = write_config(tmp_path / "run.yaml", config)
+    run_megaslm("train", path, world_size=2)
+    undisturbed = steps_of(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    run_megaslm("train", path, "--resume", world_size=2)
+    assert steps_of(run) == undisturbed
+    assert len(undisturbed) == 8
+
+
+@pytest.mark.parametrize(
+    "options", [("--from-run",), (), ("--from-run", "--reference")], ids=["no run", "none", "both"]
+)
+def test_one_model_is_named(chain: Chain, tmp_path: Path, says: Says, options: tuple[str, ...]) -> None:
+    named = [word for option in options for word in (option, str(chain.tokens))]
+    said = run_megaslm("score", *named, chain.tokens, tmp_path / "out", expect_status=2)
+    says(said.partition("\n")[2], chain.tokens if options == ("--from-run",) else "--from-run")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
