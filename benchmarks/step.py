@@ -19,6 +19,7 @@ from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
+from megaslm.slm.targets import formula_of
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.weights import EntropyWeights, ProbabilityWeights, SigmoidWeights, WeightedObjective, WeightRule
 
@@ -28,7 +29,7 @@ EVERY = SelectionRule(KeepRatio(Decimal(1)))
 WEIGHTS: dict[str, WeightRule] = {
     "probability": lambda _: ProbabilityWeights(1.0),
     "entropy": lambda _: EntropyWeights(1.0, 20),
-    "sigmoid": lambda targets: SigmoidWeights("excess", 1.0, 0.0, targets),
+    "sigmoid": lambda targets: SigmoidWeights(formula_of("excess"), 1.0, 0.0, targets),
 }
 
 

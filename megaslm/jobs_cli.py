@@ -108,7 +108,10 @@ def prepare(
 def score(
     dataset: Annotated[str, typer.Argument(help="The dataset to score: a folder or a URL.")],
     output: Annotated[str, typer.Argument(help="The scored dataset to write: a folder or a URL.")],
-    reference: Annotated[Path, typer.Option(help="The reference model, a Hugging Face folder.")],
+    reference: Annotated[Path | None, typer.Option(help="The reference model, a Hugging Face folder.")] = None,
+    from_run: Annotated[
+        Path | None, typer.Option(help="In its place a run, for its newest checkpoint, or one of its checkpoints.")
+    ] = None,
     precision: Annotated[
         Literal["auto", "bf16", "fp32"], typer.Option(help="Arithmetic; auto is bf16 on GPUs, fp32 on CPUs.")
     ] = "auto",
@@ -149,6 +152,15 @@ def score(
             "carried over to the dataset's tokens.",
         ),
     ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Store the losses as a column of this name, beside all that the dataset has: for expressions in "
+            "slm.criterion.",
+        ),
+    ] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows per forward pass.")] = 16,
     share: Annotated[
         str | None, typer.Option(metavar="N/COUNT", help="Score only share N of COUNT of the rows.")
@@ -170,6 +182,7 @@ def score(
     """
     seat = take_seat()
 
+    from megaslm.config.expression import column_named
     from megaslm.config.section import without_credentials
 
     asked = _share_of(share, part)
@@ -177,18 +190,21 @@ def score(
         raise ConfigError(
             "--share and --finish: --share scores a share of the parts, --finish follows when all are done"
         )
+    column = "ref_loss" if name is None else column_named(name)
     of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin(
-        "score", f"{without_credentials(dataset)} by reference {reference} → {without_credentials(output)}{of_share}"
+        "score",
+        f"{without_credentials(dataset)} by {reference or from_run} → {without_credentials(output)}{of_share}",
     )
 
     from megaslm.launch.inputs import look_at_scoring
 
-    given = {"dataset": dataset, "reference": reference, "output": output}
+    given = {"dataset": dataset, "reference": reference, "from_run": from_run, "output": output, "name": name}
     refuse_early(lambda findings: look_at_scoring(findings, given), seat)
     with loading("score"):
         from megaslm.scoring import job
         from megaslm.scoring.request import ScoreRequest, ScoreSettings
+        from megaslm.training.export import weights_of_run
 
     settings = ScoreSettings(
         precision=precision,
@@ -201,7 +217,9 @@ def score(
         stride=stride,
         align=align,
     )
-    task = ScoreRequest(reference, dataset, output, settings, working=work, cache=cache)
+    folder, run = (reference, None) if from_run is None else weights_of_run(from_run)
+    assert folder is not None, "one of the two is named"
+    task = ScoreRequest(folder, dataset, output, settings, column, run, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
     with console, _engine(engine, ray_address) as ray:
         if ray is not None and (asked is not None or finish or seat.world_size > 1):

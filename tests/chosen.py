@@ -16,7 +16,9 @@ from megaslm.slm.topk import ordered_image
 def joined(micro_batches: Sequence[Targets]) -> Targets:
     """The targets of a step."""
     columns = {name: [getattr(part, name) for part in micro_batches] for name in vars(micro_batches[0])}
-    return Targets(**{name: torch.cat(column) for name, column in columns.items() if column[0] is not None})
+    named = {name: torch.cat([part.columns[name] for part in micro_batches]) for name in micro_batches[0].columns}
+    tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}
+    return Targets(**tensors, columns=named)
 
 
 def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -> HeadOutput:
@@ -25,9 +27,8 @@ def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -
     if isinstance(choice, Every | Known):
         mask, cut = choice.mask, no_threshold(losses.device)
     else:
-        measured = entropies if choice.by_entropy else losses
-        assert measured is not None
-        mask, cut, *_ = choice(measured.flatten())
+        measured = [losses] if entropies is None else [losses, entropies]
+        mask, cut, *_ = choice(*(column.flatten() for column in measured))
     return HeadOutput(flat[mask].sum(), flat, mask, cut).view_as(losses)
 
 

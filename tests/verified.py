@@ -84,8 +84,8 @@ def make(
                     losses if row_format.scored else None,
                     entropies,
                     bits if row_format.masked else None,
-                    target_mask,
-                    losses.astype(np.float32) if row_format.weighted else None,
+                    target_mask=target_mask,
+                    weight=losses.astype(np.float32) if row_format.weighted else None,
                 )
             parts.append(writer.part)
         rows = merge_index(dataset / "train" / name, parts)

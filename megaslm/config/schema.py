@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from megaslm.config.expression import OF_MODEL, Criterion, Expression, expression_of
 from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
@@ -265,13 +266,13 @@ class SlmSection(PolicySettings):
     """The share k of targets to train on, as a decimal."""
     keep_ratio_warmup_tokens: NonNegative = 0
     """Targets over which the share falls linearly from 1 to `keep_ratio`: the shortest schedule."""
-    criterion: Literal[
-        "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
-    ] = "excess"
+    criterion: Criterion = "excess"
     """The value that targets are sorted by, largest first. excess: the model's loss minus the reference's. reference,
     entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
     intersection of these two. selected: the dataset's own mask selects, whatever keep_ratio. loss, student_entropy: the
-    model's own loss, or the entropy of its prediction. random is a control."""
+    model's own loss, or the entropy of its prediction. random is a control. Or an expression, such as `loss -
+    ref_loss`: names, numbers, + - * / and parentheses, abs, min and max. It may name the model's `loss` and `entropy`,
+    and the dataset's columns: `ref_loss`, `ref_entropy`, `weight`."""
     scope: Literal["batch", "sequence", "microbatch"] = "batch"
     """The targets among which a target is sorted: the whole optimiser step, its row, or one rank's micro-batch."""
     mode: Literal["exact", "running"] = "exact"
@@ -304,19 +305,34 @@ class SlmSection(PolicySettings):
     losses."""
 
     @property
+    def expression(self) -> Expression | None:
+        """The criterion if it is an expression."""
+        return expression_of(self.criterion)
+
+    @property
     def needs_ref_loss(self) -> bool:
         """Whether the dataset must hold the reference's losses."""
-        return self.criterion in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
+        named = self.criterion in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
+        return named or "ref_loss" in self._names
 
     @property
     def needs_ref_entropy(self) -> bool:
         """Whether the dataset must hold the entropies of the reference's predictions."""
-        return self.criterion in ("entropy", "reference_and_entropy")
+        return self.criterion in ("entropy", "reference_and_entropy") or "ref_entropy" in self._names
 
     @property
     def sorts_by_model(self) -> bool:
         """Whether targets are sorted by losses or entropies of the model that is trained."""
-        return self.criterion in ("excess", "loss", "student_entropy")
+        return self.criterion in ("excess", "loss", "student_entropy") or not self._names.isdisjoint(OF_MODEL)
+
+    @property
+    def sorts_by_entropy(self) -> bool:
+        """Whether targets are sorted by entropies of the model's own predictions."""
+        return self.criterion == "student_entropy" or "entropy" in self._names
+
+    @property
+    def _names(self) -> frozenset[str]:
+        return frozenset() if self.expression is None else self.expression.names
 
     @property
     def needs_all_losses(self) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from megaslm.config.section import NonNegative, Section
+from megaslm.config.weighting import OWN_VALUES
 
 if TYPE_CHECKING:
     from megaslm.config.schema import SlmSection
@@ -59,12 +60,12 @@ def selection_problem(slm: "SlmSection") -> str | None:
             f"granularity {slm.granularity} has no meaning under criterion {slm.criterion}; use granularity token, or "
             "another criterion"
         )
-    if slm.mode == "running" and slm.criterion == "student_entropy":
-        return "mode running has the threshold of losses; found criterion student_entropy: use mode exact"
-    if slm.mode == "running" and (slm.scope != "batch" or slm.criterion not in ("excess", "loss")):
+    if slm.mode == "running" and slm.sorts_by_entropy:
+        return f"mode running has the threshold of losses; found criterion {slm.criterion}: use mode exact"
+    if slm.mode == "running" and (slm.scope != "batch" or not slm.sorts_by_model):
         return (
-            f"mode running needs scope batch and criterion excess or loss; found scope {slm.scope} and criterion "
-            f"{slm.criterion}, whose choice is exact in one pass: use mode exact"
+            "mode running needs scope batch and a criterion by the model's loss, such as excess or loss; found scope "
+            f"{slm.scope} and criterion {slm.criterion}, whose choice is exact in one pass: use mode exact"
         )
     return _schedule_problem(slm) or _domains_problem(slm) or _policy_problem(slm) or _weight_problem(slm)
 
@@ -135,4 +136,7 @@ def _policy_problem(slm: "SlmSection") -> str | None:
 def _weight_problem(slm: "SlmSection") -> str | None:
     may_leave_out = slm.max_ref_loss is not None or slm.has_fixed_threshold or slm.criterion == "selected"
     keeps_all = slm.keep_ratio == 1 and not may_leave_out and not slm.keep_ratio_of_domains
-    return slm.weight.misfit(slm.criterion, slm.granularity, keeps_all=keeps_all)
+    has_own_value = slm.criterion in OWN_VALUES or (slm.expression is not None and not slm.sorts_by_entropy)
+    has_own_value = has_own_value and slm.granularity == "token"
+    found = f"found criterion {slm.criterion} and granularity {slm.granularity}"
+    return slm.weight.misfit(found, has_own_value=has_own_value, keeps_all=keeps_all)

@@ -60,12 +60,15 @@ class WeightSection(Section):
             raise ValueError(f"by {self.by} has no use for {' and '.join(unused)}; leave it out, or change by")
         return self
 
-    def misfit(self, criterion: str, granularity: str, *, keeps_all: bool) -> str | None:
-        """Why the weights have no meaning beside a selection rule; None where they have one."""
-        if self.by == "sigmoid" and (criterion not in OWN_VALUES or granularity != "token"):
+    def misfit(self, found: str, *, has_own_value: bool, keeps_all: bool) -> str | None:
+        """Why the weights have no meaning beside a selection rule, that is `found`; None where they have one.
+
+        `has_own_value`: whether the rule gives each target a value of its own. `keeps_all`: whether it selects all.
+        """
+        if self.by == "sigmoid" and not has_own_value:
             return (
-                f"weight.by sigmoid weighs a target by its own value; found criterion {criterion} and granularity "
-                f"{granularity}: use granularity token and one of {', '.join(OWN_VALUES)}"
+                f"weight.by sigmoid weighs a target by its own value; {found}: use granularity token and one of "
+                f"{', '.join(OWN_VALUES)}, or an expression without entropy"
             )
         if self.by == "signed" and keeps_all:
             return (

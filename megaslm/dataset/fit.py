@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from megaslm.config.expression import OF_MODEL
 from megaslm.config.measuring import ValidationSet
 from megaslm.config.schema import Objective, RunConfig, SlmSection
 from megaslm.dataset.manifest import AttachedName, Manifest, Mask, Reference
@@ -74,10 +75,24 @@ def require_weights(config: RunConfig, manifest: Manifest, place: str) -> None:
             f"{place} has no column weight, which slm.weight.by column needs; add it with `megaslm attach`, or use "
             "another slm.weight.by"
         )
-    if weight.by == "sigmoid" and criterion != "loss" and manifest.kind != "scored":
+    if weight.by == "sigmoid" and criterion in ("excess", "reference", "entropy") and manifest.kind != "scored":
         raise DataError(
             f"{place} holds no ref_loss (kind {manifest.kind!r}), from which slm.weight.by sigmoid computes the "
             f"{criterion} of each target; name a dataset that `megaslm score` has written"
+        )
+
+
+def require_columns(config: RunConfig, manifest: Manifest, place: str) -> None:
+    """Raises DataError where the dataset at `place` lacks a column that the expression of `slm.criterion` names."""
+    expression = config.slm.expression
+    if config.train.objective != "slm" or expression is None:
+        return
+    present = manifest.number_columns
+    missing = sorted(expression.columns - set(present))
+    if missing:
+        raise DataError(
+            f"{place} has no column {', '.join(missing)}, which slm.criterion {config.slm.criterion} names; an "
+            f"expression may name {', '.join((*OF_MODEL, *present))} here: correct it, or add the column"
         )
 
 
@@ -106,6 +121,19 @@ def heldout_domains(name: str, chosen: ValidationSet, manifest: Manifest, traini
                 f"it has {', '.join(present) or 'none'}"
             )
         yield domain
+
+
+def reads_scores(config: RunConfig) -> bool:
+    """Whether the run selects by what a scoring job has stored."""
+    expression = config.slm.expression
+    names_losses = expression is not None and bool(expression.columns - {"weight"})
+    return reads_reference(config) or (config.train.objective == "slm" and names_losses)
+
+
+def losses_read(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, Reference]]:
+    """The columns of further losses that the expression of `slm.criterion` names, and their references."""
+    if config.train.objective == "slm" and config.slm.expression is not None:
+        yield from (item for item in manifest.losses.items() if item[0] in config.slm.expression.columns)
 
 
 def reads_reference(config: RunConfig) -> bool:
@@ -185,6 +213,21 @@ def require_rule(mask: Mask, place: str, run: SlmSection) -> None:
         )
 
 
+def require_scorable(manifest: Manifest, place: str, column: str) -> None:
+    """Raises DataError where losses cannot be stored as `column` beside the tokens of the dataset at `place`."""
+    if column == "ref_loss" and manifest.kind != "tokens":
+        raise DataError(
+            f"{place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from, or add --as NAME "
+            "for a further column of losses"
+        )
+    if column in manifest.losses:
+        found = manifest.losses[column]
+        raise DataError(
+            f"{place} has {column} already, the losses of {found.name} (weights {found.weights_sha256[:12]}); choose "
+            "another name for --as"
+        )
+
+
 def require_attachable(manifest: Manifest, place: str, name: AttachedName) -> None:
     """Raises DataError where the dataset at `place` has the column `name` already, or has other columns that were made
     without it."""
@@ -199,10 +242,10 @@ def require_attachable(manifest: Manifest, place: str, name: AttachedName) -> No
             f"{place} has a target_mask already, of its conversations; attach selected or weight, or prepare the text "
             "without chat_format"
         )
-    if name != "weight" and manifest.kind != "tokens":
+    if name != "weight" and (manifest.kind != "tokens" or manifest.losses):
+        found = f"is of kind {manifest.kind!r}" if manifest.kind != "tokens" else f"has {', '.join(manifest.losses)}"
         raise DataError(
-            f"{place} is of kind {manifest.kind!r}; {name} is attached to the dataset of tokens that it was made from: "
-            "name that one"
+            f"{place} {found}; {name} is attached to the dataset of tokens that it was made from: name that one"
         )
 
 

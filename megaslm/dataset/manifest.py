@@ -57,6 +57,8 @@ class Part(_Record):
     """Hash of the column `target_mask`, row after row."""
     weight_sha256: str | None = None
     """Hash of the column `weight`, row after row, as little-endian float32."""
+    losses_sha256: tuple[tuple[str, str], ...] = ()
+    """Name and hash of each column of `Manifest.losses`; the hash as that of `ref_loss`."""
     index_sha256: str
     """Hash of its index.json, which holds a checksum of each shard."""
     bytes: int
@@ -118,6 +120,15 @@ class Packing(_Record):
         return cls(bos=bos, overlap_tokens=0 if bos == "row" else 1)
 
 
+class RunStep(_Record):
+    """The checkpoint of a run that a reference was made of."""
+
+    run: str
+    """The run folder, as it was named."""
+    step: int
+    """Optimiser steps that the weights have learned in."""
+
+
 class Reference(_Record):
     """The model whose losses a scored dataset holds, and how it was run."""
 
@@ -145,6 +156,8 @@ class Reference(_Record):
     """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
     aligned: bool = False
     """Whether it read whole documents in tokens of its own, and its values were carried over to the rows' tokens."""
+    run: RunStep | None = None
+    """Where it is from, if it was named as a run."""
 
 
 class Mask(_Record):
@@ -241,6 +254,8 @@ class Manifest(_Record):
     """The rule of a masked dataset; null where its mask is attached."""
     columns: dict[AttachedName, AttachedColumn] = {}
     """The attached columns, by name."""
+    losses: dict[str, Reference] = {}
+    """References whose losses rows have as columns of their own, by the names of the columns (`score --as`)."""
 
     def ids_fingerprint(self, other: "Manifest") -> str:
         """A fingerprint that is equal for both datasets if ids mean the same in both, as far as both record it."""
@@ -257,6 +272,14 @@ class Manifest(_Record):
     def bos_in_words(self) -> str:
         """Where rows have BOS and, if they have, which id; equal for datasets whose rows may be mixed."""
         return self.packing.bos if self.bos_in_rows is None else f"{self.packing.bos} (id {self.bos_in_rows})"
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """The columns that hold a number per target."""
+        scored = self.kind == "scored"
+        has_entropy = scored and self.reference is not None and self.reference.entropy
+        present = {"ref_loss": scored, "ref_entropy": has_entropy, "weight": "weight" in self.columns}
+        return (*(name for name, is_there in present.items() if is_there), *self.losses)
 
     def part_counts(self) -> dict[Split, dict[DomainName, int]]:
         """The number of parts of each domain in each split."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ class RowFormat:
     """Whether rows carry `selected` instead of the losses it was made of."""
     weighted: bool = False
     """Whether rows carry `weight`."""
+    losses: tuple[str, ...] = ()
+    """Names of further columns of losses."""
     target_mask: bool = False
     """Whether rows carry `target_mask`, the targets that the text itself excludes or not."""
     shard_bytes: int = 64 * 2**20
@@ -63,6 +66,7 @@ class RowFormat:
             entropy=entropy,
             masked=masked,
             weighted="weight" in manifest.columns,
+            losses=tuple(manifest.losses),
             target_mask=manifest.target_mask,
         )
 
@@ -85,7 +89,12 @@ class RowFormat:
             columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
         if self.weighted:
             columns["weight"] = f"ndarray:float32:{self.seq_len}"
-        return columns
+        return columns | dict.fromkeys(self.losses, f"ndarray:float16:{self.seq_len}")
+
+    @property
+    def losses_and_entropies(self) -> tuple[str, ...]:
+        """The columns in nats, of float16."""
+        return tuple(name for name, encoding in self.columns.items() if encoding.startswith("ndarray:float16:"))
 
     @property
     def row_bytes(self) -> int:
@@ -126,11 +135,10 @@ class PartWriter:
         self,
         tokens: NDArray[np.unsignedinteger],
         domain: int,
-        ref_loss: NDArray[np.float16] | None = None,
-        ref_entropy: NDArray[np.float16] | None = None,
-        selected: NDArray[np.uint8] | None = None,
-        target_mask: NDArray[np.uint8] | None = None,
-        weight: NDArray[np.float32] | None = None,
+        ref_loss: NDArray[np.generic] | None = None,
+        ref_entropy: NDArray[np.generic] | None = None,
+        selected: NDArray[np.generic] | None = None,
+        **others: NDArray[np.generic] | None,
     ) -> None:
         """Append rows of one domain.
 
@@ -140,27 +148,21 @@ class PartWriter:
             ref_loss: (n, seq_len) float16 in nats, in [0, 65504]; only where rows are scored.
             ref_entropy: likewise; only where the format has entropy.
             selected: (n, bytes) uint8 of `pack_mask`; only where rows are masked.
-            target_mask: (n, seq_len) uint8, 1 where a target is valid and 0 elsewhere; only where the format has it.
-            weight: (n, seq_len) float32, finite, 0 where a target is not valid; only where rows are weighted.
+            others: the format's other columns, by name. `target_mask`: (n, seq_len) uint8, 1 where a target is valid
+                and 0 elsewhere. `weight`: (n, seq_len) float32, finite, 0 where a target is not valid. Further losses:
+                as `ref_loss`.
 
         Raises:
             DataError: a wrong shape or type, a missing column or one that the format lacks, or a value out of range.
         """
         self._check_tokens(tokens)
-        self._check_nats("ref_loss", ref_loss, len(tokens))
-        self._check_nats("ref_entropy", ref_entropy, len(tokens))
-        self._check_form("selected", selected, (len(tokens), mask_bytes(self._format.seq_len)), np.dtype(np.uint8))
-        self._check_form("target_mask", target_mask, (len(tokens), self._format.seq_len), np.dtype(np.uint8))
-        self._check_form("weight", weight, (len(tokens), self._format.seq_len), np.dtype(np.float32))
-        columns = {
-            "tokens": tokens,
-            "target_mask": target_mask,
-            "ref_loss": ref_loss,
-            "ref_entropy": ref_entropy,
-            "selected": selected,
-            "weight": weight,
-        }
-        given = {name: values for name, values in columns.items() if values is not None}
+        columns = {"ref_loss": ref_loss, "ref_entropy": ref_entropy, "selected": selected, **others}
+        for name in dict.fromkeys((*self._format.columns, *columns)):
+            if name not in ("tokens", "domain"):
+                self._check_form(name, columns.get(name), len(tokens))
+        for name in self._format.losses_and_entropies:
+            self._check_nats(name, cast(NDArray[np.float16], columns[name]))
+        given = {"tokens": tokens, **{name: values for name, values in columns.items() if values is not None}}
         for name, values in given.items():
             self._hashes[name].update(np.ascontiguousarray(values).data)
         number = np.uint16(domain)
@@ -183,6 +185,7 @@ class PartWriter:
             ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
             selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,
             weight_sha256=self._hashes["weight"].hexdigest() if self._format.weighted else None,
+            losses_sha256=tuple((name, self._hashes[name].hexdigest()) for name in self._format.losses),
             index_sha256=hashlib.sha256(index).hexdigest(),
             bytes=parse_index(self._folder, index).stored_bytes,
         )
@@ -206,14 +209,11 @@ class PartWriter:
                 f"{self._folder}: tokens are {tokens.dtype} of shape {tokens.shape}; expected {dtype} (rows, {width})"
             )
 
-    def _check_nats(self, name: str, values: NDArray[np.float16] | None, rows: int) -> None:
-        self._check_form(name, values, (rows, self._format.seq_len), np.dtype(np.float16))
-        if values is not None and not (np.isfinite(values) & (values >= 0)).all():
+    def _check_nats(self, name: str, values: NDArray[np.float16]) -> None:
+        if not (np.isfinite(values) & (values >= 0)).all():
             raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
 
-    def _check_form(
-        self, name: str, values: NDArray[np.generic] | None, shape: tuple[int, int], dtype: np.dtype[np.generic]
-    ) -> None:
+    def _check_form(self, name: str, values: NDArray[np.generic] | None, rows: int) -> None:
         """Raises DataError unless a column beside the tokens is given exactly if the format has it, with its form."""
         if name not in self._format.columns:
             if values is not None:
@@ -221,6 +221,8 @@ class PartWriter:
                     f"{self._folder}: {name} was given for a dataset without it; leave it out or write to one with it"
                 )
             return
+        _, dtype_name, width = self._format.columns[name].split(":")
+        dtype, shape = np.dtype(dtype_name), (rows, int(width))
         if values is None or values.shape != shape or values.dtype != dtype:
             found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
             raise DataError(f"{self._folder}: {name} is {found}; expected {dtype} {shape}")

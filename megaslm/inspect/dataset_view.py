@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from megaslm.dataset.manifest import SCORES, Manifest
+from megaslm.dataset.manifest import SCORES, Manifest, Reference
 from megaslm.dataset.score_summary import LOSS_BIN_EDGES, LOSS_BIN_WIDTH, ScoreSummary
 from megaslm.inspect.dataset_facts import SAMPLED_ROWS, DatasetFacts, DocumentFacts, ScoreFacts, ShareFacts
 from megaslm.observe.display import counted, duration, operations, percent, rounded, size, visible_on_one_line
@@ -154,16 +154,9 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.target_mask and "target_mask" not in manifest.columns:
         yield "target mask", "prompts and outputs of tools are context, and no targets"
     if manifest.reference is not None:
-        reference = manifest.reference
-        isolated = "documents read one by one" if reference.document_isolation else "documents read together"
-        yield (
-            "reference",
-            f"{reference.name} · weights {reference.weights_sha256[:_HASH_DIGITS]} · {reference.precision} · "
-            f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
-            + (" · by its own tokenizer, carried over" if reference.aligned else "")
-            + (" · with entropies" if reference.entropy else "")
-            + (f" · attention by {reference.attention}" if reference.attention else ""),
-        )
+        yield "reference", _reference(manifest.reference)
+    for name, reference in manifest.losses.items():
+        yield name, f"losses of {_reference(reference)}"
     if manifest.mask is not None:
         mask = manifest.mask
         cap = "" if mask.max_ref_loss is None else f" · none above {mask.max_ref_loss:g} nats"
@@ -188,6 +181,18 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
     cut = "" if pieces == files else f" in {pieces:,} pieces"
     yield "sources", f"{counted(files, 'file')}{cut} · tokens {manifest.tokens_fingerprint()[:_HASH_DIGITS]}"
     yield "written by", f"MegaSLM {manifest.megaslm_version} · manifest version {manifest.schema_version}"
+
+
+def _reference(reference: Reference) -> str:
+    isolated = "documents read one by one" if reference.document_isolation else "documents read together"
+    return (
+        f"{reference.name} · weights {reference.weights_sha256[:_HASH_DIGITS]} · {reference.precision} · "
+        f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
+        + (" · by its own tokenizer, carried over" if reference.aligned else "")
+        + (" · with entropies" if reference.entropy else "")
+        + (f" · attention by {reference.attention}" if reference.attention else "")
+        + (f" · from step {reference.run.step:,} of {reference.run.run}" if reference.run else "")
+    )
 
 
 def _value(default: bool | float) -> str:

@@ -23,7 +23,6 @@ _CHUNK_BYTES = 2**20
 """Rows are checked in chunks of this size, which stay in a core's cache from one check to the next."""
 _LARGEST_FLOAT16 = 0x7BFF
 """The bits of 65504, the largest finite float16. Larger bit patterns are infinity, NaN and negative values."""
-_NATS = ("ref_loss", "ref_entropy")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes read since the last call, from any thread."""
 
@@ -108,9 +107,8 @@ class RowCheck:
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Compare the hashes of all rows of the part, stored at `path`, with its record."""
-        recorded = {
-            name: getattr(part, f"{name}_sha256") for name in ("tokens", "target_mask", *_NATS, "selected", "weight")
-        }
+        names = ("tokens", "target_mask", "ref_loss", "ref_entropy", "selected", "weight")
+        recorded = {name: getattr(part, f"{name}_sha256") for name in names} | dict(part.losses_sha256)
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
             if found.get(name) != expected:
@@ -137,9 +135,8 @@ class RowCheck:
             yield from _Fault.at("target_mask", target_mask, target_mask > valid, "0 or 1, and 0 after EOS")
             valid = valid_targets(tokens, self._rules.eos_id, target_mask)
         self.targets += int(np.count_nonzero(valid))
-        for name in _NATS:
-            if name in columns:
-                yield from _nats_faults(name, columns[name], valid)
+        for name in self._rules.row_format.losses_and_entropies:
+            yield from _nats_faults(name, columns[name], valid)
         if "selected" in columns:
             yield from _bits_faults(columns["selected"], valid)
         if "weight" in columns:

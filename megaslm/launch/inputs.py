@@ -28,9 +28,11 @@ from megaslm.dataset.fit import (
     heldout_domains,
     reads_reference,
     require_attachable,
+    require_columns,
     require_losses_to_mask,
     require_reference,
     require_rule,
+    require_scorable,
     require_selected,
     require_targets_of,
     require_weights,
@@ -97,9 +99,17 @@ def _read_task(asked: ValidationTask) -> None:
 
 def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the dataset, the reference and the output of `score`."""
-    _manifest(findings, "the dataset", options["dataset"])
-    reference = str(options["reference"])
-    if _parameters(findings, "--reference", reference) is not None:
+    place = options["dataset"]
+    manifest = _manifest(findings, "the dataset", place)
+    if manifest is not None and options["name"] is not None:
+        findings.ask(lambda: require_scorable(manifest, place, options["name"]))
+    reference, run = options["reference"], options["from_run"]
+    if (reference is None) == (run is None):
+        found = "neither" if run is None else "both"
+        findings.problems.append(f"--reference or --from-run: found {found}; name one model, a folder or a run")
+    elif run is not None:
+        _look_at_checkpoint(findings, str(run))
+    elif _parameters(findings, "--reference", str(reference)) is not None:
         warning = unfinished_reference(Path(reference))
         findings.warnings += [] if warning is None else [warning]
     look_at_output(findings, options["output"])
@@ -198,12 +208,17 @@ def look_at_output(findings: Findings, place: str) -> None:
 
 def look_at_export(findings: Findings, options: Mapping[str, Any]) -> None:
     """Looks at the run, or the checkpoint, that `export` reads, and whether its output is free."""
-    source = findings.local("the run", str(options["source"]))
+    _look_at_checkpoint(findings, str(options["source"]))
+    if findings.reach is not Reach.NONE:
+        findings.ask(lambda: require_absent(options["output"]))
+
+
+def _look_at_checkpoint(findings: Findings, place: str) -> None:
+    """Looks at a run, or at one of its checkpoints."""
+    source = findings.local("the run", place)
     if source is not None:
         run = source.parent.parent if source.parent.name == CHECKPOINTS else source
         findings.ask(lambda: _newest_checkpoint(run))
-    if findings.reach is not Reach.NONE:
-        findings.ask(lambda: require_absent(options["output"]))
 
 
 def _datasets(config: RunConfig) -> Iterator[tuple[str, StreamSection]]:
@@ -229,6 +244,7 @@ def _training_dataset(
     )
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, place), prefix=named)
     findings.ask(lambda: require_weights(config, manifest, place), prefix=named)
+    findings.ask(lambda: require_columns(config, manifest, place), prefix=named)
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:

@@ -8,7 +8,7 @@ reference's own EOS. Documents are packed into the reference's rows, each apart 
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -181,8 +181,10 @@ class _Batch:
 class AlignedReference:
     """Measures rows of a part through the reference's own tokens."""
 
-    def __init__(self, model: ReferenceModel, manifest: Manifest, *, tokenizer: Path, folder: Path) -> None:
-        """`manifest`: of the rows, with the record of the reference. `tokenizer`: the folder of the rows' tokenizer.
+    def __init__(
+        self, model: ReferenceModel, manifest: Manifest, record: Reference, *, tokenizer: Path, folder: Path
+    ) -> None:
+        """`manifest`: of the rows. `record`: of the reference. `tokenizer`: the folder of the rows' tokenizer.
         `folder`: the reference's, with its own.
 
         Raises DataError where a tokenizer cannot be read, or the reference's names no EOS.
@@ -190,7 +192,7 @@ class AlignedReference:
         self.read_tokens = 0
         """Tokens that the reference has read so far, without padding."""
         self._model, self._manifest = model, manifest
-        self._record = cast(Reference, manifest.reference)
+        self._record = record
         self._rows_text = TokensInText(tokenizer)
         self._own = PlacingEncoder(folder)
         own = load_tokenizer(folder)
@@ -201,13 +203,19 @@ class AlignedReference:
 
     @classmethod
     def load(
-        cls, folder: Path, manifest: Manifest, *, tokenizer: Path, device: torch.device, compiled: bool = False
+        cls,
+        folder: Path,
+        manifest: Manifest,
+        record: Reference,
+        *,
+        tokenizer: Path,
+        device: torch.device,
+        compiled: bool = False,
     ) -> "AlignedReference":
         """The model of a folder, for rows of `manifest`. Raises as `__init__` and `ReferenceModel.load`."""
-        record = cast(Reference, manifest.reference)
         eos_id = require_eos(folder, load_tokenizer(folder))
         model = ReferenceModel.load(folder, record, eos_id=eos_id, device=device, compiled=compiled)
-        return cls(model, manifest, tokenizer=tokenizer, folder=folder)
+        return cls(model, manifest, record, tokenizer=tokenizer, folder=folder)
 
     def measure(self, reader: RowReader, rows: range, place: str) -> Iterator[MeasuredRows]:
         """The rows of a part in order. `place` is the part's name in messages.

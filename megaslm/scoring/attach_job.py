@@ -15,9 +15,7 @@ from megaslm.config.section import Split
 from megaslm.dataset.fit import require_attachable
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import (
-    COST,
     MANIFEST,
-    SCORES,
     AttachedColumn,
     AttachedName,
     DomainSplit,
@@ -128,12 +126,7 @@ def attach(task: AttachRequest, watcher: Watcher = _UNWATCHED) -> Manifest:
         PartThreads(derivation, make, watcher, verb="attach", seq_len=manifest.seq_len).run(task.workers)
         watcher.say(f"joins the parts into {task.output}")
         outcomes = derivation.outcomes()
-        beside = {
-            name: (source.path / name).read_text(encoding="utf-8")
-            for name in (COST, SCORES)
-            if (source.path / name).is_file()
-        }
-        return derivation.assemble(outcomes, beside, _counted(described, task.name, outcomes))
+        return derivation.assemble(outcomes, derivation.beside_source(), _counted(described, task.name, outcomes))
 
 
 def lines_of_parts(file: ColumnFile, source: DatasetFolder, manifest: Manifest) -> Mapping[str, PartLines]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from megaslm import __version__
 from megaslm.config.section import Split
-from megaslm.dataset.manifest import TOKENIZER, DomainSplit, Manifest, Part
+from megaslm.dataset.manifest import COST, SCORES, TOKENIZER, DomainSplit, Manifest, Part
 from megaslm.dataset.output import output_at
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.errors import DataError
@@ -99,6 +99,11 @@ class Derivation(Generic[Outcome]):
     def beside(self, name: str) -> bytes | None:
         """A file beside the rows of the finished output. None without it, or while there is no finished output."""
         return None if self._output.finished() is None else self._output.beside(name)
+
+    def beside_source(self) -> dict[str, str]:
+        """The files beside the rows of the source that tell how these were scored, by name."""
+        paths = [self.source.path / name for name in (COST, SCORES)]
+        return {path.name: path.read_text(encoding="utf-8") for path in paths if path.is_file()}
 
     def earlier(self) -> DerivationPlan | None:
         """The plan of the unfinished or finished output, None if there is neither."""

@@ -10,6 +10,9 @@ from megaslm.config.section import Split
 from megaslm.dataset.manifest import AttachedColumn, AttachedName, Manifest, Mask, Part, Reference
 from megaslm.errors import DataError
 
+REF_LOSS = "ref_loss"
+"""The column of losses that every scored dataset has."""
+
 
 @dataclass(frozen=True)
 class SourcePart:
@@ -58,16 +61,17 @@ class DerivationPlan(BaseModel):
     domains: dict[str, int]
     """Name to number."""
     reference: Reference | None
-    """The reference without its name, which is only for people, and without the fingerprint of its rows."""
+    """The reference without its name and its run, which are only for people, and the fingerprint of its rows."""
     mask: Mask | None
     columns: dict[AttachedName, AttachedColumn] = {}
     """The attached columns without their file's name, which is only for people, and without their counts of targets,
     which are known at the end."""
+    losses: dict[str, Reference] = {}
+    """The references of further losses, likewise."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "DerivationPlan":
         """The plan of a derived dataset with this manifest."""
-        reference = manifest.reference
         return cls(
             kind=manifest.kind,
             tokenizer_sha256=manifest.tokenizer_sha256,
@@ -75,11 +79,12 @@ class DerivationPlan(BaseModel):
             seq_len=manifest.seq_len,
             eos_id=manifest.eos_id,
             domains={domain: number for number, domain in enumerate(manifest.domains)},
-            reference=None if reference is None else reference.model_copy(update={"name": "", "dataset_sha256": ""}),
+            reference=None if manifest.reference is None else _nameless(manifest.reference),
             mask=manifest.mask,
             columns={
                 name: column.model_copy(update={"file": "", "targets": 0}) for name, column in manifest.columns.items()
             },
+            losses={name: _nameless(reference) for name, reference in manifest.losses.items()},
         )
 
     def require_continues(self, other: "DerivationPlan", place: str) -> None:
@@ -92,6 +97,22 @@ class DerivationPlan(BaseModel):
         if different:
             listed = "; ".join(f"{name} = {theirs.get(name)} there, {ours.get(name)} here" for name in different)
             raise DataError(f"{place} was made otherwise than it would be now ({listed}); choose another output")
+
+
+def reference_of(described: Manifest | DerivationPlan, column: str) -> Reference | None:
+    """The reference whose losses a column holds, `ref_loss` or one of `losses`; None if there is no such column."""
+    return described.reference if column == REF_LOSS else described.losses.get(column)
+
+
+def with_reference(manifest: Manifest, column: str, reference: Reference) -> Manifest:
+    """The same manifest with this reference for a column of losses."""
+    if column == REF_LOSS:
+        return manifest.model_copy(update={"reference": reference})
+    return manifest.model_copy(update={"losses": {**manifest.losses, column: reference}})
+
+
+def _nameless(reference: Reference) -> Reference:
+    return reference.model_copy(update={"name": "", "dataset_sha256": "", "run": None})
 
 
 def require_rows(sources: Mapping[str, SourcePart], known: Mapping[str, Part], place: str) -> None:

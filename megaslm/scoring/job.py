@@ -32,9 +32,10 @@ from megaslm.model.finished import unfinished_reference
 from megaslm.model.fit import bos_warning
 from megaslm.model.reference_model import ReferenceModel
 from megaslm.scoring.derivation import Derivation
+from megaslm.scoring.derivation_plan import REF_LOSS, reference_of, with_reference
 from megaslm.scoring.part_scoring import AlignedScorer, PartScorer, Scorer
 from megaslm.scoring.provenance import describe_scored
-from megaslm.scoring.reports import ScoredPart, known_parts, reports
+from megaslm.scoring.reports import ScoredPart, known_parts, reports, with_cost
 from megaslm.scoring.request import ScoreRequest
 from megaslm.scoring.work import WHAT_IS_KEPT, ScoreLedger, ScoreProcess
 from megaslm.storage.file_systems import is_remote
@@ -65,7 +66,9 @@ def requirements_of(task: ScoreRequest) -> Requirements:
     files = {"config.json of --reference": task.reference / "config.json"}
     if not fetches:
         files[f"{MANIFEST} of the dataset"] = Path(task.dataset) / MANIFEST
-    options = {f"--{name.replace('_', '-')}": value for name, value in asdict(task.settings).items()}
+    options = {"--as": task.column} | {
+        f"--{name.replace('_', '-')}": value for name, value in asdict(task.settings).items()
+    }
     return Requirements(
         # Credentials in a URL must not be printed. Opening such a URL is refused later.
         settings={name: without_credentials(str(value)) for name, value in {**folders, **options}.items()},
@@ -116,7 +119,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, watcher: Watcher = _UN
     """
     device = torch.device("cuda:0" if cluster.gpus else "cpu")
     with StopSignal() as stop, keeping_what_is_done(task.output):
-        described = describe_scored(task.reference, _open(task), task.settings, device)
+        described = describe_scored(task, _open(task), device)
         _warn(task, described)
         derivation = _derive(task, described)
         found = derivation.finished()
@@ -125,7 +128,7 @@ def score_on_ray(task: ScoreRequest, cluster: RayCluster, watcher: Watcher = _UN
             return found
         with derivation.claimed(alone=True):
             run_id = new_run_id()
-            work = ScoreLedger(derivation, described, run_id)
+            work = ScoreLedger(derivation, described, task.column, run_id)
             tasks, asked = work.tasks(), cluster.gpus or cluster.cpus
             count = min(asked, len(tasks))
             run = work.run(tasks, watcher, asked)
@@ -151,7 +154,7 @@ def _work_on_ray(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"{socket.gethostname()}: Ray gives a GPU, but torch finds none; repair that node's torch")
     with StopSignal() as stop:
-        work = ScoreLedger(_derive(task, described), described, run_id)
+        work = ScoreLedger(_derive(task, described), described, task.column, run_id)
         world = World(number, count, device)
         ScoreProcess(work, world, lambda: _load(task, described, device), stop, None, locks_hold=True).run(None)
 
@@ -181,9 +184,7 @@ class _ScoreJob:
         for line in preflight(self._world, requirements_of(task)):
             if self._world.is_first:
                 print(line, flush=True)
-        self._described = self._once(
-            lambda: describe_scored(task.reference, _open(task), task.settings, self._world.device)
-        )
+        self._described = self._once(lambda: describe_scored(task, _open(task), self._world.device))
         if self._world.is_first:
             _warn(task, self._described)
         self._derivation = _derive(self._task, self._described)
@@ -191,12 +192,13 @@ class _ScoreJob:
     def take_on(self) -> None:
         """Takes the arithmetic of the scoring ranks, since this host may have no GPU. A requested precision stays."""
         earlier = self._once(self._derivation.earlier)
-        if earlier is not None and earlier.reference is not None:
-            arithmetic = {"attention": earlier.reference.attention}
+        before = None if earlier is None else reference_of(earlier, self._task.column)
+        if before is not None:
+            arithmetic = {"attention": before.attention}
             if self._task.settings.precision == "auto":
-                arithmetic["precision"] = earlier.reference.precision
-            reference = cast(Reference, self._described.reference).model_copy(update=arithmetic)
-            self._described = self._described.model_copy(update={"reference": reference})
+                arithmetic["precision"] = before.precision
+            reference = _record(self._task, self._described).model_copy(update=arithmetic)
+            self._described = with_reference(self._described, self._task.column, reference)
             self._derivation = _derive(self._task, self._described)
 
     def finished(self) -> Manifest | None:
@@ -227,8 +229,7 @@ class _ScoreJob:
     def score_parts(self, share: Share | None, stop: StopSignal) -> None:
         """Draws ranges of rows, those of the largest part first, until all are scored by any rank."""
         run_id = on_first_rank(new_run_id)
-        reference = cast(Reference, self._described.reference)
-        self._watcher.say(f"attention: {reference.attention}")
+        self._watcher.say(f"attention: {_record(self._task, self._described).attention}")
         compiling = compile_line(self._task.settings.compile, self._world.device, name=_COMPILE)
         if compiling is not None:
             self._watcher.say(compiling)
@@ -290,7 +291,7 @@ class _ScoreJob:
 
     def _process(self, run_id: str, stop: StopSignal) -> ScoreProcess:
         return ScoreProcess(
-            ScoreLedger(self._derivation, self._described, run_id),
+            ScoreLedger(self._derivation, self._described, self._task.column, run_id),
             self._world,
             lambda: _load(self._task, self._described, self._world.device),
             stop,
@@ -317,7 +318,8 @@ def _open(task: ScoreRequest) -> DatasetFolder:
 def _warn(task: ScoreRequest, described: Manifest) -> None:
     for warning in (
         None if task.settings.align else bos_warning(task.reference, described, dataset=task.dataset),
-        unfinished_reference(task.reference),
+        # The losses of an unfinished run are what --from-run asks for.
+        unfinished_reference(task.reference) if task.run is None else None,
     ):
         if warning is not None:
             print(f"warning: {warning}", flush=True)
@@ -331,18 +333,28 @@ def _derive(task: ScoreRequest, described: Manifest) -> Derivation[ScoredPart]:
         working=task.working,
         working_name=_WORKING,
         outcome_type=ScoredPart,
-        known_parts=known_parts,
+        # Only scores.json, which counts the losses of ref_loss, tells of earlier parts.
+        known_parts=known_parts if task.column == REF_LOSS else lambda finished, read: {},
     )
 
 
+def _record(task: ScoreRequest, described: Manifest) -> Reference:
+    return cast(Reference, reference_of(described, task.column))
+
+
 def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> Scorer:
-    record = cast(Reference, described.reference)
+    record = _record(task, described)
     compiled = is_compiled(task.settings.compile, device, name=_COMPILE)
     flash.activate(task.settings.flash_attention, device, name="--flash-attention")
     try:
         if record.aligned:
             aligned = AlignedReference.load(
-                task.reference, described, tokenizer=_open(task).path / TOKENIZER, device=device, compiled=compiled
+                task.reference,
+                described,
+                record,
+                tokenizer=_open(task).path / TOKENIZER,
+                device=device,
+                compiled=compiled,
             )
             return AlignedScorer(aligned, described.eos_id)
         model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
@@ -355,4 +367,8 @@ def _assemble(
     task: ScoreRequest, described: Manifest, derivation: Derivation[ScoredPart], *, patience_seconds: float = 0.0
 ) -> Manifest:
     outcomes = derivation.outcomes(patience_seconds=patience_seconds)
-    return derivation.assemble(outcomes, reports(outcomes, described, task.reference, derivation.beside(SCORES)))
+    if task.column == REF_LOSS:
+        beside = reports(outcomes, described, task.reference, derivation.beside(SCORES))
+    else:
+        beside = with_cost(derivation.beside_source(), outcomes, task.reference)
+    return derivation.assemble(outcomes, beside)

@@ -91,6 +91,7 @@ def _make(
                 selected = selected_targets(rule, rows, described.eos_id)
             except DataError as error:
                 raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
-            tokens, domain, target_mask, weight = StoredRows.of(rows)
-            writer.write(tokens, domain, selected=pack_mask(selected), target_mask=target_mask, weight=weight)
+            tokens, domain, others = StoredRows.of(rows)
+            kept = {name: column for name, column in others.items() if name not in ("ref_loss", "ref_entropy")}
+            writer.write(tokens, domain, selected=pack_mask(selected), **kept)
     return PartOutcome(part=writer.part)

@@ -40,22 +40,22 @@ def read_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 class StoredRows(NamedTuple):
-    """Rows of one domain as stored: (n, L+1), and (n, L) uint8 and float32 where the dataset has them."""
+    """Rows of one domain as stored: (n, L+1) tokens, and all other columns by name."""
 
     tokens: NDArray[np.unsignedinteger]
     domain: int
-    target_mask: NDArray[np.uint8] | None
-    weight: NDArray[np.float32] | None
+    others: Rows
 
     @classmethod
     def of(cls, rows: Rows) -> "StoredRows":
         """The columns of rows that a `RowReader` has read."""
-        return cls(
-            cast(NDArray[np.unsignedinteger], rows["tokens"]),
-            int(rows["domain"][0]),
-            cast(NDArray[np.uint8] | None, rows.get("target_mask")),
-            cast(NDArray[np.float32] | None, rows.get("weight")),
-        )
+        others = {name: column for name, column in rows.items() if name not in ("tokens", "domain")}
+        return cls(cast(NDArray[np.unsignedinteger], rows["tokens"]), int(rows["domain"][0]), others)
+
+    @property
+    def target_mask(self) -> NDArray[np.uint8] | None:
+        """(n, L), where the dataset has it."""
+        return cast(NDArray[np.uint8] | None, self.others.get("target_mask"))
 
 
 class ScoredRows(NamedTuple):
@@ -65,16 +65,17 @@ class ScoredRows(NamedTuple):
     values: NDArray[np.float16]
 
 
-def write_part(folder: Path, manifest: Manifest, scored: Iterable[ScoredRows]) -> tuple[Part, PartStatistics]:
-    """Write rows, in order, as the part `folder` of the dataset that `manifest` describes."""
+def write_part(
+    folder: Path, manifest: Manifest, column: str, scored: Iterable[ScoredRows]
+) -> tuple[Part, PartStatistics]:
+    """Write rows, in order, as the part `folder` of the dataset that `manifest` describes. Losses go to `column`."""
     shares_a_token = manifest.packing.overlap_tokens == 1
     statistics = LossStatistics(manifest.eos_id, rows_share_a_token=shares_a_token)
     with part_writer(folder, RowFormat.of(manifest)) as writer:
         for rows in scored:
-            entropies = rows.values[1] if len(rows.values) == 2 else None
-            tokens, domain, target_mask, weight = rows.stored
-            writer.write(tokens, domain, rows.values[0], entropies, target_mask=target_mask, weight=weight)
-            statistics.add(tokens, rows.values[0], target_mask)
+            stored, measured = rows.stored, dict(zip((column, "ref_entropy"), rows.values, strict=False))
+            writer.write(stored.tokens, stored.domain, **stored.others, **measured)
+            statistics.add(stored.tokens, rows.values[0], stored.target_mask)
     return writer.part, statistics.finish()
 
 

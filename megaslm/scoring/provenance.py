@@ -5,35 +5,37 @@ from pathlib import Path
 
 import torch
 
+from megaslm.dataset.fit import require_scorable
 from megaslm.dataset.folder import check_layout
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder
-from megaslm.errors import ConfigError, DataError
+from megaslm.errors import ConfigError
 from megaslm.model.attention import flash
 from megaslm.model.documents import kernel_name
 from megaslm.model.fit import check_model_fits, check_own_tokenizer, require_tokenizer
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import choose_precision, dtype_of
 from megaslm.model.weight_files import weights_sha256
-from megaslm.scoring.request import ScoreSettings
+from megaslm.scoring.derivation_plan import REF_LOSS, with_reference
+from megaslm.scoring.request import ScoreRequest, ScoreSettings
 from megaslm.tokenizer.folder_tokens import TOKENIZER_FILE
 from megaslm.tokenizer.tokenizer import tokenizer_sha256
 
 
-def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSettings, device: torch.device) -> Manifest:
+def describe_scored(task: ScoreRequest, dataset: DatasetFolder, device: torch.device) -> Manifest:
     """The manifest of the scored dataset, but with the present parts.
 
     Raises:
         ModelError: the reference is not a model, is incomplete, or does not fit the rows.
-        DataError: the dataset is corrupt, is scored already, or has another tokenizer than the reference.
+        DataError: the dataset is corrupt, has the column already, or has another tokenizer than the reference.
         ConfigError: window or stride do not fit the rows or the reference, or this machine lacks the FlashAttention.
     """
+    settings, reference = task.settings, task.reference
+    if settings.entropy and task.column != REF_LOSS:
+        raise ConfigError(f"--as {task.column}: stores losses alone; leave out --entropy")
     flash.activate(settings.flash_attention, device, name="--flash-attention")
     manifest = read_manifest(dataset.path)
-    if manifest.kind != "tokens":
-        raise DataError(
-            f"{dataset.place} is of kind {manifest.kind!r}; name the dataset of tokens that it was made from"
-        )
+    require_scorable(manifest, dataset.place, task.column)
     config = check_model_folder(reference)
     positions = int(config.max_position_embeddings)
     if settings.align:
@@ -47,7 +49,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
     check_layout(dataset.path, shards_are_here=dataset.url is None)
     precision = choose_precision(settings.precision, device)
     described = Reference(
-        name=reference.resolve().name,
+        name=reference.resolve().name if task.run is None else Path(task.run.run).resolve().name,
         weights_sha256=weights_sha256(reference),
         tokenizer_sha256=_other_tokenizer(reference, manifest),
         precision=precision,
@@ -59,8 +61,10 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
         dataset_sha256=manifest.tokens_fingerprint(),
         entropy=settings.entropy,
         aligned=settings.align,
+        run=task.run,
     )
-    return manifest.model_copy(update={"kind": "scored", "reference": described})
+    kind = "scored" if task.column == REF_LOSS else manifest.kind
+    return with_reference(manifest.model_copy(update={"kind": kind}), task.column, described)
 
 
 def _other_tokenizer(reference: Path, manifest: Manifest) -> str | None:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from itertools import accumulate, groupby
 from operator import add
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -281,6 +281,24 @@ def reports(
     summary = summarise(parts, flops, cast(ChosenPrecision, record.precision), before)
     cost = _cost([by for _, scored in outcomes for by in scored.by], reference)
     return {SCORES: summary.model_dump_json(indent=1) + "\n", COST: json.dumps(cost, indent=1) + "\n"}
+
+
+def with_cost(
+    beside: Mapping[str, str], outcomes: Sequence[tuple[SourcePart, ScoredPart]], reference: Path
+) -> dict[str, str]:
+    """The files beside the rows of a dataset that gets the losses of a further reference: its cost is added."""
+    before = json.loads(beside.get(COST, "{}"))
+    added = _cost([by for _, scored in outcomes for by in scored.by], reference)
+    total = {stage: _sum(before.get(stage), added.get(stage)) for stage in {**before, **added}}
+    return {**beside, COST: json.dumps(total, indent=1) + "\n"}
+
+
+def _sum(one: dict[str, Any] | None, other: Any) -> dict[str, Any]:
+    """The sums of the numbers that both costs state; one of them where the other is None."""
+    if one is None or other is None:
+        return one or other or {}
+    numbers = (name for name in one if isinstance(one[name], int | float) and isinstance(other.get(name), int | float))
+    return {name: one[name] + other[name] for name in numbers}
 
 
 def _flops_per_target(record: Reference, seq_len: int, reference: Path, parts: Sequence[PartScores]) -> float:

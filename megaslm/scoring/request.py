@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megaslm.config.schema import Compile, FlashAttention, Precision
+from megaslm.dataset.manifest import RunStep
+from megaslm.scoring.derivation_plan import REF_LOSS
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class ScoreRequest:
     output: str | Path
     """A folder or a URL."""
     settings: ScoreSettings
+    column: str = REF_LOSS
+    """The column that its losses go to: `ref_loss`, which makes a dataset of kind scored, or one of another name beside
+    what the dataset has."""
+    run: RunStep | None = None
+    """The checkpoint that `reference` was made of, if it was named as a run."""
     working: Path | None = None
     """For an output at a URL: a local folder, shared by all ranks, for parts before they are sent."""
     cache: Path = Path("~/.cache/megaslm")

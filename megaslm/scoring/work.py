@@ -23,7 +23,7 @@ from megaslm.jobs.progress import Tally, Watcher
 from megaslm.jobs.run import JobRun
 from megaslm.observe.display import counted
 from megaslm.scoring.derivation import Derivation
-from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart
+from megaslm.scoring.derivation_plan import DerivationPlan, SourcePart, reference_of
 from megaslm.scoring.part_scoring import ScoredRows, Scorer, with_values, write_part, write_values
 from megaslm.scoring.reports import ScoredPart, joined, scored_by
 from megaslm.slm.valid_targets import valid_targets
@@ -78,12 +78,14 @@ def ranges_of(item: SourcePart, seq_len: int, batch_rows: int, made_by: str) -> 
 class ScoreLedger:
     """The parts of a job, and the ranges of the parts that are divided."""
 
-    def __init__(self, derivation: Derivation[ScoredPart], described: Manifest, run_id: str) -> None:
-        self.derivation, self.described, self.run_id = derivation, described, run_id
+    def __init__(self, derivation: Derivation[ScoredPart], described: Manifest, column: str, run_id: str) -> None:
+        """`column`: the one that the losses go to."""
+        self.derivation, self.described, self.column, self.run_id = derivation, described, column, run_id
         self.parts = derivation.parts()
         self.ledger = derivation.ledger
-        self.batch_rows = cast(Reference, described.reference).batch_rows
-        self._made_by = DerivationPlan.of(described).model_dump_json(include={"reference", "kind"})
+        self.batch_rows = cast(Reference, reference_of(described, column)).batch_rows
+        how = {"reference", "kind"} | ({"losses"} if described.losses else set())
+        self._made_by = DerivationPlan.of(described).model_dump_json(include=how)
         folder = derivation.ledger.folder / _RANGES
         folder.mkdir(exist_ok=True)
         self.range_ledger = Ledger(folder, RangeOutcome, place=str(derivation.working))
@@ -265,19 +267,19 @@ class ScoreProcess:
 
     def _make(self, item: SourcePart, ranges: Sequence[RowRange], folder: Path) -> ScoredPart:
         """A whole part: scored, or joined from its ranges."""
-        described = self._work.described
+        described, column = self._work.described, self._work.column
         if ranges:
             by = joined(
                 outcome.by for each in ranges if (outcome := self._work.range_ledger.outcome(each.name)) is not None
             )
             paths = [self._work.values(each) for each in ranges]
             part, statistics = write_part(
-                folder, described, with_values(self._reader_of(item), paths, self._work.batch_rows)
+                folder, described, column, with_values(self._reader_of(item), paths, self._work.batch_rows)
             )
         else:
             scored = self._scored(item, range(item.part.rows))
             began = time.monotonic()
-            part, statistics = write_part(folder, described, scored)
+            part, statistics = write_part(folder, described, column, scored)
             by = (self._ended(began, statistics.targets),)
         return ScoredPart(part=part, statistics=statistics, by=by)
 

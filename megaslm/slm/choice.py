@@ -93,7 +93,7 @@ class Forecast(Protocol):
         """The share of all rows that is likely to be chosen."""
         ...
 
-    def margin(self, measured: Tensor, rows: Tensor, /) -> Tensor:
+    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None, /) -> Tensor:
         """Values of the given rows minus the value above which a row is surely chosen: (n,) float32 of (n,) each."""
         ...
 
@@ -117,8 +117,8 @@ class ByLoss(Protocol):
         """None where all are 1."""
         ...
 
-    def __call__(self, measured: Tensor, /) -> Selected:
-        """Chooses among rows by their losses or entropies, (T,) float32."""
+    def __call__(self, losses: Tensor, entropies: Tensor | None = None, /) -> Selected:
+        """Chooses among rows by their losses, and by their entropies if it depends on them; (T,) float32 each."""
         ...
 
     def unsortable(self, losses: Tensor) -> Tensor:
@@ -190,9 +190,9 @@ class ThresholdForecast:
     share: float
     threshold: Tensor
 
-    def margin(self, measured: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None) -> Tensor:
         """See `Forecast`."""
-        margin = self.candidates.values_at(measured, rows) - self.threshold
+        margin = self.candidates.values_at(losses, rows, entropies) - self.threshold
         return margin.where(self.candidates.eligible.flatten()[rows], float("-inf"))
 
 
@@ -217,12 +217,12 @@ class TopOfGroups:
         """See `ByLoss`."""
         return self.candidates.by_entropy
 
-    def __call__(self, measured: Tensor) -> Selected:
+    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
         """See `ByLoss`."""
         candidates = self.candidates
-        values = candidates.values(measured)
+        values = candidates.values(losses, entropies)
         top = select_quota(values, candidates.targets.keys, candidates.eligible, self.quota, self.rank_sum)
-        mask, non_finite = (in_any_group(marks, len(measured)) for marks in (top.mask, candidates.unsortable(values)))
+        mask, non_finite = (in_any_group(marks, len(losses)) for marks in (top.mask, candidates.unsortable(values)))
         return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unsortable(self, losses: Tensor) -> Tensor:
@@ -248,10 +248,10 @@ class AboveThreshold:
         """See `ByLoss`."""
         return self.candidates.by_entropy
 
-    def __call__(self, measured: Tensor) -> Selected:
+    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
         """See `ByLoss`."""
         candidates = self.candidates
-        values = candidates.values(measured)
+        values = candidates.values(losses, entropies)
         mask = (candidates.eligible & (sort_keys_of(values, candidates.targets.keys) >= self.threshold)).flatten()
         non_finite = candidates.unsortable(values).flatten()
         return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
@@ -264,9 +264,8 @@ class AboveThreshold:
 def _unsortable_by(losses: Tensor, candidates: Candidates) -> Tensor:
     """(T,) bool: targets that cannot be sorted, as far as (T,) losses tell. An entropy is NaN where the loss is, and
     finite where the loss is infinite."""
-    values = candidates.values(losses)
-    unsortable = candidates.eligible & values.isnan() if candidates.by_entropy else candidates.unsortable(values)
-    return in_any_group(unsortable, len(losses))
+    entropies = torch.ones_like(losses).where(~losses.isnan(), losses) if candidates.by_entropy else None
+    return in_any_group(candidates.unsortable(candidates.values(losses, entropies)), len(losses))
 
 
 def forecast_from(

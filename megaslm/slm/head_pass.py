@@ -35,13 +35,6 @@ class Softmax(NamedTuple):
     norms: Tensor
     entropies: Tensor | None = None
 
-    def measured(self, by_entropy: bool) -> Tensor:
-        """The entropies, or the losses; (n,) float32."""
-        if not by_entropy:
-            return self.losses
-        assert self.entropies is not None, "they were asked for"
-        return self.entropies
-
 
 def chunk_count(rows: int, vocab_size: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
     """Into how many chunks rows are divided, so that a chunk's logits of `dtype` fit into memory."""

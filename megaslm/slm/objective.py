@@ -29,7 +29,7 @@ from megaslm.slm.keys import HASH_BITS
 from megaslm.slm.policy import select_by, threshold_image
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
 from megaslm.slm.static import StaticRule, select_static
-from megaslm.slm.targets import Candidates, ModelCriterion, Targets, in_any_group
+from megaslm.slm.targets import Candidates, Targets, formula_of, in_any_group
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -92,7 +92,7 @@ class StepPlanner:
         parts = [self.measure_losses(number) for number in range(self.micro_steps)]
         losses = torch.cat([part.losses for part in parts])
         entropies = [part.entropies for part in parts if part.entropies is not None]
-        values, policy = candidates.values(torch.cat(entropies) if candidates.by_entropy else losses), self.rule.policy
+        values, policy = candidates.values(losses, torch.cat(entropies) if entropies else None), self.rule.policy
         found = select_by(policy, values, candidates.targets, candidates.eligible, self.ratio, self.all_reduce_sum)
         return StepPlan(
             self._known(found.mask, candidates.unsortable(values), measure_rest=False),
@@ -191,9 +191,9 @@ class StepPlanner:
         )
 
     def _candidates(self, targets: Targets) -> Candidates:
-        criterion, temperature = cast(ModelCriterion, self.rule.criterion), self.rule.policy.temperature
+        formula, temperature = formula_of(self.rule.criterion), self.rule.policy.temperature
         draw = None if temperature is None else Draw(temperature, self.rule.seed, self.step)
-        return Candidates(targets, targets.eligible(self.rule.max_ref_loss), criterion, draw)
+        return Candidates(targets, targets.eligible(self.rule.max_ref_loss), formula, draw)
 
     def _kept(self, candidates: Candidates, rank_sum: AllReduceSum) -> Quota:
         return kept(candidates.targets.valid, candidates.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
@@ -314,7 +314,7 @@ class SelectiveObjective:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
         if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):
             return step.by_static_criterion() if targets.selected is None else step.by_mask(targets.selected)
-        if self._rule.criterion == "random":
+        if self._rule.criterion == "random" or not formula_of(self._rule.criterion).needs_model:
             return step.by_static_criterion()
         if self._rule.scope != "batch":
             return step.within_micro_batches(self._recent)

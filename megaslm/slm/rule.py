@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
+from megaslm.slm.formula import Formula
 from megaslm.slm.policy import TOP, Policy
 from megaslm.slm.targets import Criterion, Targets
 from megaslm.slm.topk import Ratio
@@ -114,7 +115,7 @@ class SelectionRule:
 
     keep_ratio: KeepRatio
     """k, by the number of tokens read."""
-    criterion: Criterion = "excess"
+    criterion: Criterion | Formula = "excess"
     """What targets are sorted by, largest first."""
     scope: Scope = "batch"
     """The targets among which the largest are kept."""

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.draw import Draw
+from megaslm.slm.formula import Formula
 from megaslm.slm.policy import TOP, Policy, select_by
 from megaslm.slm.targets import StaticCriterion, Targets, static_values
 from megaslm.slm.topk import AllReduceSum, Ratio, on_this_rank_alone
 
-StaticRule = StaticCriterion | Literal["reference_and_entropy"]
+StaticRule = StaticCriterion | Literal["reference_and_entropy"] | Formula
 
 
 @dataclass(frozen=True)

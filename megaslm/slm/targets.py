@@ -1,12 +1,14 @@
 """The targets of a step: which are valid, what the dataset stores for them, and the values that they are sorted by."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from megaslm.slm.draw import Draw
+from megaslm.slm.formula import Formula
 from megaslm.slm.keys import HASH_BITS, hash_of
 from megaslm.slm.spans import span_means
 
@@ -14,8 +16,13 @@ Criterion = Literal[
     "excess", "reference", "entropy", "reference_and_entropy", "selected", "random", "loss", "student_entropy"
 ]
 StaticCriterion = Literal["reference", "entropy", "random"]
-ModelCriterion = Literal["excess", "loss", "student_entropy"]
-"""A criterion that depends on the model that is trained: on its losses, or on the entropies of its predictions."""
+_FORMULAS = {
+    "excess": Formula(("loss", "ref_loss", "-")),
+    "loss": Formula(("loss",)),
+    "student_entropy": Formula(("entropy",)),
+    "reference": Formula(("ref_loss", "neg()")),
+    "entropy": Formula(("ref_entropy", "neg()")),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Targets:
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
     run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is sorted by its own
     value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
-    the stored weights, or None where the dataset has none.
+    the stored weights, or None where the dataset has none. `columns`: (R, L) float32 each, further columns by name.
     """
 
     valid: Tensor
@@ -38,15 +45,16 @@ class Targets:
     after: Tensor | None = None
     domain: Tensor | None = None
     weight: Tensor | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
-        return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+        return self._with(lambda part: part.reshape(count, -1))
 
     def in_domains(self, count: int) -> "Targets":
         """The same targets (count, n) times. In the group of a domain only its own are valid."""
         flat = self.in_groups(1)
-        groups = Targets(**{name: part.expand(count, -1) for name, part in vars(flat).items() if part is not None})
+        groups = flat._with(lambda part: part.expand(count, -1))
         own = self.needed_domain().flatten() == torch.arange(count, device=self.valid.device)[:, None]
         return replace(groups, valid=groups.valid & own)
 
@@ -56,7 +64,12 @@ class Targets:
         return [self[first : first + size] for first in range(0, len(self.valid), size)]
 
     def __getitem__(self, rows: slice) -> "Targets":
-        return Targets(**{name: part[rows] for name, part in vars(self).items() if part is not None})
+        return self._with(lambda part: part[rows])
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Targets":
+        """Each tensor changed."""
+        parts = {name: change(part) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return Targets(**parts, columns={name: change(part) for name, part in self.columns.items()})
 
     def eligible(self, max_ref_loss: float | None) -> Tensor:
         """(R, L) bool: valid targets that may be selected, whose reference loss does not exceed the cap.
@@ -72,15 +85,25 @@ class Targets:
             return values
         return span_means(values, self.valid, self.before, self.after)
 
+    def needed(self, name: str) -> Tensor:
+        """A column of the dataset that a criterion names.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        own = {"ref_loss": self.ref_loss, "ref_entropy": self.ref_entropy, "weight": self.weight}
+        found = {**self.columns, **own}.get(name)
+        if found is None:
+            raise ValueError(f"this selection needs the column {name} of every micro-batch")
+        return found
+
     def needed_ref_loss(self) -> Tensor:
         """The reference's losses.
 
         Raises:
             ValueError: the dataset has none.
         """
-        if self.ref_loss is None:
-            raise ValueError("this selection needs the reference's losses of every micro-batch")
-        return self.ref_loss
+        return self.needed("ref_loss")
 
     def needed_domain(self) -> Tensor:
         """The numbers of the domains.
@@ -101,16 +124,6 @@ class Targets:
         if self.selected is None:
             raise ValueError("this selection needs the mask of every micro-batch")
         return self.selected
-
-    def needed_ref_entropy(self) -> Tensor:
-        """The entropies of the reference's predictions.
-
-        Raises:
-            ValueError: the dataset has none.
-        """
-        if self.ref_entropy is None:
-            raise ValueError("this selection needs the reference's entropies of every micro-batch")
-        return self.ref_entropy
 
     def needed_weight(self) -> Tensor:
         """The stored weights.
@@ -138,37 +151,46 @@ def excess_loss(losses: Tensor, ref_loss: Tensor) -> Tensor:
 class Candidates:
     """Targets in groups, (G, n), and what sorts them: a criterion, and the noise of a draw.
 
-    `eligible`: (G, n) bool. `draw`: None where there is no noise.
+    `eligible`: (G, n) bool. `formula`: depends on the model. `draw`: None where there is no noise.
     """
 
     targets: Targets
     eligible: Tensor
-    criterion: ModelCriterion
+    formula: Formula
     draw: Draw | None = None
 
     @property
     def by_entropy(self) -> bool:
-        """Whether the model's entropies rank the targets in place of its losses."""
-        return self.criterion == "student_entropy"
+        """Whether the values depend on the entropies of the model's predictions."""
+        return "entropy" in self.formula.names
 
-    def values(self, measured: Tensor) -> Tensor:
-        """(G, n) float32 values from the losses, or entropies, of the G·n targets, or of n that are in each group."""
-        measured = measured.reshape(-1, self.eligible.shape[1]).expand_as(self.eligible)
-        if self.criterion == "excess":
-            measured = excess_loss(measured, self.targets.needed_ref_loss())
-        values = self.targets.over_spans(measured)
+    def values(self, losses: Tensor, entropies: Tensor | None = None) -> Tensor:
+        """(G, n) float32 values from the losses of the G·n targets, or of n that are in each group; and from the
+        entropies, if it is by them."""
+
+        def value_of(name: str) -> Tensor:
+            measured = _measured(name, losses, entropies)
+            if measured is None:
+                return self.targets.needed(name)
+            return measured.reshape(-1, self.eligible.shape[1]).expand_as(self.eligible)
+
+        values = self.targets.over_spans(self.formula.of(value_of))
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys)
 
-    def values_at(self, measured: Tensor, rows: Tensor) -> Tensor:
-        """(n,) float32 values of some targets, where each is sorted by its own loss or entropy.
+    def values_at(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None) -> Tensor:
+        """(n,) float32 values of some targets, where each is sorted by its own value.
 
         Args:
-            measured: (n,) float32, losses or entropies.
+            losses: (n,) float32.
             rows: (n,) int64, their places among all G·n.
+            entropies: (n,) float32, if the values depend on them.
         """
-        values = measured
-        if self.criterion == "excess":
-            values = excess_loss(measured, self.targets.needed_ref_loss().flatten()[rows])
+
+        def value_of(name: str) -> Tensor:
+            measured = _measured(name, losses, entropies)
+            return self.targets.needed(name).flatten()[rows] if measured is None else measured
+
+        values = self.formula.of(value_of)
         return values if self.draw is None else self.draw.perturbed(values, self.targets.keys.flatten()[rows])
 
     def unsortable(self, values: Tensor) -> Tensor:
@@ -176,17 +198,27 @@ class Candidates:
         return self.eligible & ~torch.isfinite(values)
 
 
-def static_values(criterion: StaticCriterion, targets: Targets, *, seed: int, step: int) -> Tensor:
-    """Values that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference) or a hash of the key.
+def formula_of(criterion: Criterion | Formula) -> Formula:
+    """What a criterion sorts by, if that is one value per target that follows from losses, entropies and columns."""
+    return criterion if isinstance(criterion, Formula) else _FORMULAS[criterion]
+
+
+def static_values(criterion: StaticCriterion | Formula, targets: Targets, *, seed: int, step: int) -> Tensor:
+    """Values that do not depend on the model: −ref_loss, −ref_entropy (Rho-1's self-reference), a formula of columns,
+    or a hash of the key.
 
     Returns:
         float32, of the targets' shape.
     """
-    match criterion:
-        case "reference":
-            return targets.over_spans(-targets.needed_ref_loss())
-        case "entropy":
-            return targets.over_spans(-targets.needed_ref_entropy())
-        case "random":
-            # float32 holds 24 bits; keys break the resulting ties.
-            return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
+    if criterion == "random":
+        # float32 holds 24 bits; keys break the resulting ties.
+        return (hash_of(targets.keys, seed, step) >> (HASH_BITS - 24)).to(torch.float32)
+    return targets.over_spans(formula_of(criterion).of(targets.needed))
+
+
+def _measured(name: str, losses: Tensor, entropies: Tensor | None) -> Tensor | None:
+    """What the model that is trained has for a name; None where a name is that of a column."""
+    if name == "entropy":
+        assert entropies is not None, "they were measured for this criterion"
+        return entropies
+    return losses if name == "loss" else None

@@ -303,7 +303,8 @@ def _add_from_cache(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape, device = (len(head.targets), head.weight.shape[0]), head.hidden.device
     cached = torch.empty(shape, dtype=_CACHE_DTYPE, device=device)
-    losses, measured, norms = torch.empty(3, shape[0], dtype=head.loss_dtype, device=device)
+    losses, norms = torch.empty(2, shape[0], dtype=head.loss_dtype, device=device)
+    measured = _measured(losses, select)
     chunks = head.chunks()
     first = 0
     for rows in chunks:
@@ -311,11 +312,11 @@ def _add_from_cache(
         softmax = head.softmax(rows, out=cached[first : first + len(rows)], entropies=select.by_entropy)
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
-        measured[rows] = softmax.measured(select.by_entropy)
+        _keep_entropies(measured, rows, softmax)
         weights.note(rows, softmax)
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
-    selected = select(measured)
+    selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
         gradient.add(rows, kept, weights.where(selected.mask[rows], rows))
@@ -325,17 +326,19 @@ def _add_from_cache(
 def _add_around_threshold(
     head: HeadPass, gradient: HeadGradient, weights: RowWeights, select: ByLoss, forecast: Forecast | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    losses, measured = torch.empty(2, len(head.targets), dtype=head.loss_dtype, device=head.hidden.device)
+    losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
+    measured = _measured(losses, select)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
         softmax = head.softmax(rows, entropies=select.by_entropy)
         losses[rows] = softmax.losses
-        measured[rows] = softmax.measured(select.by_entropy)
+        _keep_entropies(measured, rows, softmax)
         weights.note(rows, softmax)
         if forecast is not None:
             # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
-            margin, best = forecast.margin(measured[rows], rows).topk(places, sorted=False)
+            of_losses, *of_entropies = (column[rows] for column in measured)
+            margin, best = forecast.margin(of_losses, rows, *of_entropies).topk(places, sorted=False)
             sure, taken = margin > 0, rows[best]
             # No name keeps the copy: its memory is free for the next chunk.
             gradient.add(
@@ -344,12 +347,22 @@ def _add_around_threshold(
                 weights.where(sure, taken),
             )
             added[taken] = sure
-    selected = select(measured)
+    selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
         missing = ~added[rows]
         change = weights.where(selected.mask[rows] | added[rows], rows)
         gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing)
     return losses, selected.mask, selected.threshold
+
+
+def _measured(losses: Tensor, select: ByLoss) -> list[Tensor]:
+    """What the choice depends on: the losses and, if needed, room for the entropies."""
+    return [losses, torch.empty_like(losses)] if select.by_entropy else [losses]
+
+
+def _keep_entropies(measured: list[Tensor], rows: Tensor, softmax: Softmax) -> None:
+    if softmax.entropies is not None:
+        measured[1][rows] = softmax.entropies
 
 
 def _read_rows(selected: Selected, wanted: Tensor) -> Tensor:

@@ -8,23 +8,22 @@ before the first backward pass, whereas the sum of the weights is not. DFT and E
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput, Weights
+from megaslm.slm.formula import Formula
 from megaslm.slm.head_pass import Softmax
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import MeasureLosses, Moment, StepPlan
-from megaslm.slm.targets import Targets, excess_loss
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import SelectionState
 from megaslm.slm.topk import AllReduceSum
 
 WeightRule = Callable[[Targets], Weights]
 """Makes the weights of a micro-batch from its targets."""
-OwnValue = Literal["excess", "loss", "reference", "entropy"]
-"""The criteria by which a target has a value of its own."""
 _FOLDS = 16
 
 
@@ -70,27 +69,22 @@ class EntropyWeights(_OfSelectedAlone):
 
 @dataclass(frozen=True, eq=False)
 class SigmoidWeights(_OfSelectedAlone):
-    """1 / (1 + exp(−(value − center) / temperature)), with the target's own value of a criterion, all in nats."""
+    """1 / (1 + exp(−(value − center) / temperature)), with the target's own value of a criterion, all in nats.
 
-    criterion: OwnValue
+    `formula`: without `entropy`.
+    """
+
+    formula: Formula
     temperature: float
     center_nats: float
     targets: Targets
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:
         """See `Weights`."""
-        return torch.sigmoid((self._values(rows, softmax.losses) - self.center_nats) / self.temperature)
-
-    def _values(self, rows: Tensor, losses: Tensor) -> Tensor:
-        match self.criterion:
-            case "excess":
-                return excess_loss(losses, self.targets.needed_ref_loss().flatten()[rows])
-            case "loss":
-                return losses
-            case "reference":
-                return -self.targets.needed_ref_loss().flatten()[rows]
-            case "entropy":
-                return -self.targets.needed_ref_entropy().flatten()[rows]
+        values = self.formula.of(
+            lambda name: softmax.losses if name == "loss" else self.targets.needed(name).flatten()[rows]
+        )
+        return torch.sigmoid((values - self.center_nats) / self.temperature)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import methodcaller
 from time import sleep
@@ -43,7 +43,7 @@ _LOOK_SECONDS = 1.0
 # while it holds the lock.
 _LEAVING_SECONDS = 1.0
 _FETCH = FetchSection()
-# The columns of a dataset's rows that a micro-batch has, as it has them. A mask is unpacked after this.
+# The columns of a dataset's rows that have a field in a micro-batch, as it has them. A mask is unpacked after this.
 _COLUMNS: dict[str, type[np.generic]] = {
     "tokens": np.int64,
     "ref_loss": np.float32,
@@ -100,7 +100,7 @@ class MicroBatch:
     that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
     first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
     found on the host: a GPU could tell their number only by making the host wait. `weight`: (B, L) float32; None if
-    the dataset has none.
+    the dataset has none. `columns`: (B, L) float32 each, further columns of the dataset, by name.
     """
 
     tokens: Tensor
@@ -113,6 +113,7 @@ class MicroBatch:
     target_mask: Tensor | None = None
     document_bounds: Tensor | None = None
     weight: Tensor | None = None
+    columns: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
@@ -125,7 +126,8 @@ class MicroBatch:
                     size = parts[0].tokens[:, 1:].numel()
                     columns = [bounds + number * size for number, bounds in enumerate(columns)]
                 fields[name] = torch.cat(columns)
-        return cls(**fields)
+        names = parts[0].columns
+        return cls(**fields | {"columns": {name: torch.cat([part.columns[name] for part in parts]) for name in names}})
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
         """Pickles as bytes, not as tensors: a killed process would leave tensors' files in shared memory."""
@@ -140,13 +142,15 @@ class MicroBatch:
         return MicroBatch(**self._with(methodcaller("to", device, non_blocking=True)))
 
     def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
-        return {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        fields = {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return fields | {"columns": {name: change(value) for name, value in self.columns.items()}}
 
 
 def _of_arrays(fields: dict[str, Any]) -> MicroBatch:
-    for name, value in fields.items():
-        if isinstance(value, np.ndarray):
-            fields[name] = torch.from_numpy(value)
+    for part in (fields, fields["columns"]):
+        for name, value in part.items():
+            if isinstance(value, np.ndarray):
+                part[name] = torch.from_numpy(value)
     return MicroBatch(**fields)
 
 
@@ -293,6 +297,8 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
         columns: dict[str, Any] = {
             name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in stored
         }
+        others = [name for name in stored if name not in _COLUMNS and name != "domain"]
+        columns["columns"] = {name: _values(rows, name, np.float32) for name in others}
         tokens = columns["tokens"]
         if "selected" in columns:
             columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)

@@ -10,7 +10,14 @@ import numpy as np
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
-from megaslm.dataset.fit import reads_reference, require_reference, require_rule, require_selected, selects_by_column
+from megaslm.dataset.fit import (
+    losses_read,
+    reads_reference,
+    require_reference,
+    require_rule,
+    require_selected,
+    selects_by_column,
+)
 from megaslm.dataset.manifest import TOKENIZER, Manifest, Mask, Reference
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import Rows, unpack_mask
@@ -84,7 +91,7 @@ def _measure_of(
             return [column[0].cpu() for column in model.measure(tokens) if column is not None]
 
         return measure
-    aligned = AlignedReference.load(folder, manifest, tokenizer=dataset.path / TOKENIZER, device=device)
+    aligned = AlignedReference.load(folder, manifest, found, tokenizer=dataset.path / TOKENIZER, device=device)
 
     def measure_aligned(domain: str, number: int, _tokens: torch.Tensor) -> list[torch.Tensor]:
         part, row = _part_with(manifest, domain, number)
@@ -218,6 +225,16 @@ def check_scored(config: RunConfig, data: TrainingData, device: torch.device) ->
     if selects_by_column(config):
         for dataset in data.datasets:
             require_selected(dataset.manifest, dataset.source.place)
+    for dataset in data.datasets:
+        for column, found in losses_read(config, dataset.manifest):
+            check_provenance(
+                found,
+                dataset.manifest,
+                dataset.source,
+                document_isolation=config.model.document_isolation,
+                reference=None,
+                column=column,
+            )
     if not reads_reference(config):
         return []
     rows, verified = config.slm.verify_rows, []

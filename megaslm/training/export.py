@@ -1,6 +1,7 @@
 """The `export` verb: writes a checkpoint as a Hugging Face folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,14 +9,19 @@ from megaslm.config.load import load
 from megaslm.config.plan import total_steps
 from megaslm.config.run_files import CHECKPOINTS, CONFIG, LAYOUT, refuse_smoke_test
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.manifest import RunStep
+from megaslm.engine.distributed import join_world, on_first_rank
+from megaslm.engine.seat import seat_in
 from megaslm.errors import CheckpointError
-from megaslm.files import require_absent
+from megaslm.files import locked, require_absent
 from megaslm.model.export import save_hugging_face
 from megaslm.training.checkpoints.file_list import WEIGHTS, read_file_list
 from megaslm.training.checkpoints.progress import Progress, read_progress
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
 from megaslm.training.run_folder import RunFolder
+
+_EXPORT_SECONDS = 1800.0
 
 
 class Exported(NamedTuple):
@@ -91,10 +97,34 @@ def newest_weights(run: RunFolder) -> Path:
 
     Raises CheckpointError where the run has no complete checkpoint.
     """
-    checkpoint = _newest(run)
+    return _exported(run, _newest(run))
+
+
+def weights_of_run(source: Path) -> tuple[Path, RunStep]:
+    """A checkpoint of a run, exported to a Hugging Face folder inside the run on first use, and which one it is.
+
+    Called by every rank of a job; jobs on several hosts may call it at the same time. `source`: as of `export`.
+
+    Raises CheckpointError as `export` does.
+    """
+
+    def exported() -> tuple[Path, RunStep]:
+        run, checkpoint = _run_and_checkpoint(source)
+        return _exported(run, checkpoint), RunStep(run=str(run.path), step=read_progress(checkpoint).step)
+
+    if seat_in(os.environ).world_size == 1:
+        return exported()
+    join_world()
+    return on_first_rank(exported)
+
+
+def _exported(run: RunFolder, checkpoint: Path) -> Path:
     folder = run.exports / checkpoint.name
-    if not folder.is_dir():
-        export(checkpoint, folder)
+    run.exports.mkdir(exist_ok=True)
+    busy = f"{run.exports}: another job has been exporting a checkpoint for half an hour; stop it, or wait for it"
+    with locked(run.exports / "lock", patience_seconds=_EXPORT_SECONDS, busy=busy):
+        if not folder.is_dir():
+            export(checkpoint, folder)
     return folder
 
 

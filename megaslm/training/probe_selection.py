@@ -1,5 +1,7 @@
 """What a run's selection keeps of its probe rows."""
 
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,8 +12,8 @@ from megaslm.observe.probe_files import ProbeRows
 from megaslm.slm.draw import Draw
 from megaslm.slm.policy import select_by
 from megaslm.slm.spans import SpanRule
-from megaslm.slm.static import select_static
-from megaslm.slm.targets import Candidates, Targets, in_any_group
+from megaslm.slm.static import StaticRule, select_static
+from megaslm.slm.targets import Candidates, Targets, formula_of, in_any_group
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.training.selection_rule import rule_of
 
@@ -47,21 +49,27 @@ def would_keep(
         return rows.selected
     if (slm.needs_ref_loss and rows.ref_loss is None) or (slm.needs_ref_entropy and rows.ref_entropy is None):
         return None
+    if slm.expression is not None and not slm.expression.columns <= {"ref_loss", "ref_entropy"}:
+        return None
     rule = rule_of(config, rows.domains)
     policy, ratio = rule.policy, rule.ratio_at(tokens_seen)
     targets = _targets(rows, SpanRule.of(slm.granularity, slm.span_reach, rows.eos_id))
     groups = targets if slm.scope == "sequence" else rule.whole_step(targets)
-    if slm.criterion == "excess" or slm.criterion == "loss" or slm.criterion == "student_entropy":
+    if slm.sorts_by_model:
         draw = None if policy.temperature is None else Draw(policy.temperature, rule.seed, step)
-        candidates = Candidates(groups, groups.eligible(slm.max_ref_loss), slm.criterion, draw)
-        measured = entropies if candidates.by_entropy else losses
-        assert measured is not None, "entropies are measured where they rank the targets"
-        values = candidates.values(torch.from_numpy(measured))
+        candidates = Candidates(groups, groups.eligible(slm.max_ref_loss), formula_of(rule.criterion), draw)
+        values = candidates.values(torch.from_numpy(losses), None if entropies is None else torch.from_numpy(entropies))
         sortable = candidates.eligible & torch.isfinite(values)
         mask = select_by(policy, values, groups, sortable, ratio, on_this_rank_alone).mask
     else:
         mask = select_static(
-            slm.criterion, groups, ratio, slm.max_ref_loss, policy=policy, seed=rule.seed, step=step
+            cast(StaticRule, rule.criterion),
+            groups,
+            ratio,
+            slm.max_ref_loss,
+            policy=policy,
+            seed=rule.seed,
+            step=step,
         ).mask
     return in_any_group(mask, rows.valid.size).view(rows.valid.shape).numpy()
 

@@ -113,6 +113,7 @@ def identity(manifest: Manifest) -> dict[str, str | None]:
         "tokens_sha256": manifest.tokens_fingerprint(),
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "reference_weights_sha256": None if manifest.reference is None else manifest.reference.weights_sha256,
+        **{f"{name}_weights_sha256": found.weights_sha256 for name, found in manifest.losses.items()},
     }
 
 

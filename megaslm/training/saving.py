@@ -8,7 +8,7 @@ from pathlib import Path
 from megaslm.config.plan import BatchPlan
 from megaslm.config.retention import retention_of
 from megaslm.config.source import dump
-from megaslm.dataset.fit import reads_reference
+from megaslm.dataset.fit import reads_scores
 from megaslm.dataset.manifest import COST
 from megaslm.engine.distributed import World
 from megaslm.files import write_file
@@ -156,7 +156,7 @@ def _write_cost(run: TrainingRun, progress: Progress, say: Callable[[str], None]
             # A save ends while later steps are trained; their rows are not this checkpoint's.
             domains=DomainCounts(run.data.mixture, run.plan.seq_len, progress.rows_read),
             checks=run.stream.checked(),
-            scored=run.data.datasets if reads_reference(run.config) else (),
+            scored=run.data.datasets if reads_scores(run.config) else (),
         )
     except OSError as error:
         say(f"warning: {run.folder.cost} cannot be written: {error}; the next save tries again")

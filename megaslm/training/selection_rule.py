@@ -1,10 +1,13 @@
 """The rule that selects targets in a run, made from its settings."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.slm.formula import Formula
 from megaslm.slm.policy import TOP, Policy
 from megaslm.slm.rule import KeepRatio, SelectionRule
+from megaslm.slm.targets import Criterion
 
 
 def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:
@@ -17,7 +20,7 @@ def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:
             slm.keep_ratio_warmup_tokens,
             tuple((point.tokens, point.keep_ratio) for point in slm.keep_ratio_schedule),
         ),
-        criterion=slm.criterion,
+        criterion=criterion_of(slm),
         scope=slm.scope,
         mode=slm.mode,
         max_ref_loss=slm.max_ref_loss,
@@ -28,9 +31,14 @@ def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:
     )
 
 
+def criterion_of(slm: SlmSection) -> Criterion | Formula:
+    """What a run sorts targets by."""
+    return cast(Criterion, slm.criterion) if slm.expression is None else Formula(slm.expression.terms)
+
+
 def sorts_by_entropy(config: RunConfig) -> bool:
     """Whether the entropies of the model's own predictions sort the targets of a run."""
-    return config.train.objective == "slm" and config.slm.criterion == "student_entropy"
+    return config.train.objective == "slm" and config.slm.sorts_by_entropy
 
 
 def _policy_of(slm: SlmSection) -> Policy:

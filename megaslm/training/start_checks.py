@@ -9,8 +9,8 @@ from pathlib import Path
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.run_files import PROBE
 from megaslm.config.schema import ModelSection, RunConfig
-from megaslm.dataset.fit import heldout_domains, reads_reference
-from megaslm.dataset.manifest import TOKENIZER, read_manifest
+from megaslm.dataset.fit import heldout_domains, losses_read, reads_reference, reads_scores
+from megaslm.dataset.manifest import TOKENIZER, Reference, read_manifest
 from megaslm.dataset.remote import DatasetFolder
 from megaslm.generation.text_tokens import TextTokens
 from megaslm.model.fit import check_cache_fits, check_model_fits, check_tokenizer_fits
@@ -32,7 +32,7 @@ def check_start(config: RunConfig, ranks: int) -> None:
     """
     training, plan = open_training_data(config), plan_batches(config, ranks)
     require_whole_batch(training.mixture.streams, plan.global_batch_rows)
-    if reads_reference(config):
+    if reads_scores(config):
         _check_references(config, training)
     for name, chosen in config.validation.sets.items():
         source = DatasetFolder(Path(chosen.dataset))
@@ -46,9 +46,18 @@ def check_start(config: RunConfig, ranks: int) -> None:
 def _check_references(config: RunConfig, training: TrainingData) -> None:
     isolation = config.model.document_isolation
     for dataset in training.datasets:
-        found = dataset.manifest.reference
-        if found is not None:
-            check_provenance(found, dataset.manifest, dataset.source, document_isolation=isolation, reference=None)
+        columns: list[tuple[str | None, Reference]] = [*losses_read(config, dataset.manifest)]
+        if reads_reference(config) and dataset.manifest.reference is not None:
+            columns.append((None, dataset.manifest.reference))
+        for column, found in columns:
+            check_provenance(
+                found,
+                dataset.manifest,
+                dataset.source,
+                document_isolation=isolation,
+                reference=None,
+                column=column,
+            )
 
 
 def _check_model(config: RunConfig, training: TrainingData, plan: BatchPlan) -> None:

@@ -116,6 +116,7 @@ class TrainStep:
             before=before,
             after=after,
             weight=batch.weight,
+            columns=batch.columns,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:

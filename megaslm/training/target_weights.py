@@ -1,21 +1,21 @@
 """The weights of targets in a run, from its configuration."""
 
 from functools import partial
-from typing import cast
 
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.slm.targets import formula_of
 from megaslm.slm.weights import (
     ColumnWeights,
     EntropyWeights,
-    OwnValue,
     ProbabilityWeights,
     SigmoidWeights,
     SignedWeights,
     WeightRule,
 )
 from megaslm.stream.loader import WeightRange
+from megaslm.training.selection_rule import criterion_of
 
 
 def weight_rule(slm: SlmSection) -> WeightRule | None:
@@ -32,7 +32,7 @@ def weight_rule(slm: SlmSection) -> WeightRule | None:
             return partial(ColumnWeights, weight.bound_nats)
         case "sigmoid":
             assert weight.temperature is not None, "the schema lets no other sigmoid through"
-            return partial(SigmoidWeights, cast(OwnValue, slm.criterion), weight.temperature, weight.center_nats)
+            return partial(SigmoidWeights, formula_of(criterion_of(slm)), weight.temperature, weight.center_nats)
         case "signed":
             assert weight.negative is not None, "the schema lets no other sign through"
             assert weight.bound_nats is not None, "the schema lets no other sign through"

@@ -10,6 +10,7 @@ import numpy as np
 from megaslm.config.schema import DataSection, RunConfig, StreamSection
 from megaslm.dataset.fit import (
     ReadDataset,
+    require_columns,
     require_named_domains,
     require_targets_of,
     require_weights,
@@ -79,20 +80,24 @@ def check_provenance(
     *,
     document_isolation: bool,
     reference: NamedReference | None,
+    column: str | None = None,
 ) -> None:
     """Compares the record `found` in the manifest of `dataset` with its rows, the run and the model `reference`.
+
+    `column`: the one of its losses; None for `ref_loss`.
 
     Raises:
         ReferenceMismatch: its losses were computed for other rows, with another document_isolation or other weights.
     """
+    place = dataset.place if column is None else f"{dataset.place}, column {column}"
     if found.dataset_sha256 != manifest.tokens_fingerprint():
         raise ReferenceMismatch(
-            f"{dataset.place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it "
+            f"{place}: its reference losses were computed for the rows {found.dataset_sha256[:12]}, it "
             f"holds the rows {manifest.tokens_fingerprint()[:12]}; score the dataset again"
         )
     if found.document_isolation != document_isolation:
         raise ReferenceMismatch(
-            f"{dataset.place} was scored with document_isolation = {found.document_isolation}; the run has "
+            f"{place} was scored with document_isolation = {found.document_isolation}; the run has "
             f"model.document_isolation = {document_isolation}; losses with and without context are not comparable"
         )
     if reference is not None:
@@ -169,6 +174,7 @@ def open_training_data(config: RunConfig) -> TrainingData:
         named = f"{dataset.setting} = {dataset.source.place}"
         require_targets_of(config.train.objective, dataset.manifest, named)
         require_weights(config, dataset.manifest, named)
+        require_columns(config, dataset.manifest, named)
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])

@@ -9,7 +9,7 @@ from torch import Tensor
 from megaslm.slm import head_pass, token_loss
 from megaslm.slm.choice import Selected, TopOfGroups, forecast_from
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.targets import Candidates, Targets
+from megaslm.slm.targets import Candidates, Targets, formula_of
 from megaslm.slm.threshold import RecentThresholds
 from megaslm.slm.token_loss import (
     HeadMethod,
@@ -53,7 +53,7 @@ def top_rows() -> TopOfGroups:
     """The rows of largest loss, forecast from a cut that is near theirs."""
     keys = torch.arange(ROWS, device="cuda")[None]
     targets = Targets(torch.ones_like(keys, dtype=torch.bool), keys)
-    candidates = Candidates(targets, targets.valid, "loss")
+    candidates = Candidates(targets, targets.valid, formula_of("loss"))
     recent = RecentThresholds()
     recent.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
     forecast = forecast_from(recent, candidates, KEPT_ROWS / ROWS, surely=False)

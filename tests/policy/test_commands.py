@@ -38,6 +38,8 @@ RUN_BY = {
     "inspect": "tests/ranks/test_cli_datasets.py::test_a_row_is_shown",
     "score": _SHARES,
     "score --align": "tests/ranks/test_score_align.py::test_the_command",
+    "score --as": "tests/ranks/test_score_as.py::test_any_ranks_and_shares_write_the_same",
+    "score --from-run": "tests/ranks/test_score_as.py::test_a_run_is_the_reference_of_its_own_history",
     "score --reference": _SHARES,
     "score --share": _SHARES,
     "score --finish": _SHARES,

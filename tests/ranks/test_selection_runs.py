@@ -57,6 +57,8 @@ OTHERWISE: dict[str, dict[str, object]] = {
         "keep_ratio": "0.4",
         "keep_ratio_of_domains": {"b": "0.8"},
     },
+    "by an expression with entropy": {"criterion": "max(loss - ref_loss, 0.5 * entropy)", "keep_ratio": "0.6"},
+    "by an expression under a running threshold": {"criterion": "loss - 0.5 * ref_loss", "mode": "running"},
     "from a threshold on": {"policy": "threshold", "threshold": -0.125, "keep_ratio": "1"},
     "a band on a schedule": {
         "policy": "band",
@@ -79,7 +81,11 @@ def test_a_run_that_selects_otherwise_resumes_as_it_was(chain: Chain, tmp_path: 
     assert steps_of(run) == undisturbed
     ratios = [float(str(step["selected_ratio"])) for step in undisturbed]
     thresholds = [step["threshold"] for step in undisturbed]
-    if slm["policy"] == "stochastic":
+    if "criterion" in slm and "policy" not in slm:
+        # A forecast may be the threshold of an earlier step.
+        assert len(set(thresholds)) > EXACT_STEPS
+        assert ratios[:EXACT_STEPS] == pytest.approx([0.6] * EXACT_STEPS, abs=0.01)
+    elif slm["policy"] == "stochastic":
         for step in undisturbed:
             of_domains = step["domain_ratio"]
             assert isinstance(of_domains, dict)
@@ -91,6 +97,40 @@ def test_a_run_that_selects_otherwise_resumes_as_it_was(chain: Chain, tmp_path: 
         assert len(set(ratios)) > 2
     else:
         assert ratios == pytest.approx([0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expression", "slm"),
+    [
+        ("excess", "loss - ref_loss", {}),
+        ("excess", "loss - ref_loss", {"mode": "running"}),
+        ("excess", "loss - ref_loss", {"weight": {"by": "sigmoid", "temperature": 0.5}}),
+        ("loss", "1 * loss", {"scope": "sequence"}),
+        ("reference", "-ref_loss", {"policy": "band"}),
+        ("student_entropy", "entropy + 0", {"granularity": "document"}),
+    ],
+)
+def test_an_expression_trains_as_the_criterion_that_it_spells(
+    chain: Chain, tmp_path: Path, criterion: str, expression: str, slm: dict[str, object]
+) -> None:
+    found = {}
+    for number, text in enumerate((criterion, expression)):
+        run = tmp_path / str(number)
+        config = changed(chain.slm_config(run), run, slm={**slm, "criterion": text}, train={"micro_batch_rows": 2})
+        run_megaslm("train", write_config(tmp_path / f"{number}.yaml", config), world_size=2)
+        found[text] = steps_of(run)
+    assert len(found[criterion]) == 8
+    assert found[expression] == found[criterion]
+
+
+@pytest.mark.parametrize("criterion", ["loss - history", "weight - loss", "loss - ref_entropy"])
+def test_a_column_that_is_absent_is_refused(chain: Chain, tmp_path: Path, says: Says, criterion: str) -> None:
+    run = tmp_path / "run"
+    file = write_config(tmp_path / "run.yaml", changed(chain.slm_config(run), run, slm={"criterion": criterion}))
+    for command in (("train", file), ("train", file, "--check")):
+        said = run_megaslm(*command, expect_status=2)
+        says(line_with(said, "has no column"), criterion, chain.scored, "ref_loss", PLACE=place_of(file, "train: "))
+    assert not run.exists()
 
 
 def test_a_domain_that_is_not_read_has_no_share(chain: Chain, tmp_path: Path, says: Says) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +63,9 @@ def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
     make_dataset(found.tokens, rows)
     make_dataset(found.conversations, rows, target_mask=True)
     make_reference(found.model)
-    run_job(1, task_of(found.model, found.tokens, found.scored, entropy=True))
+    without_history = root / "without-history"
+    run_job(1, task_of(found.model, found.tokens, without_history, entropy=True))
+    run_job(1, replace(task_of(found.model, without_history, found.scored), column="history"))
     return found
 
 

@@ -267,7 +267,8 @@ def test_the_inputs_of_score_mask_and_export(here: Findings, tokens: Path, says:
     files, free = tokens.parent / "files", str(tokens.parent / "free")
     files.mkdir()
     (files / "notes.txt").touch()
-    look_at_scoring(here, {"dataset": str(tokens), "reference": tokens / "no-model", "output": str(files)})
+    asked = {"dataset": str(tokens), "reference": tokens / "no-model", "output": str(files)}
+    look_at_scoring(here, {**asked, "name": None, "from_run": None})
     look_at_masking(here, {"dataset": str(tokens), "criterion": "reference", "output": str(files / "notes.txt")})
     look_at_export(here, {"source": tokens, "output": tokens})
     for place in (free, str(tokens), "memory://bucket/web"):
@@ -280,7 +281,8 @@ def test_the_reference_of_an_unfinished_run_is_a_warning(here: Findings, tokens:
     """A cost.json of an earlier build does not tell how far the run was."""
     reference = tokens.parent / "reference"
     make_model(reference)
-    asked = {"dataset": str(tokens), "reference": reference, "output": str(tokens.parent / "scored")}
+    output = str(tokens.parent / "scored")
+    asked = {"dataset": str(tokens), "reference": reference, "output": output, "name": "history", "from_run": None}
     for steps in ({}, {"steps": 267, "total_steps": 267}, {"steps": 110, "total_steps": 267}):
         assert here.warnings == []
         (reference / "cost.json").write_text(json.dumps({"training": {"seconds": 3.0, **steps}}))

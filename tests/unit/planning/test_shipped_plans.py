@@ -41,6 +41,8 @@ EXPECTED: dict[str, tuple[int, int]] = {
     "methods/eslm.yaml": (DEMO, 120),
     "methods/se-kd.yaml": (DEMO, 120),
     "methods/soft-slm.yaml": (DEMO, 120),
+    "methods/sstoken.yaml": (DEMO, 120),
+    "methods/token-cleaning.yaml": (DEMO, 120),
     "methods/unlearning.yaml": (DEMO, 120),
     "rho-general-1b/clm.yaml": (TINYLLAMA, 76_293),
     "rho-general-1b/reference.yaml": (TINYLLAMA, OF_GENERAL_REFERENCE),

@@ -12,7 +12,7 @@ from tests.disk_order import record_disk_order
 
 def test_values_are_synced_before_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "values.npy"
-    stored = StoredRows(np.zeros((2, 5), dtype=np.uint16), 0, None, None)
+    stored = StoredRows(np.zeros((2, 5), dtype=np.uint16), 0, {})
     scored = [ScoredRows(stored, np.full((1, 2, 4), nats, dtype=np.float16)) for nats in (1.0, 2.0)]
     calls = record_disk_order(monkeypatch)
     write_values(path, scored)

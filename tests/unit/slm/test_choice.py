@@ -5,7 +5,7 @@ import torch
 
 from megaslm.slm.choice import AboveThreshold, forecast_from
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import Candidates, Targets
+from megaslm.slm.targets import Candidates, Targets, formula_of
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of
 from megaslm.slm.topk import on_this_rank_alone
 
@@ -25,7 +25,7 @@ def recent() -> RecentThresholds:
 @pytest.fixture
 def candidates() -> Candidates:
     valid = torch.ones(1, LENGTH, dtype=torch.bool)
-    return Candidates(Targets(valid, target_keys(torch.tensor([1]), 0, LENGTH)), valid, "loss")
+    return Candidates(Targets(valid, target_keys(torch.tensor([1]), 0, LENGTH)), valid, formula_of("loss"))
 
 
 def test_under_a_running_threshold_the_forecast_leaves_nothing_to_a_second_pass(

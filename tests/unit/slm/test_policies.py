@@ -1,8 +1,10 @@
 """Each policy selects the set of a plain NumPy reference, on any division into ranks and micro-steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import product
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from megaslm.config.expression import expression_of
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, HeadOutput, Known
 from megaslm.slm.draw import Draw
+from megaslm.slm.formula import Formula
 from megaslm.slm.keys import hash_of, target_keys
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.policy import Policy
@@ -36,6 +40,16 @@ POLICIES = {
 }
 
 
+Columns = dict[str, NDArray[np.float64]]
+EXPRESSIONS: dict[str, Callable[[Columns], NDArray[np.float64]]] = {
+    "loss - ref_loss": lambda of: of["loss"] - of["ref_loss"],
+    "ref_loss - ref_entropy": lambda of: of["ref_loss"] - of["ref_entropy"],
+    "history - 0.5 * loss": lambda of: of["history"] - 0.5 * of["loss"],
+    "max(loss, 2, entropy) * -history / 4 + abs(weight - entropy)": lambda of: (
+        np.maximum(np.maximum(of["loss"], 2), of["entropy"]) * -of["history"] / 4 + np.abs(of["weight"] - of["entropy"])
+    ),
+}
+"""By each an oracle in float64."""
 DOMAINS = 3
 DOMAIN_RATIOS: dict[str, tuple[Decimal | None, ...]] = {
     "together": (),
@@ -47,7 +61,7 @@ DOMAIN_RATIOS: dict[str, tuple[Decimal | None, ...]] = {
 @dataclass(frozen=True)
 class Case:
     policy: str
-    criterion: Criterion
+    criterion: str
     scope: Scope
     keep_ratio: str
     max_ref_loss: float | None
@@ -59,7 +73,7 @@ class Case:
     def rule(self) -> SelectionRule:
         return SelectionRule(
             KeepRatio(Decimal(self.keep_ratio)),
-            self.criterion,
+            criterion_named(self.criterion),
             self.scope,
             max_ref_loss=self.max_ref_loss,
             seed=SEED,
@@ -75,7 +89,7 @@ CASES = pairwise(
             Case(*values)
             for values in product(
                 POLICIES,
-                ("excess", "loss", "student_entropy", "reference", "entropy"),
+                ("excess", "loss", "student_entropy", "reference", "entropy", *EXPRESSIONS),
                 ("batch", "sequence"),
                 ("0.01", "0.3", "0.6", "1"),
                 (None, CAP),
@@ -90,6 +104,11 @@ CASES = pairwise(
     ],
     vars,
 )
+
+
+def criterion_named(criterion: str) -> Criterion | Formula:
+    expression = expression_of(criterion)
+    return cast(Criterion, criterion) if expression is None else Formula(expression.terms)
 
 
 @dataclass(frozen=True)
@@ -115,24 +134,38 @@ def drawn_step(seed: int) -> Step:
     generator = torch.Generator().manual_seed(seed)
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.8
     valid[2] = False
-    losses, entropies, ref_loss, ref_entropy = torch.randint(0, 20, (4, ROWS, LENGTH), generator=generator) / 4
+    columns = torch.randint(0, 20, (6, ROWS, LENGTH), generator=generator) / 4
+    losses, entropies, ref_loss, ref_entropy, weight, history = columns
     rows = torch.randperm(1000, generator=generator)[:ROWS]
     domain = (rows % DOMAINS)[:, None].expand(ROWS, LENGTH)
-    targets = Targets(valid, target_keys(rows, 0, LENGTH), ref_loss, ref_entropy, domain=domain)
+    targets = Targets(
+        valid,
+        target_keys(rows, 0, LENGTH),
+        ref_loss,
+        ref_entropy,
+        domain=domain,
+        weight=weight,
+        columns={"history": history},
+    )
     return Step(targets, losses, entropies)
 
 
 def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
     """What ranks the targets, in float64; a draw's, rounded to float32 as the keys break ties of these."""
     losses, ref_loss = step.losses.double().numpy(), step.targets.needed_ref_loss().double().numpy()
-    of_criterion = {
+    of_criterion: dict[Criterion | Formula, NDArray[np.float64]] = {
         "excess": losses - ref_loss,
         "loss": losses,
         "student_entropy": step.entropies.double().numpy(),
         "reference": -ref_loss,
-        "entropy": -step.targets.needed_ref_entropy().double().numpy(),
+        "entropy": -step.targets.needed("ref_entropy").double().numpy(),
     }
-    values = np.asarray(of_criterion[rule.criterion], dtype=np.float64)
+    columns = {"loss": losses, "entropy": step.entropies.double().numpy()}
+    columns |= {
+        name: step.targets.needed(name).double().numpy() for name in ("ref_loss", "ref_entropy", "weight", "history")
+    }
+    of_expression = {criterion_named(text): expected(columns) for text, expected in EXPRESSIONS.items()}
+    values = np.asarray((of_criterion | of_expression)[rule.criterion], dtype=np.float64)
     if rule.policy.temperature is None:
         return values
     uniform = (hash_of(step.targets.keys, rule.seed, STEP).numpy() + 0.5) / 2**31

@@ -47,7 +47,7 @@ def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) 
 )
 def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRule, ratio: str, max_ref_loss: float | None) -> None:
     targets = drawn_targets()
-    losses, entropies = targets.needed_ref_loss(), targets.needed_ref_entropy()
+    losses, entropies = targets.needed_ref_loss(), targets.needed("ref_entropy")
     chosen = select_static(ranking, targets, Decimal(ratio), max_ref_loss)
     ranked = {"reference": [losses], "entropy": [entropies], "reference_and_entropy": [losses, entropies]}[ranking]
     for row in range(ROWS):
@@ -63,7 +63,7 @@ def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRule, ratio: str, max_r
 def test_what_cannot_be_ranked_is_named(ranking: StaticRule) -> None:
     targets = drawn_targets()
     place = tuple(targets.valid.nonzero()[5].tolist())
-    for column in (targets.needed_ref_loss(), targets.needed_ref_entropy()):
+    for column in (targets.needed_ref_loss(), targets.needed("ref_entropy")):
         column[place] = float("nan")
         column[~targets.valid] = float("nan")
     assert select_static(ranking, targets, Decimal("0.6"), None).unsortable.nonzero().tolist() == [list(place)]

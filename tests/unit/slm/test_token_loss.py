@@ -40,29 +40,31 @@ def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @dataclass(frozen=True)
 class LossesAbove:
-    """A forecast that takes the rows whose loss is above `cut`."""
+    """A forecast that takes the rows whose loss, or entropy, is above `cut`."""
 
     cut: float
     share: float
 
-    def margin(self, losses: Tensor, rows: Tensor) -> Tensor:
-        return losses - self.cut
+    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None) -> Tensor:
+        return (losses if entropies is None else entropies) - self.cut
 
 
 @dataclass
 class Larger:
-    """Chooses the rows whose loss is above `cut`."""
+    """Chooses the rows whose loss, or entropy, is above `cut`."""
 
     cut: float
     forecast: LossesAbove | None = None
     by_entropy: bool = False
     weights: Weights | None = None
 
-    def __call__(self, losses: Tensor) -> Selected:
-        assert not losses.requires_grad
+    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
+        assert (entropies is not None) == self.by_entropy
+        measured = losses if entropies is None else entropies
+        assert not measured.requires_grad
         assert not torch.is_grad_enabled()
-        bad = ~torch.isfinite(losses)
-        return selected(losses > self.cut, bad)
+        bad = ~torch.isfinite(measured)
+        return selected(measured > self.cut, bad)
 
     def unsortable(self, losses: Tensor) -> Tensor:
         return ~torch.isfinite(losses)
@@ -202,14 +204,16 @@ def test_the_entropies_of_a_softmax_are_those_of_float64(monkeypatch: pytest.Mon
         weight *= torch.linspace(0.1, 30.0, VOCAB)[:, None]
         offset[3] = float("-inf")
         head = head_pass.HeadPass(hidden, weight, offset, targets, 1.0)
-        found = head.softmax(torch.arange(ROWS), entropies=True).measured(by_entropy=True)
+        found = head.softmax(torch.arange(ROWS), entropies=True).entropies
+        assert found is not None
         log_p = (hidden.double() @ weight.double().t() + offset.double()).log_softmax(1)
     expected = torch.special.entr(log_p.exp()).sum(1)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
     assert expected.min() < 0.01
     hidden.data[2] = float("nan")
     head = head_pass.HeadPass(hidden.detach(), weight.detach(), None, targets, 1.0)
-    found = head.softmax(torch.arange(ROWS), entropies=True).measured(by_entropy=True)
+    found = head.softmax(torch.arange(ROWS), entropies=True).entropies
+    assert found is not None
     assert found.isnan().nonzero().flatten().tolist() == [2]
 
 

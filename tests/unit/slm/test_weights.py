@@ -14,12 +14,11 @@ from megaslm.slm import head_pass
 from megaslm.slm.choice import Deferred, Known, Selected, Weights
 from megaslm.slm.head_pass import HeadPass
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import Targets
+from megaslm.slm.targets import Criterion, Targets, formula_of
 from megaslm.slm.token_loss import HeadMethod, deferred_loss, selective_loss, weighted_loss
 from megaslm.slm.weights import (
     ColumnWeights,
     EntropyWeights,
-    OwnValue,
     ProbabilityWeights,
     SigmoidWeights,
     SignedWeights,
@@ -35,7 +34,7 @@ METHODS: list[HeadMethod] = ["cache", "bracket", "recompute"]
 RULES: dict[str, WeightRule] = {
     "probability": lambda _: ProbabilityWeights(0.5),
     "entropy": lambda _: EntropyWeights(2.0, 7),
-    "sigmoid": lambda targets: SigmoidWeights("excess", 0.7, 0.3, targets),
+    "sigmoid": lambda targets: SigmoidWeights(formula_of("excess"), 0.7, 0.3, targets),
     "signed": lambda targets: SignedWeights(0.25, BOUND_NATS, targets),
     "column": lambda targets: ColumnWeights(BOUND_NATS, targets),
 }
@@ -106,7 +105,7 @@ def test_weights_are_those_of_the_paper(
 
 
 @pytest.mark.parametrize("criterion", ["excess", "loss", "reference", "entropy"])
-def test_a_sigmoid_is_of_the_targets_own_value(logits: Tensor, criterion: OwnValue) -> None:
+def test_a_sigmoid_is_of_the_targets_own_value(logits: Tensor, criterion: Criterion) -> None:
     ref_loss, ref_entropy = torch.linspace(0.5, 6.0, 6)[None], torch.linspace(4.0, 0.1, 6)[None]
     targets = replace(EVERY_TARGET, ref_loss=ref_loss, ref_entropy=ref_entropy)
     losses = F.cross_entropy(logits, TARGETS_OF_LOGITS, reduction="none")
@@ -117,7 +116,7 @@ def test_a_sigmoid_is_of_the_targets_own_value(logits: Tensor, criterion: OwnVal
         "entropy": -ref_entropy[0].double(),
     }
     expected = 1 / (1 + torch.exp(-(values[criterion] - 0.5) / 1.5))
-    found = weights_in_the_head(SigmoidWeights(criterion, 1.5, 0.5, targets), logits)
+    found = weights_in_the_head(SigmoidWeights(formula_of(criterion), 1.5, 0.5, targets), logits)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
 
 

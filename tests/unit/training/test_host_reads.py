@@ -22,11 +22,12 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
+from megaslm.slm.formula import Formula
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
 from megaslm.slm.spans import SpanRule
-from megaslm.slm.targets import Criterion
+from megaslm.slm.targets import Criterion, formula_of
 from megaslm.slm.threshold import AT_START
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.slm.weights import (
@@ -72,15 +73,30 @@ RULES = {
     "stochastic": SelectionRule(KEEP, policy=Policy(temperature=0.5)),
     "threshold": SelectionRule(KEEP, policy=Policy(threshold=-0.7)),
     "threshold-reference": SelectionRule(KEEP, "reference", policy=Policy(threshold=-4.0)),
+    "expression": SelectionRule(KEEP, Formula(("loss", "ref_loss", "-", "entropy", 2.0, "/", "max()"))),
+    "expression-running": SelectionRule(KEEP, Formula(("loss", "ref_loss", "weight", "*", "-")), mode="running"),
+    "expression-of-columns": SelectionRule(KEEP, Formula(("ref_loss", "ref_entropy", 0.5, "*", "-"))),
     "warming-up": SelectionRule(KeepRatio(Decimal("0.6"), warmup_tokens=1000)),
 }
+
+
+def needs_model(rule: SelectionRule) -> bool:
+    return rule.criterion in ("excess", "loss", "student_entropy") or (
+        isinstance(rule.criterion, Formula) and rule.criterion.needs_model
+    )
+
+
+def by_entropy(rule: SelectionRule) -> bool:
+    return needs_model(rule) and "entropy" in formula_of(rule.criterion).names
+
+
 CASES = {
     f"{name}-{method}-{micro_steps}": (rule, method, micro_steps)
     for name, rule in RULES.items()
     for method in METHODS
     for micro_steps in MICRO_STEPS
     # A choice that does not wait for the losses has no use for a method.
-    if rule.criterion in ("excess", "loss", "student_entropy") or method == "bracket"
+    if needs_model(rule) or method == "bracket"
 }
 
 
@@ -226,21 +242,17 @@ def test_selective_training_reads_at_most_once_a_micro_step(
 ) -> None:
     model.lm.lm_head.settings = HeadSettings(method)
     start = state_at(0.0) if rule.mode == "running" else AT_START
-    whole = reads_of_steps(
-        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
-    )
+    whole = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=by_entropy(rule))
     assert all(len(places) <= micro_steps for places in whole), whole
     in_chunks(CHUNK_ROWS)
-    chunked = reads_of_steps(
-        model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=rule.criterion == "student_entropy"
-    )
+    chunked = reads_of_steps(model, SelectiveObjective(rule, start), micro_steps, world, by_entropy=by_entropy(rule))
     assert chunked == whole
 
 
 WEIGHTS: dict[str, WeightRule] = {
     "probability": lambda _: ProbabilityWeights(1.0),
     "entropy": lambda _: EntropyWeights(1.0, 20),
-    "sigmoid": lambda targets: SigmoidWeights("excess", 1.0, 0.0, targets),
+    "sigmoid": lambda targets: SigmoidWeights(formula_of("excess"), 1.0, 0.0, targets),
     "signed": lambda targets: SignedWeights(0.1, 4.0, targets),
     "column": lambda targets: ColumnWeights(4.0, targets),
 }
