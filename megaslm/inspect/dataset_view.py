@@ -162,6 +162,7 @@ def _lines(manifest: Manifest) -> Iterator[tuple[str, str]]:
             f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
             + (" · by its own tokenizer, carried over" if reference.aligned else "")
             + (" · with entropies" if reference.entropy else "")
+            + (f" · with its {reference.top_logits} most likely tokens" if reference.top_logits else "")
             + (f" · attention by {reference.attention}" if reference.attention else ""),
         )
     if manifest.mask is not None:

@@ -36,6 +36,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
         )
     config = check_model_folder(reference)
     positions = int(config.max_position_embeddings)
+    _require_top_fits(settings, manifest.vocab_size)
     if settings.align:
         _require_isolation(settings)
         check_own_tokenizer(reference, config)
@@ -58,6 +59,7 @@ def describe_scored(reference: Path, dataset: DatasetFolder, settings: ScoreSett
         batch_rows=settings.batch_rows,
         dataset_sha256=manifest.tokens_fingerprint(),
         entropy=settings.entropy,
+        top_logits=settings.top_logits,
         aligned=settings.align,
     )
     return manifest.model_copy(update={"kind": "scored", "reference": described})
@@ -98,6 +100,19 @@ def _windows_of_documents(settings: ScoreSettings, seq_len: int, positions: int,
     if not 1 <= stride <= window:
         raise ConfigError(f"--stride {stride}: must be between 1 and the window, {window}")
     return window, stride
+
+
+def _require_top_fits(settings: ScoreSettings, vocab_size: int) -> None:
+    if settings.top_logits and settings.align:
+        raise ConfigError(
+            f"--top-logits {settings.top_logits} beside --align: the reference's most likely tokens are of another "
+            "vocabulary than the rows'; leave one of the two out"
+        )
+    if not 0 <= settings.top_logits <= vocab_size:
+        raise ConfigError(
+            f"--top-logits {settings.top_logits}: must be between 0 and the {vocab_size} ids of the dataset's "
+            "vocabulary"
+        )
 
 
 def _require_isolation(settings: ScoreSettings) -> None:
