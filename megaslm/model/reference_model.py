@@ -14,7 +14,7 @@ from megaslm.model.folder import check_model_folder
 from megaslm.model.load import ChosenPrecision, dtype_of, load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.model.self_check import require_library_losses
-from megaslm.slm.token_loss import TopOf, TopTokens
+from megaslm.slm.top_tokens import TopOf, TopTokens
 
 
 class Window(NamedTuple):

@@ -19,16 +19,14 @@ from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.token_loss import (
     HeadMethod,
-    TopOf,
-    TopTokens,
     cache_bytes,
     deferred_loss,
     selective_loss,
     token_losses,
     token_losses_and_entropies,
-    token_losses_and_top,
     weighted_loss,
 )
+from megaslm.slm.top_tokens import TopOf, TopTokens, token_losses_and_top
 
 CausalLM = Any
 """A transformers model for causal language modeling: `.model` gives hidden states, `.lm_head` is a linear layer."""

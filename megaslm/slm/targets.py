@@ -26,7 +26,8 @@ class Targets:
     nats, or None where the dataset has none. `selected`: (R, L) bool, the selection of a mask that was made before the
     run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is sorted by its own
     value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
-    the stored weights, or None where the dataset has none.
+    the stored weights, or None where the dataset has none. `ref_top_logprob`, (R, L, K+1), and `ref_top_id`, (R, L, K):
+    the reference's most likely tokens, or None where they are not read; groups leave them out.
     """
 
     valid: Tensor
@@ -38,10 +39,13 @@ class Targets:
     after: Tensor | None = None
     domain: Tensor | None = None
     weight: Tensor | None = None
+    ref_top_logprob: Tensor | None = None
+    ref_top_id: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
-        return Targets(**{name: part.reshape(count, -1) for name, part in vars(self).items() if part is not None})
+        parts = {name: part for name, part in vars(self).items() if part is not None and part.dim() == 2}
+        return Targets(**{name: part.reshape(count, -1) for name, part in parts.items()})
 
     def in_domains(self, count: int) -> "Targets":
         """The same targets (count, n) times. In the group of a domain only its own are valid."""
@@ -121,6 +125,16 @@ class Targets:
         if self.weight is None:
             raise ValueError("this objective needs the stored weights of every micro-batch")
         return self.weight
+
+    def needed_top(self) -> tuple[Tensor, Tensor]:
+        """The log-probabilities and ids of the reference's most likely tokens.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.ref_top_logprob is None or self.ref_top_id is None:
+            raise ValueError("this objective needs the reference's most likely tokens of every micro-batch")
+        return self.ref_top_logprob, self.ref_top_id
 
 
 def in_any_group(marks: Tensor, count: int) -> Tensor:

@@ -14,8 +14,7 @@ rows, and 2(1-k) for the losses of the others. A choice that depends on the loss
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -75,53 +74,6 @@ def token_losses_and_entropies(
         for rows in head.chunks():
             losses[rows], entropies[rows] = exponentials_and_entropy(head.logits(rows), targets[rows])
         return losses, entropies
-
-
-@dataclass(frozen=True)
-class TopOf:
-    """Which tokens are looked for: the `count` most likely ones among those with ids below `vocab_size`, or all."""
-
-    count: int
-    vocab_size: int | None = None
-
-
-class TopTokens(NamedTuple):
-    """The K most likely tokens of each row, the most likely first.
-
-    `log_probabilities`: (…, K+1) float32 in nats; the last one is of all other tokens together, -inf where there are
-    none. `ids`: (…, K) int64.
-    """
-
-    log_probabilities: Tensor
-    ids: Tensor
-
-
-def token_losses_and_top(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    top: TopOf,
-    bias: Tensor | None = None,
-    logit_scale: float = 1.0,
-) -> tuple[Tensor, Tensor, TopTokens]:
-    """The losses and entropies of `token_losses_and_entropies`, and the most likely tokens of every row."""
-    with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, logit_scale)
-        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
-        entropies = torch.empty_like(losses)
-        found = TopTokens(losses.new_empty(len(targets), top.count + 1), targets.new_empty(len(targets), top.count))
-        for rows in head.chunks():
-            logits = head.logits(rows)
-            values, ids = logits[:, : top.vocab_size].topk(top.count)
-            maximum = logits.amax(1, keepdim=True)
-            at_target = logits.gather(1, targets[rows][:, None])
-            losses[rows], entropies[rows] = exponentials_and_entropy(logits, targets[rows])
-            log_norms = losses[rows][:, None] + at_target
-            # The logits now lie below their maximum. A sum over the others alone has no cancellation, unlike 1 - Σ p.
-            rest = logits.scatter_(1, ids, float("-inf")).exp_().sum(1, keepdim=True).log() + maximum
-            found.log_probabilities[rows] = torch.cat([values, rest], 1) - log_norms
-            found.ids[rows] = ids
-        return losses, entropies, found
 
 
 def token_losses_and_greedy(
@@ -263,8 +215,7 @@ class _HeadLoss(torch.autograd.Function):
             losses, mask, threshold = _add_around_threshold(head, gradient, weights, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        applied = weights.under(mask)
-        total = (losses * applied).where(weights.trained(mask), 0.0).sum()
+        applied, total = weights.under(mask), weights.total(losses, mask)
         if not weights.has_further:
             ctx.mark_non_differentiable(losses, mask, threshold)
             return total, losses, mask, threshold, None
@@ -339,10 +290,10 @@ def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tens
 def _add_every_row(head: HeadPass, gradient: HeadGradient, weights: RowWeights, mask: Tensor) -> Tensor:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows)
+        softmax = head.softmax(rows, note=weights.note_soft)
         losses[rows] = softmax.losses
         weights.note(rows, softmax)
-        gradient.add(rows, softmax, weights.where(mask[rows], rows))
+        gradient.add(rows, softmax, weights.where(mask[rows], rows), soft=weights.soft(mask[rows], rows))
     return losses
 
 
@@ -356,7 +307,8 @@ def _add_from_cache(
     first = 0
     for rows in chunks:
         # Chunks are consecutive in the cache, so that each is written in one piece.
-        softmax = head.softmax(rows, out=cached[first : first + len(rows)], entropies=select.by_entropy)
+        place_of_chunk = cached[first : first + len(rows)]
+        softmax = head.softmax(rows, place_of_chunk, entropies=select.by_entropy, note=weights.note_soft)
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
         measured[rows] = softmax.measured(select.by_entropy)
@@ -366,7 +318,8 @@ def _add_from_cache(
     selected = select(measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
-        gradient.add(rows, kept, weights.where(selected.mask[rows], rows))
+        chosen = selected.mask[rows]
+        gradient.add(rows, kept, weights.where(chosen, rows), soft=weights.soft(chosen, rows))
     return losses, selected.mask, selected.threshold
 
 
@@ -376,7 +329,7 @@ def _add_around_threshold(
     losses, measured = torch.empty(2, len(head.targets), dtype=head.loss_dtype, device=head.hidden.device)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows, entropies=select.by_entropy)
+        softmax = head.softmax(rows, entropies=select.by_entropy, note=weights.note_soft)
         losses[rows] = softmax.losses
         measured[rows] = softmax.measured(select.by_entropy)
         weights.note(rows, softmax)
@@ -390,13 +343,15 @@ def _add_around_threshold(
                 taken,
                 Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
                 weights.where(sure, taken),
+                soft=weights.soft(sure, taken),
             )
             added[taken] = sure
     selected = select(measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
         missing = ~added[rows]
-        change = weights.where(selected.mask[rows] | added[rows], rows)
-        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing)
+        trained = selected.mask[rows] | added[rows]
+        change, soft = weights.where(trained, rows), weights.soft(trained, rows)
+        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing, soft=soft)
     return losses, selected.mask, selected.threshold
 
 
