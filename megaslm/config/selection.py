@@ -135,4 +135,6 @@ def _policy_problem(slm: "SlmSection") -> str | None:
 def _weight_problem(slm: "SlmSection") -> str | None:
     may_leave_out = slm.max_ref_loss is not None or slm.has_fixed_threshold or slm.criterion == "selected"
     keeps_all = slm.keep_ratio == 1 and not may_leave_out and not slm.keep_ratio_of_domains
-    return slm.weight.misfit(slm.criterion, slm.granularity, keeps_all=keeps_all)
+    return slm.weight.misfit(slm.criterion, slm.granularity, keeps_all=keeps_all) or slm.distill.misfit(
+        slm, keeps_all=keeps_all
+    )

@@ -116,6 +116,8 @@ class TrainStep:
             before=before,
             after=after,
             weight=batch.weight,
+            ref_top_logprob=batch.ref_top_logprob,
+            ref_top_id=batch.ref_top_id,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:

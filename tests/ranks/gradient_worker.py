@@ -52,6 +52,13 @@ WEIGHTS: dict[WeightName, dict[str, object]] = {
     "signed": {"negative": 0.25, "bound_nats": 4.0},
     "column": {"bound_nats": 4.0},
 }
+DISTILL: dict[str, dict[str, object]] = {
+    "": {},
+    "selected": {"weight": 0.7},
+    "tempered": {"weight": 0.4, "temperature": 2.0},
+    "unselected": {"weight": 0.5, "temperature": 1.5, "on": "unselected"},
+}
+TOP = 5
 POLICIES = {
     "top": Policy(),
     "band": Policy(skip_ratio=Decimal("0.15")),
@@ -82,12 +89,14 @@ class Case:
     keeps_graphs: bool = False
     apart: bool = False
     weight: WeightName = "hard"
+    distill: str = ""
 
     @property
     def slm(self) -> SlmSection:
         """What a run's configuration says of the weights."""
         weight = {"by": self.weight, **WEIGHTS.get(self.weight, {})}
-        return SlmSection.model_validate({"criterion": self.criterion, "keep_ratio": self.keep_ratio, "weight": weight})
+        settings = {"criterion": self.criterion, "keep_ratio": self.keep_ratio, "weight": weight}
+        return SlmSection.model_validate({**settings, "distill": DISTILL[self.distill]})
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -148,6 +157,15 @@ def cases_of(engine: int) -> Iterator[Case]:
         yield Case("batch", micro_steps, tied, criterion=criterion, mode="running", method=method, weight=weight)
         if micro_steps > 1:
             yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, weight=weight)
+    for (number, distill), (place, scope), method in product(enumerate(list(DISTILL)[1:]), enumerate(SCOPES), METHODS):
+        criterion = OWN_VALUES[(number + place + engine) % len(OWN_VALUES)]
+        yield Case(scope, micro_steps, tied, criterion=criterion, method=method, distill=distill)
+    for number, distill in enumerate(list(DISTILL)[1:]):
+        criterion = tuple(EXPECTED_CUT)[(number + engine) % len(EXPECTED_CUT)]
+        method = METHODS[(number + engine) % 3]
+        yield Case("batch", micro_steps, tied, criterion=criterion, mode="running", method=method, distill=distill)
+        if micro_steps > 1:
+            yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, distill=distill)
 
 
 ENGINES = list(product((False, True), (1, 4)))
@@ -205,12 +223,15 @@ class RecordingEngine(ZeroEngine):
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens (8, L+1), and (8, L) of the others; the second half of the rows goes to the second of two ranks."""
+    """Tokens (8, L+1), top tokens (8, L, K+1) and (8, L, K), and (8, L) of the others; the second half of the rows goes
+    to the second of two ranks."""
 
     tokens: Tensor
     ref_loss: Tensor
     ref_entropy: Tensor
     weight: Tensor
+    ref_top_logprob: Tensor
+    ref_top_id: Tensor
 
     @classmethod
     def of(cls, case: Case) -> "Batch":
@@ -224,7 +245,13 @@ class Batch:
             ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
         elif case.starved_rank:
             tokens[GLOBAL_ROWS // 2 :] = EOS_ID
-        return cls(tokens, ref_loss, ref_entropy, weight)
+        of_all = torch.randn(GLOBAL_ROWS, SEQ_LEN, VOCAB_SIZE, generator=generator)
+        # The target is often, but not always, among the most likely tokens.
+        of_all.scatter_add_(2, tokens[:, 1:, None], 2.0 * torch.rand(GLOBAL_ROWS, SEQ_LEN, 1, generator=generator))
+        top = of_all.log_softmax(2).topk(TOP)
+        rest = (1 - top.values.exp().sum(2, keepdim=True)).log()
+        stored = torch.cat([top.values, rest], 2).half()
+        return cls(tokens, ref_loss, ref_entropy, weight, stored, top.indices.int())
 
     @property
     def valid(self) -> Tensor:
@@ -245,6 +272,8 @@ class Batch:
                 ref_entropy=self.ref_entropy[rows],
                 visit=0,
                 weight=self.weight[rows],
+                ref_top_logprob=self.ref_top_logprob[rows],
+                ref_top_id=self.ref_top_id[rows],
             )
 
 
@@ -260,8 +289,9 @@ class Definition:
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
         measured = [documents_apart(lm, row) for row in self.batch.tokens]
-        losses, entropies, top_logits = (torch.stack(part) for part in zip(*measured, strict=True))
-        self.losses, self.entropies, self.top_logits = losses, entropies.detach(), top_logits
+        losses, entropies, logits = (torch.stack(part) for part in zip(*measured, strict=True))
+        self.losses, self.entropies, self.logits = losses, entropies.detach(), logits
+        self.top_logits = logits.detach().sort(-1, descending=True).values
 
     def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
         selected = self.selected(case, world_size)
@@ -270,9 +300,26 @@ class Definition:
         denominator = max(1, int(selected.sum()))
         if case.mode == "running":
             denominator = float(case.keep_ratio) * int(self.batch.valid.sum())
-        total = (self.losses * self.weights(case, selected)).sum()
+        total = (self.mixed(case, selected) * self.weights(case, selected)).sum()
         found = torch.autograd.grad(total / denominator, list(self.parameters.values()), retain_graph=True)
         return dict(zip(self.parameters, found, strict=True))
+
+    def mixed(self, case: Case, selected: Tensor) -> Tensor:
+        """(8, L) float64: the cross-entropies, mixed with divergences by the formula of docs/concepts.md."""
+        setting = case.slm.distill
+        if not setting.weight:
+            return self.losses
+        of_all = self.logits.softmax(-1)
+        top = of_all.gather(-1, self.batch.ref_top_id.long())
+        buckets = torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1)
+        model, reference = (
+            (each ** (1 / setting.temperature)) / (each ** (1 / setting.temperature)).sum(-1, keepdim=True)
+            for each in (buckets, self.batch.ref_top_logprob.double().exp())
+        )
+        divergences = setting.temperature**2 * (reference * (reference / model).log()).sum(-1)
+        if setting.on == "selected":
+            return (1 - setting.weight) * self.losses + setting.weight * divergences
+        return torch.where(selected, self.losses, setting.weight * divergences)
 
     def weights(self, case: Case, selected: Tensor) -> Tensor:
         """(8, L) float64, by the formulas of docs/concepts.md."""
@@ -294,6 +341,8 @@ class Definition:
             "signed": torch.ones_like(losses),
             "column": stored.where((stored >= 0) | can_unlearn, 0.0),
         }[case.weight]
+        if case.distill == "unselected":
+            return batch.valid.double()
         of_others = -(setting.negative or 0.0) * (batch.valid & can_unlearn).double()
         return of_selected.where(selected, of_others)
 
@@ -359,18 +408,17 @@ def groups(case: Case, world_size: int) -> list[tuple[list[int], Decimal]]:
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor]:
-    """A row's losses, the entropies of its predictions, and the logits, the largest first. Each document is run by
-    itself."""
+    """A row's losses, the entropies of its predictions, and the logits. Each document is run by itself."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
-    losses, entropies, top_logits = [], [], []
+    losses, entropies, all_logits = [], [], []
     for start, end in zip(starts, ends, strict=True):
         if start < end:
             logits = lm(row[None, start:end]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
             entropies.append(torch.distributions.Categorical(logits=logits).entropy())
-            top_logits.append(logits.detach().sort(descending=True).values)
-    return torch.cat(losses), torch.cat(entropies), torch.cat(top_logits)
+            all_logits.append(logits)
+    return torch.cat(losses), torch.cat(entropies), torch.cat(all_logits)
 
 
 def start_engine(case: Case, config: RunConfig, world: World) -> RecordingEngine:
