@@ -6,7 +6,7 @@ nothing is lost of what is stored, and no probability is invented for a token th
 the others needs no other pass: the head has the exponentials of the row. With q the model's buckets and t those of the
 reference, the derivative of T²·KL(t ‖ q) by a logit is T·(q − t) at a top token, and T·(q − t) of the bucket times the
 token's share of it elsewhere. To renormalise the K tokens alone would leave the model free to put any probability on
-the others: truncated targets of that kind are biased (arXiv 2503.16870, which calls the bucket a ghost token).
+the others, and top-K targets are biased as it is (arXiv 2503.16870).
 """
 
 from dataclasses import dataclass
