@@ -15,6 +15,8 @@ from megaslm.inspect.verify import verify
 from megaslm.scoring import work
 from megaslm.scoring.derivation_plan import source_parts
 from megaslm.slm.valid_targets import valid_targets
+from tests.columns import write_column
+from tests.forked_cli import run_megaslm
 from tests.messages import Says
 from tests.ranks.test_score import PLACES, predictions
 from tests.scoring import fail, make_reference, rows_of, run_job, task_of
@@ -95,6 +97,20 @@ def test_the_whole_vocabulary_leaves_no_rest(given: Given, tmp_path: Path) -> No
     row = RowReader(tmp_path / "scored", "train", "a")[0]
     valid = valid_targets(row["tokens"][None], EOS_ID)[0]
     assert (row["ref_top_logprob"][valid, -1] == np.finfo(np.float16).min).all()
+
+
+def test_attach_keeps_the_columns_and_mask_leaves_them_out(given: Given, tmp_path: Path) -> None:
+    folder, _ = given
+    scored, attached, masked = folder / "scored", tmp_path / "attached", tmp_path / "masked"
+    column = write_column(tmp_path / "column.parquet", scored, {"row": [0], "position": [3], "value": [2.0]})
+    run_megaslm("attach", scored, column, "--as", "weight", "--out", attached)
+    run_megaslm("mask", scored, masked, "--criterion", "reference", "--keep-ratio", "0.5")
+    for split, domain in PLACES:
+        ours, theirs, others = (RowReader(path, split, domain)[2] for path in (attached, scored, masked))  # type: ignore[arg-type]
+        for name in ("ref_top_id", "ref_top_logprob"):
+            assert np.array_equal(ours[name], theirs[name])
+            assert name not in others
+    assert verify(attached).problems == verify(masked).problems == ()
 
 
 def test_verify_reads_the_columns(given: Given) -> None:
