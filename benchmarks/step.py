@@ -1,11 +1,13 @@
 """A whole optimiser step of SLM against one of CLM, and against a reference model that runs beside the training.
 
-And a step on every target with weights that follow from the model's predictions.
+And a step on every target with weights that follow from the model's predictions, and one of SLM with distillation from
+the 16 most likely tokens of a reference.
 """
 
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.distillation import DistilledWeights
 from megaslm.slm.objective import CausalObjective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.targets import formula_of
@@ -32,6 +35,9 @@ WEIGHTS: dict[str, WeightRule] = {
     "sigmoid": lambda targets: SigmoidWeights(formula_of("excess"), 1.0, 0.0, targets),
 }
 
+DISTILLATION: WeightRule = partial(DistilledWeights, 0.5, 1.0, False)
+TOP_LOGITS = 16
+
 
 def main() -> None:
     chosen = options(__doc__)
@@ -43,20 +49,27 @@ def main() -> None:
     alternatives: dict[str, Callable[[], object]] = {}
     for micro_steps in (1, 2):
         draw_tokens = frequent_and_rare(shape_of(base).vocab_size, world.device)
-        steps = Steps(with_batch(base, rows // micro_steps, micro_steps), world, draw_tokens)
+        batch = with_batch(base, rows // micro_steps, micro_steps)
+        steps = Steps(batch, world, draw_tokens)
+        with_top = Steps(batch, world, draw_tokens, TOP_LOGITS)
         exact, running = SelectiveObjective(SelectionRule(K60)), SelectiveObjective(SelectionRule(K60, mode="running"))
         for _ in range(EXACT_STEPS):
             steps.step(running)
         online = SelectiveObjective(SelectionRule(K60))
         suffix = f"{micro_steps} micro-step{'s' if micro_steps > 1 else ''}"
-        for name, objective, measure in (
-            ("CLM", CausalObjective(), None),
-            ("SLM exact", exact, None),
-            ("SLM running", running, None),
-            ("SLM exact, reference online", online, reference.measure),
-            *((by, WeightedObjective(SelectiveObjective(EVERY), weights), None) for by, weights in WEIGHTS.items()),
+        distilled = WeightedObjective(SelectiveObjective(SelectionRule(K60)), DISTILLATION)
+        for name, of, objective, measure in (
+            ("CLM", steps, CausalObjective(), None),
+            ("SLM exact", steps, exact, None),
+            ("SLM running", steps, running, None),
+            ("SLM exact, reference online", steps, online, reference.measure),
+            ("SLM exact, distilled", with_top, distilled, None),
+            *(
+                (by, steps, WeightedObjective(SelectiveObjective(EVERY), weights), None)
+                for by, weights in WEIGHTS.items()
+            ),
         ):
-            alternatives[f"{name}, {suffix}"] = lambda steps=steps, objective=objective, measure=measure: steps.step(
+            alternatives[f"{name}, {suffix}"] = lambda of=of, objective=objective, measure=measure: of.step(
                 objective, measure
             )
     times = in_turns(alternatives, repetitions=3 if chosen.quick else 11, clock=time.process_time)

@@ -136,6 +136,13 @@ def score(
             help="Also store the entropies of its predictions, for the criteria entropy and reference_and_entropy.",
         ),
     ] = False,
+    top_logits: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Also store its so many most likely tokens per target and their log-probabilities, for slm.distill.",
+        ),
+    ] = 0,
     window: Annotated[
         int | None,
         typer.Option(help="Tokens the model sees at once; by default a row, or as many as the model has positions."),
@@ -213,6 +220,7 @@ def score(
         document_isolation=document_isolation,
         batch_rows=batch_rows,
         entropy=entropy,
+        top_logits=top_logits,
         window=window,
         stride=stride,
         align=align,

@@ -1,6 +1,7 @@
 """A run's model under its engine, and the optimiser steps of a training on rows that are drawn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from harness.references import Whole
@@ -29,8 +30,11 @@ _MEAN_LOSS, _LOSS_DEVIATION = 8.3, 0.5
 class Steps:
     """Optimiser steps of a run that begins with random weights, one call each."""
 
-    def __init__(self, config: RunConfig, world: World, draw_tokens: Callable[[int, int], Tensor]) -> None:
-        """`draw_tokens` gives int64 tokens of a shape, on the device of `world`; see `frequent_and_rare`."""
+    def __init__(
+        self, config: RunConfig, world: World, draw_tokens: Callable[[int, int], Tensor], top_logits: int = 0
+    ) -> None:
+        """`draw_tokens` gives int64 tokens of a shape, on the device of `world`; see `frequent_and_rare`. Rows have so
+        many most likely tokens of a reference: the target and those that follow it in the vocabulary."""
         self.plan: BatchPlan = plan_batches(config, world.size)
         self._world, self._draw_tokens = world, draw_tokens
         precision = choose_precision(config.model.precision, world.device)
@@ -42,6 +46,7 @@ class Steps:
         self._generator = torch.Generator(world.device).manual_seed(0)
         self._steps = 0
         self._rows_read = 0
+        self._top_logits = top_logits
 
     def step(
         self,
@@ -80,7 +85,14 @@ class Steps:
         # The loader finds the documents before rows go to the device.
         bounds = torch.from_numpy(document_bounds(tokens[:, :-1].cpu().numpy(), EOS_ID)).to(tokens.device)
         ref_loss = base + _LOSS_DEVIATION * noise
-        return MicroBatch(tokens, rows, torch.zeros_like(rows), ref_loss, visit=0, document_bounds=bounds)
+        found = MicroBatch(tokens, rows, torch.zeros_like(rows), ref_loss, visit=0, document_bounds=bounds)
+        if not self._top_logits:
+            return found
+        following = torch.arange(self._top_logits, device=tokens.device)
+        ids = (tokens[:, 1:, None] + following) % self.model_config.vocab_size
+        buckets = torch.linspace(0.0, -4.0, self._top_logits + 1, device=tokens.device).log_softmax(0)
+        stored = buckets.half().repeat(count, seq_len, 1)
+        return replace(found, ref_top_logprob=stored, ref_top_id=ids.int())
 
 
 def with_batch(config: RunConfig, micro_batch_rows: int, micro_steps: int) -> RunConfig:

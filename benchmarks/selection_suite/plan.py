@@ -114,7 +114,8 @@ class PairPlan:
         if training.starts_from is not None:
             needs.append(self._training(training.starts_from, seed))
         if training.scored_by is not None:
-            needs += [self._scored(text, training.scored_by) for text in (*training.reads, "probe")]
+            needs += [self._scored(text, training.scored_by, training.top_logits) for text in training.reads]
+            needs.append(self._scored("probe", training.scored_by))
         config = self._config(training, seed, output, is_arm=run is not None)
         return self._stage(label, "train", ("--resume",), output, needs, config, run)
 
@@ -125,7 +126,7 @@ class PairPlan:
             origin = str(self._folder / "models" / training.starts_from / f"seed-{seed}")
             model = {key: value for key, value in model.items() if key != "from_scratch"} | {"from_run": origin}
         steps = round(training.length * train["total_tokens"] / train["global_batch_tokens"])
-        datasets = [(text, str(self._tokens(text, training.scored_by))) for text in training.reads]
+        datasets = [(text, str(self._tokens(text, training.scored_by, training.top_logits))) for text in training.reads]
         alone = len(datasets) == 1
         named = {"train": datasets[0][1]} if alone else {"streams": {text: {"dataset": at} for text, at in datasets}}
         sets = {name: self._held_out("heldout", name, getattr(rows, name)) for name in self._held_out_texts}
@@ -149,8 +150,9 @@ class PairPlan:
     def _held_out_texts(self) -> list[str]:
         return [name for name in HELD_OUT if (self._folder / "texts" / f"{name}.jsonl").is_file()]
 
-    def _tokens(self, text: str, scored_by: str | None = None) -> Path:
-        return self._folder / ("tokens" if scored_by is None else f"scored/{scored_by}") / text
+    def _tokens(self, text: str, scored_by: str | None = None, top_logits: int = 0) -> Path:
+        place = "tokens" if scored_by is None else f"scored/{scored_by}"
+        return self._folder / (f"{place}-top-{top_logits}" if top_logits else place) / text
 
     def _prepared(self, text: str) -> Stage:
         """The tokens of a text. The corpus trains the tokenizer of all."""
@@ -176,13 +178,15 @@ class PairPlan:
         output = self._tokens(text)
         return self._stage(label, "prepare", (str(output), "--workers", "1"), output, needs, recipe)
 
-    def _scored(self, text: str, reference: str) -> Stage:
-        """The losses of a reference on a text, and the entropies of its predictions."""
+    def _scored(self, text: str, reference: str, top_logits: int = 0) -> Stage:
+        """The losses of a reference on a text, the entropies of its predictions, and any most likely tokens."""
         exported = self._exported(reference)
-        output = self._tokens(text, reference)
+        output = self._tokens(text, reference, top_logits)
         arguments = (str(self._tokens(text)), str(output), "--reference", str(exported.output), "--entropy")
+        if top_logits:
+            arguments = (*arguments, "--top-logits", str(top_logits))
         needs = [self._prepared(text), exported]
-        return self._stage(f"scored/{reference}/{text}", "score", arguments, output, needs)
+        return self._stage(str(output.relative_to(self._folder)), "score", arguments, output, needs)
 
     def _exported(self, model: str) -> Stage:
         trained = self._training(model, 0)

@@ -88,6 +88,8 @@ class Training(Section):
     """What it is trained on; of several texts every row is read equally often."""
     scored_by: str | None = None
     """The model whose losses on the corpus it selects by."""
+    top_logits: NonNegative = 0
+    """How many of that model's most likely tokens the texts that it is trained on hold per target."""
     length: Annotated[float, Field(gt=0)] = 1.0
     """Its tokens, relative to `run.train.total_tokens` of the suite."""
     run: dict[str, Any] = Field(default_factory=dict)

@@ -23,7 +23,17 @@ OF_MODEL = ("loss", "entropy")
 """The names that stand for the model that is trained: its loss of a target, the entropy of its prediction."""
 FUNCTIONS = ("abs", "min", "max")
 _NAME = r"[a-z][a-z0-9_]{0,39}"
-_TAKEN = {*get_args(NamedCriterion), *FUNCTIONS, "tokens", "domain", "target_mask", "ref_loss", "ref_entropy", "weight"}
+_COLUMNS = (
+    "tokens",
+    "domain",
+    "target_mask",
+    "ref_loss",
+    "ref_entropy",
+    "ref_top_logprob",
+    "ref_top_id",
+    "weight",
+)
+_TAKEN = {*get_args(NamedCriterion), *FUNCTIONS, *_COLUMNS}
 Term = str | float
 _MOST_CHARACTERS = 200
 # Values are float32.

@@ -10,6 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from megaslm.config.distilling import DistillSection
 from megaslm.config.expression import OF_MODEL, Criterion, Expression, expression_of
 from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
@@ -292,6 +293,8 @@ class SlmSection(PolicySettings):
     """Whether to compute losses of unselected targets, only to report them, where the criterion does not need them."""
     weight: WeightSection = WeightSection()
     """How much a target counts."""
+    distill: DistillSection = DistillSection()
+    """Whether targets are drawn to the reference's stored predictions, besides their own tokens."""
     head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
     """How the loss head computes its gradient: cache keeps two bytes per logit, bracket forecasts the threshold,
     recompute computes selected logits twice. auto is cache in bf16 where it fits in `head_cache_gib`, else bracket."""
@@ -333,6 +336,16 @@ class SlmSection(PolicySettings):
     @property
     def _names(self) -> frozenset[str]:
         return frozenset() if self.expression is None else self.expression.names
+
+    @property
+    def distills(self) -> bool:
+        """Whether targets are drawn to the stored predictions of another model."""
+        return self.distill.weight > 0
+
+    @property
+    def trains_unselected(self) -> bool:
+        """Whether targets that are not selected have a gradient, too."""
+        return self.weight.by == "signed" or (self.distills and self.distill.on == "unselected")
 
     @property
     def needs_all_losses(self) -> bool:

@@ -139,4 +139,6 @@ def _weight_problem(slm: "SlmSection") -> str | None:
     has_own_value = slm.criterion in OWN_VALUES or (slm.expression is not None and not slm.sorts_by_entropy)
     has_own_value = has_own_value and slm.granularity == "token"
     found = f"found criterion {slm.criterion} and granularity {slm.granularity}"
-    return slm.weight.misfit(found, has_own_value=has_own_value, keeps_all=keeps_all)
+    return slm.weight.misfit(found, has_own_value=has_own_value, keeps_all=keeps_all) or slm.distill.misfit(
+        slm, keeps_all=keeps_all
+    )

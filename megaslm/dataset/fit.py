@@ -137,8 +137,25 @@ def losses_read(config: RunConfig, manifest: Manifest) -> Iterator[tuple[str, Re
 
 
 def reads_reference(config: RunConfig) -> bool:
-    """Whether the run selects by a reference model's losses or entropies."""
-    return config.train.objective == "slm" and (config.slm.needs_ref_loss or config.slm.needs_ref_entropy)
+    """Whether the run selects by a reference model's losses or entropies, or is drawn to its predictions."""
+    return config.train.objective == "slm" and (
+        config.slm.needs_ref_loss or config.slm.needs_ref_entropy or distills(config)
+    )
+
+
+def distills(config: RunConfig) -> bool:
+    """Whether the run reads the reference's most likely tokens."""
+    return config.train.objective == "slm" and config.slm.distills
+
+
+def require_distillable(config: RunConfig, manifest: Manifest, place: str) -> None:
+    """Raises DataError where the run needs the reference's most likely tokens and the dataset at `place` has none."""
+    reference = manifest.reference if manifest.kind == "scored" else None
+    if distills(config) and (reference is None or not reference.top_logits):
+        raise DataError(
+            f"{place} holds no ref_top_logprob, which slm.distill needs; run `megaslm score --top-logits 16` into "
+            "another folder, or set slm.distill.weight 0"
+        )
 
 
 def require_named_domains(config: RunConfig, domains: Sequence[str]) -> None:

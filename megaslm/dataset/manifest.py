@@ -51,6 +51,10 @@ class Part(_Record):
     """Hash of the column `ref_loss`, row after row, as little-endian float16; null where there is none."""
     ref_entropy_sha256: str | None = None
     """Hash of the column `ref_entropy`, likewise."""
+    ref_top_logprob_sha256: str | None = None
+    """Hash of the column `ref_top_logprob`, likewise."""
+    ref_top_id_sha256: str | None = None
+    """Hash of the column `ref_top_id`, row after row, as little-endian integers of the tokens' width."""
     selected_sha256: str | None = None
     """Hash of the column `selected`, row after row."""
     target_mask_sha256: str | None = None
@@ -154,6 +158,8 @@ class Reference(_Record):
     """`Manifest.tokens_fingerprint` of the rows that it scored."""
     entropy: bool = False
     """Whether the dataset holds `ref_entropy`, the entropy of its predictions, beside `ref_loss`."""
+    top_logits: int = 0
+    """How many of its most likely tokens the dataset holds per target, in `ref_top_logprob` and `ref_top_id`."""
     aligned: bool = False
     """Whether it read whole documents in tokens of its own, and its values were carried over to the rows' tokens."""
     run: RunStep | None = None

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -35,6 +36,8 @@ class RowFormat:
     """Whether rows carry `ref_loss`."""
     entropy: bool = False
     """Whether scored rows carry `ref_entropy` too."""
+    top_logits: int = 0
+    """How many of the reference's most likely tokens scored rows carry per target; 0: none."""
     masked: bool = False
     """Whether rows carry `selected` instead of the losses it was made of."""
     weighted: bool = False
@@ -50,6 +53,8 @@ class RowFormat:
     def __post_init__(self) -> None:
         if self.entropy and not self.scored:
             raise ValueError("entropy goes with ref_loss: only scored rows can have it")
+        if self.top_logits and not self.scored:
+            raise ValueError("the reference's top tokens go with ref_loss: only scored rows can have them")
         if self.masked and self.scored:
             raise ValueError("rows carry either ref_loss or the mask that was made of it")
 
@@ -57,13 +62,14 @@ class RowFormat:
     def of(cls, manifest: Manifest) -> "RowFormat":
         """The columns of a dataset by its manifest. The manifest does not tell how its shards are cut."""
         scored = manifest.kind == "scored"
-        entropy = scored and manifest.reference is not None and manifest.reference.entropy
+        reference = manifest.reference if scored else None
         masked = manifest.kind == "masked"
         return cls(
             manifest.seq_len,
             manifest.vocab_size,
             scored=scored,
-            entropy=entropy,
+            entropy=reference is not None and reference.entropy,
+            top_logits=0 if reference is None else reference.top_logits,
             masked=masked,
             weighted="weight" in manifest.columns,
             losses=tuple(manifest.losses),
@@ -85,6 +91,9 @@ class RowFormat:
             columns["ref_loss"] = f"ndarray:float16:{self.seq_len}"
         if self.entropy:
             columns["ref_entropy"] = f"ndarray:float16:{self.seq_len}"
+        if self.top_logits:
+            columns["ref_top_logprob"] = f"ndarray:float16:{self.seq_len},{self.top_logits + 1}"
+            columns["ref_top_id"] = f"ndarray:{self.tokens_dtype.name}:{self.seq_len},{self.top_logits}"
         if self.masked:
             columns["selected"] = f"ndarray:uint8:{mask_bytes(self.seq_len)}"
         if self.weighted:
@@ -93,14 +102,18 @@ class RowFormat:
 
     @property
     def losses_and_entropies(self) -> tuple[str, ...]:
-        """The columns in nats, of float16."""
-        return tuple(name for name, encoding in self.columns.items() if encoding.startswith("ndarray:float16:"))
+        """The columns of one float16 per target, in nats."""
+        per_target = f"ndarray:float16:{self.seq_len}"
+        return tuple(name for name, encoding in self.columns.items() if encoding == per_target)
 
     @property
     def row_bytes(self) -> int:
         """The size of a row's columns, uncompressed, without what MDS adds to each row."""
-        shapes = (encoding.removeprefix("ndarray:").split(":") for encoding in self.columns.values())
-        return sum(np.dtype(name).itemsize * int(length[0] if length else 1) for name, *length in shapes)
+        forms = (encoding.removeprefix("ndarray:").split(":") for encoding in self.columns.values())
+        return sum(
+            np.dtype(name).itemsize * prod(int(side) for side in (shape[0].split(",") if shape else ()))
+            for name, *shape in forms
+        )
 
 
 class PartWriter:
@@ -150,7 +163,9 @@ class PartWriter:
             selected: (n, bytes) uint8 of `pack_mask`; only where rows are masked.
             others: the format's other columns, by name. `target_mask`: (n, seq_len) uint8, 1 where a target is valid
                 and 0 elsewhere. `weight`: (n, seq_len) float32, finite, 0 where a target is not valid. Further losses:
-                as `ref_loss`.
+                as `ref_loss`. `ref_top_logprob`: (n, seq_len, top_logits + 1) float16 in nats, at most 0, the
+                log-probabilities of the reference's most likely tokens, largest first, then that of all others
+                together. `ref_top_id`: (n, seq_len, top_logits) of the type of `tokens`, the ids of these tokens.
 
         Raises:
             DataError: a wrong shape or type, a missing column or one that the format lacks, or a value out of range.
@@ -162,6 +177,8 @@ class PartWriter:
                 self._check_form(name, columns.get(name), len(tokens))
         for name in self._format.losses_and_entropies:
             self._check_nats(name, cast(NDArray[np.float16], columns[name]))
+        if self._format.top_logits:
+            self._check_log_probabilities(cast(NDArray[np.float16], columns["ref_top_logprob"]))
         given = {"tokens": tokens, **{name: values for name, values in columns.items() if values is not None}}
         for name, values in given.items():
             self._hashes[name].update(np.ascontiguousarray(values).data)
@@ -180,11 +197,13 @@ class PartWriter:
             name=self._folder.name,
             rows=self._rows,
             tokens_sha256=self._hashes["tokens"].hexdigest(),
-            target_mask_sha256=self._hashes["target_mask"].hexdigest() if self._format.target_mask else None,
-            ref_loss_sha256=self._hashes["ref_loss"].hexdigest() if self._format.scored else None,
-            ref_entropy_sha256=self._hashes["ref_entropy"].hexdigest() if self._format.entropy else None,
-            selected_sha256=self._hashes["selected"].hexdigest() if self._format.masked else None,
-            weight_sha256=self._hashes["weight"].hexdigest() if self._format.weighted else None,
+            target_mask_sha256=self._sha256("target_mask"),
+            ref_loss_sha256=self._sha256("ref_loss"),
+            ref_entropy_sha256=self._sha256("ref_entropy"),
+            ref_top_logprob_sha256=self._sha256("ref_top_logprob"),
+            ref_top_id_sha256=self._sha256("ref_top_id"),
+            selected_sha256=self._sha256("selected"),
+            weight_sha256=self._sha256("weight"),
             losses_sha256=tuple((name, self._hashes[name].hexdigest()) for name in self._format.losses),
             index_sha256=hashlib.sha256(index).hexdigest(),
             bytes=parse_index(self._folder, index).stored_bytes,
@@ -194,6 +213,9 @@ class PartWriter:
         """Remove the written files."""
         self._writer.cancel_future_jobs()
         abandon_folder(self._folder)
+
+    def _sha256(self, column: str) -> str | None:
+        return self._hashes[column].hexdigest() if column in self._hashes else None
 
     def _wait_for_idle_writer(self) -> None:
         """Avoids that MDSWriter.finish sleeps a second if its thread, which has nothing to upload, is not idle yet."""
@@ -213,6 +235,10 @@ class PartWriter:
         if not (np.isfinite(values) & (values >= 0)).all():
             raise DataError(f"{self._folder}: {name} has NaN, infinite or negative values; clamp to [0, 65504] first")
 
+    def _check_log_probabilities(self, values: NDArray[np.float16]) -> None:
+        if not (np.isfinite(values) & (values <= 0)).all():
+            raise DataError(f"{self._folder}: ref_top_logprob has values outside of [-65504, 0]; clamp them first")
+
     def _check_form(self, name: str, values: NDArray[np.generic] | None, rows: int) -> None:
         """Raises DataError unless a column beside the tokens is given exactly if the format has it, with its form."""
         if name not in self._format.columns:
@@ -221,8 +247,8 @@ class PartWriter:
                     f"{self._folder}: {name} was given for a dataset without it; leave it out or write to one with it"
                 )
             return
-        _, dtype_name, width = self._format.columns[name].split(":")
-        dtype, shape = np.dtype(dtype_name), (rows, int(width))
+        _, dtype_name, sides = self._format.columns[name].split(":")
+        dtype, shape = np.dtype(dtype_name), (rows, *map(int, sides.split(",")))
         if values is None or values.shape != shape or values.dtype != dtype:
             found = "missing" if values is None else f"{values.dtype} of shape {values.shape}"
             raise DataError(f"{self._folder}: {name} is {found}; expected {dtype} {shape}")

@@ -190,6 +190,7 @@ def _reference(reference: Reference) -> str:
         f"{isolated} · window {reference.window:,}, stride {reference.stride:,}"
         + (" · by its own tokenizer, carried over" if reference.aligned else "")
         + (" · with entropies" if reference.entropy else "")
+        + (f" · with its {reference.top_logits} most likely tokens" if reference.top_logits else "")
         + (f" · attention by {reference.attention}" if reference.attention else "")
         + (f" · from step {reference.run.step:,} of {reference.run.run}" if reference.run else "")
     )

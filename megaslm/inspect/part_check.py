@@ -23,6 +23,7 @@ _CHUNK_BYTES = 2**20
 """Rows are checked in chunks of this size, which stay in a core's cache from one check to the next."""
 _LARGEST_FLOAT16 = 0x7BFF
 """The bits of 65504, the largest finite float16. Larger bit patterns are infinity, NaN and negative values."""
+_TOP = ("ref_top_logprob", "ref_top_id")
 OnBytes = Callable[[int], None]
 """Called with the number of bytes read since the last call, from any thread."""
 
@@ -107,7 +108,7 @@ class RowCheck:
 
     def compare(self, path: Path, part: Part) -> Iterator[CorruptData]:
         """Compare the hashes of all rows of the part, stored at `path`, with its record."""
-        names = ("tokens", "target_mask", "ref_loss", "ref_entropy", "selected", "weight")
+        names = ("tokens", "target_mask", "ref_loss", "ref_entropy", *_TOP, "selected", "weight")
         recorded = {name: getattr(part, f"{name}_sha256") for name in names} | dict(part.losses_sha256)
         found = {name: digest.hexdigest() for name, digest in self._hashes.items()}
         for name, expected in recorded.items():
@@ -137,6 +138,11 @@ class RowCheck:
         self.targets += int(np.count_nonzero(valid))
         for name in self._rules.row_format.losses_and_entropies:
             yield from _nats_faults(name, columns[name], valid)
+        if "ref_top_id" in columns:
+            log_probabilities, ids = (columns[name] for name in _TOP)
+            in_range = np.isfinite(log_probabilities) & (log_probabilities <= 0)
+            yield from _top_faults("ref_top_logprob", log_probabilities, in_range, valid, "-65504 to 0")
+            yield from _top_faults("ref_top_id", ids, ids < vocab_size, valid, f"an id below {vocab_size}")
         if "selected" in columns:
             yield from _bits_faults(columns["selected"], valid)
         if "weight" in columns:
@@ -172,6 +178,16 @@ def _nats_faults(name: str, values: NDArray[np.float16], valid: NDArray[np.bool_
     invalid = ~valid
     if bits[invalid].any():
         yield from _Fault.at(f"{name} without a target", values, (values != 0) & invalid, "0")
+
+
+def _top_faults(
+    name: str, values: NDArray[np.generic], in_range: NDArray[np.bool_], valid: NDArray[np.bool_], expected: str
+) -> Iterator["_Fault"]:
+    """The faults of `values` (n, seq_len, m): not `in_range`, or not 0 where `valid` (n, seq_len) is false."""
+    flat = values.reshape(len(values), -1)
+    yield from _Fault.at(name, flat, ~in_range.reshape(flat.shape), expected)
+    without = (values != 0) & ~valid[..., None]
+    yield from _Fault.at(f"{name} without a target", flat, without.reshape(flat.shape), "0")
 
 
 def _bits_faults(bits: NDArray[np.uint8], valid: NDArray[np.bool_]) -> Iterator["_Fault"]:

@@ -25,10 +25,12 @@ from megaslm.corpus.readers import require_fields
 from megaslm.corpus.record_text import NoSuchField
 from megaslm.dataset.fit import (
     ReadDataset,
+    distills,
     heldout_domains,
     reads_reference,
     require_attachable,
     require_columns,
+    require_distillable,
     require_losses_to_mask,
     require_reference,
     require_rule,
@@ -245,11 +247,12 @@ def _training_dataset(
     findings.ask(lambda: require_targets_of(config.train.objective, manifest, place), prefix=named)
     findings.ask(lambda: require_weights(config, manifest, place), prefix=named)
     findings.ask(lambda: require_columns(config, manifest, place), prefix=named)
+    findings.ask(lambda: require_distillable(config, manifest, place), prefix=named)
     if reads_reference(config):
         mask, slm = manifest.mask, config.slm
         if mask is not None:
             findings.ask(lambda: require_rule(mask, place, slm), prefix=named)
-        else:
+        elif manifest.kind == "scored" or not distills(config):
             findings.ask(lambda: require_reference(manifest, place, needs_entropy=slm.needs_ref_entropy), prefix=named)
     if selects_by_column(config):
         findings.ask(lambda: require_selected(manifest, place), prefix=named)

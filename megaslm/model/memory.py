@@ -118,8 +118,8 @@ def _head(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: to
         model.vocab_size,
         dtype,
         head_way(config, plan, rows, model.vocab_size, dtype),
-        # A fixed threshold may select every target, and signed weights train on every valid one.
-        keep_ratio=1.0 if slm.has_fixed_threshold or slm.weight.by == "signed" else float(slm.keep_ratio),
+        # A fixed threshold may select every target.
+        keep_ratio=1.0 if slm.has_fixed_threshold or slm.trains_unselected else float(slm.keep_ratio),
         on_gpu=on_gpu,
     )
 
@@ -132,5 +132,5 @@ def head_way(config: RunConfig, plan: BatchPlan, rows: int, vocab_size: int, dty
         return "every"
     settings = HeadSettings(slm.head, int(slm.head_cache_gib * (1 << 30)))
     method = settings.method_for(torch.empty(rows, 0, dtype=dtype), vocab_size)
-    # Signed weights train on every valid target, so that a forecast of the selected ones has no use.
-    return "recompute" if method == "bracket" and slm.weight.by == "signed" else method
+    # Where every valid target is trained on, a forecast of the selected ones has no use.
+    return "recompute" if method == "bracket" and slm.trains_unselected else method

@@ -14,6 +14,7 @@ from megaslm.model.folder import check_model_folder
 from megaslm.model.load import ChosenPrecision, dtype_of, load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.model.self_check import require_library_losses
+from megaslm.slm.top_tokens import TopOf, TopTokens
 
 
 class Window(NamedTuple):
@@ -46,10 +47,11 @@ def windows_of(seq_len: int, window: int, stride: int) -> Iterator[Window]:
 
 
 class Measured(NamedTuple):
-    """A reference's results for B rows: (B, L) float32 in nats each; `entropies` where the record has them."""
+    """A reference's results for B rows: (B, L) float32 in nats; `entropies` and `top` where the record has them."""
 
     losses: Tensor
     entropies: Tensor | None
+    top: TopTokens | None = None
 
 
 class OnItsWay:
@@ -71,14 +73,23 @@ class OnItsWay:
 class ReferenceModel:
     """Measures rows, without gradients and dropout."""
 
-    def __init__(self, lm: SelectiveLM, record: Reference) -> None:
-        """Takes a model on its device, in evaluation mode."""
+    def __init__(self, lm: SelectiveLM, record: Reference, vocab_size: int | None = None) -> None:
+        """Takes a model on its device, in evaluation mode. Its top tokens have ids below `vocab_size`, those of the
+        rows' vocabulary; None: any."""
         self._lm = lm
         self._record = record
+        self._vocab_size = vocab_size
 
     @classmethod
     def load(
-        cls, folder: Path, record: Reference, *, eos_id: int, device: torch.device, compiled: bool = False
+        cls,
+        folder: Path,
+        record: Reference,
+        *,
+        eos_id: int,
+        vocab_size: int | None = None,
+        device: torch.device,
+        compiled: bool = False,
     ) -> "ReferenceModel":
         """The model of a Hugging Face folder. Compiling its layers takes minutes, so it pays for many rows only.
 
@@ -91,7 +102,7 @@ class ReferenceModel:
         lm = load_pretrained(folder, dtype=dtype).to(device).eval()
         _require_finite(lm, folder)
         prepare_layers(lm, recompute="none", compiled=compiled)
-        return cls(SelectiveLM(lm, eos_id=eos_id, document_isolation=record.document_isolation), record)
+        return cls(SelectiveLM(lm, eos_id=eos_id, document_isolation=record.document_isolation), record, vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -106,10 +117,18 @@ class ReferenceModel:
         batch, seq_len = tokens.shape[0], tokens.shape[1] - 1
         columns = 2 if self._record.entropy else 1
         measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=self.device)
+        tops: list[TopTokens] = []
         for start, stop, fresh in windows_of(seq_len, self._record.window, self._record.stride):
-            in_window = self.measure_apart(tokens[:, start : stop + 1])
+            if self._record.top_logits:
+                wanted = TopOf(self._record.top_logits, self._vocab_size)
+                *both, found = self._lm.measure_with_top(tokens[:, start : stop + 1], wanted)
+                in_window = torch.stack(both[:columns])
+                tops.append(TopTokens(*(each[:, fresh - start :] for each in found)))
+            else:
+                in_window = self.measure_apart(tokens[:, start : stop + 1])
             measured[:, :, fresh:stop] = in_window[:, :, fresh - start :]
-        return Measured(measured[0], measured[1] if self._record.entropy else None)
+        top = TopTokens(*(torch.cat(each, 1) for each in zip(*tops, strict=True))) if tops else None
+        return Measured(measured[0], measured[1] if self._record.entropy else None, top)
 
     def measure_apart(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
         """(columns, B, W) float32 values of (B, W+1) int64 tokens that are one window: losses, then any entropies.
@@ -124,6 +143,14 @@ class ReferenceModel:
 def as_stored(nats: Tensor, valid: Tensor) -> Tensor:
     """(B, L) float32 values as a dataset stores them: float16, clamped to [0, 65504], 0 where `valid` is false."""
     return nats.where(valid, 0.0).clamp(0.0, torch.finfo(torch.float16).max).to(torch.float16)
+
+
+def top_as_stored(top: TopTokens, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Top tokens of (B, L) targets as a dataset stores them: (B, L, K+1) float16, clamped to [-65504, 0], and (B, L, K)
+    int32; 0 where `valid` is false."""
+    log_probabilities, ids = (each.where(valid[..., None], 0) for each in top)
+    least = torch.finfo(torch.float16).min
+    return log_probabilities.clamp(least, 0.0).to(torch.float16), ids.to(torch.int32)
 
 
 def _require_finite(lm: nn.Module, folder: Path) -> None:

@@ -26,6 +26,7 @@ from megaslm.slm.token_loss import (
     token_losses_and_entropies,
     weighted_loss,
 )
+from megaslm.slm.top_tokens import TopOf, TopTokens, token_losses_and_top
 
 CausalLM = Any
 """A transformers model for causal language modeling: `.model` gives hidden states, `.lm_head` is a linear layer."""
@@ -89,14 +90,17 @@ class SelectiveHead(nn.Linear):
         choice: Choice | Deferred | None = None,
         *,
         entropies: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
+        top: TopOf | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, TopTokens] | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
         With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be sorted. With `entropies`
-        the losses, then the entropies of the predictions.
+        the losses, then the entropies of the predictions. With `top` also the most likely tokens.
         """
         if targets is None:
             return super().forward(hidden)
+        if top is not None:
+            return token_losses_and_top(hidden, self.weight, targets, top, self.bias, self.logit_scale)
         if entropies:
             return token_losses_and_entropies(hidden, self.weight, targets, self.bias, self.logit_scale)
         match choice:
@@ -186,7 +190,8 @@ class SelectiveLM(nn.Module):
         document_bounds: Tensor | None = None,
         *,
         entropies: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor] | HeadOutput:
+        top: TopOf | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, TopTokens] | HeadOutput:
         """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
@@ -196,6 +201,7 @@ class SelectiveLM(nn.Module):
                 be chosen until the backward pass.
             document_bounds: (documents + 1,) int32 of the (B, L) inputs, see `megaslm.dataset.packing`.
             entropies: whether the entropies of the predictions are measured, too; without a choice only.
+            top: which of the most likely tokens are given besides losses and entropies; likewise.
 
         Returns:
             (B, L) float32 losses, detached; with `entropies` the losses, then the entropies, of the same shape. With
@@ -206,6 +212,10 @@ class SelectiveLM(nn.Module):
         if isinstance(tokens, DecodingStep):
             return next_logits(self.lm, tokens)
         hidden, targets = self._hidden_states(tokens, document_bounds)
+        if top is not None:
+            losses, of_rows, found = self.lm.lm_head(hidden, targets.flatten(), top=top)
+            tops = TopTokens(*(each.view(*targets.shape, -1) for each in found))
+            return losses.view(targets.shape), of_rows.view(targets.shape), tops
         if entropies:
             losses, of_rows = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
             return losses.view(targets.shape), of_rows.view(targets.shape)
@@ -228,6 +238,16 @@ class SelectiveLM(nn.Module):
             measured = (self(rows, document_bounds=bounds, entropies=True) for rows, bounds in groups)
             losses, entropies = zip(*measured, strict=True)
             return torch.cat(losses), torch.cat(entropies)
+
+    def measure_with_top(self, tokens: Tensor, top: TopOf) -> tuple[Tensor, Tensor, TopTokens]:
+        """The losses and entropies of `measure_with_entropy`, and the K most likely tokens of every target: (B, L, K+1)
+        log-probabilities and (B, L, K) ids."""
+        with torch.inference_mode():
+            groups = _at_once(tokens, None, self.lm.device)
+            measured = (self(rows, document_bounds=bounds, top=top) for rows, bounds in groups)
+            losses, entropies, tops = zip(*measured, strict=True)
+            found = TopTokens(*(torch.cat(each) for each in zip(*tops, strict=True)))
+            return torch.cat(losses), torch.cat(entropies), found
 
     def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The (B·L, D) hidden states of (B, L+1) tokens, and their (B, L) targets, both on the model's device."""

@@ -23,6 +23,8 @@ def objective_in_words(config: RunConfig) -> str:
     if config.train.objective != "slm":
         return config.train.objective
     weight = "" if slm.weight.by == "hard" else f" · weight {slm.weight.by}"
+    if slm.distills:
+        weight = f" · distill {slm.distill.weight:g} on {slm.distill.on}"
     kept = f"keep_ratio {slm.keep_ratio}"
     of_policy = {
         "top": kept,

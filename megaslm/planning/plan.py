@@ -221,7 +221,7 @@ def _different_tokens(config: RunConfig, tokens: int) -> int:
 
 def _scoring(config: RunConfig, own: Shape, tokens: int, rate: Rate | None) -> Scoring | None:
     slm = config.slm
-    if config.train.objective != "slm" or not (slm.needs_ref_loss or slm.needs_ref_entropy):
+    if config.train.objective != "slm" or not (slm.needs_ref_loss or slm.needs_ref_entropy or slm.distills):
         return None
     named = [slm.reference, *(stream.reference for stream in config.data.streams.values())]
     folder = next((Path(place) for place in named if place is not None), None)

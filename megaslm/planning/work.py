@@ -70,14 +70,19 @@ class Network:
     """At which it takes as long as the computation; beside which it can hide. None where the speed is not known."""
 
 
+# A dataset that is not there yet has as many of them per target as docs/scoring.md names.
+_TOP_LOGITS = 16
+
+
 def disk_of(config: RunConfig, plan: BatchPlan, parameters: int, vocab_size: int, tokens: int) -> Disk:
     """The disk that a run over so many different tokens needs."""
     slm, objective = config.slm, config.train.objective
     rows = RowFormat(
         plan.seq_len,
         vocab_size,
-        scored=objective == "slm" and slm.needs_ref_loss,
+        scored=objective == "slm" and (slm.needs_ref_loss or slm.distills),
         entropy=objective == "slm" and slm.needs_ref_loss and slm.needs_ref_entropy,
+        top_logits=_TOP_LOGITS if objective == "slm" and slm.distills else 0,
         target_mask=objective == "sft",
     )
     kept = most_kept(config, plan)

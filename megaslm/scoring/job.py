@@ -357,7 +357,14 @@ def _load(task: ScoreRequest, described: Manifest, device: torch.device) -> Scor
                 compiled=compiled,
             )
             return AlignedScorer(aligned, described.eos_id)
-        model = ReferenceModel.load(task.reference, record, eos_id=described.eos_id, device=device, compiled=compiled)
+        model = ReferenceModel.load(
+            task.reference,
+            record,
+            eos_id=described.eos_id,
+            vocab_size=described.vocab_size,
+            device=device,
+            compiled=compiled,
+        )
     except torch.OutOfMemoryError as error:
         raise MegaSLMError(f"{task.reference} does not fit into the memory of {device}: {error}") from error
     return PartScorer(model, described.eos_id, record.batch_rows)

@@ -85,13 +85,14 @@ def _known_parts(finished: Manifest) -> Mapping[str, PartOutcome]:
 def _make(
     described: Manifest, rule: Mask, item: SourcePart, stored: Iterator[tuple[int, Rows]], folder: Path
 ) -> PartOutcome:
-    with part_writer(folder, RowFormat.of(described)) as writer:
+    row_format = RowFormat.of(described)
+    with part_writer(folder, row_format) as writer:
         for start, rows in stored:
             try:
                 selected = selected_targets(rule, rows, described.eos_id)
             except DataError as error:
                 raise DataError(f"{item.path}, of the rows from {start} on: {error}") from error
             tokens, domain, others = StoredRows.of(rows)
-            kept = {name: column for name, column in others.items() if name not in ("ref_loss", "ref_entropy")}
+            kept = {name: column for name, column in others.items() if name in row_format.columns}
             writer.write(tokens, domain, selected=pack_mask(selected), **kept)
     return PartOutcome(part=writer.part)

@@ -21,7 +21,7 @@ from megaslm.dataset.shards import RowFormat, part_writer
 from megaslm.errors import MegaSLMError, NonFiniteLoss
 from megaslm.files import sync, unfinished
 from megaslm.model.aligned_reference import AlignedReference
-from megaslm.model.reference_model import OnItsWay, ReferenceModel, as_stored
+from megaslm.model.reference_model import OnItsWay, ReferenceModel, as_stored, top_as_stored
 from megaslm.scoring.loss_statistics import LossStatistics
 from megaslm.slm.valid_targets import valid_targets
 
@@ -58,11 +58,35 @@ class StoredRows(NamedTuple):
         return cast(NDArray[np.uint8] | None, self.others.get("target_mask"))
 
 
+class TopRows(NamedTuple):
+    """The reference's most likely tokens, see `PartWriter.write`: (n, L, K+1) float16 and (n, L, K) unsigned."""
+
+    ref_top_logprob: NDArray[np.float16]
+    ref_top_id: NDArray[np.unsignedinteger]
+
+
 class ScoredRows(NamedTuple):
-    """Stored rows, and the reference's losses and entropies: (columns, n, L) float16."""
+    """Stored rows, and the reference's losses and entropies: (columns, n, L) float16; and its top tokens, if stored."""
 
     stored: StoredRows
     values: NDArray[np.float16]
+    top: TopRows | None = None
+
+    def records(self) -> NDArray[np.void]:
+        """What the reference gave, row by row: (n,)."""
+        columns = {"values": self.values.swapaxes(0, 1), **({} if self.top is None else self.top._asdict())}
+        records = np.empty(
+            self.values.shape[1], [(name, column.dtype, column.shape[1:]) for name, column in columns.items()]
+        )
+        for name, column in columns.items():
+            records[name] = column
+        return records
+
+    @classmethod
+    def of_records(cls, stored: StoredRows, records: NDArray[np.void]) -> "ScoredRows":
+        """The inverse of `records`."""
+        values, *top = (np.ascontiguousarray(records[name]) for name in records.dtype.names or ())
+        return cls(stored, np.ascontiguousarray(values.swapaxes(0, 1)), TopRows(*top) if top else None)
 
 
 def write_part(
@@ -74,7 +98,8 @@ def write_part(
     with part_writer(folder, RowFormat.of(manifest)) as writer:
         for rows in scored:
             stored, measured = rows.stored, dict(zip((column, "ref_entropy"), rows.values, strict=False))
-            writer.write(stored.tokens, stored.domain, **stored.others, **measured)
+            top = {} if rows.top is None else rows.top._asdict()
+            writer.write(stored.tokens, stored.domain, **stored.others, **measured, **top)
             statistics.add(stored.tokens, rows.values[0], stored.target_mask)
     return writer.part, statistics.finish()
 
@@ -82,7 +107,7 @@ def write_part(
 def write_values(path: Path, scored: Iterable[ScoredRows]) -> None:
     """Write the values of rows, in order, as one array to `path`."""
     with unfinished(path).open("wb") as file:
-        np.save(file, np.concatenate([rows.values for rows in scored], axis=1), allow_pickle=False)
+        np.save(file, np.concatenate([rows.records() for rows in scored]), allow_pickle=False)
     sync(unfinished(path))
     unfinished(path).replace(path)
 
@@ -91,12 +116,12 @@ def with_values(reader: RowReader, paths: Sequence[Path], at_once: int) -> Itera
     """The rows of `reader` in order, `at_once` at a time, with their values from files of `write_values`."""
     start = 0
     for path in paths:
-        values: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
-        for first in range(0, values.shape[1], at_once):
-            some = np.ascontiguousarray(values[:, first : first + at_once])
-            rows = reader.rows(start, start + some.shape[1])
-            start += some.shape[1]
-            yield ScoredRows(StoredRows.of(rows), some)
+        records: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+        for first in range(0, len(records), at_once):
+            some = records[first : first + at_once]
+            rows = reader.rows(start, start + len(some))
+            start += len(some)
+            yield ScoredRows.of_records(StoredRows.of(rows), some)
 
 
 class Scorer(Protocol):
@@ -196,11 +221,12 @@ class PartScorer:
         assert tokens is not None  # every batch has tokens
         mask = None if mask is None else mask.to(self.model.device, non_blocking=True)
         valid = valid_targets(tokens.to(self.model.device, non_blocking=True), self.eos_id, mask)
-        losses, entropies = self.model.measure(tokens)
+        losses, entropies, top = self.model.measure(tokens)
         columns = [losses] if entropies is None else [losses, entropies]
         values = torch.stack([as_stored(column, valid) for column in columns])
         finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
-        return _Scored(batch.start, batch.stored, OnItsWay(values), OnItsWay(finite))
+        on_its_way = None if top is None else tuple(map(OnItsWay, top_as_stored(top, valid)))
+        return _Scored(batch.start, batch.stored, OnItsWay(values), OnItsWay(finite), on_its_way)
 
 
 class _Batch(NamedTuple):
@@ -213,12 +239,14 @@ class _Batch(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """The same rows with values, (columns, B, L) float16, and whether all values of a row are finite, (columns, B)."""
+    """The same rows with values, (columns, B, L) float16; whether all values of a row are finite, (columns, B); and any
+    top tokens, (B, L, K+1) float16 and (B, L, K) int32."""
 
     start: int
     stored: StoredRows
     values: OnItsWay
     finite: OnItsWay
+    top: tuple[OnItsWay, ...] | None
 
 
 def _arrived(batch: _Scored, place: str) -> ScoredRows:
@@ -231,4 +259,8 @@ def _arrived(batch: _Scored, place: str) -> ScoredRows:
             f"{place}, row {batch.start + row} of the part: the reference gives {what} that is NaN or infinite; "
             "try --precision fp32"
         )
-    return ScoredRows(batch.stored, batch.values.arrived()[:, :count].numpy())
+    top = None
+    if batch.top is not None:
+        log_probabilities, ids = (each.arrived()[:count].numpy() for each in batch.top)
+        top = TopRows(log_probabilities, ids.astype(batch.stored.tokens.dtype))
+    return ScoredRows(batch.stored, batch.values.arrived()[:, :count].numpy(), top)

@@ -31,13 +31,14 @@ def describe_scored(task: ScoreRequest, dataset: DatasetFolder, device: torch.de
         ConfigError: window or stride do not fit the rows or the reference, or this machine lacks the FlashAttention.
     """
     settings, reference = task.settings, task.reference
-    if settings.entropy and task.column != REF_LOSS:
-        raise ConfigError(f"--as {task.column}: stores losses alone; leave out --entropy")
+    if (settings.entropy or settings.top_logits) and task.column != REF_LOSS:
+        raise ConfigError(f"--as {task.column}: stores losses alone; leave out --entropy and --top-logits")
     flash.activate(settings.flash_attention, device, name="--flash-attention")
     manifest = read_manifest(dataset.path)
     require_scorable(manifest, dataset.place, task.column)
     config = check_model_folder(reference)
     positions = int(config.max_position_embeddings)
+    _require_top_fits(settings, manifest.vocab_size)
     if settings.align:
         _require_isolation(settings)
         check_own_tokenizer(reference, config)
@@ -60,6 +61,7 @@ def describe_scored(task: ScoreRequest, dataset: DatasetFolder, device: torch.de
         batch_rows=settings.batch_rows,
         dataset_sha256=manifest.tokens_fingerprint(),
         entropy=settings.entropy,
+        top_logits=settings.top_logits,
         aligned=settings.align,
         run=task.run,
     )
@@ -102,6 +104,19 @@ def _windows_of_documents(settings: ScoreSettings, seq_len: int, positions: int,
     if not 1 <= stride <= window:
         raise ConfigError(f"--stride {stride}: must be between 1 and the window, {window}")
     return window, stride
+
+
+def _require_top_fits(settings: ScoreSettings, vocab_size: int) -> None:
+    if settings.top_logits and settings.align:
+        raise ConfigError(
+            f"--top-logits {settings.top_logits} beside --align: the reference's most likely tokens are of another "
+            "vocabulary than the rows'; leave one of the two out"
+        )
+    if not 0 <= settings.top_logits < vocab_size:
+        raise ConfigError(
+            f"--top-logits {settings.top_logits}: must be at least 0 and fewer than the {vocab_size} ids of the "
+            "dataset's vocabulary"
+        )
 
 
 def _require_isolation(settings: ScoreSettings) -> None:

@@ -22,6 +22,8 @@ class ScoreSettings:
     """Rows per batch. All batches are equally large, so that a row's losses do not depend on the number of ranks."""
     entropy: bool = False
     """Whether `ref_entropy`, the entropy of the reference's predictions, is stored too. It comes from the same pass."""
+    top_logits: int = 0
+    """How many of the reference's most likely tokens are stored per target, for `slm.distill`."""
     window: int | None = None
     """Tokens of context of the reference. None: a row, or the reference's number of positions if that is smaller."""
     stride: int | None = None

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from megaslm.slm.distillation import Teacher
 from megaslm.slm.head_pass import Softmax
 from megaslm.slm.targets import Candidates, in_any_group
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
@@ -20,6 +21,11 @@ class Weights(Protocol):
     @property
     def trains_others(self) -> bool:
         """Whether rows that are not selected are trained on, too."""
+        ...
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """What rows are drawn to besides their own targets; None: nothing."""
         ...
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:

@@ -9,6 +9,7 @@ cache from the product to the sum of its exponentials, and its part of the weigh
 once for many rows. A GPU has a kernel over whole rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,6 +35,25 @@ class Softmax(NamedTuple):
     losses: Tensor
     norms: Tensor
     entropies: Tensor | None = None
+
+
+Note = Callable[[Tensor, Softmax], None]
+"""Takes rows, (n,) int64, and their softmax."""
+
+
+class SoftRows(NamedTuple):
+    """What the gradient of n rows is made of besides their own targets, see `megaslm.slm.distillation`.
+
+    `hard`, `soft`: (n,), the shares of the cross-entropy and of the divergence. `ids`: (n, K) int64, distinct in a row.
+    `at_top`: (n, K), the derivative of the divergence by the logits of these ids. `of_rest`: (n,), that by another
+    logit, divided by the token's probability.
+    """
+
+    hard: Tensor
+    soft: Tensor
+    ids: Tensor
+    at_top: Tensor
+    of_rest: Tensor
 
 
 def chunk_count(rows: int, vocab_size: int, dtype: torch.dtype, *, on_gpu: bool) -> int:
@@ -75,17 +95,23 @@ class HeadPass:
         """The given rows in chunks sized so that (n, V) elements of `dtype` fit into memory."""
         return rows.tensor_split(chunk_count(len(rows), self.weight.shape[0], dtype, on_gpu=self.hidden.is_cuda))
 
-    def softmax(self, rows: Tensor, out: Tensor | None = None, *, entropies: bool = False) -> Softmax:
-        """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too."""
+    def softmax(
+        self, rows: Tensor, out: Tensor | None = None, *, entropies: bool = False, note: Note | None = None
+    ) -> Softmax:
+        """The softmax of the given rows. Its exponentials are in `out`, or in a buffer of the next call too.
+
+        `note` is called with the rows and their softmax before `out` rounds the exponentials.
+        """
         logits = self.logits(rows)
         if out is None:
             out = logits if self.hidden.dtype == logits.dtype else torch.empty_like(logits, dtype=self.hidden.dtype)
-        if not entropies:
+        if not entropies and note is None:
             return Softmax(out, *exponentials(logits, self.targets[rows], out))
-        # The entropies are of the exponentials before `out` rounds them.
         losses, norms = exponentials(logits, self.targets[rows], logits)
-        of_rows = _entropies(logits, norms)
-        return Softmax(logits if out is logits else out.copy_(logits), losses, norms, of_rows)
+        whole = Softmax(logits, losses, norms, _entropies(logits, norms) if entropies else None)
+        if note is not None:
+            note(rows, whole)
+        return whole if out is logits else whole._replace(exponentials=out.copy_(logits))
 
     def logits(self, rows: Tensor | slice, columns: slice = slice(None)) -> Tensor:
         """(n, V) float32 logits, or only the given columns. The next call may overwrite them."""
@@ -114,7 +140,14 @@ class HeadGradient:
         self.weight = torch.zeros_like(head.weight, dtype=head.loss_dtype) if of_weight else None
         self.bias = torch.zeros_like(head.bias) if of_weight and head.bias is not None else None
 
-    def add(self, rows: Tensor, softmax: Softmax, row_weight: Tensor, keep: Tensor | None = None) -> None:
+    def add(
+        self,
+        rows: Tensor,
+        softmax: Softmax,
+        row_weight: Tensor,
+        keep: Tensor | None = None,
+        soft: SoftRows | None = None,
+    ) -> None:
         """Adds the gradient of Σ row_weight·loss over the given rows. Overwrites the exponentials.
 
         Args:
@@ -122,12 +155,15 @@ class HeadGradient:
             softmax: of these rows.
             row_weight: (n,) float32; a negative weight removes an earlier contribution.
             keep: (n,) bool, rows whose hidden-state gradient is kept; None keeps all.
+            soft: mixes the losses of these rows with divergences; None: they are cross-entropies.
         """
         head = self._head
         # The derivative of each loss by the matrix product, times norm / scale, takes the place of the exponentials.
         derivative = softmax.exponentials.to(head.hidden.dtype)
-        at_target = (softmax.norms * torch.expm1(-softmax.losses))[:, None].to(derivative.dtype)
-        derivative.scatter_(1, head.targets[rows][:, None], at_target)
+        targets, at_target = head.targets[rows][:, None], softmax.norms * torch.expm1(-softmax.losses)
+        if soft is not None:
+            at_target = _soften(derivative, softmax, targets, at_target, soft)
+        derivative.scatter_(1, targets, at_target[:, None].to(derivative.dtype))
         coefficient = (row_weight.to(head.loss_dtype) * head.logit_scale / softmax.norms)[:, None]
         if self.hidden is not None:
             by_hidden = _product(derivative, head.weight) * coefficient
@@ -139,6 +175,19 @@ class HeadGradient:
             _accumulate_product(self.weight, derivative.t(), scaled)
         if self.bias is not None:
             self.bias += (derivative.to(self.bias.dtype) * coefficient).sum(0)
+
+
+def _soften(derivative: Tensor, softmax: Softmax, targets: Tensor, at_target: Tensor, soft: SoftRows) -> Tensor:
+    """Adds the divergences to the (n, V) derivatives of cross-entropies, both times norm, and returns the entries of
+    the (n, 1) targets, (n,): `at_target` are those of the cross-entropies."""
+    hard, share = soft.hard[:, None], (soft.soft * softmax.norms)[:, None]
+    is_target = soft.ids == targets
+    of_rest = soft.of_rest * torch.exp(-softmax.losses)
+    divergence = (soft.at_top * is_target).sum(1).where(is_target.any(1), of_rest)
+    top = derivative.gather(1, soft.ids) * hard + soft.at_top * share
+    derivative *= (soft.hard + soft.soft * soft.of_rest)[:, None]
+    derivative.scatter_(1, soft.ids, top.to(derivative.dtype))
+    return soft.hard * at_target + share.squeeze(1) * divergence
 
 
 def _entropies(exponentials: Tensor, norms: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Weights
-from megaslm.slm.head_pass import Softmax
+from megaslm.slm.distillation import Distilled
+from megaslm.slm.head_pass import Note, Softmax, SoftRows
 
 
 class RowWeights:
@@ -16,6 +17,8 @@ class RowWeights:
         self._further, self._numbers = further, numbers
         self._selected = own if further is None else torch.zeros_like(own)
         self._others = torch.zeros_like(own) if further is not None and further.trains_others else None
+        teacher = None if further is None else further.teacher
+        self._distilled = None if teacher is None else Distilled(teacher, own)
 
     @property
     def has_further(self) -> bool:
@@ -31,10 +34,28 @@ class RowWeights:
         """Computes the weights of a chunk, before its exponentials are used up."""
         if self._further is None:
             return
-        numbers = rows if self._numbers is None else self._numbers[rows]
+        numbers = self._numbers_of(rows)
         self._selected[rows] = self.own[rows] * self._further.of_selected(numbers, softmax).to(self.own.dtype)
         if self._others is not None:
             self._others[rows] = self._further.of_others(numbers, softmax).to(self.own.dtype)
+
+    @property
+    def note_soft(self) -> Note | None:
+        """Takes the unrounded softmax of a chunk; None where nothing reads it."""
+        distilled = self._distilled
+        if distilled is None:
+            return None
+        return lambda rows, softmax: distilled.note(rows, self._numbers_of(rows), softmax)
+
+    def soft(self, selected: Tensor, rows: Tensor) -> SoftRows | None:
+        """What the gradient of (n,) rows is made of besides their targets, under their part of a selection."""
+        return None if self._distilled is None else self._distilled.rows(selected, rows)
+
+    def total(self, losses: Tensor, mask: Tensor) -> Tensor:
+        """The weighted sum of all rows' losses under a selection: a scalar of (T,) cross-entropies and (T,) bool."""
+        if self._distilled is not None:
+            losses = self._distilled.mixed(losses, mask)
+        return (losses * self.under(mask)).where(self.trained(mask), 0.0).sum()
 
     def where(self, selected: Tensor, rows: Tensor) -> Tensor:
         """The weights of (n,) rows under their part of a selection, (n,) bool."""
@@ -47,3 +68,6 @@ class RowWeights:
     def trained(self, mask: Tensor) -> Tensor:
         """(T,) bool: the rows that have a gradient under a selection."""
         return mask if self._others is None else mask | (self._others != 0)
+
+    def _numbers_of(self, rows: Tensor) -> Tensor:
+        return rows if self._numbers is None else self._numbers[rows]

@@ -34,6 +34,8 @@ class Targets:
     run, or None. `before`, `after`: (R, L) int64, see `SpanRule.bounds`, or None where each target is sorted by its own
     value. `domain`: (R, L) int64, the numbers of domains, or None where these are unknown. `weight`: (R, L) float32,
     the stored weights, or None where the dataset has none. `columns`: (R, L) float32 each, further columns by name.
+    `ref_top_logprob`, (R, L, K+1), and `ref_top_id`, (R, L, K): the reference's most likely tokens, or None where they
+    are not read; groups leave them out.
     """
 
     valid: Tensor
@@ -46,10 +48,13 @@ class Targets:
     domain: Tensor | None = None
     weight: Tensor | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    ref_top_logprob: Tensor | None = None
+    ref_top_id: Tensor | None = None
 
     def in_groups(self, count: int) -> "Targets":
         """Views of the same targets as (count, n)."""
-        return self._with(lambda part: part.reshape(count, -1))
+        sorted_by = replace(self, ref_top_logprob=None, ref_top_id=None)
+        return sorted_by._with(lambda part: part.reshape(count, -1))
 
     def in_domains(self, count: int) -> "Targets":
         """The same targets (count, n) times. In the group of a domain only its own are valid."""
@@ -134,6 +139,16 @@ class Targets:
         if self.weight is None:
             raise ValueError("this objective needs the stored weights of every micro-batch")
         return self.weight
+
+    def needed_top(self) -> tuple[Tensor, Tensor]:
+        """The log-probabilities and ids of the reference's most likely tokens.
+
+        Raises:
+            ValueError: the dataset has none.
+        """
+        if self.ref_top_logprob is None or self.ref_top_id is None:
+            raise ValueError("this objective needs the reference's most likely tokens of every micro-batch")
+        return self.ref_top_logprob, self.ref_top_id
 
 
 def in_any_group(marks: Tensor, count: int) -> Tensor:

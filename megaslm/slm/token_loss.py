@@ -215,8 +215,7 @@ class _HeadLoss(torch.autograd.Function):
             losses, mask, threshold = _add_around_threshold(head, gradient, weights, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        applied = weights.under(mask)
-        total = (losses * applied).where(weights.trained(mask), 0.0).sum()
+        applied, total = weights.under(mask), weights.total(losses, mask)
         if not weights.has_further:
             ctx.mark_non_differentiable(losses, mask, threshold)
             return total, losses, mask, threshold, None
@@ -291,10 +290,10 @@ def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tens
 def _add_every_row(head: HeadPass, gradient: HeadGradient, weights: RowWeights, mask: Tensor) -> Tensor:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows)
+        softmax = head.softmax(rows, note=weights.note_soft)
         losses[rows] = softmax.losses
         weights.note(rows, softmax)
-        gradient.add(rows, softmax, weights.where(mask[rows], rows))
+        gradient.add(rows, softmax, weights.where(mask[rows], rows), soft=weights.soft(mask[rows], rows))
     return losses
 
 
@@ -309,7 +308,8 @@ def _add_from_cache(
     first = 0
     for rows in chunks:
         # Chunks are consecutive in the cache, so that each is written in one piece.
-        softmax = head.softmax(rows, out=cached[first : first + len(rows)], entropies=select.by_entropy)
+        place_of_chunk = cached[first : first + len(rows)]
+        softmax = head.softmax(rows, place_of_chunk, entropies=select.by_entropy, note=weights.note_soft)
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
         _keep_entropies(measured, rows, softmax)
@@ -319,7 +319,8 @@ def _add_from_cache(
     selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
-        gradient.add(rows, kept, weights.where(selected.mask[rows], rows))
+        chosen = selected.mask[rows]
+        gradient.add(rows, kept, weights.where(chosen, rows), soft=weights.soft(chosen, rows))
     return losses, selected.mask, selected.threshold
 
 
@@ -330,7 +331,7 @@ def _add_around_threshold(
     measured = _measured(losses, select)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows, entropies=select.by_entropy)
+        softmax = head.softmax(rows, entropies=select.by_entropy, note=weights.note_soft)
         losses[rows] = softmax.losses
         _keep_entropies(measured, rows, softmax)
         weights.note(rows, softmax)
@@ -345,13 +346,15 @@ def _add_around_threshold(
                 taken,
                 Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
                 weights.where(sure, taken),
+                soft=weights.soft(sure, taken),
             )
             added[taken] = sure
     selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
         missing = ~added[rows]
-        change = weights.where(selected.mask[rows] | added[rows], rows)
-        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing)
+        trained = selected.mask[rows] | added[rows]
+        change, soft = weights.where(trained, rows), weights.soft(trained, rows)
+        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing, soft=soft)
     return losses, selected.mask, selected.threshold
 
 

@@ -31,6 +31,7 @@ class _OfSelectedAlone:
     """Weights that leave out what is not selected."""
 
     trains_others = False
+    teacher = None
 
     def of_others(self, rows: Tensor, softmax: Softmax) -> Tensor:
         """See `Weights`."""
@@ -99,6 +100,7 @@ class SignedWeights:
     bound_nats: float
     targets: Targets
     trains_others = True
+    teacher = None
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:
         """See `Weights`."""

@@ -51,7 +51,11 @@ _COLUMNS: dict[str, type[np.generic]] = {
     "selected": np.uint8,
     "target_mask": np.bool_,
     "weight": np.float32,
+    "ref_top_logprob": np.float16,
+    "ref_top_id": np.int32,
 }
+_OF_DISTILLATION = {"ref_top_logprob", "ref_top_id"}
+"""Columns that take more room than all others, and only distillation reads."""
 WeightRange = tuple[float, float]
 """The least and the largest weight."""
 # Micro-batches whose shards are requested ahead of reading.
@@ -100,7 +104,8 @@ class MicroBatch:
     that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
     first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
     found on the host: a GPU could tell their number only by making the host wait. `weight`: (B, L) float32; None if
-    the dataset has none. `columns`: (B, L) float32 each, further columns of the dataset, by name.
+    the dataset has none. `columns`: (B, L) float32 each, further columns of the dataset, by name. `ref_top_logprob`:
+    (B, L, K+1) float16 in nats, and `ref_top_id`: (B, L, K) int32; None unless the stream was asked for them.
     """
 
     tokens: Tensor
@@ -114,6 +119,8 @@ class MicroBatch:
     document_bounds: Tensor | None = None
     weight: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
+    ref_top_logprob: Tensor | None = None
+    ref_top_id: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
@@ -167,13 +174,14 @@ class TrainingStream:
         fetch: FetchSection = _FETCH,
         eos_id: int | None = None,
         weight_range: WeightRange | None = None,
+        distills: bool = False,
     ) -> None:
         """Opens the streams; called on all ranks.
 
         An epoch holds whole global batches only: the remaining rows, fewer than one batch, wait for the next shuffle.
         `workers`: processes per rank that read ahead; 0: the rank itself reads. `eos_id`: of the tokenizer, for
         micro-batches with the bounds of their documents. `weight_range`: what stored weights may be; None where the run
-        does not use them.
+        does not use them. `distills`: whether micro-batches have the reference's most likely tokens.
 
         Raises DataError where the streams have fewer rows than one global batch, an index is corrupt, the cache is too
         small or in use, or there is no room for the orders of its epochs.
@@ -184,6 +192,7 @@ class TrainingStream:
         self._plan = plan
         self._eos_id = eos_id
         self._weight_range = weight_range
+        self._left_out = frozenset[str]() if distills else frozenset(_OF_DISTILLATION)
         # The first rank's values count: all ranks must agree on one order.
         agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
         rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
@@ -231,7 +240,13 @@ class TrainingStream:
         """The micro-batches of these rows, and the loader processes that were started for them."""
         loader: DataLoader[MicroBatch | DataError] = DataLoader(
             _MicroBatches(
-                self._open_shards, numbers, self._plan.micro_batch_rows, epoch, self._eos_id, self._weight_range
+                self._open_shards,
+                numbers,
+                self._plan.micro_batch_rows,
+                epoch,
+                self._eos_id,
+                self._weight_range,
+                self._left_out,
             ),
             batch_size=None,
             num_workers=self._workers,
@@ -261,6 +276,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     epoch: int
     eos_id: int | None
     weight_range: WeightRange | None
+    left_out: frozenset[str]
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
         try:
@@ -293,7 +309,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
         numbers, of_rows = coming.popleft()
         rows = [shards.row(number, shard) for number, shard in zip(numbers, of_rows, strict=True)]
-        stored = rows[0].dtype.names or ()
+        stored = set(rows[0].dtype.names or ()) - self.left_out
         columns: dict[str, Any] = {
             name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in stored
         }

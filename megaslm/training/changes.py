@@ -43,6 +43,7 @@ NEVER = (
     "slm.span_reach",
     "slm.max_ref_loss",
     "slm.weight.*",
+    "slm.distill.*",
 )
 """What makes the run this run: the model, the rows and their order, the batch, the selection."""
 IF_ALLOWED = (

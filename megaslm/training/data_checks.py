@@ -88,7 +88,8 @@ def _measure_of(
         model = ReferenceModel.load(folder, found, eos_id=manifest.eos_id, device=device)
 
         def measure(_domain: str, _number: int, tokens: torch.Tensor) -> list[torch.Tensor]:
-            return [column[0].cpu() for column in model.measure(tokens) if column is not None]
+            measured = model.measure(tokens)
+            return [column[0].cpu() for column in (measured.losses, measured.entropies) if column is not None]
 
         return measure
     aligned = AlignedReference.load(folder, manifest, found, tokenizer=dataset.path / TOKENIZER, device=device)

@@ -117,6 +117,8 @@ class TrainStep:
             after=after,
             weight=batch.weight,
             columns=batch.columns,
+            ref_top_logprob=batch.ref_top_logprob,
+            ref_top_id=batch.ref_top_id,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:

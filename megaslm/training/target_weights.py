@@ -5,6 +5,7 @@ from functools import partial
 import torch
 
 from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.slm.distillation import DistilledWeights
 from megaslm.slm.targets import formula_of
 from megaslm.slm.weights import (
     ColumnWeights,
@@ -20,7 +21,9 @@ from megaslm.training.selection_rule import criterion_of
 
 def weight_rule(slm: SlmSection) -> WeightRule | None:
     """The weights of targets; None where all are 1."""
-    weight = slm.weight
+    weight, distill = slm.weight, slm.distill
+    if slm.distills:
+        return partial(DistilledWeights, distill.weight, distill.temperature, distill.on == "unselected")
     match weight.by:
         case "hard":
             return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.retention import retention_warnings
 from megaslm.config.schema import RunConfig
+from megaslm.dataset.fit import distills
 from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.cpu_group import CpuGroup
 from megaslm.engine.distributed import World, gather_objects, join_world, on_first_rank, wait_for_all
@@ -233,6 +234,7 @@ def _prepare(
         fetch=config.data.fetch,
         eos_id=data.eos_id if config.model.document_isolation else None,
         weight_range=weight_range(config),
+        distills=distills(config),
     )
     heartbeat("start", 0)
     engine = start_engine(config, plan, data, world, pretrained_folder(config))

@@ -11,6 +11,7 @@ from megaslm.config.schema import DataSection, RunConfig, StreamSection
 from megaslm.dataset.fit import (
     ReadDataset,
     require_columns,
+    require_distillable,
     require_named_domains,
     require_targets_of,
     require_weights,
@@ -175,6 +176,7 @@ def open_training_data(config: RunConfig) -> TrainingData:
         require_targets_of(config.train.objective, dataset.manifest, named)
         require_weights(config, dataset.manifest, named)
         require_columns(config, dataset.manifest, named)
+        require_distillable(config, dataset.manifest, named)
     for dataset in datasets[1:]:
         _check_alike(datasets[0], dataset)
     mixture = plan_mixture([dataset.share() for dataset in datasets])
@@ -246,7 +248,8 @@ class _Trait(NamedTuple):
 
 def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, ...]:
     manifest = dataset.manifest
-    columns = sorted(set(RowFormat.of(manifest).columns) - {"domain"})
+    form = RowFormat.of(manifest)
+    columns, top = sorted(set(form.columns) - {"domain"}), form.top_logits
     return (
         _Trait(
             "the tokenizer",
@@ -260,8 +263,8 @@ def _traits(dataset: TrainingDataset, beside: TrainingDataset) -> tuple[_Trait, 
         ),
         _Trait(
             "the columns",
-            " ".join(columns),
-            "score both (both with or both without --entropy), mask both, or name the datasets that are not scored; "
-            "for a target_mask, prepare both in one recipe: texts beside conversations are trained on whole",
+            " ".join(columns) + (f" (--top-logits {top})" if top else ""),
+            "score both (with the same --entropy and --top-logits), mask both, or name the datasets that are not "
+            "scored; for a target_mask, prepare both in one recipe: texts beside conversations are trained on whole",
         ),
     )

@@ -36,6 +36,13 @@ WEIGHTS: dict[WeightName, dict[str, object]] = {
     "signed": {"negative": 0.25, "bound_nats": 4.0},
     "column": {"bound_nats": 4.0},
 }
+DISTILL: dict[str, dict[str, object]] = {
+    "": {},
+    "selected": {"weight": 0.7},
+    "tempered": {"weight": 0.4, "temperature": 2.0},
+    "unselected": {"weight": 0.5, "temperature": 1.5, "on": "unselected"},
+}
+TOP = 5
 POLICIES = {
     "top": Policy(),
     "band": Policy(skip_ratio=Decimal("0.15")),
@@ -66,12 +73,14 @@ class Case:
     keeps_graphs: bool = False
     apart: bool = False
     weight: WeightName = "hard"
+    distill: str = ""
 
     @property
     def slm(self) -> SlmSection:
         """What a run's configuration says of the weights."""
         weight = {"by": self.weight, **WEIGHTS.get(self.weight, {})}
-        return SlmSection.model_validate({"criterion": self.criterion, "keep_ratio": self.keep_ratio, "weight": weight})
+        settings = {"criterion": self.criterion, "keep_ratio": self.keep_ratio, "weight": weight}
+        return SlmSection.model_validate({**settings, "distill": DISTILL[self.distill]})
 
     @property
     def keep_ratio(self) -> Decimal:
@@ -132,6 +141,15 @@ def cases_of(engine: int) -> Iterator[Case]:
         yield Case("batch", micro_steps, tied, criterion=criterion, mode="running", method=method, weight=weight)
         if micro_steps > 1:
             yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, weight=weight)
+    for (number, distill), (place, scope), method in product(enumerate(list(DISTILL)[1:]), enumerate(SCOPES), METHODS):
+        criterion = OWN_VALUES[(number + place + engine) % len(OWN_VALUES)]
+        yield Case(scope, micro_steps, tied, criterion=criterion, method=method, distill=distill)
+    for number, distill in enumerate(list(DISTILL)[1:]):
+        criterion = tuple(EXPECTED_CUT)[(number + engine) % len(EXPECTED_CUT)]
+        method = METHODS[(number + engine) % 3]
+        yield Case("batch", micro_steps, tied, criterion=criterion, mode="running", method=method, distill=distill)
+        if micro_steps > 1:
+            yield Case("batch", micro_steps, tied, criterion=criterion, keeps_graphs=True, distill=distill)
 
 
 ENGINES = list(product((False, True), (1, 4)))
@@ -173,12 +191,15 @@ FURTHER = [
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens (8, L+1), and (8, L) of the others; the second half of the rows goes to the second of two ranks."""
+    """Tokens (8, L+1), top tokens (8, L, K+1) and (8, L, K), and (8, L) of the others; the second half of the rows goes
+    to the second of two ranks."""
 
     tokens: Tensor
     ref_loss: Tensor
     ref_entropy: Tensor
     weight: Tensor
+    ref_top_logprob: Tensor
+    ref_top_id: Tensor
 
     @classmethod
     def of(cls, case: Case) -> "Batch":
@@ -192,7 +213,13 @@ class Batch:
             ref_loss[GLOBAL_ROWS // 2 :] = 1000.0
         elif case.starved_rank:
             tokens[GLOBAL_ROWS // 2 :] = EOS_ID
-        return cls(tokens, ref_loss, ref_entropy, weight)
+        of_all = torch.randn(GLOBAL_ROWS, SEQ_LEN, VOCAB_SIZE, generator=generator)
+        # The target is often, but not always, among the most likely tokens.
+        of_all.scatter_add_(2, tokens[:, 1:, None], 2.0 * torch.rand(GLOBAL_ROWS, SEQ_LEN, 1, generator=generator))
+        top = of_all.log_softmax(2).topk(TOP)
+        rest = (1 - top.values.exp().sum(2, keepdim=True)).log()
+        stored = torch.cat([top.values, rest], 2).half()
+        return cls(tokens, ref_loss, ref_entropy, weight, stored, top.indices.int())
 
     @property
     def valid(self) -> Tensor:
@@ -213,6 +240,8 @@ class Batch:
                 ref_entropy=self.ref_entropy[rows],
                 visit=0,
                 weight=self.weight[rows],
+                ref_top_logprob=self.ref_top_logprob[rows],
+                ref_top_id=self.ref_top_id[rows],
             )
 
 

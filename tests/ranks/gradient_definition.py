@@ -25,8 +25,9 @@ class Definition:
         self.batch = Batch.of(case)
         self.parameters = {f"lm.{name}": parameter for name, parameter in lm.double().named_parameters()}
         measured = [documents_apart(lm, row) for row in self.batch.tokens]
-        losses, entropies, top_logits = (torch.stack(part) for part in zip(*measured, strict=True))
-        self.losses, self.entropies, self.top_logits = losses, entropies.detach(), top_logits
+        losses, entropies, logits = (torch.stack(part) for part in zip(*measured, strict=True))
+        self.losses, self.entropies, self.logits = losses, entropies.detach(), logits
+        self.top_logits = logits.detach().sort(-1, descending=True).values
 
     def gradients(self, case: Case, world_size: int) -> dict[str, Tensor]:
         selected = self.selected(case, world_size)
@@ -35,9 +36,26 @@ class Definition:
         denominator = max(1, int(selected.sum()))
         if case.mode == "running":
             denominator = float(case.keep_ratio) * int(self.batch.valid.sum())
-        total = (self.losses * self.weights(case, selected)).sum()
+        total = (self.mixed(case, selected) * self.weights(case, selected)).sum()
         found = torch.autograd.grad(total / denominator, list(self.parameters.values()), retain_graph=True)
         return dict(zip(self.parameters, found, strict=True))
+
+    def mixed(self, case: Case, selected: Tensor) -> Tensor:
+        """(8, L) float64: the cross-entropies, mixed with divergences by the formula of docs/concepts.md."""
+        setting = case.slm.distill
+        if not setting.weight:
+            return self.losses
+        of_all = self.logits.softmax(-1)
+        top = of_all.gather(-1, self.batch.ref_top_id.long())
+        buckets = torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1)
+        model, reference = (
+            (each ** (1 / setting.temperature)) / (each ** (1 / setting.temperature)).sum(-1, keepdim=True)
+            for each in (buckets, self.batch.ref_top_logprob.double().exp())
+        )
+        divergences = setting.temperature**2 * (reference * (reference / model).log()).sum(-1)
+        if setting.on == "selected":
+            return (1 - setting.weight) * self.losses + setting.weight * divergences
+        return torch.where(selected, self.losses, setting.weight * divergences)
 
     def weights(self, case: Case, selected: Tensor) -> Tensor:
         """(8, L) float64, by the formulas of docs/concepts.md."""
@@ -59,6 +77,8 @@ class Definition:
             "signed": torch.ones_like(losses),
             "column": stored.where((stored >= 0) | can_unlearn, 0.0),
         }[case.weight]
+        if case.distill == "unselected":
+            return batch.valid.double()
         of_others = -(setting.negative or 0.0) * (batch.valid & can_unlearn).double()
         return of_selected.where(selected, of_others)
 
@@ -124,15 +144,14 @@ def groups(case: Case, world_size: int) -> list[tuple[list[int], Decimal]]:
 
 
 def documents_apart(lm: torch.nn.Module, row: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A row's losses, the entropies of its predictions, and the logits, the largest first. Each document is run by
-    itself."""
+    """A row's losses, the entropies of its predictions, and the logits. Each document is run by itself."""
     starts = [0, *(place + 1 for place in range(SEQ_LEN) if row[place] == EOS_ID)]
     ends = [*starts[1:], SEQ_LEN]
-    losses, entropies, top_logits = [], [], []
+    losses, entropies, all_logits = [], [], []
     for start, end in zip(starts, ends, strict=True):
         if start < end:
             logits = lm(row[None, start:end]).logits[0]
             losses.append(torch.nn.functional.cross_entropy(logits, row[start + 1 : end + 1], reduction="none"))
             entropies.append(torch.distributions.Categorical(logits=logits).entropy())
-            top_logits.append(logits.detach().sort(descending=True).values)
-    return torch.cat(losses), torch.cat(entropies), torch.cat(top_logits)
+            all_logits.append(logits)
+    return torch.cat(losses), torch.cat(entropies), torch.cat(all_logits)

@@ -18,7 +18,7 @@ ON_RANKS = list(product(CASES, (1, 2)))
 ON_TWO = [case for case in CASES if not (case.compiled and case.recompute == "none")]
 ON_ONE = [case for case in CASES if not (case.compiled and case.recompute != "none")]
 TOP = {
-    world_size: [case for case in cases if not case.selects_otherwise and case.weight == "hard"]
+    world_size: [case for case in cases if not (case.selects_otherwise or case.weight != "hard" or case.distill)]
     for world_size, cases in ((1, ON_ONE), (2, ON_TWO))
 }
 
@@ -46,7 +46,16 @@ def weighted_way_of(case: Case) -> dict[str, Hashable]:
 
 QUICK_WEIGHTED = [(case, 2) for case in pairwise([case for case in ON_TWO if case.weight != "hard"], weighted_way_of)]
 """Weights of each kind in each way. tests/unit/slm/test_weights.py has them in each method of the head."""
-IN_QUICK = [*QUICK, *QUICK_OTHERWISE, *QUICK_WEIGHTED]
+
+
+def distilled_way_of(case: Case) -> dict[str, Hashable]:
+    """What has a divergence, in the ways of weights, and in each method where the choice is by loss."""
+    way = weighted_way_of(case)["way"]
+    return {"distill": case.distill, "way": (way, case.method if way == "by loss" else "")}
+
+
+QUICK_DISTILLED = [(case, 2) for case in pairwise([case for case in ON_TWO if case.distill], distilled_way_of)]
+IN_QUICK = [*QUICK, *QUICK_OTHERWISE, *QUICK_WEIGHTED, *QUICK_DISTILLED]
 
 
 def id_of(case: Case) -> str:
@@ -86,3 +95,4 @@ def test_there_are_cases() -> None:
     assert 20 < len(QUICK) < 50
     assert 8 < len(QUICK_OTHERWISE) < 16
     assert 10 < len(QUICK_WEIGHTED) < 20
+    assert 10 < len(QUICK_DISTILLED) < 20

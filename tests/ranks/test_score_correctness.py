@@ -129,7 +129,9 @@ def test_before_rounding(text: Text, isolated: bool, window: int, stride: int) -
         found = model.measure(torch.from_numpy(row.astype(np.int64))[None])
         valid = row[:-1] != text.manifest.eos_id
         for ours, theirs in zip(
-            found, expected(text, row, isolated=isolated, window=window, stride=stride), strict=True
+            (found.losses, found.entropies),
+            expected(text, row, isolated=isolated, window=window, stride=stride),
+            strict=True,
         ):
             assert ours is not None
             differences.append(np.abs(ours[0].double().numpy() - theirs)[valid])

@@ -51,6 +51,7 @@ class LookAlikes:
 
     tokens: Path
     scored: Path
+    scored_with_top: Path
     conversations: Path
     model: Path
 
@@ -58,7 +59,7 @@ class LookAlikes:
 @pytest.fixture(scope="module")
 def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
     root = tmp_path_factory.mktemp("look-alikes")
-    found = LookAlikes(root / "tokens", root / "scored", root / "conversations", root / "model")
+    found = LookAlikes(*(root / name for name in ("tokens", "scored", "scored-with-top", "conversations", "model")))
     rows = {(split, name): [12] for split in ("train", "heldout") for name in ("docs", "source")}
     make_dataset(found.tokens, rows)
     make_dataset(found.conversations, rows, target_mask=True)
@@ -66,15 +67,15 @@ def look_alikes(tmp_path_factory: pytest.TempPathFactory) -> LookAlikes:
     without_history = root / "without-history"
     run_job(1, task_of(found.model, found.tokens, without_history, entropy=True))
     run_job(1, replace(task_of(found.model, without_history, found.scored), column="history"))
+    run_job(1, task_of(found.model, found.tokens, found.scored_with_top, top_logits=16))
     return found
 
 
 def settings_for(name: str, look_alikes: LookAlikes, model: Path, run_dir: Path) -> Iterator[str]:
     """What has to be set for a configuration to run here: places, and the sizes of rows and batches."""
     config = load(RunConfig, ROOT / "configs" / name).value
-    data = {"clm": look_alikes.tokens, "slm": look_alikes.scored, "sft": look_alikes.conversations}[
-        config.train.objective
-    ]
+    scored = look_alikes.scored_with_top if config.slm.distills else look_alikes.scored
+    data = {"clm": look_alikes.tokens, "slm": scored, "sft": look_alikes.conversations}[config.train.objective]
     yield f"run_dir={run_dir}"
     yield f"data.seq_len={SEQ_LEN}"
     yield f"train.global_batch_tokens={BATCH_ROWS * SEQ_LEN}"

@@ -36,6 +36,7 @@ EXPECTED: dict[str, tuple[int, int]] = {
     "demo/reference.yaml": (DEMO, 80),
     "demo/slm.yaml": (DEMO, 120),
     "methods/dft.yaml": (DEMO, 120),
+    "methods/distill.yaml": (DEMO, 120),
     "methods/eaft.yaml": (DEMO, 120),
     "methods/entrodrop.yaml": (DEMO, 120),
     "methods/eslm.yaml": (DEMO, 120),

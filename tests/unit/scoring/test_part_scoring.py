@@ -17,4 +17,4 @@ def test_values_are_synced_before_their_name(tmp_path: Path, monkeypatch: pytest
     calls = record_disk_order(monkeypatch)
     write_values(path, scored)
     assert calls == [("sync", unfinished(path).name), ("rename", path.name)]
-    assert np.load(path)[0, :, 0].tolist() == [1.0, 1.0, 2.0, 2.0]
+    assert np.load(path)["values"][:, 0, 0].tolist() == [1.0, 1.0, 2.0, 2.0]

@@ -84,6 +84,11 @@ def test_an_arm_reads_what_its_file_says(tmp_path: Path) -> None:
     small = yaml.safe_load(made.stage_of(Run("pair", "small-reference-0.6", 1)).content)
     assert small["data"]["train"].endswith("scored/small-reference/corpus")
     assert small["probe"]["dataset"].endswith("scored/small-reference/probe")
+    run = Run("pair", "distill-0.6", 1)
+    assert yaml.safe_load(made.stage_of(run).content)["data"]["train"].endswith("scored/reference-top-16/corpus")
+    scoring = needed(made.stage_of(run))["scored/reference-top-16/corpus"]
+    assert scoring.arguments[-2:] == ("--top-logits", "16")
+    assert "--top-logits" not in needed(made.stage_of(run))["scored/reference/probe"].arguments
     both = yaml.safe_load(made.stage_of(Run("pair", "clm-with-curated", 1)).content)
     assert set(both["data"]["streams"]) == {"corpus", "curated"}
     reference = needed(made.stage_of(Run("pair", "slm-0.6", 1)))["models/reference/seed-0"]
