@@ -120,7 +120,7 @@ def measure(folder: Path, *, quick: bool) -> tuple[dict[str, Excess], NDArray[np
         found[name] = Excess(losses, float(losses.sum(dtype=np.float64)) / text_bytes)
     lm = load_pretrained(base, dtype=torch.float32).eval()
     model = SelectiveLM(lm, eos_id=read_manifest(corpus).eos_id, document_isolation=True)
-    return found, model.measure(torch.from_numpy(rows["tokens"].astype(np.int64))).numpy()[valid]
+    return found, model.measure(torch.from_numpy(rows["tokens"].astype(np.int64))).losses.numpy()[valid]
 
 
 def top(values: NDArray[np.float32], keep_ratio: float) -> NDArray[np.bool_]:

@@ -76,7 +76,7 @@ def losses_of(model: Path, documents: list[list[int]], manifest: Manifest, *, wi
     for row, document in zip(rows, documents, strict=True):
         row[: len(front) + len(document)] = torch.tensor(front + document)
     lm = SelectiveLM(load_pretrained(model, dtype=torch.float32), eos_id=manifest.eos_id, document_isolation=True)
-    found = lm.eval().measure(rows)
+    found = lm.eval().measure(rows).losses
     lengths = torch.tensor([len(document) for document in documents])
     place = torch.arange(SEQ_LEN) + (1 if with_bos else 2)
     is_token = place <= lengths[:, None]

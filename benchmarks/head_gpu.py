@@ -13,7 +13,8 @@ from harness.timing import in_turns
 from torch import Tensor
 
 from megaslm.slm.choice import Selected, no_threshold
-from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss, token_losses
+from megaslm.slm.measure import measure as measure_losses
+from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss
 
 KEEP_RATIO = 0.6
 OURS = "ours"
@@ -122,7 +123,7 @@ def loss_errors(head: Head) -> dict[str, float]:
     with torch.no_grad():
         exact = losses_in_chunks(head, torch.float64)
         found = {name: losses_of(head.hidden, head.weight, head.targets) for name, losses_of in peers().items()}
-        found[OURS] = token_losses(head.hidden, head.weight, head.targets)
+        found[OURS] = measure_losses(head.hidden, head.weight, head.targets).losses
     return {name: float((losses - exact).abs().max()) for name, losses in found.items()}
 
 

@@ -75,15 +75,16 @@ class Plain(StreamingDataset):
 
 
 def collate(rows: list[Mapping[str, np.ndarray | int]]) -> MicroBatch:
-    losses = np.stack([row["ref_loss"] for row in rows]).astype(np.float32) if "ref_loss" in rows[0] else None
-    weights = np.stack([row["weight"] for row in rows]) if "weight" in rows[0] else None
     return MicroBatch(
         tokens=torch.from_numpy(np.stack([row["tokens"] for row in rows]).astype(np.int64)),
         rows=torch.tensor([int(row["row"]) for row in rows]),
         domain=torch.tensor([int(row["domain"]) for row in rows]),
-        ref_loss=None if losses is None else torch.from_numpy(losses),
         visit=0,
-        weight=None if weights is None else torch.from_numpy(weights),
+        columns={
+            name: torch.from_numpy(np.stack([row[name] for row in rows]).astype(np.float32))
+            for name in ("ref_loss", "weight")
+            if name in rows[0]
+        },
     )
 
 

@@ -27,8 +27,9 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.preparing.prepare import prepare
 from megaslm.slm.choice import HeadOutput, no_threshold
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
@@ -88,7 +89,7 @@ class Corpus:
 
     def targets(self, tokens: Tensor, ref_loss: Tensor | None = None) -> Targets:
         keys = target_keys(torch.arange(len(tokens)), 0, tokens.shape[1] - 1)
-        return Targets(valid_targets(tokens, self._eos_id), keys, ref_loss)
+        return Targets(valid_targets(tokens, self._eos_id), keys, {} if ref_loss is None else {"ref_loss": ref_loss})
 
 
 def train(
@@ -131,14 +132,14 @@ def record(corpus: Corpus, training: Training, reference: SelectiveLM) -> list[T
     batches = [
         tokens for _, tokens in zip(range(training.steps), corpus.steps("source", training.rows, 2), strict=False)
     ]
-    targets = [corpus.targets(tokens, reference.measure(tokens).clone()) for tokens in batches]
+    targets = [corpus.targets(tokens, reference.measure(tokens).losses.clone()) for tokens in batches]
     losses = train(
         model,
         SelectiveObjective(SelectionRule(KeepRatio(Decimal(training.keep_ratio)))),
         zip(batches, targets, strict=True),
         lambda step: training.learning_rate * min(step / training.warmup_steps, 1.0),
     )
-    return [(found - part.needed_ref_loss())[part.valid] for found, part in zip(losses, targets, strict=True)]
+    return [(found - part.column("ref_loss"))[part.valid] for found, part in zip(losses, targets, strict=True)]
 
 
 def running(steps: list[Tensor], keep_ratio: str) -> list[float]:

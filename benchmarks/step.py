@@ -19,10 +19,10 @@ from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
 from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.selective_lm import SelectiveLM
+from megaslm.slm.criterion import formula_of
 from megaslm.slm.distillation import DistilledWeights
 from megaslm.slm.objective import CausalObjective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
-from megaslm.slm.targets import formula_of
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.weights import EntropyWeights, ProbabilityWeights, SigmoidWeights, WeightedObjective, WeightRule
 

@@ -1,6 +1,6 @@
 """`megaslm prepare`, `score`, `mask` and `attach`: make a dataset of text, or of another dataset."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -35,6 +35,7 @@ Engine = Annotated[
     Literal["local", "ray"],
     typer.Option(help="Where processes run: on this host or as its launcher placed them (local), or on a Ray cluster."),
 ]
+MaskCriterion = Literal["reference", "entropy", "reference_and_entropy"]
 OldShare = Annotated[str | None, typer.Option("--part", hidden=True)]
 """What --share was called."""
 RayAddress = Annotated[
@@ -89,6 +90,7 @@ def prepare(
 
     refuse_early(look)
 
+    from megaslm.corpus.patterns import in_words
     from megaslm.preparing import prepare as preparing
 
     of_recipe = loaded.value
@@ -102,7 +104,8 @@ def prepare(
         else:
             manifest = preparing.prepare(of_recipe, output, working=work, workers=workers, watcher=console, ray=ray)
     _say_dataset(output, manifest.model_dump(mode="json"), json_file)
-    _say_passed_over(manifest.passed_over)
+    if manifest.passed_over:
+        typer.echo(f"not read of the recipe's folders: {in_words(manifest.passed_over)}")
 
 
 def score(
@@ -194,9 +197,7 @@ def score(
 
     asked = _share_of(share, part)
     if asked is not None and finish:
-        raise ConfigError(
-            "--share and --finish: --share scores a share of the parts, --finish follows when all are done"
-        )
+        raise ConfigError("--share and --finish: --share scores some of the parts, --finish follows when all are done")
     column = "ref_loss" if name is None else column_named(name)
     of_share = "" if asked is None else f", share {asked.number}/{asked.count}"
     console = _begin(
@@ -248,7 +249,7 @@ def mask(
     dataset: Annotated[str, typer.Argument(help="The scored dataset: a folder or a URL.")],
     output: Annotated[str, typer.Argument(help="The masked dataset to write: a folder or a URL.")],
     criterion: Annotated[
-        Literal["reference", "entropy", "reference_and_entropy"],
+        MaskCriterion,
         typer.Option(
             help="What the targets of a row are sorted by, largest first: minus the reference's loss, or minus the "
             "entropy of its predictions; as slm.criterion of the runs."
@@ -264,9 +265,7 @@ def mask(
     work: Work = None,
     cache: Cache = Path("~/.cache/megaslm"),
     json_file: JsonFile = None,
-    score: Annotated[
-        Literal["reference", "entropy", "reference_and_entropy"] | None, typer.Option("--score", hidden=True)
-    ] = None,
+    score: Annotated[MaskCriterion | None, typer.Option("--score", hidden=True)] = None,
 ) -> None:
     """Store a static selection as one bit per target.
 
@@ -384,13 +383,6 @@ def _say_shares_left(console: "JobConsole", share: "Share") -> None:
         f"share {share.number} of {share.count} is done; when all {share.count} are, run the command with --finish in "
         "place of --share to make the dataset"
     )
-
-
-def _say_passed_over(passed_over: Mapping[str, int]) -> None:
-    from megaslm.corpus.patterns import in_words
-
-    if passed_over:
-        typer.echo(f"not read of the recipe's folders: {in_words(passed_over)}")
 
 
 @contextmanager

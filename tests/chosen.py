@@ -15,10 +15,10 @@ from megaslm.slm.topk import ordered_image
 
 def joined(micro_batches: Sequence[Targets]) -> Targets:
     """The targets of a step."""
-    columns = {name: [getattr(part, name) for part in micro_batches] for name in vars(micro_batches[0])}
-    named = {name: torch.cat([part.columns[name] for part in micro_batches]) for name in micro_batches[0].columns}
-    tensors = {name: torch.cat(column) for name, column in columns.items() if isinstance(column[0], Tensor)}
-    return Targets(**tensors, columns=named)
+    fields = {name: [getattr(part, name) for part in micro_batches] for name in vars(micro_batches[0])}
+    columns = {name: torch.cat([part.columns[name] for part in micro_batches]) for name in micro_batches[0].columns}
+    tensors = {name: torch.cat(parts) for name, parts in fields.items() if isinstance(parts[0], Tensor)}
+    return Targets(**tensors, columns=columns)
 
 
 def output_of(choice: Choice, losses: Tensor, entropies: Tensor | None = None) -> HeadOutput:

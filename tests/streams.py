@@ -91,8 +91,7 @@ def assert_right(batches: list[MicroBatch]) -> None:
     for batch in batches:
         for place, number in enumerate(batch.rows.tolist()):
             assert batch.tokens[place].tolist() == row_tokens(number, 1)[0].tolist()
-            assert batch.ref_loss is not None
-            assert batch.ref_loss[place].tolist() == row_losses(number, 1)[0].tolist()
+            assert batch.columns["ref_loss"][place].tolist() == row_losses(number, 1)[0].tolist()
 
 
 def cached_bytes(training: TrainingStream, folder: Path) -> int:

@@ -85,14 +85,14 @@ class Steps:
         # The loader finds the documents before rows go to the device.
         bounds = torch.from_numpy(document_bounds(tokens[:, :-1].cpu().numpy(), EOS_ID)).to(tokens.device)
         ref_loss = base + _LOSS_DEVIATION * noise
-        found = MicroBatch(tokens, rows, torch.zeros_like(rows), ref_loss, visit=0, document_bounds=bounds)
+        found = MicroBatch(tokens, rows, torch.zeros_like(rows), 0, {"ref_loss": ref_loss}, bounds)
         if not self._top_logits:
             return found
         following = torch.arange(self._top_logits, device=tokens.device)
         ids = (tokens[:, 1:, None] + following) % self.model_config.vocab_size
         buckets = torch.linspace(0.0, -4.0, self._top_logits + 1, device=tokens.device).log_softmax(0)
         stored = buckets.half().repeat(count, seq_len, 1)
-        return replace(found, ref_top_logprob=stored, ref_top_id=ids.int())
+        return replace(found, columns={**found.columns, "ref_top_logprob": stored, "ref_top_id": ids.int()})
 
 
 def with_batch(config: RunConfig, micro_batch_rows: int, micro_steps: int) -> RunConfig:

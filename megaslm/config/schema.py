@@ -10,14 +10,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from megaslm.config.distilling import DistillSection
-from megaslm.config.expression import OF_MODEL, Criterion, Expression, expression_of
 from megaslm.config.hub import HubModel
 from megaslm.config.measuring import ProbeSection, ValidationSection
 from megaslm.config.operation import CheckpointSection, GuardSection, LogSection, ZeroSection
 from megaslm.config.section import NAME_PATTERN, AboveZero, NewName, NonNegative, OldNames, Positive, Section
-from megaslm.config.selection import PolicySettings, Ratio, selection_problem
-from megaslm.config.weighting import WeightSection
+from megaslm.config.selection import SlmSection
 from megaslm.errors import ConfigError
 
 # As decimals, so that 0.3 of 10 steps are 3.
@@ -256,105 +253,6 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _schedule_fits(self) -> "TrainSection":
         if (problem := self.schedule_problem()) is not None:
-            raise ValueError(problem)
-        return self
-
-
-class SlmSection(PolicySettings):
-    """Selective language modeling (Rho-1, section 2.2). Used under `objective: slm` only."""
-
-    keep_ratio: Ratio = Decimal("0.6")
-    """The share k of targets to train on, as a decimal."""
-    keep_ratio_warmup_tokens: NonNegative = 0
-    """Targets over which the share falls linearly from 1 to `keep_ratio`: the shortest schedule."""
-    criterion: Criterion = "excess"
-    """The value that targets are sorted by, largest first. excess: the model's loss minus the reference's. reference,
-    entropy: minus the reference's loss or entropy, known before the forward pass. reference_and_entropy: the
-    intersection of these two. selected: the dataset's own mask selects, whatever keep_ratio. loss, student_entropy: the
-    model's own loss, or the entropy of its prediction. random is a control. Or an expression, such as `loss -
-    ref_loss`: names, numbers, + - * / and parentheses, abs, min and max. It may name the model's `loss` and `entropy`,
-    and the dataset's columns: `ref_loss`, `ref_entropy`, `weight`."""
-    scope: Literal["batch", "sequence", "microbatch"] = "batch"
-    """The targets among which a target is sorted: the whole optimiser step, its row, or one rank's micro-batch."""
-    mode: Literal["exact", "running"] = "exact"
-    """Under scope batch: exact keeps K targets of each step; with several micro-steps it needs the losses of all of
-    them before the first backward pass. running keeps the targets above the threshold of recent steps, K on average."""
-    exact_by: Literal["auto", "kept_graphs", "second_pass"] = "auto"
-    """How exact gets these losses. kept_graphs keeps the activations of all micro-steps: no more operations than one
-    forward pass each, but memory. second_pass runs every forward pass twice. auto keeps graphs where they fit."""
-    granularity: Literal["token", "span", "document"] = "token"
-    """What a target is sorted by: its own value, or the mean over its span or over its document in the row. Means keep
-    or drop text as a whole, which tells noise from text like the reference's."""
-    span_reach: Positive = 16
-    """Under granularity span: the targets of its document on each side of a target that belong to its span."""
-    max_ref_loss: Annotated[float, Field(gt=0)] | None = None
-    """Targets with a larger reference loss, in nats, are never selected; null has no limit."""
-    measure_unselected: bool = True
-    """Whether to compute losses of unselected targets, only to report them, where the criterion does not need them."""
-    weight: WeightSection = WeightSection()
-    """How much a target counts."""
-    distill: DistillSection = DistillSection()
-    """Whether targets are drawn to the reference's stored predictions, besides their own tokens."""
-    head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
-    """How the loss head computes its gradient: cache keeps two bytes per logit, bracket forecasts the threshold,
-    recompute computes selected logits twice. auto is cache in bf16 where it fits in `head_cache_gib`, else bracket."""
-    head_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    """Most memory, in GiB, that `head: cache` may hold for one micro-batch."""
-    reference: str | None = None
-    """The Hugging Face folder of the model that scored `data.train`, where available; only `verify_rows` uses it.
-    Streams set their own."""
-    verify_rows: NonNegative = 8
-    """Rows of each domain to score again before the first step, where a reference is set; 0 trusts the stored
-    losses."""
-
-    @property
-    def expression(self) -> Expression | None:
-        """The criterion if it is an expression."""
-        return expression_of(self.criterion)
-
-    @property
-    def needs_ref_loss(self) -> bool:
-        """Whether the dataset must hold the reference's losses."""
-        named = self.criterion in ("excess", "reference", "reference_and_entropy") or self.max_ref_loss is not None
-        return named or "ref_loss" in self._names
-
-    @property
-    def needs_ref_entropy(self) -> bool:
-        """Whether the dataset must hold the entropies of the reference's predictions."""
-        return self.criterion in ("entropy", "reference_and_entropy") or "ref_entropy" in self._names
-
-    @property
-    def sorts_by_model(self) -> bool:
-        """Whether targets are sorted by losses or entropies of the model that is trained."""
-        return self.criterion in ("excess", "loss", "student_entropy") or not self._names.isdisjoint(OF_MODEL)
-
-    @property
-    def sorts_by_entropy(self) -> bool:
-        """Whether targets are sorted by entropies of the model's own predictions."""
-        return self.criterion == "student_entropy" or "entropy" in self._names
-
-    @property
-    def _names(self) -> frozenset[str]:
-        return frozenset() if self.expression is None else self.expression.names
-
-    @property
-    def distills(self) -> bool:
-        """Whether targets are drawn to the stored predictions of another model."""
-        return self.distill.weight > 0
-
-    @property
-    def trains_unselected(self) -> bool:
-        """Whether targets that are not selected have a gradient, too."""
-        return self.weight.by == "signed" or (self.distills and self.distill.on == "unselected")
-
-    @property
-    def needs_all_losses(self) -> bool:
-        """Whether a step selects by the losses of all its micro-steps, so that several keep graphs or pass twice."""
-        return self.sorts_by_model and self.scope == "batch" and self.mode == "exact"
-
-    @model_validator(mode="after")
-    def _settings_fit(self) -> "SlmSection":
-        if (problem := selection_problem(self)) is not None:
             raise ValueError(problem)
         return self
 

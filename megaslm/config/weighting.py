@@ -1,4 +1,4 @@
-"""The settings of `slm.weight`: how much a target counts in the loss beside the selection."""
+"""The settings of `slm.weight` and `slm.distill`: how much a target counts, and what else it is drawn to."""
 
 from typing import Annotated, Literal
 
@@ -75,4 +75,32 @@ class WeightSection(Section):
                 "weight.by signed has no unselected target to unlearn under keep_ratio 1; lower keep_ratio, or use "
                 "weight.by hard"
             )
+        return None
+
+
+class DistillSection(Section):
+    """Distillation from the most likely tokens that `megaslm score --top-logits` has stored. The loss of a target is
+    (1 − weight) times its cross-entropy plus weight · temperature² times the divergence of the model's prediction from
+    the stored one, both raised to the power 1 / temperature."""
+
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The share of the divergence. At 0 there is none, and the dataset needs no such columns."""
+    temperature: AboveZero = 1.0
+    """Above 1 small probabilities count more."""
+    on: Literal["selected", "unselected"] = "selected"
+    """The targets that have a divergence. unselected: selected targets have their cross-entropy alone, the other valid
+    ones weight · temperature² times the divergence alone. With columns of the start model, that holds them where they
+    were."""
+
+    def misfit(self, weight_by: WeightName, *, keeps_all: bool) -> str | None:
+        """Why distillation has no meaning beside other settings; None where it has one."""
+        if self.weight == 0:
+            return None
+        if weight_by != "hard":
+            return (
+                f"distill.weight = {self.weight:g} mixes the losses of targets that count equally; found weight.by "
+                f"{weight_by}: use weight.by hard, or distill.weight 0"
+            )
+        if self.on == "unselected" and keeps_all:
+            return "distill.on unselected has no target under keep_ratio 1; lower it, or use distill.on selected"
         return None

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from megaslm.config.expression import OF_MODEL
 from megaslm.config.measuring import ValidationSet
-from megaslm.config.schema import Objective, RunConfig, SlmSection
+from megaslm.config.schema import Objective, RunConfig
+from megaslm.config.selection import SlmSection
 from megaslm.dataset.manifest import AttachedName, Manifest, Mask, Reference
 from megaslm.errors import DataError
 

@@ -34,6 +34,7 @@ from megaslm.model.decoding import DecodingStep, decoding_attention
 from megaslm.model.load import parameter_count, whole_size
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
+from megaslm.slm.measure import LOSSES, Measure, Measured
 
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at start-up, which needs a compiler, and leave segments
 # behind. gloo does the same work.
@@ -149,15 +150,10 @@ class ZeroEngine:
             self._deferral.before_forward()
         return cast(HeadOutput, self._engine(tokens, choice, document_bounds))
 
-    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
-        """The (B, L) losses of a micro-batch without gradients; called equally often on all ranks."""
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None, what: Measure = LOSSES) -> Measured:
+        """What is measured of a micro-batch without gradients; called equally often on all ranks."""
         with torch.no_grad():
-            return cast(Tensor, self._engine(tokens, None, document_bounds))
-
-    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `measure`, followed by the (B, L) entropies of the predictions."""
-        with torch.no_grad():
-            return cast(tuple[Tensor, Tensor], self._engine(tokens, None, document_bounds, entropies=True))
+            return cast(Measured, self._engine(tokens, what, document_bounds))
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

@@ -113,7 +113,8 @@ def _longest_first(tokens: TextTokens, pairs: Sequence[tuple[str, str]]) -> list
 def _measured(lm: PlainLM, batch: Sequence[_Pair], pad_id: int) -> list[LogLikelihood]:
     ids, wanted = _padded(batch, pad_id)
     counts = [_count(pair) for pair in batch]
-    losses, is_greedy = lm.measure(ids.to(lm.device), wanted.to(lm.device))
+    losses, *_, is_greedy = lm.measure(ids.to(lm.device), wanted.to(lm.device))
+    assert is_greedy is not None
     return [
         LogLikelihood(-sum(own), count, all(greedy))
         for own, greedy, count in zip(_split(losses.double(), counts), _split(is_greedy, counts), counts, strict=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from megaslm.model.decoding import DecodingStep, context_tokens, next_logits
 from megaslm.model.load import load_pretrained
 from megaslm.model.selective_lm import CausalLM, logit_scale
-from megaslm.slm.token_loss import token_losses_and_greedy
+from megaslm.slm.measure import Measure, Measured, measure
 
 
 class PlainLM:
@@ -31,20 +31,19 @@ class PlainLM:
         with torch.no_grad():
             return next_logits(self._lm, step)
 
-    def measure(self, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of chosen targets, without the logits of all tokens.
+    def measure(self, tokens: Tensor, wanted: Tensor) -> Measured:
+        """Losses of chosen targets, and whether these are the most likely tokens, without the logits of all tokens.
 
         Args:
             tokens: (B, L+1) int64, padded at the right; target i is token i+1.
             wanted: (B, L) bool, which targets to measure; n of them.
 
         Returns:
-            (n,) float32 losses in nats, and (n,) bool, whether the target is the most likely token; in row order.
+            (n,) each, in row order.
         """
         with torch.no_grad():
             # Without a mask: causal attention does not look at padding that follows.
             hidden = self._lm.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state
             head = self._lm.lm_head
-            return token_losses_and_greedy(
-                hidden[wanted], head.weight, tokens[:, 1:][wanted], head.bias, logit_scale(self._lm.config)
-            )
+            scale, what = logit_scale(self._lm.config), Measure(is_greedy=True)
+            return measure(hidden[wanted], head.weight, tokens[:, 1:][wanted], what, head.bias, scale)

@@ -14,7 +14,7 @@ from megaslm.model.folder import check_model_folder
 from megaslm.model.load import ChosenPrecision, dtype_of, load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.model.self_check import require_library_losses
-from megaslm.slm.top_tokens import TopOf, TopTokens
+from megaslm.slm.measure import Measure, Measured, TopTokens
 
 
 class Window(NamedTuple):
@@ -44,14 +44,6 @@ def windows_of(seq_len: int, window: int, stride: int) -> Iterator[Window]:
         start = min(0 if covered == 0 else covered + stride - window, seq_len - window)
         yield Window(start, start + window, covered)
         covered = start + window
-
-
-class Measured(NamedTuple):
-    """A reference's results for B rows: (B, L) float32 in nats; `entropies` and `top` where the record has them."""
-
-    losses: Tensor
-    entropies: Tensor | None
-    top: TopTokens | None = None
 
 
 class OnItsWay:
@@ -114,30 +106,21 @@ class ReferenceModel:
 
         From tokens on the host the documents are found without waiting for a GPU.
         """
-        batch, seq_len = tokens.shape[0], tokens.shape[1] - 1
-        columns = 2 if self._record.entropy else 1
-        measured = torch.empty(columns, batch, seq_len, dtype=torch.float32, device=self.device)
-        tops: list[TopTokens] = []
-        for start, stop, fresh in windows_of(seq_len, self._record.window, self._record.stride):
-            if self._record.top_logits:
-                wanted = TopOf(self._record.top_logits, self._vocab_size)
-                *both, found = self._lm.measure_with_top(tokens[:, start : stop + 1], wanted)
-                in_window = torch.stack(both[:columns])
-                tops.append(TopTokens(*(each[:, fresh - start :] for each in found)))
-            else:
-                in_window = self.measure_apart(tokens[:, start : stop + 1])
-            measured[:, :, fresh:stop] = in_window[:, :, fresh - start :]
-        top = TopTokens(*(torch.cat(each, 1) for each in zip(*tops, strict=True))) if tops else None
-        return Measured(measured[0], measured[1] if self._record.entropy else None, top)
+        what = Measure(self._record.entropy, self._record.top_logits, self._vocab_size)
+        windows = windows_of(tokens.shape[1] - 1, self._record.window, self._record.stride)
+        found = [
+            self._lm.measure(tokens[:, start : stop + 1], what=what).from_target(fresh - start)
+            for start, stop, fresh in windows
+        ]
+        return Measured.joined(found, dim=1)
 
     def measure_apart(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
         """(columns, B, W) float32 values of (B, W+1) int64 tokens that are one window: losses, then any entropies.
 
         `document_bounds`: on the host, those of the (B, W) inputs, where EOS does not tell them.
         """
-        if self._record.entropy:
-            return torch.stack(self._lm.measure_with_entropy(tokens, document_bounds))
-        return self._lm.measure(tokens, document_bounds)[None]
+        found = self._lm.measure(tokens, document_bounds, Measure(self._record.entropy))
+        return torch.stack(found.columns)
 
 
 def as_stored(nats: Tensor, valid: Tensor) -> Tensor:

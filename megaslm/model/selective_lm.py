@@ -17,16 +17,14 @@ from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
+from megaslm.slm.measure import LOSSES, Measure, Measured, measure
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
     deferred_loss,
     selective_loss,
-    token_losses,
-    token_losses_and_entropies,
     weighted_loss,
 )
-from megaslm.slm.top_tokens import TopOf, TopTokens, token_losses_and_top
 
 CausalLM = Any
 """A transformers model for causal language modeling: `.model` gives hidden states, `.lm_head` is a linear layer."""
@@ -87,25 +85,17 @@ class SelectiveHead(nn.Linear):
         self,
         hidden: Tensor,
         targets: Tensor | None = None,
-        choice: Choice | Deferred | None = None,
-        *,
-        entropies: bool = False,
-        top: TopOf | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, TopTokens] | HeadOutput:
+        choice: Choice | Deferred | Measure = LOSSES,
+    ) -> Tensor | Measured | HeadOutput:
         """Losses of (T, D) hidden states and (T,) targets.
 
-        With `choice` a `HeadOutput`, whose total is NaN on all ranks where a target cannot be sorted. With `entropies`
-        the losses, then the entropies of the predictions. With `top` also the most likely tokens.
+        Of a choice it is a `HeadOutput`, whose total is NaN on all ranks where a target cannot be sorted.
         """
         if targets is None:
             return super().forward(hidden)
-        if top is not None:
-            return token_losses_and_top(hidden, self.weight, targets, top, self.bias, self.logit_scale)
-        if entropies:
-            return token_losses_and_entropies(hidden, self.weight, targets, self.bias, self.logit_scale)
         match choice:
-            case None:
-                return token_losses(hidden, self.weight, targets, self.bias, self.logit_scale)
+            case Measure():
+                return measure(hidden, self.weight, targets, choice, self.bias, self.logit_scale)
             case Every():
                 return self._every(hidden, targets, choice)
             case Known() if choice.weights is not None and choice.weights.trains_others:
@@ -155,9 +145,10 @@ class SelectiveHead(nn.Linear):
         )
         losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=targets.device)
         losses[known.rows] = chosen
-        losses[known.rest] = token_losses(
-            hidden.detach()[known.rest], self.weight, targets[known.rest], self.bias, self.logit_scale
+        rest = measure(
+            hidden.detach()[known.rest], self.weight, targets[known.rest], LOSSES, self.bias, self.logit_scale
         )
+        losses[known.rest] = rest.losses
         if applied is not None:
             applied = torch.zeros_like(losses).index_copy_(0, known.rows, applied)
         return HeadOutput(total, losses, known.mask, no_threshold(hidden.device), applied)
@@ -186,68 +177,33 @@ class SelectiveLM(nn.Module):
     def forward(
         self,
         tokens: Tensor | DecodingStep,
-        choice: Choice | Deferred | None = None,
+        choice: Choice | Deferred | Measure = LOSSES,
         document_bounds: Tensor | None = None,
-        *,
-        entropies: bool = False,
-        top: TopOf | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, Tensor, TopTokens] | HeadOutput:
+    ) -> Tensor | Measured | HeadOutput:
         """The losses of a micro-batch. Of a `DecodingStep`, within `decoding_attention`, the next logits instead.
 
         Args:
             tokens: (B, L+1) int64; target i is token i+1. They may be on the host. If they are on a GPU and documents
                 are isolated, `document_bounds` spare the host from reading them.
-            choice: which of the B·L targets, in row order, to train on; None only measures. With `Deferred` they may
-                be chosen until the backward pass.
+            choice: which of the B·L targets, in row order, to train on. With `Deferred` they may be chosen until the
+                backward pass. With `Measure` nothing is trained.
             document_bounds: (documents + 1,) int32 of the (B, L) inputs, see `megaslm.dataset.packing`.
-            entropies: whether the entropies of the predictions are measured, too; without a choice only.
-            top: which of the most likely tokens are given besides losses and entropies; likewise.
 
         Returns:
-            (B, L) float32 losses, detached; with `entropies` the losses, then the entropies, of the same shape. With
-            `choice` a `HeadOutput` of (B, L) targets. Under a `Known` choice the losses of all other rows are 0. Where
-            a target of any rank cannot be sorted, the total is NaN on all ranks, and so is the norm of its gradient. Of
-            a `DecodingStep` (B, V) float32 logits.
+            What was measured of (B, L) targets. With a choice a `HeadOutput` of them. Under a `Known` choice the losses
+            of all other rows are 0. Where a target of any rank cannot be sorted, the total is NaN on all ranks, and so
+            is the norm of its gradient. Of a `DecodingStep` (B, V) float32 logits.
         """
         if isinstance(tokens, DecodingStep):
             return next_logits(self.lm, tokens)
         hidden, targets = self._hidden_states(tokens, document_bounds)
-        if top is not None:
-            losses, of_rows, found = self.lm.lm_head(hidden, targets.flatten(), top=top)
-            tops = TopTokens(*(each.view(*targets.shape, -1) for each in found))
-            return losses.view(targets.shape), of_rows.view(targets.shape), tops
-        if entropies:
-            losses, of_rows = self.lm.lm_head(hidden, targets.flatten(), entropies=True)
-            return losses.view(targets.shape), of_rows.view(targets.shape)
-        if choice is None:
-            return cast(Tensor, self.lm.lm_head(hidden, targets.flatten())).view(targets.shape)
-        return cast(HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
+        return cast(Measured | HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
 
-    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None) -> Tensor:
-        """The (B, L) float32 losses of (B, L+1) tokens, without gradients. `document_bounds`: as in `forward`, on the
-        host."""
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None = None, what: Measure = LOSSES) -> Measured:
+        """What is measured of (B, L+1) tokens, without gradients. `document_bounds`: as in `forward`, on the host."""
         with torch.inference_mode():
             groups = _at_once(tokens, document_bounds, self.lm.device)
-            return torch.cat([self(rows, document_bounds=bounds) for rows, bounds in groups])
-
-    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The (B, L) float32 losses of (B, L+1) tokens and the entropies of their predictions, without gradients.
-        `document_bounds`: as in `forward`, on the host."""
-        with torch.inference_mode():
-            groups = _at_once(tokens, document_bounds, self.lm.device)
-            measured = (self(rows, document_bounds=bounds, entropies=True) for rows, bounds in groups)
-            losses, entropies = zip(*measured, strict=True)
-            return torch.cat(losses), torch.cat(entropies)
-
-    def measure_with_top(self, tokens: Tensor, top: TopOf) -> tuple[Tensor, Tensor, TopTokens]:
-        """The losses and entropies of `measure_with_entropy`, and the K most likely tokens of every target: (B, L, K+1)
-        log-probabilities and (B, L, K) ids."""
-        with torch.inference_mode():
-            groups = _at_once(tokens, None, self.lm.device)
-            measured = (self(rows, document_bounds=bounds, top=top) for rows, bounds in groups)
-            losses, entropies, tops = zip(*measured, strict=True)
-            found = TopTokens(*(torch.cat(each) for each in zip(*tops, strict=True)))
-            return torch.cat(losses), torch.cat(entropies), found
+            return Measured.joined([self(rows, what, bounds) for rows, bounds in groups])
 
     def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The (B·L, D) hidden states of (B, L+1) tokens, and their (B, L) targets, both on the model's device."""

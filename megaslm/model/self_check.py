@@ -42,9 +42,9 @@ def require_library_losses(config: PretrainedConfig, *, model: str) -> None:
         lm = _drawn(_reduced(config))
         whole, apart = _library_losses(lm, [row]), _library_losses(lm, _documents(row))
         ours = SelectiveLM(lm, eos_id=_EOS_ID, document_isolation=False)
-        _require_close(ours.measure(row[None])[0], whole, model, "whole rows")
+        _require_close(ours.measure(row[None]).losses[0], whole, model, "whole rows")
         ours.document_isolation = True
-        _require_close(ours.measure(row[None])[0][row[:-1] != _EOS_ID], apart, model, "documents apart")
+        _require_close(ours.measure(row[None]).losses[0][row[:-1] != _EOS_ID], apart, model, "documents apart")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"{model}: a small model of its config.json does not compute: {type(error).__name__}: {error}; correct the "

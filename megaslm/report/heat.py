@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from megaslm.config.schema import SlmSection
+from megaslm.config.selection import SlmSection
 from megaslm.observe.display import counted
 from megaslm.observe.probe_files import ProbeRows, read_measurement
 from megaslm.report.curves import Entry

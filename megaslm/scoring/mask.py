@@ -11,7 +11,7 @@ from megaslm.dataset.remote import DatasetFolder
 from megaslm.dataset.rows import Rows
 from megaslm.errors import ConfigError, DataError
 from megaslm.slm.keys import target_keys
-from megaslm.slm.static import select_static
+from megaslm.slm.selection import select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 
@@ -48,8 +48,11 @@ def selected_targets(rule: Mask, rows: Rows, eos_id: int) -> NDArray[np.bool_]:
     targets = Targets(
         valid=valid_targets(tokens, eos_id, _target_mask(rows)),
         keys=target_keys(torch.arange(len(tokens)), 0, tokens.shape[1] - 1),
-        ref_loss=torch.from_numpy(rows["ref_loss"].astype(np.float32)),
-        ref_entropy=torch.from_numpy(rows["ref_entropy"].astype(np.float32)) if "ref_entropy" in rows else None,
+        columns={
+            name: torch.from_numpy(rows[name].astype(np.float32))
+            for name in ("ref_loss", "ref_entropy")
+            if name in rows
+        },
     )
     selection = select_static(rule.criterion, targets, rule.keep_ratio, rule.max_ref_loss)
     if selection.unsortable.any():

@@ -221,11 +221,10 @@ class PartScorer:
         assert tokens is not None  # every batch has tokens
         mask = None if mask is None else mask.to(self.model.device, non_blocking=True)
         valid = valid_targets(tokens.to(self.model.device, non_blocking=True), self.eos_id, mask)
-        losses, entropies, top = self.model.measure(tokens)
-        columns = [losses] if entropies is None else [losses, entropies]
-        values = torch.stack([as_stored(column, valid) for column in columns])
-        finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in columns])
-        on_its_way = None if top is None else tuple(map(OnItsWay, top_as_stored(top, valid)))
+        measured = self.model.measure(tokens)
+        values = torch.stack([as_stored(column, valid) for column in measured.columns])
+        finite = torch.stack([torch.isfinite(column.where(valid, 0.0)).all(1) for column in measured.columns])
+        on_its_way = None if measured.top is None else tuple(map(OnItsWay, top_as_stored(measured.top, valid)))
         return _Scored(batch.start, batch.stored, OnItsWay(values), OnItsWay(finite), on_its_way)
 
 

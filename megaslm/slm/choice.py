@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from megaslm.slm.criterion import Candidates
 from megaslm.slm.distillation import Teacher
 from megaslm.slm.head_pass import Softmax
-from megaslm.slm.targets import Candidates, in_any_group
+from megaslm.slm.targets import in_any_group
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of, value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, Quota, select_quota
 

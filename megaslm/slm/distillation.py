@@ -105,7 +105,7 @@ class DistilledWeights:
     @property
     def teacher(self) -> Teacher:
         """See `Weights`."""
-        log_probabilities, ids = self.targets.needed_top()
+        log_probabilities, ids = self.targets.column("ref_top_logprob"), self.targets.column("ref_top_id")
         return Teacher(log_probabilities.flatten(0, 1), ids.flatten(0, 1), self.share, self.temperature, self.on_others)
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:

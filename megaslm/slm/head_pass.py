@@ -145,8 +145,8 @@ class HeadGradient:
         rows: Tensor,
         softmax: Softmax,
         row_weight: Tensor,
-        keep: Tensor | None = None,
         soft: SoftRows | None = None,
+        keep: Tensor | None = None,
     ) -> None:
         """Adds the gradient of Σ row_weight·loss over the given rows. Overwrites the exponentials.
 
@@ -154,8 +154,8 @@ class HeadGradient:
             rows: (n,) int64, without repetition.
             softmax: of these rows.
             row_weight: (n,) float32; a negative weight removes an earlier contribution.
-            keep: (n,) bool, rows whose hidden-state gradient is kept; None keeps all.
             soft: mixes the losses of these rows with divergences; None: they are cross-entropies.
+            keep: (n,) bool, rows whose hidden-state gradient is kept; None keeps all.
         """
         head = self._head
         # The derivative of each loss by the matrix product, times norm / scale, takes the place of the exponentials.

@@ -24,12 +24,12 @@ from megaslm.slm.choice import (
     TopOfGroups,
     forecast_from,
 )
-from megaslm.slm.draw import Draw
+from megaslm.slm.criterion import Candidates, Draw, formula_of
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.policy import select_by, threshold_image
+from megaslm.slm.measure import Measured
 from megaslm.slm.rule import MeasureLosses, Moment, SelectionRule, StepPlan, Threshold, selects_all
-from megaslm.slm.static import StaticRule, select_static
-from megaslm.slm.targets import Candidates, Targets, formula_of, in_any_group
+from megaslm.slm.selection import StaticRule, select_by, select_static, threshold_image
+from megaslm.slm.targets import Targets, in_any_group
 from megaslm.slm.threshold import (
     AT_START,
     EXACT_STEPS,
@@ -89,17 +89,15 @@ class StepPlanner:
 
     def _after_all_losses(self, candidates: Candidates) -> StepPlan:
         """The first backward pass needs every loss of the step, hence all forward passes come first."""
-        parts = [self.measure_losses(number) for number in range(self.micro_steps)]
-        losses = torch.cat([part.losses for part in parts])
-        entropies = [part.entropies for part in parts if part.entropies is not None]
-        values, policy = candidates.values(losses, torch.cat(entropies) if entropies else None), self.rule.policy
+        measured = Measured.joined([self.measure_losses(number) for number in range(self.micro_steps)])
+        values, policy = candidates.values(measured.losses, measured.entropies), self.rule.policy
         found = select_by(policy, values, candidates.targets, candidates.eligible, self.ratio, self.all_reduce_sum)
         return StepPlan(
-            self._known(found.mask, candidates.unsortable(values), measure_rest=False),
+            self._known(found.mask, found.unsortable, measure_rest=False),
             found.count.sum(),
-            losses=losses,
+            losses=measured.losses,
             known_threshold=None if policy.threshold is None else self._fixed_threshold(policy.threshold),
-            threshold_of=lambda _: self._exact_threshold(found.threshold, losses, candidates, found.count),
+            threshold_of=lambda _: self._exact_threshold(found.threshold, measured.losses, candidates, found.count),
         )
 
     def above_threshold(self, recent: RecentThresholds) -> StepPlan:
@@ -209,10 +207,13 @@ class StepPlanner:
         """The sort key of a value in nats, an int64 scalar."""
         return threshold_image(threshold, self.targets.valid.device) << HASH_BITS
 
-    def _exact_threshold(self, threshold: Tensor, losses: Tensor, candidates: Candidates, count: Tensor) -> Threshold:
+    def _exact_threshold(
+        self, threshold: Tensor | None, losses: Tensor, candidates: Candidates, count: Tensor
+    ) -> Threshold:
         """The threshold of an exact step; the mean of domains. Only `running` needs to tell equal values apart."""
         if self.rule.mode == "running":
             return Threshold(self._sort_key_at(candidates.values(losses), candidates, count[0]))
+        assert threshold is not None, "only random values and intersections have none"
         if self.rule.domain_ratios:
             return self._mean_threshold(threshold, count)
         return Threshold((threshold << HASH_BITS).where(count > 0, NO_THRESHOLD)[0])
@@ -309,11 +310,12 @@ class SelectiveObjective:
         ratio = self._rule.ratio_at(moment.tokens)
         step = StepPlanner(self._rule, ratio, moment.step, targets, micro_steps, measure_losses, all_reduce_sum)
         if self._rule.criterion == "selected":
-            return step.by_mask(targets.needed_selected())
+            return step.by_mask(targets.column("selected"))
         if selects_all(ratio) and self._rule.max_ref_loss is None and self._rule.policy.threshold is None:
             return CausalObjective().plan_step(targets, micro_steps, moment, measure_losses, all_reduce_sum)
         if self._rule.criterion in ("reference", "entropy", "reference_and_entropy"):
-            return step.by_static_criterion() if targets.selected is None else step.by_mask(targets.selected)
+            mask = targets.columns.get("selected")
+            return step.by_static_criterion() if mask is None else step.by_mask(mask)
         if self._rule.criterion == "random" or not formula_of(self._rule.criterion).needs_model:
             return step.by_static_criterion()
         if self._rule.scope != "batch":

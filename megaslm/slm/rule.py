@@ -9,22 +9,15 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput
-from megaslm.slm.formula import Formula
-from megaslm.slm.policy import TOP, Policy
-from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.criterion import Criterion, Formula
+from megaslm.slm.measure import Measured
+from megaslm.slm.selection import TOP, Policy
+from megaslm.slm.targets import Targets
 from megaslm.slm.topk import Ratio
 
 Scope = Literal["batch", "sequence", "microbatch"]
 Mode = Literal["exact", "running"]
 _RATIO_STEP = Decimal("0.000001")
-
-
-class Measured(NamedTuple):
-    """The losses of a micro-batch, and the entropies of its predictions where they rank the targets; (B, L) float32
-    each, in nats, detached."""
-
-    losses: Tensor
-    entropies: Tensor | None = None
 
 
 MeasureLosses = Callable[[int], Measured]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import HeadOutput, no_threshold
-from megaslm.slm.targets import Targets, excess_loss
+from megaslm.slm.targets import Targets
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _EXCESS_LIMIT_NATS = 16.0
@@ -75,7 +75,8 @@ def selection_sums(
     """
     losses, (rows, length) = output.losses, output.losses.shape
     measured = measured & targets.valid
-    values = losses if targets.ref_loss is None else excess_loss(losses, targets.ref_loss)
+    ref_loss = targets.columns.get("ref_loss")
+    values = losses if ref_loss is None else losses - ref_loss
     if document_bounds is None:
         attended = torch.full((), rows * length**2 / 2, dtype=torch.float64, device=losses.device)
     else:
@@ -94,7 +95,7 @@ def selection_sums(
         ]
     )
     histogram = torch.zeros(_EXCESS_BINS, dtype=torch.float64, device=losses.device)
-    if targets.ref_loss is not None:
+    if ref_loss is not None:
         place = (values / _EXCESS_LIMIT_NATS + 1.0) * (_EXCESS_BINS / 2)
         place = place.nan_to_num().clamp(0, _EXCESS_BINS - 1).to(torch.int64)
         # Sums of whole numbers do not depend on the order, also on a GPU.

@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import ByLoss, Deferred, Forecast, HeadOutput, Known, Selected, Weights, no_threshold
-from megaslm.slm.exponentials import exponentials, exponentials_and_entropy
-from megaslm.slm.head_pass import HeadGradient, HeadPass, Softmax, losses_alone
+from megaslm.slm.head_pass import HeadGradient, HeadPass, Softmax
+from megaslm.slm.measure import Measure, measure
 from megaslm.slm.row_weights import RowWeights
 
 HeadMethod = Literal["cache", "bracket", "recompute"]
@@ -34,65 +34,6 @@ _CACHE_DTYPE = torch.bfloat16
 def cache_bytes(rows: int, vocab_size: int) -> int:
     """Size of the exponentials that `cache` holds between the choice and the gradient: 2·T·V bytes."""
     return rows * vocab_size * _CACHE_DTYPE.itemsize
-
-
-def token_losses(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    logit_scale: float = 1.0,
-) -> Tensor:
-    """-ln p(target) of every row, in nats (Rho-1, equations 1 and 2). No gradient flows.
-
-    Args:
-        hidden: (T, D) float32 or bfloat16.
-        weight: (V, D), the head's matrix, of the same dtype.
-        targets: (T,) int64.
-        bias: (V,) or None.
-        logit_scale: factor of the logits.
-
-    Returns:
-        (T,) float32.
-    """
-    with torch.no_grad():
-        return losses_alone(HeadPass(hidden, weight, bias, targets, logit_scale))
-
-
-def token_losses_and_entropies(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    logit_scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The losses of `token_losses`, and the entropy of every row's distribution; (T,) float32 each, in nats."""
-    with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, logit_scale)
-        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
-        entropies = torch.empty_like(losses)
-        for rows in head.chunks():
-            losses[rows], entropies[rows] = exponentials_and_entropy(head.logits(rows), targets[rows])
-        return losses, entropies
-
-
-def token_losses_and_greedy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None = None,
-    logit_scale: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The losses of `token_losses`, (T,) float32, and whether each target is the most likely token, (T,) bool."""
-    with torch.no_grad():
-        head = HeadPass(hidden, weight, bias, targets, logit_scale)
-        losses = torch.empty(targets.shape, dtype=head.loss_dtype, device=hidden.device)
-        is_greedy = torch.empty(targets.shape, dtype=torch.bool, device=hidden.device)
-        for rows in head.chunks():
-            logits = head.logits(rows)
-            is_greedy[rows] = logits.argmax(1) == targets[rows]
-            losses[rows], _ = exponentials(logits, targets[rows], logits)
-        return losses, is_greedy
 
 
 def weighted_loss(
@@ -215,11 +156,8 @@ class _HeadLoss(torch.autograd.Function):
             losses, mask, threshold = _add_around_threshold(head, gradient, weights, select, forecast)
         ctx.save_for_backward(gradient.hidden, gradient.weight, gradient.bias)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
-        applied, total = weights.under(mask), weights.total(losses, mask)
-        if not weights.has_further:
-            ctx.mark_non_differentiable(losses, mask, threshold)
-            return total, losses, mask, threshold, None
-        ctx.mark_non_differentiable(losses, mask, threshold, applied)
+        total, applied = weights.total(losses, mask)
+        ctx.mark_non_differentiable(losses, mask, threshold, *(() if applied is None else (applied,)))
         return total, losses, mask, threshold, applied
 
     @staticmethod
@@ -247,10 +185,8 @@ class _DeferredHeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.deferred, ctx.logit_scale = deferred, logit_scale
-        if deferred.by_entropy:
-            losses, deferred.entropies = token_losses_and_entropies(hidden, weight, targets, bias, logit_scale)
-        else:
-            losses = token_losses(hidden, weight, targets, bias, logit_scale)
+        what = Measure(entropies=deferred.by_entropy)
+        losses, deferred.entropies, *_ = measure(hidden, weight, targets, what, bias, logit_scale)
         ctx.mark_non_differentiable(losses)
         return losses.new_zeros(()), losses
 
@@ -269,9 +205,9 @@ class _DeferredHeadLoss(torch.autograd.Function):
         head = HeadPass(hidden.index_select(0, rows), weight, bias, targets[rows], ctx.logit_scale)
         gradient = HeadGradient(head, of_hidden=ctx.needs_input_grad[0], of_weight=any(ctx.needs_input_grad[1:3]))
         row_weights = RowWeights(mask.float(), known.weights, rows)
-        _add_every_row(head, gradient, row_weights, mask)
+        losses = _add_every_row(head, gradient, row_weights, mask)
         if ctx.deferred.applied is not None:
-            ctx.deferred.applied[rows] = row_weights.under(mask)
+            _, ctx.deferred.applied[rows] = row_weights.total(losses, mask)
         chosen = _scaled(gradient.hidden, grad_total, hidden.dtype)
         by_hidden = None if chosen is None else torch.zeros_like(hidden).index_copy_(0, rows, chosen)
         by_weight = _scaled(gradient.weight, grad_total, weight.dtype)
@@ -290,10 +226,9 @@ def _scaled(gradient: Tensor | None, factor: Tensor, dtype: torch.dtype) -> Tens
 def _add_every_row(head: HeadPass, gradient: HeadGradient, weights: RowWeights, mask: Tensor) -> Tensor:
     losses = torch.empty(head.targets.shape, dtype=head.loss_dtype, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows, note=weights.note_soft)
+        softmax = head.softmax(rows, note=weights.note)
         losses[rows] = softmax.losses
-        weights.note(rows, softmax)
-        gradient.add(rows, softmax, weights.where(mask[rows], rows), soft=weights.soft(mask[rows], rows))
+        gradient.add(rows, softmax, *weights.of(rows, mask[rows]))
     return losses
 
 
@@ -308,19 +243,17 @@ def _add_from_cache(
     first = 0
     for rows in chunks:
         # Chunks are consecutive in the cache, so that each is written in one piece.
-        place_of_chunk = cached[first : first + len(rows)]
-        softmax = head.softmax(rows, place_of_chunk, entropies=select.by_entropy, note=weights.note_soft)
+        piece = cached[first : first + len(rows)]
+        softmax = head.softmax(rows, piece, entropies=select.by_entropy, note=weights.note)
         first += len(rows)
         losses[rows], norms[rows] = softmax.losses, softmax.norms
         _keep_entropies(measured, rows, softmax)
-        weights.note(rows, softmax)
     place = torch.empty(shape[0], dtype=torch.int64, device=device)
     place[torch.cat(chunks)] = torch.arange(shape[0], device=device)
     selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask)), head.hidden.dtype):
         kept = Softmax(cached[place[rows]], losses[rows], norms[rows])
-        chosen = selected.mask[rows]
-        gradient.add(rows, kept, weights.where(chosen, rows), soft=weights.soft(chosen, rows))
+        gradient.add(rows, kept, *weights.of(rows, selected.mask[rows]))
     return losses, selected.mask, selected.threshold
 
 
@@ -331,10 +264,9 @@ def _add_around_threshold(
     measured = _measured(losses, select)
     added = torch.zeros(head.targets.shape, dtype=torch.bool, device=head.hidden.device)
     for rows in head.chunks():
-        softmax = head.softmax(rows, entropies=select.by_entropy, note=weights.note_soft)
+        softmax = head.softmax(rows, entropies=select.by_entropy, note=weights.note)
         losses[rows] = softmax.losses
         _keep_entropies(measured, rows, softmax)
-        weights.note(rows, softmax)
         if forecast is not None:
             # The host must not wait for the number of sure rows, so the best `places` rows are taken, a fixed number.
             places = min(len(rows), math.ceil(forecast.share * len(rows)))
@@ -345,16 +277,14 @@ def _add_around_threshold(
             gradient.add(
                 taken,
                 Softmax(softmax.exponentials.index_select(0, best), softmax.losses[best], softmax.norms[best]),
-                weights.where(sure, taken),
-                soft=weights.soft(sure, taken),
+                *weights.of(taken, sure),
             )
             added[taken] = sure
     selected = select(*measured)
     for rows in head.chunks_of(_read_rows(selected, weights.trained(selected.mask) ^ added), head.loss_dtype):
         missing = ~added[rows]
-        trained = selected.mask[rows] | added[rows]
-        change, soft = weights.where(trained, rows), weights.soft(trained, rows)
-        gradient.add(rows, head.softmax(rows), change.where(missing, -change), keep=missing, soft=soft)
+        change, soft = weights.of(rows, selected.mask[rows] | added[rows])
+        gradient.add(rows, head.softmax(rows), change.where(missing, -change), soft, keep=missing)
     return losses, selected.mask, selected.threshold
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from megaslm.slm.choice import Choice, HeadOutput, Weights
-from megaslm.slm.formula import Formula
+from megaslm.slm.criterion import Formula
 from megaslm.slm.head_pass import Softmax
 from megaslm.slm.objective import Objective
 from megaslm.slm.rule import MeasureLosses, Moment, StepPlan
@@ -82,9 +82,7 @@ class SigmoidWeights(_OfSelectedAlone):
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:
         """See `Weights`."""
-        values = self.formula.of(
-            lambda name: softmax.losses if name == "loss" else self.targets.needed(name).flatten()[rows]
-        )
+        values = self.formula.at(rows, self.targets, softmax.losses)
         return torch.sigmoid((values - self.center_nats) / self.temperature)
 
 
@@ -124,7 +122,7 @@ class ColumnWeights(_OfSelectedAlone):
 
     def of_selected(self, rows: Tensor, softmax: Softmax) -> Tensor:
         """See `Weights`."""
-        stored = self.targets.needed_weight().flatten()[rows].to(softmax.losses.dtype)
+        stored = self.targets.column("weight").flatten()[rows].to(softmax.losses.dtype)
         if self.bound_nats is None:
             return stored
         return stored.where((stored >= 0) | (softmax.losses < self.bound_nats), 0.0)

@@ -43,18 +43,14 @@ _LOOK_SECONDS = 1.0
 # while it holds the lock.
 _LEAVING_SECONDS = 1.0
 _FETCH = FetchSection()
-# The columns of a dataset's rows that have a field in a micro-batch, as it has them. A mask is unpacked after this.
-_COLUMNS: dict[str, type[np.generic]] = {
-    "tokens": np.int64,
-    "ref_loss": np.float32,
-    "ref_entropy": np.float32,
+_DTYPES: dict[str, type[np.generic]] = {
     "selected": np.uint8,
     "target_mask": np.bool_,
-    "weight": np.float32,
     "ref_top_logprob": np.float16,
     "ref_top_id": np.int32,
 }
-_OF_DISTILLATION = {"ref_top_logprob", "ref_top_id"}
+"""Types of columns. All others are float32. A mask is unpacked after this."""
+_OF_DISTILLATION = ("ref_top_logprob", "ref_top_id")
 """Columns that take more room than all others, and only distillation reads."""
 WeightRange = tuple[float, float]
 """The least and the largest weight."""
@@ -98,67 +94,75 @@ class MicroBatch:
     """B rows of one rank.
 
     `tokens`: (B, L+1) int64. `rows`: (B,) int64, row numbers over all streams of the run, one stream after the other.
-    `domain`: (B,) int64, numbered as in the run. `ref_loss`: (B, L) float32 in nats; None if the dataset is not scored.
-    `visit`: the epoch. `ref_entropy`: (B, L) float32 in nats; None if the dataset has none. `selected`: (B, L) bool,
-    the targets that the dataset's mask selects; None if it has no mask. `target_mask`: (B, L) bool, false at targets
-    that the dataset excludes; None if it excludes none. `document_bounds`: (documents + 1,) int32, the
-    first token of each document of the (B, L) inputs, then B·L; None unless the stream was asked for them. They are
-    found on the host: a GPU could tell their number only by making the host wait. `weight`: (B, L) float32; None if
-    the dataset has none. `columns`: (B, L) float32 each, further columns of the dataset, by name. `ref_top_logprob`:
-    (B, L, K+1) float16 in nats, and `ref_top_id`: (B, L, K) int32; None unless the stream was asked for them.
+    `domain`: (B,) int64, numbered as in the run. `visit`: the epoch. `columns`: what the dataset stores of the targets,
+    by name. `ref_loss`, `ref_entropy` and further losses: (B, L) float32 in nats. `weight`: (B, L) float32. `selected`:
+    (B, L) bool, the targets that the dataset's mask selects. `target_mask`: (B, L) bool, false at targets that the
+    dataset excludes. `ref_top_logprob`: (B, L, K+1) float16 in nats, and `ref_top_id`: (B, L, K) int32, if the stream
+    was asked for them. `document_bounds`: (documents + 1,) int32, the first token of each document of the (B, L)
+    inputs, then B·L; None unless the stream was asked for them. They are found on the host: a GPU could tell their
+    number only by making the host wait.
     """
 
     tokens: Tensor
     rows: Tensor
     domain: Tensor
-    ref_loss: Tensor | None
     visit: int
-    ref_entropy: Tensor | None = None
-    selected: Tensor | None = None
-    target_mask: Tensor | None = None
-    document_bounds: Tensor | None = None
-    weight: Tensor | None = None
     columns: dict[str, Tensor] = field(default_factory=dict)
-    ref_top_logprob: Tensor | None = None
-    ref_top_id: Tensor | None = None
+    document_bounds: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: Sequence["MicroBatch"]) -> "MicroBatch":
         """The rows of one epoch's micro-batches as one. An empty document stands between two of them."""
-        fields = dict(vars(parts[0]))
-        for name, first in vars(parts[0]).items():
-            if isinstance(first, Tensor):
-                columns = [vars(part)[name] for part in parts]
-                if name == "document_bounds":
-                    size = parts[0].tokens[:, 1:].numel()
-                    columns = [bounds + number * size for number, bounds in enumerate(columns)]
-                fields[name] = torch.cat(columns)
-        names = parts[0].columns
-        return cls(**fields | {"columns": {name: torch.cat([part.columns[name] for part in parts]) for name in names}})
+        first, size = parts[0], parts[0].tokens[:, 1:].numel()
+        bounds = [
+            part.document_bounds + number * size
+            for number, part in enumerate(parts)
+            if part.document_bounds is not None
+        ]
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.domain for part in parts]),
+            first.visit,
+            {name: torch.cat([part.columns[name] for part in parts]) for name in first.columns},
+            torch.cat(bounds) if bounds else None,
+        )
 
-    def __reduce__(self) -> tuple[Callable[[dict[str, Any]], "MicroBatch"], tuple[dict[str, Any]]]:
+    def __reduce__(self) -> tuple[Callable[..., "MicroBatch"], tuple[object, ...]]:
         """Pickles as bytes, not as tensors: a killed process would leave tensors' files in shared memory."""
-        return _of_arrays, (self._with(Tensor.numpy),)
+        return _of_arrays, self._each(Tensor.numpy)
 
     def pin_memory(self) -> "MicroBatch":
         """The same micro-batch in page-locked memory, for asynchronous copies."""
-        return MicroBatch(**self._with(Tensor.pin_memory))
+        return MicroBatch(*self._each(Tensor.pin_memory))
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same micro-batch on another device, copied asynchronously."""
-        return MicroBatch(**self._with(methodcaller("to", device, non_blocking=True)))
+        return MicroBatch(*self._each(methodcaller("to", device, non_blocking=True)))
 
-    def _with(self, change: Callable[[Tensor], object]) -> dict[str, Any]:
-        fields = {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
-        return fields | {"columns": {name: change(value) for name, value in self.columns.items()}}
+    def _each(self, change: Callable[[Tensor], Any]) -> tuple[Any, ...]:
+        """The fields, each tensor changed."""
+        columns = {name: change(column) for name, column in self.columns.items()}
+        bounds = None if self.document_bounds is None else change(self.document_bounds)
+        return change(self.tokens), change(self.rows), change(self.domain), self.visit, columns, bounds
 
 
-def _of_arrays(fields: dict[str, Any]) -> MicroBatch:
-    for part in (fields, fields["columns"]):
-        for name, value in part.items():
-            if isinstance(value, np.ndarray):
-                part[name] = torch.from_numpy(value)
-    return MicroBatch(**fields)
+def _of_arrays(
+    tokens: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    domain: NDArray[np.int64],
+    visit: int,
+    columns: dict[str, NDArray[np.generic]],
+    document_bounds: NDArray[np.int32] | None,
+) -> MicroBatch:
+    return MicroBatch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(rows),
+        torch.from_numpy(domain),
+        visit,
+        {name: torch.from_numpy(column) for name, column in columns.items()},
+        None if document_bounds is None else torch.from_numpy(document_bounds),
+    )
 
 
 class TrainingStream:
@@ -192,7 +196,7 @@ class TrainingStream:
         self._plan = plan
         self._eos_id = eos_id
         self._weight_range = weight_range
-        self._left_out = frozenset[str]() if distills else frozenset(_OF_DISTILLATION)
+        self._left_out = () if distills else _OF_DISTILLATION
         # The first rank's values count: all ranks must agree on one order.
         agreed = [uuid.uuid4().hex[:12], os.environ.get("LOCAL_WORLD_SIZE", str(plan.world_size))]
         rank, local_rank = 0, int(os.environ.get("LOCAL_RANK", "0"))
@@ -276,7 +280,7 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
     epoch: int
     eos_id: int | None
     weight_range: WeightRange | None
-    left_out: frozenset[str]
+    left_out: Sequence[str]
 
     def __iter__(self) -> Iterator[MicroBatch | DataError]:
         try:
@@ -309,26 +313,21 @@ class _MicroBatches(IterableDataset[MicroBatch | DataError]):
             shards.keep_mapped({shard for _, of_rows in coming for shard in of_rows})
         numbers, of_rows = coming.popleft()
         rows = [shards.row(number, shard) for number, shard in zip(numbers, of_rows, strict=True)]
-        stored = set(rows[0].dtype.names or ()) - self.left_out
-        columns: dict[str, Any] = {
-            name: _values(rows, name, dtype) for name, dtype in _COLUMNS.items() if name in stored
+        tokens = _values(rows, "tokens", np.int64)
+        columns = {
+            name: _values(rows, name, _DTYPES.get(name, np.float32))
+            for name in rows[0].dtype.names or ()
+            if name not in ("tokens", "domain", *self.left_out)
         }
-        others = [name for name in stored if name not in _COLUMNS and name != "domain"]
-        columns["columns"] = {name: _values(rows, name, np.float32) for name in others}
-        tokens = columns["tokens"]
         if "selected" in columns:
             columns["selected"] = unpack_mask(columns["selected"], tokens.shape[1] - 1)
         if self.weight_range is not None:
             _check_weights(columns["weight"], numbers, self.weight_range)
-        if self.eos_id is not None:
-            columns["document_bounds"] = document_bounds(tokens[:, :-1], self.eos_id)
-        domain = shards.domains[of_rows]
-        return _of_arrays(
-            {"ref_loss": None, **columns, "rows": np.array(numbers), "domain": domain, "visit": self.epoch}
-        )
+        bounds = None if self.eos_id is None else document_bounds(tokens[:, :-1], self.eos_id)
+        return _of_arrays(tokens, np.array(numbers), shards.domains[of_rows], self.epoch, columns, bounds)
 
 
-def _values(rows: list[np.void], name: str, dtype: type[np.generic]) -> NDArray[np.generic]:
+def _values(rows: list[np.void], name: str, dtype: type[np.generic]) -> NDArray[Any]:
     """A column as (B, width), converted to `dtype` without a copy in between."""
     stacked = np.empty((len(rows), *rows[0].dtype[name].shape), dtype=dtype)
     for place, row in enumerate(rows):

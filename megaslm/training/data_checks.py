@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.config.schema import RunConfig
+from megaslm.config.selection import SlmSection
 from megaslm.dataset.fit import (
     losses_read,
     reads_reference,
@@ -25,7 +26,7 @@ from megaslm.errors import ReferenceMismatch
 from megaslm.model.aligned_reference import AlignedReference
 from megaslm.model.reference_model import ReferenceModel, as_stored
 from megaslm.slm.keys import target_keys
-from megaslm.slm.static import select_static
+from megaslm.slm.selection import select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.training.training_data import NamedReference, TrainingData, check_provenance, spread_evenly
@@ -88,8 +89,7 @@ def _measure_of(
         model = ReferenceModel.load(folder, found, eos_id=manifest.eos_id, device=device)
 
         def measure(_domain: str, _number: int, tokens: torch.Tensor) -> list[torch.Tensor]:
-            measured = model.measure(tokens)
-            return [column[0].cpu() for column in (measured.losses, measured.entropies) if column is not None]
+            return [column[0].cpu() for column in model.measure(tokens).columns]
 
         return measure
     aligned = AlignedReference.load(folder, manifest, found, tokenizer=dataset.path / TOKENIZER, device=device)
@@ -203,8 +203,10 @@ def _compared(
         targets = Targets(
             valid=valid,
             keys=target_keys(torch.zeros(1, dtype=torch.int64), 0, seq_len),
-            ref_loss=as_stored(losses[None], valid).float(),
-            ref_entropy=as_stored(entropies[0][None], valid).float() if entropies else None,
+            columns={
+                name: as_stored(column[None], valid).float()
+                for name, column in zip(("ref_loss", "ref_entropy"), (losses, *entropies), strict=False)
+            },
         )
         again = select_static(mask.criterion, targets, mask.keep_ratio, mask.max_ref_loss).mask
         stored = torch.from_numpy(unpack_mask(row["selected"].astype(np.uint8), seq_len))

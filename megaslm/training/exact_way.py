@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from megaslm.config.plan import BatchPlan
-from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.config.schema import RunConfig
+from megaslm.config.selection import SlmSection
 from megaslm.engine.distributed import World, gather_objects
 from megaslm.engine.zero import KEEPS_GRAPHS, ZeroEngine, deepspeed_version
 from megaslm.errors import ConfigError

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from megaslm.config.run_files import PROBE, measurement_file
 from megaslm.config.schema import RunConfig
@@ -22,6 +21,7 @@ from megaslm.observe.probe_files import (
     write_measurement,
 )
 from megaslm.observe.records import ProbeRecord
+from megaslm.slm.measure import Measure, Measured
 from megaslm.training.probe_record import ProbeReport
 from megaslm.training.probe_rows import keep_or_choose_rows
 from megaslm.training.probe_selection import ratio_at, would_keep
@@ -114,16 +114,15 @@ class Probe:
         # Ranks need equally many rows, or ZeRO-3 would wait for ever. Padding repeats the last row.
         per_rank = math.ceil(count / world.size)
         mine = np.minimum(np.arange(world.rank * per_rank, (world.rank + 1) * per_rank), count - 1)
-        measured: list[tuple[Tensor, ...]] = []
+        measured: list[Measured] = []
         with engine.evaluating():
             batches = torch.from_numpy(rows.tokens[mine].astype(np.int64)).split(self._config.validation.batch_rows)
             for number, tokens in enumerate(batches):
                 if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
                     return None
-                tokens = tokens.to(world.device)
-                by_entropy = sorts_by_entropy(self._config)
-                measured.append(engine.measure_with_entropy(tokens) if by_entropy else (engine.measure(tokens),))
-        columns = [torch.cat(column) for column in zip(*measured, strict=True)]
+                what = Measure(entropies=sorts_by_entropy(self._config))
+                measured.append(engine.measure(tokens.to(world.device), what=what))
+        columns = Measured.joined(measured).columns
         return tuple(all_gather(column).flatten(0, 1)[:count].cpu().numpy() for column in columns)
 
 

@@ -14,6 +14,7 @@ from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.export import model_of
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.observe.probe_files import ProbeRows, measured_steps, read_rows, write_measurement
+from megaslm.slm.measure import Measure, Measured
 from megaslm.training.checkpoints.file_list import WEIGHTS
 from megaslm.training.checkpoints.state_files import StoredWeights
 from megaslm.training.checkpoints.store import check_whole, complete_checkpoints
@@ -83,6 +84,6 @@ def _measured(run: RunFolder, checkpoint: Path, config: RunConfig, rows: ProbeRo
     prepare_layers(lm, recompute="none", compiled=False)
     model = SelectiveLM(lm, eos_id=rows.eos_id, document_isolation=config.model.document_isolation)
     batches = torch.from_numpy(rows.tokens.astype(np.int64)).split(config.validation.batch_rows)
-    by_entropy = sorts_by_entropy(config)
-    found = [model.measure_with_entropy(tokens) if by_entropy else (model.measure(tokens),) for tokens in batches]
-    return [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)]
+    what = Measure(entropies=sorts_by_entropy(config))
+    found = Measured.joined([model.measure(tokens, what=what) for tokens in batches])
+    return [column.cpu().numpy() for column in found.columns]

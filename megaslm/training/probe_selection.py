@@ -5,15 +5,13 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from megaslm.config.schema import RunConfig
 from megaslm.observe.probe_files import ProbeRows
-from megaslm.slm.draw import Draw
-from megaslm.slm.policy import select_by
+from megaslm.slm.criterion import Candidates, Draw, formula_of
+from megaslm.slm.selection import StaticRule, select_by, select_static
 from megaslm.slm.spans import SpanRule
-from megaslm.slm.static import StaticRule, select_static
-from megaslm.slm.targets import Candidates, Targets, formula_of, in_any_group
+from megaslm.slm.targets import Targets, in_any_group
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.training.selection_rule import rule_of
 
@@ -80,13 +78,14 @@ def _targets(rows: ProbeRows, spans: SpanRule | None) -> Targets:
     return Targets(
         valid=valid,
         keys=torch.arange(valid.numel()).view(valid.shape),
-        ref_loss=_floats(rows.ref_loss),
-        ref_entropy=_floats(rows.ref_entropy),
-        domain=torch.from_numpy(rows.domain.astype(np.int64))[:, None].expand_as(valid),
+        columns={
+            "domain": torch.from_numpy(rows.domain.astype(np.int64))[:, None].expand_as(valid),
+            **{
+                name: torch.from_numpy(stored.astype(np.float32))
+                for name, stored in (("ref_loss", rows.ref_loss), ("ref_entropy", rows.ref_entropy))
+                if stored is not None
+            },
+        },
         before=before,
         after=after,
     )
-
-
-def _floats(stored: NDArray[np.float16] | None) -> Tensor | None:
-    return None if stored is None else torch.from_numpy(stored.astype(np.float32))

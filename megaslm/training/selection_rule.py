@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import cast
 
-from megaslm.config.schema import RunConfig, SlmSection
-from megaslm.slm.formula import Formula
-from megaslm.slm.policy import TOP, Policy
+from megaslm.config.schema import RunConfig
+from megaslm.config.selection import SlmSection
+from megaslm.slm.criterion import Criterion, Formula
 from megaslm.slm.rule import KeepRatio, SelectionRule
-from megaslm.slm.targets import Criterion
+from megaslm.slm.selection import TOP, Policy
 
 
 def rule_of(config: RunConfig, domains: Sequence[str]) -> SelectionRule:

@@ -11,8 +11,9 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Choice, Deferred, HeadOutput, Known
 from megaslm.slm.keys import earlier_copies, target_keys
+from megaslm.slm.measure import Measure, Measured
 from megaslm.slm.objective import Objective
-from megaslm.slm.rule import Measured, Moment, StepPlan
+from megaslm.slm.rule import Moment, StepPlan
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_unused
@@ -107,18 +108,11 @@ class TrainStep:
             visits = visits + earlier_copies(batch.rows, self.world.rank, all_gather)
         before, after = (None, None) if self.spans is None else self.spans.bounds(batch.tokens)
         return Targets(
-            valid=valid_targets(batch.tokens, self.eos_id, batch.target_mask),
+            valid=valid_targets(batch.tokens, self.eos_id, batch.columns.get("target_mask")),
             keys=target_keys(batch.rows, visits, batch.tokens.shape[1] - 1),
-            ref_loss=batch.ref_loss,
-            ref_entropy=batch.ref_entropy,
-            selected=batch.selected,
-            domain=batch.domain[:, None].expand_as(batch.tokens[:, 1:]),
+            columns={**batch.columns, "domain": batch.domain[:, None].expand_as(batch.tokens[:, 1:])},
             before=before,
             after=after,
-            weight=batch.weight,
-            columns=batch.columns,
-            ref_top_logprob=batch.ref_top_logprob,
-            ref_top_id=batch.ref_top_id,
         )
 
     def _update(self, plan: StepPlan, passes: "ForwardPasses", learning_rate: float) -> tuple[HeadOutput, bool]:
@@ -179,9 +173,8 @@ class ForwardPasses:
             self._kept[number] = deferred, output
             measured = Measured(output.losses, deferred.entropies)
         else:
-            measure = self.engine.measure_with_entropy if self.by_entropy else self.engine.measure
-            found = measure(micro_batch.tokens, micro_batch.document_bounds)
-            measured = Measured(*found) if isinstance(found, tuple) else Measured(found)
+            what = Measure(entropies=self.by_entropy)
+            measured = self.engine.measure(micro_batch.tokens, micro_batch.document_bounds, what)
             self.repeated += 1
         self.ends("forward")
         return measured

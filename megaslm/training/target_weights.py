@@ -4,9 +4,10 @@ from functools import partial
 
 import torch
 
-from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.config.schema import RunConfig
+from megaslm.config.selection import SlmSection
+from megaslm.slm.criterion import formula_of
 from megaslm.slm.distillation import DistilledWeights
-from megaslm.slm.targets import formula_of
 from megaslm.slm.weights import (
     ColumnWeights,
     EntropyWeights,

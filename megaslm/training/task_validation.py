@@ -72,7 +72,7 @@ class TaskValidation:
             # As in `megaslm evaluate`, a text is one document.
             rows, length = wanted.shape
             bounds = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=ids.device)
-            return engine.measure(ids, bounds)[wanted]
+            return engine.measure(ids, bounds).losses[wanted]
 
         with engine.evaluating():
             found = continuation_losses(

@@ -87,7 +87,7 @@ class Validation:
             if number % _BATCHES_BETWEEN_QUESTIONS == 0 and is_to_stop():
                 return None
             tokens, counts = tokens.to(self._world.device), counts.to(self._world.device)
-            losses = engine.measure(tokens)
+            losses = engine.measure(tokens).losses
             total += torch.stack([losses.double().where(counts, 0.0).sum(), counts.sum().double()])
         return total
 

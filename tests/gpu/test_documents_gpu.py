@@ -87,8 +87,8 @@ def rows(seed: int, eos_share: float = 0.1) -> Tensor:
 def test_float32_has_the_losses_of_a_cpu() -> None:
     """FlashAttention does not compute in float32; there documents are isolated by a mask."""
     ours = model(torch.float32)
-    on_gpu = ours.measure(rows(0)).cpu()
-    on_cpu = ours.to("cpu").measure(rows(0))
+    on_gpu = ours.measure(rows(0)).losses.cpu()
+    on_cpu = ours.to("cpu").measure(rows(0)).losses
     torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
 
 

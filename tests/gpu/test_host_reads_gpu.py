@@ -8,14 +8,14 @@ from torch import Tensor
 
 from megaslm.slm import head_pass, token_loss
 from megaslm.slm.choice import Selected, TopOfGroups, forecast_from
+from megaslm.slm.criterion import Candidates, formula_of
 from megaslm.slm.keys import HASH_BITS
-from megaslm.slm.targets import Candidates, Targets, formula_of
+from megaslm.slm.measure import Measure, measure
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import RecentThresholds
 from megaslm.slm.token_loss import (
     HeadMethod,
     selective_loss,
-    token_losses,
-    token_losses_and_entropies,
     weighted_loss,
 )
 from megaslm.slm.topk import Quota, on_this_rank_alone, ordered_image
@@ -77,10 +77,10 @@ def test_a_read_is_an_error() -> None:
 
 @pytest.mark.parametrize("logit_scale", LOGIT_SCALES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("measure", [token_losses, token_losses_and_entropies])
-def test_measuring_never_waits(measure: Callable[..., object], dtype: torch.dtype, logit_scale: float) -> None:
+@pytest.mark.parametrize("what", [Measure(), Measure(entropies=True), Measure(top_tokens=16)], ids=str)
+def test_measuring_never_waits(what: Measure, dtype: torch.dtype, logit_scale: float) -> None:
     hidden, weight, targets = inputs(dtype)
-    run_twice(lambda: measure(hidden, weight, targets, None, logit_scale))
+    run_twice(lambda: measure(hidden, weight, targets, what, None, logit_scale))
 
 
 @pytest.mark.parametrize("logit_scale", LOGIT_SCALES)

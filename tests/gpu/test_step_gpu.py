@@ -11,8 +11,9 @@ from megaslm.model.selective_lm import HeadSettings, SelectiveHead
 from megaslm.slm import objective, token_loss
 from megaslm.slm.choice import Choice, HeadOutput, Selected
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured, measure
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums
 from megaslm.slm.threshold import EXACT_STEPS
@@ -69,19 +70,25 @@ def drawn(step: int, micro_steps: int) -> list[tuple[Targets, Tensor, Tensor]]:
         valid = torch.rand(shape, generator=generator, device="cuda") < 0.95
         hidden = torch.randn(shape[0] * LENGTH, WIDTH, generator=generator, device="cuda").bfloat16()
         labels = torch.randint(0, VOCAB, (shape[0] * LENGTH,), generator=generator, device="cuda")
-        parts.append((Targets(valid, target_keys(rows, 0, LENGTH), nats[0], nats[1]), hidden, labels))
+        parts.append(
+            (
+                Targets(valid, target_keys(rows, 0, LENGTH), {"ref_loss": nats[0], "ref_entropy": nats[1]}),
+                hidden,
+                labels,
+            )
+        )
     return parts
 
 
 def run_step(objective: Objective, parts: list[tuple[Targets, Tensor, Tensor]], weight: Tensor, step: int) -> Tensor:
     """A step as training makes it, its trunk left out."""
 
-    def measure(number: int) -> Measured:
-        losses = token_loss.token_losses(parts[number][1], weight.detach(), parts[number][2])
-        return Measured(losses.view(-1, LENGTH))
+    def measured(number: int) -> Measured:
+        targets, hidden, labels = parts[number]
+        return measure(hidden, weight.detach(), labels).view_as(targets.valid)
 
     targets = joined([part[0] for part in parts])
-    plan = objective.plan_step(targets, len(parts), Moment(step, 0), measure, on_this_rank_alone)
+    plan = objective.plan_step(targets, len(parts), Moment(step, 0), measured, on_this_rank_alone)
     outputs = []
     for (part, hidden, labels), choice in zip(parts, plan.choices, strict=True):
         output = head(hidden, weight, labels, choice).view_as(part.valid)

@@ -157,7 +157,13 @@ def _watch_training() -> None:
         training: TrainStep, rows: "Sequence[MicroBatch]", moment: "Moment", learning_rate: float
     ) -> "StepResult":
         read = [
-            replace(part, ref_loss=None if part.ref_loss is None else spoiled("data", moment.step, part.ref_loss))
+            replace(
+                part,
+                columns={
+                    name: spoiled("data", moment.step, column) if name == "ref_loss" else column
+                    for name, column in part.columns.items()
+                },
+            )
             for part in rows
         ]
         engine = cast("ZeroEngine", _Spoiling(training.engine, moment.step))

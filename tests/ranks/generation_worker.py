@@ -76,7 +76,7 @@ def generate_live(world: World, tokenizer: Path, stage: int, checkpointing: bool
         device=world.device,
         batch_rows=2,
     )
-    before = engine.measure(rows())
+    before = engine.measure(rows()).losses
     mine = (
         range(len(PROMPTS)) if world.size == 1 else (range(FIRST_SHARE), range(FIRST_SHARE, len(PROMPTS)))[world.rank]
     )
@@ -87,7 +87,7 @@ def generate_live(world: World, tokenizer: Path, stage: int, checkpointing: bool
         everywhere = dict(pair for pairs in gather_objects(list(zip(mine, completions, strict=True))) for pair in pairs)
         found[name] = [everywhere[place] for place in range(len(PROMPTS))]
         _train_on(engine)
-    assert torch.equal(engine.measure(rows()), before)
+    assert torch.equal(engine.measure(rows()).losses, before)
     return found
 
 

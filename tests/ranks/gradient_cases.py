@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megaslm.config.schema import Recompute, RunConfig, SlmSection
+from megaslm.config.schema import Recompute, RunConfig
+from megaslm.config.selection import SlmSection
 from megaslm.config.weighting import OWN_VALUES, WeightName
 from megaslm.engine.distributed import World
+from megaslm.slm.criterion import Criterion
 from megaslm.slm.keys import target_keys
-from megaslm.slm.policy import Policy
 from megaslm.slm.rule import Mode, Scope
-from megaslm.slm.targets import Criterion
+from megaslm.slm.selection import Policy
 from megaslm.slm.threshold import AT_START, SelectionState
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.stream.loader import MicroBatch
@@ -236,12 +237,8 @@ class Batch:
                 self.tokens[rows],
                 rows,
                 rows % 2,
-                self.ref_loss[rows],
-                ref_entropy=self.ref_entropy[rows],
                 visit=0,
-                weight=self.weight[rows],
-                ref_top_logprob=self.ref_top_logprob[rows],
-                ref_top_id=self.ref_top_id[rows],
+                columns={name: column[rows] for name, column in vars(self).items() if name != "tokens"},
             )
 
 

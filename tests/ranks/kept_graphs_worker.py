@@ -21,9 +21,9 @@ from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
+from megaslm.slm.criterion import Criterion
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Mode, Moment, SelectionRule
-from megaslm.slm.targets import Criterion
 from megaslm.slm.weights import EntropyWeights, SignedWeights, WeightedObjective, WeightRule
 from megaslm.stream.loader import MicroBatch
 from megaslm.training.step import TrainStep
@@ -130,7 +130,7 @@ def micro_batches(case: Case, step: int, world: World) -> Iterator[MicroBatch]:
     if step == BAD_STEP:
         ref_loss[-1] = torch.nan
     for rows in torch.arange(rows_of_step).chunk(world.size)[world.rank].split(2):
-        yield MicroBatch(tokens[rows], step * rows_of_step + rows, rows % 2, ref_loss[rows], visit=0)
+        yield MicroBatch(tokens[rows], step * rows_of_step + rows, rows % 2, 0, {"ref_loss": ref_loss[rows]})
 
 
 def train(world: World, case: Case, keeps_graphs: bool) -> Run:

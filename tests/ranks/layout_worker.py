@@ -19,7 +19,7 @@ from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import AboveThreshold, Choice, HeadOutput
 from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, MeasureLosses, Moment, SelectionRule, StepPlan
-from megaslm.slm.targets import Targets, excess_loss
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import value_of_sort_key
 from megaslm.slm.topk import AllReduceSum, value_of_image
 from megaslm.stream.loader import MicroBatch
@@ -74,7 +74,7 @@ class RecordingObjective(SelectiveObjective):
     def end_step(self, plan: StepPlan, output: HeadOutput) -> Tensor | None:
         step_cut = super().end_step(plan, output)
         losses = output.losses if plan.losses is None else plan.losses
-        values, valid = excess_loss(losses, self._targets.needed_ref_loss()), self._targets.valid
+        values, valid = losses - self._targets.column("ref_loss"), self._targets.valid
         self.steps.append(
             {
                 "keys": self._targets.keys[valid],
@@ -102,7 +102,7 @@ def micro_batches(step: int, world: World, micro_steps: int, chosen: Sequence[in
     ref_loss = 4.2 + 2.0 * torch.randn(GLOBAL_ROWS, SEQ_LEN, generator=generator)
     mine = torch.tensor(chosen).chunk(world.size)[world.rank]
     for rows in mine.chunk(micro_steps):
-        yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, ref_loss[rows], visit=0)
+        yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, 0, {"ref_loss": ref_loss[rows]})
 
 
 def start_model(config: RunConfig, world: World) -> tuple[SelectiveLM, ZeroEngine]:

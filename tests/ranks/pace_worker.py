@@ -115,4 +115,6 @@ def _micro_batches(training: Training, world: World) -> Iterator[MicroBatch]:
         for rows in mine.chunk(training.micro_steps):
             if world.rank == world.size - 1:
                 time.sleep(training.loading_seconds)
-            yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, torch.zeros_like(rows), ref_loss[rows], visit=0)
+            yield MicroBatch(
+                tokens[rows], step * GLOBAL_ROWS + rows, torch.zeros_like(rows), 0, {"ref_loss": ref_loss[rows]}
+            )

@@ -151,7 +151,7 @@ def micro_batches(step: int, case: Case, world: World) -> Iterator[MicroBatch]:
         ref_loss[-1, BAD_PLACES] = 100.0
     mine = torch.arange(GLOBAL_ROWS).chunk(world.size)[world.rank]
     for rows in mine.chunk(case.micro_steps):
-        yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, ref_loss[rows], visit=0)
+        yield MicroBatch(tokens[rows], step * GLOBAL_ROWS + rows, rows % 2, 0, {"ref_loss": ref_loss[rows]})
 
 
 def train(case: Case, world: World, steps: Sequence[int]) -> Run:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from megaslm.config.distilling import DistillSection
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
+from megaslm.config.weighting import DistillSection
 from megaslm.errors import ConfigError
 from megaslm.training.changes import may_change
 from tests.messages import Says

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 
 from megaslm.config.load import load
-from megaslm.config.schema import RunConfig, SlmSection
+from megaslm.config.schema import RunConfig
+from megaslm.config.selection import SlmSection
 from megaslm.config.source import dump, parse_source
 
 MakeRun = Callable[..., RunConfig]

@@ -70,10 +70,10 @@ def test_nothing_leaks_between_isolated_documents(family: str) -> None:
     changed = rows.clone()
     changed[:, :5] = (changed[:, :5] + 7) % 50 + 3
     isolated = model(family, document_isolation=True)
-    assert torch.equal(isolated.measure(rows)[:, 6:], isolated.measure(changed)[:, 6:])
-    assert not torch.equal(isolated.measure(rows)[:, :5], isolated.measure(changed)[:, :5])
+    assert torch.equal(isolated.measure(rows).losses[:, 6:], isolated.measure(changed).losses[:, 6:])
+    assert not torch.equal(isolated.measure(rows).losses[:, :5], isolated.measure(changed).losses[:, :5])
     joined = model(family, document_isolation=False)
-    assert not torch.equal(joined.measure(rows)[:, 6:], joined.measure(changed)[:, 6:])
+    assert not torch.equal(joined.measure(rows).losses[:, 6:], joined.measure(changed).losses[:, 6:])
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -81,7 +81,9 @@ def test_an_isolated_document_has_the_losses_it_has_alone(family: str) -> None:
     row = torch.randint(3, 60, (1, 13), generator=torch.Generator().manual_seed(0))
     row[:, 5] = EOS_ID
     isolated = model(family, document_isolation=True)
-    torch.testing.assert_close(isolated.measure(row)[:, 6:], isolated.measure(row[:, 6:]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        isolated.measure(row).losses[:, 6:], isolated.measure(row[:, 6:]).losses, rtol=1e-5, atol=1e-5
+    )
 
 
 def rows_of_all_kinds() -> Tensor:

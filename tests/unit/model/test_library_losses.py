@@ -107,7 +107,7 @@ def folders(draw: st.DrawFn) -> tuple[str, dict[str, Any], str]:
 def largest_difference(folder: Path, *, isolated: bool) -> float:
     tokens = rows()
     lm = load_pretrained(folder, dtype=torch.float32).eval()
-    ours = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=isolated).measure(tokens)
+    ours = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=isolated).measure(tokens).losses
     ours = ours.masked_fill(tokens[:, :-1] == EOS_ID, 0.0)
     return float((ours - plain_losses(folder, tokens, isolated=isolated)).abs().max())
 

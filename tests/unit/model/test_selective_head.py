@@ -17,6 +17,7 @@ from megaslm.errors import ModelError
 from megaslm.model import selective_lm
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Every, Known, Selected
+from megaslm.slm.measure import Measure
 from megaslm.slm.token_loss import HeadMethod
 from tests.chosen import selected
 from tests.messages import Says
@@ -82,7 +83,7 @@ def test_losses_and_gradients_are_those_of_the_models_own_logits(name: str) -> N
     losses[losses.detach() > 4.0].sum().backward()
 
     model = SelectiveLM(ours, eos_id=EOS_ID, document_isolation=True, head=HeadSettings("bracket"))
-    assert (model.measure(tokens).flatten() - losses).abs().max() < 1e-5
+    assert (model.measure(tokens).losses.flatten() - losses).abs().max() < 1e-5
     total, *_ = model(tokens, Hardest())
     total.backward()
     theirs = dict(plain.named_parameters())
@@ -95,7 +96,9 @@ def test_every_choice_of_the_same_rows_gives_the_same_gradient() -> None:
     tokens = rows()
     targets = tokens[:, 1:].numel()
     gradients, totals = [], []
-    mask = SelectiveLM(drawn(ARCHITECTURES["llama"]), eos_id=EOS_ID, document_isolation=True).measure(tokens) > 4.0
+    mask = (
+        SelectiveLM(drawn(ARCHITECTURES["llama"]), eos_id=EOS_ID, document_isolation=True).measure(tokens).losses > 4.0
+    )
     mask = mask.flatten()
     known = Known(mask, mask.nonzero().squeeze(1), (~mask).nonzero().squeeze(1)[:3])
     for choice in (Hardest(), Every(mask), known):
@@ -127,7 +130,7 @@ def test_targets_that_cannot_be_ranked_make_the_sum_and_the_gradient_nan(method:
     model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True, head=HeadSettings(method))
     total, losses, *_ = model(rows(), Unrankable())
     assert total.isnan()
-    torch.testing.assert_close(losses, model.measure(rows()))
+    torch.testing.assert_close(losses, model.measure(rows()).losses)
     total.backward()
     # Every parameter takes part in the backward pass; one NaN makes the norm of the whole gradient NaN.
     assert all(parameter.grad is not None for parameter in lm.parameters())
@@ -166,14 +169,17 @@ def test_auto_caches_in_bf16_within_its_budget() -> None:
 def test_rows_are_measured_alike_in_groups_and_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = torch.randint(3, USED, (5, 13), generator=torch.Generator().manual_seed(1))
     model = SelectiveLM(drawn(ARCHITECTURES["llama"]), eos_id=EOS_ID, document_isolation=True)
-    losses, (losses_too, entropies) = model.measure(tokens), model.measure_with_entropy(tokens)
+    losses, (losses_too, entropies) = (
+        model.measure(tokens).losses,
+        model.measure(tokens, what=Measure(entropies=True)).columns,
+    )
     groups: list[int] = []
     model.lm.model.register_forward_pre_hook(
         lambda _, __, given: groups.append(len(given["input_ids"])), with_kwargs=True
     )
     monkeypatch.setattr(selective_lm, "_TOKENS_AT_ONCE_ON_CPU", 2 * 12)
-    torch.testing.assert_close(model.measure(tokens), losses, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.measure(tokens).losses, losses, rtol=1e-6, atol=1e-6)
     assert groups == [2, 2, 1]
-    in_groups = model.measure_with_entropy(tokens)
+    in_groups = model.measure(tokens, what=Measure(entropies=True)).columns
     torch.testing.assert_close(in_groups, (losses_too, entropies), rtol=1e-6, atol=1e-6)
     assert groups == [2, 2, 1] * 2

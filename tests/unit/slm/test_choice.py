@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from megaslm.slm.choice import AboveThreshold, forecast_from
+from megaslm.slm.criterion import Candidates, formula_of
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import Candidates, Targets, formula_of
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import RecentThresholds, sort_keys_of
 from megaslm.slm.topk import on_this_rank_alone
 

@@ -34,14 +34,14 @@ class Drawn:
         top = logits.log_softmax(2).topk(self.count)
         rest = logits.softmax(2).scatter(2, top.indices, 0.0).sum(2, keepdim=True).log()
         stored = torch.cat([top.values, rest], 2).clamp(min=-65504.0).half()
-        return replace(self.inputs.targets, ref_top_logprob=stored, ref_top_id=top.indices.int())
+        return replace(self.inputs.targets, columns={"ref_top_logprob": stored, "ref_top_id": top.indices.int()})
 
     def weights(self, rule: Rule) -> DistilledWeights:
         return DistilledWeights(*rule, self.targets)
 
     def total(self, rule: Rule, mask: Tensor) -> Tensor:
         """By the formula of docs/concepts.md, with the K + 1 probabilities of each row in a list."""
-        (share, temperature, on_others), (stored, ids) = rule, self.targets.needed_top()
+        (share, temperature, on_others), (stored, ids) = rule, self.targets.columns.values()
         of_all, total = self.inputs.logits().softmax(1), torch.zeros((), dtype=torch.float64)
         for row in range(ROWS):
             if not (mask[row] or (on_others and self.targets.valid[0, row])):
@@ -113,8 +113,7 @@ def test_a_prediction_that_is_certain_is_finite(dtype: torch.dtype) -> None:
     targets = Targets(
         torch.ones(1, 2, dtype=torch.bool),
         target_keys(torch.tensor([0]), 0, 2),
-        ref_top_logprob=stored,
-        ref_top_id=torch.tensor([[[3, 5], [3, 5]]], dtype=torch.int32),
+        {"ref_top_logprob": stored, "ref_top_id": torch.tensor([[[3, 5], [3, 5]]], dtype=torch.int32)},
     )
     total, _, _ = weighted_loss(
         hidden,

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from megaslm.config.expression import expression_of
-from megaslm.slm.formula import Formula
+from megaslm.slm.criterion import Candidates, Formula
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import Candidates, Targets
+from megaslm.slm.targets import Targets
 
 Column = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ def formula(text: str) -> Formula:
 )
 def test_a_formula_is_that_of_numpy(text: str, expected: Callable[[Column, Column], Column]) -> None:
     loss, ref_loss = 6 * torch.rand(2, 1000, generator=torch.Generator().manual_seed(0))
-    found = formula(text).of({"loss": loss, "ref_loss": ref_loss}.__getitem__)
+    found = formula(text).of({"loss": loss, "ref_loss": ref_loss})
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found.numpy(), expected(loss.numpy(), ref_loss.numpy()))
 
@@ -46,7 +46,7 @@ def test_a_formula_is_that_of_numpy(text: str, expected: Callable[[Column, Colum
 def test_a_target_without_a_finite_value_cannot_be_sorted() -> None:
     valid = torch.tensor([[True, True, True, True, False]])
     ref_loss = torch.tensor([[2.0, 0.0, 0.0, torch.nan, 0.0]])
-    targets = Targets(valid, target_keys(torch.tensor([0]), 0, 5), ref_loss)
+    targets = Targets(valid, target_keys(torch.tensor([0]), 0, 5), {"ref_loss": ref_loss})
     candidates = Candidates(targets, valid, formula("max(loss / ref_loss, 1)"))
     values = candidates.values(torch.tensor([[1.0, 1.0, 0.0, 1.0, 1.0]]))
     assert candidates.unsortable(values).tolist() == [[False, True, True, True, False]]

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from megaslm.slm import head_pass
 from megaslm.slm.head_pass import RunningLosses
-from megaslm.slm.token_loss import token_losses, weighted_loss
+from megaslm.slm.measure import LOSSES, measure
+from megaslm.slm.token_loss import weighted_loss
 
 ROWS, WIDTH, VOCAB = 7, 24, 50
 INF, NAN = float("inf"), float("nan")
@@ -68,5 +69,5 @@ def test_losses_alone_are_those_of_the_pass_with_a_gradient(
     bias = torch.randn(VOCAB, generator=generator).to(dtype)
     targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
     _, expected, _ = weighted_loss(hidden, weight, targets, torch.ones(ROWS), bias, logit_scale)
-    found = token_losses(hidden, weight, targets, bias, logit_scale)
+    found = measure(hidden, weight, targets, LOSSES, bias, logit_scale).losses
     torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, HeadOutput, Known
+from megaslm.slm.criterion import Criterion
 from megaslm.slm.keys import row_of, target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, Scope, SelectionRule, StepPlan
-from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule, StepPlan
+from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
 from tests.chosen import denominator_of, joined, output_of
@@ -41,7 +43,7 @@ class Rows:
         tokens = torch.randint(0, 12, (rows, length + 1), generator=generator)
         nats = [torch.rand(rows, length, generator=generator) * 4 for _ in range(3)]
         keys = target_keys(torch.arange(rows) + 100 * seed, 0, length)
-        return cls(Targets(valid_targets(tokens, EOS), keys, nats[0], nats[1]), nats[2])
+        return cls(Targets(valid_targets(tokens, EOS), keys, {"ref_loss": nats[0], "ref_entropy": nats[1]}), nats[2])
 
     def __getitem__(self, rows: slice) -> "Rows":
         return Rows(self.targets[rows], self.losses[rows])
@@ -51,8 +53,7 @@ class Rows:
 
     @property
     def excess(self) -> Tensor:
-        assert self.targets.ref_loss is not None
-        return self.losses - self.targets.ref_loss
+        return self.losses - self.targets.column("ref_loss")
 
 
 def never_measured(number: int) -> Measured:
@@ -128,7 +129,7 @@ def steps(draw: st.DrawFn) -> Rows:
     ref_loss = torch.full((16, 5), 4.0)
     keys = target_keys(torch.randperm(1000, generator=torch.Generator().manual_seed(1))[:16], 0, 5)
     losses = torch.tensor(values).view(16, 5) + ref_loss
-    return Rows(Targets(valid, keys, ref_loss), losses)
+    return Rows(Targets(valid, keys, {"ref_loss": ref_loss}), losses)
 
 
 @settings(deadline=None)
@@ -242,9 +243,11 @@ def test_a_step_without_targets_selects_nothing(scope: Scope, criterion: Criteri
 @pytest.mark.parametrize("scope", SCOPES)
 def test_static_scores_are_known_before_the_forward_pass(scope: Scope) -> None:
     rows = Rows.drawn(4, rows=6)
-    ref_loss, ref_entropy, valid = rows.targets.ref_loss, rows.targets.ref_entropy, rows.targets.valid
-    assert ref_loss is not None
-    assert ref_entropy is not None
+    ref_loss, ref_entropy, valid = (
+        rows.targets.column("ref_loss"),
+        rows.targets.column("ref_entropy"),
+        rows.targets.valid,
+    )
     masks = {}
     for criterion, values in (("reference", -ref_loss), ("entropy", -ref_entropy)):
         objective = SelectiveObjective(SelectionRule(K60, criterion, scope))
@@ -289,8 +292,7 @@ def test_chance_differs_by_step_and_seed_and_not_by_division() -> None:
 @pytest.mark.parametrize("mode", ["exact", "running"])
 def test_a_cap_keeps_out_what_the_reference_finds_too_hard(mode: str) -> None:
     rows = Rows.drawn(2, rows=8)
-    assert rows.targets.ref_loss is not None
-    too_hard = rows.targets.ref_loss > 1.0
+    too_hard = rows.targets.column("ref_loss") > 1.0
     rule = SelectionRule(K60, max_ref_loss=1.0, mode=mode)  # type: ignore[arg-type]
     plan, (mask,) = choose(SelectiveObjective(rule), [rows])
     # Fewer are eligible than K: their number is K.
@@ -303,8 +305,7 @@ def test_a_forecast_selects_nearly_all_where_a_cap_leaves_fewer_than_k() -> None
     eligible_count = missed = 0
     for step in range(1, 13):
         rows = Rows.drawn(step, rows=64)
-        assert rows.targets.ref_loss is not None
-        eligible = rows.targets.valid & (rows.targets.ref_loss <= 1.0)
+        eligible = rows.targets.valid & (rows.targets.column("ref_loss") <= 1.0)
         _, (mask,) = choose(objective, [rows], moment=Moment(step, 0))
         assert not (mask & ~eligible).any()
         eligible_count += int(eligible.sum())
@@ -314,8 +315,7 @@ def test_a_forecast_selects_nearly_all_where_a_cap_leaves_fewer_than_k() -> None
 
 def test_a_cap_does_not_hide_a_reference_loss_that_is_nan() -> None:
     rows = Rows.drawn(2, rows=8)
-    assert rows.targets.ref_loss is not None
-    rows.targets.ref_loss[tuple(rows.targets.valid.nonzero()[0].tolist())] = float("nan")
+    rows.targets.column("ref_loss")[tuple(rows.targets.valid.nonzero()[0].tolist())] = float("nan")
     with pytest.raises(NonFiniteCriterion):
         choose(SelectiveObjective(SelectionRule(K60, "reference", max_ref_loss=1.0)), [rows])
 

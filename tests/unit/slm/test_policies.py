@@ -15,13 +15,13 @@ from torch import Tensor
 from megaslm.config.expression import expression_of
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import Every, HeadOutput, Known
-from megaslm.slm.draw import Draw
-from megaslm.slm.formula import Formula
+from megaslm.slm.criterion import Criterion, Draw, Formula
 from megaslm.slm.keys import hash_of, target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.policy import Policy
-from megaslm.slm.rule import KeepRatio, Measured, Moment, Scope, SelectionRule
-from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
+from megaslm.slm.selection import Policy
+from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone, select_top
 from tests.chosen import joined, output_of
 from tests.pairwise import pairwise
@@ -141,28 +141,30 @@ def drawn_step(seed: int) -> Step:
     targets = Targets(
         valid,
         target_keys(rows, 0, LENGTH),
-        ref_loss,
-        ref_entropy,
-        domain=domain,
-        weight=weight,
-        columns={"history": history},
+        {
+            "ref_loss": ref_loss,
+            "ref_entropy": ref_entropy,
+            "domain": domain,
+            "weight": weight,
+            "history": history,
+        },
     )
     return Step(targets, losses, entropies)
 
 
 def values_of(step: Step, rule: SelectionRule) -> NDArray[np.float64]:
     """What ranks the targets, in float64; a draw's, rounded to float32 as the keys break ties of these."""
-    losses, ref_loss = step.losses.double().numpy(), step.targets.needed_ref_loss().double().numpy()
+    losses, ref_loss = step.losses.double().numpy(), step.targets.column("ref_loss").double().numpy()
     of_criterion: dict[Criterion | Formula, NDArray[np.float64]] = {
         "excess": losses - ref_loss,
         "loss": losses,
         "student_entropy": step.entropies.double().numpy(),
         "reference": -ref_loss,
-        "entropy": -step.targets.needed("ref_entropy").double().numpy(),
+        "entropy": -step.targets.column("ref_entropy").double().numpy(),
     }
     columns = {"loss": losses, "entropy": step.entropies.double().numpy()}
     columns |= {
-        name: step.targets.needed(name).double().numpy() for name in ("ref_loss", "ref_entropy", "weight", "history")
+        name: step.targets.column(name).double().numpy() for name in ("ref_loss", "ref_entropy", "weight", "history")
     }
     of_expression = {criterion_named(text): expected(columns) for text, expected in EXPRESSIONS.items()}
     values = np.asarray((of_criterion | of_expression)[rule.criterion], dtype=np.float64)
@@ -177,13 +179,13 @@ def expected_keys(step: Step, rule: SelectionRule) -> set[int]:
     values, valid, keys = values_of(step, rule), step.targets.valid.numpy(), step.targets.keys.numpy()
     eligible = valid.copy()
     if rule.max_ref_loss is not None:
-        eligible &= step.targets.needed_ref_loss().numpy() <= rule.max_ref_loss
+        eligible &= step.targets.column("ref_loss").numpy() <= rule.max_ref_loss
     if rule.policy.threshold is not None:
         return set(keys[eligible & (values >= rule.policy.threshold)].tolist())
     half, own = Decimal("0.5"), rule.keep_ratio.target
     groups = [([row], own) for row in range(ROWS)] if rule.scope == "sequence" else [(list(range(ROWS)), own)]
     if rule.domain_ratios:
-        of_rows = step.targets.needed_domain()[:, 0].numpy()
+        of_rows = step.targets.column("domain")[:, 0].numpy()
         groups = [
             (np.flatnonzero(of_rows == number).tolist(), own if ratio is None else ratio)
             for number, ratio in enumerate(rule.domain_ratios)
@@ -209,7 +211,7 @@ def chosen_keys(step: Step, rule: SelectionRule, ranks: int, micro_steps: int) -
             lambda micro_batch: parts[micro_batch].measured,
             all_reduce_sum,
         )
-        outputs = [output_of(choice, *part.measured) for choice, part in zip(plan.choices, parts, strict=True)]
+        outputs = [output_of(choice, *part.measured.columns) for choice, part in zip(plan.choices, parts, strict=True)]
         masks = [output.mask for output in outputs]
         keys = [key for part, mask in zip(parts, masks, strict=True) for key in part.targets.keys[mask].tolist()]
         if plan.denominator is None:
@@ -303,7 +305,7 @@ def test_a_step_reports_a_fixed_threshold_and_none_of_a_draw(micro_steps: int) -
         outputs = [output_of(choice, part.losses) for choice, part in zip(plan.choices, parts, strict=True)]
         found = objective.end_step(plan, HeadOutput.of_step(outputs))
         reported[name] = None if found is None else float(found)
-    excess = step.losses - step.targets.needed_ref_loss()
+    excess = step.losses - step.targets.column("ref_loss")
     band = expected_keys(step, SelectionRule(KeepRatio(Decimal("0.6")), policy=POLICIES["band"]))
     smallest = float(excess[torch.isin(step.targets.keys, torch.tensor(sorted(band)))].min())
     assert reported == {"threshold": 0.5, "high threshold": 100.0, "stochastic": None, "band": smallest}

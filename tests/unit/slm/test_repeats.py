@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megaslm.slm.choice import HeadOutput
+from megaslm.slm.criterion import Criterion
 from megaslm.slm.keys import earlier_copies, row_of, target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
-from megaslm.slm.targets import Criterion, Targets
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
+from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.topk import AllReduceSum
 from tests.chosen import joined, output_of
@@ -81,8 +83,12 @@ def select_on_rank(
         [torch.stack([values(row, salt) for row in part.tolist()]) for part, _ in parts] for salt in range(3)
     )
     targets = [
-        Targets(torch.ones(len(part), LENGTH).bool(), target_keys(part, epoch + earlier, LENGTH), *nats)
-        for (part, earlier), *nats in zip(parts, ref_loss, entropy, strict=True)
+        Targets(
+            torch.ones(len(part), LENGTH).bool(),
+            target_keys(part, epoch + earlier, LENGTH),
+            {"ref_loss": losses, "ref_entropy": entropies},
+        )
+        for (part, earlier), losses, entropies in zip(parts, ref_loss, entropy, strict=True)
     ]
     plan = objective.plan_step(
         joined(targets), len(targets), moment, lambda number: Measured(losses[number]), all_reduce_sum

@@ -12,8 +12,9 @@ from torch import Tensor
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.spans import SpanRule, span_means
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import on_this_rank_alone
@@ -48,7 +49,7 @@ def by_definition(tokens: Tensor, values: Tensor, valid: Tensor, reach: int | No
 def targets_of(tokens: Tensor, ref_loss: Tensor, reach: int | None) -> Targets:
     rule = SpanRule(EOS, reach)
     keys = target_keys(torch.arange(len(tokens)), 0, LENGTH)
-    return Targets(valid_targets(tokens, EOS), keys, ref_loss, None, None, *rule.bounds(tokens))
+    return Targets(valid_targets(tokens, EOS), keys, {"ref_loss": ref_loss}, *rule.bounds(tokens))
 
 
 @given(seed=st.integers(0, 10_000), reach=st.sampled_from(REACHES))

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from megaslm.slm.choice import Known
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule, StepPlan
-from megaslm.slm.static import StaticRule, select_static
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule, StepPlan
+from megaslm.slm.selection import StaticRule, select_static
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import AllReduceSum, on_this_rank_alone
 from tests.chosen import denominator_of, joined
@@ -27,7 +28,9 @@ def drawn_targets(seed: int = 0, first_row: int = 0) -> Targets:
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
     valid[3] = False
     losses, entropies = torch.randint(0, 8, (2, ROWS, LENGTH), generator=generator) / 2
-    return Targets(valid, target_keys(first_row + torch.arange(ROWS), 0, LENGTH), losses, entropies)
+    return Targets(
+        valid, target_keys(first_row + torch.arange(ROWS), 0, LENGTH), {"ref_loss": losses, "ref_entropy": entropies}
+    )
 
 
 def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) -> set[int]:
@@ -47,7 +50,7 @@ def top_of_row(values: Tensor, valid: Tensor, eligible: Tensor, ratio: Decimal) 
 )
 def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRule, ratio: str, max_ref_loss: float | None) -> None:
     targets = drawn_targets()
-    losses, entropies = targets.needed_ref_loss(), targets.needed("ref_entropy")
+    losses, entropies = targets.column("ref_loss"), targets.column("ref_entropy")
     chosen = select_static(ranking, targets, Decimal(ratio), max_ref_loss)
     ranked = {"reference": [losses], "entropy": [entropies], "reference_and_entropy": [losses, entropies]}[ranking]
     for row in range(ROWS):
@@ -63,7 +66,7 @@ def test_each_row_keeps_what_a_sort_keeps(ranking: StaticRule, ratio: str, max_r
 def test_what_cannot_be_ranked_is_named(ranking: StaticRule) -> None:
     targets = drawn_targets()
     place = tuple(targets.valid.nonzero()[5].tolist())
-    for column in (targets.needed_ref_loss(), targets.needed("ref_entropy")):
+    for column in (targets.column("ref_loss"), targets.column("ref_entropy")):
         column[place] = float("nan")
         column[~targets.valid] = float("nan")
     assert select_static(ranking, targets, Decimal("0.6"), None).unsortable.nonzero().tolist() == [list(place)]
@@ -93,7 +96,9 @@ def test_a_step_by_masks_is_the_step_by_scores(ranking: StaticRule, measure_rest
     rule = SelectionRule(KeepRatio(Decimal("0.6")), ranking, "sequence", max_ref_loss=2.0, measure_rest=measure_rest)
     micro_batches = [drawn_targets(seed) for seed in range(4)]
     masks = [select_static(ranking, part, Decimal("0.6"), 2.0).mask for part in micro_batches]
-    masked = [Targets(part.valid, part.keys, selected=mask) for part, mask in zip(micro_batches, masks, strict=True)]
+    masked = [
+        Targets(part.valid, part.keys, {"selected": mask}) for part, mask in zip(micro_batches, masks, strict=True)
+    ]
     assert_alike(plan(rule, masked), plan(rule, micro_batches))
 
     def rank(number: int, all_reduce_sum: AllReduceSum) -> tuple[StepPlan, StepPlan]:
@@ -120,7 +125,7 @@ def test_all_ranks_divide_by_what_all_of_them_selected(ranking: StaticRule) -> N
 
 def test_a_mask_selects_no_invalid_target_and_has_no_say_in_other_scores() -> None:
     targets = drawn_targets()
-    everything = Targets(targets.valid, targets.keys, selected=torch.ones_like(targets.valid))
+    everything = Targets(targets.valid, targets.keys, {"selected": torch.ones_like(targets.valid)})
     by_mask = plan(SelectionRule(KeepRatio(Decimal("0.6")), "reference", "sequence"), [everything])
     assert torch.equal(by_mask.choices[0].mask.view_as(targets.valid), targets.valid)  # type: ignore[union-attr]
     by_chance = plan(SelectionRule(KeepRatio(Decimal("0.6")), "random", "sequence"), [everything])

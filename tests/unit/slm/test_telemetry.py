@@ -17,7 +17,7 @@ def targets_and_losses(seed: int, *, scored: bool = True) -> tuple[Targets, Tens
     valid = torch.rand(ROWS, LENGTH, generator=generator) < 0.9
     ref_loss = 3.0 + torch.randn(ROWS, LENGTH, generator=generator)
     losses = 3.5 + torch.randn(ROWS, LENGTH, generator=generator)
-    return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), ref_loss if scored else None), losses
+    return Targets(valid, target_keys(torch.arange(ROWS), 0, LENGTH), {"ref_loss": ref_loss} if scored else {}), losses
 
 
 def sums_of(
@@ -38,11 +38,10 @@ def test_micro_batches_add_up_to_the_step() -> None:
         targets, losses = targets_and_losses(seed)
         sums, selected, domain = sums_of(targets, losses)
         parts.append(sums)
-        assert targets.ref_loss is not None
         all_losses.append(losses)
         all_selected.append(selected)
         all_valid.append(targets.valid)
-        all_excess.append((losses - targets.ref_loss)[targets.valid])
+        all_excess.append((losses - targets.column("ref_loss"))[targets.valid])
         all_domains.append(domain[:, None].expand_as(losses))
     losses, selected, valid, domain = map(torch.cat, (all_losses, all_selected, all_valid, all_domains))
     found = summarise(torch.stack(parts).sum(0).tolist())
@@ -104,8 +103,7 @@ def test_without_a_reference_there_is_no_excess() -> None:
 
 def test_excess_beyond_the_limits_counts_at_the_limits() -> None:
     targets, _ = targets_and_losses(0)
-    assert targets.ref_loss is not None
-    found = summarise(sums_of(targets, targets.ref_loss + 1000.0)[0].tolist())
+    found = summarise(sums_of(targets, targets.column("ref_loss") + 1000.0)[0].tolist())
     assert all(value == pytest.approx(16.0, abs=1 / 32) for value in found.excess_quantiles.values())
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from megaslm.slm.choice import HeadOutput
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import KeepRatio, Measured, Moment, SelectionRule
+from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.targets import Targets
 from megaslm.slm.threshold import (
     EXACT_STEPS,

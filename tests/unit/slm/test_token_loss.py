@@ -12,13 +12,12 @@ from torch import Tensor
 from megaslm.errors import NonFiniteCriterion
 from megaslm.slm import head_pass
 from megaslm.slm.choice import Deferred, HeadOutput, Known, Selected, Weights, no_threshold
+from megaslm.slm.measure import LOSSES, Measure, measure
 from megaslm.slm.token_loss import (
     HeadMethod,
     cache_bytes,
     deferred_loss,
     selective_loss,
-    token_losses,
-    token_losses_and_entropies,
     weighted_loss,
 )
 from tests.chosen import selected
@@ -298,7 +297,7 @@ def test_float64_agrees_with_float64_to_its_last_digits() -> None:
 def test_a_bf16_head_multiplies_to_float32() -> None:
     hidden, weight, targets, _, _ = inputs(torch.bfloat16, bias=False)
     expected = exact(hidden, weight, targets, None)
-    assert (token_losses(hidden, weight, targets) - expected).abs().max() < 1e-5
+    assert (measure(hidden, weight, targets).losses - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -327,7 +326,7 @@ def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
     trained = weight if frozen == "hidden" else hidden
     total, *_ = selective_loss(hidden, weight, targets, row_weight, Larger(5.0))
-    expected = (exact(hidden, weight, targets, None) * row_weight)[token_losses(hidden, weight, targets) > 5.0].sum()
+    expected = (exact(hidden, weight, targets, None) * row_weight)[measure(hidden, weight, targets).losses > 5.0].sum()
     (ours,), (theirs,) = torch.autograd.grad(total, [trained]), torch.autograd.grad(expected, [trained])
     assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
@@ -352,12 +351,12 @@ def test_a_loss_that_is_not_finite_names_its_row(method: HeadMethod) -> None:
 
 def test_entropies_come_with_the_losses() -> None:
     hidden, weight, targets, offset, _ = inputs()
-    losses, entropies = token_losses_and_entropies(hidden, weight, targets, offset)
+    losses, entropies = measure(hidden, weight, targets, Measure(entropies=True), offset).columns
     assert offset is not None
     probabilities = torch.softmax(hidden.double() @ weight.double().t() + offset.double(), 1)
     expected = -(probabilities * probabilities.log()).sum(1)
     torch.testing.assert_close(entropies.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(losses, token_losses(hidden, weight, targets, offset), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(losses, measure(hidden, weight, targets, LOSSES, offset).losses, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["bracket", "recompute"])

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from megaslm.slm import head_pass
 from megaslm.slm.choice import Deferred, Known, Selected, Weights
+from megaslm.slm.criterion import Criterion, formula_of
 from megaslm.slm.head_pass import HeadPass
 from megaslm.slm.keys import target_keys
-from megaslm.slm.targets import Criterion, Targets, formula_of
+from megaslm.slm.targets import Targets
 from megaslm.slm.token_loss import HeadMethod, deferred_loss, selective_loss, weighted_loss
 from megaslm.slm.weights import (
     ColumnWeights,
@@ -107,7 +108,7 @@ def test_weights_are_those_of_the_paper(
 @pytest.mark.parametrize("criterion", ["excess", "loss", "reference", "entropy"])
 def test_a_sigmoid_is_of_the_targets_own_value(logits: Tensor, criterion: Criterion) -> None:
     ref_loss, ref_entropy = torch.linspace(0.5, 6.0, 6)[None], torch.linspace(4.0, 0.1, 6)[None]
-    targets = replace(EVERY_TARGET, ref_loss=ref_loss, ref_entropy=ref_entropy)
+    targets = replace(EVERY_TARGET, columns={"ref_loss": ref_loss, "ref_entropy": ref_entropy})
     losses = F.cross_entropy(logits, TARGETS_OF_LOGITS, reduction="none")
     values = {
         "excess": losses - ref_loss[0].double(),
@@ -146,7 +147,7 @@ def test_the_most_likely_tokens_are_found_wherever_they_are(vocabulary: int) -> 
 
 def test_a_negative_number_of_a_column_counts_up_to_the_bound(logits: Tensor) -> None:
     stored = torch.tensor([[-1.0, -0.5, 0.25, 2.0, -3.0, 0.0]])
-    targets = replace(EVERY_TARGET, weight=stored)
+    targets = replace(EVERY_TARGET, columns={"weight": stored})
     losses = F.cross_entropy(logits, TARGETS_OF_LOGITS, reduction="none")
     bound = float(losses.median()) + 0.01
     found = weights_in_the_head(ColumnWeights(bound, targets), logits)
@@ -195,8 +196,7 @@ class Inputs:
         targets = Targets(
             valid=numbers[0] < 0.7,
             keys=target_keys(torch.tensor([0]), 0, ROWS),
-            ref_loss=8.0 * numbers[1],
-            weight=3.0 * numbers[2] - 1.0,
+            columns={"ref_loss": 8.0 * numbers[1], "weight": 3.0 * numbers[2] - 1.0},
         )
         return cls(
             torch.randn(ROWS, WIDTH, generator=generator).requires_grad_(),
@@ -219,13 +219,11 @@ class Inputs:
     def weights(self, name: str, mask: Tensor) -> Tensor:
         """(T,) float64, 0 where a row is not trained on."""
         losses, top = self.losses().detach(), torch.softmax(self.logits().detach().topk(7).values, 1)
-        assert self.targets.ref_loss is not None
-        assert self.targets.weight is not None
-        stored = self.targets.weight[0].double()
+        stored = self.targets.column("weight")[0].double()
         of_selected = {
             "probability": torch.exp(-losses) ** 0.5,
             "entropy": (-(top * top.log()).sum(1) / log(7)) ** 2,
-            "sigmoid": 1 / (1 + torch.exp(-(losses - self.targets.ref_loss[0].double() - 0.3) / 0.7)),
+            "sigmoid": 1 / (1 + torch.exp(-(losses - self.targets.column("ref_loss")[0].double() - 0.3) / 0.7)),
             "signed": torch.ones_like(losses),
             "column": stored.where((stored >= 0) | (losses < BOUND_NATS), 0.0),
         }[name]

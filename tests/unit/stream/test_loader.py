@@ -52,22 +52,20 @@ def test_each_row_has_its_own_values(tmp_path: Path) -> None:
     batch = first_micro_batch(tmp_path, ENTROPY)
     rows = batch.rows.numpy()
     assert sorted(rows) == list(range(ROWS))
-    assert batch.ref_loss is not None
-    assert batch.ref_entropy is not None
-    assert (batch.ref_loss.dtype, batch.ref_entropy.dtype) == (torch.float32, torch.float32)
+    ref_loss, ref_entropy = batch.columns["ref_loss"], batch.columns["ref_entropy"]
+    assert (ref_loss.dtype, ref_entropy.dtype) == (torch.float32, torch.float32)
     assert np.array_equal(batch.tokens, TOKENS[rows])
-    assert np.array_equal(batch.ref_loss, LOSSES[rows])
-    assert np.array_equal(batch.ref_entropy, ENTROPIES[rows])
+    assert np.array_equal(ref_loss, LOSSES[rows])
+    assert np.array_equal(ref_entropy, ENTROPIES[rows])
 
 
 def test_each_row_has_its_own_mask(tmp_path: Path) -> None:
     batch = first_micro_batch(tmp_path, MASKED)
-    assert batch.selected is not None
-    assert batch.selected.dtype == torch.bool
-    assert np.array_equal(batch.selected, SELECTED[batch.rows.numpy()])
-    assert batch.ref_loss is batch.ref_entropy is None
+    assert list(batch.columns) == ["selected"]
+    assert batch.columns["selected"].dtype == torch.bool
+    assert np.array_equal(batch.columns["selected"], SELECTED[batch.rows.numpy()])
     arrived = ForkingPickler.loads(bytes(ForkingPickler.dumps(batch)))
-    assert torch.equal(arrived.selected, batch.selected)
+    assert torch.equal(arrived.columns["selected"], batch.columns["selected"])
 
 
 ANY = (-3e38, 3e38)
@@ -84,10 +82,9 @@ def weighted_stream(folder: Path, weights: np.ndarray, weight_range: tuple[float
 
 def test_each_row_has_its_own_weights(tmp_path: Path) -> None:
     batch = first_micro_batch(tmp_path, WEIGHTED)
-    assert batch.weight is not None
-    assert batch.ref_loss is not None
-    assert batch.weight.dtype == torch.float32
-    assert np.array_equal(batch.weight, WEIGHTS[batch.rows.numpy()])
+    assert batch.columns.keys() == {"ref_loss", "weight"}
+    assert batch.columns["weight"].dtype == torch.float32
+    assert np.array_equal(batch.columns["weight"], WEIGHTS[batch.rows.numpy()])
 
 
 @pytest.mark.parametrize(
@@ -105,46 +102,22 @@ def test_a_weight_out_of_range_is_named(
 
 def test_a_run_without_weights_reads_any(tmp_path: Path) -> None:
     batch = next(weighted_stream(tmp_path / "a", WEIGHTS * np.nan, None).micro_batches(rows_seen=0))
-    assert batch.weight is not None
+    assert "weight" in batch.columns
 
 
 @pytest.mark.parametrize("row_format", [TOKENS_ONLY, SCORED], ids=["tokens", "scored"])
-def test_what_the_dataset_lacks_is_none(tmp_path: Path, row_format: RowFormat) -> None:
+def test_what_the_dataset_lacks_is_no_column(tmp_path: Path, row_format: RowFormat) -> None:
     batch = first_micro_batch(tmp_path, row_format)
     moved = batch.to(torch.device("cpu"))
-    assert batch.selected is moved.selected is None
-    assert batch.weight is moved.weight is None
-    assert (batch.ref_loss is not None, batch.ref_entropy) == (row_format.scored, None)
-    assert (moved.ref_loss is not None, moved.ref_entropy) == (row_format.scored, None)
+    assert list(batch.columns) == list(moved.columns) == (["ref_loss"] if row_format.scored else [])
 
 
 def test_all_of_it_moves() -> None:
     numbers, nats = torch.arange(3), torch.rand(3, SEQ_LEN)
-    batch = MicroBatch(
-        nats,
-        numbers,
-        numbers,
-        nats,
-        visit=2,
-        ref_entropy=nats,
-        selected=nats > 0.5,
-        target_mask=nats > 0.5,
-        weight=nats,
-        document_bounds=numbers,
-    )
+    batch = MicroBatch(nats, numbers, numbers, 2, {"ref_loss": nats, "selected": nats > 0.5}, document_bounds=numbers)
     there = batch.to(torch.device("meta"))
-    moved = (
-        there.tokens,
-        there.rows,
-        there.domain,
-        there.ref_loss,
-        there.ref_entropy,
-        there.selected,
-        there.target_mask,
-        there.weight,
-        there.document_bounds,
-    )
-    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 9
+    moved = (there.tokens, there.rows, there.domain, *there.columns.values(), there.document_bounds)
+    assert [tensor.device.type for tensor in moved if tensor is not None] == ["meta"] * 6
     assert there.visit == 2
 
 
@@ -164,9 +137,11 @@ def test_between_processes_it_travels_as_bytes(tmp_path: Path) -> None:
     sent = bytes(ForkingPickler.dumps(batch))
     assert len(sent) > batch.tokens.nbytes
     arrived = ForkingPickler.loads(sent)
-    for name, value in vars(batch).items():
-        there = getattr(arrived, name)
-        assert torch.equal(there, value) if isinstance(value, torch.Tensor) else there == value
+    assert arrived.visit == batch.visit
+    for ours, there in ((vars(batch), vars(arrived)), (batch.columns, arrived.columns)):
+        tensors = {name: value for name, value in ours.items() if isinstance(value, torch.Tensor)}
+        assert tensors
+        assert all(torch.equal(value, there[name]) for name, value in tensors.items())
     assert arrived.tokens.dtype == torch.int64
     arrived.tokens.add_(1)
 
@@ -176,7 +151,12 @@ def test_joined_micro_batches_keep_their_rows_and_documents_in_order() -> None:
     bounds = [[0, 3, 8], [0, 4, 5, 8]]
     parts = [
         MicroBatch(
-            tokens[rows], rows, rows % 3, None, visit=2, document_bounds=torch.tensor(bounds[number], dtype=torch.int32)
+            tokens[rows],
+            rows,
+            rows % 3,
+            visit=2,
+            columns={"ref_loss": rows[:, None] * 1.0},
+            document_bounds=torch.tensor(bounds[number], dtype=torch.int32),
         )
         for number, rows in enumerate(torch.tensor([[7, 2], [0, 9]]))
     ]
@@ -184,7 +164,8 @@ def test_joined_micro_batches_keep_their_rows_and_documents_in_order() -> None:
     assert whole.rows.tolist() == [7, 2, 0, 9]
     assert whole.domain.tolist() == [1, 2, 0, 0]
     assert torch.equal(whole.tokens, tokens[whole.rows])
-    assert (whole.ref_loss, whole.target_mask, whole.visit) == (None, None, 2)
+    assert whole.columns["ref_loss"].flatten().tolist() == [7.0, 2.0, 0.0, 9.0]
+    assert whole.visit == 2
     assert whole.document_bounds is not None
     assert whole.document_bounds.tolist() == [0, 3, 8, 8, 12, 13, 16]
     assert whole.document_bounds.dtype == torch.int32

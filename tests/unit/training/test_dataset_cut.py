@@ -12,8 +12,9 @@ from megaslm.dataset.manifest import SCORES
 from megaslm.dataset.rows import RowReader
 from megaslm.errors import DataError
 from megaslm.slm.keys import target_keys
+from megaslm.slm.measure import Measured
 from megaslm.slm.objective import SelectiveObjective
-from megaslm.slm.rule import Measured, Moment
+from megaslm.slm.rule import Moment
 from megaslm.slm.targets import Targets
 from megaslm.slm.topk import on_this_rank_alone
 from megaslm.slm.valid_targets import valid_targets
@@ -51,7 +52,9 @@ def targets_of(scored: Path, domain: str) -> Targets:
     rows = RowReader(scored, "train", domain).rows(0, ROWS[domain])
     tokens = torch.from_numpy(rows["tokens"].astype(np.int64))
     losses = torch.from_numpy(rows["ref_loss"].astype(np.float32))
-    return Targets(valid_targets(tokens, EOS_ID), target_keys(torch.arange(len(tokens)), 0, SEQ_LEN), losses)
+    return Targets(
+        valid_targets(tokens, EOS_ID), target_keys(torch.arange(len(tokens)), 0, SEQ_LEN), {"ref_loss": losses}
+    )
 
 
 @pytest.mark.parametrize("domains", [None, ["b"]])
@@ -60,7 +63,7 @@ def test_steps_select_the_easiest_of_all_rows(scored: Path, keep_ratio: str, dom
     config = run_on(scored, keep_ratio, domains)
     resolved = with_dataset_threshold(config, open_training_data(config))
     of_domains = [targets_of(scored, domain) for domain in domains or ROWS]
-    losses = np.sort(np.concatenate([part.needed_ref_loss()[part.valid].numpy() for part in of_domains]))
+    losses = np.sort(np.concatenate([part.column("ref_loss")[part.valid].numpy() for part in of_domains]))
     kept = max(1, int(Decimal(keep_ratio) * len(losses) + Decimal("0.5")))
     assert resolved.slm.threshold == -losses[kept - 1]
     # The file of the run, read again.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaslm.config.schema import SlmSection
+from megaslm.config.selection import SlmSection
 from megaslm.engine.zero import KEEPS_GRAPHS
 from megaslm.errors import ConfigError
 from megaslm.training.exact_way import ExactWay, chosen_way

@@ -22,12 +22,12 @@ from megaslm.engine.zero import ZeroEngine
 from megaslm.model.load import build_from_shape, draw_weights
 from megaslm.model.selective_lm import HeadSettings, SelectiveLM
 from megaslm.slm.choice import Choice, Deferred, HeadOutput
-from megaslm.slm.formula import Formula
+from megaslm.slm.criterion import Criterion, Formula, formula_of
+from megaslm.slm.measure import Measure, Measured
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
-from megaslm.slm.policy import Policy
 from megaslm.slm.rule import KeepRatio, Moment, Scope, SelectionRule
+from megaslm.slm.selection import Policy
 from megaslm.slm.spans import SpanRule
-from megaslm.slm.targets import Criterion, formula_of
 from megaslm.slm.threshold import AT_START
 from megaslm.slm.token_loss import HeadMethod
 from megaslm.slm.weights import (
@@ -119,13 +119,9 @@ class PlainEngine:
     def forward(self, tokens: Tensor, choice: Choice | Deferred, document_bounds: Tensor | None) -> HeadOutput:
         return cast(HeadOutput, self.model(tokens, choice, document_bounds))
 
-    def measure(self, tokens: Tensor, document_bounds: Tensor | None) -> Tensor:
+    def measure(self, tokens: Tensor, document_bounds: Tensor | None, what: Measure) -> Measured:
         with torch.no_grad():
-            return cast(Tensor, self.model(tokens, None, document_bounds))
-
-    def measure_with_entropy(self, tokens: Tensor, document_bounds: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            return cast(tuple[Tensor, Tensor], self.model(tokens, None, document_bounds, entropies=True))
+            return cast(Measured, self.model(tokens, what, document_bounds))
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -185,11 +181,13 @@ def micro_batches(micro_steps: int) -> list[MicroBatch]:
             tokens[rows],
             rows,
             rows % 2,
-            ref_loss[rows],
-            ref_entropy=ref_entropy[rows],
             visit=0,
-            target_mask=target_mask[rows],
-            weight=ref_entropy[rows] - 1.0,
+            columns={
+                "ref_loss": ref_loss[rows],
+                "ref_entropy": ref_entropy[rows],
+                "target_mask": target_mask[rows],
+                "weight": ref_entropy[rows] - 1.0,
+            },
             document_bounds=torch.from_numpy(document_bounds(tokens[rows, :-1].numpy(), EOS_ID)),
         )
         for rows in torch.arange(GLOBAL_ROWS).chunk(micro_steps)
