@@ -30,13 +30,12 @@ from megaslm.cli_output import (
 )
 from megaslm.dataset_cli import inspect, verify
 from megaslm.doctor_cli import doctor
-from megaslm.dynamics_cli import dynamics
 from megaslm.errors import INTERRUPTED, ConfigError, MegaSLMError, PeerFailed
 from megaslm.evaluate_cli import evaluate, sample
 from megaslm.jobs_cli import attach, mask, prepare, score
 from megaslm.launch_cli import TAKES_THE_REST, launch, look_at_training, refuse_early
 from megaslm.plan_cli import plan
-from megaslm.report_cli import report
+from megaslm.report_cli import dynamics, report
 
 if TYPE_CHECKING:
     from megaslm.launch.findings import Findings

@@ -3,6 +3,7 @@
 This module writes the events itself, because the thread of TensorBoard's own writer dies when a disk is full.
 """
 
+import html
 import itertools
 import os
 import re
@@ -29,9 +30,9 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from megaslm.observe.charts import Band, Layout, Lines, layout_of
+from megaslm.observe.display import visible_on_one_line
 from megaslm.observe.log_file import LogFile
-from megaslm.observe.markdown import code_block, sample_text
-from megaslm.observe.records import EXCESS_EDGES_NATS, ProbeRecord, Record, ReportRecord
+from megaslm.observe.records import EXCESS_EDGES_NATS, ProbeRecord, Record, ReportRecord, Sample
 from megaslm.observe.run_description import RunDescription
 from megaslm.observe.scalars import Compared, against_tokens, meaning_of, scalars_of
 
@@ -50,6 +51,8 @@ _numbers = itertools.count()
 # What a running server reads once: it need not be removed, and every attempt writes it again.
 _WRITTEN_ONCE = {CONFIG_SUMMARY_TAG, SESSION_START_INFO_TAG}
 _TEXTS = (CONFIG_TEXT, SAMPLE_TEXT)
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!])")
+_EDGES = re.compile(r"^(\s*)(.*?)(\s*)$", re.DOTALL)
 
 
 class TensorBoard:
@@ -289,3 +292,27 @@ def _chart(chart: Lines | Band) -> layout_pb2.Chart:
         return layout_pb2.Chart(title=chart.title, multiline=layout_pb2.MultilineChartContent(tag=chart.patterns))
     series = layout_pb2.MarginChartContent.Series(value=chart.middle, lower=chart.lower, upper=chart.upper)
     return layout_pb2.Chart(title=chart.title, margin=layout_pb2.MarginChartContent(series=[series]))
+
+
+def code_block(text: str, language: str) -> str:
+    """The text as it stands. It must hold no line of three backticks, which no YAML of a configuration does."""
+    return f"```{language}\n{text}\n```"
+
+
+def sample_text(sample: Sample) -> str:
+    """A probe row with its kept tokens in bold. Line ends are visible signs."""
+    stretches = (
+        _bold(stretch) if place % 2 else _escaped(visible_on_one_line(stretch))
+        for place, stretch in enumerate(sample["stretches"])
+    )
+    return f"{_escaped(sample['domain'])}, row {sample['row']}:\n\n{''.join(stretches).lstrip()}"
+
+
+def _bold(text: str) -> str:
+    # Spaces beside the asterisks would leave them as they are.
+    before, inner, after = _EDGES.fullmatch(visible_on_one_line(text)).groups()  # type: ignore[union-attr]
+    return f"{before}**{_escaped(inner)}**{after}" if inner else before
+
+
+def _escaped(text: str) -> str:
+    return html.escape(_SPECIAL.sub(r"\\\1", text), quote=False)

@@ -1,6 +1,6 @@
 """The document of a report: all that its page shows, as JSON."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -11,11 +11,10 @@ from megaslm.errors import DataError
 from megaslm.report.costs import costs_of
 from megaslm.report.curves import Entry, run_entries
 from megaslm.report.heat import heat_entry
-from megaslm.report.in_short import in_short
 from megaslm.report.probe import probe_of
 from megaslm.report.runs import ReportedRun
 from megaslm.report.sweep import sweep_of
-from megaslm.report.targets import targets_of
+from megaslm.report.targets import baseline_of, sentences, shared_places, targets_of
 from megaslm.report.token_dynamics import dynamics_entry
 
 HEAT_BYTES = 1_200_000
@@ -79,3 +78,16 @@ def _said_in(entry: Entry) -> Iterator[None]:
         # Token dynamics and the heat map may fail at the same file.
         if note not in entry["notes"]:
             entry["notes"].append(note)
+
+
+def in_short(runs: Sequence[ReportedRun], costs: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> list[str]:
+    """How each selective run ended at each place beside the baseline, and when its preparation has paid for itself.
+
+    Without a baseline, the best value of a sweep. Empty where nothing is compared.
+    """
+    baseline = baseline_of(runs)
+    if baseline is not None and (places := shared_places(baseline, runs)):
+        compared = [sentence for place in places for sentence in sentences(place, baseline, runs)]
+        return [*compared, *(balance["sentence"] for balance in costs["break_even"])]
+    best = None if sweep is None else sweep["best"]
+    return [] if best is None else [best["sentence"]]

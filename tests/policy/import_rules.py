@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dynamics",),
     ("scaffold", "preparing", "scoring", "training", "evaluation", "inspect", "report", "launch", "planning", "doctor"),
     (
-        *("cli", "checkpoint_cli", "dataset_cli", "dynamics_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
+        *("cli", "checkpoint_cli", "dataset_cli", "evaluate_cli", "jobs_cli", "launch_cli"),
         *("plan_cli", "report_cli", "doctor_cli", "cli_help", "cli_output", "demo", "sweep", "__main__", "__init__"),
     ),
 )

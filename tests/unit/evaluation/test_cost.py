@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from megaslm.config.task import Suite
-from megaslm.evaluation.cost import model_cost
 from megaslm.evaluation.records import Estimate, ModelCost, Results, TaskResult
+from megaslm.evaluation.results import model_cost
 from megaslm.evaluation.view import show_results
 from megaslm.tasks.task_files import load_suite
 from tests.evaluations import description

@@ -8,7 +8,7 @@ import pytest
 
 from megaslm.report.costs import costs_of
 from megaslm.report.curves import run_entries
-from megaslm.report.in_short import in_short
+from megaslm.report.document import in_short
 from megaslm.report.runs import ReportedRun, read_runs
 from megaslm.report.sweep import sweep_of
 from megaslm.report.targets import baseline_of, targets_of

@@ -7,7 +7,7 @@ import pytest
 
 from megaslm.config.run_files import measurement_file
 from megaslm.observe.probe_files import Measurement
-from megaslm.training.probe_record import ProbeReport
+from megaslm.training.probe import ProbeReport
 from tests.messages import Says
 from tests.probed import probe_rows, write_probe
 from tests.toy import make_tokenizer
