@@ -25,9 +25,8 @@ from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
 from megaslm.training.run_folder import RunFolder
-from megaslm.training.selection_rule import rule_of, sorts_by_entropy
+from megaslm.training.selection_rule import rule_of, sorts_by_entropy, weight_rule
 from megaslm.training.step import TrainStep
-from megaslm.training.target_weights import weight_rule
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData
 from megaslm.training.validation import Validation

@@ -43,6 +43,7 @@ from megaslm.training.requirements import requirements_of
 from megaslm.training.resumption import check_run, no_step_made
 from megaslm.training.run import TrainingRun
 from megaslm.training.run_folder import RunFolder, alone_in, record_run
+from megaslm.training.selection_rule import weight_range
 from megaslm.training.smoke import as_smoke_test, smoke_test
 from megaslm.training.smoke_folder import check_replaceable, start_over
 from megaslm.training.start import (
@@ -52,7 +53,6 @@ from megaslm.training.start import (
     start_engine,
     unfinished_warnings,
 )
-from megaslm.training.target_weights import weight_range
 from megaslm.training.task_validation import TaskValidation
 from megaslm.training.training_data import TrainingData, fetch_descriptions, open_training_data
 from megaslm.training.validation import Validation

@@ -20,8 +20,8 @@ from megaslm.slm.objective import SelectiveObjective
 from megaslm.slm.rule import KeepRatio, Moment, SelectionRule
 from megaslm.slm.spans import SpanRule
 from megaslm.slm.weights import WeightedObjective
+from megaslm.training.selection_rule import weight_rule
 from megaslm.training.step import TrainStep
-from megaslm.training.target_weights import weight_rule
 from tests.ranks.gradient_cases import DOMAIN_RATIOS, GLOBAL_ROWS, POLICIES, STEP, Batch, Case, config_of
 from tests.toy import EOS_ID, VOCAB_SIZE
 
