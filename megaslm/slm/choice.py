@@ -1,8 +1,9 @@
 """Which rows of one call to the head are trained on, and with which weights: choices made before the losses are known,
 and by the losses. And what the head returns."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -92,45 +93,88 @@ class Selected(NamedTuple):
     stop: Tensor
 
 
-class Forecast(Protocol):
-    """A forecast of a choice by loss, made while only some of the losses are known."""
+@dataclass(frozen=True)
+class Forecast:
+    """Forecasts, while only some of the losses are known, that a row is chosen where it lies above the recent
+    thresholds by more than their spread.
 
-    @property
-    def share(self) -> float:
-        """The share of all rows that is likely to be chosen."""
-        ...
+    `share`: of all rows, that is likely to be chosen. `threshold`: float32 scalar, the value above which a row is
+    surely chosen.
+    """
 
-    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None, /) -> Tensor:
-        """Values of the given rows minus the value above which a row is surely chosen: (n,) float32 of (n,) each."""
-        ...
+    candidates: Candidates
+    share: float
+    threshold: Tensor
+
+    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None) -> Tensor:
+        """Values of the given rows minus the threshold: (n,) float32 of (n,) each."""
+        margin = self.candidates.values_at(losses, rows, entropies) - self.threshold
+        return margin.where(self.candidates.eligible.flatten()[rows], float("-inf"))
 
 
-class ByLoss(Protocol):
-    """A choice that depends on all losses or entropies of the call. Called once, under no_grad; may contain
-    collectives."""
+@dataclass(frozen=True, eq=False)
+class ByLoss(ABC):
+    """A choice that depends on all losses or entropies of the call. Called once, under no_grad.
+
+    `candidates`: in groups that hold each target once, or those of `Targets.in_domains`. `all_reduce_sum` sums over all
+    ranks, because all have to stop together. `forecast`: None where there is none: the head then waits for the choice.
+    """
+
+    candidates: Candidates
+    all_reduce_sum: AllReduceSum
+    forecast: Forecast | None
+    weights: Weights | None = field(default=None, kw_only=True)
 
     @property
     def by_entropy(self) -> bool:
         """Whether it depends on the entropies of the predictions."""
-        ...
+        return self.candidates.by_entropy
 
-    @property
-    def forecast(self) -> Forecast | None:
-        """None where there is none: the head then waits for the choice."""
-        ...
+    @abstractmethod
+    def _chosen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The chosen ones by (G, n) values: (G, n) bool, and (G,) int64, see `HeadOutput`."""
 
-    @property
-    def weights(self) -> Weights | None:
-        """None where all are 1."""
-        ...
-
-    def __call__(self, losses: Tensor, entropies: Tensor | None = None, /) -> Selected:
+    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
         """Chooses among rows by their losses, and by their entropies if it depends on them; (T,) float32 each."""
-        ...
+        values = self.candidates.values(losses, entropies)
+        chosen, threshold = self._chosen(values)
+        mask, non_finite = (in_any_group(marks, len(losses)) for marks in (chosen, self.candidates.unsortable(values)))
+        return Selected(mask, threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
 
     def unsortable(self, losses: Tensor) -> Tensor:
-        """(T,) bool: rows that cannot be sorted by these losses. No collectives."""
-        ...
+        """(T,) bool: rows that cannot be sorted, as far as (T,) losses tell. No collectives."""
+        # An entropy is NaN where the loss is, and finite where the loss is infinite.
+        entropies = torch.ones_like(losses).where(~losses.isnan(), losses) if self.by_entropy else None
+        return in_any_group(self.candidates.unsortable(self.candidates.values(losses, entropies)), len(losses))
+
+
+@dataclass(frozen=True, eq=False)
+class TopOfGroups(ByLoss):
+    """The largest values of each group, over the ranks that share the group.
+
+    `quota`: equal on every rank that shares the group. `rank_sum` sums over those ranks.
+    """
+
+    quota: Quota
+    rank_sum: AllReduceSum
+
+    def _chosen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        keys, eligible = self.candidates.targets.keys, self.candidates.eligible
+        return select_quota(values, keys, eligible, self.quota, self.rank_sum)
+
+
+@dataclass(frozen=True, eq=False)
+class AboveThreshold(ByLoss):
+    """The eligible targets whose (value, hash of key) is at or above a sort key.
+
+    `sort_key`: int64 scalar, the same on every rank.
+    """
+
+    sort_key: Tensor
+
+    def _chosen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        sort_keys = sort_keys_of(values, self.candidates.targets.keys)
+        return self.candidates.eligible & (sort_keys >= self.sort_key), no_threshold(values.device)
 
 
 Choice = Every | Known | ByLoss
@@ -186,98 +230,7 @@ def no_threshold(device: torch.device) -> Tensor:
     return torch.empty(0, dtype=torch.int64, device=device)
 
 
-@dataclass(frozen=True)
-class ThresholdForecast:
-    """Forecasts that a row is chosen where it lies above the recent thresholds by more than their spread.
-
-    `threshold`: float32 scalar, the value above which a row is surely chosen.
-    """
-
-    candidates: Candidates
-    share: float
-    threshold: Tensor
-
-    def margin(self, losses: Tensor, rows: Tensor, entropies: Tensor | None = None) -> Tensor:
-        """See `Forecast`."""
-        margin = self.candidates.values_at(losses, rows, entropies) - self.threshold
-        return margin.where(self.candidates.eligible.flatten()[rows], float("-inf"))
-
-
-@dataclass(frozen=True, eq=False)
-class TopOfGroups:
-    """The largest values of each group, over the ranks that share the group. The groups hold each target once, or are
-    those of `Targets.in_domains`.
-
-    `quota`: equal on every rank that shares the group. `rank_sum` sums over those ranks. `all_reduce_sum` sums over all
-    ranks, because all ranks have to stop together.
-    """
-
-    candidates: Candidates
-    quota: Quota
-    rank_sum: AllReduceSum
-    all_reduce_sum: AllReduceSum
-    forecast: ThresholdForecast | None
-    weights: Weights | None = None
-
-    @property
-    def by_entropy(self) -> bool:
-        """See `ByLoss`."""
-        return self.candidates.by_entropy
-
-    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
-        """See `ByLoss`."""
-        candidates = self.candidates
-        values = candidates.values(losses, entropies)
-        top = select_quota(values, candidates.targets.keys, candidates.eligible, self.quota, self.rank_sum)
-        mask, non_finite = (in_any_group(marks, len(losses)) for marks in (top.mask, candidates.unsortable(values)))
-        return Selected(mask, top.threshold, non_finite, self.all_reduce_sum(non_finite.sum()))
-
-    def unsortable(self, losses: Tensor) -> Tensor:
-        """See `ByLoss`."""
-        return _unsortable_by(losses, self.candidates)
-
-
-@dataclass(frozen=True, eq=False)
-class AboveThreshold:
-    """The eligible targets whose (value, hash of key) is at or above a sort key.
-
-    `threshold`: int64 scalar, the same on every rank.
-    """
-
-    candidates: Candidates
-    threshold: Tensor
-    all_reduce_sum: AllReduceSum
-    forecast: ThresholdForecast | None
-    weights: Weights | None = None
-
-    @property
-    def by_entropy(self) -> bool:
-        """See `ByLoss`."""
-        return self.candidates.by_entropy
-
-    def __call__(self, losses: Tensor, entropies: Tensor | None = None) -> Selected:
-        """See `ByLoss`."""
-        candidates = self.candidates
-        values = candidates.values(losses, entropies)
-        mask = (candidates.eligible & (sort_keys_of(values, candidates.targets.keys) >= self.threshold)).flatten()
-        non_finite = candidates.unsortable(values).flatten()
-        return Selected(mask, no_threshold(mask.device), non_finite, self.all_reduce_sum(non_finite.sum()))
-
-    def unsortable(self, losses: Tensor) -> Tensor:
-        """See `ByLoss`."""
-        return _unsortable_by(losses, self.candidates)
-
-
-def _unsortable_by(losses: Tensor, candidates: Candidates) -> Tensor:
-    """(T,) bool: targets that cannot be sorted, as far as (T,) losses tell. An entropy is NaN where the loss is, and
-    finite where the loss is infinite."""
-    entropies = torch.ones_like(losses).where(~losses.isnan(), losses) if candidates.by_entropy else None
-    return in_any_group(candidates.unsortable(candidates.values(losses, entropies)), len(losses))
-
-
-def forecast_from(
-    recent: RecentThresholds, candidates: Candidates, share: float, *, surely: bool
-) -> ThresholdForecast | None:
+def forecast_from(recent: RecentThresholds, candidates: Candidates, share: float, *, surely: bool) -> Forecast | None:
     """The forecast for this step from the steps before. None before the first step, and where targets are sorted by the
     means of their spans, which are unknown while some of the losses are.
 
@@ -291,4 +244,4 @@ def forecast_from(
         return None
     device = candidates.eligible.device
     threshold = value_of_sort_key(recent.forecast(device))
-    return ThresholdForecast(candidates, share, threshold if surely else threshold + recent.spread(device))
+    return Forecast(candidates, share, threshold if surely else threshold + recent.spread(device))

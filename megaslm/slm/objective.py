@@ -18,9 +18,9 @@ from megaslm.slm.choice import (
     AboveThreshold,
     Choice,
     Every,
+    Forecast,
     HeadOutput,
     Known,
-    ThresholdForecast,
     TopOfGroups,
     forecast_from,
 )
@@ -76,11 +76,11 @@ class StepPlanner:
             return self._after_all_losses(candidates)
         if self.rule.policy.threshold is not None:
             fixed = self._fixed_threshold(self.rule.policy.threshold)
-            choice = AboveThreshold(candidates, fixed, self.all_reduce_sum, forecast=None)
+            choice = AboveThreshold(candidates, self.all_reduce_sum, None, fixed)
             return StepPlan((choice,), None, known_threshold=fixed, threshold_of=lambda _: Threshold(fixed))
         quota = self._kept(candidates, self.all_reduce_sum)
         forecast = self._forecast(recent, candidates, surely=False)
-        top = TopOfGroups(candidates, quota, self.all_reduce_sum, self.all_reduce_sum, forecast)
+        top = TopOfGroups(candidates, self.all_reduce_sum, forecast, quota, self.all_reduce_sum)
         return StepPlan(
             (top,),
             quota.count.sum(),
@@ -111,7 +111,7 @@ class StepPlanner:
         for targets in self.targets.micro_batches(self.micro_steps):
             candidates = self._candidates(targets)
             forecast = self._forecast(recent, candidates, surely=True)
-            choices.append(AboveThreshold(candidates, known, self.all_reduce_sum, forecast))
+            choices.append(AboveThreshold(candidates, self.all_reduce_sum, forecast, known))
 
         def threshold_of(output: HeadOutput) -> Threshold:
             surplus = recent.surplus_with(self.all_reduce_sum(output.mask.sum()), count)
@@ -128,7 +128,7 @@ class StepPlanner:
             candidates = self._candidates(targets if self.rule.scope == "sequence" else targets.in_groups(1))
             quota = self._kept(candidates, on_this_rank_alone)
             forecast = self._forecast(recent, candidates, surely=False)
-            choices.append(TopOfGroups(candidates, quota, on_this_rank_alone, self.all_reduce_sum, forecast))
+            choices.append(TopOfGroups(candidates, self.all_reduce_sum, forecast, quota, on_this_rank_alone))
             counts.append(quota.count)
         of_groups = torch.cat(counts)
         return StepPlan(
@@ -196,7 +196,7 @@ class StepPlanner:
     def _kept(self, candidates: Candidates, rank_sum: AllReduceSum) -> Quota:
         return kept(candidates.targets.valid, candidates.eligible, self.ratio, rank_sum, self.rule.policy.skip_ratio)
 
-    def _forecast(self, recent: RecentThresholds, candidates: Candidates, *, surely: bool) -> ThresholdForecast | None:
+    def _forecast(self, recent: RecentThresholds, candidates: Candidates, *, surely: bool) -> Forecast | None:
         """None where one threshold does not tell what is selected: it tells only where a band ends, and domains have
         thresholds of their own."""
         if self.rule.policy.skip_ratio or isinstance(self.ratio, tuple):

@@ -58,7 +58,7 @@ def top_rows() -> TopOfGroups:
     recent.add(ordered_image(torch.tensor(6.5, device="cuda")) << HASH_BITS)
     forecast = forecast_from(recent, candidates, KEPT_ROWS / ROWS, surely=False)
     count = torch.tensor([KEPT_ROWS], device="cuda")
-    return TopOfGroups(candidates, Quota(count), on_this_rank_alone, on_this_rank_alone, forecast)
+    return TopOfGroups(candidates, on_this_rank_alone, forecast, Quota(count), on_this_rank_alone)
 
 
 def run_twice(run: Callable[[], object]) -> None:

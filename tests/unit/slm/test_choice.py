@@ -35,7 +35,7 @@ def test_under_a_running_threshold_the_forecast_leaves_nothing_to_a_second_pass(
     losses, rows = torch.linspace(0.0, 2.5, LENGTH), torch.arange(LENGTH)
     forecast = forecast_from(recent, candidates, 0.6, surely=True)
     assert forecast is not None
-    choice = AboveThreshold(candidates, recent.forecast(losses.device), on_this_rank_alone, forecast)
+    choice = AboveThreshold(candidates, on_this_rank_alone, forecast, recent.forecast(losses.device))
     assert torch.equal(forecast.margin(losses, rows) > 0, choice(losses).mask)
 
 

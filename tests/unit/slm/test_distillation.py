@@ -134,7 +134,7 @@ def test_equal_predictions_have_no_divergence() -> None:
     top = logits.log_softmax(1).topk(7)
     rest = logits.softmax(1).scatter(1, top.indices, 0.0).sum(1, keepdim=True).log()
     stored = torch.cat([top.values, rest], 1).float()[None]
-    targets = replace(drawn.targets, ref_top_logprob=stored, ref_top_id=top.indices[None].int())
+    targets = replace(drawn.targets, columns={"ref_top_logprob": stored, "ref_top_id": top.indices[None].int()})
     inputs = drawn.inputs
     total, _, _ = weighted_loss(
         inputs.hidden,
