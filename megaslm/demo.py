@@ -328,8 +328,8 @@ def _verdict(summary: Summary) -> str:
         return ended + "SLM did not reach CLM's final loss."
     share = summary.slm_tokens_to_reach_clm / summary.clm_tokens
     return ended + (
-        f"SLM's validation after {summary.slm_tokens_to_reach_clm:,} of {summary.clm_tokens:,} tokens ({share:.0%}) "
-        "was the first with at most CLM's final loss. The reference's training and the scoring are not counted."
+        f"It reached CLM's final loss by the validation after {summary.slm_tokens_to_reach_clm:,} of "
+        f"{summary.clm_tokens:,} tokens ({share:.0%}). The reference's training and the scoring are not counted."
     )
 
 
