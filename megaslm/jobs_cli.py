@@ -228,7 +228,7 @@ def score(
     )
     folder, run = (reference, None) if from_run is None else weights_of_run(from_run)
     assert folder is not None, "one of the two is named"
-    task = ScoreRequest(folder, dataset, output, settings, column, run, working=work, cache=cache)
+    task = ScoreRequest(folder, dataset, output, settings, column=column, run=run, working=work, cache=cache)
     # At the end no rank waits for the others: one may have died, and the others have done its work.
     with console, _engine(engine, ray_address) as ray:
         if ray is not None and (asked is not None or finish or seat.world_size > 1):

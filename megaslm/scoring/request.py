@@ -1,6 +1,6 @@
 """The request of a scoring job."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from megaslm.config.schema import Compile, FlashAttention, Precision
@@ -44,6 +44,7 @@ class ScoreRequest:
     output: str | Path
     """A folder or a URL."""
     settings: ScoreSettings
+    _: KW_ONLY
     column: str = REF_LOSS
     """The column that its losses go to: `ref_loss`, which makes a dataset of kind scored, or one of another name beside
     what the dataset has."""

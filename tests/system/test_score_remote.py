@@ -99,7 +99,9 @@ def test_a_place_that_holds_something_else(
     says(fail(1, without, 2, capfd), s3.url("other"), "--work", BUCKET=s3.name)
     assert not (tmp_path / "working" / MANIFEST).exists()
     (tmp_path / "mine" / "train").mkdir(parents=True)
-    mine = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), tmp_path / "mine")
+    mine = ScoreRequest(
+        folder / "model", str(folder / "small"), s3.url("other"), ScoreSettings(), working=tmp_path / "mine"
+    )
     says(fail(1, mine, 2, capfd), tmp_path / "mine")
     assert (tmp_path / "mine" / "train").is_dir()
 
@@ -115,7 +117,9 @@ def test_two_jobs_on_one_url(
     statuses_of(ranks)
     second = task(folder, s3, str(folder / "small"), tmp_path / "second")
     says(fail(1, second, 2, capfd), s3.url("scored"), BUCKET=s3.name)
-    elsewhere = ScoreRequest(folder / "model", str(folder / "small"), s3.url("other"), first.settings, first.working)
+    elsewhere = ScoreRequest(
+        folder / "model", str(folder / "small"), s3.url("other"), first.settings, working=first.working
+    )
     says(fail(1, elsewhere, 2, capfd), first.working, s3.url("scored"), BUCKET=s3.name)
     run_job(1, first)
     assert set(s3.stored_keys("scored/")).isdisjoint({"scored/unfinished.json"})
