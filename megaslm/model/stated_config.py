@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from megaslm.config.hub import HubModel, hub_hint
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ModelError
+from megaslm.files import looked_in
 
 CONFIG = "config.json"
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "smollm3", "phi3", "gemma3_text", "granite")
@@ -48,11 +49,10 @@ def require_model(folder: Path, hub: HubModel | None = None) -> None:
     `hub`: where the folder comes from, so that the message can tell how to fetch it.
     """
     if not folder.is_dir():
+        found = f"{folder}: no such folder{looked_in(folder)}"
         if hub is not None:
-            raise ModelError(f"{folder}: no such folder; fetch the model with\n    {hub.command(str(folder))}")
-        raise ModelError(
-            f"{folder}: no such folder; a Hugging Face model folder was expected{hub_hint(folder, 'model')}"
-        )
+            raise ModelError(f"{found}; fetch the model with\n    {hub.command(str(folder))}")
+        raise ModelError(f"{found}; a Hugging Face model folder was expected{hub_hint(folder, 'model')}")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: holds an adapter (adapter_config.json), which MegaSLM does not apply; merge it into the model "
@@ -70,7 +70,9 @@ def stated_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         is_run = kind_of(folder) in (Kind.RUN, Kind.CHECKPOINT)
         hint = f"; it is of a training run, and `megaslm export {folder} OUTPUT` writes its model" if is_run else ""
-        raise ModelError(f"{folder}: holds no {CONFIG}; a Hugging Face model folder was expected{hint}")
+        raise ModelError(
+            f"{folder}: holds no {CONFIG}{looked_in(folder)}; a Hugging Face model folder was expected{hint}"
+        )
     stated = _parsed(path)
     require_known(stated.get("model_type"), stated, path)
     _require_plain(stated, path)

@@ -44,7 +44,7 @@ def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_pa
     }
     look_at_project(here, tmp_path / "project", tmp_path / "model", texts)
     assert len(here.problems) == 3
-    says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "web2")
+    says("\n".join(here.problems), "--model", "web2")
     (tmp_path / "model").mkdir()
     empty = Findings(Reach.ALL, "")
     look_at_project(empty, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
@@ -123,7 +123,7 @@ def test_relative_paths_of_another_folder_are_told(
     says(told(findings), str(Path.cwd()), f"run the command in {tmp_path / 'project'}")
     missing = Findings(Reach.ALL, "", origins=findings.origins)
     look_at_run(missing, run_config(tmp_path / "run", Path("data/other")), ranks=2)
-    assert len(told(missing).splitlines()) == len(told(findings).splitlines()) - 1
+    assert told(missing).endswith(str(Path.cwd()))
 
 
 def test_a_length_in_epochs_is_no_problem(tokens: Path, here: Findings) -> None:
