@@ -9,10 +9,9 @@ from megaslm.config.hub import HubModel, hub_hint
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ModelError
 from megaslm.files import looked_in
+from megaslm.model.families import FAMILIES
 
 CONFIG = "config.json"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "smollm3", "phi3", "gemma3_text", "granite")
-"""The supported architectures; `megaslm.model.folder.FAMILIES` has transformers' classes for them."""
 
 
 class StatedShape(NamedTuple):
@@ -91,11 +90,11 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def require_known(model_type: object, stated: Mapping[str, Any], path: Path) -> None:
     """Raises ModelError where `model_type`, of the config.json at `path` that holds `stated`, is not supported."""
-    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         own_code = ", which needs code of its own that MegaSLM never runs" if "auto_map" in stated else ""
         raise ModelError(
             f"{path}: transformers takes it for model type {model_type!r}{own_code}; MegaSLM computes the loss of "
-            f"{', '.join(MODEL_TYPES)}: convert the model to one of them, or use another"
+            f"{', '.join(FAMILIES)}: convert the model to one of them, or use another"
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from megaslm.errors import ModelError
-from megaslm.model.folder import FAMILIES
+from megaslm.model.families import FAMILIES
 from megaslm.model.weight_files import count_parameters, is_untrained, stored_weights, weight_files, weights_sha256
 from tests.messages import Says
 from tests.model_folders import make_model, rows
