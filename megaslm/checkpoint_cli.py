@@ -63,10 +63,15 @@ def verify(
     """Read every byte of checkpoints and report every corrupt file."""
     say_on_stderr("checkpoint verify", str(place))
 
+    from megaslm.files import looked_in
     from megaslm.observe.display import counted
     from megaslm.training.checkpoints.store import describe_corruption, find_corruption
 
-    folders = [place] if place.parent.name == "checkpoints" else [one.folder for one in _checkpoints_of(place)]
+    is_one = place.parent.name == "checkpoints"
+    if is_one and not place.is_dir():
+        lists = f"megaslm checkpoint ls {place.parent.parent}"
+        raise CheckpointError(f"{place}: no such checkpoint{looked_in(place)}; `{lists}` shows the run's")
+    folders = [place] if is_one else [one.folder for one in _checkpoints_of(place)]
     say_on_stderr("checkpoint verify", f"reads every byte of {counted(len(folders), 'checkpoint')}")
     problems: dict[str, str | None] = {}
     for folder in folders:

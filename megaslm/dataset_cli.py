@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from megaslm import checkpoint_cli
 from megaslm.cli_output import JsonFile, announce, say_on_stderr, write_json
 from megaslm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from megaslm.dataset.kinds import Kind
 
 
 def verify(
@@ -17,9 +20,9 @@ def verify(
     json_file: JsonFile = None,
 ) -> None:
     """Read every byte of a dataset and report all corruption. Of a run's folder, read the checkpoints."""
-    from megaslm.dataset.kinds import Kind, kind_of
+    from megaslm.dataset.kinds import Kind
 
-    kind = kind_of(dataset)
+    kind = _kind_of(dataset)
     if kind in (Kind.RUN, Kind.CHECKPOINT):
         announce("verify", f"{dataset} is not a dataset: `megaslm checkpoint verify` reads its checkpoints")
         checkpoint_cli.verify(dataset, json_file)
@@ -81,14 +84,9 @@ def inspect(
         write_json(json_file, asdict(rows))
         return
 
-    from megaslm.dataset.kinds import Kind, kind_of
+    from megaslm.dataset.kinds import Kind
 
-    kind = kind_of(dataset)
-    if kind is Kind.MISSING:
-        raise DataError(
-            f"{dataset} {kind.value}; a job that has just started makes it once PyTorch is loaded: look again in a "
-            "minute"
-        )
+    kind = _kind_of(dataset, "; a job that has just started makes it once PyTorch is loaded: look again in a minute")
     if (row, split, domain) == (None, None, None) and kind is Kind.RUN:
         from megaslm.inspect.run_facts import run_facts
         from megaslm.inspect.run_view import show_run
@@ -123,3 +121,14 @@ def inspect(
         found = read_row(dataset, split or "train", row, domain)
         show_row(console, found)
         write_json(json_file, asdict(found))
+
+
+def _kind_of(place: Path, otherwise: str = "") -> "Kind":
+    """What is at `place`. Raises DataError where nothing is, whose message ends with `otherwise`."""
+    from megaslm.dataset.kinds import Kind, kind_of
+    from megaslm.files import looked_in
+
+    kind = kind_of(place)
+    if kind is Kind.MISSING:
+        raise DataError(f"{place} {kind.value}{looked_in(place)}; name a dataset or the folder of a run{otherwise}")
+    return kind

@@ -19,7 +19,7 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
 from megaslm.config.section import Section
 from megaslm.errors import ConfigError, MegaSLMError
-from megaslm.files import read_back, write_file
+from megaslm.files import looked_in, read_back, write_file
 from megaslm.observe.display import duration
 from megaslm.observe.records import ValidationRecord, read_validations
 
@@ -143,7 +143,7 @@ def run_demo(configs: Path) -> dict[str, object]:
     """
     for needed in (LAUNCHER, RECIPE, configs):
         if not needed.exists():
-            raise ConfigError(f"{needed}: no such file; start the demo in MegaSLM's repository")
+            raise ConfigError(f"{needed}: no such file{looked_in(needed)}; start the demo in MegaSLM's repository")
     runs = _Runs(
         configs, *(load(RunConfig, configs / f"{name}.yaml").value for name in ("base", "reference", "clm", "slm"))
     )

@@ -22,6 +22,16 @@ _open: dict[int, tuple[Path, int]] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
 
+def looked_in(path: str | Path) -> str:
+    """Where a relative path begins that leads to nothing, to continue a message; empty for any other path."""
+    return "" if Path(path).is_absolute() or Path(path).exists() else relative_to_here()
+
+
+def relative_to_here() -> str:
+    """Where all relative paths begin, as `looked_in` says it."""
+    return f" (relative to {Path.cwd()})"
+
+
 def unfinished(path: Path) -> Path:
     """The path at which `path` is written before it is complete, in the same folder, so that it can be renamed."""
     return path.with_name(UNFINISHED + path.name)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from megaslm.model.folder import EMBEDDING, FAMILIES, HEAD
+from megaslm.model.folder import EMBEDDING, HEAD
 from tests.toy import EOS_ID, VOCAB_SIZE
 
 SHAPE: dict[str, Any] = {
@@ -33,7 +33,7 @@ def make_model(folder: Path, family: str = "llama", **settings: Any) -> nn.Modul
     """A model with weights so large that attention matters, in a folder; gives the model."""
     if family == "mistral":
         settings = {"sliding_window": None, **settings}
-    lm = AutoModelForCausalLM.from_config(FAMILIES[family](**{**SHAPE, **settings}))
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **settings}))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in lm.named_parameters():

@@ -46,6 +46,9 @@ for instance 79.1 GiB of an H100 with 80 GB, 93.1 of one with 94, 139.8 of an H2
 a B200.
 """
 
+GPU_KINDS = {kind: gpu for gpu in GPUS for kind in gpu.memory_gib}
+"""The GPUs by the names that `--gpu` takes."""
+
 
 def gpu_named(device_name: str) -> Gpu | None:
     """The kind of a GPU by the name that CUDA gives it; None where the table lacks it."""

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from megaslm.errors import CheckpointError, ConfigError
+from megaslm.files import looked_in
 
 CONFIG = "config.yaml"
 """A run's resolved configuration, in the run folder and in each checkpoint."""
@@ -64,8 +65,8 @@ def require_run_folder(folder: Path) -> None:
     refuse_smoke_test(folder)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder}: {'is a file' if folder.exists() else 'no such folder'}; name the folder of a run (run_dir of "
-            "its configuration)"
+            f"{folder}: {'is a file' if folder.exists() else 'no such folder'}{looked_in(folder)}; name the folder of "
+            "a run (run_dir of its configuration)"
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder}: holds no {CONFIG}; a run folder was expected")

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from megaslm.config.section import without_credentials
 from megaslm.errors import ConfigError
+from megaslm.files import looked_in
 
 KeyPath = tuple[str | int, ...]
 """Keys of mappings and indices of lists, from the top of a file down to a value."""
@@ -109,7 +110,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file{_files_beside(path)}") from None
+        raise ConfigError(f"{path}: no such file{looked_in(path)}{_files_beside(path)}") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: this is a folder; name one YAML file{_files_in(path)}") from None
     except UnicodeDecodeError as error:

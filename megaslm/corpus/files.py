@@ -14,6 +14,7 @@ from megaslm.corpus.documents import InputFile, describe, status_of
 from megaslm.corpus.patterns import MAGIC, Selection, Way, in_words
 from megaslm.corpus.python_stdlib import standard_library_files
 from megaslm.errors import DataError
+from megaslm.files import looked_in
 from megaslm.storage.remote import is_remote, list_remote, split_glob
 
 _OTHER_NAME = "other names of what is read"
@@ -199,7 +200,8 @@ def _why_nothing(pattern: str, source: Source, passed_over: Counter[str]) -> str
     endings = Selection(source, (), Counter()).endings
     wanted = f"; in folders, files that end in {endings} are read" if endings else ""
     there = f"; passed over: {in_words(passed_over)}" if passed_over else ""
-    return f"no file matches {pattern!r} (relative to {Path.cwd()}){wanted}{there}{_how_to_fetch(pattern, source)}"
+    where = looked_in(home_expanded(pattern))
+    return f"no file matches {pattern!r}{where}{wanted}{there}{_how_to_fetch(pattern, source)}"
 
 
 def _how_to_fetch(pattern: str, source: Source) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megaslm.config.run_files import CHECKPOINTS, COMPLETE, CONFIG, LAYOUT, METRICS, SMOKE
 from megaslm.errors import DataError
+from megaslm.files import looked_in
 
 _MANIFEST = "manifest.json"
 _OF_RUNS = (CHECKPOINTS, METRICS, "model")
@@ -16,6 +17,7 @@ _OF_UNFINISHED_DATASETS = (".prepare", ".score", ".mask", ".attach", ".derived",
 _OF_MANIFESTS = (b'{\n "checksum": "', b'"schema_version"')
 _OF_WEIGHTS = ("*.safetensors", "*.bin")
 _WITHIN = (*_OF_DATASETS, CHECKPOINTS, "model", "exports", "tokens", "tensorboard")
+_MADE = "a folder that `megaslm prepare`, `score` or `mask` has made"
 _BEGINNING_BYTES = 4096
 _MOST_LOOKED_AT = 200
 _MOST_SHOWN = 10
@@ -48,11 +50,8 @@ class Kind(Enum):
     TOKENIZER = "is a tokenizer's folder, not a dataset; tokenizer.huggingface of a recipe takes it"
     WITHIN = "is one of the folders of a dataset or a run; name the folder above it"
     FILE = "is a file; a dataset is a folder that `megaslm prepare`, `score` or `mask` has written"
-    OTHER = (
-        "is not a dataset, for it holds no manifest.json that MegaSLM wrote; name a folder that `megaslm prepare`, "
-        "`score` or `mask` has made"
-    )
-    MISSING = "does not exist; `megaslm prepare` makes a dataset of text, `megaslm score` one with reference losses"
+    OTHER = "is not a dataset, for it holds no manifest.json that MegaSLM wrote; name " + _MADE
+    MISSING = "does not exist"
 
 
 def kind_of(path: Path) -> Kind:
@@ -85,6 +84,8 @@ def kind_of(path: Path) -> Kind:
 def described(path: Path) -> str:
     """What `path` is, to continue a sentence about it. Of another folder, with the datasets and the runs in it."""
     kind = kind_of(path)
+    if kind is Kind.MISSING:
+        return f"{kind.value}{looked_in(path)}; name {_MADE}"
     inside = contents(path) if kind is Kind.OTHER else ""
     return f"is neither a dataset nor a run, but holds {inside}; name one of them" if inside else kind.value
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from megaslm.errors import DataError
 from megaslm.evaluation.records import RESULTS, Results
-from megaslm.files import read_back
+from megaslm.files import looked_in, read_back
 from megaslm.tasks.statistics import Comparison, compared
 
 _SHOWN_HASH = 12
@@ -32,7 +32,8 @@ def read_results(folder: Path) -> Results:
     """
     path = folder / RESULTS
     if not path.is_file():
-        raise DataError(f"{folder}: holds no {RESULTS}; name the output of a finished `megaslm evaluate`")
+        where = looked_in(folder)
+        raise DataError(f"{folder}: holds no {RESULTS}{where}; name the output of a finished `megaslm evaluate`")
     return read_back(Results, path.read_bytes(), str(path), "evaluate again")
 
 

@@ -11,6 +11,7 @@ from megaslm.config.load import DEFAULT
 from megaslm.config.section import refuse_credentials, without_credentials
 from megaslm.dataset.manifest import Manifest
 from megaslm.errors import InputError, UserMistake
+from megaslm.files import relative_to_here
 from megaslm.storage.file_systems import connect, is_remote
 from megaslm.storage.retries import RemoteSettings
 
@@ -44,6 +45,8 @@ class Findings:
     """Where a setting was set, such as `FILE:LINE`, by its dotted key."""
     read_remote: Callable[[str], Manifest] | None = None
     """Reads the manifest of a remote dataset; None where only the ranks read object storage."""
+    _looked_here: bool = False
+    """Whether a relative path of a problem leads to nothing."""
     _elsewhere: Path | None = None
     """The folder from which the first input that is missing here would be found; None where there is none."""
 
@@ -55,8 +58,14 @@ class Findings:
         try:
             return check()
         except (UserMistake, OSError) as error:
-            (self.mistakes if is_setting else self.problems).append(f"{prefix}{error}")
+            self.add(f"{prefix}{error}", is_setting=is_setting)
             return None
+
+    def add(self, problem: str, *, is_setting: bool = False) -> None:
+        """Notes a problem. Where its relative path begins is left to `hints`, which say that once for all problems."""
+        here = relative_to_here()
+        self._looked_here |= here in problem
+        (self.mistakes if is_setting else self.problems).append(problem.replace(here, ""))
 
     def named(self, setting: str) -> str:
         """A setting, or a section that names a dataset, and where its user set it."""
@@ -108,9 +117,10 @@ class Findings:
 
     def hints(self) -> list[str]:
         """What to do about several problems at once."""
-        if self._elsewhere is None:
+        if not self._looked_here and self._elsewhere is None:
             return []
-        return [f"relative paths begin in the current folder, {Path.cwd()}; run the command in {self._elsewhere}"]
+        way_out = "" if self._elsewhere is None else f"; run the command in {self._elsewhere}"
+        return [f"relative paths begin in the current folder, {Path.cwd()}{way_out}"]
 
     def accept(self, option: str) -> None:
         """Makes a warning of all problems, which `option` accepts."""

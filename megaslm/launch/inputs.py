@@ -44,7 +44,7 @@ from megaslm.dataset.fit import (
 from megaslm.dataset.kinds import Kind, kind_of, require_output
 from megaslm.dataset.manifest import Manifest, read_manifest
 from megaslm.errors import CheckpointError, DataError
-from megaslm.files import require_absent
+from megaslm.files import looked_in, require_absent
 from megaslm.health.disk import Disk, room_for_checkpoints
 from megaslm.launch.findings import Findings, Reach
 from megaslm.launch.making import making_command
@@ -108,7 +108,7 @@ def look_at_scoring(findings: Findings, options: Mapping[str, Any]) -> None:
     reference, run = options["reference"], options["from_run"]
     if (reference is None) == (run is None):
         found = "neither" if run is None else "both"
-        findings.problems.append(f"--reference or --from-run: found {found}; name one model, a folder or a run")
+        findings.add(f"--reference or --from-run: found {found}; name one model, a folder or a run")
     elif run is not None:
         _look_at_checkpoint(findings, str(run))
     elif _parameters(findings, "--reference", str(reference)) is not None:
@@ -154,7 +154,8 @@ def look_at_text(findings: Findings, loaded: Loaded[Recipe]) -> None:
     if tokenizer.sentencepiece is not None:
         file = findings.local("tokenizer.sentencepiece", tokenizer.sentencepiece)
         if file is not None and not file.is_file():
-            findings.problems.append(f"tokenizer.sentencepiece = {file}: is not a file; name the model file itself")
+            where = looked_in(file)
+            findings.add(f"tokenizer.sentencepiece = {file}: is not a file{where}; name the model file itself")
 
 
 def look_at_project(
@@ -266,7 +267,7 @@ def _manifest(findings: Findings, setting: str, place: str, command: str | None 
         return findings.ask(partial(findings.read_remote, place), prefix=named)
     folder = findings.local(setting, place)
     if folder is not None and command is not None and kind_of(folder) is Kind.MISSING:
-        findings.problems.append(f"{named}{folder} does not exist; make it with\n    {command}")
+        findings.add(f"{named}{folder} does not exist{looked_in(folder)}; make it with\n    {command}")
         return None
     return None if folder is None else findings.ask(lambda: read_manifest(folder), prefix=named)
 

@@ -95,7 +95,7 @@ def check_tokenizer_fits(
         manifest: of the dataset.
         tokenizer: the folder of the dataset's tokenizer.
         dataset: its name in messages.
-        advice: what to do where the ids differ.
+        advice: what to do where the ids or the BOS differ.
 
     Raises:
         DataError: the ids differ, or rows have another BOS.
@@ -111,10 +111,12 @@ def check_tokenizer_fits(
             f"meaningless: {advice}"
         )
     if manifest.bos_in_rows is not None:
-        _require_bos(model_folder, manifest, manifest.bos_in_rows, tokenizer=tokenizer, dataset=dataset)
+        _require_bos(model_folder, manifest, manifest.bos_in_rows, tokenizer=tokenizer, dataset=dataset, advice=advice)
 
 
-def _require_bos(model_folder: Path, manifest: Manifest, bos_id: int, *, tokenizer: Path, dataset: str | Path) -> None:
+def _require_bos(
+    model_folder: Path, manifest: Manifest, bos_id: int, *, tokenizer: Path, dataset: str | Path, advice: str
+) -> None:
     """Raise DataError where the model's tokenizer names another BOS than rows have, or has another token in its id."""
     own, of_rows = load_tokenizer(model_folder), load_tokenizer(tokenizer)
     named = special_id(model_folder, own, "bos")
@@ -122,14 +124,15 @@ def _require_bos(model_folder: Path, manifest: Manifest, bos_id: int, *, tokeniz
     if (found, own.id_to_token(found)) != (bos_id, of_rows.id_to_token(bos_id)):
         raise DataError(
             f"{model_folder} has the BOS {found}, {own.id_to_token(found)!r}; rows of {dataset} (bos: "
-            f"{manifest.packing.bos}) have {bos_id}, {of_rows.id_to_token(bos_id)!r}: {_PREPARE_AGAIN}"
+            f"{manifest.packing.bos}) have {bos_id}, {of_rows.id_to_token(bos_id)!r}: {advice}"
         )
 
 
-def bos_warning(model_folder: Path, manifest: Manifest, *, dataset: str | Path) -> str | None:
+def bos_warning(model_folder: Path, manifest: Manifest, *, dataset: str | Path, otherwise: str = "") -> str | None:
     """A warning where a model's own tokenizer puts BOS before a text and rows have none, or the other way round.
 
-    None where they agree, or the model's folder has no tokenizer. Raises DataError where that cannot be read.
+    None where they agree, or the model's folder has no tokenizer. `otherwise` ends the first warning: what else gives
+    the model its BOS. Raises DataError where the tokenizer cannot be read.
     """
     if not (model_folder / TOKENIZER_FILE).is_file():
         return None
@@ -139,7 +142,7 @@ def bos_warning(model_folder: Path, manifest: Manifest, *, dataset: str | Path) 
     if model_has:
         return (
             f"the tokenizer of {model_folder} puts BOS before a text, and the rows of {dataset} have none: {_COST}; if "
-            "the model was trained with BOS, prepare the text with `bos: document`"
+            f"the model was trained with BOS, prepare the text with `bos: document`{otherwise}"
         )
     return (
         f"the tokenizer of {model_folder} puts no BOS before a text, and the rows of {dataset} have one (bos: "

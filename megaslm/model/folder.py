@@ -5,23 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import (
-    AutoConfig,
-    Gemma3TextConfig,
-    GraniteConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-    Olmo3Config,
-    Phi3Config,
-    PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, LlamaConfig, PretrainedConfig
 
 from megaslm.config.hub import HubModel
 from megaslm.errors import ModelError
+from megaslm.model.families import FAMILIES
 from megaslm.model.stated_config import CONFIG, require_known, require_model, stated_config
 from megaslm.model.weight_files import NEEDLESS, StoredWeight, hold_the_same, plain_weights
 
@@ -32,19 +20,6 @@ transformers.utils.logging.set_verbosity_error()
 _READS_ROPE_PARAMETERS = hasattr(LlamaConfig(), "rope_parameters")
 _BESIDE = ("rope_theta", "partial_rotary_factor")
 _LOGIT_CAP = "final_logit_softcapping"
-FAMILIES: dict[str, type[PretrainedConfig]] = {
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "olmo2": Olmo2Config,
-    "olmo3": Olmo3Config,
-    "smollm3": SmolLM3Config,
-    "phi3": Phi3Config,
-    "gemma3_text": Gemma3TextConfig,
-    "granite": GraniteConfig,
-}
-"""The supported architectures, by model type."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # The prefix is missing in folders that were saved from the model without its head.
 _BASE = "model."
@@ -76,7 +51,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     path, stated = folder / CONFIG, stated_config(folder)
     try:
-        config = config_of(folder, FAMILIES[stated["model_type"]], stated)
+        config = _config_of(folder, stated)
     except Exception as error:  # transformers and its dependencies raise any exception for unexpected values.
         raise ModelError(
             f"{path}: transformers cannot read the configuration: {type(error).__name__}: {error}; correct the file"
@@ -91,7 +66,7 @@ def _require_uncapped(config: PretrainedConfig, path: Path) -> None:
     """Raises ModelError where the model caps its logits. The check of losses would not see a large cap."""
     cap = getattr(config, _LOGIT_CAP, None)
     # A family that does not read the key keeps it all the same, and its logits are not capped.
-    if cap is not None and hasattr(FAMILIES[config.model_type](), _LOGIT_CAP):
+    if cap is not None and hasattr(config_class(config.model_type)(), _LOGIT_CAP):
         raise ModelError(
             f"{path}: {_LOGIT_CAP} = {cap}: the model caps its logits, which MegaSLM's head does not; expected null: "
             "use a model without the cap"
@@ -122,27 +97,33 @@ def _has_a_head_of_its_own(weights: Mapping[str, StoredWeight]) -> bool:
     return {embedding, HEAD} <= set(weights) and not hold_the_same(weights, embedding, HEAD)
 
 
-def config_of(folder: Path, family: type[PretrainedConfig], stated: Mapping[str, Any]) -> PretrainedConfig:
+def config_class(family: str) -> type[PretrainedConfig]:
+    """transformers' class for the configurations of a family."""
+    return CONFIG_MAPPING[family]
+
+
+def _config_of(folder: Path, stated: Mapping[str, Any]) -> PretrainedConfig:
     """The configuration of a folder whose config.json holds `stated`, of either release. Raises as transformers does.
 
     Release 5 reads both spellings. Release 4 would replace the rotary embeddings of release 5 by the default ones.
     """
     if _READS_ROPE_PARAMETERS:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return family.from_dict(in_both_spellings(stated))
+    return config_class(stated["model_type"]).from_dict(in_both_spellings(stated))
 
 
 def in_both_spellings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the same rotary embeddings for both releases; unchanged where it has none.
 
     Release 4 has `rope_theta` and, with scaled positions, `rope_scaling`; release 5 has both in `rope_parameters`, of
-    Gemma 3 and OLMo 3 once per kind of layer. For Gemma 3, release 4 has `rope_local_base_freq`.
+    Gemma 3 and OLMo 3 once per kind of layer.
     """
     stated = {**(config.get("rope_scaling") or config.get("rope_parameters") or {})}
     if "full_attention" in stated:
         whole = in_both_spellings({**config, "rope_parameters": stated["full_attention"], "rope_scaling": None})
-        if config.get("model_type") == "gemma3_text":
-            whole["rope_local_base_freq"] = stated["sliding_attention"]["rope_theta"]
+        local_theta = FAMILIES[config["model_type"]].local_rope_theta
+        if local_theta is not None:
+            whole[local_theta] = stated["sliding_attention"]["rope_theta"]
         return {**whole, "rope_parameters": stated}
     if not stated and "rope_theta" not in config:
         return dict(config)

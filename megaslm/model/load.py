@@ -14,7 +14,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from megaslm.config.schema import Architecture, Precision
 from megaslm.errors import ModelError
-from megaslm.model.folder import FAMILIES, check_model_folder, require_all_used
+from megaslm.model.folder import check_model_folder, config_class, require_all_used
 from megaslm.model.selective_lm import CausalLM
 from megaslm.model.weight_files import stored_weights
 
@@ -129,9 +129,8 @@ def whole_size(parameter: Tensor) -> torch.Size:
 
 def hugging_face_config(architecture: Architecture, eos_id: int) -> PretrainedConfig:
     """transformers' configuration of a model of the given shape."""
-    family = FAMILIES[architecture.family]
     options = {"sliding_window": None} if architecture.family == "mistral" else {}
-    return family(
+    return config_class(architecture.family)(
         vocab_size=architecture.vocab_size,
         hidden_size=architecture.hidden_size,
         intermediate_size=architecture.intermediate_size,

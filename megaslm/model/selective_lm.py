@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
+from megaslm.model.families import FAMILIES
 from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.measure import LOSSES, Measure, Measured, measure
 from megaslm.slm.token_loss import (
@@ -156,7 +157,8 @@ class SelectiveHead(nn.Linear):
 
 def logit_scale(config: PretrainedConfig) -> float:
     """The family's own factor of the head's product. Other families' keys in config.json are ignored."""
-    return 1.0 / float(config.logits_scaling) if config.model_type == "granite" else 1.0
+    divisor = FAMILIES[config.model_type].logits_divided_by
+    return 1.0 if divisor is None else 1.0 / float(getattr(config, divisor))
 
 
 class SelectiveLM(nn.Module):

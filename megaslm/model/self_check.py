@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from megaslm.errors import ModelError
+from megaslm.model.families import FAMILIES
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 
 _VOCABULARY = 64
@@ -60,9 +61,9 @@ def _reduced(config: PretrainedConfig) -> PretrainedConfig:
         first_of_each = list(dict.fromkeys(kinds))
         small.layer_types = first_of_each if len(first_of_each) > 1 else first_of_each * 2
     small.num_hidden_layers = len(small.layer_types) if kinds else 2
-    if getattr(config, "no_rope_layers", None):
-        # SmolLM3: 0 for the layers without rotary embeddings.
-        small.no_rope_layers = [1, 0] * small.num_hidden_layers
+    ropes = FAMILIES[config.model_type].ropes_of_layers
+    if ropes is not None:
+        setattr(small, ropes, [1, 0] * small.num_hidden_layers)
     heads = min(_MOST_HEADS, config.num_attention_heads)
     small.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     small.num_key_value_heads = heads if config.num_key_value_heads == config.num_attention_heads else 1

@@ -10,6 +10,7 @@ from megaslm.config.load import load
 from megaslm.config.run_files import CONFIG as RUN_CONFIG
 from megaslm.config.schema import Architecture, ModelSection, RunConfig
 from megaslm.errors import ModelError
+from megaslm.files import looked_in
 from megaslm.model.folder import read_config
 from megaslm.model.load import hugging_face_config
 from megaslm.model.stated_config import CONFIG
@@ -80,10 +81,11 @@ def shape_of(model: ModelSection, named: Path | None) -> Shape:
     found = shape_in(Path(model.from_pretrained))
     if found is not None:
         return found
+    where = looked_in(model.from_pretrained)
     fetch = "" if model.hub is None else f"; this fetches the model:\n    {model.hub.command(model.from_pretrained)}"
     raise ModelError(
-        f"model.from_pretrained = {model.from_pretrained}: is not on this machine, and no published shape is known by "
-        f"that name; name its config.json with --model, for a plan needs no weights{fetch}"
+        f"model.from_pretrained = {model.from_pretrained}: is not on this machine{where}, and no published shape is "
+        f"known by that name; name its config.json with --model, for a plan needs no weights{fetch}"
     )
 
 
@@ -115,5 +117,6 @@ def _of_run(run: Path) -> Shape:
     if (run / RUN_CONFIG).is_file():
         return shape_of(load(RunConfig, run / RUN_CONFIG).value.model, None)
     raise ModelError(
-        f"model.from_run = {run}: holds no run yet; name the YAML file of that run, or a config.json, with --model"
+        f"model.from_run = {run}: holds no run yet{looked_in(run)}; name the YAML file of that run, or a config.json, "
+        "with --model"
     )

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from megaslm.config.hub import HubModel, hub_hint
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ModelError
+from megaslm.files import looked_in
+from megaslm.model.families import FAMILIES
 
 CONFIG = "config.json"
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "olmo2", "olmo3", "smollm3", "phi3", "gemma3_text", "granite")
-"""The supported architectures; `megaslm.model.folder.FAMILIES` has transformers' classes for them."""
 
 
 class StatedShape(NamedTuple):
@@ -48,11 +48,10 @@ def require_model(folder: Path, hub: HubModel | None = None) -> None:
     `hub`: where the folder comes from, so that the message can tell how to fetch it.
     """
     if not folder.is_dir():
+        found = f"{folder}: no such folder{looked_in(folder)}"
         if hub is not None:
-            raise ModelError(f"{folder}: no such folder; fetch the model with\n    {hub.command(str(folder))}")
-        raise ModelError(
-            f"{folder}: no such folder; a Hugging Face model folder was expected{hub_hint(folder, 'model')}"
-        )
+            raise ModelError(f"{found}; fetch the model with\n    {hub.command(str(folder))}")
+        raise ModelError(f"{found}; a Hugging Face model folder was expected{hub_hint(folder, 'model')}")
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder}: holds an adapter (adapter_config.json), which MegaSLM does not apply; merge it into the model "
@@ -70,7 +69,9 @@ def stated_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         is_run = kind_of(folder) in (Kind.RUN, Kind.CHECKPOINT)
         hint = f"; it is of a training run, and `megaslm export {folder} OUTPUT` writes its model" if is_run else ""
-        raise ModelError(f"{folder}: holds no {CONFIG}; a Hugging Face model folder was expected{hint}")
+        raise ModelError(
+            f"{folder}: holds no {CONFIG}{looked_in(folder)}; a Hugging Face model folder was expected{hint}"
+        )
     stated = _parsed(path)
     require_known(stated.get("model_type"), stated, path)
     _require_plain(stated, path)
@@ -89,11 +90,11 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 def require_known(model_type: object, stated: Mapping[str, Any], path: Path) -> None:
     """Raises ModelError where `model_type`, of the config.json at `path` that holds `stated`, is not supported."""
-    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         own_code = ", which needs code of its own that MegaSLM never runs" if "auto_map" in stated else ""
         raise ModelError(
             f"{path}: transformers takes it for model type {model_type!r}{own_code}; MegaSLM computes the loss of "
-            f"{', '.join(MODEL_TYPES)}: convert the model to one of them, or use another"
+            f"{', '.join(FAMILIES)}: convert the model to one of them, or use another"
         )
 
 

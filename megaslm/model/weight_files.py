@@ -18,6 +18,7 @@ _INDEX = "model.safetensors.index.json"
 _HASHED_AT_ONCE = 4
 _COMPARED_ELEMENTS = 1 << 24
 _FLOATING_POINT = ("F64", "F32", "F16", "BF16")
+_NORM = re.compile(r"norm\.weight$")
 NEEDLESS = re.compile(r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 """Unused by the supported releases: the angles of rotary embeddings, which follow from config.json."""
 
@@ -92,6 +93,15 @@ def hold_the_same(weights: Mapping[str, StoredWeight], first: str, second: str) 
     return _are_equal(first, weights[first], second, weights[second])
 
 
+def is_untrained(folder: Path) -> bool:
+    """Whether the weights are as they were drawn: training would have changed the norms, which begin as one value.
+
+    Reads them up to the first that has changed. Raises as `stored_weights` does.
+    """
+    norms = {name: weight for name, weight in stored_weights(folder).items() if _NORM.search(name)}
+    return bool(norms) and all(_holds_one_value(name, weight) for name, weight in norms.items())
+
+
 def count_parameters(folder: Path) -> int:
     """The number of elements of all weights. Reads the headers of their files only. Raises as `stored_weights` does."""
     return sum(math.prod(weight.shape) for weight in stored_weights(folder).values())
@@ -140,6 +150,13 @@ def _are_equal(first: str, stored: StoredWeight, second: str, other: StoredWeigh
             torch.equal(this[start : start + step].float(), that[start : start + step].float())
             for start in range(0, stored.shape[0], step)
         )
+
+
+def _holds_one_value(name: str, stored: StoredWeight) -> bool:
+    import torch
+
+    with safe_open(stored.file, framework="pt") as weights:
+        return int(torch.unique(weights.get_tensor(name)).numel()) <= 1
 
 
 def _sha256_of(path: Path) -> str:

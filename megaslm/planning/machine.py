@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from megaslm.config.devices import GPUS, gpu_named
+from megaslm.config.devices import GPU_KINDS, gpu_named
 from megaslm.errors import ConfigError
 from megaslm.health.host_facts import available_memory_bytes
 
@@ -36,6 +36,11 @@ class Machine:
         return self.device != "cpu"
 
     @property
+    def is_this_one(self) -> bool:
+        """Whether it is the machine that the plan is made on, for no `--gpu` names another."""
+        return self.device not in GPU_KINDS
+
+    @property
     def usable_bytes(self) -> int:
         """What a rank may take."""
         return int(USABLE_MEMORY * self.memory_bytes)
@@ -59,8 +64,7 @@ def machine_of(gpu: str | None, gpus: int | None) -> Machine:
 
 
 def _named(name: str, gpus: int) -> Machine:
-    for gpu in GPUS:
-        if name in gpu.memory_gib:
-            return Machine(gpus, name, gpu.memory_gib[name] * GIB, gpu.bf16_tflops)
-    known = ", ".join(name for gpu in GPUS for name in gpu.memory_gib)
-    raise ConfigError(f"--gpu {name}: is not known; expected one of {known}")
+    if name not in GPU_KINDS:
+        raise ConfigError(f"--gpu {name}: is not known; expected one of {', '.join(GPU_KINDS)}")
+    gpu = GPU_KINDS[name]
+    return Machine(gpus, name, gpu.memory_gib[name] * GIB, gpu.bf16_tflops)

@@ -7,6 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from megaslm.config.devices import GPU_KINDS
 from megaslm.observe.display import counted, duration, gib, operations, percent, rounded, size
 from megaslm.planning.fit import Fit
 from megaslm.planning.foreseen import PlannedExact
@@ -17,7 +18,9 @@ from megaslm.planning.work import Work
 _RUNS = 4
 """That share scores, for an example."""
 _UNKNOWN_LENGTH = "only the dataset tells the length; give the targets of an epoch with --epoch-tokens"
-_UNKNOWN_PEAK = "the peak rate of this machine is not known; name a GPU with --gpu"
+_UNKNOWN_PEAK = "the peak rate of this machine is not known; name the GPUs of the run with --gpu"
+_ONLY_BF16 = "only the peak rates of bf16 are known, and the run computes in fp32 (model.precision)"
+_OTHERS = f"without --gpu the plan is for this machine; --gpu takes {', '.join(GPU_KINDS)}"
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -66,12 +69,15 @@ def _run(plan: Plan) -> Iterator[tuple[str, str]]:
         f"{counts.total:,} parameters: embedding {counts.embedding:,}, layers {counts.decoder:,}, head {counts.head:,}",
     )
     yield "", plan.model_source
-    kind = "rank" if plan.machine.device == "cpu" else "GPU"
+    kind = "GPU" if plan.machine.on_gpu else "rank"
+    device = f"{'this machine: ' * plan.machine.is_this_one}{plan.machine.device}"
     yield (
         "runs on",
-        f"{counted(batches.world_size, kind)} ({plan.machine.device}), {plan.precision}, ZeRO stage {plan.zero_stage}, "
+        f"{counted(batches.world_size, kind)} ({device}), {plan.precision}, ZeRO stage {plan.zero_stage}, "
         f"recompute {plan.recompute}",
     )
+    if plan.machine.is_this_one:
+        yield "", _OTHERS
     yield (
         "step",
         f"{batches.tokens_per_step:,} tokens: {counted(batches.world_size, 'rank')} × "
@@ -88,8 +94,10 @@ def _cost(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "time", f"at {percent(plan.mfu)} MFU {_time(plan.training)}"
         if plan.recompute != "none":
             yield "", f"recompute {plan.recompute} is not counted: MFU has model FLOPs only, and is lower with it"
-    elif plan.machine.peak_tflops is None or plan.precision != "bf16":
+    elif plan.machine.peak_tflops is None:
         yield "time", _UNKNOWN_PEAK
+    elif plan.precision != "bf16":
+        yield "time", _ONLY_BF16
     scoring = plan.scoring
     if scoring is not None:
         time = "" if scoring.work is None else f": {_time(scoring.work)}"

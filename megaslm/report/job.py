@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megaslm.dataset.kinds import Kind, kind_of
 from megaslm.errors import ConfigError
-from megaslm.files import write_file
+from megaslm.files import looked_in, write_file
 from megaslm.report.document import Document, document_of
 from megaslm.report.page import render
 from megaslm.report.runs import read_runs
@@ -57,7 +57,10 @@ def require_output(output: Path) -> None:
     if output.is_dir():
         raise ConfigError(f"{output}: is a folder; name a file with -o, such as {output / 'report.html'}")
     if not output.parent.is_dir():
-        raise ConfigError(f"{output}: the folder {output.parent} does not exist; make it, or name another file with -o")
+        where = looked_in(output.parent)
+        raise ConfigError(
+            f"{output}: the folder {output.parent} does not exist{where}; make it, or name another file with -o"
+        )
     if output.exists() and not _is_report(output):
         raise ConfigError(f"{output}: exists and is not a report of MegaSLM; name another file with -o, or remove it")
 

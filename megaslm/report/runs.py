@@ -14,6 +14,7 @@ from megaslm.dataset.cost_file import RunCost, read_cost
 from megaslm.dataset.kinds import Kind, contents, kind_of
 from megaslm.dataset.manifest import COST
 from megaslm.errors import ConfigError
+from megaslm.files import looked_in
 from megaslm.observe.display import counted
 from megaslm.report.before import Before, before, forward_flops_in
 from megaslm.report.metrics import RunMetrics, read_metrics
@@ -104,7 +105,8 @@ def require_run(folder: Path) -> None:
     if kind is Kind.SMOKE_TEST:
         raise ConfigError(f"{folder}: is the folder of a smoke test, which is no run; name the run's own folder")
     if kind is Kind.MISSING:
-        raise ConfigError(f"{folder}: no such folder; name the folder of a run (run_dir of its configuration)")
+        where = looked_in(folder)
+        raise ConfigError(f"{folder}: no such folder{where}; name the folder of a run (run_dir of its configuration)")
     if kind is Kind.DATASET:
         raise ConfigError(f"{folder}: is a dataset, not a run; `megaslm inspect` shows it")
     if kind is Kind.CHECKPOINT:

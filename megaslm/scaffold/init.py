@@ -11,10 +11,18 @@ from megaslm.config.schema import RunConfig
 from megaslm.config.source import to_yaml
 from megaslm.files import new_folder, require_absent
 from megaslm.model.folder import check_model_folder
-from megaslm.model.weight_files import count_parameters
+from megaslm.model.weight_files import count_parameters, is_untrained
 from megaslm.observe.display import counted, size, visible_on_one_line
 from megaslm.scaffold.comments import aligned
-from megaslm.scaffold.sizes import LARGEST_BATCH_TOKENS, SMALL, heldout_fraction, model_sizes, row_length, run_sizes
+from megaslm.scaffold.sizes import (
+    LARGEST_BATCH_TOKENS,
+    SMALL,
+    heldout_fraction,
+    learning_rates,
+    model_sizes,
+    row_length,
+    run_sizes,
+)
 from megaslm.scaffold.text_look import TextLook, files_in_both, look_at_text
 from megaslm.tokenizer.bos import puts_bos
 from megaslm.tokenizer.tokenizer import tokenizer_facts
@@ -33,6 +41,8 @@ class Project:
     folder: Path
     family: str
     parameters: int
+    untrained: bool
+    """Whether the weights are new."""
     positions: int
     bos: str
     """`bos` of the recipes."""
@@ -69,6 +79,7 @@ def init(model: Path, corpus: Sequence[str], curated: Sequence[str], folder: Pat
         folder=folder,
         family=str(config.model_type),
         parameters=parameters,
+        untrained=is_untrained(model),
         positions=positions,
         bos="document" if puts_bos(model, facts.eos_id) else "none",
         seq_len=seq_len,
@@ -157,6 +168,7 @@ _BOS = {
 
 def _reference(project: Project, model: Path) -> str:
     sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
+    rates = learning_rates(project.parameters, untrained=project.untrained)
     run = run_sizes(_REFERENCE_EPOCHS * project.curated.trained_tokens, project.seq_len)
     # The other runs take it from this file.
     batch_tokens = max(run.batch_tokens, run_sizes(project.corpus.trained_tokens, project.seq_len).batch_tokens)
@@ -176,7 +188,7 @@ train:
   epochs: {_REFERENCE_EPOCHS}\t# as in the paper
   global_batch_tokens: {run.batch_tokens}\t# {_batch_note(run.batch_tokens, project.seq_len)}
   micro_batch_rows: {micro_batch_rows}\t# most rows per GPU at once; docs/tutorial.md: when to lower it
-  lr: {sizes.reference_lr}\t# {_lr_note(project.parameters)}
+  lr: {rates.reference_lr}\t# {_lr_note(project)}
   warmup_tokens: {run.warmup_tokens}\t# 1%
 zero:
   stage: {sizes.zero_stage}\t# 2 divides gradients and optimiser states over GPUs; 3 the weights too
@@ -189,7 +201,8 @@ checkpoint: {{every_tokens: {run.checkpoint_tokens}}}\t# 5 times; the newest two
 
 
 def _clm(project: Project) -> str:
-    sizes, folder = model_sizes(project.parameters, project.seq_len), project.folder
+    rates, folder = learning_rates(project.parameters, untrained=project.untrained), project.folder
+    note = "the reference's, for new weights" if project.untrained else "higher than the reference's, as in the paper"
     run = run_sizes(project.corpus.trained_tokens, project.seq_len)
     return f"""\
 # The baseline: the model, continued on every token of the corpus.
@@ -199,7 +212,7 @@ data: {{train: {_quoted(f"{folder}/datasets/corpus")}}}
 train:
   epochs: 1\t# every row once
   global_batch_tokens: {run.batch_tokens}
-  lr: {sizes.lr}\t# higher than the reference's, as in the paper
+  lr: {rates.lr}\t# {note}
   warmup_tokens: {run.warmup_tokens}\t# 1%
 validation:{_heldout(project, "corpus", project.corpus)}
   every_tokens: {run.validation_tokens}
@@ -229,12 +242,13 @@ def _batch_note(batch_tokens: int, seq_len: int) -> str:
     return f"{rows}; {'as in the paper' if is_papers else 'the 1M of the paper would leave too few steps'}"
 
 
-def _lr_note(parameters: int) -> str:
-    return (
-        "the paper's for a model of about this size"
-        if parameters >= SMALL
-        else "our guess for a small model; one that has learned nothing yet needs about 1e-3"
-    )
+def _lr_note(project: Project) -> str:
+    """Of the reference's learning rate: for which weights it is, and which one is for others."""
+    other = learning_rates(project.parameters, untrained=not project.untrained).reference_lr
+    if project.untrained:
+        return f"for new weights: no norm of the model was trained; a trained model needs about {other}"
+    whose = "the paper's" if project.parameters >= SMALL else "our guess"
+    return f"{whose} for a trained model of about this size; new weights need about {other}"
 
 
 def _heldout(project: Project, name: str, look: TextLook) -> str:

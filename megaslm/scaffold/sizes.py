@@ -1,6 +1,7 @@
 """Rows, batches, learning rates and sharding for a model and texts of given sizes. Arithmetic only."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megaslm.config.schema import Recompute
 
@@ -37,12 +38,18 @@ class ModelSizes:
     """The settings that follow from the size of the model."""
 
     micro_batch_rows: int
-    lr: float
-    reference_lr: float
     keep_ratio: float
     zero_stage: int
     bucket_elements: int
     recompute: Recompute
+
+
+class LearningRates(NamedTuple):
+    """The highest learning rates."""
+
+    lr: float
+    """Of the runs on the corpus."""
+    reference_lr: float
 
 
 def row_length(parameters: int, positions: int, tokens: int) -> int:
@@ -66,18 +73,28 @@ def run_sizes(total_tokens: int, seq_len: int) -> RunSizes:
 
 
 def model_sizes(parameters: int, seq_len: int) -> ModelSizes:
-    """The paper's learning rates and keep ratios for models of its sizes; ours for smaller ones."""
+    """The paper's keep ratios for models of its sizes; ours for smaller ones."""
     large, small = parameters >= _LARGE, parameters < SMALL
     tokens_at_once = 2**16 if small else 2**14
     return ModelSizes(
         micro_batch_rows=max(1, tokens_at_once // seq_len),
-        lr=2e-5 if large else 2e-4 if small else 8e-5,
-        reference_lr=1e-5 if large else 1e-4 if small else 5e-5,
         keep_ratio=0.7 if large else 0.6,
         zero_stage=3 if large else 2,
         bucket_elements=min(200_000_000, max(1_000_000, parameters // 5)),
         recompute="full" if large else "none",
     )
+
+
+def learning_rates(parameters: int, *, untrained: bool) -> LearningRates:
+    """Of trained models the paper's at its sizes, and ours for smaller ones.
+
+    Of new weights those by which TinyLlama (1.1B) and Llama (7B) were trained, and ours for smaller ones.
+    """
+    large, small = parameters >= _LARGE, parameters < SMALL
+    if untrained:
+        lr = 3e-4 if large else 1e-3 if small else 4e-4
+        return LearningRates(lr, lr)
+    return LearningRates(2e-5 if large else 2e-4 if small else 8e-5, 1e-5 if large else 1e-4 if small else 5e-5)
 
 
 def heldout_fraction(documents: int) -> float:

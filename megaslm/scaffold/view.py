@@ -11,7 +11,8 @@ from megaslm.scaffold.text_look import TextLook
 def show_project(project: Project) -> None:
     """Prints what was found, the files, and the commands that follow."""
     print(
-        f"model: {project.family}, {project.parameters:,} parameters, {project.positions:,} positions; "
+        f"model: {project.family}, {project.parameters:,} {'untrained ' * project.untrained}parameters, "
+        f"{project.positions:,} positions; "
         f"rows of {project.seq_len:,} targets; BOS: {project.bos}"
     )
     print(f"corpus: {_described(project.corpus)}")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from megaslm.dataset.manifest import AttachedName, Manifest
 from megaslm.errors import DataError
+from megaslm.files import looked_in
 
 if TYPE_CHECKING:
     from pyarrow import DataType, RecordBatch
@@ -263,7 +264,7 @@ def _opened(path: Path) -> Iterator["ParquetFile"]:
     from pyarrow import parquet
 
     if not path.is_file():
-        raise DataError(f"{path}: is not a file; name the parquet file of the column")
+        raise DataError(f"{path}: is not a file{looked_in(path)}; name the parquet file of the column")
     with _explaining(path):
         # Read page by page: a row group may be larger than the memory.
         table = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True)

@@ -316,8 +316,11 @@ def _open(task: ScoreRequest) -> DatasetFolder:
 
 
 def _warn(task: ScoreRequest, described: Manifest) -> None:
+    way_out = ", or score with --align, which puts the reference's own BOS before each document"
     for warning in (
-        None if task.settings.align else bos_warning(task.reference, described, dataset=task.dataset),
+        None
+        if task.settings.align
+        else bos_warning(task.reference, described, dataset=task.dataset, otherwise=way_out),
         # The losses of an unfinished run are what --from-run asks for.
         unfinished_reference(task.reference) if task.run is None else None,
     ):

@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from megaslm.config.task import Task
 from megaslm.errors import DataError
+from megaslm.files import looked_in
 
 _REMEDY = "correct `format` in the task file, or fetch the file as it is published"
 Record = Mapping[str, Any]
@@ -46,9 +47,10 @@ def _found(data: Path, files: Sequence[str]) -> Iterator[Path]:
         except ValueError as error:
             raise DataError(f"{problem}: {error}") from error
         if not found:
+            where = looked_in(data / pattern)
             raise DataError(
-                f"{data / pattern}: no such file; put the task's data there, as it is published, or give its folder "
-                "with --data"
+                f"{data / pattern}: no such file{where}; put the task's data there, as it is published, or give its "
+                "folder with --data"
             )
         yield from found
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 
 from megaslm.config.hub import hub_hint
 from megaslm.errors import DataError
+from megaslm.files import looked_in
 from megaslm.tokenizer.folder_tokens import (
     TOKENIZER_FILE,
     apply_folder_tokens,
@@ -174,8 +175,8 @@ def require_tokenizer_folder(folder: Path) -> None:
     """Raises DataError where there is no such folder for the tokenizer of a recipe."""
     if not folder.is_dir():
         raise DataError(
-            f"tokenizer.huggingface: {folder} is not a folder; a folder with tokenizer.json was expected"
-            f"{hub_hint(folder, 'tokenizer')}"
+            f"tokenizer.huggingface: {folder} is not a folder{looked_in(folder)}; a folder with tokenizer.json was "
+            f"expected{hub_hint(folder, 'tokenizer')}"
         )
 
 

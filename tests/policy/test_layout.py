@@ -4,9 +4,12 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from megaslm.config.schema import Architecture
+from megaslm.model.families import FAMILIES
 from tests.messages import Says
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,6 +56,24 @@ def test_unit_tests_start_no_process(tmp_path: Path) -> None:
 def test_no_file_is_too_long_to_be_read_at_once() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "megaslm").rglob("*.py")}
     assert {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > MOST_LINES} == {}
+
+
+def files_that_name_a_family(root: Path) -> Iterator[str]:
+    """Every file but the table of families that names one of them, as `file: the family`."""
+    drawn = get_args(Architecture.model_fields["family"].annotation)
+    for path in sorted((root / "megaslm").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = node.value if isinstance(node, ast.Constant) else None
+            if named in FAMILIES and named not in drawn and path.name != "families.py":
+                yield f"{path.relative_to(root)}: {named}"
+
+
+def test_a_family_is_described_in_one_place(tmp_path: Path) -> None:
+    """Except for what `model.from_scratch` draws, which a user names."""
+    assert list(files_that_name_a_family(ROOT)) == []
+    (tmp_path / "megaslm").mkdir()
+    (tmp_path / "megaslm/load.py").write_text('if config.model_type == "granite": pass\n', encoding="utf-8")
+    assert list(files_that_name_a_family(tmp_path)) == ["megaslm/load.py: granite"]
 
 
 def test_every_file_is_in_its_place() -> None:

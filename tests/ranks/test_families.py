@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, Qwen2Tokenizer
 
 from megaslm.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.errors import ModelError
-from megaslm.model.folder import FAMILIES, check_model_folder
+from megaslm.model.families import FAMILIES
+from megaslm.model.folder import check_model_folder
 from megaslm.model.load import load_pretrained
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.choice import Every, HeadOutput

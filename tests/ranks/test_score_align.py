@@ -1,6 +1,7 @@
 """Scores of a reference with a tokenizer of its own, against loops in float64 that share no code with MegaSLM."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -246,6 +247,45 @@ def test_its_own_tokenizer_gives_the_losses_of_a_row(texts: Texts, tmp_path: Pat
             )
             compared += int((plain["ref_loss"][row, inside] > 0).sum())
     assert compared > 50
+
+
+def reference_with_bos(texts: Texts, folder: Path, bos_id: int) -> PreTrainedModel:
+    """A reference with the tokenizer of the rows, which puts another BOS before a text."""
+    shutil.copytree(texts.tokens / "tokenizer", folder / "tokenizer")
+    stated = {"bos_token": texts.rows_tokenizer.id_to_token(bos_id), "add_bos_token": True}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / "tokenizer" / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **stated}))
+    return make_reference(
+        folder / "model", tokenizer=folder / "tokenizer", vocab_size=VOCAB_SIZE, max_position_embeddings=POSITIONS
+    ).double()
+
+
+@pytest.mark.parametrize("texts", ["document", "row"], indirect=True)
+def test_another_bos_than_in_the_rows_needs_alignment(
+    texts: Texts, tmp_path: Path, capfd: pytest.CaptureFixture[str], says: Says
+) -> None:
+    """The reference then reads each document behind its own BOS."""
+    own = VOCAB_SIZE - 1
+    lm = reference_with_bos(texts, tmp_path, own)
+    plain = task_of(tmp_path / "model", texts.tokens, tmp_path / "plain")
+    says(fail(1, plain, 2, capfd), "--align", f"the BOS {own}")
+    run_job(1, task_of(tmp_path / "model", texts.tokens, tmp_path / "aligned", align=True, window=POSITIONS))
+    for ids, found in targets_in_order(tmp_path / "aligned", texts.manifest, "ref_loss"):
+        theirs, _ = losses_of(lm, [own, *ids.tolist(), texts.manifest.eos_id])
+        valid = np.isfinite(found) & (found > 0)
+        assert valid[1:].all()
+        np.testing.assert_allclose(found[valid], theirs[valid], rtol=6e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("texts", ["none"], indirect=True)
+def test_a_reference_that_expects_bos_is_warned_of_with_the_way_out(
+    texts: Texts, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reference_with_bos(texts, tmp_path, VOCAB_SIZE - 1)
+    for align in (False, True):
+        run_job(1, task_of(tmp_path / "model", texts.tokens, tmp_path / f"{align}", align=align, window=SEQ_LEN))
+        assert ("--align" in capfd.readouterr().out) == (not align)
 
 
 def test_rows_are_scored_again_before_a_run(texts: Texts, scored: Path, tmp_path: Path) -> None:

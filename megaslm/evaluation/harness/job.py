@@ -25,7 +25,7 @@ from megaslm.evaluation.harness.order import ORDER, REFUSAL, Order, Outcome, out
 from megaslm.evaluation.output import claim, describe, finished, working_folder
 from megaslm.evaluation.records import RESULTS, Description, Results
 from megaslm.evaluation.request import EvaluationRequest
-from megaslm.files import locked, read_back, write_file
+from megaslm.files import locked, looked_in, read_back, write_file
 from megaslm.jobs.ledger import keeping_what_is_done
 from megaslm.jobs.progress import JobProgress, Watcher
 from megaslm.model.load import choose_precision, dtype_of
@@ -63,7 +63,10 @@ def evaluate_by_lm_eval(
     if importlib.util.find_spec("lm_eval") is None:
         raise ConfigError("lm-eval is not installed here; `make install EXTRAS=eval` installs it")
     if include_path is not None and not include_path.is_dir():
-        raise ConfigError(f"--include-path {include_path}: is no folder; name the folder of your lm-eval task files")
+        raise ConfigError(
+            f"--include-path {include_path}: is no folder{looked_in(include_path)}; name the folder of your "
+            "lm-eval task files"
+        )
     with StopSignal() as stop:
         began = time.monotonic()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from megaslm.config.run_files import COMPLETE
 from megaslm.errors import CheckpointError
-from megaslm.files import write_file
+from megaslm.files import looked_in, write_file
 
 WEIGHTS = "weights-"
 """Prefix of the names of the files that an export needs."""
@@ -48,7 +48,9 @@ def read_file_list(checkpoint: Path) -> FileList:
     """
     path = checkpoint / COMPLETE
     if not path.is_file():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint, or an unfinished one; it has no file {COMPLETE}")
+        raise CheckpointError(
+            f"{checkpoint}: no such checkpoint{looked_in(checkpoint)}, or an unfinished one; it has no file {COMPLETE}"
+        )
     try:
         first, _, content = path.read_bytes().partition(b"\n")
     except OSError as error:

@@ -27,8 +27,6 @@ from megaslm.launch.inputs import (
     look_at_scoring,
     look_at_text,
 )
-from megaslm.model.folder import FAMILIES
-from megaslm.model.stated_config import MODEL_TYPES
 from megaslm.training.checkpoints.store import step_folder
 from megaslm.training.run_folder import RunFolder
 from tests.messages import Says
@@ -44,7 +42,7 @@ def test_of_a_project_all_that_is_missing_is_told_at_once(here: Findings, tmp_pa
     }
     look_at_project(here, tmp_path / "project", tmp_path / "model", texts)
     assert len(here.problems) == 3
-    says("\n".join(here.problems).replace(str(Path.cwd()), "HERE"), "--model", "web2")
+    says("\n".join(here.problems), "--model", "web2")
     (tmp_path / "model").mkdir()
     empty = Findings(Reach.ALL, "")
     look_at_project(empty, tmp_path / "project", tmp_path / "model", {"curated": texts["curated"]})
@@ -123,7 +121,7 @@ def test_relative_paths_of_another_folder_are_told(
     says(told(findings), str(Path.cwd()), f"run the command in {tmp_path / 'project'}")
     missing = Findings(Reach.ALL, "", origins=findings.origins)
     look_at_run(missing, run_config(tmp_path / "run", Path("data/other")), ranks=2)
-    assert len(told(missing).splitlines()) == len(told(findings).splitlines()) - 1
+    assert told(missing).endswith(str(Path.cwd()))
 
 
 def test_a_length_in_epochs_is_no_problem(tokens: Path, here: Findings) -> None:
@@ -221,7 +219,6 @@ def test_a_model_is_read_as_far_as_it_needs_no_torch(here: Findings, tokens: Pat
     (folder / "model.safetensors").unlink()
     look_at_run(here, config, ranks=None)
     says(told(here), "model.from_pretrained: ", "gpt2", "model.safetensors")
-    assert set(MODEL_TYPES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize(("free_bytes", "count"), [(0, 1), (600_000, 0)])

@@ -142,8 +142,8 @@ def test_a_model_that_expects_bos_is_warned_of_where_rows_have_none(
     tmp_path: Path, manifest: Manifest, says: Says
 ) -> None:
     model, rows = model_with(tmp_path / "model", puts_bos), with_bos(manifest, "none")
-    warning = bos_warning(model, rows, dataset="data")
-    says(warning, model, "`bos: document`")
+    warning = bos_warning(model, rows, dataset="data", otherwise=", or do something else")
+    says(warning, model, "`bos: document`, or do something else")
     assert bos_warning(model, with_bos(manifest, "document"), dataset="data") is None
     assert bos_warning(model, with_bos(manifest, "row"), dataset="data") is None
 

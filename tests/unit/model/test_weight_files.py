@@ -6,8 +6,10 @@ import torch
 from safetensors.torch import save_file
 
 from megaslm.errors import ModelError
-from megaslm.model.weight_files import count_parameters, stored_weights, weight_files, weights_sha256
+from megaslm.model.families import FAMILIES
+from megaslm.model.weight_files import count_parameters, is_untrained, stored_weights, weight_files, weights_sha256
 from tests.messages import Says
+from tests.model_folders import make_model, rows
 
 
 def save(path: Path, *names: str) -> None:
@@ -115,3 +117,19 @@ def _edit_index(folder: Path, **files: str) -> None:
     index = json.loads(path.read_text())
     index["weight_map"] |= files
     path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_step_of_training_is_seen(family: str, tmp_path: Path) -> None:
+    lm = make_model(tmp_path / "new", family)
+    assert is_untrained(tmp_path / "new")
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-3)
+    lm(rows(), labels=rows()).loss.backward()
+    optimizer.step()
+    lm.save_pretrained(tmp_path / "trained")
+    assert not is_untrained(tmp_path / "trained")
+
+
+def test_a_model_without_norms_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    assert not is_untrained(tmp_path)

@@ -1,6 +1,7 @@
 """What a plan asks for, and what it says where something is missing."""
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import typer
 from rich.console import Console
 
+from megaslm.config.devices import GPU_KINDS
 from megaslm.config.load import load
 from megaslm.config.schema import ModelSection, RunConfig
 from megaslm.errors import ConfigError, ModelError
@@ -15,13 +17,20 @@ from megaslm.model.shapes import shape_in, shape_of
 from megaslm.model.traced_memory import parameter_counts
 from megaslm.plan_cli import token_count
 from megaslm.planning.machine import machine_of
-from megaslm.planning.plan import Request, make_plan
+from megaslm.planning.plan import Plan, Request, make_plan
 from megaslm.planning.view import show_plan
-from tests.messages import Says
+from tests.messages import Says, line_with
 from tests.model_folders import make_model
 from tests.toy import SEQ_LEN, make_dataset, run_config, write_config
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+
+
+def shown(plan: Plan) -> str:
+    """What is printed of a plan."""
+    printed = io.StringIO()
+    show_plan(Console(width=200, file=printed), plan)
+    return printed.getvalue()
 
 
 def test_an_unknown_gpu_is_refused(says: Says) -> None:
@@ -109,6 +118,20 @@ def test_a_peak_that_is_not_known_gives_no_hours(tmp_path: Path) -> None:
     file = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
     plan = make_plan(file, ["model.precision=fp32"], Request(machine_of("h100-80g", 2), mfu=0.3))
     assert plan.training is None
+    assert "--gpu" not in shown(plan)
+    assert "model.precision" in shown(plan)
+
+
+@pytest.mark.parametrize("device", ["cpu", "NVIDIA Some GPU"])
+def test_without_a_kind_of_gpu_the_plan_says_whose_machine_it_is_for_and_which_kinds_there_are(
+    device: str, tmp_path: Path
+) -> None:
+    file = write_config(tmp_path / "run.yaml", run_config(tmp_path / "run", tmp_path / "tokens"))
+    here = replace(machine_of("h100-80g", 2), device=device, peak_tflops=None)
+    told = shown(make_plan(file, [], Request(here, mfu=0.3)))
+    assert f"this machine: {device}" in told
+    assert set(GPU_KINDS) <= set(re.findall(r"[\w-]+", told))
+    assert "this machine" not in shown(make_plan(file, [], Request(machine_of("h100-80g", 2), mfu=0.3)))
 
 
 @pytest.mark.parametrize(
@@ -131,10 +154,7 @@ def test_what_a_selective_run_must_save(
     work = replace(plan.scoring.work, hours=scoring_hours * plan.training.hours)
     plan = replace(plan, scoring=replace(plan.scoring, work=work))
     assert [plan.break_even(runs) for runs in (1, 4)] == pytest.approx(list(expected))
-    printed = io.StringIO()
-    show_plan(Console(width=200, file=printed), plan)
-    (line,) = [line for line in printed.getvalue().splitlines() if "pays" in line]
-    says(line.strip("│ "))
+    says(line_with(shown(plan), "pays").strip("│ "))
 
 
 def test_a_run_on_all_tokens_has_nothing_to_save() -> None:

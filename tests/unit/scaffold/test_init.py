@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -16,10 +18,11 @@ from megaslm.config.recipe import Recipe
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError, DataError, MegaSLMError, ModelError
 from megaslm.scaffold.init import Project, init
-from megaslm.scaffold.sizes import model_sizes, row_length, run_sizes
+from megaslm.scaffold.sizes import learning_rates, model_sizes, row_length, run_sizes
 from megaslm.scaffold.text_look import look_at_text
 from megaslm.scaffold.view import show_project
 from tests.messages import Says
+from tests.model_folders import edit_weights
 from tests.own_text import DOCUMENTS, PROBLEMS, make_model, write_corpus, write_problems
 
 
@@ -41,6 +44,32 @@ def test_it_finds_the_sizes_and_the_fields(model: Path, tmp_path: Path) -> None:
     assert project.corpus.taken_from == {"text_field": "text"}
     assert project.corpus.fields == ("url", "text")
     assert project.curated.taken_from == {"template": "{question}\n{answer}"}
+
+
+def test_learning_rates_fit_the_weights(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of `model` are new. Comments name the rate of the others."""
+    trained = shutil.copytree(model, tmp_path / "trained")
+    edit_weights(trained, model__norm__weight=torch.linspace(0.5, 1.5, 32))
+    rates = {}
+    for folder in (model, trained):
+        (tmp_path / f"of-{folder.name}").mkdir()
+        project = project_of(folder, tmp_path / f"of-{folder.name}")
+        runs = [load(RunConfig, project.folder / f"{name}.yaml").value for name in ("reference", "clm", "slm")]
+        rates[folder] = [run.train.lr for run in runs]
+        show_project(project)
+        assert ("untrained" in capsys.readouterr().out) == (folder == model)
+    assert all(new >= 5 * old for new, old in zip(rates[model], rates[trained], strict=True))
+    for folder, other in ((model, trained), (trained, model)):
+        written = (tmp_path / f"of-{folder.name}/project/reference.yaml").read_text()
+        (comment,) = [line.partition("#")[2] for line in written.splitlines() if line.startswith("  lr:")]
+        assert comment.endswith(f" {rates[other][0]}")
+
+
+@pytest.mark.parametrize("parameters", [10_000_000, 1_100_000_000, 7_200_000_000])
+def test_new_weights_are_trained_at_a_higher_rate_of_any_size(parameters: int) -> None:
+    new, trained = (learning_rates(parameters, untrained=untrained) for untrained in (True, False))
+    assert new.reference_lr == new.lr >= 5 * trained.lr
+    assert trained.lr > trained.reference_lr
 
 
 @pytest.mark.parametrize(("parameters", "stage", "recompute"), [(1_100_000_000, 2, "none"), (7_200_000_000, 3, "full")])
