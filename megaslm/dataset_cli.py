@@ -60,6 +60,17 @@ def inspect(
     order: Annotated[
         int | None, typer.Option(help="Show the rows that a run reads in this step (any rank count).", metavar="STEP")
     ] = None,
+    weights_by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPRESSION",
+            help="Show weights of the domains for data.streams, by the mean of an expression over columns, as in "
+            "slm.criterion.",
+        ),
+    ] = None,
+    weights_rate: Annotated[
+        float, typer.Option(min=0, help="How much the weights follow the means: the exponent of a nat.")
+    ] = 1.0,
     json_file: JsonFile = None,
 ) -> None:
     """Show a dataset, one of its rows, a run, or the rows of a step. A row is shown as text with losses or selected
@@ -82,6 +93,17 @@ def inspect(
         rows = rows_of_step(dataset, order)
         console.print(f"step {rows.step}, epoch {rows.epoch}: {' '.join(rows.rows)}")
         write_json(json_file, asdict(rows))
+        return
+
+    if weights_by is not None:
+        if (row, split, domain) != (None, None, None):
+            raise ConfigError("--weights-by reads all rows of train; leave out --row, --split and --domain")
+        say_on_stderr("inspect", f"weights of the domains of {dataset} by {weights_by}")
+        from megaslm.inspect.domain_weights import domain_weights, show_weights
+
+        weights = domain_weights(dataset, weights_by, weights_rate)
+        show_weights(console, dataset, weights)
+        write_json(json_file, [asdict(weight) for weight in weights])
         return
 
     from megaslm.dataset.kinds import Kind

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from megaslm.config.schema import DataSection
 from megaslm.dataset.manifest import Reference, RunStep, read_manifest, write_manifest
 from megaslm.dataset.rows import RowReader
+from megaslm.inspect.domain_weights import SMOOTHING
 from tests.chain import Chain
 from tests.columns import write_column
 from tests.forked_cli import run_megaslm
@@ -266,3 +269,35 @@ def test_another_history_is_other_training_data(chain: Chain, dataset: Path, tmp
 def test_rows_of_a_column_are_read_by_part(dataset: Path) -> None:
     reader = RowReader(dataset, "heldout", "a")
     assert reader.rows(0, len(reader))["history"].dtype == np.float16
+
+
+def test_weights_of_domains_follow_the_mean_of_an_expression(dataset: Path, tmp_path: Path) -> None:
+    rate, manifest = 3.0, read_manifest(dataset)
+    arguments = ("--weights-by", "max(history - ref_loss, 0)", "--weights-rate", str(rate))
+    said = run_megaslm("inspect", dataset, *arguments, "--json", tmp_path / "weights.json")
+    means, targets = [], []
+    for domain in manifest.splits["train"]:
+        rows = RowReader(dataset, "train", domain)
+        values = [np.maximum(row["history"].astype(np.float32) - row["ref_loss"], 0) for row in rows]  # type: ignore[attr-defined]
+        valid = np.concatenate([row["tokens"][:-1] != manifest.eos_id for row in rows])  # type: ignore[attr-defined]
+        means.append(np.concatenate(values)[valid].astype(np.float64).mean())
+        targets.append(valid.sum())
+    expected = np.array(targets) / sum(targets) * np.exp(rate * np.array(means))
+    expected = (1 - SMOOTHING) * expected / expected.sum() + SMOOTHING / len(expected)
+    found = json.loads((tmp_path / "weights.json").read_text())
+    assert [one["domain"] for one in found] == list(manifest.splits["train"])
+    assert [one["targets"] for one in found] == targets
+    assert [one["mean"] for one in found] == pytest.approx(means, rel=1e-6)
+    assert [one["weight"] for one in found] == pytest.approx(expected, rel=1e-6)
+    assert len(set(expected.round(3))) > 1
+    section = yaml.safe_load(said[said.index("data:") :])["data"]
+    streams = DataSection.model_validate({"seq_len": manifest.seq_len, **section}).streams.values()
+    assert [stream.domains for stream in streams] == [(one["domain"],) for one in found]
+    assert [stream.weight for stream in streams] == pytest.approx(expected, abs=1e-6)
+    assert {stream.dataset for stream in streams} == {str(dataset)}
+
+
+@pytest.mark.parametrize("expression", ["excess", "loss - ref_loss", "history - nothing", "history -", "1 + 1"])
+def test_weights_by_what_is_not_stored_are_refused(dataset: Path, says: Says, expression: str) -> None:
+    said = run_megaslm("inspect", dataset, "--weights-by", expression, expect_status=2)
+    says(line_with(said, "--weights-by"), expression)
