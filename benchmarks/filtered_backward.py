@@ -2,8 +2,8 @@
 
 In the upper layers only the selected rows of the hidden states have a backward pass. A layer keeps its input and its
 keys and values, runs anew for the selected rows, which attend to the keys and values of all, and goes back from there.
-So the gradient that selected tokens send through the keys and values of other tokens is lost. MegaSLM has no such mode:
-docs/results.md says why.
+So the gradient that selected tokens send through the keys and values of other tokens is lost. MegaSLM has no such mode
+yet: docs/results.md says what is not known of it.
 """
 
 import copy
