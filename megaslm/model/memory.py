@@ -14,8 +14,9 @@ from megaslm.model.zero_memory import Weights, zero_memory
 from megaslm.slm.head_memory import HeadWay, head_bytes
 
 PROCESS_BYTES_ON_CPU = 480_000_000
-"""What a rank on a CPU holds beside its model: Python, PyTorch, DeepSpeed and their libraries. Small models noted 464
-to 494 MB in memory.json, with torch 2.13 and DeepSpeed 0.19; other releases differ. A run reads its own."""
+"""What a rank on a CPU holds beside its model, without freed memory: Python, PyTorch, DeepSpeed and other libraries.
+Small models noted 476 to 494 MB in memory.json, with torch 2.13 and DeepSpeed 0.19; other releases differ. A run reads
+its own."""
 
 
 @dataclass(frozen=True)

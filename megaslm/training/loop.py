@@ -85,6 +85,7 @@ class Trainer:
             self._reporter.alert("stopped", str(error))
             raise
         finally:
+            self._run.memory.end()
             self._meter.close()
             self._reporter.close()
 
@@ -97,6 +98,7 @@ class Trainer:
             self._measure_probe(before.step)
         run.stop.raise_if_told_anywhere(run.cpu_group, self._kept(before.step))
         run.stop.before_work = None
+        run.memory.begin(run.world.device)
         for step in range(before.step + 1, run.plan.total_steps + 1):
             # Asked before the step, so that no rank waits for the answer after it.
             answer = run.cpu_group.ask(int(run.stop.told), *self._saver.running_and_failed)

@@ -275,7 +275,7 @@ def test_a_run_tells_the_memory_that_was_predicted_and_measured(
     found = json.loads((tmp_path / "run" / "memory.json").read_text())
     states = sum(found["parts"][name] for name in ("process", "weights", "gradients", "optimizer", "buffers"))
     assert found["predicted_bytes"] == states + found["moments"][found["moment"]]
-    assert found["measured_bytes"] > found["parts"]["process"] > 0
+    assert found["resident_bytes"] >= found["measured_bytes"] > found["parts"]["process"] > 0
     # Once, however many reports follow.
     (line,) = [line for line in said.splitlines() if line.startswith("memory: predicted ")]
     assert f"({found['measured_bytes'] / found['predicted_bytes']:.0%})" in line

@@ -11,13 +11,11 @@ from tests.toy import make_dataset
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [32, 8])
-def test_the_demo_takes_what_was_predicted(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "recompute"), [(32, "none"), (8, "none"), (32, "full")])
+def test_the_demo_takes_what_was_predicted(rows: int, recompute: str, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     parts = {("train", "source"): [700], ("heldout", "source"): [64], ("heldout", "docs"): [64]}
     make_dataset(tokens, parts, seq_len=128, vocab_size=4096)
-    # Without it glibc keeps freed memory, which counts as resident.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     settings = {
         "run_dir": tmp_path / "run",
         "data.train": tokens,
@@ -25,6 +23,7 @@ def test_the_demo_takes_what_was_predicted(rows: int, tmp_path: Path, monkeypatc
         "validation.sets.corpus.dataset": tokens,
         "train.total_tokens": 10 * 8192,
         "train.micro_batch_rows": rows,
+        "model.recompute": recompute,
     }
     options = [option for name, value in settings.items() for option in ("--set", f"{name}={value}")]
     said = run_megaslm("train", CONFIGS / "demo" / "base.yaml", *options, world_size=2)
