@@ -75,7 +75,7 @@ def pass_over(case: Case, way: str) -> Callable[[], Tensor]:
     model = kind(drawn_model(case.architecture, EOS_ID), eos_id=EOS_ID, document_isolation=way != WHOLE)
     tokens = case.tokens()
     if case.kind == "scoring":
-        return partial(model.measure, tokens)
+        return lambda: model.measure(tokens).losses
     return partial(train, model.train(), tokens)
 
 

@@ -65,7 +65,8 @@ def scorer(name: str, size: Size, eos_id: int) -> Callable[[Tensor], Tensor]:
         return partial(plain_losses, lm)
     if name == PLAIN_BY_ROW:
         return partial(plain_losses_by_row, lm)
-    return SelectiveLM(lm, eos_id=eos_id, document_isolation=name == OURS_ISOLATED).measure
+    model = SelectiveLM(lm, eos_id=eos_id, document_isolation=name == OURS_ISOLATED)
+    return lambda tokens: model.measure(tokens).losses
 
 
 def memory_task(size: Size, dataset: Path, name: str) -> None:

@@ -62,7 +62,7 @@ def main() -> None:
             ("CLM", steps, CausalObjective(), None),
             ("SLM exact", steps, exact, None),
             ("SLM running", steps, running, None),
-            ("SLM exact, reference online", steps, online, reference.measure),
+            ("SLM exact, reference online", steps, online, lambda tokens: reference.measure(tokens).losses),
             ("SLM exact, distilled", with_top, distilled, None),
             *(
                 (by, steps, WeightedObjective(SelectiveObjective(EVERY), weights), None)

@@ -62,7 +62,7 @@ def test_a_line_and_its_end_are_one_write(tmp_path: Path) -> None:
     read, written = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with read, written:
         subprocess.run(
-            [sys.executable, "-m", "megaslm", "verify", str(tmp_path / "absent")],
+            [sys.executable, "-m", "megaslm", "verify", str(tmp_path)],
             stdout=written, stderr=written, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=False, timeout=60,
         )  # fmt: skip
         read.setblocking(False)
