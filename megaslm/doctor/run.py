@@ -125,7 +125,7 @@ def memory(needed_bytes: int, usable_bytes: int, device: str, fit_command: str) 
     """Whether a rank's memory holds the run, by its plan. A prediction: the run is not kept from starting."""
     facts = {"needed_bytes": needed_bytes, "usable_bytes": usable_bytes, "device": device}
     fits = needed_bytes <= usable_bytes
-    usable = f"the {gib(usable_bytes)} GiB of {device} that may be used"
+    usable = f"the {gib(usable_bytes)} GiB that may be used ({device})"
     found = f"a rank is predicted to take {gib(needed_bytes)} GiB, {'of' if fits else 'more than'} {usable}"
     if fits:
         yield Check("plan", "ok", found, facts=facts)

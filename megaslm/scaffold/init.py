@@ -187,7 +187,7 @@ train:
   objective: clm
   epochs: {_REFERENCE_EPOCHS}\t# as in the paper
   global_batch_tokens: {run.batch_tokens}\t# {_batch_note(run.batch_tokens, project.seq_len)}
-  micro_batch_rows: {micro_batch_rows}\t# most rows per GPU at once; docs/tutorial.md: when to lower it
+  micro_batch_rows: {micro_batch_rows}\t# rows that a rank computes at once; docs/tutorial.md: when to lower it
   lr: {rates.reference_lr}\t# {_lr_note(project)}
   warmup_tokens: {run.warmup_tokens}\t# 1%
 zero:
