@@ -9,7 +9,7 @@ import ast
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from megaslm.corpus.tasks import TaskReader, plan_tasks
 from megaslm.errors import ConfigError
 
 TARGET = "target-like"
+_SCARCE_SHARE = 0.04
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -41,6 +42,8 @@ class Texts:
     corpus: list[Document]
     probe: list[Document]
     curated: list[Document]
+    scarce: list[Document]
+    """Some of the curated text, as much as the paper's share: 4% of the corpus."""
     target: list[Document]
     near: list[Document]
 
@@ -61,7 +64,7 @@ def problems(data: Path, sizes: Sizes) -> Texts:
     (target,) = mixed({"held-out problems": (1.0, test)}, (sizes.heldout_bytes,))
     nearby = [_svamp(line) for line in _lines(data / "problems" / "svamp.jsonl")]
     (near,) = mixed({"svamp": (1.0, nearby)}, (sizes.heldout_bytes,))
-    return Texts(corpus, probe, train[:half], target, near)
+    return Texts(corpus, probe, train[:half], scarce(train[:half], sizes), target, near)
 
 
 def documentation(sizes: Sizes) -> Texts:
@@ -81,7 +84,13 @@ def documentation(sizes: Sizes) -> Texts:
     ]
     corpus, probe = mixed({"source": (1.0, source)}, (sizes.corpus_bytes, sizes.heldout_bytes))
     (target,) = mixed({"held-out documentation": (1.0, held_out)}, (sizes.heldout_bytes,))
-    return Texts(corpus, probe, shuffled(curated), target, [])
+    return Texts(corpus, probe, shuffled(curated), scarce(curated, sizes), target, [])
+
+
+def scarce(curated: Sequence[Document], sizes: Sizes) -> list[Document]:
+    """As much of the curated text as the paper had beside its corpus: 0.5B tokens of 14B (§3.1)."""
+    (found,) = mixed({"curated": (1.0, curated)}, (round(_SCARCE_SHARE * sizes.corpus_bytes),))
+    return found
 
 
 def noisy(texts: Texts) -> Texts:

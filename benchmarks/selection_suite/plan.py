@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -26,6 +26,21 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.pair}/{self.arm}/seed-{self.seed}"
+
+
+class Scorer(NamedTuple):
+    """The model whose losses are stored beside a text."""
+
+    model: str
+    seed: int
+    top_logits: int = 0
+    """How many of its most likely tokens are stored per target."""
+
+    @property
+    def name(self) -> str:
+        """That of the model, and what differs from the usual."""
+        seed = f"-seed-{self.seed}" if self.seed else ""
+        return f"{self.model}{seed}{f'-top-{self.top_logits}' if self.top_logits else ''}"
 
 
 @dataclass(frozen=True)
@@ -113,9 +128,10 @@ class PairPlan:
         needs = [self._prepared(text) for text in (*training.reads, "probe", "heldout")]
         if training.starts_from is not None:
             needs.append(self._training(training.starts_from, seed))
-        if training.scored_by is not None:
-            needs += [self._scored(text, training.scored_by, training.top_logits) for text in training.reads]
-            needs.append(self._scored("probe", training.scored_by))
+        scorer = _scorer_of(training, seed)
+        if scorer is not None:
+            needs += [self._scored(text, scorer) for text in training.reads]
+            needs.append(self._scored("probe", scorer._replace(top_logits=0)))
         config = self._config(training, seed, output, is_arm=run is not None)
         return self._stage(label, "train", ("--resume",), output, needs, config, run)
 
@@ -126,7 +142,8 @@ class PairPlan:
             origin = str(self._folder / "models" / training.starts_from / f"seed-{seed}")
             model = {key: value for key, value in model.items() if key != "from_scratch"} | {"from_run": origin}
         steps = round(training.length * train["total_tokens"] / train["global_batch_tokens"])
-        datasets = [(text, str(self._tokens(text, training.scored_by, training.top_logits))) for text in training.reads]
+        scorer = _scorer_of(training, seed)
+        datasets = [(text, str(self._tokens(text, scorer))) for text in training.reads]
         alone = len(datasets) == 1
         named = {"train": datasets[0][1]} if alone else {"streams": {text: {"dataset": at} for text, at in datasets}}
         sets = {name: self._held_out("heldout", name, getattr(rows, name)) for name in self._held_out_texts}
@@ -137,7 +154,7 @@ class PairPlan:
             "data": {"shuffle_seed": seed, **named},
             "train": {"total_tokens": max(1, steps) * train["global_batch_tokens"]},
             "validation": {"sets": {**sets, "corpus": self._held_out("probe", "corpus", rows.corpus)}},
-            "probe": {"dataset": str(self._tokens("probe", training.scored_by))},
+            "probe": {"dataset": str(self._tokens("probe", scorer and scorer._replace(top_logits=0)))},
         }
         # Models that arms share are measured at their ends alone.
         at_ends = {"validation": {"every_tokens": None}, "probe": {"every_tokens": None, "dataset": None}}
@@ -150,9 +167,8 @@ class PairPlan:
     def _held_out_texts(self) -> list[str]:
         return [name for name in HELD_OUT if (self._folder / "texts" / f"{name}.jsonl").is_file()]
 
-    def _tokens(self, text: str, scored_by: str | None = None, top_logits: int = 0) -> Path:
-        place = "tokens" if scored_by is None else f"scored/{scored_by}"
-        return self._folder / (f"{place}-top-{top_logits}" if top_logits else place) / text
+    def _tokens(self, text: str, scorer: Scorer | None = None) -> Path:
+        return self._folder / ("tokens" if scorer is None else f"scored/{scorer.name}") / text
 
     def _prepared(self, text: str) -> Stage:
         """The tokens of a text. The corpus trains the tokenizer of all."""
@@ -178,20 +194,21 @@ class PairPlan:
         output = self._tokens(text)
         return self._stage(label, "prepare", (str(output), "--workers", "1"), output, needs, recipe)
 
-    def _scored(self, text: str, reference: str, top_logits: int = 0) -> Stage:
-        """The losses of a reference on a text, the entropies of its predictions, and any most likely tokens."""
-        exported = self._exported(reference)
-        output = self._tokens(text, reference, top_logits)
+    def _scored(self, text: str, scorer: Scorer) -> Stage:
+        """The losses of a model on a text, the entropies of its predictions, and any most likely tokens."""
+        exported = self._exported(scorer.model, scorer.seed)
+        output = self._tokens(text, scorer)
         arguments = (str(self._tokens(text)), str(output), "--reference", str(exported.output), "--entropy")
-        if top_logits:
-            arguments = (*arguments, "--top-logits", str(top_logits))
+        if scorer.top_logits:
+            arguments = (*arguments, "--top-logits", str(scorer.top_logits))
         needs = [self._prepared(text), exported]
         return self._stage(str(output.relative_to(self._folder)), "score", arguments, output, needs)
 
-    def _exported(self, model: str) -> Stage:
-        trained = self._training(model, 0)
-        output = self._folder / "exports" / model
-        return self._stage(f"exports/{model}", "export", (str(trained.output), str(output)), output, [trained])
+    def _exported(self, model: str, seed: int) -> Stage:
+        name = Scorer(model, seed).name
+        trained = self._training(model, seed)
+        output = self._folder / "exports" / name
+        return self._stage(f"exports/{name}", "export", (str(trained.output), str(output)), output, [trained])
 
     def _stage(
         self,
@@ -213,3 +230,11 @@ class PairPlan:
             stage = Stage(name, verb, (verb, str(path), *arguments), output, tuple(needs), path, content, tokens, run)
         self._made[label] = stage
         return stage
+
+
+def _scorer_of(training: Training, seed: int) -> Scorer | None:
+    """The reference of all seeds; or, as the history of a run, the model that the run itself starts from."""
+    if training.scored_by is None:
+        return None
+    is_history = training.scored_by == training.starts_from
+    return Scorer(training.scored_by, seed if is_history else 0, training.top_logits)

@@ -84,10 +84,10 @@ class Training(Section):
     """Its place among the headline arms, which have more seeds and are trained first; null for the other arms."""
     starts_from: str | None = "base"
     """The model whose weights it begins with; null for random weights."""
-    reads: Annotated[tuple[Literal["corpus", "curated"], ...], Field(min_length=1)] = ("corpus",)
+    reads: Annotated[tuple[Literal["corpus", "curated", "scarce"], ...], Field(min_length=1)] = ("corpus",)
     """What it is trained on; of several texts every row is read equally often."""
     scored_by: str | None = None
-    """The model whose losses on the corpus it selects by."""
+    """The model whose losses it selects by: that of seed 0, or of its own seed where it also starts from it."""
     top_logits: NonNegative = 0
     """How many of that model's most likely tokens the texts that it is trained on hold per target."""
     length: Annotated[float, Field(gt=0)] = 1.0

@@ -89,6 +89,10 @@ def test_an_arm_reads_what_its_file_says(tmp_path: Path) -> None:
     scoring = needed(made.stage_of(run))["scored/reference-top-16/corpus"]
     assert scoring.arguments[-2:] == ("--top-logits", "16")
     assert "--top-logits" not in needed(made.stage_of(run))["scored/reference/probe"].arguments
+    # The history of a run is the model that it started from itself.
+    history = made.stage_of(Run("pair", "sstoken-0.6", 2))
+    assert yaml.safe_load(history.content)["data"]["train"].endswith("scored/base-seed-2/corpus")
+    assert {name for name in needed(history) if name.startswith("models/")} == {"models/base/seed-2"}
     both = yaml.safe_load(made.stage_of(Run("pair", "clm-with-curated", 1)).content)
     assert set(both["data"]["streams"]) == {"corpus", "curated"}
     reference = needed(made.stage_of(Run("pair", "slm-0.6", 1)))["models/reference/seed-0"]
