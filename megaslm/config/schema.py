@@ -284,6 +284,11 @@ class RunConfig(Section):
     deepspeed_extra: dict[str, object] = Field(default_factory=dict)
     """DeepSpeed settings that MegaSLM does not derive; merged last. A key that MegaSLM derives is an error."""
 
+    @property
+    def filters_backward(self) -> bool:
+        """Whether upper layers may leave tokens out of their backward pass."""
+        return self.train.objective == "slm" and self.slm.backward == "filtered"
+
     @model_validator(mode="after")
     def _batch_is_whole_rows(self) -> "RunConfig":
         batch, seq_len = self.train.global_batch_tokens, self.data.seq_len
@@ -298,6 +303,15 @@ class RunConfig(Section):
     def _roll_backs_have_checkpoints(self) -> "RunConfig":
         if self.guard.on_spike == "rollback" and self.checkpoint.every_tokens is None:
             raise ValueError("guard.on_spike = rollback: needs checkpoints to resume from; set checkpoint.every_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _left_out_tokens_are_recomputed(self) -> "RunConfig":
+        if self.filters_backward and self.model.recompute != "full":
+            raise ValueError(
+                f"slm.backward = filtered: runs layers anew in the backward pass; found model.recompute = "
+                f"{self.model.recompute}: set it to full, or slm.backward to exact"
+            )
         return self
 
     @model_validator(mode="after")

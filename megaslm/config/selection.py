@@ -84,6 +84,15 @@ class SlmSection(PolicySettings):
     """Whether to compute losses of unselected targets, only to report them, where the criterion does not need them."""
     weight: WeightSection = WeightSection()
     """How much a target counts."""
+    backward: Literal["exact", "filtered"] = "exact"
+    """Which tokens the backward pass runs through. filtered leaves out of the upper layers those whose targets are not
+    selected: an approximation that saves time. Every 50 steps both gradients are computed and compared. Needs
+    `model.recompute: full`."""
+    filtered_layers: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """Under backward filtered: the share of the decoder layers, from the last one down, that leave tokens out."""
+    least_cosine: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Under backward filtered: where the cosine of both gradients is smaller, the backward pass is exact until they are
+    compared again."""
     distill: DistillSection = DistillSection()
     """Whether targets are drawn to the reference's stored predictions, besides their own tokens."""
     head: Literal["auto", "cache", "bracket", "recompute"] = "auto"
@@ -163,6 +172,11 @@ def _problem(slm: SlmSection) -> str | None:
         return (
             "mode running needs scope batch and a criterion by the model's loss, such as excess or loss; found scope "
             f"{slm.scope} and criterion {slm.criterion}, whose choice is exact in one pass: use mode exact"
+        )
+    if slm.backward == "filtered" and slm.trains_unselected:
+        return (
+            "backward filtered leaves out what is not selected; weight.by signed and distill.on unselected train it: "
+            "use backward exact, or others"
         )
     return _schedule_problem(slm) or _domains_problem(slm) or _policy_problem(slm) or _weight_problem(slm)
 

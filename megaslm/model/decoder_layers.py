@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from functools import cache, partial
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from megaslm.config.schema import Compile, Recompute
 from megaslm.errors import ConfigError
 from megaslm.model.documents import Documents
+from megaslm.model.filtered_backward import FilteredLayer, LayerCall
 from megaslm.slm.toolchain import lacking_for_cpu, lacking_for_gpu
 
 _Run = Callable[..., Tensor]
@@ -65,20 +66,24 @@ def _why_not_compiled(setting: Compile, device: torch.device) -> str | None:
     return lacking_for_gpu() if device.type == "cuda" else "there is no GPU"
 
 
-def prepare_layers(lm: Any, *, recompute: Recompute, compiled: bool) -> None:
+def prepare_layers(lm: Any, *, recompute: Recompute, compiled: bool, filtered: int = 0) -> None:
     """Replaces the `forward` of every decoder layer of a transformers model for causal language modeling.
 
-    Layers that are neither compiled nor recomputed stay as they are.
+    Layers that are neither compiled nor recomputed stay as they are. The uppermost `filtered` layers, which are never
+    compiled, may leave tokens out of their backward pass; see `megaslm.model.filtered_backward`.
 
     Layers of one kind share their compiled code, one graph for each shape of their input. They are compiled only for
     the mode that the model is in now, training or evaluation: the held-out rows of a training run come in batches of
     many sizes, and each would be compiled anew.
     """
-    if recompute == "none" and not compiled:
-        return
-    for layer in decoder_layers(lm):
+    layers = decoder_layers(lm)
+    exact = len(layers) - filtered
+    for number, layer in enumerate(layers):
         run = _recomputing(recompute, kept_products(layer))
-        layer.forward = partial(_forward, layer, run, _compiled(run) if compiled else run, lm.training)
+        if number >= exact:
+            layer.forward = partial(_forward, layer, run, partial(_filtering, run, number == exact), lm.training)
+        elif recompute != "none" or compiled:
+            layer.forward = partial(_forward, layer, run, _compiled(run) if compiled else run, lm.training)
 
 
 def kept_products(layer: nn.Module) -> tuple[bool, ...]:
@@ -102,6 +107,16 @@ def _forward(
             window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
             documents.mask(window, hidden.dtype)
     return (run_in_mode if layer.training == mode else run)(layer, hidden, *args, **kwargs)
+
+
+def _filtering(
+    run: _Run, is_lowest: bool, layer: nn.Module, hidden: Tensor, *args: Any, documents: Documents, **kwargs: Any
+) -> Tensor:
+    trained = documents.trained
+    if trained is None or not torch.is_grad_enabled():
+        return run(layer, hidden, *args, documents=documents, **kwargs)
+    call = LayerCall(layer, is_lowest, trained, args, {**kwargs, "documents": documents})
+    return cast(Tensor, FilteredLayer.apply(hidden, call, *call.parameters))
 
 
 def _run(layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,6 +1,8 @@
 """Documents inside packed rows: where they begin and end, and attention that stays within them."""
 
-from typing import Any
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from megaslm.dataset.packing import document_bounds
 from megaslm.model.attention import flash
 from megaslm.model.attention.operator import document_attention
 
+if TYPE_CHECKING:
+    from megaslm.model.filtered_backward import TrainedTokens
+
 DOCUMENT_ATTENTION = "megaslm_documents"
 """The name of `attend` in transformers' registry of attention functions. transformers makes no mask for it."""
 
@@ -20,14 +25,55 @@ _REFUSED_OPTIONS = ("softcap", "position_bias", "s_aux", "cache", "output_attent
 """Arguments of transformers' attention functions with which attention is another than `attend` computes."""
 
 
+@dataclass(eq=False)
+class KeysOfAll:
+    """The keys and values of all tokens in a layer, for a pass through the layer that only some of them make.
+
+    `key`, `value`: (B, key heads, L, head size); a pass of all tokens sets them. `rows`: (n,) int64, the numbers of the
+    tokens that make the pass, among all B·L; None: all of them.
+    """
+
+    key: Tensor | None = None
+    value: Tensor | None = None
+    rows: Tensor | None = None
+
+    def joined(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of all tokens, (B, heads, L, head size), where (1, heads, n, head size) are of some.
+
+        The queries of other tokens are 0.
+        """
+        if self.rows is None:
+            self.key, self.value = key, value
+            return query, key, value
+        assert self.key is not None, "a pass of all tokens comes first"
+        assert self.value is not None, "a pass of all tokens comes first"
+        rows, _, length, head_size = self.key.shape
+        nothing = query.new_zeros(rows, query.shape[1], length, head_size)
+        return self._placed(nothing, query), self._placed(self.key, key), self._placed(self.value, value)
+
+    def own(self, attended: Tensor) -> Tensor:
+        """(1, n, heads, head size) of (B, L, heads, head size)."""
+        return attended if self.rows is None else attended.flatten(0, 1).index_select(0, self.rows)[None]
+
+    def _placed(self, everyone: Tensor, own: Tensor) -> Tensor:
+        rows, _, length, _ = everyone.shape
+        assert self.rows is not None
+        flat = everyone.transpose(1, 2).flatten(0, 1).index_copy(0, self.rows, own.transpose(1, 2).flatten(0, 1))
+        return flat.unflatten(0, (rows, length)).transpose(1, 2)
+
+
 class Documents:
     """The documents of a micro-batch, for every layer of a model.
 
     The B rows are read as one row of T = B·L tokens; no document crosses the end of a row. `bounds`: (documents + 1,)
     int32, the first token of each document, then T. `positions`: (B, L) int64, of each token in its document.
     `max_length`: L, which no document exceeds. It stays the same from one micro-batch to the next, and so does the
-    compiled code that reads it.
+    compiled code that reads it. `keys`: in a layer that keeps the keys of all tokens. `trained`: the tokens that have a
+    backward pass through the upper layers; None where all have.
     """
+
+    keys: KeysOfAll | None = None
+    trained: "TrainedTokens | None" = None
 
     def __init__(self, bounds: Tensor, rows: int, length: int) -> None:
         """Takes the bounds of the documents in `rows` rows of `length` tokens."""
@@ -53,6 +99,12 @@ class Documents:
     def whole_rows(cls, rows: int, length: int, device: torch.device) -> "Documents":
         """Each row is one document."""
         return cls(torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=device), rows, length)
+
+    def with_keys(self, keys: KeysOfAll) -> "Documents":
+        """The same documents, for one pass through one layer."""
+        changed = copy.copy(self)
+        changed.keys = keys
+        return changed
 
     def takes(self, dtype: torch.dtype, head_size: int) -> bool:
         """Whether there is a kernel for documents, for heads of this size and type. Otherwise attention has a mask."""
@@ -112,13 +164,16 @@ def attend(
     Raises:
         ValueError: the layer asks for attention that is not causal attention within documents.
     """
+    keys = KeysOfAll() if documents is None or documents.keys is None else documents.keys
+    query, key, value = keys.joined(query, key, value)
     _require_causal(layer, query, key, attention_mask, sliding_window, options)
     rows, heads, length, head_size = query.shape
     if documents is None:
         documents = Documents.whole_rows(rows, length, query.device)
     if dropout or not documents.takes(query.dtype, head_size):
         mask = documents.mask(sliding_window, query.dtype)
-        return sdpa_attention_forward(layer, query, key, value, mask, dropout=dropout, scaling=scaling)
+        attended, _ = sdpa_attention_forward(layer, query, key, value, mask, dropout=dropout, scaling=scaling)
+        return keys.own(attended), None
     attended, _ = document_attention(
         query.transpose(1, 2).flatten(0, 1),
         key.transpose(1, 2).flatten(0, 1),
@@ -128,7 +183,7 @@ def attend(
         sliding_window,
         head_size**-0.5 if scaling is None else scaling,
     )
-    return attended.view(rows, length, heads, head_size), None
+    return keys.own(attended.view(rows, length, heads, head_size)), None
 
 
 AttentionInterface.register(DOCUMENT_ATTENTION, attend)

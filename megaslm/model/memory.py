@@ -1,15 +1,16 @@
 """The memory that a rank needs in training: states and buffers by formula, activations traced."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from transformers import PretrainedConfig
 
 from megaslm.config.plan import BatchPlan
 from megaslm.config.schema import RunConfig
+from megaslm.model.filtered_backward import filtered_layers, kept_keys_bytes
 from megaslm.model.load import ChosenPrecision, dtype_of
 from megaslm.model.selective_lm import HeadSettings
-from megaslm.model.traced_memory import parameter_counts, trunk_memory
+from megaslm.model.traced_memory import TrunkMemory, parameter_counts, trunk_memory
 from megaslm.model.zero_memory import Weights, zero_memory
 from megaslm.slm.head_memory import HeadWay, head_bytes
 
@@ -17,6 +18,9 @@ PROCESS_BYTES_ON_CPU = 480_000_000
 """What a rank on a CPU holds beside its model, without freed memory: Python, PyTorch, DeepSpeed and other libraries.
 Small models noted 476 to 494 MB in memory.json, with torch 2.13 and DeepSpeed 0.19; other releases differ. A run reads
 its own."""
+
+_SHARE_OF_GRAPHS = 2
+"""Kept graphs may take one part in so many of the memory left. The rest is for what is not foreseen here."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def rank_memory(
         keeps_graphs: whether an exact selection keeps the graphs of all micro-steps.
     """
     dtype = dtype_of(precision)
-    trunk = trunk_memory(model, config.model.recompute, dtype, rows=plan.micro_batch_rows, length=plan.seq_len)
+    trunk = _trunk(config, plan, model, dtype)
     counts, layer = parameter_counts(model)
     weights = Weights(counts.total, layer, max(counts.embedding, layer), dtype.itemsize)
     states = zero_memory(config.zero, weights, plan.world_size, micro_steps=plan.micro_steps, on_gpu=on_gpu)
@@ -109,6 +113,31 @@ def rank_memory(
         update=states.update,
         process=0 if on_gpu else process_bytes,
     )
+
+
+def kept_graph_bytes(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: torch.dtype) -> int:
+    """Bytes per rank of all graphs of a step but one, which a step without kept graphs holds too.
+
+    Args:
+        config: of the run.
+        plan: how its batches are divided.
+        model: the model's configuration.
+        dtype: of the passes.
+    """
+    return (plan.micro_steps - 1) * _trunk(config, plan, model, dtype).kept_bytes
+
+
+def kept_graphs_may_take_bytes(left_bytes: int) -> int:
+    """What kept graphs may take of the memory that a rank has left beside its weights and optimiser states."""
+    return max(0, left_bytes // _SHARE_OF_GRAPHS)
+
+
+def _trunk(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: torch.dtype) -> TrunkMemory:
+    """A micro-batch in the layers and the embedding. Layers that leave tokens out keep the keys and values of all."""
+    trunk = trunk_memory(model, config.model.recompute, dtype, rows=plan.micro_batch_rows, length=plan.seq_len)
+    layers = filtered_layers(config, model.num_hidden_layers)
+    keys = layers * kept_keys_bytes(model, plan.micro_batch_rows * plan.seq_len, dtype)
+    return TrunkMemory(*(value + keys for value in astuple(trunk)))
 
 
 def _head(config: RunConfig, plan: BatchPlan, model: PretrainedConfig, dtype: torch.dtype, *, on_gpu: bool) -> int:

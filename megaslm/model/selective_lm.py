@@ -17,6 +17,7 @@ from megaslm.errors import ModelError, NonFiniteCriterion
 from megaslm.model.decoding import DecodingStep, next_logits
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.families import FAMILIES
+from megaslm.model.filtered_backward import BackwardFilter, TrainedTokens
 from megaslm.slm.choice import ByLoss, Choice, Deferred, Every, HeadOutput, Known, no_threshold
 from megaslm.slm.measure import LOSSES, Measure, Measured, measure
 from megaslm.slm.token_loss import (
@@ -175,6 +176,7 @@ class SelectiveLM(nn.Module):
         self.lm.set_attn_implementation(DOCUMENT_ATTENTION)
         self.eos_id = eos_id
         self.document_isolation = document_isolation
+        self.backward_filter = BackwardFilter()
 
     def forward(
         self,
@@ -198,8 +200,12 @@ class SelectiveLM(nn.Module):
         """
         if isinstance(tokens, DecodingStep):
             return next_logits(self.lm, tokens)
-        hidden, targets = self._hidden_states(tokens, document_bounds)
-        return cast(Measured | HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice)).view_as(targets)
+        trained = TrainedTokens(self.backward_filter) if self.backward_filter.is_on else None
+        hidden, targets = self._hidden_states(tokens, document_bounds, trained)
+        output = cast(Measured | HeadOutput, self.lm.lm_head(hidden, targets.flatten(), choice))
+        if trained is not None and isinstance(output, HeadOutput):
+            trained.chosen = choice if isinstance(choice, Deferred) else output.mask
+        return output.view_as(targets)
 
     def measure(self, tokens: Tensor, document_bounds: Tensor | None = None, what: Measure = LOSSES) -> Measured:
         """What is measured of (B, L+1) tokens, without gradients. `document_bounds`: as in `forward`, on the host."""
@@ -207,7 +213,9 @@ class SelectiveLM(nn.Module):
             groups = _at_once(tokens, document_bounds, self.lm.device)
             return Measured.joined([self(rows, what, bounds) for rows, bounds in groups])
 
-    def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _hidden_states(
+        self, tokens: Tensor, document_bounds: Tensor | None = None, trained: TrainedTokens | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The (B·L, D) hidden states of (B, L+1) tokens, and their (B, L) targets, both on the model's device."""
         rows, length, device = tokens.shape[0], tokens.shape[1] - 1, self.lm.device
         if not self.document_isolation:
@@ -216,6 +224,7 @@ class SelectiveLM(nn.Module):
             documents = Documents.of_tokens(tokens[:, :-1], self.eos_id, device)
         else:
             documents = Documents(document_bounds, rows, length)
+        documents.trained = trained
         tokens = tokens.to(device, non_blocking=True)
         output = self.lm.model(
             input_ids=tokens[:, :-1], position_ids=documents.positions, use_cache=False, documents=documents

@@ -16,15 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from megaslm.config.plan import BatchPlan, ParameterCounts
+from megaslm.config.plan import ParameterCounts
 from megaslm.config.schema import Recompute
 from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
 from megaslm.model.selective_lm import CausalLM
 
 _TRACED_LAYERS = 2
-_SHARE_OF_GRAPHS = 2
-"""Kept graphs may take one part in so many of the memory left. The rest is for what is not foreseen here."""
 _Traced = tuple["TrunkMemory", int]
 _traced: dict[tuple[str, Recompute, torch.dtype, int], _Traced] = {}
 _counted: dict[str, tuple[ParameterCounts, int]] = {}
@@ -134,20 +132,6 @@ def trunk_memory(
     traced, of_layer = _traced[key]
     further = of_layer * (config.num_hidden_layers - layers)
     return TrunkMemory(*(value + further for value in astuple(traced))).times(rows)
-
-
-def kept_graph_bytes(config: PretrainedConfig, dtype: torch.dtype, recompute: Recompute, plan: BatchPlan) -> int:
-    """Bytes per rank of all graphs of a step but one, which a step without kept graphs holds too.
-
-    The arguments before `plan` are those of `trunk_memory`.
-    """
-    trunk = trunk_memory(config, recompute, dtype, rows=plan.micro_batch_rows, length=plan.seq_len)
-    return (plan.micro_steps - 1) * trunk.kept_bytes
-
-
-def kept_graphs_may_take_bytes(left_bytes: int) -> int:
-    """What kept graphs may take of the memory that a rank has left beside its weights and optimiser states."""
-    return max(0, left_bytes // _SHARE_OF_GRAPHS)
 
 
 def traced_layers(

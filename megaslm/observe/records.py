@@ -57,6 +57,9 @@ class StepRecord:
     """How often each domain's rows were read so far, on average."""
     mean_weight: float | None = None
     """The sum of the weights of `slm.weight` divided by the number of selected targets. None if it is hard."""
+    backward_cosine: float | None = None
+    """Under `slm.backward: filtered`, of the exact gradient and the one with tokens left out: the smaller one of the
+    parameters of the upper layers, and of the hidden states that enter them. None where they were not compared."""
 
 
 def place_of(name: str, domain: str) -> str:

@@ -7,9 +7,14 @@ import torch
 from megaslm.config.plan import BatchPlan, plan_batches
 from megaslm.config.schema import RunConfig
 from megaslm.model.load import ChosenPrecision, choose_precision, dtype_of
-from megaslm.model.memory import PROCESS_BYTES_ON_CPU, RankMemory, rank_memory
+from megaslm.model.memory import (
+    PROCESS_BYTES_ON_CPU,
+    RankMemory,
+    kept_graph_bytes,
+    kept_graphs_may_take_bytes,
+    rank_memory,
+)
 from megaslm.model.shapes import Shape
-from megaslm.model.traced_memory import kept_graph_bytes, kept_graphs_may_take_bytes
 from megaslm.planning.machine import Machine
 
 
@@ -57,7 +62,7 @@ def foresee(config: RunConfig, shape: Shape, machine: Machine) -> Foreseen:
     one_graph = _memory(config, plan, shape, machine)
     if not waits:
         return Foreseen(one_graph, None)
-    graphs = kept_graph_bytes(shape.config, dtype_of(planned_precision(config, machine)), config.model.recompute, plan)
+    graphs = kept_graph_bytes(config, plan, shape.config, dtype_of(planned_precision(config, machine)))
     may_take = kept_graphs_may_take_bytes(machine.memory_bytes - one_graph.state_bytes)
     keeps = slm.exact_by == "kept_graphs" or (slm.exact_by == "auto" and graphs <= may_take)
     memory = _memory(config, plan, shape, machine, keeps_graphs=True) if keeps else one_graph

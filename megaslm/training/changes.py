@@ -58,6 +58,9 @@ IF_ALLOWED = (
     "train.beta2",
     "train.eps",
     "train.max_grad_norm",
+    "slm.backward",
+    "slm.filtered_layers",
+    "slm.least_cosine",
     "deepspeed_extra",
 )
 """What shapes the optimisation: a run may be lengthened or mended by these, but not without its user's knowledge."""

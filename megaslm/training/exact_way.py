@@ -13,7 +13,7 @@ from megaslm.engine.zero import KEEPS_GRAPHS, ZeroEngine, deepspeed_version
 from megaslm.errors import ConfigError
 from megaslm.health.host_facts import available_memory_bytes
 from megaslm.model.load import choose_precision, dtype_of, parameter_count
-from megaslm.model.traced_memory import kept_graph_bytes, kept_graphs_may_take_bytes
+from megaslm.model.memory import kept_graph_bytes, kept_graphs_may_take_bytes
 from megaslm.observe.display import counted, size
 
 _STATE_BYTES_PER_PARAMETER = 12
@@ -42,7 +42,7 @@ def exact_way(config: RunConfig, plan: BatchPlan, engine: ZeroEngine, world: Wor
         slm,
         plan.micro_steps,
         deepspeed_version(),
-        needed_bytes=kept_graph_bytes(engine.model.lm.config, dtype, config.model.recompute, plan),
+        needed_bytes=kept_graph_bytes(config, plan, engine.model.lm.config, dtype),
         left_bytes=min(gather_objects(_left_bytes(config, engine, world))),
     )
 

@@ -41,7 +41,9 @@ class Trainer:
         meters = RunMeters(run.config, run.plan, run.world, forward_flops(run.engine.model.lm.config))
         self._clock = meters.clock
         self._step = run.train_step(
-            objective_of(run.config, run.data.mixture.domains, self._before.selection), ends=self._clock.mark
+            objective_of(run.config, run.data.mixture.domains, self._before.selection),
+            backward_cosine=self._before.backward_cosine,
+            ends=self._clock.mark,
         )
         self._counts = DomainCounts(run.data.mixture, run.plan.seq_len, self._before.rows_read)
         self._reporter = Reporter(
@@ -261,6 +263,7 @@ class Trainer:
             skipped_steps=self._reporter.skipped_steps,
             skipped_in_a_row=self._skips.in_a_row,
             selection=self._step.objective.state(),
+            backward_cosine=None if self._step.filter_watch is None else self._step.filter_watch.cosine,
             rows_read=self._counts.rows_read,
             recent_losses=self._spikes.losses,
             validation_is_due=not validated,

@@ -183,6 +183,7 @@ class Reporter:
             domain_tokens=self._counts.tokens,
             domain_passes=self._counts.passes,
             mean_weight=summary.mean_weight,
+            backward_cosine=result.backward_cosine,
         )
 
     def _warn_of_not_finite(self, result: StepResult, summary: SelectionSummary) -> None:

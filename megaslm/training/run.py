@@ -21,6 +21,7 @@ from megaslm.slm.weights import WeightedObjective
 from megaslm.stream.loader import TrainingStream
 from megaslm.training.changes import may_change
 from megaslm.training.exact_way import ExactWay
+from megaslm.training.filter_watch import FilterWatch
 from megaslm.training.memory_check import MemoryCheck
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.probe import Probe
@@ -75,8 +76,13 @@ class TrainingRun:
         """The advice for this run, or smoke test, where it stops."""
         return "start the smoke test again" if self.is_smoke_test else how_to_start_again(self.folder.path)
 
-    def train_step(self, objective: Objective, *, ends: Callable[[Phase], None] = untimed) -> TrainStep:
-        """The optimiser step under an objective, which calls `ends` at the end of each phase."""
+    def train_step(
+        self, objective: Objective, *, backward_cosine: float | None = None, ends: Callable[[Phase], None] = untimed
+    ) -> TrainStep:
+        """The optimiser step under an objective, which calls `ends` at the end of each phase.
+
+        `backward_cosine`: the last one of an earlier attempt, see `FilterWatch`.
+        """
         mixture = self.data.mixture
         return TrainStep(
             self.engine,
@@ -89,8 +95,15 @@ class TrainingRun:
             keeps_graphs=self.exact_way.keeps_graphs,
             by_entropy=sorts_by_entropy(self.config),
             spans=self._spans(),
+            filter_watch=self._filter_watch(backward_cosine),
             ends=ends,
         )
+
+    def _filter_watch(self, cosine: float | None) -> FilterWatch | None:
+        if not self.config.filters_backward:
+            return None
+        backward = self.engine.model.backward_filter
+        return FilterWatch(backward, least_cosine=self.config.slm.least_cosine, cosine=cosine)
 
     def _spans(self) -> SpanRule | None:
         slm = self.config.slm

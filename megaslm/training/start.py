@@ -14,6 +14,7 @@ from megaslm.dataset.manifest import TOKENIZER
 from megaslm.engine.distributed import World, on_first_rank
 from megaslm.engine.zero import ZeroEngine, ZeroSharding, adamw
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
+from megaslm.model.filtered_backward import filtered_layers, require_no_dropout
 from megaslm.model.finished import unfinished_export
 from megaslm.model.fit import bos_warning, check_cache_fits, check_model_fits, check_tokenizer_fits
 from megaslm.model.folder import check_model_folder
@@ -111,10 +112,14 @@ def under_engine(
     `settings` are DeepSpeed's, under which `lm` was built. `device` is where it runs.
 
     Raises:
-        ConfigError: the layers are to be compiled, and the machine lacks what that needs.
+        ConfigError: the layers are to be compiled, and the machine lacks what that needs; or layers with dropout are to
+            run anew in the backward pass.
     """
     compiled = is_compiled(config.model.compile, device, name="model.compile =")
-    prepare_layers(lm.train(), recompute=config.model.recompute, compiled=compiled)
+    filtered = filtered_layers(config, lm.config.num_hidden_layers)
+    if filtered:
+        require_no_dropout(lm)
+    prepare_layers(lm.train(), recompute=config.model.recompute, compiled=compiled, filtered=filtered)
     head = HeadSettings(config.slm.head, int(config.slm.head_cache_gib * (1 << 30)))
     model = SelectiveLM(lm, eos_id=eos_id, document_isolation=config.model.document_isolation, head=head)
     return ZeroEngine(model, settings, adamw(model, settings, config.train), deterministic=config.train.deterministic)

@@ -19,6 +19,7 @@ from megaslm.slm.targets import Targets
 from megaslm.slm.telemetry import selection_sums, sums_of_unused
 from megaslm.slm.valid_targets import valid_targets
 from megaslm.stream.loader import MicroBatch
+from megaslm.training.filter_watch import FilterWatch
 from megaslm.training.phases import Phase, untimed
 from megaslm.training.skipped_step import why_left_out, why_unsortable
 
@@ -31,7 +32,8 @@ class StepResult:
     which targets were selected; NaN where all or none were selected. `gradient_norm`: float32 scalar, before clipping.
     `skipped`: on the host and equal on all ranks, why there was no update; None where there was one. For a skipped step
     `sums` hold only the rows read and their valid targets, and the two scalars are NaN. `second_pass_ratio`: of the
-    micro-batches, those that had a forward pass without gradients before the one that trains.
+    micro-batches, those that had a forward pass without gradients before the one that trains. `backward_cosine`: see
+    `FilterWatch.end`.
     """
 
     step: int
@@ -41,6 +43,7 @@ class StepResult:
     gradient_norm: Tensor
     skipped: str | None = None
     second_pass_ratio: float = 0.0
+    backward_cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class TrainStep:
     plan needs the losses of all micro-batches first, `keeps_graphs` decides how: with it each micro-batch has one
     forward pass, whose graph is kept until its backward pass; without it a second forward pass. With `by_entropy` these
     measure entropies, too. `spans` is the rule of targets that are sorted by means; None where each is sorted by its
-    own value. `ends` is called at the end of each phase.
+    own value. `filter_watch` decides whether the backward pass leaves tokens out; None where it never does. `ends` is
+    called at the end of each phase.
     """
 
     engine: ZeroEngine
@@ -64,6 +68,7 @@ class TrainStep:
     keeps_graphs: bool = False
     by_entropy: bool = False
     spans: SpanRule | None = None
+    filter_watch: FilterWatch | None = None
     ends: Callable[[Phase], None] = untimed
 
     def __call__(self, micro_batches: Sequence[MicroBatch], moment: Moment, learning_rate: float) -> StepResult:
@@ -72,6 +77,8 @@ class TrainStep:
         If a criterion, a loss or the gradient is NaN or infinite on any rank, all ranks skip the step: weights,
         optimiser and the memory of the objective stay unchanged.
         """
+        if self.filter_watch is not None:
+            self.filter_watch.begin(moment.step)
         batch = MicroBatch.joined(micro_batches)
         targets = self._targets(batch)
         passes = ForwardPasses(self.engine, micro_batches, self.keeps_graphs, self.by_entropy, self.ends)
@@ -91,6 +98,7 @@ class TrainStep:
         if is_left_out:
             return skipped(why_left_out(targets, plan.choices, output, self.row_name))
         threshold = self.objective.end_step(plan, output)
+        cosine = None if self.filter_watch is None else self.filter_watch.end(all_reduce_sum)
         sums = all_reduce_sum(self._sums(plan, output, targets, batch))
         return StepResult(
             step=moment.step,
@@ -99,6 +107,7 @@ class TrainStep:
             threshold=nothing if threshold is None else threshold,
             gradient_norm=torch.as_tensor(self.engine.gradient_norm(), dtype=torch.float32, device=self.world.device),
             second_pass_ratio=passes.repeated / len(micro_batches),
+            backward_cosine=cosine,
         )
 
     def _targets(self, batch: MicroBatch) -> Targets:

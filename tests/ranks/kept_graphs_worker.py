@@ -52,6 +52,7 @@ class Case:
     max_ref_loss: float | None = None
     persistent_parameters: int = 0
     weights: Literal["entropy", "signed"] | None = None
+    filtered_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,9 @@ class WatchedEngine(ZeroEngine):
         assert config.model.from_scratch is not None
         lm = build_from_shape(config.model.from_scratch, eos_id=EOS_ID, dtype=dtype)
         draw_weights(lm, seed=3, standard_deviation=0.3, sharding=sharding)
-        prepare_layers(lm.train(), recompute=case.recompute, compiled=False)
+        prepare_layers(lm.train(), recompute=case.recompute, compiled=False, filtered=case.filtered_layers)
         self.model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=case.isolation)
+        self.model.backward_filter.leaves_out = case.filtered_layers > 0
         self.gathered: list[int] = []
         self.deferred: list[weakref.ref[Deferred]] = []
         for layer in lm.model.layers:

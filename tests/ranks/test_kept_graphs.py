@@ -23,6 +23,8 @@ CASES = [
     Case(stage=3, offload=True),
     Case(stage=3, weights="entropy"),
     Case(stage=2, weights="signed"),
+    Case(stage=3, recompute="full", filtered_layers=2),
+    Case(stage=2, recompute="full", filtered_layers=1),
 ]
 ON_RANKS = list(product(CASES, (1, 2)))
 QUICK = [(case, 2) for case in pairwise(CASES, asdict)] + [(case, 1) for case in pairwise(CASES, asdict, together=1)]

@@ -33,6 +33,8 @@ class Progress:
     """`seconds` summed over ranks."""
     selection: SelectionState = AT_START
     """The objective's memory of earlier steps."""
+    backward_cosine: float | None = None
+    """Of a backward pass that leaves tokens out, see `FilterWatch`; None where none was compared."""
     rows_read: dict[str, int] = field(default_factory=dict)
     """Rows by domain, over all ranks."""
     recent_losses: tuple[float, ...] = ()

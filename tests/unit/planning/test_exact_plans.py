@@ -55,6 +55,14 @@ def test_the_way_depends_on_the_memory_left() -> None:
     assert [way is not None and way.keeps_graphs for way in ways] == [False, True]
 
 
+def test_layers_that_leave_tokens_out_keep_the_keys_of_all() -> None:
+    exact, filtered = planned(RECOMPUTED), planned(RECOMPUTED, "slm.backward=filtered", "slm.filtered_layers=0.5")
+    layers, key_heads, head_size = 22, 4, 64
+    rows = exact.batches.micro_batch_rows * exact.batches.seq_len
+    keys = layers // 2 * 2 * rows * key_heads * head_size * 2
+    assert filtered.memory.activations == exact.memory.activations + keys
+
+
 def test_one_micro_step_needs_neither() -> None:
     assert planned(EXACT, "train.micro_batch_rows=16").exact is None
 
