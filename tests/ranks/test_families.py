@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Tokenizer
 
 from megaslm.dataset.manifest import TOKENIZER, read_manifest
 from megaslm.errors import ModelError
+from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.families import FAMILIES
 from megaslm.model.folder import check_model_folder
 from megaslm.model.load import load_pretrained
@@ -77,17 +78,23 @@ def library_gradients(folder: Path, tokens: Tensor) -> dict[str, Tensor]:
 
 
 def require_the_librarys(folder: Path) -> None:
-    tokens = rows()
+    """Losses and gradients, these also by layers that leave out of their backward pass what is not trained."""
+    tokens, expected = rows(), library_gradients(folder, rows())
     valid = tokens[:, :-1] != EOS_ID
-    model = SelectiveLM(load_pretrained(folder, dtype=torch.float32).train(), eos_id=EOS_ID, document_isolation=True)
-    measured = model.measure(tokens).losses
-    assert (measured.where(valid, 0.0) - plain_losses(folder, tokens)).abs().max() <= TOLERANCE
-    output = model(tokens, Every(valid.flatten()))
-    assert isinstance(output, HeadOutput)
-    output.total.backward()
-    found = {name.removeprefix("lm."): parameter.grad for name, parameter in model.named_parameters()}
-    for name, expected in library_gradients(folder, tokens).items():
-        assert relative_error(found[name], expected) <= TOLERANCE, name
+    for leaves_out in (False, True):
+        lm = load_pretrained(folder, dtype=torch.float32).train()
+        filtered = lm.config.num_hidden_layers if leaves_out else 0
+        prepare_layers(lm, recompute="full" if leaves_out else "none", compiled=False, filtered=filtered)
+        model = SelectiveLM(lm, eos_id=EOS_ID, document_isolation=True)
+        model.backward_filter.leaves_out = leaves_out
+        measured = model.measure(tokens).losses
+        assert (measured.where(valid, 0.0) - plain_losses(folder, tokens)).abs().max() <= TOLERANCE
+        output = model(tokens, Every(valid.flatten()))
+        assert isinstance(output, HeadOutput)
+        output.total.backward()
+        found = {name.removeprefix("lm."): parameter.grad for name, parameter in model.named_parameters()}
+        for name, gradient in expected.items():
+            assert relative_error(found[name], gradient) <= TOLERANCE, (name, leaves_out)
 
 
 def qwen2_tokens(folder: Path) -> Path:
