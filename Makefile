@@ -76,6 +76,8 @@ lint: $(WITH_TEST_TOOLS)  ## style, format and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/mypy --package benchmarks.selection_suite
+	MYPYPATH=benchmarks .venv/bin/mypy $(patsubst benchmarks/%.py,--module %,$(wildcard benchmarks/*.py))
 
 clean:  ## remove caches and build outputs; .venv and runs stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -49,7 +49,8 @@ def gradient_of(model: SelectiveLM, tokens: Tensor, choice: Known) -> Tensor:
     """Of all parameters, by the chosen targets."""
     output: Any = model(tokens, choice)
     output.total.backward()
-    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters()])
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return torch.cat([gradient.double().flatten() for gradient in gradients])
 
 
 def cosines(folder: Path, *, quick: bool) -> list[dict[str, str | float]]:
@@ -78,7 +79,7 @@ def cosines(folder: Path, *, quick: bool) -> list[dict[str, str | float]]:
     mask = torch.zeros_like(valid).index_fill_(0, rows, True)
     choice = Known(mask, rows, rows[:0])
     exact = gradient_of(model_of(folders["student"], eos_id), tokens, choice)
-    found = []
+    found: list[dict[str, str | float]] = []
     layers = len(decoder_layers(model_of(folders["student"], eos_id).lm))
     for count in range(1, layers + 1):
         model = model_of(folders["student"], eos_id, filtered=count)

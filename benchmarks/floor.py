@@ -81,7 +81,7 @@ def every(targets: Tensor) -> Every:
     return Every(torch.ones_like(targets, dtype=torch.bool))
 
 
-def reading(folder: Path, batch: list[Tensor], plan: BatchPlan) -> Callable[[], None]:
+def reading(folder: Path, batch: list[Tensor], plan: BatchPlan) -> Callable[[], object]:
     """Reads a step's micro-batches from shards."""
     rows = torch.cat(batch)
     with part_writer(folder / "part-00000", RowFormat(rows.shape[1] - 1, int(rows.max()) + 1)) as writer:

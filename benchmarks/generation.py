@@ -149,10 +149,10 @@ def measure(size: Size, folder: Path, *, quick: bool) -> tuple[list[dict[str, st
         EVALUATE: evaluate(questions, generator, size, folder),
     }
     theirs = generate(lm, tokens, prompts, size, 1)
-    expected = [
-        tokens.decode([*prompt.content, *ids])[len(tokens.decode(list(prompt.content))) :]
-        for prompt, ids in zip(prompts, theirs, strict=True)
-    ]
+    expected = []
+    for prompt, ids in zip(prompts, theirs, strict=True):
+        assert not isinstance(prompt.content, str), "the prompts are token ids"
+        expected.append(tokens.decode([*prompt.content, *ids])[len(tokens.decode(list(prompt.content))) :])
     if ours(greedy)() != [text.rstrip("\ufffd") for text in expected]:
         raise SystemExit("ours and generate give different texts: nothing was measured")
     alternatives[EVALUATE]()

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from harness.timing import in_turns
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from megaslm.slm.choice import Selected, no_threshold
+from megaslm.slm.choice import ByLoss, Selected, no_threshold
 from megaslm.slm.token_loss import HeadMethod, selective_loss, weighted_loss
 
 KEEP_RATIO = 0.6
@@ -118,7 +119,8 @@ class Head:
 
     def ours(self, method: HeadMethod, forecast: Forecast | None = None) -> None:
         hidden, weight = self.leaves()
-        select = TopByExcess(self.ref_loss, forecast)
+        # The head asks for no more of a choice.
+        select = cast(ByLoss, TopByExcess(self.ref_loss, forecast))
         found = selective_loss(hidden, weight, self.targets, self.row_weight, select, method=method)
         (found.total / found.mask.sum()).backward()
 

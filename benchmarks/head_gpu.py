@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from harness.report import Bar, options, report
 from harness.timing import in_turns
 from torch import Tensor
 
-from megaslm.slm.choice import Selected, no_threshold
+from megaslm.slm.choice import ByLoss, Selected, no_threshold
 from megaslm.slm.measure import measure as measure_losses
 from megaslm.slm.token_loss import HeadMethod, cache_bytes, selective_loss
 
@@ -84,7 +85,8 @@ class Head:
         return self.hidden.detach().requires_grad_(), self.weight.detach().requires_grad_()
 
     def ours(self, method: HeadMethod, forecast: Forecast | None = None) -> None:
-        select = TopByLoss(forecast)
+        # The head asks for no more of a choice.
+        select = cast(ByLoss, TopByLoss(forecast))
         found = selective_loss(*self.leaves(), self.targets, self.row_weight, select, method=method)
         (found.total / found.mask.sum()).backward()
 

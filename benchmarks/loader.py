@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def plain_epochs(stream: MixtureStream) -> Callable[[], None]:
         streams=[Stream(local=str(stream.local))], batch_size=BATCH_ROWS, shuffle=True, shuffle_seed=1,
         num_canonical_nodes=CANONICAL_NODES,
     )  # fmt: skip
-    loader = DataLoader(dataset, batch_size=BATCH_ROWS, collate_fn=collate, drop_last=True)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=BATCH_ROWS, collate_fn=collate, drop_last=True)
     return lambda: use(iter(loader), stream.rows // BATCH_ROWS)
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "text"
         parts = make(folder, count)
-        alternatives = {
+        alternatives: dict[str, Callable[[], object]] = {
             "megaslm, all checked": partial(merge_index, folder, parts),
             "streaming": partial(merge_as_streaming_does, folder),
         }

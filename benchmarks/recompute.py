@@ -39,7 +39,7 @@ def step_of(architecture: Architecture, rows: int, seq_len: int, recompute: Reco
 def memory_task(architecture: Architecture, rows: int, seq_len: int, name: str) -> None:
     """Runs in a process of its own. The gradients are there before anything counts."""
     torch.set_num_threads(1)
-    way = next((way for way in WAYS if way == name), "full")
+    way: Recompute = next((way for way in WAYS if way == name), "full")
     # A first pass over one row makes the gradients.
     step = step_of(architecture, 1 if name == "nothing" else rows, seq_len, way)
     forget_peak()
@@ -50,7 +50,7 @@ def main() -> None:
     chosen = options(__doc__)
     torch.set_num_threads(1)
     architecture, rows, seq_len = (llama(500, 128, 2), 16, 256) if chosen.quick else (llama(500, 512, 4), 4, 256)
-    steps = {way: step_of(architecture, rows, seq_len, way) for way in WAYS}
+    steps: dict[str, Callable[[], object]] = {way: step_of(architecture, rows, seq_len, way) for way in WAYS}
     times = in_turns(steps, repetitions=3 if chosen.quick else 5, clock=time.process_time)
     task = partial(memory_task, architecture, rows, seq_len)
     memory = {way: peak_bytes(task, way, repetitions=1) for way in WAYS}

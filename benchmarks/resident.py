@@ -37,7 +37,7 @@ def main() -> None:
     for _ in range(rounds):
         for way in ways:
             found[way].append(in_a_process(way, rows))
-    rows_found = [
+    rows_found: list[dict[str, str | float]] = [
         {
             "allocation": way,
             "seconds per step": median(one["seconds"] for one in ones),

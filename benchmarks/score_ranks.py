@@ -83,7 +83,7 @@ def main() -> None:
         reference = Path(shutil.copytree(dataset / TOKENIZER, folder / "reference"))
         drawn_model(architecture, manifest.eos_id).save_pretrained(reference)
         job = Job(folder, dataset, reference)
-        found = {1: [], 2: []}
+        found: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(repetitions):
             for ranks, runs in found.items():
                 runs.append(job.run([cores[rank % len(cores)] for rank in range(ranks)]))

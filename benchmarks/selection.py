@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from harness.report import Bar, options, report
 from harness.timing import Times, in_turns
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from megaslm.engine.distributed import join_world
 from megaslm.slm.keys import target_keys
@@ -95,7 +96,7 @@ def rank(number: int, port: int, quick: bool, results: "mp.SimpleQueue[Measured]
 def main() -> None:
     chosen = options(__doc__)
     results: mp.SimpleQueue[Measured] = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(rank, args=(_free_port(), chosen.quick, results), nprocs=RANKS)
+    spawn(rank, args=(_free_port(), chosen.quick, results), nprocs=RANKS)
     times, sent, equal = results.get()
     if not equal:
         raise SystemExit("the two selections differ: nothing was measured")

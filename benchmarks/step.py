@@ -14,6 +14,7 @@ import torch
 from harness.report import Bar, options, report
 from harness.steps import EOS_ID, Steps, frequent_and_rare, shape_of, undivided_lm, with_batch
 from harness.timing import Times, in_turns
+from torch import Tensor
 
 from megaslm.config.load import load
 from megaslm.config.schema import RunConfig
@@ -21,7 +22,7 @@ from megaslm.engine.distributed import join_world, leave_world
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.criterion import formula_of
 from megaslm.slm.distillation import DistilledWeights
-from megaslm.slm.objective import CausalObjective, SelectiveObjective
+from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
 from megaslm.slm.rule import KeepRatio, SelectionRule
 from megaslm.slm.threshold import EXACT_STEPS
 from megaslm.slm.weights import EntropyWeights, ProbabilityWeights, SigmoidWeights, WeightedObjective, WeightRule
@@ -58,7 +59,7 @@ def main() -> None:
         online = SelectiveObjective(SelectionRule(K60))
         suffix = f"{micro_steps} micro-step{'s' if micro_steps > 1 else ''}"
         distilled = WeightedObjective(SelectiveObjective(SelectionRule(K60)), DISTILLATION)
-        for name, of, objective, measure in (
+        ways: list[tuple[str, Steps, Objective, Callable[[Tensor], Tensor] | None]] = [
             ("CLM", steps, CausalObjective(), None),
             ("SLM exact", steps, exact, None),
             ("SLM running", steps, running, None),
@@ -68,10 +69,9 @@ def main() -> None:
                 (by, steps, WeightedObjective(SelectiveObjective(EVERY), weights), None)
                 for by, weights in WEIGHTS.items()
             ),
-        ):
-            alternatives[f"{name}, {suffix}"] = lambda of=of, objective=objective, measure=measure: of.step(
-                objective, measure
-            )
+        ]
+        for name, of, objective, measure in ways:
+            alternatives[f"{name}, {suffix}"] = partial(of.step, objective, measure)
     times = in_turns(alternatives, repetitions=3 if chosen.quick else 11, clock=time.process_time)
     report(
         f"What does an SLM step cost? The demo's model (1.26M parameters), {rows} rows of 128, k=0.6, one CPU thread, "

@@ -37,7 +37,7 @@ from megaslm.model.attention import flash
 from megaslm.model.decoder_layers import is_compiled, prepare_layers
 from megaslm.model.documents import Documents
 from megaslm.model.flops import device_name, peak_flops
-from megaslm.model.forward_flops import forward_flops_per_token
+from megaslm.model.forward_flops import ModelShape, forward_flops
 from megaslm.model.memory import rank_memory
 from megaslm.model.selective_lm import SelectiveLM
 from megaslm.slm.objective import CausalObjective, Objective, SelectiveObjective
@@ -128,13 +128,14 @@ class Work:
     documents: float
 
     @classmethod
-    def forward(cls, config: object, tokens: Tensor) -> "Work":
+    def forward(cls, config: ModelShape, tokens: Tensor) -> "Work":
         """Of a forward pass over (B, L+1) tokens."""
         count, seq_len = tokens[:, :-1].numel(), tokens.shape[1] - 1
         position = Documents.of_tokens(tokens[:, :-1], EOS_ID, tokens.device).positions
-        # A token attends to its position's tokens and to itself: the mean of a row of L is (L + 1) / 2.
-        alike = 2 * position.double().mean().item() + 1
-        return cls(*(count * forward_flops_per_token(config, length) for length in (seq_len, alike)))
+        # A token attends to its position's tokens and to itself; half a token is left out, as of whole rows.
+        attended = position.double().mean().item() + 0.5
+        flops = forward_flops(config)
+        return cls(*(count * flops.attending(tokens_seen) for tokens_seen in (seq_len / 2, attended)))
 
     def times(self, factor: float) -> "Work":
         """The work of several passes."""

@@ -11,6 +11,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from megaslm.model.documents import Documents
+from megaslm.model.filtered_backward import TrainedTokens
 from megaslm.model.selective_lm import CausalLM, SelectiveLM
 
 _NAME = "megaslm_masked_documents"
@@ -23,7 +24,9 @@ class MaskedLM(SelectiveLM):
         super().__init__(lm, eos_id=eos_id, document_isolation=document_isolation)
         self.lm.set_attn_implementation(_NAME)
 
-    def _hidden_states(self, tokens: Tensor, document_bounds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def _hidden_states(
+        self, tokens: Tensor, document_bounds: Tensor | None = None, trained: TrainedTokens | None = None
+    ) -> tuple[Tensor, Tensor]:
         inputs = tokens[:, :-1]
         documents = Documents.of_tokens(inputs, self.eos_id, inputs.device) if self.document_isolation else None
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]

@@ -25,7 +25,7 @@ from megaslm.config.schema import Architecture
 # DeepSpeed would compile a shared-memory all-reduce for CPUs at the start, which one rank does not need.
 compatible_ops["deepspeed_shm_comm"] = False
 
-ZERO_3 = {
+ZERO_3: dict[str, Any] = {
     "zero_optimization": {"stage": 3, "overlap_comm": True},
     "bf16": {"enabled": "auto"},
     "gradient_clipping": "auto",

@@ -53,15 +53,13 @@ def option_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def report(
-    question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar], chosen: Options
-) -> None:
+def report(question: str, rows: Sequence[Mapping[str, object]], bars: Sequence[Bar], chosen: Options) -> None:
     """Prints the table and the bars, and writes both. A bar that does not hold is said to, and no more."""
     print_report(question, rows, bars)
     write_report(question, rows, bars, chosen)
 
 
-def print_report(question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar]) -> None:
+def print_report(question: str, rows: Sequence[Mapping[str, object]], bars: Sequence[Bar]) -> None:
     """Prints the table and the bars."""
     console = Console(width=120, highlight=False)
     console.print(question, style="bold")
@@ -76,9 +74,7 @@ def print_report(question: str, rows: Sequence[Mapping[str, str | float | int]],
         console.print(f"{bar.name}: {bar.value:.3f} {relation} {bar.limit}: {verdict}")
 
 
-def write_report(
-    question: str, rows: Sequence[Mapping[str, str | float | int]], bars: Sequence[Bar], chosen: Options
-) -> None:
+def write_report(question: str, rows: Sequence[Mapping[str, object]], bars: Sequence[Bar], chosen: Options) -> None:
     """Writes the numbers to the file of the options, if there is one."""
     if chosen.json_file is None:
         return
@@ -94,7 +90,7 @@ def write_report(
     write_file(chosen.json_file, json.dumps(content, indent=1) + "\n")
 
 
-def _shown(value: str | float | int) -> str:
+def _shown(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"

@@ -198,9 +198,8 @@ class PairPlan:
         """The losses of a model on a text, the entropies of its predictions, and any most likely tokens."""
         exported = self._exported(scorer.model, scorer.seed)
         output = self._tokens(text, scorer)
-        arguments = (str(self._tokens(text)), str(output), "--reference", str(exported.output), "--entropy")
-        if scorer.top_logits:
-            arguments = (*arguments, "--top-logits", str(scorer.top_logits))
+        top = ("--top-logits", str(scorer.top_logits)) if scorer.top_logits else ()
+        arguments = (str(self._tokens(text)), str(output), "--reference", str(exported.output), "--entropy", *top)
         needs = [self._prepared(text), exported]
         return self._stage(str(output.relative_to(self._folder)), "score", arguments, output, needs)
 

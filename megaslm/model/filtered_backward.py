@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from megaslm.config.schema import RunConfig
 from megaslm.errors import ConfigError
 from megaslm.model.documents import KeysOfAll
+from megaslm.model.forward_flops import head_size
 from megaslm.slm.choice import Deferred
 from megaslm.slm.topk import AllReduceSum
 
@@ -41,8 +42,7 @@ def require_no_dropout(lm: Any) -> None:
 
 def kept_keys_bytes(model: PretrainedConfig, tokens: int, dtype: torch.dtype) -> int:
     """The keys and values of so many tokens in one layer."""
-    head_size = getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
-    return 2 * tokens * model.num_key_value_heads * head_size * dtype.itemsize
+    return 2 * tokens * model.num_key_value_heads * head_size(model) * dtype.itemsize
 
 
 @dataclass(eq=False)
