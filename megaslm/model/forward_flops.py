@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from megaslm.model.families import FAMILIES, Family
+
 FORWARD_AND_BACKWARD = 3.0
 """Operations of training divided by those of its forward pass, whatever is recomputed or selected."""
 
@@ -51,7 +53,7 @@ def forward_flops(shape: ModelShape) -> ForwardFlops:
 
 
 def matrix_parameters(shape: ModelShape) -> int:
-    """Weights of the matrices that multiply every token: projections, gated feed-forward layers and the head.
+    """Weights of the matrices that multiply every token: projections, feed-forward layers and the head.
 
     The embedding table does not count. The head counts once, also where it shares the table. Biases and gains are left
     out. Holds for the families that MegaSLM supports.
@@ -59,8 +61,12 @@ def matrix_parameters(shape: ModelShape) -> int:
     width = shape.hidden_size
     keys_values_width = 2 * shape.num_key_value_heads * head_size(shape)
     attention = width * (2 * _queries_width(shape) + keys_values_width)
-    feed_forward = 3 * width * shape.intermediate_size
+    feed_forward = _feed_forward_matrices(shape) * width * shape.intermediate_size
     return shape.num_hidden_layers * (attention + feed_forward) + shape.vocab_size * width
+
+
+def _feed_forward_matrices(shape: ModelShape) -> int:
+    return FAMILIES.get(getattr(shape, "model_type", None) or "", Family()).feed_forward_matrices
 
 
 def _queries_width(shape: ModelShape) -> int:
@@ -84,6 +90,7 @@ class StatedShape:
     num_key_value_heads: int
     vocab_size: int
     head_dim: int | None = None
+    model_type: str | None = None
 
 
 def stated_shape(stated: Mapping[str, Any]) -> StatedShape | None:
@@ -91,4 +98,5 @@ def stated_shape(stated: Mapping[str, Any]) -> StatedShape | None:
     names = ModelShape.__annotations__
     if not all(isinstance(stated.get(name), int) for name in names):
         return None
-    return StatedShape(**{name: stated[name] for name in names}, head_dim=stated.get("head_dim"))
+    others: dict[str, Any] = {name: stated.get(name) for name in ("head_dim", "model_type")}
+    return StatedShape(**{name: stated[name] for name in names}, **others)

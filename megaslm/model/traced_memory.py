@@ -20,6 +20,7 @@ from megaslm.config.plan import ParameterCounts
 from megaslm.config.schema import Recompute
 from megaslm.model.decoder_layers import prepare_layers
 from megaslm.model.documents import DOCUMENT_ATTENTION, Documents
+from megaslm.model.families import FAMILIES
 from megaslm.model.selective_lm import CausalLM
 
 _TRACED_LAYERS = 2
@@ -152,7 +153,7 @@ def traced_layers(
         with LiveBytes([*lm.parameters(), *lm.buffers()]) as live:
             held: list[int] = []
             # The last layer begins and ends: at both times the model holds one layer's result beside what is kept.
-            for module in (lm.model.layers[-1], lm.model.norm):
+            for module in (lm.model.layers[-1], getattr(lm.model, FAMILIES[config.model_type].final_norm)):
                 module.register_forward_pre_hook(lambda *_: held.append(live.bytes))
             documents = Documents.whole_rows(1, length, torch.device("cpu"))
             tokens = torch.zeros(1, length, dtype=torch.int64)

@@ -44,6 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("OLMo 2", {}),
     "olmo3": ("OLMo 3", LOCAL),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "phi": ("Phi-1, Phi-1.5, Phi-2", {}),
     "phi3": ("Phi-3, Phi-4", {}),
     "gemma3_text": ("Gemma 3 (text)", {**LOCAL, "head_dim": 16, "tie_word_embeddings": True}),
     "granite": ("Granite", {"logits_scaling": 4.0, "residual_multiplier": 0.5}),
@@ -52,7 +53,6 @@ REFUSED = {
     "gemma2": ("Gemma 2", "caps the scores of attention and the logits, which the kernels and the head do not"),
     "qwen3_moe": ("Qwen3 MoE", "mixtures of experts are not loaded yet"),
     "olmoe": ("OLMoE", "mixtures of experts are not loaded yet"),
-    "phi": ("Phi-1, Phi-2", "has another head and other norms"),
 }
 HEADER = ("model type", "models", "losses and gradients", "two ranks under ZeRO-3", "export")
 

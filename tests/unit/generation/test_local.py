@@ -32,6 +32,7 @@ FAMILIES = {
     "qwen2": {"num_key_value_heads": 4},
     "qwen3": {"head_dim": 16},
     "smollm3": {"no_rope_layers": [1, 0]},
+    "phi": {},
     "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.3},
 }

@@ -41,6 +41,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "olmo3": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "smollm3": {"no_rope_layers": [1, 0], "pad_token_id": None},
+    "phi": {},
     "phi3": {"sliding_window": 5, "pad_token_id": None},
     "gemma3_text": {"head_dim": 8, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]},
     "granite": {},

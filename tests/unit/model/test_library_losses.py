@@ -50,6 +50,7 @@ WINDOWS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "olmo2": {"none": {}},
     "smollm3": {"none": {}, "a layer without positions": {"no_rope_layers": [1, 0]}},
+    "phi": {"none": {}, "heads that are rotated in part": {"partial_rotary_factor": 0.5}},
     "phi3": {"none": {}, "all layers": {"sliding_window": 5}},
 }
 PER_LAYER: dict[str, dict[str, dict[str, Any]]] = {
@@ -82,6 +83,7 @@ EXTRAS: dict[str, dict[str, dict[str, Any]]] = {
     "qwen3": {"none": {}, "another family's keys": {"logit_scale": 0.25, "final_logit_softcapping": 3.0}},
     "olmo2": {"none": {}, "another family's keys": {"logits_scaling": 8.0, "sliding_window": 4}},
     "smollm3": {"none": {}, "another family's keys": {"logits_scaling": 8.0}},
+    "phi": {"none": {}, "another family's keys": {"logits_scaling": 8.0}},
     "phi3": {"none": {}, "another family's keys": {"logits_scaling": 8.0}},
 }
 FAMILIES = tuple(WINDOWS)

@@ -12,6 +12,7 @@ from transformers import (
     MistralConfig,
     Olmo2Config,
     Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -42,6 +43,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, head_dim=24),
     "olmo2": Olmo2Config(**SIZES),
     "smollm3": SmolLM3Config(**SIZES, pad_token_id=None),
+    "phi": PhiConfig(**SIZES),
     "phi3": Phi3Config(**SIZES, pad_token_id=None),
 }
 of_every_family = pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
